@@ -1,0 +1,242 @@
+"""The run's numbers on the host: metrics.jsonl (the source of truth), TensorBoard, and a line or a bar for people.
+
+The device is not waited for between log intervals: metrics stay jax arrays and one `device_get` per interval fetches
+them all, so the host may run ahead and the accelerator never idles for a number.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from jax import Array
+
+COUNTS = ('skipped',)  # totals that only grow: a line holds their last value, of all else it holds the mean
+
+# Dense bf16 FLOP/s of one jax device, from the makers' data sheets; the first name contained in device_kind counts.
+PEAKS = {
+    'H100 PCIe': 756e12,
+    'H100 NVL': 835e12,
+    'H100': 989e12,
+    'H200': 989e12,
+    'A100': 312e12,
+    'TPU v4': 275e12,
+    'TPU v5 lite': 197e12,
+    'TPU v5e': 197e12,
+    'TPU v5': 459e12,  # jax's name for v5p
+    'TPU v6': 918e12,
+}
+
+
+class Peak(NamedTuple):
+    """What MFU is a share of."""
+
+    flops: float | None  # FLOP/s of all devices of the run together; None: unknown, so no MFU
+    words: str  # what the number is, for people
+
+
+def peak_flops(devices: Sequence[jax.Device], dtype: str = 'bfloat16') -> Peak:
+    """The peak FLOP/s of `devices`: known for accelerators (dense bf16), measured for a CPU (float32).
+
+    Virtual CPU devices, and processes of one run on this machine, share its cores, so a CPU counts once.
+    """
+    kind = devices[0].device_kind
+    if devices[0].platform == 'cpu':
+        flops = measured_cpu_peak()
+        return Peak(flops, f'CPU, {flops / 1e9:.0f} GFLOP/s measured with a float32 matrix product over all cores')
+    one = next((flops for name, flops in PEAKS.items() if name in kind), None)
+    if one is None:
+        return Peak(None, f'{kind}: peak unknown, so no MFU')
+    against = 'dense bf16' if dtype == 'bfloat16' else f'dense bf16, though this run computes in {dtype}'
+    return Peak(one * len(devices), f'{len(devices)} x {kind}, {one / 1e12:.0f} TFLOP/s each ({against})')
+
+
+@functools.cache
+def measured_cpu_peak(size: int = 1024, budget: float = 0.8) -> float:
+    """FLOP/s of a jitted float32 `size`³ matrix product (2·size³ FLOPs), the best of as many as fit in `budget` s."""
+    device = jax.local_devices(backend='cpu')[0]
+    x = jax.device_put(np.random.default_rng(0).standard_normal((size, size), np.float32), device)
+    product = jax.jit(jnp.matmul)
+    jax.block_until_ready(product(x, x))  # compiles
+    best, end = math.inf, time.perf_counter() + budget
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        jax.block_until_ready(product(x, x))
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+class Writer:
+    """Collects the metrics of every step and writes their means once per log interval.
+
+    Args:
+        run: the folder RUN; metrics.jsonl and tensorboard/ lie in it.
+        total_steps: where the run ends (for the bar and the time left).
+        every: the log interval in steps.
+        start_step: steps already done; lines beyond it, left by a run that was killed, are cut, so the file stays one
+            story.
+        flops: model FLOPs of one step of the whole batch, or None where unknown.
+        peak: what MFU is a share of (`peak_flops`).
+        enabled: true on process 0 alone; elsewhere every call does nothing.
+
+    `history` holds every line so far, those of before a resume included; health.verdict reads it.
+    """
+
+    def __init__(
+        self,
+        run: str | os.PathLike,
+        total_steps: int,
+        every: int,
+        start_step: int = 0,
+        *,
+        flops: float | None = None,
+        peak: Peak | None = None,
+        enabled: bool = True,
+    ) -> None:
+        self.enabled, self.total_steps, self.every = enabled, total_steps, every
+        self.flops, self.peak = flops, peak
+        self.history: list[dict[str, Any]] = []
+        if not enabled:
+            return
+        import tensorboardX
+        from tqdm import tqdm
+
+        folder = epath.Path(run)
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / 'metrics.jsonl'
+        self.history = cut(path, start_step)
+        self._file = path.open('a')
+        self._board = tensorboardX.SummaryWriter(os.fspath(folder / 'tensorboard'), purge_step=start_step + 1)
+        self._bar = tqdm(total=total_steps, initial=start_step, unit='step', disable=None, dynamic_ncols=True)
+        self._waiting: list[Mapping[str, Array]] = []  # the steps of this interval, still on the device
+        self._images, self._clock = 0, None  # since the clock was started
+        self._step = start_step
+
+    def step(self, step: int, metrics: Mapping[str, Array], images: int) -> dict[str, Any] | None:
+        """Takes the metrics of one step (scalars on the device; `step` counts steps done) and its global images.
+
+        Returns the line that was written, at the end of a log interval and of the run, else None.
+        """
+        if not self.enabled:
+            return None
+        self._waiting.append(metrics)
+        self._step = step
+        if self._clock is None:  # the first step compiles: start the clock when it is over
+            jax.block_until_ready(metrics)
+            self._clock = time.perf_counter()
+        else:
+            self._images += images
+        self._bar.update(1)
+        return self.flush(images) if step % self.every == 0 or step == self.total_steps else None
+
+    def flush(self, images_per_step: int) -> dict[str, Any] | None:
+        """Writes the line of the interval so far (also called early, before a run stops)."""
+        if not self.enabled or not self._waiting:
+            return None
+        steps = jax.device_get(self._waiting)  # the one place that waits for the device
+        now = time.perf_counter()
+        line = {'step': self._step, 'time': round(time.time(), 3)}
+        if self._images:
+            line['images_per_s'] = self._images / (now - self._clock)
+            if self.flops and self.peak and self.peak.flops:
+                line['mfu'] = line['images_per_s'] / images_per_step * self.flops / self.peak.flops
+        line |= means(steps)
+        line = {name: finite(value) for name, value in line.items()}
+        self._waiting, self._images, self._clock = [], 0, now
+
+        self._file.write(json.dumps(line, allow_nan=False) + '\n')  # one write a line: a kill tears the last at most
+        self._file.flush()
+        for name, value in line.items():
+            if value is not None and name not in ('step', 'time'):
+                self._board.add_scalar(name, value, self._step)
+        self.history.append(line)
+        self._show(line, images_per_step)
+        return line
+
+    def say(self, text: str) -> None:
+        """A sentence for the person watching, without tearing the bar."""
+        if self.enabled:
+            self._bar.write(text, file=sys.stderr)
+
+    def close(self) -> None:
+        if self.enabled:
+            self._bar.close()
+            self._board.close()
+            self._file.close()
+
+    def _show(self, line: Mapping[str, Any], images_per_step: int) -> None:
+        words = []
+        if 'loss' in line:
+            words += ['loss not finite' if line['loss'] is None else f'loss {line["loss"]:.4g}']
+        if line.get('images_per_s'):
+            words += [f'{line["images_per_s"]:.4g} images/s']
+        if line.get('mfu'):
+            words += [f'MFU {100 * line["mfu"]:.1f} %']
+        if not self._bar.disable:
+            return self._bar.set_postfix_str(', '.join(words))
+        if line.get('images_per_s'):
+            left = (self.total_steps - self._step) * images_per_step / line['images_per_s']
+            words += [f'{duration(left)} left']
+        print(f'step {self._step}/{self.total_steps}: ' + ', '.join(words), file=sys.stderr, flush=True)
+
+
+def means(steps: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Name -> the mean over the steps of an interval, of its finite values; of COUNTS the last value.
+
+    A value that was never finite stays NaN. A term without rows in a step says loss 0.0, rows 0: that step does not
+    count for the term's other numbers.
+    """
+    result = {}
+    for name in dict.fromkeys(name for step in steps for name in step):
+        rows = '/'.join(name.split('/')[:2]) + '/rows' if name.startswith('term/') else None
+        values = np.array(
+            [float(step[name]) for step in steps if name in step and (name == rows or step.get(rows, 1) != 0)]
+        )
+        good = values[np.isfinite(values)]
+        if name in COUNTS:
+            result[name] = float(values[-1])
+        elif len(values):
+            result[name] = float(good.mean()) if len(good) else math.nan
+    return result
+
+
+def finite(value: Any) -> Any:
+    """JSON has no NaN: what is not finite becomes null."""
+    return value if not isinstance(value, float) or math.isfinite(value) else None
+
+
+def cut(path: epath.Path, step: int) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl up to `step`; later ones, and a last line torn by a kill, leave the file."""
+    if not path.exists():
+        return []
+    text = path.read_text()
+    lines = []
+    for raw in text.splitlines():
+        try:
+            line = json.loads(raw)
+        except json.JSONDecodeError:
+            continue  # torn
+        if line['step'] <= step:
+            lines.append(line)
+    kept = ''.join(json.dumps(line) + '\n' for line in lines)
+    if kept != text:
+        hidden = path.parent / f'.{path.name}.{os.getpid()}'
+        hidden.write_text(kept)
+        hidden.replace(path)
+    return lines
+
+
+def duration(seconds: float) -> str:
+    """3725.4 -> '1:02:05'."""
+    minutes, s = divmod(round(seconds), 60)
+    return f'{minutes // 60}:{minutes % 60:02}:{s:02}'
