@@ -1,0 +1,99 @@
+"""Where a crop lies, and the one matrix per axis that cuts, resizes, flips and blurs it.
+
+Cropping, antialiased resizing, flipping and Gaussian blur are all linear along each axis, so a crop is
+`Wy @ image @ Wx^T` with Wy [height out, height in] and Wx [width out, width in]: two matrix products that run on
+tensor cores, without a gather and with static shapes whatever the crop. Lengths are in picture pixels, pixel j
+covers [j, j+1), a box is (top, left, height, width).
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+TRIES = 10  # boxes drawn before the centred fallback, as in torchvision
+BLUR_TAPS = 9  # the blur kernel of DINOv2
+
+
+def random_box(u: Array, extent: Array, area: tuple[float, float], aspect: tuple[float, float]) -> Array:
+    """A random-resized-crop box float32 [4] inside a picture of `extent` [2] (height, width), from u uniform [TRIES,4].
+
+    The share of the picture's area is uniform in `area`, width / height log-uniform in `aspect`; the first of ten
+    draws that fits is placed uniformly, and if none fits, the largest centred box of an allowed aspect is taken
+    (the distribution of torchvision's RandomResizedCrop, without its rounding to whole pixels).
+    """
+    full_height, full_width = extent[0].astype(jnp.float32), extent[1].astype(jnp.float32)
+    root_area = jnp.sqrt(between(u[:, 0], area) * full_height * full_width)
+    root_ratio = jnp.exp(0.5 * between(u[:, 1], (jnp.log(aspect[0]), jnp.log(aspect[1]))))
+    height, width = root_area / root_ratio, root_area * root_ratio
+    fits = (height <= full_height) & (width <= full_width)
+    top, left = u[:, 2] * (full_height - height), u[:, 3] * (full_width - width)
+    drawn = jnp.stack([top, left, height, width])[:, jnp.argmax(fits)]
+
+    height = jnp.minimum(full_height, full_width / aspect[0])
+    width = jnp.minimum(full_width, full_height * aspect[1])
+    centred = jnp.stack([(full_height - height) / 2, (full_width - width) / 2, height, width])
+    return jnp.where(fits.any(), drawn, centred)
+
+
+def centre_square(extent: Array) -> Array:
+    """The largest centred square box float32 [4] of a picture of `extent` [2]."""
+    height, width = extent[0].astype(jnp.float32), extent[1].astype(jnp.float32)
+    side = jnp.minimum(height, width)
+    return jnp.stack([(height - side) / 2, (width - side) / 2, side, side])
+
+
+def crop(image: Array, extent: Array, box: Array, size: tuple[int, int], flip: Array, sigma: Array) -> Array:
+    """Cuts `box` [4] out of one image [H,W,C] and resizes it to `size`: float32 [h,w,C], which may overshoot.
+
+    `extent` [2] is the picture's own height and width on the canvas: nothing outside it is read. `flip` (bool)
+    mirrors left and right; `sigma` is the standard deviation of a Gaussian blur in output pixels, 0 for none.
+    """
+    down = axis_matrix(box[0], box[2], extent[0], jnp.zeros((), bool), sigma, size[0], image.shape[0])
+    across = axis_matrix(box[1], box[3], extent[1], flip, sigma, size[1], image.shape[1])
+    # HIGHEST, because the default of accelerators (bf16 or TF32 passes) keeps 8 to 10 bits of a grey value, less than
+    # a radiograph has; in full float32 the products are still about one percent of a ViT-B step.
+    rows = jnp.einsum('ih,hwc->iwc', down, image, precision='highest')
+    return jnp.einsum('iwc,jw->ijc', rows, across, precision='highest')
+
+
+def axis_matrix(start: Array, length: Array, extent: Array, flip: Array, sigma: Array, size: int, canvas: int) -> Array:
+    """The matrix float32 [size, canvas] that resamples [start, start + length) of an axis to `size` pixels.
+
+    Row i holds k((j + .5 - x_i) / s) over pixels j, divided by its sum: x_i = start + (i + .5) length / size is where
+    output pixel i looks, s = max(length / size, 1) widens the kernel when it shrinks (antialias), and k is the cubic
+    kernel with a = -.5 (what PIL and torch use for antialiased bicubic resizing). Pixels at or beyond `extent` get
+    no weight. `flip` reverses the rows. The blur is a Gaussian of nine taps over the rows, reflected at both ends.
+    """
+    # the rows that the blur reads beyond both ends are the reflected ones, so they are made here and not padded on
+    i = np.pad(np.arange(size), BLUR_TAPS // 2, mode='reflect')
+    i = jnp.where(flip, size - 1 - i, i)
+    j = np.arange(canvas)
+    scale = length / size
+    x = start + (i + 0.5) * scale
+    weights = cubic((j + 0.5 - x[:, None]) / jnp.maximum(scale, 1.0))
+    weights = jnp.where(j < extent, weights, 0.0)
+    weights = weights / weights.sum(axis=1, keepdims=True)
+    taps = gaussian(sigma)
+    return sum(taps[k] * weights[k : k + size] for k in range(BLUR_TAPS))
+
+
+def cubic(x: Array) -> Array:
+    """Keys' cubic convolution kernel, a = -.5; zero beyond 2."""
+    x = jnp.abs(x)
+    near = (1.5 * x - 2.5) * x * x + 1
+    far = ((-0.5 * x + 2.5) * x - 4) * x + 2
+    return jnp.where(x < 1, near, jnp.where(x < 2, far, 0.0))
+
+
+def gaussian(sigma: Array) -> Array:
+    """The nine taps exp(-t^2 / 2 sigma^2) of a Gaussian, normalised; a single one where sigma is 0."""
+    t = np.arange(BLUR_TAPS) - BLUR_TAPS // 2
+    taps = jnp.where(sigma > 0, jnp.exp(-0.5 * (t / jnp.where(sigma > 0, sigma, 1.0)) ** 2), t == 0)
+    return taps / taps.sum()
+
+
+def between(u: Array, limits: tuple) -> Array:
+    """u in [0,1) -> a number between the two limits."""
+    return limits[0] + u * (limits[1] - limits[0])
