@@ -39,13 +39,13 @@ class Entry(NamedTuple):
 class Example(NamedTuple):
     """One image, opened."""
 
-    image: bytes | np.ndarray  # the bytes of a JPEG or PNG file, or pixels uint8|uint16 [H,W] or [H,W,3]
+    image: bytes | np.ndarray  # the bytes of a JPEG, PNG or DICOM file, or pixels uint8|uint16 [H,W] or uint8 [H,W,3]
     label: Sequence[int]  # [L], one for each of Source.labels: 1, 0, -1 uncertain, -2 blank
     role: str = 'image'  # 'frontal', 'lateral', …; 'image' where nothing is known
     text: Mapping[str, str] = {}  # section -> text: {'report': …} or {'findings': …, 'impression': …}
     info: Mapping[str, str | float] = {}  # age, sex, view, site, license, …: numbers and words; blank = leave it out
     mask: bytes | np.ndarray | None = None  # PNG bytes or uint8 [H,W], the size of the image
-    note: str = ''  # why a part of the example was left out ('the mask has another size'); listed with the drops
+    note: str = ''  # why a part of the example was left out ('the mask is left out: …'); listed with the drops
 
 
 class Drop(NamedTuple):

@@ -1,0 +1,67 @@
+"""Ids that say nothing about people: HMAC-SHA256(key, 'namespace:id'), cut to 64 bits.
+
+The key is the environment variable MEDJAX_ID_KEY, or a private file that the first build makes. Without the key
+nobody can find a patient by hashing all likely ids. Data sets keep the key's fingerprint, so that patients are
+compared only where both sides used one key.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import hmac
+import os
+import pathlib
+import secrets
+import tempfile
+
+import numpy as np
+
+from medjax.errors import UserError
+
+
+def hashed(key: bytes, namespace: str, plain: str) -> np.uint64:
+    """The first 8 bytes of HMAC-SHA256(key, 'namespace:plain'), big-endian."""
+    digest = hmac.new(key, f'{namespace}:{plain}'.encode(), hashlib.sha256).digest()
+    return np.uint64(int.from_bytes(digest[:8], 'big'))
+
+
+def fingerprint(key: bytes) -> str:
+    """16 hex digits that name a key without giving it away."""
+    return hashlib.sha256(b'medjax id key:' + key).hexdigest()[:16]
+
+
+def private_key() -> bytes:
+    """MEDJAX_ID_KEY as UTF-8, or the content of the private key file, which is made where it is missing."""
+    if (value := os.environ.get('MEDJAX_ID_KEY')) is not None:
+        if not value.strip():
+            raise UserError('MEDJAX_ID_KEY is set but empty; give it a secret of your own, or unset it to use a key file')
+        return value.encode()
+    path = key_file()
+    if not path.exists():
+        _make(path)
+    if path.stat().st_mode & 0o077:
+        raise UserError(f'the id key {path} can be read by others; run: chmod 600 {path}')
+    key = path.read_bytes().strip()
+    if not key:
+        raise UserError(f'the id key {path} is empty; restore it from a copy, or delete it to start with a new key')
+    return key
+
+
+def key_file() -> pathlib.Path:
+    """Where the private key lies: $XDG_CONFIG_HOME/medjax/id_key, or ~/.config/medjax/id_key."""
+    home = os.environ.get('XDG_CONFIG_HOME') or pathlib.Path.home() / '.config'
+    return pathlib.Path(home) / 'medjax' / 'id_key'
+
+
+def _make(path: pathlib.Path) -> None:
+    """A new random key, readable by its owner alone; where two first builds race, one key wins for both."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix='.id_key')  # mode 0600
+    try:
+        with os.fdopen(handle, 'w') as file:
+            file.write(secrets.token_hex(32) + '\n')
+        with contextlib.suppress(FileExistsError):
+            os.link(name, path)
+    finally:
+        os.unlink(name)

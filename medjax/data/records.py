@@ -1,0 +1,197 @@
+"""A data set on disk, opened: random access to records, and columns that need no image.
+
+    data = records.open('DATA')
+    data.labels, data.mean, data.splits          # what medjax.json says
+    train = data.split('train')
+    train[3].image, train[3].label               # one decoded record, from any thread
+    train.labels_array, train.keys('patient'), train.column('age')
+
+and what a run was trained on, as hashes that a later evaluation can compare with (`write_seen`, `overlap`).
+"""
+
+from __future__ import annotations
+
+import builtins
+import dataclasses
+import functools
+import json
+import operator
+import os
+import pathlib
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from medjax.data import decode
+from medjax.data.write import FORMAT, KINDS
+from medjax.errors import UserError, suggest
+from medjax.types import Record
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSet:
+    """What medjax.json says of a data set; `mean` and `std` are of the train split's pixels in units of [0,1]."""
+
+    path: pathlib.Path
+    name: str
+    version: str
+    fingerprint: str  # of the content, hashed ids left out
+    key_fingerprint: str  # of the key that hashed the ids
+    license: str
+    labels: tuple[str, ...]
+    channels: int  # 1 or 3
+    bits: int  # 8 or 16
+    size: int  # the longest stored side, pixels
+    mean: float
+    std: float
+    splits: dict[str, int]  # only those with records
+    dropped: int
+
+    def split(self, name: str) -> Split:
+        """The split 'train', 'val' or 'test'; UserError where the data set has no record in it."""
+        if name not in self.splits:
+            raise UserError(f'{self.path}: no record in the split {name!r}; there are {_counts(self.splits)}')
+        return Split(self, name)
+
+
+class Split:
+    """The records of one split, in the order of their source. Indexing decodes the image; threads may share it."""
+
+    def __init__(self, data: DataSet, name: str):
+        self.data, self.name = data, name
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return self.data.splits[self.name]
+
+    def __getitem__(self, i: int) -> Record:
+        raw = self._raw(i)
+        info = dict(json.loads(raw['info']), role=raw['role'].decode(), split=self.name, text=json.loads(raw['text']))
+        keys = {kind: raw['keys'][k] for k, kind in enumerate(KINDS)}
+        return Record(decode.decode(raw['image'], self.data.channels, self.data.bits), raw['label'], keys, info)
+
+    def image(self, i: int, channels: int | None = None, bits: int | None = None) -> np.ndarray:
+        """The image alone, uint8 or uint16 [H,W,C], with the channels and bits of the data set or those given."""
+        return decode.decode(self._raw(i)['image'], channels or self.data.channels, bits or self.data.bits)
+
+    def mask(self, i: int) -> np.ndarray | None:
+        """The mask of record i, uint8 [H,W] in the size of its image, or None."""
+        png = self._raw(i)['mask']
+        return decode.decode(png, 1, 8)[..., 0] if png else None
+
+    @property
+    def labels_array(self) -> np.ndarray:
+        """int8 [n,L]: 1, 0, -1 uncertain, -2 blank."""
+        return self._columns['label']
+
+    def keys(self, kind: str) -> np.ndarray:
+        """uint64 [n]: the hashed 'patient', 'study', 'image', or the hash of the 'pixels'."""
+        if kind not in KINDS:
+            raise UserError(f'no key {kind!r}{suggest(kind, KINDS)}')
+        return self._columns['keys'][:, KINDS.index(kind)]
+
+    @property
+    def facts(self) -> tuple[str, ...]:
+        """The names that `column` knows: role, and of age, sex, view, site, … those that the source had."""
+        return tuple(name.removeprefix('info/') for name in self._columns if name.startswith('info/'))
+
+    def column(self, name: str) -> np.ndarray:
+        """[n], float32 with nan where unknown (age), or words with '' where unknown (sex, view, role, …)."""
+        if name not in self.facts:
+            raise UserError(f'{self.data.path}: the records have no {name!r}{suggest(name, self.facts)}')
+        return self._columns[f'info/{name}']
+
+    @functools.cached_property
+    def _columns(self) -> dict[str, np.ndarray]:
+        with np.load(self.data.path / 'columns.npz', allow_pickle=False) as file:
+            mine = [name for name in file.files if name.startswith(f'{self.name}/')]
+            columns = {name.removeprefix(f'{self.name}/'): file[name] for name in mine}
+        for column in columns.values():
+            column.flags.writeable = False
+        return columns
+
+    def _raw(self, i: int) -> dict[str, Any]:
+        i = operator.index(i)
+        if not -len(self) <= i < len(self):
+            raise IndexError(f'record {i} of {len(self)}')
+        with self._lock:
+            reader = self._reader
+        return reader[i % len(self)]
+
+    @functools.cached_property
+    def _reader(self) -> Any:
+        import tensorflow_datasets as tfds
+
+        return tfds.builder_from_directory(self.data.path / 'records').as_data_source(split=self.name)
+
+
+def open(path: str | os.PathLike) -> DataSet:  # noqa: A001, read as records.open
+    """The data set that `medjax build` wrote at `path`."""
+    path = pathlib.Path(path).expanduser()
+    file = path / 'medjax.json'
+    if not path.is_dir():
+        raise UserError(f'no data set at {path}: there is no such folder; make one with medjax build … --out {path}')
+    if not file.is_file():
+        raise UserError(f'no data set at {path}: it has no medjax.json; make one with medjax build … --out FOLDER')
+    try:
+        facts = json.loads(file.read_text())
+        version = facts.pop('format')
+        if version != FORMAT:
+            raise UserError(f'{path} has format {version}, this medjax reads {FORMAT}; build it again')
+        data = DataSet(path=path, **(facts | {'labels': tuple(facts['labels'])}))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f'{file} is damaged ({error}); build the data set again') from None
+    for part in ('columns.npz', 'records/dataset_info.json'):
+        if not (path / part).is_file():
+            raise UserError(f'{path} is incomplete: {part} is missing; copy it again, or build it again')
+    return data
+
+
+def write_seen(datasets: Mapping[str, DataSet], path: str | os.PathLike) -> None:
+    """Writes what a run on the train splits of `datasets` sees, as sorted hashes without order or content.
+
+    Arrays: patient, image, pixels uint64, each sorted and unique; patient/key and image/key: which of `keys` (the
+    fingerprints of the id keys) hashed it; split. Equal data give an equal file.
+    """
+    trained = {name: data.split('train') for name, data in datasets.items()}
+    keys = sorted({data.key_fingerprint for data in datasets.values()})
+    arrays = {'keys': np.array(keys), 'split': np.array(['train'])}
+    for kind in ('patient', 'image'):
+        hashes = [_unique(s.keys(kind) for s in trained.values() if s.data.key_fingerprint == key) for key in keys]
+        owner = np.repeat(np.arange(len(keys), dtype=np.uint8), [len(part) for part in hashes])
+        order = np.argsort(np.concatenate(hashes), kind='stable')
+        arrays[kind], arrays[f'{kind}/key'] = np.concatenate(hashes)[order], owner[order]
+    arrays['pixels'] = _unique(split.keys('pixels') for split in trained.values())
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    hidden = path.with_name(f'.{path.name}.{os.getpid()}')
+    with builtins.open(hidden, 'wb') as file:
+        np.savez(file, **arrays)
+    os.replace(hidden, path)
+
+
+def overlap(seen: str | os.PathLike, split: Split) -> dict[str, float | bool | None]:
+    """The share of the split's records whose patient, image or pixels the run of `seen` was trained on.
+
+    `comparable`: the ids of both sides were hashed with one key. If not, patient and image are None (no id is
+    compared across keys) or, where only some of the run's sources had this key, lower bounds.
+    """
+    with np.load(seen, allow_pickle=False) as file:
+        keys = file['keys'].tolist()
+        mine = split.data.key_fingerprint
+        shares: dict[str, float | bool | None] = {}
+        for kind in ('patient', 'image'):
+            known = file[kind][file[f'{kind}/key'] == keys.index(mine)] if mine in keys else None
+            shares[kind] = None if known is None else float(np.isin(split.keys(kind), known).mean())
+        shares['pixels'] = float(np.isin(split.keys('pixels'), file['pixels']).mean())
+    return shares | {'comparable': keys == [mine]}
+
+
+def _unique(arrays) -> np.ndarray:
+    return np.unique(np.concatenate([np.zeros(0, np.uint64), *arrays]))
+
+
+def _counts(splits: Mapping[str, int]) -> str:
+    return ', '.join(f'{name} {n}' for name, n in splits.items())

@@ -1,0 +1,138 @@
+"""Files in MedMNIST's layout: {train,val,test}_images [n,H,W] or [n,H,W,3], {train,val,test}_labels [n] or [n,L].
+
+The official splits are kept. The files name no patients, so each image counts as a patient of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pathlib
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from medjax.data import decode, splits
+from medjax.data.sources import Entry, Example, Source
+from medjax.errors import UserError
+
+MOST_CLASSES = 1000
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('file', metavar='FILE', help='an .npz file in the layout of MedMNIST')
+
+
+def source(file: str) -> Source:
+    """The file as a source. Labels: one for a binary [n,1] of 0/1, one per class for more, [n,L] as they are."""
+    path = pathlib.Path(file).expanduser()
+    arrays = _arrays(path)
+    images = {split: arrays[f'{split}_images'] for split in splits.NAMES if f'{split}_images' in arrays}
+    labels = _labels({split: arrays[f'{split}_labels'] for split in images if f'{split}_labels' in arrays})
+    for split, stack in images.items():
+        _check(path, split, stack, labels.get(split))
+    place = [(split, i) for split, stack in images.items() for i in range(len(stack))]
+    count = next((array.shape[1] for array in labels.values()), 0)
+
+    def load(k: int) -> Example:
+        split, i = place[k]
+        label = labels[split][i] if split in labels else [-2] * count
+        return Example(image=np.ascontiguousarray(images[split][i]), label=label)
+
+    return Source(
+        name=path.stem,
+        version='1',
+        namespace=path.stem,
+        labels=tuple(f'label_{k}' for k in range(count)),
+        license='',
+        entries=[Entry(f'{s}/{i}', f'{s}/{i}', f'{s}/{i}', s, f'{s}_images[{i}]') for s, i in place],
+        load=load,
+        notes=['the file names no patients: each image counts as a patient of its own'],
+    )
+
+
+def write(source: Source, file: str) -> None:
+    """A source of equal-sized images as an .npz file in this layout, its splits as `data.write` would make them."""
+    path = pathlib.Path(file).expanduser()
+    if path.suffix != '.npz':
+        raise UserError(f'--npz {file}: the name must end in .npz')
+    if path.exists():
+        raise UserError(f'{path} exists; choose another name, or delete it')
+    if not path.absolute().parent.is_dir():
+        raise UserError(f'--npz {file}: the folder {path.absolute().parent} does not exist')
+    from tqdm import tqdm
+
+    named = np.array(splits.assign(source.entries, source.namespace))
+    arrays = {}
+    with (
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+        tqdm(total=len(named), desc=path.name, unit=' images', disable=None) as bar,
+    ):
+        for split in splits.NAMES:
+            images, labels = [], []
+            for example in pool.map(source.load, np.flatnonzero(named == split).tolist()):
+                pixels = decode.read(example.image) if isinstance(example.image, bytes) else example.image
+                images.append(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels)
+                labels.append(example.label)
+                bar.update()
+            if len({image.shape for image in images}) > 1:
+                raise UserError(f'--npz {file}: the images differ in size, which this layout cannot hold')
+            if images:
+                signed = np.asarray(labels, np.int8)  # MedMNIST has uint8; blanks and uncertain ones need a sign
+                arrays[f'{split}_images'] = np.stack(images)
+                arrays[f'{split}_labels'] = signed.astype(np.uint8) if (signed >= 0).all() else signed
+    hidden = path.with_name(f'.{path.name}.{os.getpid()}.npz')
+    try:
+        np.savez_compressed(hidden, **arrays)
+        os.replace(hidden, path)
+    finally:
+        hidden.unlink(missing_ok=True)
+
+
+def _arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+    if not path.is_file():
+        raise UserError(f'{path} does not exist; give an .npz file in the layout of MedMNIST')
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+        raise UserError(f'{path} cannot be read as .npz: {" ".join(str(error).split())[:150]}') from None
+    if not any(f'{split}_images' in arrays for split in splits.NAMES):
+        raise UserError(
+            f'{path} holds {", ".join(sorted(arrays)[:8]) or "nothing"}; MedMNIST has train_images, train_labels, '
+            'val_images, …'
+        )
+    return arrays
+
+
+def _labels(given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """int8 [n,L] for each split: multi-label as it is, one class column spread over its classes."""
+    given = {split: array.reshape(len(array), -1) for split, array in given.items()}
+    for split, array in given.items():
+        if array.dtype.kind not in 'iub':
+            raise UserError(f'{split}_labels: dtype {array.dtype}; labels are whole numbers')
+    if len({array.shape[1] for array in given.values()}) > 1:
+        widths = ', '.join(f'{split} {array.shape[1]}' for split, array in given.items())
+        raise UserError(f'the splits have different numbers of labels ({widths})')
+    filled = [array for array in given.values() if array.size]
+    if not filled:
+        return {}
+    low, high = min(int(a.min()) for a in filled), max(int(a.max()) for a in filled)
+    if filled[0].shape[1] > 1 or high <= 1:
+        if low < -2 or high > 1:
+            raise UserError(f'labels from {low} to {high} in several columns; each column holds 0 and 1')
+        return {split: array.astype(np.int8) for split, array in given.items()}
+    if low < 0 or high >= MOST_CLASSES:
+        raise UserError(f'classes from {low} to {high}; MedMNIST counts them from 0, at most {MOST_CLASSES}')
+    return {split: (array == np.arange(high + 1)).astype(np.int8) for split, array in given.items()}
+
+
+def _check(path: pathlib.Path, split: str, stack: np.ndarray, labels: np.ndarray | None) -> None:
+    if stack.dtype not in (np.uint8, np.uint16):
+        raise UserError(f'{path}: {split}_images has dtype {stack.dtype}; images are uint8 or uint16')
+    grey = stack.ndim == 3 or (stack.ndim == 4 and stack.shape[3] == 1)
+    if not grey and not (stack.ndim == 4 and stack.shape[3] == 3 and stack.dtype == np.uint8):
+        raise UserError(f'{path}: {split}_images has shape {stack.shape}; grey is [n,H,W], colour [n,H,W,3] of 8 bits')
+    if labels is not None and len(labels) != len(stack):
+        raise UserError(f'{path}: {len(stack)} {split}_images but {len(labels)} {split}_labels')

@@ -1,0 +1,176 @@
+"""The stream: a batch is a function of the step. The host decodes; chance beyond the order is left to the device.
+
+Global row r of step t of a part is element t*B + r of an endless sequence: each source shuffled anew every epoch and
+repeated, the sources mixed by weight (exact over windows). grain computes that element from its number alone, so the
+position is one integer, and which host or thread decodes a row changes nothing.
+"""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+import math
+import os
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from medjax.data import decode
+from medjax.data.records import DataSet, Split
+from medjax.errors import UserError, build, suggest
+
+AHEAD = 2  # batches decoded while one is in use
+HostBatch = dict[str, dict[str, np.ndarray]]
+
+
+class Part(NamedTuple):
+    """What a part's batches look like and where their rows come from."""
+
+    rows: int  # B, global
+    canvas: int  # side of the square canvas, pixels
+    channels: int
+    bits: int
+    splits: tuple[Split, ...]  # the train split of each source
+    order: Any  # a grain.MapDataset: element number -> (source, record)
+    columns: tuple[np.ndarray, ...]  # for each source: the vocabulary's position of each of its labels
+
+
+class Stream:
+    """Batches of the train splits, addressed by step.
+
+    `parts` is the config's `data`: part -> dict(rows=…, sources={source: weight}, canvas=None). A picture larger than
+    the canvas is reduced to it (antialiased); without a canvas, it is the longest stored side of the part's sources.
+    Grey and colour sources, 8 and 16 bits, may share a part: grey is repeated, 8 bits are spread.
+    """
+
+    def __init__(
+        self, parts: Mapping[str, Any], datasets: Mapping[str, DataSet], seed: int, threads: int | None = None
+    ):
+        self.threads = threads or os.cpu_count() or 1
+        used = [source for cfg in parts.values() for source in cfg.get('sources', {})]
+        for source in used:
+            if source not in datasets:
+                raise UserError(f'no data for the source {source!r}{suggest(source, datasets)}; give --data {source}=PATH')
+        # one vocabulary over all parts, in order of first appearance
+        self.vocabulary = tuple(dict.fromkeys(label for source in used for label in datasets[source].labels))
+        place = {label: k for k, label in enumerate(self.vocabulary)}
+        self.parts = {
+            name: build(_part, cfg, f'data.{name}', name=name, datasets=datasets, seed=seed, place=place)
+            for name, cfg in parts.items()
+        }
+        self.rows = {name: part.rows for name, part in self.parts.items()}
+
+    def batches(self, start_step: int = 0, rows: Mapping[str, np.ndarray] | None = None) -> Iterator[HostBatch]:
+        """Endless batches of step start_step, start_step + 1, …, the fields of `types.Batch` as numpy arrays.
+
+        `rows` names the global rows that this host feeds, for each part (default: all of them), in their order in
+        the batch. Closing or dropping the iterator ends its threads; a decoding error is raised at its batch.
+        """
+        chosen = {name: np.arange(part.rows) for name, part in self.parts.items()} if rows is None else dict(rows)
+        for name, numbers in chosen.items():
+            if name not in self.parts:
+                raise ValueError(f'no part {name!r}')
+            if len(numbers) and not 0 <= np.min(numbers) <= np.max(numbers) < self.rows[name]:
+                raise ValueError(f'rows of {name!r} must be below {self.rows[name]}')
+        return self._decoded(int(start_step), {name: np.asarray(numbers) for name, numbers in chosen.items()})
+
+    def _decoded(self, step: int, rows: dict[str, np.ndarray]) -> Iterator[HostBatch]:
+        pool = ThreadPoolExecutor(self.threads, thread_name_prefix='decode')
+        try:
+            waiting = collections.deque(self._begin(pool, step + k, rows) for k in range(AHEAD + 1))
+            while True:
+                batch, futures = waiting.popleft()
+                for future in futures:
+                    future.result()
+                step += 1
+                waiting.append(self._begin(pool, step + AHEAD, rows))
+                yield batch
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _begin(self, pool: ThreadPoolExecutor, step: int, rows: dict[str, np.ndarray]) -> tuple[HostBatch, list[Future]]:
+        """An empty batch, and the tasks that fill it, one a row."""
+        batch, futures = {}, []
+        for name, numbers in rows.items():
+            part = self.parts[name]
+            batch[name] = _empty(part, numbers, len(self.vocabulary))
+            futures += [
+                pool.submit(_fill, part, batch[name], at, step * part.rows + int(row)) for at, row in enumerate(numbers)
+            ]
+        return batch, futures
+
+
+def _part(
+    rows: int, sources: Mapping[str, float], canvas: int | None = None, *,
+    name: str, datasets: Mapping[str, DataSet], seed: int, place: Mapping[str, int],
+) -> Part:  # fmt: skip
+    where = f'data.{name}'
+    if not isinstance(rows, int) or rows < 1:
+        raise UserError(f'{where}.rows: {rows!r}; a part has at least one row')
+    if canvas is not None and (not isinstance(canvas, int) or canvas < 1):
+        raise UserError(f'{where}.canvas: {canvas!r}; a number of pixels, or None for the longest stored side')
+    if not sources:
+        raise UserError(f'{where}.sources: empty; name a source and its weight, such as dict(main=1.0)')
+    for source, weight in sources.items():
+        if not isinstance(weight, (int, float)) or not math.isfinite(weight) or weight <= 0:
+            raise UserError(f'{where}.sources.{source}: the weight {weight!r}; weights are above 0')
+    chosen = [datasets[source] for source in sources]
+    splits = tuple(data.split('train') for data in chosen)
+    return Part(
+        rows=rows,
+        canvas=canvas or max(data.size for data in chosen),
+        channels=max(data.channels for data in chosen),
+        bits=max(data.bits for data in chosen),
+        splits=splits,
+        order=_order({s: len(split) for s, split in zip(sources, splits, strict=True)}, sources, seed, name),
+        columns=tuple(np.array([place[label] for label in data.labels], int) for data in chosen),
+    )
+
+
+def _order(lengths: Mapping[str, int], weights: Mapping[str, float], seed: int, part: str) -> Any:
+    """The endless sequence of (source number, record number); every epoch of a source is a new permutation."""
+    import grain
+
+    shuffled = [
+        grain.MapDataset.range(length)
+        .shuffle(seed=_seed(seed, part, source))
+        .repeat()
+        .map(lambda record, source=number: (source, record))
+        for number, (source, length) in enumerate(lengths.items())
+    ]
+    return grain.MapDataset.mix(shuffled, [weights[source] for source in lengths])
+
+
+def _seed(seed: int, part: str, source: str) -> int:
+    digest = hashlib.sha256(f'{seed}:{part}:{source}'.encode()).digest()
+    return int.from_bytes(digest[:4], 'big')
+
+
+def _empty(part: Part, numbers: np.ndarray, labels: int) -> dict[str, np.ndarray]:
+    n, depth = len(numbers), np.uint8 if part.bits == 8 else np.uint16
+    return {
+        'row': numbers.astype(np.uint32),
+        'image': np.zeros((n, 1, part.canvas, part.canvas, part.channels), depth),
+        'image/present': np.ones((n, 1), bool),
+        'image/extent': np.zeros((n, 1, 2), np.int32),
+        'label': np.full((n, labels), -2, np.int8),
+        'key/patient': np.zeros((n, 2), np.uint32),
+        'key/study': np.zeros((n, 2), np.uint32),
+        'index': np.zeros(n, np.uint32),
+    }
+
+
+def _fill(part: Part, fields: dict[str, np.ndarray], at: int, element: int) -> None:
+    """Decodes element number `element` of the part into row `at` of the batch."""
+    source, record = part.order[element]
+    split = part.splits[source]
+    picture = decode.bounded(split.image(record, part.channels, part.bits), part.canvas)
+    height, width = picture.shape[:2]
+    fields['image'][at, 0, :height, :width] = picture
+    fields['image/extent'][at, 0] = height, width
+    fields['label'][at, part.columns[source]] = split.labels_array[record]
+    for kind in ('patient', 'study'):
+        fields[f'key/{kind}'][at] = divmod(int(split.keys(kind)[record]), 2**32)
+    fields['index'][at] = record
