@@ -1,0 +1,87 @@
+# medjax on a machine that has Python 3.11 or newer, pip and make. Everything goes into .venv and .cache of this folder.
+#
+#   make demo          build, train, probe and report on the embedded data set -> runs/demo/report.html
+#   make test          the tests; make test-slow: those that take over a minute each
+#   make lint          ruff and mypy
+#   make test-newest   the quick tests on PYTHON_NEWEST and the newest jax, in a second environment
+#   make golden        rewrite tests/golden after a wanted change of a shipped config
+#
+# PYTHON=python3.12 make …   takes another Python for a new .venv.
+
+SHELL := /bin/sh
+.DELETE_ON_ERROR:
+.PHONY: help demo test test-slow test-newest lint format golden venv clean
+
+CANDIDATES := python3 python3.13 python3.12 python3.11 python
+USABLE := -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))'
+PYTHON ?= $(shell for p in $(CANDIDATES); do "$$p" $(USABLE) 2>/dev/null && { echo "$$p"; break; }; done)
+PYTHON_NEWEST ?= python3.12
+# A CPU build, which few indexes hold. Where there is none the tests that compare with torch skip; TORCH=torch takes the
+# default build, gigabytes of CUDA on Linux.
+TORCH ?= torch==2.13.0+cpu
+
+BIN := .venv/bin
+export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
+export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
+export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES ?= 0
+PYTEST := $(BIN)/python -m pytest
+
+help:
+	@sed -n '2,/^$$/s/^# \{0,1\}//p' Makefile
+
+venv: .venv/medjax
+
+.venv/bin/python:
+	@test -n "$(PYTHON)" || { echo "medjax needs Python 3.11 or newer and found none among: $(CANDIDATES)."; \
+		echo "Install one, or name it: PYTHON=/path/to/python make …"; exit 1; }
+	@"$(PYTHON)" $(USABLE) || { echo "$(PYTHON) is not Python 3.11 or newer; name another: PYTHON=… make …"; exit 1; }
+	@# Debian's Python comes without ensurepip; its own pip can fill the environment then.
+	"$(PYTHON)" -m venv .venv 2>/dev/null || { "$(PYTHON)" -m venv --clear --without-pip .venv \
+		&& "$(PYTHON)" -m pip --python .venv/bin/python install -q pip; }
+
+.venv/medjax: pyproject.toml | .venv/bin/python
+	@echo 'Installing medjax and its packages into .venv (once; under a minute where the network is fast)'
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e .
+	@touch $@
+
+.venv/test: pyproject.toml .venv/medjax
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[test]'
+	@{ $(BIN)/python -m pip install -q --disable-pip-version-check '$(TORCH)' 2>/dev/null \
+		&& $(BIN)/python -m pip install -q --disable-pip-version-check -e '.[reference]'; } \
+		|| echo 'No CPU build of torch at hand: the tests that compare with torch skip (TORCH=torch make … takes any).'
+	@touch $@
+
+demo: .venv/medjax
+	rm -rf data/demo runs/demo
+	$(BIN)/medjax build phantom --records 2000 --size 64 --out data/demo
+	$(BIN)/medjax train --config configs/demo.py --data data/demo --workdir runs/demo
+	$(BIN)/medjax probe --run runs/demo --data data/demo
+	$(BIN)/medjax report --run runs/demo
+	@echo 'Look at runs/demo/report.html; the numbers are in runs/demo/probes and runs/demo/metrics.jsonl.'
+
+test: .venv/test
+	$(PYTEST)
+
+test-slow: .venv/test
+	$(PYTEST) --slow
+
+lint: .venv/test
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: .venv/test
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+golden: .venv/test
+	$(BIN)/python tests/test_config.py
+
+test-newest:
+	@"$(PYTHON_NEWEST)" $(USABLE) 2>/dev/null || { echo "$(PYTHON_NEWEST) is not here."; exit 1; }
+	test -x .venv-newest/bin/python || "$(PYTHON_NEWEST)" -m venv .venv-newest
+	.venv-newest/bin/python -m pip install -q --disable-pip-version-check --upgrade -e . pytest scikit-learn
+	.venv-newest/bin/python -m pytest $(NEWEST_TESTS)
+
+clean:
+	rm -rf .venv .venv-newest .cache data/demo runs/demo

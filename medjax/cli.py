@@ -1,0 +1,55 @@
+"""`medjax <command>`: finds the command and shows a user's mistake as one line. Nothing heavy is imported before."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+from medjax import __version__
+from medjax.errors import UserError, suggest
+
+COMMANDS = {
+    'build': 'source files -> records, splits, an audit of what was dropped',
+    'train': 'a config and records -> checkpoints, exports, metrics',
+    'probe': 'exports and records -> results with intervals',
+    'report': 'a run -> one HTML page to look at',
+}
+HELP = f"""medjax {__version__}: pretraining of medical image encoders; every method is a configuration.
+
+    medjax <command> [options]
+
+{chr(10).join(f'    {name:8} {text}' for name, text in COMMANDS.items())}
+
+The way from a folder of images to a judged encoder:
+
+    medjax build phantom --records 2000 --out data/phantom
+    medjax train --config configs/demo.py --data data/phantom --workdir runs/demo
+    medjax probe --run runs/demo --data data/phantom
+    medjax report --run runs/demo
+
+`medjax <command> --help` tells what a command takes."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command and returns the exit code: 2 for a user's mistake, 130 after Ctrl-C."""
+    name, *rest = (sys.argv[1:] if argv is None else argv) or ['--help']
+    try:
+        if name in ('-h', '--help', 'help'):
+            print(HELP)
+            return 0
+        if name in ('-V', '--version'):
+            print(f'medjax {__version__}')
+            return 0
+        if name not in COMMANDS:
+            raise UserError(f'there is no command {name!r}{suggest(name, COMMANDS)}')
+        return importlib.import_module(f'medjax.{name}').main(rest)
+    except UserError as error:
+        print(f'medjax: {error}', file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f'medjax: {name} was stopped from the keyboard', file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone, as in `medjax … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141

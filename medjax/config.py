@@ -1,0 +1,359 @@
+"""Configs: a recipe file becomes a checked, frozen dict; and its JSON, its fingerprint and the way back.
+
+    configs/demo.py  --get_config-->  ConfigDict  --override-->  --resolve (from the data)-->  Config  --check
+
+A config file is Python with `get_config()`, or `get_config(data)` where the recipe adapts to the data set
+(`data` is a `medjax.data.records.DataSet`, or None where no data is at hand), or `get_config(arg)` for `file.py:arg`.
+It returns a dict or an `ml_collections.ConfigDict` with these keys:
+
+    total_steps, batch_size, seed, rows_per_group, micro_batches    whole numbers; batch_size is the sum of all rows
+    dtype                                'float32' or 'bfloat16', of activations
+    image        channels, mean, std     in units of [0,1]; None: from the data
+    data         part -> rows, canvas, sources {name: weight}    None: the rest of the batch; the longest stored side
+    data_paths   source -> folder        filled in from --data
+    views        name -> dict(view='crop', part=, count=, size=, ...)     see medjax.views.make
+    masks        'view~mask' -> dict(mask='blocks', ...)                  see medjax.views.masks
+    towers       name -> dict(tower='vit', variant='S/14', ...)           see medjax.models
+    heads        name -> dict(head='dino_head', ...)                      see medjax.models.heads
+    copies       name -> dict(of=['towers/image', ...], rule='ema', momentum=)
+    terms        list of dict(term='koleo', ...)                          see medjax.objectives.terms
+    optim        lr, schedules, groups                                    see medjax.training.optimizer
+    mesh         sizes of data, fsdp, tensor; one may be -1
+    export       copy, towers, heads, every          checkpoint   every, keep          log   every
+    init_from    None or dict(path=...): weights to start from
+
+Builders check the keys of their own sections. Every mistake is a `UserError` that names the key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import math
+import runpy
+import traceback
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ml_collections import ConfigDict
+
+from medjax.errors import UserError, suggest
+from medjax.objectives import features
+from medjax.overrides import override, split_overrides
+from medjax.training.step import check_rows
+
+__all__ = ['Config', 'check', 'difference', 'fingerprint', 'load', 'load_json', 'read', 'resolve', 'split_overrides', 'to_json']
+
+REQUIRED = ('total_steps', 'batch_size', 'views', 'towers', 'terms', 'optim')
+# What a config file may leave out. A value of None in `image` or a part is resolved from the data.
+DEFAULTS: dict[str, Any] = dict(
+    seed=0,
+    rows_per_group=1,
+    micro_batches=1,
+    dtype='float32',
+    data=dict(images=dict(sources=dict(main=1.0))),
+    data_paths={},
+    image=dict(channels=None, mean=None, std=None),
+    masks={},
+    heads={},
+    copies={},
+    export=dict(copy='student', towers=['image'], heads=[], every=1_000),
+    checkpoint=dict(every=1_000, keep=2),
+    log=dict(every=10),
+    mesh=dict(data=-1, fsdp=1, tensor=1),
+    init_from=None,
+)
+PART: dict[str, Any] = dict(rows=None, canvas=None, sources=dict(main=1.0))
+CLOSED = ('image', 'export', 'checkpoint', 'log', 'mesh')  # sections with exactly the keys above
+# What does not change what a run computes: where and how often things are read, written and placed.
+NOT_IN_FINGERPRINT = ('data_paths', 'mesh', 'log', 'checkpoint', 'micro_batches')
+
+
+class Config(dict):
+    """A dict, nested, that refuses changes; its lists are tuples."""
+
+    def _refuse(self, *_: Any, **__: Any) -> NoReturn:
+        raise TypeError('a resolved config does not change')
+
+    __setitem__ = __delitem__ = __ior__ = _refuse  # type: ignore[assignment]
+    update = pop = popitem = clear = setdefault = _refuse  # type: ignore[assignment]
+
+
+def load(spec: str, data: Sequence[str] = (), overrides: Sequence[str] = ()) -> tuple[Config, dict[str, Any]]:
+    """A recipe, ready to train, and its open data sets by source.
+
+    spec       'configs/demo.py', or 'configs/x.py:arg'
+    data       'PATH' for the only source of the config, or 'source=PATH', one for each
+    overrides  'optim.lr=1e-3', 'terms.2.weight=.05', 'views.global.area=(.4, 1.)'
+    """
+    from medjax.data import records
+
+    paths = [item.partition('=')[::2] if '=' in item else ('', item) for item in data]
+    opened = [(source, records.open(path)) for source, path in paths]
+    config = read(spec, overrides, opened[0][1] if opened else None)
+    datasets = _by_source(opened, config)
+    return check(resolve(config, datasets)), datasets
+
+
+def read(spec: str, overrides: Sequence[str] = (), data: Any = None) -> ConfigDict:
+    """The config of a file with its overrides and every default filled in; what depends on the data is still None."""
+    config = ConfigDict(_call_get_config(spec, data))
+    for name in config:
+        if name not in REQUIRED and name not in DEFAULTS:
+            raise UserError(f'{spec}: unknown key {name!r}{suggest(name, (*REQUIRED, *DEFAULTS))}')
+    for name in REQUIRED:
+        if name not in config:
+            raise UserError(f'{spec}: the key {name!r} is missing')
+    for name, default in DEFAULTS.items():
+        if name not in config:
+            config[name] = ConfigDict(default) if isinstance(default, dict) else default
+        elif name in CLOSED:
+            config[name] = _fill(config[name], default, name)
+    for part in config.data:
+        config.data[part] = _fill(config.data[part], PART, f'data.{part}')
+    for item in overrides:
+        key, equals, text = item.partition('=')
+        if not equals:
+            raise UserError(f'--config.{key}: write it with its value, --config.{key}=VALUE')
+        override(config, key, text)
+    return config
+
+
+def _fill(given: Any, default: dict[str, Any], where: str) -> ConfigDict:
+    if not isinstance(given, ConfigDict):
+        raise UserError(f'{where}: must be a dict with keys of {", ".join(default)}; got {given!r}')
+    for name in given:
+        if name not in default:
+            raise UserError(f'{where}: unknown key {name!r}{suggest(name, default)}')
+    return ConfigDict({**default, **given})
+
+
+def _call_get_config(spec: str, data: Any) -> Any:
+    name, _, argument = spec.partition(':')
+    path = Path(name)
+    if not path.is_file():
+        beside = sorted(str(p) for p in path.parent.glob('*.py')) if path.parent.is_dir() else []
+        raise UserError(f'--config: there is no file {name}{suggest(name, beside) if beside else ""}')
+    try:
+        get_config = runpy.run_path(str(path), run_name='medjax_config').get('get_config')
+        if get_config is None:
+            raise UserError(f'{name}: a config file defines get_config() and this one does not')
+        takes = inspect.signature(get_config).parameters
+        given = {key: data if key == 'data' else argument for key in takes if key == 'data' or argument}
+        needed = [key for key, p in takes.items() if key not in given and p.default is p.empty]
+        if needed:
+            raise UserError(f'{name}: needs an argument, {needed[0]!r}: write {name}:{needed[0].upper()}')
+        if argument and set(given) <= {'data'}:
+            raise UserError(f'{name}: its get_config takes no argument, so leave out {":" + argument!r}')
+        return get_config(**given)
+    except UserError:
+        raise
+    except Exception as error:  # the config file is the user's: point at its line instead of showing a traceback
+        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
+        line = getattr(error, 'lineno', None) or (lines[-1] if lines else '?')
+        raise UserError(f'{name}, line {line}: {type(error).__name__}: {error}') from error
+
+
+# What the data decides.
+
+
+def _by_source(opened: list[tuple[str, Any]], config: ConfigDict) -> dict[str, Any]:
+    """The data set of each source that the config names."""
+    sources = sorted({source for part in config.data.values() for source in part.sources})
+    if not opened:
+        wanted = 'PATH' if len(sources) == 1 else ' --data '.join(f'{source}=PATH' for source in sources)
+        raise UserError(f'no data set: give it with --data {wanted} (a folder made by `medjax build`)')
+    if any(not source for source, _ in opened):
+        if len(opened) > 1 or len(sources) > 1:
+            forms = ' '.join(f'--data {source}=PATH' for source in sources)
+            raise UserError(f'--data: this config reads {len(sources)} source(s), say which is which: {forms}')
+        opened = [(sources[0], opened[0][1])]
+    datasets = dict(opened)
+    if len(datasets) < len(opened):
+        raise UserError('--data: one path for each source, and a source was given twice')
+    for source in datasets:
+        if source not in sources:
+            raise UserError(f'--data: the config has no source {source!r}{suggest(source, sources)}')
+    missing = [source for source in sources if source not in datasets]
+    if missing:
+        raise UserError(f'--data: the source {missing[0]!r} has no path; add --data {missing[0]}=PATH')
+    return datasets
+
+
+def resolve(config: ConfigDict, datasets: Mapping[str, Any]) -> Config:
+    """Fills in what is None from the data: channels, mean and std of the image, canvas and rows of the parts.
+
+    The mean is that of a pixel of the mixture, sum_s w_s m_s, and the variance sum_s w_s (std_s^2 + m_s^2) - mean^2,
+    with w_s the share of a source in the batch.
+    """
+    found: dict[str, Any] = _plain(config)
+    parts = found['data']
+    open_parts = [name for name, part in parts.items() if part['rows'] is None]
+    for name in open_parts[:1]:  # one part may leave its rows open: it takes the rest of the batch
+        given = [part['rows'] for part in parts.values() if part['rows'] is not None]
+        if all(_is_whole(n) for n in [*given, found['batch_size']]):
+            parts[name]['rows'] = found['batch_size'] - sum(given)
+    if datasets:
+        found['data_paths'] = {source: str(data.path) for source, data in datasets.items()}
+        for part in parts.values():
+            if part['canvas'] is None:
+                part['canvas'] = max(int(datasets[source].size) for source in part['sources'])
+        found['image'] = _resolve_image(found['image'], parts, datasets)
+    return _frozen(found)
+
+
+def _resolve_image(image: dict[str, Any], parts: Mapping[str, Any], datasets: Mapping[str, Any]) -> dict[str, Any]:
+    channels = sorted({int(data.channels) for data in datasets.values()})
+    if image['channels'] is None and len(channels) > 1:
+        raise UserError(f'image.channels: the data sets have {channels} channels; say which, --config.image.channels=1')
+    share: dict[str, float] = {}
+    for part in parts.values():
+        total = sum(part['sources'].values())
+        for source, weight in part['sources'].items():
+            share[source] = share.get(source, 0.0) + (part['rows'] or 1) * weight / total
+    everything = sum(share.values())
+    weighted = [(w / everything, float(datasets[s].mean), float(datasets[s].std)) for s, w in share.items()]
+    mean = sum(w * m for w, m, _ in weighted)
+    variance = sum(w * (std**2 + m**2) for w, m, std in weighted) - mean**2
+    of_data = dict(channels=channels[0], mean=mean, std=math.sqrt(variance))
+    return {name: of_data[name] if value is None else value for name, value in image.items()}
+
+
+# Checks by name, of what no builder sees whole.
+
+
+def check(config: Config) -> Config:
+    """The config itself, or a UserError that names the key."""
+    _check_numbers(config)
+    rows = {name: part['rows'] for name, part in config['data'].items()}
+    if sum(rows.values()) != config['batch_size']:
+        parts = ' + '.join(f'data.{name}.rows {n}' for name, n in rows.items())
+        raise UserError(
+            f'batch_size {config["batch_size"]} must be the sum of the rows: {parts} = {sum(rows.values())}'
+        )
+    fixed = [size for axis, size in config['mesh'].items() if axis != 'tensor' and _is_whole(size) and size > 0]
+    check_rows(rows, config['rows_per_group'], config['micro_batches'], math.prod(fixed))  # -1: seen with the devices
+    for name, view in config['views'].items():
+        _known(view.get('part'), config['data'], f'views.{name}.part')
+    for name in _features(config['terms']):
+        feature = features.parse(name, 'terms')
+        if feature.tower in config['towers'] and feature.view in config['views']:
+            _check_patches(feature, config)
+    _check_export(config)
+    return config
+
+
+def _check_numbers(config: Config) -> None:
+    counts = {name: config[name] for name in ('total_steps', 'batch_size', 'rows_per_group', 'micro_batches')}
+    counts |= {f'{name}.every': config[name]['every'] for name in ('export', 'checkpoint', 'log')}
+    counts |= {'checkpoint.keep': config['checkpoint']['keep']}
+    counts |= {f'data.{name}.rows': part['rows'] for name, part in config['data'].items()}
+    for key, value in counts.items():
+        if not _is_whole(value) or value < 1:
+            raise UserError(f'{key}={value!r}: must be a whole number of at least 1')
+    if not _is_whole(config['seed']) or not 0 <= config['seed'] < 2**32:
+        raise UserError(f'seed={config["seed"]!r}: must be a whole number from 0 to 2**32 - 1')
+    _known(config['dtype'], ('float32', 'bfloat16'), 'dtype')
+    _known(config['image']['channels'], (1, 3, None), 'image.channels')
+    for name, part in config['data'].items():
+        for source, weight in part['sources'].items():
+            if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight < math.inf:
+                raise UserError(f'data.{name}.sources.{source}={weight!r}: the weight must be a number above 0')
+
+
+def _features(value: Any) -> Iterable[str]:
+    """The names of features in the terms: every string with a '/'."""
+    if isinstance(value, str) and '/' in value:
+        yield value
+    elif isinstance(value, (Mapping, tuple)):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _features(item)
+
+
+def _check_patches(feature: features.Feature, config: Config) -> None:
+    size, tower = config['views'][feature.view].get('size'), config['towers'][feature.tower]
+    patch = str(tower.get('variant', '')).rpartition('/')[2]
+    for side in size if isinstance(size, tuple) else (size,):
+        if patch.isdigit() and _is_whole(side) and side % int(patch):
+            below = side // int(patch) * int(patch)
+            raise UserError(
+                f'views.{feature.view}.size={size}: the tower {feature.tower!r} ({tower["variant"]}) sees patches of '
+                f'{patch} px, which must divide it; {f"{below} or " if below else ""}{below + int(patch)} would work'
+            )
+
+
+def _check_export(config: Config) -> None:
+    copy, copies = config['export']['copy'], config['copies']
+    _known(copy, ('student', *copies), 'export.copy')
+    for kind in ('towers', 'heads'):
+        for name in config['export'][kind]:
+            _known(name, config[kind], f'export.{kind}')
+            if copy != 'student':
+                _known(f'{kind}/{name}', copies[copy].get('of', ()), f'export.{kind}, of the copy {copy!r}')
+
+
+def _known(name: Any, known: Iterable[Any], where: str) -> None:
+    known = list(known)
+    if name not in known:
+        raise UserError(f'{where}: there is no {name!r}{suggest(str(name), map(str, known))}')
+
+
+def _is_whole(x: Any) -> bool:
+    return isinstance(x, int) and not isinstance(x, bool)
+
+
+# JSON and fingerprint.
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, ConfigDict):
+        value = value.to_dict()
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _frozen(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return Config({name: _frozen(value[name]) for name in sorted(value)})
+    return tuple(_frozen(item) for item in value) if isinstance(value, (list, tuple)) else value
+
+
+def to_json(config: Config) -> str:
+    """The config as JSON with sorted keys: the same text for the same config, on every machine."""
+    return json.dumps(config, indent=2, sort_keys=True, allow_nan=False) + '\n'
+
+
+def load_json(path: str | Path) -> Config:
+    """The way back: `load_json` of a file that holds `to_json(config)` equals `config`."""
+    from etils import epath
+
+    try:
+        return _frozen(json.loads(epath.Path(path).read_text()))
+    except (OSError, ValueError) as error:
+        raise UserError(f'{path}: is not the config.json of a run: {error}') from None
+
+
+def fingerprint(config: Config) -> str:
+    """sha256 of the canonical JSON, 16 hex digits, without what does not change what a run computes."""
+    text = json.dumps(_computed(config), sort_keys=True, separators=(',', ':'), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def difference(a: Config, b: Config) -> list[str]:
+    """The dotted keys in which two configs differ, of those that count for the fingerprint."""
+
+    def leaves(value: Any, key: str = '') -> dict[str, Any]:
+        if isinstance(value, (Mapping, tuple)) and value:
+            items = value.items() if isinstance(value, Mapping) else enumerate(value)
+            return {k: v for name, item in items for k, v in leaves(item, f'{key}.{name}').items()}
+        return {key[1:]: value}
+
+    of_a, of_b, nothing = leaves(_computed(a)), leaves(_computed(b)), object()
+    return sorted(key for key in of_a | of_b if of_a.get(key, nothing) != of_b.get(key, nothing))
+
+
+def _computed(config: Config) -> dict[str, Any]:
+    return {name: value for name, value in config.items() if name not in NOT_IN_FINGERPRINT}

@@ -1,0 +1,112 @@
+"""Overrides of a config from the command line: `--config.optim.lr=1e-3`, `--config.terms.2.weight=.05`.
+
+A value has the type that is there, and a key must be there. ml_collections' own flags are not used because they
+need the config before the data is known and do not enter lists.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from medjax.errors import UserError, suggest
+
+
+def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(what is left, the overrides): '--config.optim.lr=1e-3' or '--config.optim.lr 1e-3' -> 'optim.lr=1e-3'."""
+    rest: list[str] = []
+    found: list[str] = []
+    items = iter(argv)
+    for item in items:
+        key = re.match(r'--?config\.(.*)', item, re.DOTALL)
+        if not key:
+            rest.append(item)
+        elif '=' in item:
+            found.append(key[1])
+        else:
+            value = next(items, None)
+            found.append(key[1] if value is None else f'{key[1]}={value}')
+    return rest, found
+
+
+def override(config: ConfigDict, key: str, text: str) -> None:
+    """Sets `config.<key>` to the value that `text` writes, of the type that is there. 'terms.0.weight' enters lists."""
+    *path, last = re.split(r'[.\[\]]+', key.rstrip(']'))
+    where, place = 'config', config
+    for name in path:
+        place, where = place[_entry(place, name, key, where)], f'{where}.{name}'
+    entry = _entry(place, last, key, where)
+    value = _typed(place[entry], _literal(text), text, key)
+    if isinstance(place, tuple):
+        raise UserError(f'--config.{key}: write the whole of {where}, for example --{where}={place!r}')
+    if isinstance(place, ConfigDict):
+        with place.ignore_type():  # the type was checked above; a schedule may become a number
+            place[entry] = ConfigDict(value) if isinstance(value, dict) else value
+    else:
+        place[entry] = value
+
+
+def _entry(place: Any, name: str, key: str, where: str) -> Any:
+    """`name` as a key of the dict, or as an index of the list, `place`."""
+    if isinstance(place, (ConfigDict, dict)):
+        if name not in place:
+            raise UserError(f'--config.{key}: {where} has no key {name!r}{suggest(name, place)}')
+        return name
+    if not isinstance(place, (list, tuple)):
+        raise UserError(f'--config.{key}: {where} is {place!r} and has no keys')
+    if not name.isdigit() or int(name) >= len(place):
+        raise UserError(f'--config.{key}: {where} is a list of {len(place)}; its entries are 0 to {len(place) - 1}')
+    return int(name)
+
+
+def _literal(text: str) -> Any:
+    """The Python value that `text` writes; else the text itself."""
+    words = {'true': True, 'false': False, 'none': None, 'null': None}
+    if text.lower() in words:
+        return words[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _typed(old: Any, new: Any, text: str, key: str) -> Any:
+    """`new` as the type of `old`. A schedule may change between its three forms: a number, a rule, values by step."""
+
+    def is_number(x: Any) -> bool:
+        return isinstance(x, (int, float)) and not isinstance(x, bool)
+
+    def is_rule(x: Any) -> bool:
+        return isinstance(x, (ConfigDict, dict)) and 'rule' in x
+
+    if old is None or new is None:
+        return new
+    if isinstance(old, bool):
+        fits, form = isinstance(new, bool), 'true or false'
+    elif isinstance(old, int):
+        whole = is_number(new) and math.isfinite(new) and new == int(new)
+        fits, form, new = whole, 'a whole number', int(new) if whole else new
+    elif isinstance(old, float):
+        fits, form = is_number(new) or is_rule(new), 'a number'
+        new = float(new) if is_number(new) else new
+    elif isinstance(old, str):
+        fits, form, new = True, 'text', new if isinstance(new, str) else text
+    elif isinstance(old, (list, tuple)):
+        fits, form = isinstance(new, (list, tuple)), 'a list'
+        if fits and old and all(is_number(x) for x in old):
+            fits, form = all(is_number(x) for x in new), 'a list of numbers'
+        new = type(old)(new) if fits else new
+    elif is_rule(old):
+        fits = is_number(new) or is_rule(new) or (isinstance(new, (list, tuple)) and all(map(is_number, new)))
+        form = "a number, a rule such as dict(rule='cosine', …) or a list of numbers"
+    else:
+        fits, form = isinstance(new, dict), 'a dict'
+    if not fits:
+        now = old.to_dict() if isinstance(old, ConfigDict) else old
+        raise UserError(f'--config.{key}: {text!r} does not fit, it takes {form} (now {now!r})')
+    return new

@@ -1,0 +1,48 @@
+"""Tests run on the CPU with 8 virtual devices and a compilation cache; slow ones only with --slow."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Before jax is imported anywhere.
+os.environ['JAX_PLATFORMS'] = 'cpu'
+os.environ['JAX_NUM_CPU_DEVICES'] = '8'
+os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(Path(__file__).parents[1] / '.cache' / 'jax'))
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '0')
+# Ids of the tests' data sets are hashed with a key of their own, never with that of the person who runs them.
+os.environ['MEDJAX_ID_KEY'] = 'a key for tests'
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption('--slow', action='store_true', help='run the tests that take over a minute, and only those')
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    wanted = config.getoption('--slow')
+    left_out = [item for item in items if ('slow' in item.keywords) != wanted]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
+
+
+@pytest.fixture(scope='session')
+def real_data() -> Path:
+    """The folder with nih_cxr64, covid_cxr and medmnist."""
+    return _folder('MEDJAX_REAL_DATA')
+
+
+@pytest.fixture(scope='session')
+def dinov2_reference() -> Path:
+    """The folder with arrays computed by the original DINOv2 code."""
+    return _folder('MEDJAX_DINOV2_REFERENCE')
+
+
+def _folder(variable: str) -> Path:
+    if variable not in os.environ:
+        pytest.skip(f'{variable} is not set')
+    folder = Path(os.environ[variable])
+    assert folder.is_dir(), f'{variable} names {folder}, which is no folder'
+    return folder

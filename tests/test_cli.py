@@ -1,0 +1,100 @@
+"""The command line: help, versions, mistakes; and that nothing heavy is imported for them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import types
+
+import pytest
+
+from medjax import __version__, cli
+from medjax.errors import UserError
+
+
+@pytest.fixture
+def command(monkeypatch):
+    """Puts a function in the place of `medjax train`."""
+
+    def put(function):
+        monkeypatch.setitem(sys.modules, 'medjax.train', types.SimpleNamespace(main=function))
+
+    return put
+
+
+def test_help_names_every_command(capsys):
+    assert cli.main(['--help']) == 0
+    out = capsys.readouterr().out
+    assert all(f'\n    {name} ' in out for name in ('build', 'train', 'probe', 'report'))
+    assert cli.main([]) == 0
+    assert capsys.readouterr().out == out
+
+
+def test_version(capsys):
+    assert cli.main(['--version']) == 0
+    assert capsys.readouterr().out == f'medjax {__version__}\n'
+
+
+def test_unknown_command_suggests(capsys):
+    assert cli.main(['trian']) == 2
+    assert capsys.readouterr().err == "medjax: there is no command 'trian'; did you mean 'train'?\n"
+
+
+def test_arguments_and_exit_code_pass_through(command):
+    command(lambda argv: len(argv))
+    assert cli.main(['train', '--config', 'x']) == 2
+    command(lambda argv: 3)
+    assert cli.main(['train']) == 3
+
+
+def test_a_users_mistake_is_one_line(command, capsys):
+    def fail(argv):
+        raise UserError('optim.lr: must be a number')
+
+    command(fail)
+    assert cli.main(['train']) == 2
+    assert capsys.readouterr().err == 'medjax: optim.lr: must be a number\n'
+
+
+def test_our_own_mistake_keeps_its_traceback(command):
+    def fail(argv):
+        raise ZeroDivisionError
+
+    command(fail)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(['train'])
+
+
+def test_ctrl_c(command, capsys):
+    def stop(argv):
+        raise KeyboardInterrupt
+
+    command(stop)
+    assert cli.main(['train']) == 130
+    assert capsys.readouterr().err.count('\n') == 1
+
+
+def test_help_imports_nothing_heavy():
+    program = (
+        'import sys; from medjax.cli import main; code = main(["--help"]);'
+        'heavy = {"jax", "numpy", "flax", "ml_collections"} & set(sys.modules); sys.exit(str(heavy) if heavy else code)'
+    )
+    done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, '')
+
+
+def test_output_into_a_closed_pipe():
+    # 100,000 lines do not fit in the pipe, so that the command is still writing when its reader goes
+    program = (
+        'import sys, types; from medjax.cli import main;'
+        'sys.modules["medjax.probe"] = types.SimpleNamespace(main=lambda argv: [print(i) for i in range(100_000)] and 0);'
+        'sys.exit(main(["probe"]))'
+    )
+    process = subprocess.Popen(
+        [sys.executable, '-c', program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == '0\n'
+    process.stdout.close()
+    assert process.wait(30) == 141
+    assert process.stderr.read() == ''
+    process.stderr.close()

@@ -1,0 +1,311 @@
+"""Configs: shipped recipes against their golden dumps, overrides, what the data decides, and every mistake's sentence.
+
+`python tests/test_config.py` (or `make golden`) rewrites tests/golden after a wanted change.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from medjax import config as configs
+from medjax.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+GOLDEN = Path(__file__).parent / 'golden'
+SHIPPED = sorted((ROOT / 'configs').glob('*.py'))
+TINY = str(ROOT / 'configs' / 'tiny.py')
+
+
+def dump(path: Path) -> str:
+    """The config as far as it goes without data."""
+    return configs.to_json(configs.check(configs.resolve(configs.read(str(path)), {})))
+
+
+def data_set(path='x', channels=1, size=64, mean=0.5, std=0.25):
+    return SimpleNamespace(path=path, channels=channels, size=size, mean=mean, std=std)
+
+
+def resolved(*overrides, datasets=None):
+    return configs.check(configs.resolve(configs.read(TINY, overrides), datasets or {}))
+
+
+@pytest.mark.parametrize('path', SHIPPED, ids=lambda path: path.stem)
+def test_shipped_configs_equal_their_golden_dumps(path):
+    assert dump(path) == (GOLDEN / f'{path.stem}.json').read_text(), 'a wanted change? make golden'
+
+
+def test_every_golden_dump_has_its_config():
+    assert [p.stem for p in sorted(GOLDEN.glob('*.json'))] == [p.stem for p in SHIPPED]
+
+
+# Overrides.
+
+
+@pytest.mark.parametrize(
+    ('text', 'key', 'value'),
+    [
+        ('optim.lr=1e-2', ('optim', 'lr'), 0.01),
+        ('optim.lr=1', ('optim', 'lr'), 1.0),
+        ('total_steps=1e3', ('total_steps',), 1000),
+        ('total_steps=1_000', ('total_steps',), 1000),
+        ('terms.2.weight=.5', ('terms', 2, 'weight'), 0.5),
+        ('terms[2].weight=.5', ('terms', 2, 'weight'), 0.5),
+        ('views.global.area=(.3, .9)', ('views', 'global', 'area'), (0.3, 0.9)),
+        ('views.global.area=[.3, .9]', ('views', 'global', 'area'), (0.3, 0.9)),
+        ('masks.global~block.share=.25', ('masks', 'global~block', 'share'), 0.25),
+        ('optim.schedule=.5', ('optim', 'schedule'), 0.5),
+        ('optim.weight_decay={"rule": "cosine", "start": .04, "end": .4}', ('optim', 'weight_decay', 'end'), 0.4),
+        ('optim.schedule.warmup=3', ('optim', 'schedule', 'warmup'), 3),
+        ('dtype=bfloat16', ('dtype',), 'bfloat16'),
+        ('image.mean=.4', ('image', 'mean'), 0.4),
+        ('optim.clip=none', ('optim', 'clip'), None),
+        ('init_from={"path": "runs/a"}', ('init_from', 'path'), 'runs/a'),
+        ('mesh.fsdp=2', ('mesh', 'fsdp'), 2),  # a default that the file does not write
+    ],
+)
+def test_overrides(text, key, value):
+    found = resolved(text)
+    for name in key:
+        found = found[name]
+    assert found == value
+    assert type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    ('text', 'words'),
+    [
+        ('optim.lrr=1', ["optim.lrr: config.optim has no key 'lrr'", "did you mean 'lr'?"]),
+        ('otpim.lr=1', ["config has no key 'otpim'", "did you mean 'optim'?"]),
+        ('optim.lr=fast', ["--config.optim.lr: 'fast' does not fit", 'a number', '0.001']),
+        ('optim.lr=true', ['--config.optim.lr', 'a number']),
+        ('total_steps=1.5', ['--config.total_steps', 'a whole number']),
+        ('views.global.area=.5', ['--config.views.global.area', 'a list']),
+        ('views.global.area=(.3, "x")', ['--config.views.global.area', 'a list of numbers']),
+        ('views.global.area.0=.5', ['write the whole of config.views.global.area']),
+        ('terms.9.weight=1', ['--config.terms.9.weight', 'a list of 3', '0 to 2']),
+        ('terms.koleo.weight=1', ['a list of 3', '0 to 2']),
+        ('optim.lr.x=1', ['config.optim.lr is 0.001 and has no keys']),
+        ('optim=3', ['--config.optim:', 'a dict']),
+        ('optim.schedule=fast', ['--config.optim.schedule', 'a number, a rule']),
+        ('optim.lr', ['--config.optim.lr=VALUE']),
+        ('total_steps=0', ['total_steps=0', 'at least 1']),
+        ('total_steps=none', ['total_steps=None', 'whole number']),
+        ('seed=-1', ['seed=-1']),
+        ('dtype=float16', ["'float16'", "'bfloat16'"]),
+        ('image.channels=2', ['image.channels', '1', '3']),
+        ('batch_size=6', ['rows', '6', 'rows_per_group', '4 ', '8 ']),
+        ('data.cxr.rows=4', ['batch_size', 'data.cxr.rows', '8']),
+        ('data.cxr.sources.main=-1', ['data.cxr.sources.main', 'above 0']),
+        ('views.local.part=xray', ['views.local.part', "'xray'", 'cxr']),
+        ('views.local.size=20', ['views.local.size=20', '8 px', '16 or 24']),
+        ('export.copy=techer', ['export.copy', "did you mean 'teacher'?"]),
+        ('export.towers=["text"]', ['export.towers', "'text'", 'image']),
+        ('copies.teacher.of=["towers/image"]', ['export.heads', 'teacher']),
+    ],
+)
+def test_mistakes_name_the_key_and_what_would_work(text, words):
+    with pytest.raises(UserError) as error:
+        resolved(*([text] if 'batch_size' not in text else [text, 'rows_per_group=4']))
+    assert '\n' not in str(error.value)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_overrides_are_split_from_the_other_arguments():
+    argv = ['--config', 'a.py', '--config.optim.lr=1', '--data', 'D', '--config.seed', '3']
+    assert configs.split_overrides(argv) == (['--config', 'a.py', '--data', 'D'], ['optim.lr=1', 'seed=3'])
+
+
+# Config files.
+
+
+@pytest.mark.parametrize(
+    ('text', 'words'),
+    [
+        ('def get_config():\n    return dict(total_stesp=3)', ['total_stesp', "did you mean 'total_steps'?"]),
+        ('def get_config():\n    return dict(total_steps=3)', ["the key 'batch_size' is missing"]),
+        ('x = 1', ['get_config()']),
+        ('def get_config():\n    return dict(\n', ['line 2', 'SyntaxError']),
+        ('def get_config():\n    return nonsense', ['line 2', 'nonsense']),
+        ('def get_config(variant):\n    return {}', ["needs an argument, 'variant'"]),
+    ],
+)
+def test_mistakes_in_a_config_file(tmp_path, text, words):
+    path = tmp_path / 'mine.py'
+    path.write_text(text + '\n')
+    with pytest.raises(UserError) as error:
+        configs.read(str(path))
+    for word in [path.name, *words]:
+        assert word in str(error.value)
+
+
+def test_unknown_key_of_a_closed_section(tmp_path):
+    text = Path(TINY).read_text().replace('log=dict(every=2)', 'log=dict(evry=2)')
+    (tmp_path / 'mine.py').write_text(text)
+    with pytest.raises(UserError, match="log: unknown key 'evry'; did you mean 'every'?"):
+        configs.read(str(tmp_path / 'mine.py'))
+
+
+def test_both_sides_of_a_view_are_whole_patches(tmp_path):
+    (tmp_path / 'mine.py').write_text(Path(TINY).read_text().replace('size=32', 'size=(32, 20)'))
+    with pytest.raises(UserError, match=r'views.global.size=\(32, 20\).*16 or 24'):
+        configs.check(configs.resolve(configs.read(str(tmp_path / 'mine.py')), {}))
+
+
+def test_a_missing_file_suggests_its_neighbour():
+    with pytest.raises(UserError, match=r'there is no file .*tinny.py.*did you mean .*tiny.py'):
+        configs.read(TINY.replace('tiny', 'tinny'))
+
+
+def test_a_config_file_may_take_an_argument_and_the_data(tmp_path):
+    text = Path(TINY).read_text()
+    text = text.replace('def get_config()', 'def get_config(data, steps)').replace('total_steps=8', 'total_steps=int(steps)')
+    (tmp_path / 'mine.py').write_text(text.replace('batch_size=8', 'batch_size=data.size'))
+    config = configs.read(f'{tmp_path}/mine.py:12', data=data_set(size=16))
+    assert (config.total_steps, config.batch_size) == (12, 16)
+
+
+# What the data decides.
+
+
+def two_sources():
+    text = Path(TINY).read_text().replace('sources=dict(main=1.0)', 'sources=dict(a=3.0, b=1.0)')
+    return text.replace('image=dict(channels=1', 'image=dict(channels=None')
+
+
+def test_image_and_canvas_come_from_the_mixture(tmp_path):
+    path = tmp_path / 'mine.py'
+    path.write_text(two_sources())
+    data = dict(a=data_set(size=40, mean=0.2, std=0.1), b=data_set(size=64, mean=0.6, std=0.3))
+    config = configs.check(configs.resolve(configs.read(str(path)), data))
+    assert config['data']['cxr'] == dict(rows=8, canvas=64, sources=dict(a=3.0, b=1.0))
+    mean = 0.75 * 0.2 + 0.25 * 0.6
+    spread = 0.75 * (0.1**2 + (0.2 - mean) ** 2) + 0.25 * (0.3**2 + (0.6 - mean) ** 2)
+    assert config['image']['channels'] == 1
+    assert config['image']['mean'] == pytest.approx(mean)
+    assert config['image']['std'] == pytest.approx(math.sqrt(spread))
+
+
+def test_sources_of_different_channels_ask(tmp_path):
+    path = tmp_path / 'mine.py'
+    path.write_text(two_sources())
+    data = dict(a=data_set(channels=1), b=data_set(channels=3))
+    with pytest.raises(UserError, match=r'image.channels.*--config.image.channels=1'):
+        configs.resolve(configs.read(str(path)), data)
+    assert configs.resolve(configs.read(str(path), ['image.channels=3']), data)['image']['channels'] == 3
+
+
+def test_given_numbers_stay():
+    config = resolved('image.mean=.1', 'data.cxr.canvas=48', datasets=dict(main=data_set()))
+    assert config['image'] == dict(channels=1, mean=0.1, std=0.25)
+    assert config['data']['cxr']['canvas'] == 48
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """Data sets that are there: a and b."""
+    from medjax.data import records
+
+    def find(path):
+        if path not in ('a', 'b'):
+            raise UserError(f'{path} is no data set')
+        return data_set(path)
+
+    monkeypatch.setattr(records, 'open', find)
+
+
+def test_the_only_source_needs_no_name(opened):
+    config, datasets = configs.load(TINY, ['a'])
+    assert (config['data_paths'], list(datasets)) == ({'main': 'a'}, ['main'])
+    assert configs.load(TINY, ['main=b'])[0]['data_paths'] == {'main': 'b'}
+
+
+@pytest.mark.parametrize(
+    ('data', 'words'),
+    [
+        ([], ['--data PATH', 'medjax build']),
+        (['c'], ['c is no data set']),
+        (['mian=a'], ["no source 'mian'", "did you mean 'main'?"]),
+        (['a', 'b'], ['--data main=PATH']),
+        (['main=a', 'main=b'], ['given twice']),
+    ],
+)
+def test_mistakes_with_data(opened, data, words):
+    with pytest.raises(UserError) as error:
+        configs.load(TINY, data)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_several_sources_are_named(opened, tmp_path):
+    path = tmp_path / 'mine.py'
+    path.write_text(two_sources())
+    assert sorted(configs.load(str(path), ['b=b', 'a=a'])[1]) == ['a', 'b']
+    with pytest.raises(UserError, match=r"the source 'b' has no path; add --data b=PATH"):
+        configs.load(str(path), ['a=a'])
+    with pytest.raises(UserError, match=r'--data a=PATH --data b=PATH'):
+        configs.load(str(path), ['a'])
+
+
+# Frozen, JSON, fingerprint.
+
+
+def test_a_resolved_config_does_not_change():
+    config = resolved()
+    for change in (
+        lambda: config.update(seed=1),
+        lambda: config['optim'].__setitem__('lr', 1),
+        lambda: config['terms'][0].pop('term'),
+    ):
+        with pytest.raises(TypeError):
+            change()
+    assert isinstance(config['terms'], tuple)
+
+
+def test_json_there_and_back(tmp_path):
+    config = resolved(datasets=dict(main=data_set()))
+    (tmp_path / 'config.json').write_text(configs.to_json(config))
+    back = configs.load_json(tmp_path / 'config.json')
+    assert back == config
+    assert configs.to_json(back) == configs.to_json(config)
+    assert configs.fingerprint(back) == configs.fingerprint(config)
+    (tmp_path / 'config.json').write_text('{')
+    with pytest.raises(UserError, match=r'config.json'):
+        configs.load_json(tmp_path / 'config.json')
+
+
+def test_fingerprint_and_difference_count_what_is_computed():
+    config, print_ = resolved(), configs.fingerprint(resolved())
+    for same in ('mesh.data=1', 'log.every=7', 'checkpoint.keep=5', 'micro_batches=2'):
+        assert configs.fingerprint(resolved(same)) == print_
+        assert configs.difference(config, resolved(same)) == []
+    for other, keys in (
+        ('optim.lr=.1', ['optim.lr']),
+        ('terms.2.weight=.2', ['terms.2.weight']),
+        ('optim.clip=none', ['optim.clip']),
+    ):
+        assert configs.fingerprint(resolved(other)) != print_
+        assert configs.difference(config, resolved(other)) == keys
+    elsewhere = resolved(datasets=dict(main=data_set('/elsewhere')))
+    assert configs.fingerprint(elsewhere) == configs.fingerprint(resolved(datasets=dict(main=data_set('/here'))))
+    assert len(print_) == 16
+
+
+def test_the_order_of_keys_in_a_file_is_of_no_consequence(tmp_path):
+    config = configs.read(TINY).to_dict()
+    turned = {name: config[name] for name in reversed(list(config))}
+    (tmp_path / 'mine.py').write_text(f'def get_config():\n    return {turned!r}\n')
+    found = configs.resolve(configs.read(str(tmp_path / 'mine.py')), {})
+    assert list(found) == list(resolved())
+    assert json.loads(configs.to_json(found)) == json.loads(configs.to_json(resolved()))
+
+
+if __name__ == '__main__':
+    GOLDEN.mkdir(exist_ok=True)
+    for shipped in SHIPPED:
+        (GOLDEN / f'{shipped.stem}.json').write_text(dump(shipped))
