@@ -49,7 +49,7 @@ class Stream:
         self, parts: Mapping[str, Any], datasets: Mapping[str, DataSet], seed: int, threads: int | None = None
     ):
         self.threads = threads or os.cpu_count() or 1
-        used = [source for cfg in parts.values() for source in cfg.get('sources', {})]
+        used = [source for cfg in parts.values() for source in (cfg.get('sources') or {})]
         for source in used:
             if source not in datasets:
                 raise UserError(f'no data for the source {source!r}{suggest(source, datasets)}; give --data {source}=PATH')

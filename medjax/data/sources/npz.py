@@ -96,8 +96,8 @@ def _arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, AttributeError) as error:
-        raise UserError(f'{path} cannot be read as .npz: {" ".join(str(error).split())[:150]}') from None
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, AttributeError):
+        raise UserError(f'{path}: no .npz archive, a damaged one, or one with Python objects, which are not read') from None
     if not any(f'{split}_images' in arrays for split in splits.NAMES):
         raise UserError(
             f'{path} holds {", ".join(sorted(arrays)[:8]) or "nothing"}; MedMNIST has train_images, train_labels, '

@@ -1,0 +1,85 @@
+"""`medjax build <kind>`: a source's files become a data set.
+
+    medjax build table DIR --out DATA [--labels a,b,category] [--size 256]
+    medjax build npz FILE --out DATA
+    medjax build phantom --records 2000 --out DATA
+
+A kind is a module of medjax.data.sources, or the user's own: `medjax build mypkg.mysource …`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pkgutil
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from medjax.data import sources, splits, write
+from medjax.data.sources import Drop, npz
+from medjax.errors import UserError, find
+
+LISTED = 20  # drops that are printed; all of them are in drops.csv
+
+
+def main(argv: list[str]) -> int:
+    """Reads the source, writes the data set, says what is in it and what was set aside."""
+    kinds = sorted(module.name for module in pkgutil.iter_modules(sources.__path__))
+    if not argv or argv[0].startswith('-'):
+        print(f'{__doc__.strip()}\n\nkinds: {", ".join(kinds)}; medjax build <kind> --help tells what it takes')
+        return 0 if argv and argv[0] in ('-h', '--help') else 2
+    kind, *rest = argv
+    module = find(kind, sources.__name__, 'build')
+    options = vars(_parser(kind, module).parse_args(rest))
+    out, as_npz, overwrite = options.pop('out'), options.pop('npz'), options.pop('overwrite')
+    if not out and not as_npz:
+        raise UserError(f'build {kind}: say where to: --out DATA')
+    warnings.filterwarnings('ignore', module='pydicom')  # its warnings quote the files' own fields
+
+    source = module.source(**options)
+    if as_npz:
+        npz.write(source, as_npz)
+        print(f'{source.name} -> {as_npz}')
+    if out:
+        summary = write.write(source, out, overwrite)
+        print('\n'.join(_told(out, summary, summary['drops'], summary['notes'])))
+    return 0
+
+
+def _parser(kind: str, module: Any) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f'medjax build {kind}', description=(module.__doc__ or '').strip().split('\n')[0], allow_abbrev=False
+    )
+    module.arguments(parser)
+    parser.add_argument('--out', metavar='DATA', help='the folder to make')
+    parser.add_argument('--overwrite', action='store_true', help='replace the data set that is there')
+    parser.add_argument('--npz', metavar='FILE', help='write the images as one file in the layout of MedMNIST')
+    return parser
+
+
+def _told(out: str, summary: dict[str, Any], drops: Sequence[Drop], notes: Sequence[str]) -> list[str]:
+    """What the person at the keyboard reads: contents, notes, and everything that was set aside."""
+    counts = ', '.join(f'{name} {summary["splits"][name]}' for name in splits.NAMES if name in summary['splits'])
+    labels = summary['labels']
+    shown = ', '.join(labels[:12]) + (f', … ({len(labels)} in all)' if len(labels) > 12 else '')
+    lines = [
+        f'{summary["name"]} -> {out}',
+        f'  {sum(summary["splits"].values())} records: {counts}',
+        f'  labels: {shown or "none"}',
+        f'  {summary["channels"]} channel{"s" * (summary["channels"] > 1)} of {summary["bits"]} bits, longest side '
+        f'{summary["size"]} px, mean {summary["mean"]:.3f}, deviation {summary["std"]:.3f}',
+        f'  fingerprint {summary["fingerprint"]}, id key {summary["key_fingerprint"]}',
+    ]
+    lines += [f'  note: {note}' for note in notes]
+    for part, what in (('record', 'images were set aside'), ('part', 'records lost a part')):
+        if chosen := [drop for drop in drops if drop.part == part]:
+            lines.append(f'  {len(chosen)} {what} (all in drops.csv):')
+            lines += [f'    {drop.where or "an image"}: {drop.reason}' for drop in chosen[:LISTED]]
+            if len(chosen) > LISTED:
+                lines.append(f'    … and {len(chosen) - LISTED} more')
+    return lines
+
+
+if __name__ == '__main__':
+    sys.exit(main(sys.argv[1:]))
