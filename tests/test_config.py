@@ -10,10 +10,14 @@ import math
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import pytest
 
 from medjax import config as configs
-from medjax.errors import UserError
+from medjax.errors import UserError, build
+from medjax.objectives.compose import objective
+from medjax.training.optimizer import optimizer
+from medjax.views import make
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / 'golden'
@@ -41,6 +45,17 @@ def test_shipped_configs_equal_their_golden_dumps(path):
 
 def test_every_golden_dump_has_its_config():
     assert [p.stem for p in sorted(GOLDEN.glob('*.json'))] == [p.stem for p in SHIPPED]
+
+
+@pytest.mark.parametrize('path', SHIPPED, ids=lambda path: path.stem)
+def test_builders_take_every_shipped_config(path):
+    """Towers, heads, copies, terms, views, masks and parameter groups exist under the names that the recipes use."""
+    config = configs.resolve(configs.read(str(path), ['image.channels=3', 'image.mean=.5', 'image.std=.2']), {})
+    goal = objective(config)
+    params, _ = jax.eval_shape(goal.init, jax.random.key(0))
+    build(optimizer, config['optim'], 'optim', params=params, total_steps=config['total_steps'])
+    grids = {name: goal.towers['image'].grid((view['size'],) * 2) for name, view in config['views'].items()}
+    make.build(config['views'], config['masks'], config['image'], grids, config['rows_per_group'])
 
 
 # Overrides.
@@ -164,7 +179,9 @@ def test_a_missing_file_suggests_its_neighbour():
 
 def test_a_config_file_may_take_an_argument_and_the_data(tmp_path):
     text = Path(TINY).read_text()
-    text = text.replace('def get_config()', 'def get_config(data, steps)').replace('total_steps=8', 'total_steps=int(steps)')
+    text = text.replace('def get_config()', 'def get_config(data, steps)').replace(
+        'total_steps=8', 'total_steps=int(steps)'
+    )
     (tmp_path / 'mine.py').write_text(text.replace('batch_size=8', 'batch_size=data.size'))
     config = configs.read(f'{tmp_path}/mine.py:12', data=data_set(size=16))
     assert (config.total_steps, config.batch_size) == (12, 16)

@@ -1,0 +1,111 @@
+"""The demo: a very small ViT, in minutes, on any data folder.
+
+    medjax build phantom --records 2000 --size 64 --out data/demo
+    medjax train --config configs/demo.py --data data/demo --workdir runs/demo
+
+Channels, mean and deviation come from the data, and so do the sizes: crops of 64 and 32 px in patches of 8, or for
+smaller pictures (MedMNIST's 28 px) crops of their size and half of it in patches of 4.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+
+def get_config(data: Any = None) -> ConfigDict:
+    side = 64 if data is None else data.size
+    patch = 8 if side >= 56 else 4
+    large = min(64, max(side // patch, 2) * patch)
+    small = max(large // 2 // patch, 2) * patch
+    teacher_temperature = dict(rule='linear', start=0.04, end=0.07, steps=100)
+    return ConfigDict(
+        dict(
+            total_steps=300,
+            batch_size=32,
+            seed=0,
+            rows_per_group=8,
+            micro_batches=1,
+            dtype='float32',
+            image=dict(channels=None, mean=None, std=None),
+            data=dict(images=dict(sources=dict(main=1.0))),
+            views={
+                'global': dict(
+                    view='crop',
+                    part='images',
+                    count=2,
+                    size=large,
+                    area=(0.4, 1.0),
+                    aspect=(3 / 4, 4 / 3),
+                    flip=0.0,
+                    blur=0.2,
+                    sigma=(0.1, 1.0),
+                    photometric='radiograph',
+                ),
+                'local': dict(
+                    view='crop',
+                    part='images',
+                    count=4,
+                    size=small,
+                    area=(0.1, 0.4),
+                    aspect=(3 / 4, 4 / 3),
+                    flip=0.0,
+                    blur=0.2,
+                    sigma=(0.1, 1.0),
+                    photometric='radiograph',
+                ),
+            },
+            masks={'global~block': dict(mask='blocks', share=0.5, ratio=(0.1, 0.5))},
+            towers=dict(
+                image=dict(
+                    tower='vit', variant=f'Ti/{patch}', width=192, depth=4, heads=3, native_size=large, layerscale=0.1
+                )
+            ),
+            heads=dict(
+                dino=dict(head='dino_head', prototypes=512, hidden=512, bottleneck=128),
+                ibot=dict(head='dino_head', prototypes=512, hidden=512, bottleneck=128),
+            ),
+            copies=dict(
+                teacher=dict(
+                    of=['towers/image', 'heads/dino', 'heads/ibot'],
+                    rule='ema',
+                    momentum=dict(rule='cosine', start=0.98, end=1.0),
+                )
+            ),
+            terms=[
+                dict(
+                    term='distill_cls',
+                    student=['student/image/global~block/cls>dino', 'student/image/local/cls>dino'],
+                    teacher='teacher/image/global/cls>dino',
+                    centring='sinkhorn',
+                    teacher_temperature=teacher_temperature,
+                    weight=1.0,
+                ),
+                dict(
+                    term='distill_patch',
+                    student='student/image/global~block/patches@block>ibot',
+                    teacher='teacher/image/global/patches@block>ibot',
+                    centring='sinkhorn',
+                    teacher_temperature=teacher_temperature,
+                    weight=1.0,
+                ),
+                dict(term='koleo', of='student/image/global~block/cls', weight=0.1),
+            ],
+            optim=dict(
+                lr=1e-3,
+                schedule=dict(rule='cosine', start=1.0, end=0.01, warmup=30),
+                weight_decay=dict(rule='cosine', start=0.04, end=0.2),
+                clip=3.0,
+                groups=[
+                    dict(match='towers/image/*', clip='image'),
+                    dict(match='heads/dino/*', clip='dino'),
+                    dict(match='heads/ibot/*', clip='ibot'),
+                    dict(match='*/bias', decay=0.0),
+                    dict(match='*/scale', decay=0.0),
+                    dict(match='*/gamma?', decay=0.0),
+                ],
+            ),
+            export=dict(copy='teacher', towers=['image'], heads=['dino', 'ibot'], every=100),
+            checkpoint=dict(every=100, keep=2),
+            log=dict(every=10),
+        )
+    )
