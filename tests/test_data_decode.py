@@ -232,7 +232,12 @@ def test_dicom_of_8_bits_and_in_colour():
 
 def test_dicom_that_cannot_be_read_does_not_name_the_patient():
     whole = dicom(stored12)
-    for data in (whole[:-50], whole[:300], dicom(stored12, NumberOfFrames=2), dicom(stored12, PhotometricInterpretation='X')):
+    for data in (
+        whole[:-50],
+        whole[:300],
+        dicom(stored12, NumberOfFrames=2),
+        dicom(stored12, PhotometricInterpretation='X'),
+    ):
         with pytest.raises(Unreadable) as error:
             decode.read(data)
         assert 'Doe' not in str(error.value) and '4711' not in str(error.value)

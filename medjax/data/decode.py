@@ -9,6 +9,7 @@ import io
 
 import numpy as np
 
+from medjax.data import dicom
 from medjax.data.sources import Unreadable
 
 
@@ -28,17 +29,15 @@ def decode(data: bytes, channels: int, bits: int) -> np.ndarray:
 def read(data: bytes) -> np.ndarray:
     """The pixels of a source file, told by its content, not by its name. Raises Unreadable."""
     if data[:3] == b'\xff\xd8\xff':
-        kind, reader = 'JPEG', _jpeg
+        kind = 'JPEG'
     elif data[:8] == b'\x89PNG\r\n\x1a\n':
-        kind, reader = 'PNG', _pillow
+        kind = 'PNG'
     elif data[128:132] == b'DICM':
-        from medjax.data.dicom import pixels as reader
-
         kind = 'DICOM'
     else:
         raise Unreadable('an empty file' if not data else 'neither JPEG, PNG nor DICOM')
     try:
-        pixels = reader(data)
+        pixels = {'JPEG': _jpeg, 'PNG': _pillow, 'DICOM': dicom.pixels}[kind](data)
     except Unreadable:
         raise
     except Exception as error:  # decoders of damaged files raise nearly anything
@@ -159,9 +158,9 @@ def _pillow(data: bytes) -> np.ndarray:
 
     if data[1:4] == b'PNG' and data[24] == 16 and data[25] in (2, 6):
         raise Unreadable('a PNG of 16 bits in colour, which would lose half of them; store it as 16-bit grey')
-    with Image.open(io.BytesIO(data), formats=['PNG', 'JPEG']) as image:
-        image.load()
-        image = ImageOps.exif_transpose(image)
+    with Image.open(io.BytesIO(data), formats=['PNG', 'JPEG']) as file:
+        file.load()
+        image: Image.Image = ImageOps.exif_transpose(file)
         if image.mode in ('1', 'LA', 'La'):
             image = image.convert('L')
         elif image.mode.startswith('I'):

@@ -35,11 +35,14 @@ def private_key() -> bytes:
     """MEDJAX_ID_KEY as UTF-8, or the content of the private key file, which is made where it is missing."""
     if (value := os.environ.get('MEDJAX_ID_KEY')) is not None:
         if not value.strip():
-            raise UserError('MEDJAX_ID_KEY is set but empty; give it a secret of your own, or unset it to use a key file')
+            raise UserError('MEDJAX_ID_KEY is set but empty; give it a secret, or unset it to use a key file')
         return value.encode()
     path = key_file()
-    if not path.exists():
-        _make(path)
+    try:
+        if not path.exists():
+            _make(path)
+    except OSError as error:
+        raise UserError(f'the id key {path} cannot be made ({error.strerror}); set MEDJAX_ID_KEY instead') from None
     if path.stat().st_mode & 0o077:
         raise UserError(f'the id key {path} can be read by others; run: chmod 600 {path}')
     key = path.read_bytes().strip()

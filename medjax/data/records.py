@@ -127,9 +127,9 @@ class Split:
         return tfds.builder_from_directory(self.data.path / 'records').as_data_source(split=self.name)
 
 
-def open(path: str | os.PathLike) -> DataSet:  # noqa: A001, read as records.open
+def open(path: str | os.PathLike) -> DataSet:
     """The data set that `medjax build` wrote at `path`."""
-    path = pathlib.Path(path).expanduser()
+    path = pathlib.Path(path).expanduser().absolute()
     file = path / 'medjax.json'
     if not path.is_dir():
         raise UserError(f'no data set at {path}: there is no such folder; make one with medjax build … --out {path}')
@@ -168,7 +168,7 @@ def write_seen(datasets: Mapping[str, DataSet], path: str | os.PathLike) -> None
     path.parent.mkdir(parents=True, exist_ok=True)
     hidden = path.with_name(f'.{path.name}.{os.getpid()}')
     with builtins.open(hidden, 'wb') as file:
-        np.savez(file, **arrays)
+        np.savez(file, **arrays)  # type: ignore[arg-type]
     os.replace(hidden, path)
 
 

@@ -18,9 +18,9 @@ def assign(entries: Sequence[Entry], namespace: str) -> list[str]:
     """The split of each entry: as given, if no patient is in two of them; else drawn per patient."""
     if all(entry.split is None for entry in entries):
         return [draw(namespace, entry.patient) for entry in entries]
-    given = [entry.split for entry in entries]
-    if unknown := {str(split) for split in given} - set(NAMES):
-        raise UserError(f'unknown split {", ".join(map(repr, sorted(unknown)))}; use train, val or test for every image')
+    given = [str(entry.split) for entry in entries]
+    if unknown := sorted(set(given) - set(NAMES)):
+        raise UserError(f'unknown split {", ".join(map(repr, unknown))}; use train, val or test for every image')
     check([entry.patient for entry in entries], given)
     return given
 
@@ -48,6 +48,6 @@ def check(patients: Sequence, split: Sequence[str]) -> None:
             for names in sorted(set(mixed), key=sorted)
         )
         raise UserError(
-            f'{len(mixed)} of {len(seen)} patients are in more than one split ({pairs}); give all images of a patient one '
-            'split, or leave the split column out (or blank) and medjax draws one per patient'
+            f'{len(mixed)} of {len(seen)} patients are in more than one split ({pairs}); give all images of a patient '
+            'one split, or leave the split column out (or blank) and medjax draws one per patient'
         )

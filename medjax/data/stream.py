@@ -52,7 +52,8 @@ class Stream:
         used = [source for cfg in parts.values() for source in (cfg.get('sources') or {})]
         for source in used:
             if source not in datasets:
-                raise UserError(f'no data for the source {source!r}{suggest(source, datasets)}; give --data {source}=PATH')
+                near = suggest(source, datasets)
+                raise UserError(f'no data for the source {source!r}{near}; give --data {source}=PATH')
         # one vocabulary over all parts, in order of first appearance
         self.vocabulary = tuple(dict.fromkeys(label for source in used for label in datasets[source].labels))
         place = {label: k for k, label in enumerate(self.vocabulary)}
@@ -90,7 +91,9 @@ class Stream:
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _begin(self, pool: ThreadPoolExecutor, step: int, rows: dict[str, np.ndarray]) -> tuple[HostBatch, list[Future]]:
+    def _begin(
+        self, pool: ThreadPoolExecutor, step: int, rows: dict[str, np.ndarray]
+    ) -> tuple[HostBatch, list[Future]]:
         """An empty batch, and the tasks that fill it, one a row."""
         batch, futures = {}, []
         for name, numbers in rows.items():

@@ -1,9 +1,11 @@
-"""From a source to a data set on disk: one pass over the images, published whole or not at all.
+"""From a source to a data set on disk: one pass over the images, published whole or not at all. It makes
 
     DATA/medjax.json     name, version, labels, channels, bits, size, mean, std, splits, fingerprints
     DATA/columns.npz     what is cheap to know of every record: labels, hashed keys, age, sex, …
     DATA/drops.csv       what was set aside, where it stood and why; hashed ids only
     DATA/records/        ArrayRecord files, written and read through tensorflow_datasets (without TensorFlow)
+
+and nothing of it is seen at DATA before all of it is there.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from medjax.data.sources import Drop, Entry, Example, Source, Unreadable
 from medjax.errors import UserError
 
 FORMAT = 1
+LARGE = 1024  # px; decoding time and memory grow with the area, and few encoders see more
 KINDS = ('patient', 'study', 'image', 'pixels')  # the hashed keys of a record, in the order of their columns
 
 
@@ -61,8 +64,11 @@ def write(source: Source, out: str | os.PathLike, overwrite: bool = False) -> di
     _may_write(out, overwrite)
     key = source.key or ids.private_key()
     named = splits.assign(source.entries, source.namespace)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    hidden = pathlib.Path(tempfile.mkdtemp(dir=out.parent, prefix=f'.{out.name}.'))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        hidden = pathlib.Path(tempfile.mkdtemp(dir=out.parent, prefix=f'.{out.name}.'))
+    except OSError as error:
+        raise UserError(f'{out.parent} cannot be written to ({error.strerror}); choose another --out') from None
     try:
         drops = list(source.dropped)
         stored = _write_records(source, key, named, drops, hidden)
@@ -76,8 +82,10 @@ def write(source: Source, out: str | os.PathLike, overwrite: bool = False) -> di
     return summary | {'drops': drops, 'notes': [*source.notes, *_notes(stored)]}
 
 
-def _write_records(source: Source, key: bytes, named: list[str], drops: list[Drop], hidden: pathlib.Path) -> list[Stored]:
-    """Writes hidden/records, split by split in the order of the entries, and returns the records without their bytes."""
+def _write_records(
+    source: Source, key: bytes, named: list[str], drops: list[Drop], hidden: pathlib.Path
+) -> list[Stored]:
+    """Writes hidden/records, split by split in the order of the entries; returns the records without their bytes."""
     from tqdm import tqdm
 
     done: list[Stored] = []
@@ -98,7 +106,7 @@ def _write_records(source: Source, key: bytes, named: list[str], drops: list[Dro
                     done.append(record._replace(image=b'', mask=b'', text={}))
                     yield n * spread, _encoded(record, i)
 
-        generators = {}
+        generators: dict[str, Iterator] = {}
         for split in splits.NAMES:  # a split may turn out to be empty only once its images are opened
             made = examples(split)
             if (first := next(made, None)) is not None:
@@ -114,10 +122,10 @@ def _store(source: Source, key: bytes, i: int, split: str) -> tuple[Stored | Non
     entry = source.entries[i]
     try:
         example = source.load(i)
-        array = isinstance(example.image, np.ndarray)
-        picture = decode.grey_if_equal(example.image) if array else decode.read(example.image)
+        given = example.image
+        picture = decode.read(given) if isinstance(given, bytes) else decode.grey_if_equal(given)
         small = decode.bounded(picture, source.size)
-        kept = decode.keepable(example.image) if small is picture else None
+        kept = decode.keepable(given) if small is picture else None
         image = kept or decode.png(small)
     except Unreadable as error:
         return None, Drop(entry.image, entry.where, str(error))
@@ -204,12 +212,12 @@ def _tfds_build(generators: dict[str, Iterator], labels: int, hidden: pathlib.Pa
             VERSION = tfds.core.Version(f'{FORMAT}.0.0')
 
             def _info(self):
-                features = dict(
-                    image=tfds.features.Text(), mask=tfds.features.Text(), role=tfds.features.Text(),  # bytes, as they are
-                    text=tfds.features.Text(), info=tfds.features.Text(), index=np.int64,
-                    label=tfds.features.Tensor(shape=(labels,), dtype=np.int8),
-                    keys=tfds.features.Tensor(shape=(len(KINDS),), dtype=np.uint64),
-                )  # fmt: skip
+                text, names = tfds.features.Text(), ('image', 'mask', 'role', 'text', 'info')  # Text holds any bytes
+                features = dict.fromkeys(names, text) | {
+                    'index': np.int64,
+                    'label': tfds.features.Tensor(shape=(labels,), dtype=np.int8),
+                    'keys': tfds.features.Tensor(shape=(len(KINDS),), dtype=np.uint64),
+                }
                 return tfds.core.DatasetInfo(
                     builder=self, features=tfds.features.FeaturesDict(features), disable_shuffling=True
                 )
@@ -275,7 +283,7 @@ def _write_columns(stored: list[Stored], path: pathlib.Path) -> None:
                 columns[f'{split}/info/{name}'] = np.array(['' if value is None else str(value) for value in values])
             else:
                 columns[f'{split}/info/{name}'] = np.array([np.nan if v is None else v for v in values], np.float32)
-    np.savez_compressed(path, **columns)
+    np.savez_compressed(path, **columns)  # type: ignore[arg-type]
 
 
 def _write_drops(drops: list[Drop], key: bytes, namespace: str, path: pathlib.Path) -> None:
@@ -296,6 +304,8 @@ def _notes(stored: list[Stored]) -> list[str]:
     deep = sum(record.bits == 16 for record in stored)
     if 0 < deep < len(stored):
         notes.append(f'{deep} of {len(stored)} images have 16 bits: the data set has 16, 8-bit values are spread')
+    if (longest := max(max(record.shape[:2]) for record in stored)) > LARGE:
+        notes.append(f'the longest side has {longest} px; training reads smaller images faster (--size bounds them)')
     names = {record.split for record in stored}
     if missing := [split for split in splits.NAMES if split not in names]:
         notes.append(f'no record in {" and ".join(missing)}')

@@ -84,7 +84,7 @@ def write(source: Source, file: str) -> None:
                 arrays[f'{split}_labels'] = signed.astype(np.uint8) if (signed >= 0).all() else signed
     hidden = path.with_name(f'.{path.name}.{os.getpid()}.npz')
     try:
-        np.savez_compressed(hidden, **arrays)
+        np.savez_compressed(hidden, **arrays)  # type: ignore[arg-type]
         os.replace(hidden, path)
     finally:
         hidden.unlink(missing_ok=True)
@@ -97,7 +97,9 @@ def _arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, AttributeError):
-        raise UserError(f'{path}: no .npz archive, a damaged one, or one with Python objects, which are not read') from None
+        raise UserError(
+            f'{path}: no .npz archive, a damaged one, or one of Python objects, which are not read'
+        ) from None
     if not any(f'{split}_images' in arrays for split in splits.NAMES):
         raise UserError(
             f'{path} holds {", ".join(sorted(arrays)[:8]) or "nothing"}; MedMNIST has train_images, train_labels, '

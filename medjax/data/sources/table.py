@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import functools
 import io
 import math
 import pathlib
@@ -22,7 +23,7 @@ from medjax.errors import UserError, suggest
 RECOGNISED = ('image', 'patient_id', 'study_id', 'split', 'text', 'age', 'sex', 'view', 'mask', 'license')
 SPLITS = {'train': 'train', 'val': 'val', 'valid': 'val', 'validation': 'val', 'test': 'test'}
 MOST_VALUES = 100  # a text column with more values than this is no label
-FRONTAL, LATERAL = {'pa', 'ap', 'frontal', 'ap supine'}, {'l', 'll', 'lateral', 'rl'}
+ROLES = dict.fromkeys(('pa', 'ap', 'frontal'), 'frontal') | dict.fromkeys(('l', 'll', 'rl', 'lateral'), 'lateral')
 
 
 class Line(NamedTuple):
@@ -46,7 +47,7 @@ def source(folder: str, labels: str | None = None, size: int | None = None, name
         raise UserError(f'--size {size}: the longer side must have at least one pixel')
     root = pathlib.Path(folder).expanduser().resolve()
     columns, lines, dropped = _lines(root)
-    lines, files, more = _usable(root, columns, lines)
+    lines, files, more = _usable(root, lines)
     dropped += more
     names, label_of = _labels(lines, columns, labels)
     entries = [_entry(line) for line in lines]
@@ -59,7 +60,7 @@ def source(folder: str, labels: str | None = None, size: int | None = None, name
         return Example(
             image=_bytes(files[i]),
             label=[of(cells) for of in label_of],
-            role='frontal' if view.lower() in FRONTAL else 'lateral' if view.lower() in LATERAL else 'image',
+            role=ROLES.get(view.lower().split(' ')[0], 'image'),  # 'AP Supine' is frontal
             text={'report': cells['text']} if cells.get('text') else {},
             info={name: fact for name, fact in facts.items() if fact not in ('', None)},
             mask=mask,
@@ -112,14 +113,15 @@ def _lines(root: pathlib.Path) -> tuple[list[str], list[Line], list[Drop]]:
     return columns, lines, dropped
 
 
-def _usable(root: pathlib.Path, columns: list[str], lines: list[Line]) -> tuple[list[Line], list[pathlib.Path], list[Drop]]:
+def _usable(root: pathlib.Path, lines: list[Line]) -> tuple[list[Line], list[pathlib.Path], list[Drop]]:
     """The lines whose image may be opened, their files, and the others with a reason."""
     split_given = any(line.cells.get('split') for line in lines)
     if wrong := {s for line in lines if (s := line.cells.get('split', '')) and s.lower() not in SPLITS}:
         raise UserError(
             f'metadata.csv: the column split holds {", ".join(map(repr, sorted(wrong)[:3]))}; use train, val or test'
         )
-    usable, files, dropped, first = [], [], [], {}
+    usable, files, dropped = [], [], []
+    first: dict[pathlib.Path, Line] = {}
     for line in lines:
         cell = line.cells['image'].replace('\\', '/')
         try:
@@ -148,11 +150,14 @@ def _inside(root: pathlib.Path, cell: str) -> pathlib.Path:
         raise Unreadable('the path is absolute; paths are relative to the folder')
     if '..' in cell.split('/'):
         raise Unreadable("the path leaves the folder ('..')")
-    file = (root / cell).resolve()
-    if not file.is_relative_to(root):
-        raise Unreadable('the path leaves the folder (a symbolic link)')
-    if not file.is_file():
-        raise Unreadable('there is no such file')
+    try:
+        file = (root / cell).resolve()
+        if not file.is_relative_to(root):
+            raise Unreadable('the path leaves the folder (a symbolic link)')
+        if not file.is_file():
+            raise Unreadable('there is no such file')
+    except (OSError, RuntimeError):  # too long, no permission, links in a circle
+        raise Unreadable('the path cannot be followed') from None
     return file
 
 
@@ -173,7 +178,8 @@ def _labels(lines: list[Line], columns: list[str], named: str | None) -> tuple[t
         chosen = [name for name in columns if name in number and name not in RECOGNISED]
     else:
         chosen = list(dict.fromkeys(_column(name) for name in named.split(',') if name.strip()))
-    names, functions = [], []
+    names: list[str] = []
+    functions: list[Label] = []
     for column in chosen:
         if column not in columns:
             raise UserError(f'--labels: metadata.csv has no column {column!r}{suggest(column, columns)}')
@@ -181,7 +187,7 @@ def _labels(lines: list[Line], columns: list[str], named: str | None) -> tuple[t
             raise UserError(f'--labels: the column {column!r} is empty')
         if column in number:
             names.append(column)
-            functions.append(lambda cells, column=column: _number(cells[column]) if cells[column] else -2)
+            functions.append(functools.partial(_given, column))
             continue
         if len(values[column]) > MOST_VALUES:
             raise UserError(
@@ -190,8 +196,17 @@ def _labels(lines: list[Line], columns: list[str], named: str | None) -> tuple[t
             )
         for value in sorted(values[column]):
             names.append(f'{column}={value}' if value in names or value in chosen else value)
-            functions.append(lambda cells, c=column, v=value: int(cells[c] == v) if cells[c] else -2)
+            functions.append(functools.partial(_is, column, value))
     return tuple(names), functions
+
+
+def _given(column: str, cells: Mapping[str, str]) -> int:
+    number = _number(cells[column])
+    return -2 if number is None else number
+
+
+def _is(column: str, value: str, cells: Mapping[str, str]) -> int:
+    return int(cells[column] == value) if cells[column] else -2
 
 
 def _mask(root: pathlib.Path, cell: str) -> tuple[bytes | None, str]:
@@ -213,7 +228,7 @@ def _notes(columns: list[str], lines: list[Line], labels: tuple[str, ...]) -> li
     without = sum(not line.cells.get('patient_id') for line in lines)
     notes = []
     if without:
-        where = 'there is no column patient_id' if 'patient_id' not in columns else f'{without} lines have no patient_id'
+        where = f'{without} lines have no patient_id' if 'patient_id' in columns else 'there is no column patient_id'
         notes.append(f'{where}: each such image counts as a patient of its own, so splits may share people')
     if not labels:
         notes.append('no labels: no column holds only 0, 1, -1 or nothing; name some with --labels to probe')

@@ -1,0 +1,221 @@
+"""Tables and npz files as sources: what is read, what is set aside, what is refused."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from medjax.data.sources import npz, table
+from medjax.errors import UserError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / 'clinic'
+    (folder / 'images').mkdir(parents=True)
+    for i in range(6):
+        Image.fromarray(np.full((8, 10), 10 * i, np.uint8)).save(folder / 'images' / f'{i}.png')
+    return folder
+
+
+def csv(folder, text: str, encoding: str = 'utf-8') -> None:
+    (folder / 'metadata.csv').write_bytes(text.encode(encoding))
+
+
+def labels_of(source) -> list[list[int]]:
+    return [list(source.load(i).label) for i in range(len(source.entries))]
+
+
+def test_recognised_columns_and_default_labels(folder):
+    csv(
+        folder,
+        'image,patient_id,study_id,split,text,age,sex,view,license,effusion,mass,empty,followup\n'
+        'images/0.png,p1,1,train,"Clear, lungs",061Y,F,PA,CC0,0,1.0,,0\n'
+        'images/1.png,p1,2,train,,44.5,M,Lateral,CC0,-1,,,3\n'
+        'images/2.png,p2,1,valid,,unknown,,,CC0,1,0,,1\n',
+    )
+    source = table.source(str(folder))
+    assert source.name == source.namespace == 'clinic' and source.license == 'CC0'
+    assert source.labels == ('effusion', 'mass')  # not the empty column, not the counting one
+    assert labels_of(source) == [[0, 1], [-1, -2], [1, 0]]
+    assert [entry.split for entry in source.entries] == ['train', 'train', 'val']
+    assert len({entry.study for entry in source.entries}) == 3  # study 1 of p1 is not study 1 of p2
+    first, second, third = (source.load(i) for i in range(3))
+    assert first.text == {'report': 'Clear, lungs'} and second.text == {}
+    assert (first.role, second.role, third.role) == ('frontal', 'lateral', 'image')
+    assert first.info == {'age': 61.0, 'sex': 'F', 'view': 'PA', 'license': 'CC0'}
+    assert third.info == {'license': 'CC0'}
+
+
+def test_named_labels(folder):
+    csv(folder, 'image,kind,mass\nimages/0.png,a,1\nimages/1.png,b,0\nimages/2.png,,0\n')
+    source = table.source(str(folder), labels='mass,kind')
+    assert source.labels == ('mass', 'a', 'b')
+    assert labels_of(source) == [[1, 1, 0], [0, 0, 1], [0, -2, -2]]
+    with pytest.raises(UserError, match="no column 'knd'; did you mean 'kind'"):
+        table.source(str(folder), labels='knd')
+
+
+def test_a_label_with_hundreds_of_values_is_refused(folder):
+    csv(folder, 'image,who\n' + ''.join(f'images/{i % 6}.png,name{i}\n' for i in range(6)))
+    assert len(table.source(str(folder), labels='who').labels) == 6
+    for i in range(200):
+        Image.fromarray(np.zeros((1, 1), np.uint8)).save(folder / f'{i}.png')
+    csv(folder, 'image,who\n' + ''.join(f'{i}.png,name{i}\n' for i in range(200)))
+    with pytest.raises(UserError, match='200 different values'):
+        table.source(str(folder), labels='who')
+
+
+@pytest.mark.parametrize('encoding', ['utf-8', 'utf-8-sig', 'utf-16'])
+@pytest.mark.parametrize('delimiter', [',', ';', '\t', '|'])
+@pytest.mark.parametrize('newline', ['\n', '\r\n'])
+def test_encodings_and_delimiters(folder, encoding, delimiter, newline):
+    rows = [['Image', 'Patient_ID', 'röntgen'], ['images/0.png', 'p1', '1'], [], ['images/1.png', 'p2', '']]
+    csv(folder, newline.join(delimiter.join(row) for row in rows) + newline, encoding)
+    source = table.source(str(folder))
+    assert source.labels == ('röntgen',) and labels_of(source) == [[1], [-2]]
+    assert [entry.patient for entry in source.entries] == ['p1', 'p2']
+
+
+def test_lines_that_cannot_be_used_are_set_aside_with_their_reason(folder, tmp_path):
+    secret = tmp_path / 'secret.png'
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(secret)
+    (folder / 'link.png').symlink_to(secret)
+    csv(
+        folder,
+        'image,patient_id,mass\n'
+        'images/0.png,p1,1\n'
+        'images/0.png,p1,1\n'
+        'images/./0.png,p9,0\n'
+        '../secret.png,p1,1\n'
+        f'{secret},p1,1\n'
+        'link.png,p1,1\n'
+        'C:\\x.png,p1,1\n'
+        'images/none.png,p1,1\n'
+        ',p1,1\n'
+        'images/1.png,p1\n'
+        'images,p1,0\n'
+        'images\\2.png,p1,0\n' + 'x' * 300 + '.png,p1,1\n',
+    )
+    source = table.source(str(folder))
+    assert [entry.image for entry in source.entries] == ['images/0.png', 'images\\2.png']
+    reasons = {drop.where.removeprefix('metadata.csv line '): drop.reason for drop in source.dropped}
+    expected = {
+        '3': 'line 2 again', '4': 'again with other values', '5': "'..'", '6': 'absolute', '7': 'symbolic link',
+        '8': 'absolute', '9': 'no such file', '10': 'no file is named', '11': '2 cells where the header has 3',
+        '12': 'no such file', '14': 'cannot be followed',
+    }  # fmt: skip
+    assert reasons.keys() == expected.keys()
+    for line, words in expected.items():
+        assert words in reasons[line], (line, reasons[line])
+
+
+def test_a_blank_split_among_given_ones_is_set_aside(folder):
+    csv(folder, 'image,patient_id,split\nimages/0.png,p1,train\nimages/1.png,p2,\n')
+    source = table.source(str(folder))
+    assert len(source.entries) == 1 and 'split is blank' in source.dropped[0].reason
+    csv(folder, 'image,patient_id,split\nimages/0.png,p1,\nimages/1.png,p2,\n')
+    assert [entry.split for entry in table.source(str(folder)).entries] == [None, None]
+
+
+def test_images_without_a_patient_stand_alone_and_it_is_said(folder):
+    csv(folder, 'image,mass\nimages/0.png,1\nimages/1.png,0\n')
+    source = table.source(str(folder))
+    assert len({entry.patient for entry in source.entries}) == 2
+    assert 'no column patient_id' in source.notes[0]
+
+
+@pytest.mark.parametrize(
+    ('text', 'words'),
+    [
+        ('img,mass\na,1\n', "column image is missing; did you mean 'img'"),
+        ('image,a,a\nx,1,1\n', "'a' is there twice"),
+        ('image,split\nimages/0.png,holdout\n', "'holdout'; use train, val or test"),
+        ('', 'column image is missing'),
+    ],
+)
+def test_tables_that_are_refused(folder, text, words):
+    csv(folder, text)
+    with pytest.raises(UserError, match=words):
+        table.source(str(folder))
+
+
+def test_missing_folder_table_and_encoding(folder, tmp_path):
+    with pytest.raises(UserError, match='is not a folder'):
+        table.source(str(tmp_path / 'nowhere'))
+    with pytest.raises(UserError, match=r'metadata\.csv does not exist'):
+        table.source(str(folder))
+    csv(folder, 'image\nimages/ü.png\n', 'latin-1')
+    with pytest.raises(UserError, match='line 2: not UTF-8'):
+        table.source(str(folder))
+    with pytest.raises(UserError, match='at least one pixel'):
+        table.source(str(folder), size=0)
+
+
+# npz ---------------------------------------------------------------------------------------------------------------
+
+grey = np.arange(5 * 4 * 4, dtype=np.uint8).reshape(5, 4, 4)
+
+
+def saved(tmp_path, **arrays) -> str:
+    np.savez(tmp_path / 'set.npz', **arrays)
+    return str(tmp_path / 'set.npz')
+
+
+def test_npz_keeps_official_splits_and_binary_labels(tmp_path):
+    path = saved(
+        tmp_path, train_images=grey, train_labels=np.array([[0], [1], [1], [0], [1]], np.uint8),
+        val_images=grey[:1], val_labels=np.array([[1]]), test_images=grey[:2], test_labels=np.array([[1], [0]]),
+    )  # fmt: skip
+    source = npz.source(path)
+    assert source.labels == ('label_0',)
+    assert [entry.split for entry in source.entries] == ['train'] * 5 + ['val'] + ['test'] * 2
+    assert [list(label) for label in labels_of(source)] == [[0], [1], [1], [0], [1], [1], [1], [0]]
+    assert len({entry.patient for entry in source.entries}) == 8
+    np.testing.assert_array_equal(source.load(1).image, grey[1])
+
+
+def test_npz_classes_and_several_labels(tmp_path):
+    source = npz.source(saved(tmp_path, train_images=grey, train_labels=np.array([0, 2, 1, 1, 3])))
+    assert source.labels == ('label_0', 'label_1', 'label_2', 'label_3')
+    np.testing.assert_array_equal(labels_of(source), np.eye(4, dtype=int)[[0, 2, 1, 1, 3]])
+    many = np.random.default_rng(0).integers(0, 2, (5, 7))
+    source = npz.source(saved(tmp_path, train_images=np.stack([grey] * 3, -1), train_labels=many))
+    np.testing.assert_array_equal(labels_of(source), many)
+    assert source.load(0).image.shape == (4, 4, 3)
+
+
+@pytest.mark.parametrize(
+    ('arrays', 'words'),
+    [
+        (dict(x=grey), 'holds x; MedMNIST has train_images'),
+        (dict(train_images=grey.astype(np.float32)), 'dtype float32'),
+        (dict(train_images=grey[..., None, None]), 'shape'),
+        (dict(train_images=grey, train_labels=np.zeros((3, 1), int)), '5 train_images but 3 train_labels'),
+        (dict(train_images=grey, train_labels=np.zeros(5)), 'whole numbers'),
+        (dict(train_images=grey, train_labels=np.full((5, 2), 4)), 'from 4 to 4 in several columns'),
+        (dict(train_images=np.array([{}, {}], object)), 'Python objects'),
+    ],
+)
+def test_npz_files_that_are_refused(tmp_path, arrays, words):
+    with pytest.raises(UserError, match=words):
+        npz.source(saved(tmp_path, **arrays))
+
+
+def test_npz_missing_or_no_archive(tmp_path):
+    with pytest.raises(UserError, match='does not exist'):
+        npz.source(str(tmp_path / 'none.npz'))
+    (tmp_path / 'set.npz').write_text('no archive')
+    with pytest.raises(UserError, match=r'no \.npz archive'):
+        npz.source(str(tmp_path / 'set.npz'))
+
+
+def test_npz_round_trip(tmp_path):
+    source = npz.source(
+        saved(tmp_path, train_images=grey, train_labels=np.array([0, 1, 1, 0, 1]), test_images=grey[:2])
+    )
+    npz.write(source, str(tmp_path / 'again.npz'))
+    again = npz.source(str(tmp_path / 'again.npz'))
+    np.testing.assert_array_equal([again.load(i).image for i in range(7)], [source.load(i).image for i in range(7)])
+    np.testing.assert_array_equal(labels_of(again), labels_of(source))
+    with pytest.raises(UserError, match='exists'):
+        npz.write(source, str(tmp_path / 'again.npz'))

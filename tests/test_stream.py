@@ -1,0 +1,223 @@
+"""The stream: a batch is a function of the step, whoever decodes it."""
+
+import itertools
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from medjax.data import decode, records, write
+from medjax.data.sources import Entry, Example, Source
+from medjax.data.stream import Stream
+from medjax.errors import UserError
+
+rng = np.random.default_rng(0)
+
+
+def data_set(folder, name: str, count: int, size: int = 12, labels=('a', 'b'), deep=False, colour=False, split='train'):
+    """Image i has height 5 + i % 3 and holds i in its first pixel."""
+    top, kind = (65_535, np.uint16) if deep else (255, np.uint8)
+    images = [rng.integers(1, top, (5 + i % 3, size, 3 if colour else 1)).astype(kind) for i in range(count)]
+    for i, image in enumerate(images):
+        image[0, 0, 0] = i
+    entries = [Entry(f'{i}', f'{i // 2}', f'{i}', split) for i in range(count)]
+    source = Source(name, '1', name, labels, '', entries, lambda i: Example(images[i], [i % 2] * len(labels)))
+    write.write(source, folder / name)
+    return records.open(folder / name)
+
+
+@pytest.fixture(scope='module')
+def datasets(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('stream')
+    return {
+        'many': data_set(folder, 'many', 50),
+        'few': data_set(folder, 'few', 3, size=20, labels=('b', 'c')),
+        'deep': data_set(folder, 'deep', 10, deep=True),
+        'colour': data_set(folder, 'colour', 10, colour=True),
+        'tests': data_set(folder, 'tests', 4, split='test'),
+    }
+
+
+def parts(**sources) -> dict:
+    return {'cxr': dict(rows=8, sources=sources or dict(many=1.0))}
+
+
+def take(stream: Stream, steps: int, start: int = 0, rows=None) -> list:
+    return list(itertools.islice(stream.batches(start, rows), steps))
+
+
+def equal(a, b) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def test_a_batch_holds_its_records(datasets):
+    stream = Stream(parts(many=1.0, few=1.0), datasets, 0)
+    assert stream.vocabulary == ('a', 'b', 'c') and stream.rows == {'cxr': 8}
+    splits = {name: datasets[name].split('train') for name in ('many', 'few')}
+    met = set()
+    for batch in take(stream, 4):
+        batch = batch['cxr']
+        assert {name: (array.dtype, array.shape) for name, array in batch.items()} == {
+            'row': (np.uint32, (8,)),
+            'image': (np.uint8, (8, 1, 20, 20, 1)),
+            'image/present': (bool, (8, 1)),
+            'image/extent': (np.int32, (8, 1, 2)),
+            'label': (np.int8, (8, 3)),
+            'key/patient': (np.uint32, (8, 2)),
+            'key/study': (np.uint32, (8, 2)),
+            'index': (np.uint32, (8,)),
+        }
+        np.testing.assert_array_equal(batch['row'], np.arange(8))
+        assert batch['image/present'].all()
+        for r in range(8):
+            height, width = batch['image/extent'][r, 0]
+            name = 'many' if width == 12 else 'few'
+            met.add(name)
+            record = splits[name][int(batch['index'][r])]
+            np.testing.assert_array_equal(batch['image'][r, 0, :height, :width], record.image)
+            assert not batch['image'][r, 0, height:].any() and not batch['image'][r, 0, :, width:].any()
+            expected = [*record.label, -2] if name == 'many' else [-2, *record.label]
+            assert batch['label'][r].tolist() == expected
+            high, low = map(int, batch['key/patient'][r])
+            assert high * 2**32 + low == record.keys['patient']
+    assert met == {'many', 'few'}
+
+
+@pytest.mark.parametrize('hosts', [1, 2, 4])
+@pytest.mark.parametrize('threads', [1, 3])
+def test_hosts_and_threads_change_nothing(datasets, hosts, threads):
+    whole = take(Stream(parts(many=0.6, few=0.4), datasets, 7, threads=1), 5)
+    stream = Stream(parts(many=0.6, few=0.4), datasets, 7, threads=threads)
+    shuffled = np.random.default_rng(1).permutation(8).reshape(hosts, -1)  # a mesh may give a host any rows
+    fed = [take(stream, 3, start=2, rows={'cxr': rows}) for rows in shuffled]
+    for step in range(3):
+        joined = {
+            name: np.concatenate([fed[h][step]['cxr'][name] for h in range(hosts)])[np.argsort(shuffled.ravel())]
+            for name in whole[0]['cxr']
+        }
+        equal(joined, whole[2 + step]['cxr'])
+
+
+def test_every_epoch_is_another_permutation(datasets):
+    stream = Stream({'cxr': dict(rows=10, sources=dict(many=1.0))}, datasets, 0)
+    epochs = np.concatenate([batch['cxr']['index'] for batch in take(stream, 15)]).reshape(3, 50)
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(50))
+    assert (epochs[0] != epochs[1]).any() and (epochs[1] != epochs[2]).any()
+    other = Stream({'cxr': dict(rows=10, sources=dict(many=1.0))}, datasets, 1)
+    assert (np.concatenate([b['cxr']['index'] for b in take(other, 5)]) != epochs[0]).any()
+
+
+@pytest.mark.parametrize('share', [0.1, 0.3, 0.5])
+def test_mixtures_are_exact_over_windows(datasets, share):
+    order = Stream(parts(many=1 - share, few=share), datasets, 0).parts['cxr'].order
+    for start in (0, 1234, 10**9):
+        drawn = np.array([order[start + i][0] for i in range(200)])
+        assert abs(drawn.sum() - 200 * share) <= 1
+
+
+def test_a_source_smaller_than_the_batch_repeats(datasets):
+    batch = take(Stream(parts(few=1.0), datasets, 0), 1)[0]['cxr']
+    assert set(batch['index'][:3]) == set(batch['index'][3:6]) == {0, 1, 2}
+
+
+def test_parts_draw_their_own_order(datasets):
+    two = {name: dict(rows=8, sources=dict(many=1.0)) for name in ('cxr', 'ct')}
+    batch = take(Stream(two, datasets, 0), 1)[0]
+    assert (batch['cxr']['index'] != batch['ct']['index']).any()
+
+
+def test_channels_and_bits_of_a_part_are_made_equal(datasets):
+    stream = Stream(parts(many=1.0, deep=1.0, colour=1.0), datasets, 0)
+    batches = [batch['cxr']['image'] for batch in take(stream, 3)]
+    assert batches[0].dtype == np.uint16 and batches[0].shape == (8, 1, 12, 12, 3)
+    for part, index, image in zip(
+        [stream.parts['cxr'].order[i] for i in range(8)], range(8), batches[0][:, 0], strict=True
+    ):
+        source, record = part
+        pixels = datasets[('many', 'deep', 'colour')[source]].split('train')[record].image
+        wide = pixels if source == 1 else pixels.astype(np.uint16) * 257
+        np.testing.assert_array_equal(
+            image[: len(pixels)], np.broadcast_to(wide, (*pixels.shape[:2], 3)), err_msg=str(index)
+        )
+
+
+def test_the_canvas_can_be_larger_or_smaller(datasets):
+    cfg = parts()
+    cfg['cxr']['canvas'] = 32
+    assert take(Stream(cfg, datasets, 0), 1)[0]['cxr']['image'].shape == (8, 1, 32, 32, 1)
+    cfg['cxr']['canvas'] = 6
+    batch = take(Stream(cfg, datasets, 0), 1)[0]['cxr']
+    assert batch['image'].shape == (8, 1, 6, 6, 1) and (batch['image/extent'][:, 0, 1] == 6).all()
+    first = datasets['many'].split('train')[int(batch['index'][0])].image
+    small = decode.bounded(first, 6)
+    np.testing.assert_array_equal(batch['image'][0, 0, : len(small)], small)
+
+
+@pytest.mark.parametrize(
+    ('cfg', 'words'),
+    [
+        (dict(rows=8, sources=dict(mny=1.0)), "no data for the source 'mny'; did you mean 'many'"),
+        (dict(rows=8, source=dict(many=1.0)), "data.cxr: unknown key 'source'; did you mean 'sources'"),
+        (dict(rows=8), "data.cxr: the key 'sources' is missing"),
+        (dict(rows=0, sources=dict(many=1.0)), 'at least one row'),
+        (dict(rows=8, sources={}), 'name a source'),
+        (dict(rows=8, sources=dict(many=0.0)), 'weights are above 0'),
+        (dict(rows=8, sources=dict(many=float('nan'))), 'weights are above 0'),
+        (dict(rows=8, sources=dict(many=1.0), canvas=0), 'canvas'),
+        (dict(rows=8, sources=dict(tests=1.0)), "no record in the split 'train'; there are test 4"),
+    ],
+)
+def test_mistakes_are_sentences(datasets, cfg, words):
+    with pytest.raises(UserError, match=words):
+        Stream({'cxr': cfg}, datasets, 0)
+
+
+def decoding_threads() -> int:
+    return sum(thread.name.startswith('decode') for thread in threading.enumerate())
+
+
+def wait_for_the_end(limit: float = 5.0) -> bool:
+    end = time.monotonic() + limit
+    while decoding_threads() and time.monotonic() < end:
+        time.sleep(0.01)
+    return not decoding_threads()
+
+
+def test_threads_end_when_the_stream_is_left(datasets):
+    batches = Stream(parts(), datasets, 0, threads=3).batches()
+    next(batches)
+    assert decoding_threads()
+    batches.close()
+    assert wait_for_the_end()
+    batches = Stream(parts(), datasets, 0, threads=3).batches()
+    next(batches)
+    del batches
+    assert wait_for_the_end()
+
+
+def test_a_decoding_error_is_raised_at_its_batch_and_ends_the_threads(datasets, monkeypatch):
+    stream = Stream(parts(), datasets, 0, threads=2)
+    bad = stream.parts['cxr'].order[2 * 8 + 5][1]
+    image = records.Split.image
+
+    def damaged(self, i, *arguments):
+        if i == bad:
+            raise OSError('the disk is gone')
+        return image(self, i, *arguments)
+
+    monkeypatch.setattr(records.Split, 'image', damaged)
+    batches = stream.batches()
+    good = [next(batches), next(batches)]
+    assert len(good) == 2
+    with pytest.raises(OSError, match='the disk is gone'):
+        next(batches)
+    assert wait_for_the_end()
+
+
+def test_rows_outside_the_batch_are_a_bug(datasets):
+    with pytest.raises(ValueError, match='below 8'):
+        Stream(parts(), datasets, 0).batches(0, {'cxr': np.array([8])})
