@@ -1,0 +1,271 @@
+"""DINOv2's public weights <-> ours: Meta's names, Hugging Face's names, safetensors files.
+
+Only renames, transposes and reshapes, so gradients map by the same functions. Names of our ViT are in
+`medjax.models.vit`, of the head in `medjax.models.heads`; torch's Linear weights are (out, in), its convolutions
+(out, in, height, width), and Meta's pos_embed holds the CLS row first.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from einops import rearrange
+
+from medjax.errors import UserError, suggest
+from medjax.models.vit import resize_grid
+from medjax.weights import export
+
+State = Mapping[str, np.ndarray]
+Params = dict[str, Any]
+
+# Hugging Face's names -> Meta's, after the three projections of attention (and SwiGLU's two) have been joined.
+# The names in brackets are those that transformers 5 gives to modules in memory; files keep the older ones.
+HUGGING_FACE = [
+    (r'^(dinov2|dinov2_with_registers)\.', ''),
+    (r'^embeddings\.position_embeddings$', 'pos_embed'),
+    (r'^embeddings\.patch_embeddings\.projection\.', 'patch_embed.proj.'),
+    (r'^embeddings\.', ''),
+    (r'^layernorm\.', 'norm.'),
+    (r'^encoder\.layer\.', 'blocks.'),
+    (r'\.attention\.(?:attention\.)?(query|key|value)\.', r'.attn.\1.'),
+    (r'\.attention\.([qkvo])_proj\.', lambda m: '.attn.' + dict(q='query', k='key', v='value', o='proj')[m[1]] + '.'),
+    (r'\.attention\.output\.dense\.', '.attn.proj.'),
+    (r'\.layer_scale([12])\.lambda1$', r'.ls\1.gamma'),
+    (r'\.mlp\.weights_in\.', '.mlp.w12.'),
+    (r'\.mlp\.(?:weights_out|down_proj)\.', '.mlp.w3.'),
+]
+JOINED = [
+    ('.attn.query.', '.attn.key.', '.attn.value.', '.attn.qkv.'),
+    ('.mlp.gate_proj.', '.mlp.up_proj.', '.mlp.w12.'),
+]
+
+# Meta's names inside a block -> ours, with the way from torch's array to ours (and back, as einops patterns).
+BLOCK = {
+    'norm1.weight': ('norm1/scale', 'd -> d'),
+    'norm1.bias': ('norm1/bias', 'd -> d'),
+    'attn.qkv.weight': ('attn/qkv/kernel', '(c h k) d -> d c h k'),
+    'attn.qkv.bias': ('attn/qkv/bias', '(c h k) -> c h k'),
+    'attn.proj.weight': ('attn/out/kernel', 'd (h k) -> h k d'),
+    'attn.proj.bias': ('attn/out/bias', 'd -> d'),
+    'ls1.gamma': ('gamma1', 'd -> d'),
+    'norm2.weight': ('norm2/scale', 'd -> d'),
+    'norm2.bias': ('norm2/bias', 'd -> d'),
+    'ls2.gamma': ('gamma2', 'd -> d'),
+    **{f'mlp.{name}.weight': (f'mlp/{name}/kernel', 'o i -> i o') for name in ('fc1', 'fc2', 'w12', 'w3')},
+    **{f'mlp.{name}.bias': (f'mlp/{name}/bias', 'o -> o') for name in ('fc1', 'fc2', 'w12', 'w3')},
+}
+OUTSIDE = {
+    'patch_embed.proj.weight': ('patch_embed/kernel', 'd c p q -> p q c d'),
+    'patch_embed.proj.bias': ('patch_embed/bias', 'd -> d'),
+    'cls_token': ('cls', '1 1 d -> d'),
+    'mask_token': ('mask_token', '1 d -> d'),
+    'register_tokens': ('registers', '1 r d -> r d'),
+    'norm.weight': ('norm/scale', 'd -> d'),
+    'norm.bias': ('norm/bias', 'd -> d'),
+}
+
+
+def backbone(
+    state: State, heads: int | None = None, grid: tuple[int, int] | None = None, channels: int | None = None
+) -> Params:
+    """A DINOv2 backbone in Meta's or Hugging Face's names -> params of our ViT.
+
+    heads     of attention; None: 64 features each, as in every public model
+    grid      (rows, columns) of patches that the position embeddings are resized to, None: as they are
+    channels  of the images; 3 -> 1 sums the patch embedding over channels (equal to repeating grey), 1 -> n shares it out
+    """
+    state = to_meta_names(state)
+    params: Params = {}
+    blocks: dict[str, dict[int, np.ndarray]] = {}
+    unknown = []
+    for name, array in state.items():
+        block = re.fullmatch(r'blocks\.(?:\d+\.)?(\d+)\.(.+)', name)  # a chunked block has its chunk's number first
+        if block and block[2] in BLOCK:
+            blocks.setdefault(block[2], {})[int(block[1])] = array
+        elif name in OUTSIDE:
+            put(params, OUTSIDE[name][0], turn(name, array, OUTSIDE[name][1]))
+        elif name != 'pos_embed':
+            unknown.append(name)
+    if unknown:
+        raise UserError(f'{len(unknown)} names are not of a DINOv2 backbone, the first {unknown[0]!r}')
+    missing = [name for name in ('pos_embed', *OUTSIDE) if name not in state and name != 'register_tokens']
+    if missing or not blocks:
+        raise UserError(f'a DINOv2 backbone lacks {missing or ["blocks"]}; there are {len(state)} arrays')
+
+    width, depth = params['cls'].shape[0], 1 + max(i for layers in blocks.values() for i in layers)
+    heads = heads or max(width // 64, 1)
+    for name, layers in blocks.items():
+        if sorted(layers) != list(range(depth)):
+            raise UserError(f'{name} is there for blocks {sorted(layers)} of {depth}')
+        path, pattern = BLOCK[name]
+        sizes = dict(c=3, h=heads) if 'qkv' in name else dict(h=heads) if '(h k)' in pattern else {}
+        stack = [turn(f'blocks.{i}.{name}', layers[i], pattern, **sizes) for i in range(depth)]
+        put(params, 'blocks/' + path, np.stack(stack))
+
+    positions = state['pos_embed'][0]
+    side = int(np.sqrt(len(positions) - 1))
+    if side * side != len(positions) - 1:
+        raise UserError(f'pos_embed has {len(positions) - 1} positions beside CLS: no square grid')
+    params['pos_cls'] = positions[0]
+    params['pos_grid'] = positions[1:].reshape(side, side, width)
+    if grid is not None:
+        antialias = 'registers' in params
+        resized = resize_grid(params['pos_grid'], tuple(grid), antialias, 0.0 if antialias else 0.1)
+        params['pos_grid'] = np.asarray(resized)
+    if channels is not None:
+        params['patch_embed']['kernel'] = adapt_channels(params['patch_embed']['kernel'], channels)
+    return params
+
+
+def head(state: State) -> Params:
+    """A DINOHead in Meta's names (mlp.0.weight, …, last_layer.weight_g, last_layer.weight_v) -> params of `dino_head`."""
+    # newer torch keeps the weight norm's two parameters under other names
+    newer = {f'last_layer.parametrizations.weight.original{i}': f'last_layer.weight_{x}' for i, x in enumerate('gv')}
+    state = {newer.get(name, name): np.asarray(array, np.float32) for name, array in state.items()}
+    layers = sorted({int(m[1]) for name in state if (m := re.fullmatch(r'mlp\.(\d+)\.(?:weight|bias)', name))})
+    single = 'mlp.weight' in state  # a head of one layer has no Sequential around it
+    params: Params = {}
+    for i, prefix in enumerate(['mlp'] if single else [f'mlp.{n}' for n in layers]):
+        if f'{prefix}.weight' not in state:
+            raise UserError(f'a DINO head lacks {prefix}.weight')
+        params[f'mlp_{i}'] = dict(kernel=turn(prefix, state[f'{prefix}.weight'], 'o i -> i o'))
+        if f'{prefix}.bias' in state:
+            params[f'mlp_{i}']['bias'] = state[f'{prefix}.bias']
+    if not params or not {'last_layer.weight_g', 'last_layer.weight_v'} <= set(state):
+        raise UserError(f'no DINO head: it has mlp.*, last_layer.weight_g and weight_v, here are {sorted(state)[:5]}')
+    unknown = [name for name in state if not re.fullmatch(r'mlp\.(\d+\.)?(weight|bias)|last_layer\.weight_[gv]', name)]
+    if unknown:
+        raise UserError(f'{len(unknown)} names are not of a DINO head, the first {unknown[0]!r}')
+    gain = turn('last_layer.weight_g', state['last_layer.weight_g'], 'k 1 -> k')
+    direction = turn('last_layer.weight_v', state['last_layer.weight_v'], 'k b -> b k')
+    return params | dict(prototypes=dict(direction=direction, gain=gain))
+
+
+def to_meta(params: Params) -> dict[str, np.ndarray]:
+    """Params of our ViT or of a dino_head -> a state in Meta's names: the inverse of `backbone` and of `head`."""
+    state = {}
+    if 'prototypes' in params:
+        layers = [params[f'mlp_{i}'] for i in range(len(params) - 1)]
+        for i, layer in enumerate(layers):
+            prefix = f'mlp.{2 * i}' if len(layers) > 1 else 'mlp'  # an activation lies between two layers
+            state[f'{prefix}.weight'] = np.asarray(layer['kernel']).T
+            if 'bias' in layer:
+                state[f'{prefix}.bias'] = np.asarray(layer['bias'])
+        state['last_layer.weight_g'] = np.asarray(params['prototypes']['gain'])[:, None]
+        state['last_layer.weight_v'] = np.asarray(params['prototypes']['direction']).T
+        return state
+    flat = export.flatten(params)
+    for name, (path, pattern) in OUTSIDE.items():
+        if path in flat:
+            state[name] = back(flat[path], pattern)
+    positions = np.concatenate([flat['pos_cls'][None], rearrange(flat['pos_grid'], 'h w d -> (h w) d')])
+    state['pos_embed'] = positions[None]
+    for name, (path, pattern) in BLOCK.items():
+        if f'blocks/{path}' in flat:
+            state |= {f'blocks.{i}.{name}': back(array, pattern) for i, array in enumerate(flat[f'blocks/{path}'])}
+    return state
+
+
+def load(
+    path: str | Path,
+    tower: str = 'image',
+    heads: int | None = None,
+    grid: tuple[int, int] | None = None,
+    channels: int | None = None,
+) -> Params:
+    """Parameters to start a run from: an export folder of ours, or a .safetensors file of public weights.
+
+    Returns {'towers': {name: params}, 'heads': {name: params}} with what is there. In a file, names under 'backbone.'
+    (or under nothing) are the tower called `tower`; those under 'dino_head.' and 'ibot_head.', or a head alone, are
+    the heads 'dino' and 'ibot'. The other arguments are those of `backbone`, for such a file.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return export.load(path)[0]
+    if path.suffix in ('.pth', '.pt', '.bin', '.ckpt', '.pkl'):
+        raise UserError(
+            f'{path} is a pickle, which can run code when it is opened, so it is not read; save it as safetensors, '
+            'with safetensors.torch.save_file(state_dict, "weights.safetensors"), or take the .safetensors file'
+        )
+    state = export.read_safetensors(path)
+    parts: dict[str, dict[str, np.ndarray]] = {}
+    for name, array in state.items():
+        part = re.match(r'(backbone|dino_head|ibot_head)\.', name)
+        parts.setdefault(part[1] if part else '', {})[name[part.end() :] if part else name] = array
+    if '' in parts:
+        parts['dino_head' if 'last_layer.weight_v' in parts[''] else 'backbone'] = parts.pop('')
+    params: Params = dict(towers={}, heads={})
+    try:
+        for part, arrays in parts.items():
+            if part == 'backbone':
+                params['towers'][tower] = backbone(arrays, heads, grid, channels)
+            else:
+                params['heads'][part.removesuffix('_head')] = head(arrays)
+    except UserError as error:
+        raise UserError(f'{path}: {error}') from None
+    return params
+
+
+def check_like(params: Params, wanted: Params, where: str) -> None:
+    """A UserError that names the first array of `params` that is missing, extra or of another shape than in `wanted`."""
+    have, want = export.flatten(params, shapes=True), export.flatten(wanted, shapes=True)
+    for name in want:
+        if name not in have:
+            raise UserError(f'{where}: {name} is missing from the weights')
+        if have[name] != want[name]:
+            raise UserError(
+                f'{where}: {name} has shape {have[name]} in the weights, {want[name]} in this configuration'
+            )
+    for name in have:
+        if name not in want:
+            raise UserError(f'{where}: the weights have {name}, this configuration does not{suggest(name, want)}')
+
+
+def to_meta_names(state: State) -> dict[str, np.ndarray]:
+    """Hugging Face's names -> Meta's; Meta's stay as they are."""
+    renamed = {}
+    for name, array in state.items():
+        for pattern, new in HUGGING_FACE:
+            name = re.sub(pattern, new, name)
+        renamed[name] = np.asarray(array, np.float32)
+    for *parts, whole in JOINED:
+        for name in [name for name in renamed if parts[0] in name]:
+            names = [name.replace(parts[0], part) for part in parts]
+            absent = [n for n in names if n not in renamed]
+            if absent:
+                raise UserError(f'{name} is there without {absent[0]}')
+            renamed[name.replace(parts[0], whole)] = np.concatenate([renamed.pop(n) for n in names])
+    return renamed
+
+
+def adapt_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
+    """Patch embedding [p,p,C,D] for another number of channels, exact for grey images repeated over the channels."""
+    if kernel.shape[2] == channels:
+        return kernel
+    if 1 not in (kernel.shape[2], channels):
+        raise UserError(f'a patch embedding of {kernel.shape[2]} channels cannot be changed to {channels}, only to 1')
+    grey = kernel.sum(2, keepdims=True)
+    return np.repeat(grey, channels, axis=2) / np.float32(channels)
+
+
+def turn(name: str, array: np.ndarray, pattern: str, **sizes: int) -> np.ndarray:
+    try:
+        return rearrange(array, pattern, **sizes)
+    except Exception as error:  # einops has no error class of its own for a shape that does not fit
+        raise UserError(f'{name} has shape {np.shape(array)}, which does not fit {pattern!r} with {sizes}') from error
+
+
+def back(array: np.ndarray, pattern: str) -> np.ndarray:
+    torch, ours = pattern.split(' -> ')
+    return rearrange(array, f'{ours} -> {torch}')
+
+
+def put(tree: Params, path: str, value: np.ndarray) -> None:
+    *parents, last = path.split('/')
+    for key in parents:
+        tree = tree.setdefault(key, {})
+    tree[last] = value

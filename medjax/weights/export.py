@@ -1,0 +1,96 @@
+"""Exports: what a run gives to everybody else. RUN/exports/<step>/{meta.json, weights.safetensors}; numpy and JSON only.
+
+meta.json says what the arrays are: step, copy, the configs of towers and heads, the preprocessing of images.
+An export appears whole or not at all: it is written into a hidden folder beside it, then renamed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from medjax.errors import UserError
+
+FORMAT = 1
+
+
+def save(folder: str | Path, params: Any, meta: dict[str, Any]) -> Path:
+    """Writes nested dicts of arrays and their meta as the export `folder`; an export of that name is replaced."""
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    hidden = folder.parent / f'.{folder.name}.{os.getpid()}'
+    shutil.rmtree(hidden, ignore_errors=True)
+    hidden.mkdir()
+    arrays = {name: np.ascontiguousarray(array) for name, array in flatten(params).items()}
+    save_file(arrays, hidden / 'weights.safetensors')
+    (hidden / 'meta.json').write_text(json.dumps(dict(format=FORMAT) | meta, indent=1))
+    if folder.exists():
+        shutil.rmtree(folder)
+    hidden.rename(folder)
+    return folder
+
+
+def load(folder: str | Path) -> tuple[Any, dict[str, Any]]:
+    """The export in `folder` -> (params as nested dicts of numpy arrays, meta)."""
+    meta = read_meta(folder)
+    return unflatten(read_safetensors(Path(folder) / 'weights.safetensors')), meta
+
+
+def read_meta(folder: str | Path) -> dict[str, Any]:
+    """meta.json of an export."""
+    path = Path(folder) / 'meta.json'
+    try:
+        meta = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f'{folder} is no export: it has no meta.json') from None
+    except ValueError:
+        raise UserError(f'{path} is no JSON') from None
+    if meta.get('format') != FORMAT:
+        raise UserError(f'{path}: format {meta.get("format")!r} is not known to this version, which reads {FORMAT}')
+    return meta
+
+
+def steps(run: str | Path) -> list[int]:
+    """The steps that a run has exports of, sorted; none where there is no export yet."""
+    folder = Path(run) / 'exports'
+    return sorted(int(p.parent.name) for p in folder.glob('*/meta.json') if p.parent.name.isdigit())
+
+
+def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
+    """The arrays of a .safetensors file by name."""
+    if not Path(path).is_file():
+        raise UserError(f'{path}: there is no such file')
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise UserError(f'{path} is no whole safetensors file: {error}') from None
+
+
+def flatten(tree: Any, shapes: bool = False, prefix: str = '') -> dict[str, Any]:
+    """Nested dicts -> {'towers/image/cls': array} (or its shape)."""
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, shapes, f'{prefix}{key}/')
+        else:
+            flat[prefix + key] = tuple(value.shape) if shapes else np.asarray(value)
+    return flat
+
+
+def unflatten(flat: dict[str, Any]) -> dict[str, Any]:
+    """The inverse of `flatten`."""
+    tree: dict[str, Any] = {}
+    for name, value in flat.items():
+        *parents, last = name.split('/')
+        node = tree
+        for key in parents:
+            node = node.setdefault(key, {})
+        node[last] = value
+    return tree

@@ -1,0 +1,178 @@
+"""Arrays made by the original DINOv2 code against our towers and heads; tests/test_dinov2_reference.py calls these."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from medjax.models import heads, vit
+from medjax.models.layers import add_residual, kept_count
+from medjax.types import Mask, View
+from medjax.weights import dinov2
+
+FORWARD, GRADIENT = 2e-5, 1e-4  # of the tensor's largest value
+HEADS = 3  # of attention, in all backbones of the reference
+
+
+def check_vit(path: Path) -> None:
+    """vit_*.npz: outputs at five sizes, with and without mask, tokens after embedding, the last two blocks."""
+    arrays = dict(np.load(path))
+    params = dinov2.backbone(under(arrays, 'param/'), heads=HEADS)
+    same(under(arrays, 'param/'), dinov2.to_meta(params), 0.0, 'there and back')
+    tower, module = tower_and_module(params)
+    cases = sorted(name.removesuffix('/x') for name in arrays if name.endswith('/x'))
+    assert cases, path
+    for case in cases:
+        expected = under(arrays, f'{case}/')
+        images = expected.pop('x').transpose(0, 2, 3, 1)
+        bits = expected.pop('mask')
+        grid = tower.grid(images.shape[1:3])
+        got = {'tokens_after_embed_mask': vit.embed(params, images, bits, module.antialias, module.offset)}
+        for name, masked in (('nomask', None), ('mask', bits)):
+            outputs = run(tower, params, images, masked)
+            got[f'{name}/x_norm_clstoken'] = outputs['cls'][:, 0]
+            got[f'{name}/x_norm_patchtokens'] = outputs['patches'][:, 0]
+            none = np.zeros((len(images), 0, tower.width), np.float32)
+            got[f'{name}/x_norm_regtokens'] = outputs['registers'][:, 0] if 'registers' in outputs else none
+            got[f'{name}/x_prenorm'] = module.apply({'params': params}, images, masked, None, 1)[0][0]
+            if masked is None:
+                got['eval_forward'] = outputs['cls'][:, 0]
+                for i in range(2):
+                    patches = outputs['layers/patches'][:, 0, i].reshape(len(images), *grid, -1)
+                    got[f'intermediate{i}/patch_map'] = patches.transpose(0, 3, 1, 2)
+                    got[f'intermediate{i}/cls'] = outputs['layers/cls'][:, 0, i]
+        same(expected, got, FORWARD, case)
+
+
+def tower_and_module(params: dict) -> tuple:
+    """The tower whose parameters have these shapes, and its flax module (for what is before the final norm)."""
+    patch, _, channels, width = params['patch_embed']['kernel'].shape
+    native = params['pos_grid'].shape[:2]
+    blocks, registers = params['blocks'], len(params.get('registers', ()))
+    ffn = 'swiglu' if 'w12' in blocks['mlp'] else 'mlp'
+    shared = dict(
+        depth=len(blocks['norm1']['scale']),
+        heads=HEADS,
+        ffn=ffn,
+        registers=registers,
+        layerscale=1.0 if 'gamma1' in blocks else None,
+        qkv_bias='bias' in blocks['attn']['qkv'],
+    )
+    tower = vit.build(
+        channels, f'S/{patch}', width=width, native_size=tuple(patch * n for n in native), mlp_ratio=4.0, **shared
+    )
+    hidden = 4 * width
+    module = vit.Vit(
+        **shared,
+        width=width,
+        hidden=vit.swiglu_hidden(hidden) if ffn == 'swiglu' else hidden,
+        patch=patch,
+        channels=channels,
+        native=native,
+        antialias=registers > 0,
+        offset=0.0 if registers else 0.1,
+        attention='xla',
+        remat='products',
+        dtype=jnp.float32,
+    )
+    dinov2.check_like(params, jax.eval_shape(tower.init, jax.random.key(0)), 'reference')
+    return tower, module
+
+
+def run(tower, params: dict, images: np.ndarray, bits: np.ndarray | None) -> dict[str, np.ndarray]:
+    """The tower's outputs for images [B,H,W,C] as one crop of B rows."""
+    rows = len(images)
+    view = View(images[:, None], np.arange(rows, dtype=np.uint32), np.ones((rows, 1), bool), None, {})
+    mask = None if bits is None else Mask(bits[:, None], *[np.zeros((1, 1, 0))] * 2)
+    return jax.tree.map(np.asarray, jax.jit(lambda p: tower.apply(p, view, mask, layers=2))(params))
+
+
+def check_dino_head(path: Path) -> None:
+    """dino_head_*.npz: logits, and gradients of sum(logits * cotangent) by all parameters and the input."""
+    arrays = dict(np.load(path))
+    params = dinov2.head(under(arrays, 'param/'))
+    same(under(arrays, 'param/'), dinov2.to_meta(params), 0.0, 'there and back')
+    head = head_like(params)
+
+    @jax.value_and_grad
+    def objective(inputs: tuple) -> jax.Array:
+        params, x = inputs
+        return jnp.sum(head.prototypes(params, head.apply(params, x)) * arrays['cotangent'])
+
+    same({'y': arrays['y']}, {'y': head.prototypes(params, head.apply(params, arrays['x']))}, FORWARD, 'forward')
+    _, (grads, grad_x) = jax.jit(objective)((params, jnp.asarray(arrays['x'])))
+    same(under(arrays, 'grad/'), dinov2.to_meta(grads) | {'x': grad_x}, GRADIENT, 'gradient')
+
+
+def head_like(params: dict):
+    """The dino_head whose parameters have these shapes."""
+    bottleneck, prototypes = params['prototypes']['direction'].shape
+    width, hidden = params['mlp_0']['kernel'].shape
+    return heads.dino_head(
+        width, prototypes, hidden, bottleneck, layers=len(params) - 1, bias='bias' in params['mlp_0']
+    )
+
+
+def check_head_init_stats(path: Path) -> None:
+    """dino_head_init_stats.json: mean, spread and largest value of each parameter at the start."""
+    head = heads.dino_head(768, 4096)
+    state = dinov2.to_meta(head.init(jax.random.key(0)))
+    stats = json.loads(Path(path).read_text())
+    assert set(state) == set(stats)
+    for name, (mean, std, largest) in stats.items():
+        array = state[name].astype(np.float64)
+        assert abs(array.mean() - mean) < 5 * (std + 1e-12) / array.size**0.5 * 2, name
+        assert abs(array.std() - std) < 0.005 * std + 1e-9, (name, array.std(), std)
+        assert abs(array.max() - largest) <= 0.25 * largest, (name, array.max(), largest)
+
+
+def check_pos_embed(path: Path) -> None:
+    """pos_embed_interp.npz: position embeddings of 16x16 and 37x37 at seven grids, in four modes."""
+    arrays = dict(np.load(path))
+    tables = [name for name in arrays if name.count('/') == 2]
+    assert tables, path
+    for name in tables:
+        source, mode, size = name.split('/')
+        antialias, offset = mode.split('_')
+        positions = arrays[f'{source}/pos_embed'][0]
+        side = round((len(positions) - 1) ** 0.5)
+        grid = tuple(int(n) for n in size.split('x'))
+        native = jnp.asarray(positions[1:].reshape(side, side, -1))
+        got = vit.resize_grid(native, grid, antialias == 'aa1', float(offset.removeprefix('off')))
+        table = np.concatenate([positions[:1], np.asarray(got).reshape(-1, positions.shape[-1])])
+        same({name: arrays[name][0]}, {name: table}, FORWARD, 'position embeddings')
+
+
+def check_drop_path(path: Path) -> None:
+    """drop_path_subset.npz: x + residual of a drawn subset, for the original's permutations."""
+    arrays = dict(np.load(path))
+    x, w = arrays['x'], arrays['W']
+    ratios = [name.removesuffix('/perm') for name in arrays if name.endswith('/perm')]
+    assert ratios, path
+    for name in ratios:
+        count = int(arrays[f'{name}/subset_size'])
+        ratio = float(re.search(r'\d*\.?\d+$', name)[0])
+        assert count == kept_count(len(x), ratio / 100 if ratio > 1 else ratio), name
+        kept = jnp.asarray(arrays[f'{name}/perm'])[None, :count]
+        got = add_residual(jnp.asarray(x), lambda s: jnp.tanh(s @ w), kept)
+        same({name: arrays[f'{name}/y']}, {name: got}, FORWARD, 'drop path')
+
+
+def under(arrays: dict, prefix: str) -> dict[str, np.ndarray]:
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
+
+def same(expected: dict, got: dict, tolerance: float, what: str) -> None:
+    """Every expected array is there, with the same shape, within `tolerance` of its largest value."""
+    assert set(expected) == set(got), (what, sorted(set(expected) ^ set(got)))
+    for name, array in expected.items():
+        value = np.asarray(got[name])
+        assert value.shape == array.shape, (what, name, value.shape, array.shape)
+        if array.size:
+            error = np.abs(value.astype(np.float64) - array).max()
+            assert error <= tolerance * np.abs(array).max(), f'{what}: {name} differs by {error:.2e}'
