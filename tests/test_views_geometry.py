@@ -96,7 +96,8 @@ def test_boxes_are_distributed_as_torchvisions_and_lie_in_the_picture(extent, ar
     boxes = np.array(jax.vmap(lambda u: geometry.random_box(u, jnp.array(extent), area, aspect))(u))
     top, left, height, width = boxes.T
     assert boxes.min() > -1e-4
-    assert (top + height).max() < extent[0] + 1e-3 and (left + width).max() < extent[1] + 1e-3
+    assert (top + height).max() < extent[0] + 1e-3
+    assert (left + width).max() < extent[1] + 1e-3
 
     rng = np.random.default_rng(1)
     reference = np.array([reference_box(rng, *extent, area, aspect) for _ in range(n)])

@@ -106,9 +106,9 @@ def test_radiograph_equals_its_equation():
 
 
 def test_unknown_sets_and_keys_are_named():
-    with pytest.raises(UserError, match="views.a.photometric: there is no photometric set 'radiogaph'; did you mean"):
-        photometric.photometric('radiogaph', 'views.a.photometric')
+    with pytest.raises(UserError, match=r"views.a.photometric: there is no photometric set 'radiogaph'; did you mean"):
+        photometric.find_set('radiogaph', 'views.a.photometric')
     with pytest.raises(UserError, match="unknown key 'gama'; did you mean 'gamma'"):
-        photometric.photometric(dict(set='radiograph', gama=0.1), 'views.a.photometric')
-    with pytest.raises(UserError, match='solarise: one share in 0..1, or one for each of the 2 crops'):
+        photometric.find_set(dict(set='radiograph', gama=0.1), 'views.a.photometric')
+    with pytest.raises(UserError, match=r'solarise: one share in 0..1, or one for each of the 2 crops'):
         photometric.dinov2(solarise=(0.0, 0.2, 0.1)).draw(np.zeros((2, 7), np.float32))

@@ -13,12 +13,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
-from medjax.errors import UserError, build as build_from, suggest
+from medjax import errors
+from medjax.errors import UserError, suggest
 from medjax.types import Batch, MakeViews, Masks, View, Views
-from medjax.views import geometry, masks as mask_generators
-from medjax.views.photometric import luminance, per_crop, photometric as photometric_set
+from medjax.views import geometry
+from medjax.views.masks import Blocks, blocks, from_bits
+from medjax.views.photometric import find_set, luminance, per_crop
 
 Draws = dict[str, Array]
 
@@ -54,14 +57,13 @@ def crop(
     'dinov2', a dict(set=…, …) with the set's own keys, or None. `boxes`: take boxes and flips from another view, crop
     by crop (the same part of the picture at another size); area, aspect and flip then have no effect.
     """
-    height, width = (size, size) if isinstance(size, int) else size
-    for setting, (low, high), most in (('area', area, 1.0), ('aspect', aspect, jnp.inf), ('sigma', sigma, jnp.inf)):
-        if not 0 < low <= high <= most:
-            raise UserError(f'{name}.{setting}: two numbers, 0 < low <= high' + f' <= {most:g}' * (most == 1))
-    if min(count, height, width) < 1 or min(height, width) <= geometry.BLUR_TAPS // 2:
-        raise UserError(f'{name}: count {count} and size {size}; at least 1 crop of 5 pixels')
+    height, width = _size(size, f'{name}.size')
+    area, aspect = _limits(area, f'{name}.area', most=1.0), _limits(aspect, f'{name}.aspect')
+    sigma = _limits(sigma, f'{name}.sigma')
+    if count < 1:
+        raise UserError(f'{name}.count: at least one crop, not {count}')
     flip_share, blur_share = per_crop(flip, count, f'{name}.flip'), per_crop(blur, count, f'{name}.blur')
-    grey_values = photometric_set(photometric, f'{name}.photometric')
+    grey_values = find_set(photometric, f'{name}.photometric')
 
     def draw(key: Array, extent: Array) -> Draws:
         # one call for all numbers of a row: each call costs half a second of compilation on a CPU
@@ -69,9 +71,9 @@ def crop(
         u_box, u_rest, u_grey = jnp.split(u, [4 * geometry.TRIES, 4 * geometry.TRIES + 3], axis=1)
         u_box = u_box.reshape(count, geometry.TRIES, 4)
         return dict(
-            boxes=jax.vmap(lambda u: geometry.random_box(u, extent, tuple(area), tuple(aspect)))(u_box),
+            boxes=jax.vmap(lambda u: geometry.random_box(u, extent, area, aspect))(u_box),
             flip=u_rest[:, 0] < flip_share,
-            blur=jnp.where(u_rest[:, 1] < blur_share, geometry.between(u_rest[:, 2], tuple(sigma)), 0.0),
+            blur=jnp.where(u_rest[:, 1] < blur_share, geometry.between(u_rest[:, 2], sigma), 0.0),
             **grey_values.draw(u_grey),
         )
 
@@ -98,12 +100,14 @@ def build(
     three channels, a coloured one shown by its luminance on one. `grids` gives the patch rows and columns of every
     masked view. A view's meta holds its draws, and the labels and keys of its rows.
     """
+    if image['channels'] not in (1, 3):
+        raise UserError(f'image.channels: 1 or 3, not {image["channels"]!r}')
     crops = {name: _view(cfg, f'views.{name}') for name, cfg in views.items()}
     order = _boxes_first(crops)
-    blocks = {name: _mask(name, cfg, crops, grids, rows_per_group) for name, cfg in masks.items()}
+    generators = {name: _mask(name, cfg, crops, grids, rows_per_group) for name, cfg in masks.items()}
 
     def make_views(batch: Batch, key: Array, step: Array) -> tuple[Views, Masks]:
-        keys = _keys(jax.random.fold_in(key, step), [*order, *blocks])
+        keys = _keys(jax.random.fold_in(key, step), [*order, *generators])
         draws: dict[str, Draws] = {}
         seen: Views = {}
         for name in order:
@@ -119,15 +123,15 @@ def build(
             labels = {field: rows[field] for field in rows if field == 'label' or field.startswith('key/')}
             seen[name] = View(normalise(x, **image), rows['row'], present, None, {**draws[name], **labels})
 
-        bits: Masks = {}
-        for name, generator in blocks.items():
+        made: Masks = {}
+        for name, generator in generators.items():
             view = seen[name.split('~')[0]]
             if view.row.shape[0] % rows_per_group:
                 raise UserError(f'rows_per_group: {rows_per_group} does not divide {view.row.shape[0]} rows of {name}')
             group = view.row[::rows_per_group] // rows_per_group
             drawn = jax.vmap(generator.draw)(_each(keys[name], group)).reshape(*view.present.shape, -1)
-            bits[name] = mask_generators.from_bits(drawn, len(group), generator.masked)
-        return {name: seen[name] for name in crops}, bits
+            made[name] = from_bits(drawn, len(group), generator.masked)
+        return {name: seen[name] for name in crops}, made
 
     return make_views
 
@@ -173,7 +177,7 @@ def _view(cfg: Mapping[str, Any], where: str) -> Crops:
     given = dict(cfg)
     if (kind := given.pop('view', None)) != 'crop':
         raise UserError(f'{where}.view: there is no view {kind!r}{suggest(str(kind), ["crop"])}')
-    return build_from(crop, given, where, name=where)
+    return errors.build(crop, given, where, name=where)
 
 
 def _mask(
@@ -182,7 +186,7 @@ def _mask(
     crops: Mapping[str, Crops],
     grids: Mapping[str, tuple[int, int]],
     rows_per_group: int,
-) -> mask_generators.Blocks:
+) -> Blocks:
     where, given = f'masks.{name}', dict(cfg)
     view, _, own = name.partition('~')
     if view not in crops or not own:
@@ -190,7 +194,23 @@ def _mask(
     if (kind := given.pop('mask', None)) != 'blocks':
         raise UserError(f'{where}.mask: there is no mask {kind!r}{suggest(str(kind), ["blocks"])}')
     total = crops[view].count * rows_per_group
-    return build_from(mask_generators.blocks, given, where, grid=grids[view], crops=total, name=where)
+    return errors.build(blocks, given, where, grid=grids[view], crops=total, name=where)
+
+
+def _size(size: int | Sequence[int], where: str) -> tuple[int, int]:
+    least = geometry.BLUR_TAPS // 2 + 1  # the blur reflects that many pixels
+    if np.shape(size) not in ((), (2,)) or np.asarray(size).dtype.kind != 'i' or np.min(size) < least:
+        raise UserError(f'{where}: a whole number of pixels, at least {least}, or height and width; not {size!r}')
+    height, width = np.broadcast_to(size, 2).tolist()
+    return height, width
+
+
+def _limits(limits: Sequence[float], where: str, most: float = np.inf) -> tuple[float, float]:
+    if np.shape(limits) != (2,) or not 0 < limits[0] <= limits[1] <= most:
+        raise UserError(
+            f'{where}: two numbers, 0 < low <= high' + f' <= {most:g}' * (most < np.inf) + f', not {limits}'
+        )
+    return float(limits[0]), float(limits[1])
 
 
 def _boxes_first(crops: Mapping[str, Crops]) -> list[str]:

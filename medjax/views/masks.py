@@ -19,6 +19,7 @@ from medjax.errors import UserError
 from medjax.types import Mask
 from medjax.views.geometry import between
 
+TRIES = 64  # rectangles tried for a crop; 32 already give the original's statistics on 7 x 7 to 37 x 37 patches
 GIVE_UP = 10  # tries in a row without a new patch after which the original stops
 
 
@@ -36,7 +37,6 @@ def blocks(
     ratio: Sequence[float] = (0.1, 0.5),
     min_patches: int = 4,
     aspect: float = 0.3,
-    tries: int = 64,
     name: str = 'blocks',
 ) -> Blocks:
     """iBOT's and DINOv2's block masks (arXiv 2111.07832, 2304.07193) for groups of `crops` crops of grid h x w.
@@ -45,33 +45,32 @@ def blocks(
     that lies in the i-th of n equal bins of `ratio`: the middle of the bin plus or minus d patches, d uniform over
     the bin and opposite for two bins paired by chance (of an odd n one bin, by chance, keeps its middle), so the
     total is constant. Rectangles follow the original: area uniform from `min_patches` to what is missing, height /
-    width log-uniform in aspect..1/aspect, at most h//2 w new patches each. After a fixed number of `tries`, or ten
-    in a row that add nothing, missing patches are taken by chance, those beside a block first.
+    width log-uniform in aspect..1/aspect, at most h//2 w new patches each. After 64 tries, or ten in a row that add
+    nothing, missing patches are taken by chance, those beside a block first.
     """
     n, patches = int(share * crops), grid[0] * grid[1]
-    low, high = ratio
-    if not 0 <= low < high <= 1:
-        raise UserError(f'{name}.ratio: two shares, 0 <= low < high <= 1, got {tuple(ratio)}')
+    if np.shape(ratio) != (2,) or not 0 <= ratio[0] < ratio[1] <= 1:
+        raise UserError(f'{name}.ratio: two shares, 0 <= low < high <= 1, not {ratio}')
     if not 1 <= n <= crops:
         raise UserError(
             f'{name}.share: int({share} x {crops} crops of a group) masks {n} crops; '
             'give a share in 0..1 that masks at least one, or larger rows_per_group'
         )
-    edges = np.linspace(low, high, n + 1) * patches
+    edges = np.linspace(*ratio, n + 1) * patches
     middle = np.floor((edges[:-1] + edges[1:]) / 2 + 1e-6).astype(np.int32)
     reach = int((edges[1] - edges[0]) / 2 + 1e-6)
 
     def draw(key: Array) -> Array:
         # one call for all numbers of a group: each call costs half a second of compilation on a CPU
-        u = jax.random.uniform(key, (crops, 3 + 4 * tries + patches))
-        u_crop, u_pair, u_spread, u_tries, u_fill = jnp.split(u, [1, 2, 3, 3 + 4 * tries], axis=1)
+        u = jax.random.uniform(key, (crops, 3 + 4 * TRIES + patches))
+        u_crop, u_pair, u_spread, u_tries, u_fill = jnp.split(u, [1, 2, 3, 3 + 4 * TRIES], axis=1)
         d = jnp.floor(u_spread[: n // 2, 0] * (2 * reach + 1)).astype(jnp.int32) - reach
         spread = shuffled(u_pair[:n, 0], jnp.concatenate([d, -d, jnp.zeros(n % 2, d.dtype)]))
         masked = jax.vmap(one_crop)(u_tries[:n], u_fill[:n], middle + spread)
         return shuffled(u_crop[:, 0], jnp.concatenate([masked, jnp.zeros((crops - n, patches), bool)]))
 
     def one_crop(u_tries: Array, u_fill: Array, count: Array) -> Array:
-        bits = rectangles(u_tries.reshape(tries, 4), count, grid, min_patches, aspect)
+        bits = rectangles(u_tries.reshape(TRIES, 4), count, grid, min_patches, aspect)
         return fill(u_fill.reshape(grid), bits, count).reshape(-1)
 
     return Blocks(draw, int(middle.sum()))
@@ -104,7 +103,7 @@ def rectangles(u: Array, count: Array, grid: tuple[int, int], min_patches: int, 
 
 
 def fill(u: Array, bits: Array, count: Array) -> Array:
-    """Sets further cells of bool [h,w] until `count` are set: by chance (u uniform [h,w]), neighbours of set ones first."""
+    """Sets cells of bool [h,w], by chance (u uniform [h,w]) and neighbours of set ones first, until `count` are set."""
     padded = jnp.pad(bits, 1)
     beside = padded[:-2, 1:-1] | padded[2:, 1:-1] | padded[1:-1, :-2] | padded[1:-1, 2:]
     order = u + beside + 2 * bits

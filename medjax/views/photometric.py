@@ -111,7 +111,7 @@ def nothing() -> Photometric:
 SETS = {'radiograph': radiograph, 'dinov2': dinov2}
 
 
-def photometric(cfg: str | Mapping[str, Any] | None, where: str) -> Photometric:
+def find_set(cfg: str | Mapping[str, Any] | None, where: str) -> Photometric:
     """The set that a view names: 'radiograph', dict(set='radiograph', gamma=.1) with its parameters, or None."""
     if cfg is None:
         return nothing()
