@@ -1,0 +1,27 @@
+"""`medjax report`: the files of a run become RUN/report.html, one page without network."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from medjax.reports import dataset, page, pictures, read
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog='medjax report', description='Write RUN/report.html: curves, health, results, features, data.'
+    )
+    parser.add_argument('--run', required=True, metavar='RUN', help='the folder of a run (--workdir of medjax train)')
+    parser.add_argument('--data', metavar='DATA', help='the data set to show; default: the first that the run used')
+    args = parser.parse_args(argv)
+
+    run = read.read(args.run)
+    data = dataset.find(run, args.data)
+    html = page.render(run, pictures.gather(run, data), [dataset.summary(one) for one in data.sets], data.words)
+
+    hidden = run.path / f'.report.html.{os.getpid()}'
+    hidden.write_text(html)
+    hidden.replace(run.path / 'report.html')
+    print(f'{os.path.join(args.run, "report.html")}: {len(html) / 1e6:.1f} MB')
+    return 0

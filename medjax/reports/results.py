@@ -1,0 +1,156 @@
+"""The probes' results as the page shows them: headlines, progress over steps, tables, ROC and PR curves, overlap."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from medjax.reports import plots
+from medjax.reports.read import BASELINES, Result, Run
+
+FIGURES = {'auroc': 'AUROC', 'auprc': 'AUPRC', 'accuracy': 'accuracy'}
+LABELS = 12  # panels of ROC and PR curves; the labels with the most positives come first
+OVERLAP = {'patient': 'are of patients', 'image': 'are images', 'pixels': 'have pixels'}
+
+Group = Mapping[int | str, Result]  # encoder -> result of one probe on one data set
+Figure = Mapping[str, Any]  # value, low, high; the bounds may be None
+
+
+def mean(result: Result) -> Figure | None:
+    """The mean AUROC over labels, None where no label could be judged."""
+    found = result.body['results'].get('auroc', {}).get('mean')
+    return found if found and found.get('value') is not None else None
+
+
+def newest_of(group: Group) -> int | None:
+    return max((encoder for encoder in group if isinstance(encoder, int)), default=None)
+
+
+def baselines(group: Group) -> dict[str, Figure]:
+    """Mean AUROC of random init and raw pixels, by name."""
+    return {BASELINES[e]: found for e in BASELINES if e in group and (found := mean(group[e]))}
+
+
+def headlines(run: Run) -> list[dict[str, Any]]:
+    """The mean AUROC of the newest export, a tile for each probe and data set, and how it stands to the baselines."""
+    tiles = []
+    for (data, probe), group in run.grouped().items():
+        step = newest_of(group)
+        at = mean(group[step]) if step is not None else None
+        if at:
+            words = [compare(at, other, name) for name, other in baselines(group).items()]
+            title = f'{probe} on {data}, mean AUROC, step {step:,}'
+            tiles.append({'title': title, 'at': at, 'words': '; '.join(words) or 'no baseline yet'})
+    return tiles
+
+
+def compare(at: Figure, other: Figure, name: str) -> str:
+    """'above raw pixels (0.812), intervals disjoint': no more than the intervals say."""
+    side = 'above' if at['value'] > other['value'] else 'below'
+    if any(one.get('low') is None for one in (at, other)):
+        return f'{side} {name} ({other["value"]:.3f})'
+    apart = at['low'] > other['high'] or at['high'] < other['low']
+    return f'{side} {name} ({other["value"]:.3f}), intervals {"disjoint" if apart else "overlap"}'
+
+
+def level(run: Run) -> str:
+    levels = {result.body.get('bootstrap', {}).get('level') for result in run.results} - {None}
+    return ' and '.join(f'{100 * value:g} %' for value in sorted(levels)) or '95 %'
+
+
+def progress(run: Run) -> list[Markup]:
+    """Mean AUROC over the steps of the exports, one panel for each data set and probe."""
+    panels = []
+    for (data, probe), group in run.grouped().items():
+        points = sorted((e, mean(result)) for e, result in group.items() if isinstance(e, int) and mean(result))
+        if points or baselines(group):
+            panels.append(plots.progress(f'{data}, {probe}: mean AUROC', points, baselines(group)))
+    return panels
+
+
+def tables(run: Run) -> list[dict[str, Any]]:
+    return [table(data, probe, group) for (data, probe), group in run.grouped().items()]
+
+
+def table(data: str, probe: str, group: Group) -> dict[str, Any]:
+    """All figures of the newest export for each label, with the baselines' AUROC beside them."""
+    step = newest_of(group)
+    shown = next(iter(group)) if step is None else step
+    body = group[shown].body
+    figures = sorted(body['results'], key=lambda figure: ([*list(FIGURES), figure]).index(figure))
+    others = [e for e in BASELINES if e in group and e != shown]
+    columns = [FIGURES.get(figure, figure) for figure in figures] + [f'AUROC of {BASELINES[e]}' for e in others]
+    rows = []
+    for label in dict.fromkeys(['mean', *(label for figure in figures for label in body['results'][figure])]):
+        cells = [body['results'][figure].get(label) for figure in figures]
+        cells += [group[e].body['results'].get('auroc', {}).get(label) for e in others]
+        counts = next(((c['positives'], c['negatives']) for c in cells if c and 'positives' in c), ())
+        usable = [c if c and c.get('value') is not None else None for c in cells]
+        rows.append({'label': label, 'counts': counts, 'cells': usable})
+    return {
+        'title': f'{data}, {probe}, {BASELINES.get(shown) or f"export of step {shown:,}"}',
+        'columns': columns,
+        'rows': rows,
+        'words': table_words(body),
+        'text': tabs(columns, rows),
+    }
+
+
+def table_words(body: Mapping[str, Any]) -> str:
+    """Records, patients, what validation chose, labels left out."""
+    words = [', '.join(f'{count:,} {split}' for split, count in body.get('records', {}).items()) + ' records']
+    if patients := body.get('bootstrap', {}).get('patients'):
+        words += [f'{patients:,} test patients']
+    if chosen := body.get('chosen'):
+        words += ['chosen on validation: ' + ', '.join(f'{key} {value}' for key, value in chosen.items())]
+    if skipped := body.get('skipped_labels'):
+        words += ['left out: ' + ', '.join(f'{label} ({reason})' for label, reason in skipped.items())]
+    return '; '.join(words) + '.'
+
+
+def tabs(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
+    """The table for a spreadsheet: value, low and high in columns of their own."""
+    numbers = [f'{column}{part}' for column in columns for part in ('', ' low', ' high')]
+    lines = [['label', 'positive', 'negative', *numbers]]
+    for row in rows:
+        values = [cell.get(key) if cell else None for cell in row['cells'] for key in ('value', 'low', 'high')]
+        counts = map(str, row['counts'] or ('', ''))
+        lines.append([row['label'], *counts, *('' if value is None else f'{value:.4f}' for value in values)])
+    return '\n'.join('\t'.join(line) for line in lines)
+
+
+def discrimination(run: Run) -> dict[str, Any]:
+    """ROC and PR panels of the newest export on its first data set, one a label, with raw pixels for comparison."""
+    newest = run.newest()
+    scored = [r for r in run.results if r.encoder == newest and r.scores is not None]
+    if not scored:
+        return {'panels': [], 'words': ''}
+    data = scored[0].data
+    drawn = {r.probe: r.curves() for r in reversed(scored) if r.data == data}  # linear before kNN
+    first = next(iter(drawn))
+    for r in run.results:
+        if (r.encoder, r.data, r.probe) == ('pixels', data, first):
+            drawn[f'raw pixels ({first})'] = r.curves()
+    count = {name: int(np.sum(truth)) for name, (_, truth) in drawn[first].items() if 0 < np.sum(truth) < len(truth)}
+    names = sorted(count, key=lambda name: -count[name])[:LABELS]
+    words = f'Newest export with results (step {newest:,}), test split of {data}. Dotted: chance.'
+    if len(count) > LABELS:
+        words += f' The {LABELS} labels with the most positives of {len(count)}.'
+    panels = [plots.discrimination(name, {probe: c[name] for probe, c in drawn.items() if name in c}) for name in names]
+    return {'panels': panels, 'words': words}
+
+
+def overlap(run: Run) -> list[str]:
+    """What share of each test set the newest export was trained on, one sentence a data set."""
+    said = {}
+    for result in run.results:
+        found = result.body.get('overlap')
+        if found and result.encoder == run.newest():
+            shares = [f'{100 * found[k]:.1f} % {words}' for k, words in OVERLAP.items() if found.get(k) is not None]
+            said[result.data] = f'{result.data}: of its test records, {", ".join(shares)} that pretraining saw.'
+            if not found.get('comparable', True):
+                said[result.data] += ' Ids were hashed with another key, so patients and images are not all compared.'
+    return list(said.values())
