@@ -13,10 +13,10 @@ import argparse
 import pkgutil
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from medjax.data import sources, splits, write
+from medjax.data import sources, write
 from medjax.data.sources import Drop, npz
 from medjax.errors import UserError, find
 
@@ -60,25 +60,29 @@ def _parser(kind: str, module: Any) -> argparse.ArgumentParser:
 
 def _told(out: str, summary: dict[str, Any], drops: Sequence[Drop], notes: Sequence[str]) -> list[str]:
     """What the person at the keyboard reads: contents, notes, and everything that was set aside."""
-    counts = ', '.join(f'{name} {summary["splits"][name]}' for name in splits.NAMES if name in summary['splits'])
     labels = summary['labels']
     shown = ', '.join(labels[:12]) + (f', … ({len(labels)} in all)' if len(labels) > 12 else '')
     lines = [
         f'{summary["name"]} -> {out}',
-        f'  {sum(summary["splits"].values())} records: {counts}',
+        f'  {sum(summary["splits"].values())} records: {_counts(summary["splits"])}',
+        f'  {sum(summary["patients"].values())} patients, none in two splits: {_counts(summary["patients"])}',
         f'  labels: {shown or "none"}',
         f'  {summary["channels"]} channel{"s" * (summary["channels"] > 1)} of {summary["bits"]} bits, longest side '
         f'{summary["size"]} px, mean {summary["mean"]:.3f}, deviation {summary["std"]:.3f}',
         f'  fingerprint {summary["fingerprint"]}, id key {summary["key_fingerprint"]}',
     ]
     lines += [f'  note: {note}' for note in notes]
-    for part, what in (('record', 'images were set aside'), ('part', 'records lost a part')):
+    for part, what in (('record', 'set aside'), ('part', 'left without a part')):
         if chosen := [drop for drop in drops if drop.part == part]:
-            lines.append(f'  {len(chosen)} {what} (all in drops.csv):')
+            lines.append(f'  {what}: {len(chosen)} image{"s" * (len(chosen) > 1)} (all in drops.csv)')
             lines += [f'    {drop.where or "an image"}: {drop.reason}' for drop in chosen[:LISTED]]
             if len(chosen) > LISTED:
                 lines.append(f'    … and {len(chosen) - LISTED} more')
     return lines
+
+
+def _counts(by_split: Mapping[str, int]) -> str:
+    return ', '.join(f'{name} {n}' for name, n in by_split.items())
 
 
 if __name__ == '__main__':

@@ -3,6 +3,8 @@
 import contextlib
 import csv
 import io
+import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -40,7 +42,8 @@ def test_table(folder, tmp_path):
     assert code == 0, err
     data = records.open(tmp_path / 'data')
     assert sum(data.splits.values()) == 28 and data.dropped == 3 and data.size == 12
-    assert '28 records' in out and 'labels: mass' in out and '3 images were set aside' in out
+    assert '28 records' in out and 'labels: mass' in out and 'set aside: 3 images' in out
+    assert '14 patients, none in two splits' in out
     for words in ('line 6: an empty file', 'line 7: damaged JPEG', "line 32: the path leaves the folder ('..')"):
         assert words in out
     with (tmp_path / 'data' / 'drops.csv').open() as file:
@@ -97,3 +100,17 @@ def test_help_names_the_kinds():
     with pytest.raises(SystemExit) as end:
         medjax('table', '--help')
     assert end.value.code == 0
+
+
+def test_the_source_of_the_docs(tmp_path, monkeypatch):
+    page = (pathlib.Path(__file__).parents[1] / 'docs' / 'add_a_data_set.md').read_text()
+    (code,) = re.findall(r'```python\n(.*?)```', page, re.DOTALL)
+    (tmp_path / 'mypkg').mkdir()
+    (tmp_path / 'mypkg' / 'dots.py').write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    status, out, err = medjax('mypkg.dots', '--count', 100, '--out', tmp_path / 'data')
+    assert status == 0, err
+    data = records.open(tmp_path / 'data')
+    assert sum(data.splits.values()) == 99
+    assert data.labels == ('large',)
+    assert 'dot 13: unlucky' in out

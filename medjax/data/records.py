@@ -46,7 +46,8 @@ class DataSet:
     size: int  # the longest stored side, pixels
     mean: float
     std: float
-    splits: dict[str, int]  # only those with records
+    splits: dict[str, int]  # records; only the splits that have any
+    patients: dict[str, int]  # patients; none is in two splits
     dropped: int
 
     def split(self, name: str) -> Split:

@@ -252,7 +252,11 @@ def _summary(source: Source, key: bytes, stored: list[Stored], drops: list[Drop]
         size=max(max(record.shape[:2]) for record in stored),
         mean=float(mean),
         std=float(np.sqrt(max(squares / count - mean**2, 0.0))),
-        splits={split: n for split in splits.NAMES if (n := sum(record.split == split for record in stored))},
+        splits={split: len(records) for split, records in _by_split(stored).items()},
+        patients={
+            split: len({int(r.keys[KINDS.index('patient')]) for r in records})
+            for split, records in _by_split(stored).items()
+        },
         dropped=sum(drop.part == 'record' for drop in drops),
         key_fingerprint=ids.fingerprint(key),
         fingerprint=_fingerprint(source, stored),
@@ -267,13 +271,17 @@ def _fingerprint(source: Source, stored: list[Stored]) -> str:
     return digest.hexdigest()[:16]
 
 
+def _by_split(stored: list[Stored]) -> dict[str, list[Stored]]:
+    """The records of each split that has any, in their order."""
+    chosen = {split: [record for record in stored if record.split == split] for split in splits.NAMES}
+    return {split: records for split, records in chosen.items() if records}
+
+
 def _write_columns(stored: list[Stored], path: pathlib.Path) -> None:
     """For each split: label, keys and role of every record, and a column for each fact of `info`."""
     facts = sorted({name for record in stored for name in record.info})
     columns = {}
-    for split in splits.NAMES:
-        if not (records := [record for record in stored if record.split == split]):
-            continue
+    for split, records in _by_split(stored).items():
         columns[f'{split}/label'] = np.stack([record.label for record in records])
         columns[f'{split}/keys'] = np.stack([record.keys for record in records])
         columns[f'{split}/info/role'] = np.array([record.role for record in records])
@@ -306,8 +314,7 @@ def _notes(stored: list[Stored]) -> list[str]:
         notes.append(f'{deep} of {len(stored)} images have 16 bits: the data set has 16, 8-bit values are spread')
     if (longest := max(max(record.shape[:2]) for record in stored)) > LARGE:
         notes.append(f'the longest side has {longest} px; training reads smaller images faster (--size bounds them)')
-    names = {record.split for record in stored}
-    if missing := [split for split in splits.NAMES if split not in names]:
+    if missing := [split for split in splits.NAMES if split not in _by_split(stored)]:
         notes.append(f'no record in {" and ".join(missing)}')
     places = collections.defaultdict(list)
     for record in stored:
