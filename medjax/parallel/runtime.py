@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import warnings
 
 import jax
@@ -41,6 +42,7 @@ def start() -> None:
                 raise
             # A notebook or a test that has computed already. One process needs nobody else.
             warnings.warn('jax was in use before the run: SIGTERM will end it without a saved step', stacklevel=2)
+    jax.process_count()  # the processes meet here, before any of them can fail by itself
 
 
 def _start_here(port: int, processes: int, process: int) -> None:
@@ -78,7 +80,7 @@ def free_port() -> int:
 
 def use_compile_cache(folder: str | os.PathLike[str]) -> None:
     """Keeps compiled programs in `folder`, unless JAX_COMPILATION_CACHE_DIR already names a place."""
-    if not jax.config.jax_compilation_cache_dir:
+    if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
         jax.config.update('jax_compilation_cache_dir', os.fspath(folder))
 
 
@@ -87,7 +89,16 @@ def is_main() -> bool:
     return jax.process_index() == 0
 
 
+def several() -> bool:
+    """Whether this is one of several processes of a run."""
+    return jax.distributed.is_initialized() and jax.process_count() > 1
+
+
 def shutdown() -> None:
-    """Leaves the run after all processes have come to its end."""
-    if jax.distributed.is_initialized():
+    """Waits until all processes have come to the end of the run, and leaves it.
+
+    In a `finally` after a failure it does nothing where there are several: they may be waiting for this one elsewhere.
+    """
+    failed = sys.exc_info()[0] is not None
+    if jax.distributed.is_initialized() and not (failed and several()):
         jax.distributed.shutdown()

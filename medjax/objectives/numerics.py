@@ -1,0 +1,131 @@
+"""Prototype losses in row chunks, Sinkhorn in the log domain, and two gauges: all in float32, over global rows.
+
+A head with K prototypes gives logits of many rows x 65,536: too big to keep. So logits are made from the normalised
+bottleneck in chunks of rows, under rematerialisation, and Sinkhorn keeps only its potential of the prototypes.
+Sums over rows are first taken on each device ([d,...], d = row shards), and over devices once, at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from medjax.parallel.sharding import row_shards, split_rows
+
+CHUNK_ELEMENTS = 2**26  # logits held at once on one device: 256 MiB in float32
+
+Logits = Callable[[Array], Array]  # [...,d] -> [...,K]
+
+
+def _by_shard(x: Array) -> Array:
+    """[R,...] -> [d,R/d,...]: each device's own rows."""
+    d = row_shards() if x.shape[0] % row_shards() == 0 else 1
+    return x.reshape(d, x.shape[0] // d, *x.shape[1:])
+
+
+def over_chunks(f: Callable, rows: Any, width: int, combine: Callable = jnp.add) -> Any:
+    """Combines f(chunk) over equal chunks of each device's rows, as few as keep [rows, width] in CHUNK_ELEMENTS.
+
+    `rows` is a tree of arrays [R,...]; f gives a tree of arrays with a leading axis d. One chunk is a plain call.
+    """
+    total = jax.tree.leaves(rows)[0].shape[0]
+    local = total // row_shards() if total % row_shards() == 0 else total
+    n = next(n for n in range(1, local + 1) if local % n == 0 and (local // n * width <= CHUNK_ELEMENTS or n == local))
+    if n == 1:
+        return f(rows)
+    parts = split_rows(rows, n)
+    f = jax.checkpoint(f)
+    first = f(jax.tree.map(lambda x: x[0], parts))
+    rest = jax.tree.map(lambda x: x[1:], parts)
+    total, _ = jax.lax.scan(lambda t, part: (jax.tree.map(combine, t, f(part)), None), first, rest)
+    return total
+
+
+def sinkhorn(logits: Logits, z: Array, weight: Array, temperature: Array, count: int, iterations: int = 3) -> Array:
+    """Sinkhorn-Knopp (1306.0895, used as in SwAV 2006.09882) in the log domain; the prototypes' potential c [K].
+
+    With s = logits(z) / temperature [R,K], the balanced target of row r is softmax_k(s_rk + c_k): `iterations` times
+    the prototypes' totals are scaled to 1/K and then every row's to 1/R. Rows of weight 0 (padding) do not count.
+    The original's exp(s) overflows above 88; this does not. No gradient passes.
+    """
+
+    def totals(chunk: tuple[Array, Array], c: Array | None) -> Array:  # log of the prototypes' totals, [d,K]
+        z, weight = chunk
+        s = logits(z).astype(jnp.float32) / temperature
+        if c is not None:  # scale the rows; what the prototypes were scaled by before drops out
+            s = s - jax.nn.logsumexp(s + c, axis=-1, keepdims=True)
+        return jax.nn.logsumexp(_by_shard(jnp.where(weight[:, None] > 0, s, -jnp.inf)), axis=1)
+
+    c = None
+    for _ in range(iterations):
+        by_shard = over_chunks(lambda chunk, c=c: totals(chunk, c), (z, weight), count, jnp.logaddexp)
+        c = -jax.nn.logsumexp(by_shard, axis=0)
+        c = jnp.where(jnp.isfinite(c), c, 0.0)  # no row at all
+    return jax.lax.stop_gradient(c)
+
+
+class Distilled(NamedTuple):
+    """Sums over all rows, in float32."""
+
+    loss: Array  # [S], one for each student view
+    entropy: Array  # teacher entropy, summed over the rows' teacher views with their weight
+    student: Array  # [K], the student's probabilities summed over rows and views with any weight
+    teacher_logits: Array  # [K], the teacher's logits likewise: what a centre is the mean of
+
+
+def distill(
+    student: Logits,
+    teacher: Logits,
+    z_student: Array,
+    z_teacher: Array,
+    pair_weight: Array,
+    teacher_weight: Array,
+    student_temperature: float,
+    teacher_temperature: Array,
+    potential: Array,
+    count: int,
+) -> Distilled:
+    """sum_r sum_t w_rst CE(q_rt, p_rs) for every student view s, in row chunks.
+
+    z_student [R,S,d], z_teacher [R,T,d], pair_weight w [R,S,T], teacher_weight [R,T] (which targets count, and how
+    much, in entropy and centre); q = softmax(teacher / its temperature + potential [K]) without gradient,
+    p = softmax(student / its temperature).
+    """
+
+    def chunk(rows: tuple[Array, Array, Array, Array]) -> Distilled:
+        zs, zt, w, wt = rows
+        raw = jax.lax.stop_gradient(teacher(zt).astype(jnp.float32))
+        log_q = jax.nn.log_softmax(raw / teacher_temperature + potential, axis=-1)
+        q = jnp.exp(log_q)
+        log_p = jax.nn.log_softmax(student(zs).astype(jnp.float32) / student_temperature, axis=-1)
+        # CE is linear in q, so the targets of one student view are mixed first: [r,S,K]
+        loss = -jnp.sum(jnp.einsum('rst,rtk->rsk', w, q) * log_p, axis=-1)
+        seen = (w.sum(-1) > 0).astype(jnp.float32)
+        p = jnp.einsum('rs,rsk->rk', seen, jax.lax.stop_gradient(jnp.exp(log_p)))
+        sums = Distilled(loss, -jnp.einsum('rt,rtk,rtk->r', wt, q, log_q), p, jnp.einsum('rt,rtk->rk', wt, raw))
+        return jax.tree.map(lambda x: _by_shard(x).sum(1), sums)
+
+    width = count * (z_student.shape[1] + z_teacher.shape[1])
+    by_shard = over_chunks(chunk, (z_student, z_teacher, pair_weight, teacher_weight), width)
+    return jax.tree.map(lambda x: x.sum(0), by_shard)
+
+
+def perplexity(p: Array) -> Array:
+    """exp of the entropy (nats) of p [K], which is normalised first: how many prototypes p really uses."""
+    p = p / jnp.maximum(p.sum(), 1e-30)
+    return jnp.exp(-jnp.sum(jnp.where(p > 0, p * jnp.log(jnp.maximum(p, 1e-38)), 0.0)))
+
+
+def effective_rank(x: Array, present: Array) -> Array:
+    """Participation ratio (sum of the eigenvalues)^2 / (sum of their squares) of the covariance of x [R,D].
+
+    1 when all rows lie on a line, min(R - 1, D) when they spread evenly. `present` [R] says which rows count.
+    """
+    x, w = x.astype(jnp.float32), present.astype(jnp.float32)
+    x = (x - w @ x / jnp.maximum(w.sum(), 1)) * w[:, None]
+    covariance = x.T @ x
+    return jnp.trace(covariance) ** 2 / jnp.maximum(jnp.sum(covariance**2), 1e-30)

@@ -1,0 +1,62 @@
+"""T7: spreads features apart by the Kozachenko-Leonenko entropy estimate (Sablayrolles et al., 1806.03198; 2304.07193).
+
+For each view v, with x the L2-normalised features of the rows:
+
+    loss = sum_v  - mean_b ln( || x_b - x_nn(b) + 1e-8 ||_2 + 1e-8 ),   nn(b) = argmax over other rows of x_b . x_j
+
+Each view by itself, never two views of one image. The offset 1e-8 is added to every element, as torch's pairwise
+distance does: without it duplicates give NaN gradients. A lone row is its own neighbour. float32 always: in float16
+the offsets vanish and duplicates give inf.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from medjax.errors import UserError
+from medjax.objectives.features import parse
+from medjax.objectives.terms import Context, Term
+
+EPS = 1e-8
+
+
+def build(context: Context, of: str, within: str = 'batch') -> Term:
+    """`of`: a feature [B,V,D]. `within='batch'` takes neighbours from all rows; 'group' from the rows of a group, as
+    the original did from the rows of one GPU (with rows_per_group equal to its batch per GPU)."""
+    if within not in ('batch', 'group'):
+        raise UserError(f"{context.where}.within: 'batch' or 'group', got {within!r}")
+    view = parse(of, f'{context.where}.of').view
+
+    def loss(params, aux, features, views, masks, net, key, step):  # noqa: ARG001
+        x = features[of].astype(jnp.float32)  # [B,V,D]
+        present = views[view].present
+        size = x.shape[0] if within == 'batch' else context.rows_per_group
+        groups = x.reshape(-1, size, *x.shape[1:]).transpose(0, 2, 1, 3)  # [G,V,size,D]
+        here = present.reshape(-1, size, present.shape[1]).transpose(0, 2, 1)  # [G,V,size]
+        distance = nearest_distance(groups, here)
+        counts = jnp.maximum(present.sum(0), 1)  # [V]
+        total = -jnp.sum(jnp.where(here, jnp.log(distance + EPS), 0.0), axis=(0, 2)) / counts
+        return total.sum(), {'rows': present.any(1).sum()}, None
+
+    def moves(rows: int, shapes: dict[str, tuple[int, ...]]) -> int:
+        _, v, d = shapes[of]
+        scalars = 8 * v
+        return scalars if within == 'group' else 4 * rows * v * d + scalars  # rows out, their gradient back
+
+    return Term(needs=(of,), loss=loss, moves=moves)
+
+
+def nearest_distance(x: Array, present: Array) -> Array:
+    """|| x_b - x_nn(b) + 1e-8 ||_2 of the L2-normalised rows; x [...,B,D], present bool [...,B] -> [...,B]."""
+    norm = jnp.sqrt(jnp.maximum(jnp.sum(x**2, axis=-1, keepdims=True), EPS**2))
+    x = x / norm
+    fixed = jax.lax.stop_gradient(x)
+    dots = jnp.einsum('...id,...jd->...ij', fixed, fixed, precision='highest')
+    itself = jnp.eye(x.shape[-2], dtype=bool)
+    dots = jnp.where(itself | ~present[..., None, :], -1.0 - itself, dots)  # itself only if nobody else is there
+    dots = jnp.where(itself & (present.sum(-1)[..., None, None] <= 1), 1.0, dots)
+    nearest = jnp.argmax(dots, axis=-1)
+    neighbour = jnp.take_along_axis(x, nearest[..., None], axis=-2)
+    return jnp.sqrt(jnp.sum((x - neighbour + EPS) ** 2, axis=-1))

@@ -1,0 +1,128 @@
+"""Mesh, the table from logical to mesh axes, and rows that stay on their device.
+
+The mesh has the axes ('data', 'fsdp', 'tensor'). Rows are split over data and fsdp; parameters over fsdp and tensor
+by the one table `RULES`. Everything is written over global arrays and sharded by the compiler.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
+
+from medjax.errors import UserError
+
+AXES = ('data', 'fsdp', 'tensor')
+ROWS = ('data', 'fsdp')
+
+# Logical axis of a parameter -> mesh axis. A dimension that the mesh axis does not divide stays whole.
+RULES = {
+    'embed': 'fsdp',
+    'heads': 'tensor',
+    'mlp': 'tensor',
+    'prototypes': 'tensor',
+    'bottleneck': 'fsdp',
+    'hidden': 'tensor',
+}
+
+
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
+    """A mesh over all devices of all processes; one axis may be -1 and takes what is left."""
+    sizes = dict(data=data, fsdp=fsdp, tensor=tensor)
+    n = jax.device_count()
+    given = math.prod(s for s in sizes.values() if s != -1)
+    free = [name for name, s in sizes.items() if s == -1]
+    if len(free) > 1 or any(s == 0 or s < -1 for s in sizes.values()):
+        raise UserError(f'mesh: sizes are positive and at most one is -1, got {sizes}')
+    if n % given or (not free and given != n):
+        raise UserError(f'mesh: {sizes} does not fit {n} device(s); the product of the sizes must be {n}')
+    for name in free:
+        sizes[name] = n // given
+    # Auto, written out: make_mesh defaults to Explicit axes, under which ordinary reshapes raise.
+    return jax.make_mesh(tuple(sizes[a] for a in AXES), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def row_shards() -> int:
+    """How many shards the rows have under the mesh in use; 1 without a mesh."""
+    shape = dict(jax.sharding.get_abstract_mesh().shape)
+    return math.prod(shape.get(a, 1) for a in ROWS)
+
+
+def rows_sharding(mesh: Mesh) -> NamedSharding:
+    """Leading axis over data and fsdp, the rest whole."""
+    return NamedSharding(mesh, P(ROWS))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, P())
+
+
+def constrain_rows(x: jax.Array) -> jax.Array:
+    """Says that the leading axis of `x` is rows (or crops or groups of rows), split over data and fsdp."""
+    if not jax.sharding.get_abstract_mesh().shape or x.shape[0] % row_shards():
+        return x
+    return jax.lax.with_sharding_constraint(x, P(ROWS, *[P.UNCONSTRAINED] * (x.ndim - 1)))
+
+
+def param_shardings(axes: Any, shapes: Any, mesh: Mesh) -> Any:
+    """Trees of logical names and of shapes -> tree of shardings, by RULES."""
+
+    def one(names: tuple[str | None, ...], leaf: Any) -> NamedSharding:
+        spec, used = [], set()
+        for name, size in zip(names, leaf.shape, strict=True):
+            axis = RULES.get(name or '')
+            fits = axis is not None and axis not in used and mesh.shape[axis] > 1 and size % mesh.shape[axis] == 0
+            spec.append(axis if fits else None)
+            used.add(axis if fits else None)
+        return NamedSharding(mesh, P(*spec))
+
+    return jax.tree.map(one, axes, shapes, is_leaf=lambda a: isinstance(a, tuple) and all(n is None or isinstance(n, str) for n in a))
+
+
+def split_rows(tree: Any, n: int) -> Any:
+    """[L,...] -> [n,L/n,...]: an equal share of every device's consecutive rows in each of the n parts."""
+    d = row_shards()
+
+    def one(x: jax.Array) -> jax.Array:
+        parts = x.reshape(d, n, x.shape[0] // (d * n), *x.shape[1:])
+        return parts.swapaxes(0, 1).reshape(n, x.shape[0] // n, *x.shape[1:])
+
+    return jax.tree.map(one, tree)
+
+
+def merge_rows(tree: Any, n: int) -> Any:
+    """The inverse of `split_rows`: [n,L/n,...] -> [L,...]."""
+    d = row_shards()
+
+    def one(x: jax.Array) -> jax.Array:
+        parts = x.reshape(n, d, x.shape[1] // d, *x.shape[2:]).swapaxes(0, 1)
+        return constrain_rows(parts.reshape(n * x.shape[1], *x.shape[2:]))
+
+    return jax.tree.map(one, tree)
+
+
+def gather(tree: Any) -> Any:
+    """The whole of every array on every device, so that one process can write it."""
+    mesh = jax.tree.leaves(tree)[0].sharding.mesh
+    return jax.jit(lambda x: x, out_shardings=replicated(mesh))(tree)
+
+
+def local_rows(sharding: NamedSharding, rows: int) -> np.ndarray:
+    """The global row numbers that this process feeds, sorted. Asked of the sharding: with the tensor axis over
+    several hosts two processes feed the same rows, and a host's rows need not be one range."""
+    slices = sharding.addressable_devices_indices_map((rows,)).values()
+    return np.unique(np.concatenate([np.arange(rows)[s[0]] for s in slices]))
+
+
+def global_batch(batch: Any, sharding: NamedSharding, rows: dict[str, int]) -> Any:
+    """This process's rows of each part (as `local_rows` names them) -> arrays over the global rows."""
+    return {
+        part: {
+            name: jax.make_array_from_process_local_data(sharding, x, (rows[part], *x.shape[1:]))
+            for name, x in fields.items()
+        }
+        for part, fields in batch.items()
+    }

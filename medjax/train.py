@@ -1,0 +1,294 @@
+"""`medjax train`: a config and records -> checkpoints, exports, metrics. The one train loop of every recipe.
+
+    medjax train --config configs/demo.py --data DATA --workdir RUN --config.optim.lr=1e-3
+
+The same command goes on with a run that was stopped: the position in the data, the random keys and every schedule
+are functions of the step alone. Ctrl-C and SIGTERM end in a saved step; a second Ctrl-C ends at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import os
+import signal
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import medjax
+from medjax import config as configs
+from medjax.data import records
+from medjax.data.stream import Stream
+from medjax.errors import UserError, build, suggest
+from medjax.objectives.compose import Objective, objective, pick
+from medjax.parallel import runtime, sharding
+from medjax.training import checkpoint, health, metrics
+from medjax.training.flops import model_flops
+from medjax.training.optimizer import optimizer
+from medjax.training.step import check_rows, create, make_step
+from medjax.types import TrainState
+from medjax.views import make
+from medjax.weights import dinov2, export
+
+MAX_SKIPPED = 20  # steps in a row with numbers that are not finite, after which the run stops
+
+
+def main(argv: list[str]) -> int:
+    argv, overrides = configs.split_overrides(argv)
+    parser = argparse.ArgumentParser(prog='medjax train', description=__doc__.split('\n\n')[0])
+    parser.add_argument('--config', required=True, metavar='FILE', help='the recipe, for example configs/demo.py')
+    parser.add_argument('--data', action='append', default=[], metavar='[SOURCE=]DATA', help='a folder of medjax build')
+    parser.add_argument('--workdir', required=True, type=Path, metavar='RUN', help='where the run lies or shall lie')
+    parser.add_argument('--config.KEY=VALUE', dest='_', help='overrides, for example --config.optim.lr=1e-3')
+    args = parser.parse_args(argv)
+
+    runtime.start()
+    try:
+        config, datasets = configs.load(args.config, args.data, overrides)
+        return run(config, datasets, args.workdir)
+    finally:
+        runtime.shutdown()
+
+
+def run(config: Mapping[str, Any], datasets: dict[str, records.DataSet], folder: Path) -> int:
+    """Trains to config['total_steps'], or until it is told to stop; exit code 0, or 3 if the run cannot go on."""
+    # The folder of the run.
+    main_process = runtime.is_main()
+    claim(folder, config, datasets, main_process)
+    if (folder / 'DONE').exists():
+        say(f'{folder} is finished: {config["total_steps"]:,} steps are done', main_process)
+        return 0
+
+    # What is computed: views, towers, terms, optimiser, all from the config.
+    mesh = sharding.make_mesh(**config['mesh'])
+    jax.set_mesh(mesh)
+    goal = objective(config)
+    stream = Stream(config['data'], datasets, config['seed'])
+    check_rows(stream.rows, config['rows_per_group'], config['micro_batches'], sharding.row_shards())
+    make_views = make.build(
+        config['views'], config['masks'], config['image'], grids(goal, config), config['rows_per_group']
+    )
+    abstract, optim = abstract_state(goal, config)
+    step = make_step(goal, optim, make_views, config['micro_batches'])
+
+    # The state: of the last checkpoint, or new, born on its shards.
+    shardings = state_shardings(goal, abstract, mesh)
+    checkpoints = checkpoint.Checkpoints(folder / 'checkpoints', **config['checkpoint'])
+    if (last := checkpoints.latest()) is not None:
+        state = checkpoints.restore(last, checkpoint.abstract(abstract, shardings))
+        say(f'going on from step {last:,} of {folder}', main_process)
+    else:
+        new = jax.jit(lambda key: create(goal, lambda _: optim, key), out_shardings=shardings)
+        state = new(jax.random.key(config['seed']))
+        if config['init_from']:
+            state = build(start_from, config['init_from'], 'init_from', state=state, channels=config['image']['channels'])
+    start = int(state.step)
+
+    # The step, compiled before the loop, so that its cost is known.
+    rows = sharding.rows_sharding(mesh)
+    mine = {part: sharding.local_rows(rows, b) for part, b in stream.rows.items()}
+    batches = stream.batches(start, mine)
+    train_step = jax.jit(step.train_step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
+    batch = sharding.global_batch(next(batches), rows, stream.rows)
+    writer = metrics.Writer(
+        folder, config['total_steps'], config['log']['every'], start,
+        flops=step_flops(goal, make_views, state, batch), peak=metrics.peak_flops(jax.devices(), config['dtype']),
+        enabled=main_process,
+    )  # fmt: skip
+
+    with stop_on_interrupt():
+        stopped = False
+        for done in range(start + 1, config['total_steps'] + 1):
+            state, numbers = train_step(state, batch)
+            if done < config['total_steps']:
+                batch = sharding.global_batch(next(batches), rows, stream.rows)
+            line = writer.step(done, numbers, config['batch_size'])
+            if line is not None:
+                health.write(folder, health.verdict(writer.history, config['total_steps']))
+            if done % config['log']['every'] == 0 and int(state.skipped['in_a_row']) >= MAX_SKIPPED:
+                writer.close()
+                raise UserError(
+                    f'{int(state.skipped["in_a_row"])} steps in a row gave numbers that are not finite, the last at step '
+                    f'{done:,}; the run stops. The last checkpoint is of step {checkpoints.latest()}. A lower optim.lr, a '
+                    f'longer warm-up or optim.clip would help; look at {folder}/metrics.jsonl'
+                )
+            last_step = done == config['total_steps']
+            if done % config['export']['every'] == 0 or last_step:
+                write_export(folder, done, state, goal, config, main_process)
+            stopped = checkpoints.stopping(done)
+            if checkpoints.due(done) or stopped or last_step:
+                checkpoints.save(done, state)
+            if stopped and not last_step:
+                break
+
+    checkpoints.close()  # waits until what was saved is whole
+    batches.close()
+    if line is None and main_process and writer.flush(config['batch_size']):
+        health.write(folder, health.verdict(writer.history, config['total_steps']))
+    writer.close()
+    if stopped and done < config['total_steps']:
+        say(f'stopped at step {done:,}, which is saved; the same command goes on from there', main_process)
+    elif main_process:
+        (folder / 'DONE').write_text(f'{done}\n')
+        say(f'done: {done:,} steps. {health.verdict(writer.history, done)["verdict"]}', True)
+        say(f'next: medjax probe --run {folder} --data DATA, then medjax report --run {folder}', True)
+    return 0
+
+
+# The parts of the story, in order of use.
+
+
+def claim(folder: Path, config: Mapping[str, Any], datasets: dict[str, records.DataSet], main_process: bool) -> None:
+    """Writes config.json and data/seen.npz into a new run; a run that is there must have the same config."""
+    there = folder / 'config.json'
+    if there.exists():
+        before = configs.load_json(there)
+        if configs.fingerprint(before) != configs.fingerprint(config):
+            keys = ', '.join(configs.difference(before, config))
+            raise UserError(
+                f'{folder} holds a run with another config (they differ in {keys}); use another --workdir, or the old config'
+            )
+    elif main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / 'data').mkdir(exist_ok=True)
+        records.write_seen(datasets, folder / 'data' / 'seen.npz')
+        hidden = folder / '.config.json'
+        hidden.write_text(configs.to_json(config))
+        hidden.replace(there)
+
+
+def grids(goal: Objective, config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+    """view -> rows and columns of patches in the tower that sees it."""
+    found = {}
+    for feature in goal.needs:
+        size = config['views'][feature.view]['size']
+        height, width = (size, size) if isinstance(size, int) else size
+        found[feature.view] = goal.towers[feature.tower].grid((height, width))
+    return found
+
+
+def abstract_state(goal: Objective, config: Mapping[str, Any]) -> tuple[TrainState, Any]:
+    """Shapes of the state, and the optimiser that the config describes for these parameters."""
+    params, _ = jax.eval_shape(goal.init, jax.random.key(0))
+    cfg = dict(config['optim'])
+    optim = build(optimizer, cfg, 'optim', params=params, total_steps=config['total_steps'])
+    return jax.eval_shape(lambda key: create(goal, lambda _: optim, key), jax.random.key(0)), optim
+
+
+def state_shardings(goal: Objective, abstract: TrainState, mesh: jax.sharding.Mesh) -> TrainState:
+    """A sharding for every array of the state: parameters, moments and copies by their logical axes."""
+    params_axes, aux_axes = goal.axes
+    params = sharding.param_shardings(params_axes, abstract.params, mesh)
+    whole = sharding.replicated(mesh)
+    same = jax.tree.structure(abstract.params)
+    opt = jax.tree.map(  # moments are trees like the parameters; the count is a number
+        lambda part: params if jax.tree.structure(part) == same else whole,
+        abstract.opt,
+        is_leaf=lambda part: jax.tree.structure(part) == same,
+    )
+    aux = sharding.param_shardings(aux_axes, abstract.aux, mesh)
+    return TrainState(whole, params, opt, aux, whole, dict.fromkeys(abstract.skipped, whole))
+
+
+def start_from(
+    path: str, state: TrainState, channels: int, parts: Sequence[str] | None = None
+) -> TrainState:
+    """Weights of an export or a public file, into the student and into every copy that holds the part.
+
+    `parts` ('towers/image', 'heads/dino'): None takes every tower of the recipe that is in the file. What is not
+    taken stays new, as heads on DINOv2's backbone must (Meta never released them).
+    """
+    grids = {name: tower['pos_grid'].shape[:2] for name, tower in state.params['towers'].items() if 'pos_grid' in tower}
+    tower, grid = next(iter(grids.items()), ('image', None))
+    heads = state.params['towers'][tower]['blocks']['attn']['qkv']['kernel'].shape[3] if grids else None
+    loaded = dinov2.load(path, tower=tower, heads=heads, grid=grid, channels=channels)
+    found = {f'{kind}/{name}': tree for kind, trees in loaded.items() for name, tree in trees.items()}
+    if parts is None:
+        parts = [part for part in found if part.startswith('towers/') and part.split('/')[1] in state.params['towers']]
+    for part in parts:
+        kind, _, name = part.partition('/')
+        if part not in found or name not in state.params.get(kind, {}):
+            both = [p for p in found if p.split('/')[1] in state.params.get(p.split('/')[0], {})]
+            raise UserError(f'init_from.parts: {part!r} must be in {path} and in the recipe{suggest(part, both)}')
+        dinov2.check_like(found[part], state.params[kind][name], f'init_from: {part} of {path}')
+    if not parts:
+        raise UserError(f'init_from.path: {path} holds {", ".join(found)}, and no tower of this recipe')
+
+    def place(tree: Any) -> Any:
+        def one(kind: str, name: str, part: Any) -> Any:
+            if f'{kind}/{name}' not in parts:
+                return part
+            new = found[f'{kind}/{name}']
+            return jax.tree.map(lambda old, n: jax.device_put(np.asarray(n, old.dtype), old.sharding), part, new)
+
+        return {kind: {name: one(kind, name, part) for name, part in group.items()} for kind, group in tree.items()}
+
+    copies = {name: place(copy) for name, copy in state.aux['copies'].items()}
+    return state._replace(params=place(state.params), aux={**state.aux, 'copies': copies})
+
+
+def step_flops(goal: Objective, make_views: Any, state: TrainState, batch: Any) -> float:
+    """Model FLOPs of one step over the global batch, views not counted."""
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
+    views, masks = jax.eval_shape(make_views, batch, state.key, state.step)
+
+    def loss(params: Any, aux: Any, views: Any, masks: Any, key: Any, step: Any) -> Any:
+        found = goal.features(params, aux, views, masks, key, step)
+        return goal.terms(params, aux, found, views, masks, key, step)[0]
+
+    return model_flops(loss, shapes.params, shapes.aux, views, masks, shapes.key, shapes.step)
+
+
+def write_export(
+    folder: Path, step: int, state: TrainState, goal: Objective, config: Mapping[str, Any], main_process: bool
+) -> None:
+    """RUN/exports/<step>: the towers and heads of a copy, with all that a reader of them needs."""
+    cfg = config['export']
+    paths = tuple(f'{kind}/{name}' for kind in ('towers', 'heads') for name in cfg[kind])
+    tree = pick(state.params if cfg['copy'] == 'student' else state.aux['copies'][cfg['copy']], paths)
+    tree = jax.device_get(sharding.gather(tree))
+    if not main_process:
+        return
+    seen = folder / 'data' / 'seen.npz'
+    sizes = [v['size'] if isinstance(v['size'], int) else max(v['size']) for v in config['views'].values()]
+    meta = dict(
+        format=1,
+        step=step,
+        copy=cfg['copy'],
+        towers={name: config['towers'][name] for name in cfg['towers']},
+        heads={name: config['heads'][name] for name in cfg['heads']},
+        image=dict(config['image']),
+        size=max(sizes),
+        config_fingerprint=configs.fingerprint(config),
+        seen=hashlib.sha256(seen.read_bytes()).hexdigest() if seen.exists() else None,
+        medjax=medjax.__version__,
+    )
+    export.save(folder / 'exports' / str(step), tree, meta)
+
+
+@contextlib.contextmanager
+def stop_on_interrupt() -> Iterator[None]:
+    """Ctrl-C becomes a SIGTERM, which jax's preemption service turns into one step on which all processes stop."""
+    before = signal.getsignal(signal.SIGINT)
+
+    def interrupt(*_: Any) -> None:
+        signal.signal(signal.SIGINT, before)
+        print('\nstopping after this step (again: at once) …', file=sys.stderr, flush=True)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def say(text: str, main_process: bool) -> None:
+    if main_process:
+        print(text, file=sys.stderr, flush=True)

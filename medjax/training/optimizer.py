@@ -1,0 +1,148 @@
+"""AdamW with parameter groups and clipping per part; rate and decay are functions of the state's step alone.
+
+A parameter group is a rule `dict(match=pattern, …)` on the path of a parameter ('towers/image/blocks/mlp/fc1/kernel'):
+
+    match         shell pattern; 'blocks[0:6]' in it means rows 0 to 5 of the scanned stack
+    rate, decay   factors of the learning rate and the weight decay
+    layerwise     rate factor layerwise ** (layers above) for a tower: dict(match='towers/image/*', layerwise=.9)
+    frozen_until  until this step rate and decay are 0; gradients still enter norms and moments, as in the original
+    clip          the name of the group whose gradients are clipped together
+
+Factors of all rules that match multiply; for frozen_until and clip the last match decides.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+
+from medjax.errors import UserError, build
+from medjax.objectives import schedules
+from medjax.types import Metrics, Tree
+
+
+class Optimizer(NamedTuple):
+    init: Callable[[Tree], Tree]  # params -> moments and the count of updates that were made
+    update: Callable[[Tree, Tree, Tree, Array], tuple[Tree, Tree, Metrics]]
+    """(grads, opt, params, step) -> params, opt, {'grad_norm/<clip group>', 'lr', 'weight_decay'}"""
+
+
+class Group(NamedTuple):
+    """What the rules say of one parameter; factors are floats or arrays [depth,1,…] of a scanned stack."""
+
+    rate: Any
+    decay: Any
+    frozen_until: int
+    clip: str
+
+
+def optimizer(
+    params: Tree,
+    total_steps: int,
+    lr: float,
+    schedule: Any = 1.0,
+    weight_decay: Any = 0.0,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    clip: float | None = None,
+    groups: Sequence[Mapping[str, Any]] = (),
+) -> Optimizer:
+    """Decoupled weight decay (1711.05101): p <- p - lr(step) rate (m / (sqrt(v) + eps) + wd(step) decay p).
+
+    `params` gives paths and shapes only. lr(step) = lr * schedule(step). `clip` bounds the norm of every clip group's
+    gradients: g <- g min(1, clip / (norm + 1e-6)), as torch does.
+    """
+    table = parameter_groups(params, groups)
+    rate_at = schedules.schedule(schedule, total_steps, 'optim.schedule')
+    decay_at = schedules.schedule(weight_decay, total_steps, 'optim.weight_decay')
+    adam = optax.scale_by_adam(b1, b2, eps)
+
+    def update(grads: Tree, opt: Tree, params: Tree, step: Array) -> tuple[Tree, Tree, Metrics]:
+        grads, norms = clip_by_group(grads, table, clip)
+        directions, opt = adam.update(grads, opt)
+        rate, decay = lr * rate_at(step), decay_at(step)
+
+        def move(p: Array, d: Array, group: Group) -> Array:
+            thawed = (step >= group.frozen_until).astype(jnp.float32)
+            return p - rate * group.rate * thawed * (d + decay * group.decay * p)
+
+        params = jax.tree.map(move, params, directions, table)
+        return params, opt, {**norms, 'lr': rate, 'weight_decay': decay}
+
+    return Optimizer(adam.init, update)
+
+
+def clip_by_group(grads: Tree, table: Tree, bound: float | None) -> tuple[Tree, Metrics]:
+    """Gradients with every clip group's norm bounded, and the norms before."""
+    leaves, structure = jax.tree.flatten(grads)
+    names = [group.clip for group in jax.tree.leaves(table, is_leaf=_is_group)]
+    norms = {
+        name: jnp.sqrt(sum(jnp.sum(g.astype(jnp.float32) ** 2) for g, n in zip(leaves, names) if n == name))
+        for name in sorted(set(names))
+    }
+    metrics = {f'grad_norm/{name}': norm for name, norm in norms.items()}
+    if bound is None:
+        return grads, metrics
+    scale = {name: jnp.minimum(1.0, bound / (norm + 1e-6)) for name, norm in norms.items()}
+    return structure.unflatten([g * scale[n] for g, n in zip(leaves, names)]), metrics
+
+
+def parameter_groups(params: Tree, rules: Sequence[Mapping[str, Any]]) -> Tree:
+    """A tree like `params` with the Group of every parameter; a rule that matches nothing is an error."""
+
+    def rule(i: int, match: str, rate: float = 1.0, decay: float = 1.0, layerwise: float | None = None,
+             frozen_until: int | None = None, clip: str | None = None):  # fmt: skip
+        pattern = re.sub(r'\[(\d*):(\d*)\]', '', match)
+        rows = re.search(r'\[(\d*):(\d*)\]', match)
+        hits = [p for p in paths if fnmatch.fnmatchcase(p, pattern)]
+        if not hits:
+            raise UserError(f'optim.groups[{i}].match: no parameter matches {match!r}; a path is for example {paths[0]!r}')
+        for path in hits:
+            g, shape = table[path], shapes[path]
+            table[path] = Group(
+                g.rate * _rows(rate, rows, shape) * (_layer(path, layerwise, paths, shapes) if layerwise else 1.0),
+                g.decay * _rows(decay, rows, shape),
+                g.frozen_until if frozen_until is None else frozen_until,
+                g.clip if clip is None else clip,
+            )
+
+    flat, structure = jax.tree_util.tree_flatten_with_path(params)
+    paths = ['/'.join(str(k.key) for k in path) for path, _ in flat]
+    shapes = {path: leaf.shape for path, (_, leaf) in zip(paths, flat)}
+    table = {path: Group(1.0, 1.0, 0, 'all') for path in paths}
+    for i, cfg in enumerate(rules):
+        build(rule, cfg, f'optim.groups[{i}]', i=i)
+    return structure.unflatten([table[p] for p in paths])
+
+
+def _rows(factor: float, rows: re.Match[str] | None, shape: tuple[int, ...]) -> Any:
+    """`factor` for some rows of a scanned stack and 1 for the rest, [depth,1,…]; the plain factor without rows."""
+    if rows is None or factor == 1.0:
+        return factor
+    values = np.ones((shape[0], *[1] * (len(shape) - 1)), np.float32)
+    values[int(rows[1] or 0) : int(rows[2] or shape[0])] = factor
+    return values
+
+
+def _layer(path: str, base: float, paths: list[str], shapes: dict[str, tuple[int, ...]]) -> Any:
+    """base ** (depth + 1 - layer): layer 0 is what comes before the blocks, block i is i + 1, the final norm depth + 1."""
+    tower = '/'.join(path.split('/')[:2])
+    depth = next((shapes[p][0] for p in paths if p.startswith(f'{tower}/blocks/')), 0)
+    rest = path[len(tower) + 1 :]
+    if rest.startswith('blocks/'):
+        powers = depth - np.arange(depth, dtype=np.float32)
+        return (base**powers).reshape(depth, *[1] * (len(shapes[path]) - 1)).astype(np.float32)
+    return 1.0 if rest.startswith('norm/') or not depth else base ** (depth + 1)
+
+
+def _is_group(x: Any) -> bool:
+    return isinstance(x, Group)

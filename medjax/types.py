@@ -1,0 +1,111 @@
+"""The contracts: what data, views, towers, objectives and training hand to each other.
+
+Shapes use one letter an axis: B global rows of a part, V crops of a view, N patch tokens, D features,
+G groups, K targets of a mask or prototypes of a head, M masked tokens of a group.
+A group is `rows_per_group` consecutive global rows; everything that gathers rows by chance does so inside
+a group, so that no row crosses devices and no draw depends on the mesh.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+from jax import Array
+
+Tree = Any  # a nested dict of arrays
+Batch = Mapping[str, Mapping[str, Array]]
+"""part -> field -> array; the leading axis is the part's own number of GLOBAL rows.
+
+    row            uint32 [B]            the global row number in the batch; every draw folds it in
+    image          uint8|uint16 [B,S,H,W,C]   S slots (one for now); the picture lies top-left on its canvas
+    image/present  bool [B,S]
+    image/extent   int32 [B,S,2]         height and width of the picture on the canvas
+    label          int8 [B,L]            1, 0, -1 uncertain, -2 blank, over one vocabulary
+    key/patient    uint32 [B,2]          the two halves of the hashed 64-bit id; key/study likewise
+    index          uint32 [B]            the record's number in its source (provenance)
+"""
+
+
+class View(NamedTuple):
+    """What a tower sees: V crops of each row, image-major."""
+
+    x: Array  # float32 [B,V,H,W,C], normalised
+    row: Array  # uint32 [B], the global row numbers
+    present: Array  # bool [B,V]
+    valid: Array | None  # bool [B,V,N] where tokens can be padding, else None
+    meta: dict[str, Array]  # boxes float32 [B,V,4] (top, left, height, width, in picture pixels), flip bool [B,V], …
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Mask:
+    """Which tokens of a view are masked: as bits, and as a fixed number of gathered positions in each group.
+
+    `index` counts in the group's own [rows_per_group * V * N] tokens, image-major. `weight` is 1 / (masked tokens
+    of that crop), and 0 for padding, which enters no loss, Sinkhorn, centre or count.
+    """
+
+    bits: Array  # bool [B,V,N]
+    index: Array  # int32 [G,K,M]
+    weight: Array  # float32 [G,K,M]
+    mode: str = dataclasses.field(metadata=dict(static=True), default='replace')  # 'replace' | 'drop' | 'zero'
+
+
+Views = dict[str, View]
+Masks = dict[str, Mask]
+MakeViews = Callable[[Batch, Array, Array], tuple[Views, Masks]]
+"""(batch, key, step) -> views by name, masks by 'view~mask'; the only place where chance touches pixels."""
+
+
+class Tower(NamedTuple):
+    """An encoder as pure functions; made by `medjax.models.<name>.build(**cfg)`."""
+
+    init: Callable[[Array], Tree]  # key -> params
+    axes: Tree  # like params: a tuple of logical axis names (or None) for each array
+    apply: Callable[..., dict[str, Array]]
+    """(params, view, mask=None, *, train=False, key=None, rows_per_group=1, layers=1) -> outputs by name.
+
+    Image towers give cls [B,V,D], patches [B,V,N,D], and, where they have them, registers [B,V,R,D]; all after the
+    final norm. `layers=n` adds 'layers/cls' [B,V,n,D] and 'layers/patches' [B,V,n,N,D] of the last n blocks, normed.
+    `train` turns drop path on; its draws depend on `key`, the group number (view.row // rows_per_group), nothing else.
+    """
+    width: int  # D
+    grid: Callable[[tuple[int, int]], tuple[int, int]]  # image height and width -> rows and columns of patches
+    check: Callable[..., None] = lambda **_: None
+    """(crops: dict[view, V], rows_per_group) -> raises UserError where the drop rate cannot be met within .02."""
+
+
+class Head(NamedTuple):
+    """A projection; made by `medjax.models.heads.<name>(width, **cfg)`."""
+
+    init: Callable[[Array], Tree]
+    axes: Tree
+    apply: Callable[[Tree, Array], Array]  # params, [...,D] -> [...,d]; of a prototype head: the L2-normalised bottleneck
+    prototypes: Callable[[Tree, Array], Array] | None  # params, [...,d] -> logits [...,K], float32
+    count: int  # K, or 0 for a head without prototypes
+
+
+class TrainState(NamedTuple):
+    """All that a run needs to go on; `step` is the only clock."""
+
+    step: Array  # int32 [], steps done, the skipped ones included
+    params: Tree  # {'towers', 'heads', 'terms'}
+    opt: Tree
+    aux: Tree  # {'copies', 'stats', 'terms'}
+    key: Array  # typed PRNG key; folded with the step, never advanced
+    skipped: dict[str, Array]  # int32: in_a_row, total
+
+
+class Record(NamedTuple):
+    """One decoded example as `medjax.data.records.Split` gives it (host side, numpy)."""
+
+    image: Any  # uint8|uint16 [H,W,C]
+    label: Any  # int8 [L]
+    keys: dict[str, Any]  # image, patient, study -> uint64, hashed
+    info: dict[str, Any]  # role, view, age, sex, site, split, text by section, …
+
+
+Metrics = dict[str, Array]

@@ -1,0 +1,98 @@
+"""A tiny self-distillation recipe and batches for it, for tests of the objective, the step and sharding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from medjax.errors import build
+from medjax.objectives.compose import Objective, objective
+from medjax.training.optimizer import Optimizer, optimizer
+from medjax.training.step import Step, create, make_step
+from medjax.types import TrainState
+from medjax.views import make
+
+
+def tiny(rows_per_group: int = 1, drop_path: float = 0.0, prototypes: int = 32, **changes: Any) -> dict[str, Any]:
+    """Two global and two local crops, ViT of width 32 and depth 2, one shared head of prototypes."""
+    targets = dict(teacher_temperature=0.05)
+    recipe = dict(
+        total_steps=10,
+        rows_per_group=rows_per_group,
+        dtype='float32',
+        image=dict(channels=1, mean=0.5, std=0.25),
+        views={
+            'global': dict(view='crop', part='cxr', count=2, size=32, area=(0.4, 1.0)),
+            'local': dict(view='crop', part='cxr', count=2, size=16, area=(0.1, 0.4)),
+        },
+        masks={'global~block': dict(mask='blocks', share=0.5, ratio=(0.1, 0.5))},
+        towers=dict(image=dict(tower='vit', variant='S/8', width=32, depth=2, heads=2, native_size=32, drop_path=drop_path, layerscale=0.1)),
+        heads=dict(dino=dict(head='dino_head', prototypes=prototypes, hidden=48, bottleneck=16)),
+        copies=dict(teacher=dict(of=['towers/image', 'heads/dino'], rule='ema', momentum=0.9)),
+        terms=[
+            dict(
+                term='distill_cls',
+                student=['student/image/global~block/cls>dino', 'student/image/local/cls>dino'],
+                teacher='teacher/image/global/cls>dino',
+                **targets,
+            ),
+            dict(
+                term='distill_patch',
+                student='student/image/global~block/patches@block>dino',
+                teacher='teacher/image/global/patches@block>dino',
+                **targets,
+            ),
+            dict(term='koleo', of='student/image/global~block/cls', weight=0.1),
+        ],
+        optim=dict(lr=1e-3, weight_decay=0.04, clip=3.0),
+    )
+    return {**recipe, **changes}
+
+
+def batch(rows: int, size: int = 40, seed: int = 0) -> dict[str, Any]:
+    """Random pictures, of several extents, with all fields that a stream gives."""
+    rng = np.random.default_rng(seed)
+    low = rng.integers(0, 255, (rows, 1, size // 4, size // 4, 1)).repeat(4, 2).repeat(4, 3)
+    image = np.clip(low + rng.normal(0, 20, (rows, 1, size, size, 1)), 0, 255).astype(np.uint8)
+    extent = rng.integers(size * 3 // 4, size + 1, (rows, 1, 2)).astype(np.int32)
+    return dict(
+        cxr={
+            'row': np.arange(rows, dtype=np.uint32),
+            'image': image,
+            'image/present': np.ones((rows, 1), bool),
+            'image/extent': extent,
+            'label': np.zeros((rows, 1), np.int8),
+            'key/patient': np.zeros((rows, 2), np.uint32),
+            'key/study': np.zeros((rows, 2), np.uint32),
+            'index': np.arange(rows, dtype=np.uint32),
+        }
+    )
+
+
+def parts(recipe: dict[str, Any], micro_batches: int = 1) -> tuple[Objective, Optimizer, Step]:
+    """Objective, optimiser and step of a recipe, as the train command makes them."""
+    goal = objective(recipe)
+    grids = {name: goal.towers['image'].grid((v['size'], v['size'])) for name, v in recipe['views'].items()}
+    views = make.build(recipe['views'], recipe['masks'], recipe['image'], grids, recipe['rows_per_group'])
+    shapes, _ = jax.eval_shape(goal.init, jax.random.key(0))
+    optim = build(optimizer, recipe['optim'], 'optim', params=shapes, total_steps=recipe['total_steps'])
+    return goal, optim, make_step(goal, optim, views, micro_batches)
+
+
+def start(goal: Objective, optim: Optimizer, shardings: Any = None) -> TrainState:
+    return jax.jit(lambda key: create(goal, lambda _: optim, key), out_shardings=shardings)(jax.random.key(0))
+
+
+def worst(a: Any, b: Any) -> float:
+    """The largest difference of two trees, relative to the largest value of each array (keys compared as bits)."""
+
+    def one(x: Any, y: Any) -> float:
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            x, y = jax.random.key_data(x), jax.random.key_data(y)
+        x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+        return float(np.abs(x - y).max(initial=0) / max(np.abs(y).max(initial=0), 1e-6))
+
+    return max(jax.tree.leaves(jax.tree.map(one, a, b)))

@@ -1,0 +1,142 @@
+"""Many devices compute what one device computes, each its share of it, and move only what the terms say."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import recipes
+from medjax.parallel import sharding
+from medjax.train import state_shardings
+from medjax.training.step import gradients
+
+if jax.device_count() != 8:
+    pytest.skip('needs 8 (virtual) devices', allow_module_level=True)
+
+MESHES = [(8, 1, 1), (1, 8, 1), (2, 2, 2)]
+
+
+def on_mesh(shape, recipe, batch, micro_batches=1):
+    """Objective, state, batch and functions of a recipe on a mesh."""
+    mesh = sharding.make_mesh(*shape)
+    jax.set_mesh(mesh)
+    goal, optim, step = recipes.parts(recipe, micro_batches)
+    abstract = jax.eval_shape(lambda: recipes.start(goal, optim))
+    shardings = state_shardings(goal, abstract, mesh)
+    state = recipes.start(goal, optim, shardings)
+    placed = jax.device_put(batch, sharding.rows_sharding(mesh))
+    return goal, step, state, placed, shardings
+
+
+@pytest.fixture(autouse=True)
+def no_mesh_left():
+    yield
+    jax.set_mesh(jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), sharding.AXES))
+
+
+def as_numpy(tree: Any) -> Any:
+    return jax.tree.map(lambda x: np.asarray(jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x), tree)
+
+
+@pytest.mark.parametrize('shape', MESHES)
+def test_a_mesh_gives_what_one_device_gives(shape):
+    recipe, batch = recipes.tiny(rows_per_group=2, drop_path=0.25), recipes.batch(16)
+    goal, _, step = recipes.parts(recipe)
+    from test_step import _views
+
+    views = _views(recipe, goal)
+
+    def grads(state, batch):
+        return gradients(goal, state, batch, lambda b: views(b, state.key, state.step), state.key, 1)
+
+    jax.set_mesh(jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), sharding.AXES))
+    goal1, optim1, step1 = recipes.parts(recipe)
+    state1 = recipes.start(goal1, optim1)
+    loss1, _, _, grads1 = as_numpy(jax.jit(grads)(state1, batch))
+    after1, _ = jax.jit(step1.train_step)(state1, batch)
+
+    goal8, step8, state8, placed, shardings = on_mesh(shape, recipe, batch)
+    assert recipes.worst(as_numpy(state8), as_numpy(state1)) == 0  # the same start on every mesh
+    loss8, _, _, grads8 = as_numpy(jax.jit(grads)(state8, placed))
+    assert abs(loss8 - loss1) <= 1e-5 * abs(loss1)
+    assert recipes.worst(grads8, grads1) <= 1e-5
+    after8, _ = jax.jit(step8.train_step, out_shardings=(shardings, None))(state8, placed)
+    # Adam's first step is close to the sign of the gradient, so what is compared is the moments and the copies' means
+    assert recipes.worst(as_numpy(after8.opt), as_numpy(after1.opt)) <= 1e-4
+    if shape != (8, 1, 1):  # parameters are really split
+        kernel = state8.params['towers']['image']['blocks']['mlp']['fc1']['kernel']
+        assert kernel.addressable_shards[0].data.size < kernel.size
+
+
+def collectives(hlo: str) -> list[tuple[str, tuple[int, ...]]]:
+    """(kind, shape of the result) of every collective in compiled HLO; tuples give one entry each."""
+    found = []
+    for line in hlo.splitlines():
+        match = re.search(r'= (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(-start)?\(', line)
+        if match:
+            for dims in re.findall(r'\w+\[([\d,]*)\]', match[1]):
+                found.append((match[2], tuple(int(n) for n in dims.split(',') if n)))
+    return found
+
+
+def parameter_sizes(params: Any, devices: int) -> set[int]:
+    """Numbers of elements that a parameter, a layer of a scanned one, or a device's share of either, may have."""
+    sizes = set()
+    for leaf in jax.tree.leaves(params):
+        for n in {leaf.size, leaf.size // leaf.shape[0] if leaf.ndim else 1}:
+            sizes |= {n, *([n // devices] if n % devices == 0 else [])}
+    return sizes
+
+
+@pytest.mark.parametrize('shape', [(8, 1, 1), (1, 8, 1)])
+@pytest.mark.parametrize('micro_batches', [1, 2])
+def test_each_device_does_an_eighth_and_moves_what_the_terms_say(shape, micro_batches):
+    recipe = recipes.tiny(rows_per_group=2, drop_path=0.25)
+    rows = 32
+
+    jax.set_mesh(jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), sharding.AXES))
+    goal1, optim1, step1 = recipes.parts(recipe, micro_batches)
+    state1 = recipes.start(goal1, optim1)
+    alone = jax.jit(step1.train_step).lower(state1, recipes.batch(rows // 8)).compile().cost_analysis()['flops']
+
+    goal, step, state, batch, shardings = on_mesh(shape, recipe, recipes.batch(rows), micro_batches)
+    compiled = jax.jit(step.train_step, donate_argnums=0, out_shardings=(shardings, None)).lower(state, batch).compile()
+    each = compiled.cost_analysis()['flops']
+    assert each <= 1.1 * alone, f'{each:.4g} FLOPs a device, {alone:.4g} for its share alone'
+
+    make_views = _make_views(recipe, goal)
+    views, masks = jax.eval_shape(make_views, batch, state.key, state.step)
+    features = jax.eval_shape(goal.features, state.params, state.aux, views, masks, state.key, state.step)
+    allowed = goal.moves(rows, {name: x.shape for name, x in features.items()})
+    sizes = parameter_sizes(state.params, 8)
+    extra = [(kind, dims) for kind, dims in collectives(compiled.as_text()) if math.prod(dims) not in sizes]
+    moved = sum(math.prod(dims) for _, dims in extra)
+    assert moved <= allowed, f'{moved} elements move, the terms say {allowed}: {extra}'
+
+
+def _make_views(recipe, goal):
+    from test_step import _views
+
+    return _views(recipe, goal)
+
+
+def test_split_rows_and_back():
+    x = jnp.arange(48).reshape(16, 3)
+    sharding_mesh = sharding.make_mesh(4, 2, 1)
+    jax.set_mesh(sharding_mesh)
+    placed = jax.device_put(x, sharding.rows_sharding(sharding_mesh))
+    parts = jax.jit(lambda x: sharding.split_rows(x, 2))(placed)
+    np.testing.assert_array_equal(parts[0, :, 0], np.arange(16).reshape(8, 2)[:, 0] * 3)  # a row of every device
+    np.testing.assert_array_equal(jax.jit(lambda x: sharding.merge_rows(sharding.split_rows(x, 2), 2))(placed), x)
+
+
+def test_mesh_that_does_not_fit():
+    from medjax.errors import UserError
+
+    with pytest.raises(UserError, match='the product of the sizes must be 8'):
+        sharding.make_mesh(3, 1, 1)
