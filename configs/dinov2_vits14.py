@@ -5,10 +5,11 @@
 
 From the original: 125,000 steps of 2,048 images; crops of 224 and 98 px, 2 + 8 of them; the colours, flips and the
 blur that the published models were really trained with; block masks; one head for DINO and iBOT with 65,536
-prototypes; centring by a running mean; .004 sqrt(2048 / 1024) as learning rate with layer-wise decay .9; every schedule.
+prototypes; centring by a running mean; .004 sqrt(2048 / 1024) as learning rate with layer-wise decay .9; every
+schedule.
 
-Different: the tower is ViT-S/14 (the original's is ViT-L/16; its public S is distilled from a ViT-g), without drop path,
-which so small a tower does not need; local crops are 98 px, a multiple of 14, as in the original's long recipe; masks
+Different: the tower is ViT-S/14 (the original's is ViT-L/16; its public S is distilled from a ViT-g), without drop
+path, which so small a tower does not need; local crops are 98 px, a multiple of 14, as in the original's long recipe; masks
 have exact counts; KoLeo sees the whole batch and not that of one GPU (`within='group'` with rows_per_group=64 does);
 mean and deviation are the data set's and not ImageNet's. Flips and colours are for photographs: for radiographs look
 at rad_dino_vitb14.py first.

@@ -14,7 +14,7 @@ DINOv2's (arXiv 2304.07193; RAD-DINO used its code, but these of its settings we
 losses and their weights, teacher temperature and momentum, weight decay, drop path .3, layer-wise decay .9, clipping.
 
 Ours: local crops of 196 px; exposure and contrast instead of colours, milder blur, no flips (the heart is on the left);
-the learning rate, 2e-4 sqrt(2560 / 1024) / 2 = 1.6e-4, as a public continued DINOv2 run reports collapse from 3.5e-4 on;
+the learning rate, 2e-4 sqrt(2560 / 1024) / 2 = 1.6e-4 (another continued run reports collapse from 3.5e-4 on);
 35,000 steps, 100 passes over 880,000 images; warm-up over a tenth of them. rows_per_group=10 lets drop path keep 14 of
 20 global and 56 of 80 local crops, exactly .3 less, and four micro-batches on the 40 images of each of 64 devices.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import traceback
 
 from medjax import __version__
 from medjax.errors import UserError, suggest
@@ -35,21 +36,41 @@ def main(argv: list[str] | None = None) -> int:
     """Runs one command and returns the exit code: 2 for a user's mistake, 130 after Ctrl-C."""
     name, *rest = (sys.argv[1:] if argv is None else argv) or ['--help']
     try:
-        if name in ('-h', '--help', 'help'):
-            print(HELP)
-            return 0
-        if name in ('-V', '--version'):
-            print(f'medjax {__version__}')
-            return 0
-        if name not in COMMANDS:
-            raise UserError(f'there is no command {name!r}{suggest(name, COMMANDS)}')
-        return importlib.import_module(f'medjax.{name}').main(rest)
+        return run(name, rest)
     except UserError as error:
         print(f'medjax: {error}', file=sys.stderr)
-        return 2
+        code = 2
     except KeyboardInterrupt:
         print(f'medjax: {name} was stopped from the keyboard', file=sys.stderr)
-        return 130
+        code = 130
     except BrokenPipeError:  # the reader of our output has gone, as in `medjax … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+        code = 141
+    except Exception:
+        if not one_of_several():
+            raise
+        traceback.print_exc()
+        code = 1
+    if one_of_several():
+        # At a normal exit jax waits for the other processes of the run, which may be waiting for this one.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def run(name: str, argv: list[str]) -> int:
+    if name in ('-h', '--help', 'help'):
+        print(HELP)
+        return 0
+    if name in ('-V', '--version'):
+        print(f'medjax {__version__}')
+        return 0
+    if name not in COMMANDS:
+        raise UserError(f'there is no command {name!r}{suggest(name, COMMANDS)}')
+    return importlib.import_module(f'medjax.{name}').main(argv)
+
+
+def one_of_several() -> bool:
+    runtime = sys.modules.get('medjax.parallel.runtime')  # a command that has not imported it runs alone
+    return runtime is not None and runtime.several()

@@ -44,7 +44,18 @@ from medjax.objectives import features
 from medjax.overrides import override, split_overrides
 from medjax.training.step import check_rows
 
-__all__ = ['Config', 'check', 'difference', 'fingerprint', 'load', 'load_json', 'read', 'resolve', 'split_overrides', 'to_json']
+__all__ = [
+    'Config',
+    'check',
+    'difference',
+    'fingerprint',
+    'load',
+    'load_json',
+    'read',
+    'resolve',
+    'split_overrides',
+    'to_json',
+]
 
 REQUIRED = ('total_steps', 'batch_size', 'views', 'towers', 'terms', 'optim')
 # What a config file may leave out. A value of None in `image` or a part is resolved from the data.
@@ -321,7 +332,7 @@ def _frozen(value: Any) -> Any:
     return tuple(_frozen(item) for item in value) if isinstance(value, (list, tuple)) else value
 
 
-def to_json(config: Config) -> str:
+def to_json(config: Mapping[str, Any]) -> str:
     """The config as JSON with sorted keys: the same text for the same config, on every machine."""
     return json.dumps(config, indent=2, sort_keys=True, allow_nan=False) + '\n'
 
@@ -336,13 +347,13 @@ def load_json(path: str | Path) -> Config:
         raise UserError(f'{path}: is not the config.json of a run: {error}') from None
 
 
-def fingerprint(config: Config) -> str:
+def fingerprint(config: Mapping[str, Any]) -> str:
     """sha256 of the canonical JSON, 16 hex digits, without what does not change what a run computes."""
     text = json.dumps(_computed(config), sort_keys=True, separators=(',', ':'), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def difference(a: Config, b: Config) -> list[str]:
+def difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     """The dotted keys in which two configs differ, of those that count for the fingerprint."""
 
     def leaves(value: Any, key: str = '') -> dict[str, Any]:
@@ -355,5 +366,5 @@ def difference(a: Config, b: Config) -> list[str]:
     return sorted(key for key in of_a | of_b if of_a.get(key, nothing) != of_b.get(key, nothing))
 
 
-def _computed(config: Config) -> dict[str, Any]:
+def _computed(config: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in config.items() if name not in NOT_IN_FINGERPRINT}

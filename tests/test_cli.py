@@ -87,7 +87,8 @@ def test_output_into_a_closed_pipe():
     # 100,000 lines do not fit in the pipe, so that the command is still writing when its reader goes
     program = (
         'import sys, types; from medjax.cli import main;'
-        'sys.modules["medjax.probe"] = types.SimpleNamespace(main=lambda argv: [print(i) for i in range(100_000)] and 0);'
+        'main_ = lambda argv: [print(i) for i in range(100_000)] and 0;'
+        'sys.modules["medjax.probe"] = types.SimpleNamespace(main=main_);'
         'sys.exit(main(["probe"]))'
     )
     process = subprocess.Popen(
