@@ -67,16 +67,16 @@ def axis_matrix(start: Array, length: Array, extent: Array, flip: Array, sigma: 
     no weight. `flip` reverses the rows. The blur is a Gaussian of nine taps over the rows, reflected at both ends.
     """
     # the rows that the blur reads beyond both ends are the reflected ones, so they are made here and not padded on
-    i = np.pad(np.arange(size), BLUR_TAPS // 2, mode='reflect')
+    i = jnp.pad(jnp.arange(size), BLUR_TAPS // 2, mode='reflect')
     i = jnp.where(flip, size - 1 - i, i)
-    j = np.arange(canvas)
+    j = jnp.arange(canvas)
     scale = length / size
     x = start + (i + 0.5) * scale
     weights = cubic((j + 0.5 - x[:, None]) / jnp.maximum(scale, 1.0))
     weights = jnp.where(j < extent, weights, 0.0)
     weights = weights / weights.sum(axis=1, keepdims=True)
     taps = gaussian(sigma)
-    return sum(taps[k] * weights[k : k + size] for k in range(BLUR_TAPS))
+    return sum((taps[k] * weights[k : k + size] for k in range(BLUR_TAPS)), jnp.zeros(()))
 
 
 def cubic(x: Array) -> Array:

@@ -27,10 +27,10 @@ Draws = dict[str, Array]
 
 
 class Crops(NamedTuple):
-    """One view of a config: `count` crops of each row of a part."""
+    """One view of a config: V crops of each row of a part."""
 
     part: str
-    count: int
+    number: int  # V
     boxes: str | None  # the view whose boxes and flips these crops share
     draw: Callable[[Array, Array], Draws]  # key, extent [2] of one row -> boxes [V,4] and the rest, each [V]
     show: Callable[[Array, Array, Draws], Array]  # picture [H,W,C] in [0,1], extent, draws -> [V,h,w,C] in [0,1]
@@ -119,17 +119,19 @@ def build(
                 draws[name] |= {field: draws[view.boxes][field] for field in ('boxes', 'flip')}
             picture = to_unit(rows['image'][:, 0], image['channels'])
             x = jax.vmap(view.show)(picture, extent, draws[name])
-            present = jnp.repeat(rows['image/present'][:, :1], view.count, axis=1)
+            present = jnp.repeat(rows['image/present'][:, :1], view.number, axis=1)
             labels = {field: rows[field] for field in rows if field == 'label' or field.startswith('key/')}
             seen[name] = View(normalise(x, **image), rows['row'], present, None, {**draws[name], **labels})
 
         made: Masks = {}
         for name, generator in generators.items():
-            view = seen[name.split('~')[0]]
-            if view.row.shape[0] % rows_per_group:
-                raise UserError(f'rows_per_group: {rows_per_group} does not divide {view.row.shape[0]} rows of {name}')
-            group = view.row[::rows_per_group] // rows_per_group
-            drawn = jax.vmap(generator.draw)(_each(keys[name], group)).reshape(*view.present.shape, -1)
+            masked = seen[name.split('~')[0]]
+            if masked.row.shape[0] % rows_per_group:
+                raise UserError(
+                    f'rows_per_group: {rows_per_group} does not divide {masked.row.shape[0]} rows of {name}'
+                )
+            group = masked.row[::rows_per_group] // rows_per_group
+            drawn = jax.vmap(generator.draw)(_each(keys[name], group)).reshape(*masked.present.shape, -1)
             made[name] = from_bits(drawn, len(group), generator.masked)
         return {name: seen[name] for name in crops}, made
 
@@ -193,7 +195,7 @@ def _mask(
         raise UserError(f'{where}: a mask is called view~mask; there is no view {view!r}{suggest(view, crops)}')
     if (kind := given.pop('mask', None)) != 'blocks':
         raise UserError(f'{where}.mask: there is no mask {kind!r}{suggest(str(kind), ["blocks"])}')
-    total = crops[view].count * rows_per_group
+    total = crops[view].number * rows_per_group
     return errors.build(blocks, given, where, grid=grids[view], crops=total, name=where)
 
 
@@ -221,9 +223,9 @@ def _boxes_first(crops: Mapping[str, Crops]) -> list[str]:
             raise UserError(f'views.{name}.boxes: there is no view {view.boxes!r}{suggest(str(view.boxes), crops)}')
         if other.boxes and view.boxes:
             raise UserError(f'views.{name}.boxes: {view.boxes!r} has no boxes of its own; name {other.boxes!r}')
-        if (other.part, other.count) != (view.part, view.count):
+        if (other.part, other.number) != (view.part, view.number):
             raise UserError(
-                f'views.{name}.boxes: {view.count} crops of {view.part} cannot take the boxes of '
-                f'{other.count} crops of {other.part}; part and count must be equal'
+                f'views.{name}.boxes: {view.number} crops of {view.part} cannot take the boxes of '
+                f'{other.number} crops of {other.part}; part and count must be equal'
             )
     return sorted(crops, key=lambda name: crops[name].boxes is not None)

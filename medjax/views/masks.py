@@ -56,7 +56,7 @@ def blocks(
             f'{name}.share: int({share} x {crops} crops of a group) masks {n} crops; '
             'give a share in 0..1 that masks at least one, or larger rows_per_group'
         )
-    edges = np.linspace(*ratio, n + 1) * patches
+    edges = np.linspace(ratio[0], ratio[1], n + 1) * patches
     middle = np.floor((edges[:-1] + edges[1:]) / 2 + 1e-6).astype(np.int32)
     reach = int((edges[1] - edges[0]) / 2 + 1e-6)
 
@@ -66,7 +66,7 @@ def blocks(
         u_crop, u_pair, u_spread, u_tries, u_fill = jnp.split(u, [1, 2, 3, 3 + 4 * TRIES], axis=1)
         d = jnp.floor(u_spread[: n // 2, 0] * (2 * reach + 1)).astype(jnp.int32) - reach
         spread = shuffled(u_pair[:n, 0], jnp.concatenate([d, -d, jnp.zeros(n % 2, d.dtype)]))
-        masked = jax.vmap(one_crop)(u_tries[:n], u_fill[:n], middle + spread)
+        masked = jax.vmap(one_crop)(u_tries[:n], u_fill[:n], jnp.asarray(middle) + spread)
         return shuffled(u_crop[:, 0], jnp.concatenate([masked, jnp.zeros((crops - n, patches), bool)]))
 
     def one_crop(u_tries: Array, u_fill: Array, count: Array) -> Array:

@@ -108,7 +108,7 @@ def nothing() -> Photometric:
     return Photometric(0, lambda u: {}, lambda x, p: x)
 
 
-SETS = {'radiograph': radiograph, 'dinov2': dinov2}
+SETS: dict[str, Callable[..., Photometric]] = {'radiograph': radiograph, 'dinov2': dinov2}
 
 
 def find_set(cfg: str | Mapping[str, Any] | None, where: str) -> Photometric:
@@ -132,16 +132,22 @@ def per_crop(value: float | Sequence[float], count: int, where: str) -> np.ndarr
 
 def luminance(x: Array) -> Array:
     """[...,C] -> [...,1]: .299 R + .587 G + .114 B of three channels, the value itself of one."""
-    return x if x.shape[-1] == 1 else (x * jnp.asarray(LUMINANCE, x.dtype)).sum(axis=-1, keepdims=True)
+    if x.shape[-1] == 1:
+        return x
+    red, green, blue = jnp.split(x, 3, axis=-1)
+    return LUMINANCE[0] * red + LUMINANCE[1] * green + LUMINANCE[2] * blue
 
 
 def turn_hue(x: Array, turn: Array) -> Array:
     """Adds `turn` (1 is the whole circle) to the hue of [...,3]; value and saturation in the HSV sense stay."""
-    value, low = x.max(axis=-1), x.min(axis=-1)
-    chroma = value - low
-    r, g, b = x[..., 0], x[..., 1], x[..., 2]
-    sixth = jnp.where(value == r, (g - b), jnp.where(value == g, (b - r) + 2 * chroma, (r - g) + 4 * chroma))
-    hue = sixth / jnp.where(chroma > 0, chroma, 1.0) + 6 * turn
-    # channel = value - chroma * clip(min(k, 4 - k), 0, 1) with k = (n + hue) mod 6 and n = 5, 3, 1 for red, green, blue
-    k = jnp.mod(jnp.asarray([5.0, 3.0, 1.0]) + hue[..., None], 6.0)
-    return value[..., None] - chroma[..., None] * jnp.clip(jnp.minimum(k, 4 - k), 0.0, 1.0)
+    red, green, blue = jnp.split(x, 3, axis=-1)
+    value = jnp.maximum(jnp.maximum(red, green), blue)
+    chroma = value - jnp.minimum(jnp.minimum(red, green), blue)
+    sector = jnp.where(
+        value == red, green - blue, jnp.where(value == green, blue - red + 2 * chroma, red - green + 4 * chroma)
+    )
+    hue = sector / jnp.where(chroma > 0, chroma, 1.0) + 6 * turn  # in sixths of the circle
+    # a channel is value - chroma clip(min(k, 4 - k), 0, 1), k = (n + hue) mod 6 with n = 5, 3, 1 for red, green, blue
+    k = jnp.concatenate([5 + hue, 3 + hue, 1 + hue], axis=-1)
+    k = k - 6 * jnp.floor(k / 6)
+    return value - chroma * jnp.clip(jnp.minimum(k, 4 - k), 0.0, 1.0)
