@@ -96,7 +96,7 @@ def check_dino_head(path: Path) -> None:
     """dino_head_*.npz: logits, and gradients of sum(logits * cotangent) by all parameters and the input."""
     arrays = dict(np.load(path))
     params = dinov2.head(under(arrays, 'param/'))
-    same(under(arrays, 'param/'), dinov2.to_meta(params), 0.0, 'there and back')
+    same(under(arrays, 'param/'), dinov2.head_to_meta(params), 0.0, 'there and back')
     head = head_like(params)
 
     @jax.value_and_grad
@@ -106,7 +106,7 @@ def check_dino_head(path: Path) -> None:
 
     same({'y': arrays['y']}, {'y': head.prototypes(params, head.apply(params, arrays['x']))}, FORWARD, 'forward')
     _, (grads, grad_x) = jax.jit(objective)((params, jnp.asarray(arrays['x'])))
-    same(under(arrays, 'grad/'), dinov2.to_meta(grads) | {'x': grad_x}, GRADIENT, 'gradient')
+    same(under(arrays, 'grad/'), dinov2.head_to_meta(grads) | {'x': grad_x}, GRADIENT, 'gradient')
 
 
 def head_like(params: dict):
@@ -121,7 +121,7 @@ def head_like(params: dict):
 def check_head_init_stats(path: Path) -> None:
     """dino_head_init_stats.json: mean, spread and largest value of each parameter at the start."""
     head = heads.dino_head(768, 4096)
-    state = dinov2.to_meta(head.init(jax.random.key(0)))
+    state = dinov2.head_to_meta(head.init(jax.random.key(0)))
     stats = json.loads(Path(path).read_text())
     assert set(state) == set(stats)
     for name, (mean, std, largest) in stats.items():

@@ -1,4 +1,4 @@
-"""From the `towers` and `heads` of a recipe to their functions. There is no registry: names are modules and functions."""
+"""From the `towers` and `heads` of a recipe to functions. There is no registry: names are modules and functions."""
 
 from __future__ import annotations
 

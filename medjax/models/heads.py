@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -23,7 +25,7 @@ def dino_head(
     """The head of DINO and iBOT (arXiv 2104.14294, 2111.07832, 2304.07193).
 
     apply: z = mlp(x) / max(|mlp(x)|, 1e-12), an MLP of `layers` linear layers with exact GELU between; float32 [...,d].
-    prototypes: logits_k = gain_k <z, direction_k / |direction_k|>, float32 [...,K]; the gain is trained (DINO v1 froze it).
+    prototypes: logits_k = gain_k <z, direction_k / |direction_k|>, float32 [...,K]. DINO v1 kept the gain at 1.
     `dtype` is that of the factors of products; sums, norms and results are float32.
     """
     for name, size in dict(prototypes=prototypes, hidden=hidden, bottleneck=bottleneck, layers=layers).items():
@@ -36,7 +38,7 @@ def dino_head(
     def init(key: Array) -> Tree:
         keys = jax.random.split(key, layers + 1)
         params = {}
-        for i, shape in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+        for i, shape in enumerate(pairwise(widths)):
             params[f'mlp_{i}'] = dict(kernel=weight_init(keys[i], shape))
             if bias:
                 params[f'mlp_{i}']['bias'] = jnp.zeros(shape[1])

@@ -170,7 +170,7 @@ def patch_grid(size: tuple[int, int], patch: int) -> tuple[int, int]:
 
 
 def check_drop_path(rate: float, crops: Mapping[str, int], rows_per_group: int) -> None:
-    """A UserError where groups of `rows_per_group` rows x V crops cannot drop within .02 of `rate` of their sequences."""
+    """A UserError where groups of `rows_per_group` rows cannot leave out within .02 of the share `rate`."""
 
     def misses(rows: int) -> dict[str, float]:
         shares = {view: 1 - kept_count(rows * v, rate) / (rows * v) for view, v in crops.items()}
@@ -215,7 +215,7 @@ def cubic_kernel(distance: np.ndarray, a: float) -> np.ndarray:
 
 
 def resize_grid(grid: Array, shape: tuple[int, int], antialias: bool, offset: float) -> Array:
-    """Position embeddings [h0,w0,D] for another grid of patches [h,w,D], float32; the native grid is returned as it is."""
+    """Position embeddings [h0,w0,D] for another grid of patches: [h,w,D], float32. The native grid stays as it is."""
     if grid.shape[:2] == shape:
         return grid
     rows, columns = (cubic_weights(n, m, antialias, offset) for n, m in zip(grid.shape[:2], shape, strict=True))
@@ -244,7 +244,7 @@ def embed(params: Mapping[str, Any], images: Array, bits: Array | None, antialia
 
 
 class Vit(nn.Module):
-    """Images [S,H,W,C] -> tokens of the last `layers` blocks, before and after the final norm: each [layers,S,1+R+N,D]."""
+    """Images [S,H,W,C] -> tokens of the last `layers` blocks, before and after the norm: each [layers,S,1+R+N,D]."""
 
     width: int
     depth: int

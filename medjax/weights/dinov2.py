@@ -74,9 +74,9 @@ def backbone(
 ) -> Params:
     """A DINOv2 backbone in Meta's or Hugging Face's names -> params of our ViT.
 
-    heads     of attention; None: 64 features each, as in every public model
+    heads     of attention, which the arrays do not tell; None: one for 64 features, as in every public model
     grid      (rows, columns) of patches that the position embeddings are resized to, None: as they are
-    channels  of the images; 3 -> 1 sums the patch embedding over channels (equal to repeating grey), 1 -> n shares it out
+    channels  of the images; 3 -> 1 sums the patch embedding over them (as if grey were repeated), 1 -> n shares it out
     """
     state = to_meta_names(state)
     params: Params = {}
@@ -97,7 +97,9 @@ def backbone(
         raise UserError(f'a DINOv2 backbone lacks {missing or ["blocks"]}; there are {len(state)} arrays')
 
     width, depth = params['cls'].shape[0], 1 + max(i for layers in blocks.values() for i in layers)
-    heads = heads or max(width // 64, 1)
+    heads = heads or width // 64
+    if not heads or width % heads:
+        raise UserError(f'a backbone of width {width}: say how many heads its attention has (heads=…)')
     for name, layers in blocks.items():
         if sorted(layers) != list(range(depth)):
             raise UserError(f'{name} is there for blocks {sorted(layers)} of {depth}')
@@ -122,7 +124,7 @@ def backbone(
 
 
 def head(state: State) -> Params:
-    """A DINOHead in Meta's names (mlp.0.weight, …, last_layer.weight_g, last_layer.weight_v) -> params of `dino_head`."""
+    """A DINOHead in Meta's names (mlp.0.weight, …, last_layer.weight_g and weight_v) -> params of `dino_head`."""
     # newer torch keeps the weight norm's two parameters under other names
     newer = {f'last_layer.parametrizations.weight.original{i}': f'last_layer.weight_{x}' for i, x in enumerate('gv')}
     state = {newer.get(name, name): np.asarray(array, np.float32) for name, array in state.items()}
@@ -146,27 +148,30 @@ def head(state: State) -> Params:
 
 
 def to_meta(params: Params) -> dict[str, np.ndarray]:
-    """Params of our ViT or of a dino_head -> a state in Meta's names: the inverse of `backbone` and of `head`."""
-    state = {}
-    if 'prototypes' in params:
-        layers = [params[f'mlp_{i}'] for i in range(len(params) - 1)]
-        for i, layer in enumerate(layers):
-            prefix = f'mlp.{2 * i}' if len(layers) > 1 else 'mlp'  # an activation lies between two layers
-            state[f'{prefix}.weight'] = np.asarray(layer['kernel']).T
-            if 'bias' in layer:
-                state[f'{prefix}.bias'] = np.asarray(layer['bias'])
-        state['last_layer.weight_g'] = np.asarray(params['prototypes']['gain'])[:, None]
-        state['last_layer.weight_v'] = np.asarray(params['prototypes']['direction']).T
-        return state
+    """Params of our ViT -> a state in Meta's names: the inverse of `backbone`."""
     flat = export.flatten(params)
+    positions = np.concatenate([flat['pos_cls'][None], rearrange(flat['pos_grid'], 'h w d -> (h w) d')])
+    state = {'pos_embed': positions[None]}
     for name, (path, pattern) in OUTSIDE.items():
         if path in flat:
             state[name] = back(flat[path], pattern)
-    positions = np.concatenate([flat['pos_cls'][None], rearrange(flat['pos_grid'], 'h w d -> (h w) d')])
-    state['pos_embed'] = positions[None]
     for name, (path, pattern) in BLOCK.items():
         if f'blocks/{path}' in flat:
             state |= {f'blocks.{i}.{name}': back(array, pattern) for i, array in enumerate(flat[f'blocks/{path}'])}
+    return state
+
+
+def head_to_meta(params: Params) -> dict[str, np.ndarray]:
+    """Params of a dino_head -> a state in Meta's names: the inverse of `head`."""
+    state = {}
+    layers = [params[f'mlp_{i}'] for i in range(len(params) - 1)]
+    for i, layer in enumerate(layers):
+        prefix = f'mlp.{2 * i}' if len(layers) > 1 else 'mlp'  # an activation lies between two layers
+        state[f'{prefix}.weight'] = np.asarray(layer['kernel']).T
+        if 'bias' in layer:
+            state[f'{prefix}.bias'] = np.asarray(layer['bias'])
+    state['last_layer.weight_g'] = np.asarray(params['prototypes']['gain'])[:, None]
+    state['last_layer.weight_v'] = np.asarray(params['prototypes']['direction']).T
     return state
 
 
@@ -197,7 +202,8 @@ def load(
         part = re.match(r'(backbone|dino_head|ibot_head)\.', name)
         parts.setdefault(part[1] if part else '', {})[name[part.end() :] if part else name] = array
     if '' in parts:
-        parts['dino_head' if 'last_layer.weight_v' in parts[''] else 'backbone'] = parts.pop('')
+        alone = parts.pop('')
+        parts['backbone' if any('cls_token' in name for name in alone) else 'dino_head'] = alone
     params: Params = dict(towers={}, heads={})
     try:
         for part, arrays in parts.items():
@@ -211,7 +217,7 @@ def load(
 
 
 def check_like(params: Params, wanted: Params, where: str) -> None:
-    """A UserError that names the first array of `params` that is missing, extra or of another shape than in `wanted`."""
+    """A UserError that names the first array of `params` that is missing, extra or of another shape than `wanted`'s."""
     have, want = export.flatten(params, shapes=True), export.flatten(wanted, shapes=True)
     for name in want:
         if name not in have:

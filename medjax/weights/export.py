@@ -1,4 +1,4 @@
-"""Exports: what a run gives to everybody else. RUN/exports/<step>/{meta.json, weights.safetensors}; numpy and JSON only.
+"""Exports: what a run gives to everybody else, RUN/exports/<step>/{meta.json, weights.safetensors}. No orbax, no flax.
 
 meta.json says what the arrays are: step, copy, the configs of towers and heads, the preprocessing of images.
 An export appears whole or not at all: it is written into a hidden folder beside it, then renamed.

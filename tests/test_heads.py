@@ -1,0 +1,91 @@
+"""The DINO head against torch's own weight norm, and its edges."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from medjax.errors import UserError
+from medjax.models import build, heads
+from medjax.weights import dinov2
+
+
+def torch_head(layers: int, bias: bool):
+    """Linear, GELU, …, normalise, weight-normed linear, put together from torch's parts."""
+    torch = pytest.importorskip('torch')
+    nn = torch.nn
+    torch.manual_seed(layers)
+    widths = [12, *[16] * (layers - 1), 8]
+    parts = []
+    for i in range(layers):
+        parts += [nn.Linear(widths[i], widths[i + 1], bias=bias), nn.GELU()]
+    model = nn.Module()
+    model.mlp = nn.Sequential(*parts[:-1]) if layers > 1 else parts[0]
+    model.last_layer = nn.utils.parametrizations.weight_norm(nn.Linear(8, 20, bias=False))
+    for parameter in model.parameters():
+        parameter.data = torch.randn_like(parameter)
+    return model
+
+
+@pytest.mark.parametrize(('layers', 'bias'), [(3, True), (2, False), (1, True)])
+def test_logits_and_gradients_equal_torch(layers, bias):
+    torch = pytest.importorskip('torch')
+    model = torch_head(layers, bias)
+    x = torch.randn(6, 12, requires_grad=True)
+    cotangent = torch.randn(6, 20)
+    logits = model.last_layer(torch.nn.functional.normalize(model.mlp(x), dim=-1))
+    (logits * cotangent).sum().backward()
+
+    params = dinov2.head({name: p.detach().numpy() for name, p in model.named_parameters()})
+    head = heads.dino_head(12, 20, hidden=16, bottleneck=8, layers=layers, bias=bias)
+    assert jax.tree.structure(params) == jax.tree.structure(head.init(jax.random.key(0)))
+
+    def ours(params, x):
+        return head.prototypes(params, head.apply(params, x))
+
+    np.testing.assert_allclose(ours(params, x.detach().numpy()), logits.detach().numpy(), rtol=2e-5, atol=2e-5)
+    grads = jax.grad(lambda p, x: jnp.sum(ours(p, x) * cotangent.numpy()), argnums=(0, 1))(params, x.detach().numpy())
+    expected = dinov2.head({name: p.grad.numpy() for name, p in model.named_parameters()})
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(b).max()), grads, (expected, x.grad.numpy())
+    )
+
+
+def test_the_bottleneck_has_norm_one_and_a_zero_input_a_finite_gradient():
+    head = heads.dino_head(12, 20, hidden=16, bottleneck=8, bias=False)
+    params = head.init(jax.random.key(0))
+    z = head.apply(params, jax.random.normal(jax.random.key(1), (3, 5, 12)))
+    np.testing.assert_allclose(jnp.linalg.norm(z, axis=-1), 1, rtol=1e-5)
+    slope = jax.grad(lambda x: head.apply(params, x).sum())(jnp.zeros((2, 12)))
+    assert np.isfinite(slope).all()
+    logits = head.prototypes(params, z)
+    assert logits.shape == (3, 5, 20)
+    assert np.abs(logits).max() <= 1 + 1e-6, 'cosines at the start, as the gain is 1'
+
+
+def test_axes_name_every_dimension():
+    head = heads.dino_head(12, 20, hidden=16, bottleneck=8)
+    params = head.init(jax.random.key(0))
+    assert all(jax.tree.leaves(jax.tree.map(lambda p, names: len(names) == p.ndim, params, head.axes)))
+    assert head.count == 20
+
+
+def test_bfloat16_products_give_float32_results():
+    head, half = (heads.dino_head(12, 20, hidden=16, bottleneck=8, dtype=d) for d in ('float32', 'bfloat16'))
+    params = jax.tree.map(lambda p: 10 * p, head.init(jax.random.key(0)))
+    x = jax.random.normal(jax.random.key(1), (5, 12))
+    expected = head.prototypes(params, head.apply(params, x))
+    got = half.prototypes(params, half.apply(params, x))
+    assert got.dtype == jnp.float32
+    assert 0 < np.abs(got - expected).max() < 0.05 * np.abs(expected).max()
+
+
+def test_mistakes_get_a_sentence():
+    with pytest.raises(UserError, match=r"heads\.dino: unknown key 'prototype'; did you mean 'prototypes'"):
+        build.head(dict(head='dino_head', prototype=8), 12, 'heads.dino')
+    with pytest.raises(UserError, match=r"heads\.dino: there is no head 'dinohead'; did you mean 'dino_head'"):
+        build.head(dict(head='dinohead', prototypes=8), 12, 'heads.dino')
+    with pytest.raises(UserError, match='bottleneck must be at least 1, got 0'):
+        build.head(dict(head='dino_head', prototypes=8, bottleneck=0), 12, 'heads.dino')
