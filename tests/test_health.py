@@ -47,7 +47,7 @@ def test_learning():
     assert (got['status'], got['since'], got['step']) == ('learning', None, 2000)
     assert got['verdict'] == 'Learning: cls loss 6.03 of 8.32 at the start, patch loss 3.80 of 4.16 at the start.'
     assert got['terms']['cls']['ratio'] == pytest.approx(0.72, abs=0.02)
-    assert got['gauges'][RANK] == {'value': pytest.approx(36.5, abs=1), 'max': 64.0, 'best': pytest.approx(36.5, abs=1)}
+    assert got['gauges'][RANK] == {'value': pytest.approx(36.5, abs=1), 'max': 64.0, 'peak': pytest.approx(36.5, abs=1)}
     assert 'koleo' not in got['terms']
     json.dumps(got, allow_nan=False)
 
@@ -152,7 +152,13 @@ class TestNoWolf:
 def test_patch_still_at_its_start_is_a_note():
     got = health.verdict(history(**{'term/patch/loss': LN_K / 2}), 2000)
     assert got['status'] == 'learning'
-    assert 'Still at its start value: patch loss' in got['verdict']
+    assert 'Still at its start: patch loss' in got['verdict']
+
+
+def test_a_little_is_called_a_little():
+    """Sixty steps of the demo on the phantom: the patch loss leaves its start, the kNN probe is at chance."""
+    got = health.verdict(history(**{'term/cls/loss': LN_K, 'term/patch/loss': 0.979 * LN_K / 2}), 2000)
+    assert got['verdict'].startswith('Learning a little so far: patch loss 4.07 of 4.16 at the start.')
 
 
 def test_sinking_rank_is_a_note():

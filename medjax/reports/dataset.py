@@ -42,7 +42,7 @@ def summary(data: records.DataSet) -> dict[str, Any]:
     facts = [
         ('version', f'{data.version}, fingerprint {data.fingerprint}'),
         ('records', ', '.join(f'{n:,} {split}' for split, n in data.splits.items())),
-        ('patients', ', '.join(f'{len(np.unique(data.split(s).keys("patient"))):,} {s}' for s in split_names)),
+        ('patients', ', '.join(f'{n:,} {split}' for split, n in data.patients.items())),
         ('images', f'channels {data.channels}, {data.bits} bit, longer side at most {data.size} px'),
         ('pixels', f'mean {data.mean:.3f}, deviation {data.std:.3f} (train split, of [0,1])'),
         ('set aside', drops(data.path / 'drops.csv')),

@@ -82,7 +82,9 @@ def table(data: str, probe: str, group: Group) -> dict[str, Any]:
     body = group[shown].body
     figures = sorted(body['results'], key=lambda figure: ([*list(FIGURES), figure]).index(figure))
     others = [e for e in BASELINES if e in group and e != shown]
-    columns = [FIGURES.get(figure, figure) for figure in figures] + [f'AUROC of {BASELINES[e]}' for e in others]
+    columns = [FIGURES.get(figure) or plain(figure) for figure in figures] + [
+        f'AUROC of {BASELINES[e]}' for e in others
+    ]
     rows = []
     for label in dict.fromkeys(['mean', *(label for figure in figures for label in body['results'][figure])]):
         cells = [body['results'][figure].get(label) for figure in figures]
@@ -100,15 +102,20 @@ def table(data: str, probe: str, group: Group) -> dict[str, Any]:
 
 
 def table_words(body: Mapping[str, Any]) -> str:
-    """Records, patients, what validation chose, labels left out."""
+    """Records, patients, the settings (some chosen on validation), labels left out."""
     words = [', '.join(f'{count:,} {split}' for split, count in body.get('records', {}).items()) + ' records']
     if patients := body.get('bootstrap', {}).get('patients'):
         words += [f'{patients:,} test patients']
     if chosen := body.get('chosen'):
-        words += ['chosen on validation: ' + ', '.join(f'{key} {value}' for key, value in chosen.items())]
+        words += ['settings: ' + ', '.join(f'{plain(key)} {plain(value)}' for key, value in chosen.items())]
     if skipped := body.get('skipped_labels'):
         words += ['left out: ' + ', '.join(f'{label} ({reason})' for label, reason in skipped.items())]
     return '; '.join(words) + '.'
+
+
+def plain(value: Any) -> str:
+    """'validation_auroc' -> 'validation auroc', 0.0316227766 -> '0.0316'."""
+    return f'{value:.3g}' if isinstance(value, float) else str(value).replace('_', ' ')
 
 
 def tabs(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:

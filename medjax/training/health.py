@@ -19,6 +19,7 @@ from etils import epath
 EARLY = 0.1  # share of the run within which only instability is called: warm-up takes 10 to 16 % in DINOv2's recipes
 SMOOTH = 5  # lines of the running median, and the fewest lines for any finding: a spike is not a state
 MARGIN = 0.02  # a loss 2 % below its start has left it: at the start it scatters by under 1 % of ln K
+LITTLE = 0.05  # less than 5 % below: words only, as the mean position of things gives a patch loss that much
 ABOVE = 1.25  # a loss 25 % above ln K is worse than knowing nothing: 1 to 2 % above is usual in the first steps
 RANK = 1.5  # participation ratio; 1 is a line, on which no two findings can be told apart
 FALLEN = 0.5  # ... a rank counts as fallen below half of its own best; a young encoder may start low and rise
@@ -135,7 +136,8 @@ def learning(terms: Mapping[str, Any], early: bool, step: int, total_steps: int)
         return 'unknown', 'No term states its value at the start: judge by the probes.'
     if not below:  # back at the start for fewer lines than a finding needs
         return 'too early', 'The losses have only just come back to their start values: too early to tell.'
-    return 'learning', f'Learning: {", ".join(below)}.'
+    little = all(term['ratio'] > 1 - LITTLE for term in terms.values())
+    return 'learning', f'Learning{" a little so far" if little else ""}: {", ".join(below)}.'
 
 
 def notes(history: Sequence[Mapping[str, Any]], terms: Mapping[str, Any], gauges: Mapping[str, Any]) -> str:
@@ -143,10 +145,10 @@ def notes(history: Sequence[Mapping[str, Any]], terms: Mapping[str, Any], gauges
     words = ''
     above = [name for name, term in terms.items() if term['ratio'] > 1 - MARGIN]
     if 0 < len(above) < len(terms):
-        words += f' Still at its start value: {" and ".join(above)} loss, which can be so while others fall.'
+        words += f' Still at its start: {" and ".join(above)} loss, which can be so while others fall.'
     for name, gauge in gauges.items():
-        if name.startswith('rank/') and gauge['value'] and gauge['value'] < SINKING * gauge['best']:
-            words += f' Effective rank fell from {gauge["best"]:.1f} to {gauge["value"]:.1f} ({name[5:]}).'
+        if name.startswith('rank/') and gauge['value'] and gauge['value'] < SINKING * gauge['peak']:
+            words += f' Effective rank fell from {gauge["peak"]:.1f} to {gauge["value"]:.1f} ({name[5:]}).'
     return words
 
 
@@ -174,7 +176,7 @@ def judged(history: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def gauges_of(history: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float | None]]:
-    """Teacher entropy, prototypes in use and effective rank: value now (smoothed), its maximum, its own best."""
+    """Teacher entropy, prototypes in use and effective rank: value now (smoothed), largest possible, own peak."""
     gauges = {}
     for key in sorted({key for line in history for key in line}):
         last = key.rsplit('/', 1)[-1]
@@ -182,9 +184,9 @@ def gauges_of(history: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float
             values = smooth(series(history, key))
             if np.isfinite(values).any():
                 most = 1.0 if last == 'in_use' else number(series(history, maximum_key(key))[-1])
-                gauges[key] = dict(value=number(values[-1]), max=most, best=number(np.nanmax(values)))
+                gauges[key] = dict(value=number(values[-1]), max=most, peak=number(np.nanmax(values)))
     if any('skipped' in line for line in history):
-        gauges['skipped'] = dict(value=number(series(history, 'skipped')[-1]), max=None, best=None)
+        gauges['skipped'] = dict(value=number(series(history, 'skipped')[-1]), max=None, peak=None)
     return gauges
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from etils import epath
 from jax import Array
 
-COUNTS = ('skipped',)  # totals that only grow: a line holds their last value, of all else it holds the mean
+COUNTS = ('skipped', 'skipped_in_a_row')  # of counts a line holds the last value, of all else the mean
 
 # Dense bf16 FLOP/s of one jax device, from the makers' data sheets; the first name contained in device_kind counts.
 PEAKS = {
@@ -119,7 +119,8 @@ class Writer:
         self._board = tensorboardX.SummaryWriter(os.fspath(folder / 'tensorboard'), purge_step=start_step + 1)
         self._bar = tqdm(total=total_steps, initial=start_step, unit='step', disable=None, dynamic_ncols=True)
         self._waiting: list[Mapping[str, Array]] = []  # the steps of this interval, still on the device
-        self._images, self._clock = 0, None  # since the clock was started
+        self._images = 0  # since the clock was started
+        self._clock: float | None = None
         self._step = start_step
 
     def step(self, step: int, metrics: Mapping[str, Array], images: int) -> dict[str, Any] | None:
