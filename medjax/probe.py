@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
     """Probes exports and baselines, prints one table; 1 where a probe or an export failed."""
     args = _parser().parse_args(argv)
     run, data = pathlib.Path(args.run), records.open(args.data)
-    probes = {name: _probe(name) for name in args.probes.split(',')}
+    probes = {probe.name: probe for probe in map(_probe, args.probes.split(','))}
     baselines = _baselines(args.baselines)
     _can_be_probed(run, data, args)
 
@@ -120,7 +120,10 @@ def _probe(name: str) -> ModuleType:
     ]
     if '.' not in name and name not in known:
         raise UserError(f'--probes: there is no probe {name!r}{suggest(name, known)}')
-    return find(name, package.__name__, '--probes')
+    probe = find(name, package.__name__, '--probes')
+    if not hasattr(probe, 'run') or not hasattr(probe, 'name'):
+        raise UserError(f'--probes: {name} is no probe: it needs a `name` and a function `run`')
+    return probe
 
 
 def _baselines(given: str) -> list[str]:

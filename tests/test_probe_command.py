@@ -24,7 +24,7 @@ META = dict(copy='teacher', heads={}, image=dict(channels=1, mean=0.5, std=0.25)
 
 
 def make_table(folder, n=150, splits=('train', 'train', 'train', 'val', 'test'), labels=True, seed=0):
-    """Noise with a bright square (`square`), on the left or not (`left`); pictures of several sizes, patients of two."""
+    """Noise with a bright square (`square`), a brighter left half (`left`), both or neither; two pictures a patient."""
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True)
     lines = ['image,patient_id,split' + (',square,left,rare' if labels else '')]
@@ -52,7 +52,9 @@ def build(table, out):
 def make_export(run, step, seed=None, meta=META):
     tower = models.tower(TOWER, meta['image']['channels'], where='towers.image')
     params = tower.init(jax.random.key(step if seed is None else seed))
-    export.save(run / 'exports' / str(step), {'towers': {'image': params}}, meta | dict(step=step, towers=dict(image=TOWER)))
+    export.save(
+        run / 'exports' / str(step), {'towers': {'image': params}}, meta | dict(step=step, towers=dict(image=TOWER))
+    )
 
 
 @pytest.fixture(scope='module')
@@ -278,3 +280,15 @@ def test_an_encoder_of_three_channels_reads_grey_pictures(tmp_path, data):
     run = str(tmp_path)
     assert cli.main(['probe', '--run', run, '--data', str(data), '--probes', 'knn', '--draws', '20']) == 0
     assert pathlib.Path(run, 'probes', 'pixels').exists()
+
+
+def test_the_page_on_probes_holds(tmp_path, probed, data, monkeypatch):
+    """docs/add_a_probe.md: its probe runs under its own name."""
+    page = (pathlib.Path(__file__).parents[1] / 'docs' / 'add_a_probe.md').read_text()
+    (tmp_path / 'mypkg').mkdir()
+    (tmp_path / 'mypkg' / 'centroids.py').write_text(page.split('```python\n')[1].split('```')[0])
+    monkeypatch.syspath_prepend(str(tmp_path))
+    command = ['probe', '--run', str(probed), '--data', str(data), '--probes', 'mypkg.centroids', '--baselines', 'none']
+    assert cli.main([*command, '--draws', '20']) == 0
+    file = probed / 'probes' / '20' / f'{records.open(data).name}.centroids.json'
+    assert json.loads(file.read_text())['results']['auroc']['left']['value'] > 0.8

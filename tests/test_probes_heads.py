@@ -71,7 +71,7 @@ def test_validation_chooses_and_the_grid_is_told():
 
 def test_pixels_have_one_feature_set():
     train = examples()
-    assert list(linear._inputs(train)) == ['cls of the last block']
+    assert list(linear._inputs(train)) == ['pixels']
 
 
 def test_knn_equals_a_loop():

@@ -192,12 +192,13 @@ def _run(
     mesh = make_mesh()
     run = _compiled(encoder.apply, encoder.size, patch_mean)
     size = ROWS_PER_DEVICE * mesh.size
-    out: list[dict[str, np.ndarray]] = []
+    out: list[Any] = []
     with jax.set_mesh(mesh), tqdm(total=n, desc=title, unit='image', disable=None, leave=False) as bar:
         params = jax.device_put(encoder.params, replicated(mesh))
         for images, extent in _batches(fetch, n, canvas, size):
-            result = run(params, *jax.device_put((images, extent), rows_sharding(mesh)))
-            out.append(jax.tree.map(np.asarray, result))
+            out.append(run(params, *jax.device_put((images, extent), rows_sharding(mesh))))
+            if len(out) > 1:  # one behind, so that the devices have work while results are copied
+                out[-2] = jax.tree.map(np.asarray, out[-2])
             bar.update(min(size, n - bar.n))
     return {name: np.concatenate([o[name] for o in out])[:n] for name in out[0]}
 

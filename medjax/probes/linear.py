@@ -63,12 +63,12 @@ def run(train: Features, val: Features, test: Features, seed: int, penalties: tu
 
 def _inputs(split: Features) -> dict[str, np.ndarray]:
     """The feature sets of the grid, each [n,D]."""
+    if split.patches is None:
+        return {'pixels': split.cls[:, -1]}
     sets = {'cls of the last block': split.cls[:, -1]}
     if split.cls.shape[1] > 1:
         sets[f'cls of the last {split.cls.shape[1]} blocks'] = split.cls.reshape(len(split.cls), -1)
-    if split.patches is not None:
-        sets |= {f'{name} + mean patch': np.concatenate([x, split.patches], 1) for name, x in sets.items()}
-    return sets
+    return sets | {f'{name} + mean patch': np.concatenate([x, split.patches], 1) for name, x in sets.items()}
 
 
 def fit(x: np.ndarray, labels: np.ndarray, penalties: tuple[float, ...], tolerance: float = 1e-5) -> Heads:
@@ -81,13 +81,13 @@ def fit(x: np.ndarray, labels: np.ndarray, penalties: tuple[float, ...], toleran
     std = np.sqrt(np.einsum('nd,nd->d', z, z) / len(z))
     std = np.where(std > 1e-6 * np.abs(mean), std, 1.0).astype(np.float32)  # a constant feature stays at 0
     known = (labels == 0) | (labels == 1)
+    z = (z / std).astype(np.float32)
+    basis = _principal_axes(z)
     with jax.default_matmul_precision('highest'):
-        z = jnp.asarray(z / std)
-        basis = _principal_axes(z)
-        y, mask = jnp.asarray(labels == 1, jnp.float32), jnp.asarray(known, jnp.float32)
-        w, b, steps, residual = _minimise(z @ basis, y, mask, jnp.asarray(penalties, jnp.float32), tolerance)
-        kernel = jnp.einsum('dr,rpl->dpl', basis, w)
-    return Heads(mean, std, np.asarray(kernel), np.asarray(b), int(steps), float(residual))
+        w, b, steps, residual = _minimise(
+            z @ basis, (labels == 1).astype(np.float32), known.astype(np.float32), np.float32(penalties), tolerance
+        )
+    return Heads(mean, std, np.tensordot(basis, np.asarray(w), 1), np.asarray(b), int(steps), float(residual))
 
 
 def log_odds(heads: Heads, x: np.ndarray) -> np.ndarray:
@@ -95,19 +95,18 @@ def log_odds(heads: Heads, x: np.ndarray) -> np.ndarray:
     return np.tensordot((x - heads.mean) / heads.std, heads.kernel, 1) + heads.bias
 
 
-@jax.jit
-def _principal_axes(z: jax.Array) -> jax.Array:
-    """An orthonormal basis [D,r] of the rows of z [n,D] in which z'z is diagonal, r = min(n, D)."""
-    n, d = z.shape
-    span = jnp.linalg.qr(z.T)[0] if n < d else jnp.eye(d)
-    z = z @ span
-    return span @ jnp.linalg.eigh(z.T @ z)[1]
+def _principal_axes(z: np.ndarray) -> np.ndarray:
+    """An orthonormal basis [D,r] of the rows of z [n,D] in which z'z is diagonal, r = min(n, D). On the host."""
+    if len(z) < z.shape[1]:
+        span = np.linalg.qr(z.T)[0]
+        return span @ _principal_axes(z @ span)
+    return np.linalg.eigh(z.T @ z)[1]
 
 
 @jax.jit
 def _minimise(
     z: jax.Array, y: jax.Array, known: jax.Array, penalties: jax.Array, tolerance: float, limit: int = 1000
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+) -> tuple[jax.Array, jax.Array, Any, jax.Array]:
     """Accelerated gradient descent (Nesterov; restarts by O'Donoghue and Candes, arXiv 1204.3982), all heads at once.
 
     Along the principal axes the logistic loss is bounded by a quadratic with the diagonal z'z / 4n + penalty (Boehning

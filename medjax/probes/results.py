@@ -58,7 +58,7 @@ def write(file: pathlib.Path, result: dict[str, Any], arrays: dict[str, np.ndarr
 def provenance(run: pathlib.Path, encoder: Encoder, data: Any) -> dict[str, Any]:
     """What share of the test split the encoder was trained on: {'overlap': shares or {}, 'provenance': a sentence}."""
     if isinstance(encoder.name, str):
-        return dict(overlap={}, provenance=f'{encoder.name}: trained on nothing')
+        return dict(overlap={}, provenance='trained on nothing')
     seen = run / 'data' / 'seen.npz'
     if not seen.is_file():
         return dict(overlap={}, provenance='overlap with pretraining unknown: the run has no data/seen.npz')
