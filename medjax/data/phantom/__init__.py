@@ -12,7 +12,6 @@ mostly a lateral picture.
 
 from __future__ import annotations
 
-import io
 from typing import NamedTuple
 
 import numpy as np
@@ -126,15 +125,6 @@ def record(index: int, settings: Settings) -> Image:
         ),
         info=dict(age=int(age), sex=body.sex, site=sites[who.visit], view=view, tube=tube or 'none'),
     )
-
-
-def png(pixels: np.ndarray) -> bytes:
-    """uint8|uint16 [H,W] -> the bytes of a PNG file."""
-    import PIL.Image
-
-    out = io.BytesIO()
-    PIL.Image.fromarray(pixels).save(out, 'png', compress_level=2)
-    return out.getvalue()
 
 
 def _rng(seed: int, purpose: int, *which: int) -> np.random.Generator:

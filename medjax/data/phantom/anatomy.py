@@ -15,7 +15,7 @@ from medjax.data.phantom.projection import Common, Ellipsoid, Piece, Plate
 
 SOFT, LUNG, BONE = 0.20, 0.05, 0.22  # BONE is added to SOFT
 AIR = SOFT - LUNG  # what filling a lung with soft tissue adds
-NODULE = 2 * AIR  # it holds some calcium
+NODULE = 3 * AIR  # it holds some calcium
 SIDES = {'right': -1.0, 'left': 1.0}
 
 
@@ -105,10 +105,10 @@ def _lung_parts(
     hilum = np.array([sign * 3.6, 0.0, 1.2]) * scale
     shrunk = here['pneumothorax'].size if 'pneumothorax' in here else 0.0
     pieces = [Piece(-AIR, (lung,), solid, name='lung')]
-    for centre, radii in (((3.7, 0.5, 1.2), (1.5, 2.4, 1.8)), ((2.0, -6.0, 2.5), (body.knob,) * 3)):
-        if sign > 0 or radii[0] == 1.5:  # a hilum on both sides, the arch of the aorta on the left
-            blob = _ball(np.array(centre) * [sign, 1, 1] * scale, radii)
-            pieces.append(Piece(AIR * (0.45 if radii[0] == 1.5 else 1), (lung, blob), solid))
+    pieces.append(Piece(0.45 * AIR, (lung, _ball(hilum + [0.1 * sign, 0.5, 0], [1.5, 2.4, 1.8])), solid))
+    if side == 'left':
+        arch = _ball(np.array([2.0, -6.0, 2.5]) * scale, [body.knob] * 3)  # of the aorta
+        pieces.append(Piece(AIR, (lung, arch), solid))
     for *end, radius in body.vessels[0 if sign < 0 else 1]:
         tip = hilum + (1 - 1.6 * shrunk) * (_in_lung(whole, end, sign) - hilum)
         root = hilum + [0.4 * sign, 2.2 * (end[1] + 0.35), 1.2 * end[2]]
@@ -118,7 +118,7 @@ def _lung_parts(
         pieces += _pneumothorax(lung, whole, solid, shrunk, hilum + [0, 5 * scale[1], 0])
     if 'nodule' in here:
         ball = _ball(_in_lung(whole, here['nodule'].place, sign), [here['nodule'].size / 2] * 3)
-        pieces.append(Piece(NODULE, (lung, ball), solid, name='nodule'))
+        pieces.append(Piece(NODULE, (lung, ball), name='nodule'))  # whole, behind the heart as well
     if 'consolidation' in here:
         finding = here['consolidation']
         *blobs, (density,) = finding.shape
@@ -229,11 +229,11 @@ def _rib(k: int, sign: float, body: Body, scale: np.ndarray, front: float, back:
     normal = np.array([-sign * 0.16, 1.0, body.slope])
     normal /= np.linalg.norm(normal)
     middle = normal @ (np.array([0, -12.3 + 2.35 * k, 9.0]) * scale)
-    low, high = middle - 0.55, middle + 0.55
-    x, z = np.meshgrid([0, sign * 15 * scale[0]], [front, back])
+    low, high = float(middle - 0.55), float(middle + 0.55)
     hull = [
         [a, (bound - normal[0] * a - normal[2] * b) / normal[1], b]
-        for a, b in zip(x.flat, z.flat)
+        for a in (0.0, sign * 15 * scale[0])
+        for b in (front, back)
         for bound in (low, high)
     ]
     return Plate(normal, low, high, np.array(hull))

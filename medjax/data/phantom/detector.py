@@ -105,8 +105,8 @@ def _blur(image: np.ndarray, sigma: float) -> np.ndarray:
     kernel = (kernel / kernel.sum()).astype(np.float32)
     h, w = image.shape
     wide = np.pad(image, reach, mode='edge')
-    rows = sum(k * wide[i : i + h] for i, k in enumerate(kernel))
-    return sum(k * rows[:, i : i + w] for i, k in enumerate(kernel))
+    rows = np.add.reduce([k * wide[i : i + h] for i, k in enumerate(kernel)])
+    return np.add.reduce([k * rows[:, i : i + w] for i, k in enumerate(kernel)])
 
 
 def _haze(image: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 FINDINGS = ('nodule', 'consolidation', 'effusion', 'pneumothorax', 'cardiomegaly')
 PREVALENCE = dict(nodule=0.22, consolidation=0.20, effusion=0.22, pneumothorax=0.16, cardiomegaly=0.20)
 SIZES = dict(  # the range of what `Finding.size` measures
-    nodule=(1.6, 3.2),  # diameter in cm
+    nodule=(1.8, 3.4),  # diameter in cm
     consolidation=(4.5, 9.5),  # extent in cm
     effusion=(2.2, 7.5),  # depth of the fluid in cm, from the bottom of the recess
     pneumothorax=(0.11, 0.32),  # share by which the lung has shrunk

@@ -128,13 +128,13 @@ class _Solids:
             if isinstance(solid, Common):
                 self.boxes[key] = self.common_box(solid.parts)
             elif isinstance(solid, Ellipsoid):
-                self.boxes[key] = self._pixels(*self.forms[key][0])
+                self.boxes[key] = self.forms[key].box
             elif solid.hull is None:
                 self.boxes[key] = self.full
             else:
                 points = (solid.hull - self.camera.source) @ self.camera.axes.T
                 uv = points[:, :2] / points[:, 2:]
-                self.boxes[key] = self._pixels(uv.min(0), uv.max(0))
+                self.boxes[key] = _boxes(self.camera, uv.min(0)[None], uv.max(0)[None])[0]
         return self.boxes[key]
 
     def common_box(self, some: Sequence[Solid]) -> Box | None:
@@ -154,6 +154,7 @@ class _Solids:
     def interval(self, solid: Solid, box: Box) -> Interval:
         """Where rays enter and leave, on a box inside the solid's own."""
         key, own = id(solid), self.box(solid)
+        assert own is not None, 'the box that is asked for lies in it'
         if key not in self.intervals:
             if isinstance(solid, Common):
                 self.intervals[key] = self.meet(solid.parts, own)
@@ -168,28 +169,29 @@ class _Solids:
         return near[inner], far[inner]
 
     def chord(self, solid: Ellipsoid, box: Box) -> np.ndarray:
-        """2 sqrt(disc) / a, see `_forms`."""
-        root, a, _ = self._roots(solid, box)
+        """2 sqrt(disc) / a, see `_Form`."""
+        root, a = self._roots(solid, box)
         root *= 2
         root /= a
         return root
 
     def _ellipsoid(self, solid: Ellipsoid, box: Box) -> Interval:
-        root, a, b = self._roots(solid, box)
-        middle, half = b / a - np.float32(self.camera.distance), root / a
+        form = self.forms[id(solid)]
+        root, a = self._roots(solid, box)
+        c, bu, bv = form.b
+        u, v = self.camera.u[box[1]] - form.u, self.camera.v[box[0]] - form.v
+        middle = ((c + bu * u)[None] + (bv * v)[:, None]) / a - np.float32(self.camera.distance)
+        half = root / a
         half[root == 0] = -1  # missed: an empty interval
         return middle - half, middle + half
 
     def _roots(self, solid: Ellipsoid, box: Box):
-        """sqrt(max(disc, 0)), a and b on a box, from their polynomials around the middle of the box."""
-        _, disc, a, b = self.forms[id(solid)]
-        u, v = self.camera.u[box[1]], self.camera.v[box[0]]
-        d0 = np.array([u[len(u) // 2], v[len(v) // 2], 1.0])
-        u, v = u - np.float32(d0[0]), v - np.float32(d0[1])
-        root = _quadratic(disc, d0, u, v)
+        """sqrt(max(disc, 0)) and a on a box."""
+        form = self.forms[id(solid)]
+        u, v = self.camera.u[box[1]] - form.u, self.camera.v[box[0]] - form.v
+        root = _polynomial(form.disc, u, v)
         np.sqrt(np.maximum(root, 0, out=root), out=root)
-        c = np.float32(b @ d0)
-        return root, _quadratic(a, d0, u, v), (c + np.float32(b[0]) * u)[None] + (np.float32(b[1]) * v)[:, None]
+        return root, _polynomial(form.a, u, v)
 
     def _plate(self, plate: Plate, box: Box) -> Interval:
         """low <= t · (n · d) <= high, with the isocentre's depth taken off."""
@@ -203,22 +205,25 @@ class _Solids:
         two = np.float32(plate.high - offset) / slope - np.float32(camera.distance)
         return np.minimum(one, two), np.maximum(one, two)
 
-    def _pixels(self, low: np.ndarray, high: np.ndarray) -> Box | None:
-        """The pixels whose centres can lie between two corners (u, v)."""
-        top, bottom = np.searchsorted(self.camera.v, [low[1], high[1]])
-        left, right = np.searchsorted(self.camera.u, [low[0], high[0]])
-        return (slice(int(top), int(bottom)), slice(int(left), int(right))) if top < bottom and left < right else None
 
+class _Form(NamedTuple):
+    """How rays t·d, d = (u, v, 1), meet an ellipsoid; centre c and Q = (axes axesᵀ)⁻¹ in camera coordinates:
 
-def _forms(pieces: Sequence[Piece], camera: Camera) -> dict[int, tuple]:
-    """With Q = (axes axesᵀ)⁻¹ and centre c in camera coordinates, a ray t·d, d = (u, v, 1), meets the surface at
+    t = (b ± sqrt(disc)) / a,   a = dᵀ Q d,   b = cᵀ Q d,   disc = b² − a (cᵀ Q c − 1) = dᵀ D d.
 
-        t = (b ± sqrt(disc)) / a,   a = dᵀ Q d,   b = cᵀ Q d,   disc = b² − a (cᵀ Q c − 1) = dᵀ D d.
-
-    Planes n through the source touch it where nᵀ (c cᵀ − axes axesᵀ) n = 0, which bounds its shadow on the detector.
-    -> id of each ellipsoid -> corners of the shadow [2,2], D, Q, Q c: float64, as disc is a small difference of
-    large numbers.
+    Polynomials around a pixel (u, v) near its middle: disc is a small difference of large numbers anywhere else.
     """
+
+    box: Box | None
+    u: float
+    v: float
+    disc: list[float]  # of 1, u, v, u², v², uv
+    a: list[float]
+    b: list[float]  # of 1, u, v
+
+
+def _forms(pieces: Sequence[Piece], camera: Camera) -> dict[int, _Form]:
+    """The forms of all ellipsoids by their id, all at once and in float64."""
     found: dict[int, Ellipsoid] = {}
     waiting = [solid for piece in pieces for solid in (*piece.inside, *piece.outside)]
     while waiting:
@@ -227,27 +232,52 @@ def _forms(pieces: Sequence[Piece], camera: Camera) -> dict[int, tuple]:
             waiting += solid.parts
         elif isinstance(solid, Ellipsoid):
             found[id(solid)] = solid
+    if not found:
+        return {}
     axes = camera.axes @ np.array([solid.axes for solid in found.values()])
     c = (np.array([solid.centre for solid in found.values()]) - camera.source) @ camera.axes.T
     spread = axes @ axes.transpose(0, 2, 1)
     q = np.linalg.inv(spread)
     qc = np.einsum('nij,nj->ni', q, c)
     disc = qc[:, :, None] * qc[:, None] - ((c * qc).sum(1) - 1)[:, None, None] * q
+
+    # planes n through the source touch an ellipsoid where nᵀ (c cᵀ − axes axesᵀ) n = 0
     touch = c[:, :, None] * c[:, None] - spread
     middle = touch[:, :2, 2] / touch[:, 2:, 2]
     half = np.sqrt(np.maximum(middle**2 - touch[:, [0, 1], [0, 1]] / touch[:, 2:, 2], 0))
-    corners = np.stack([middle - half, middle + half], 1)
-    return dict(zip(found, zip(corners, disc, q, qc)))
+    boxes = _boxes(camera, middle - half, middle + half)
+
+    at = np.concatenate([middle, np.ones((len(c), 1))], 1)
+    b = np.stack([(qc * at).sum(1), qc[:, 0], qc[:, 1]], 1)
+    parts = middle.tolist(), _around(disc, at).tolist(), _around(q, at).tolist(), b.tolist()
+    return {key: _Form(box, u, v, d, a, b) for key, box, (u, v), d, a, b in zip(found, boxes, *parts, strict=True)}
 
 
-def _quadratic(form: np.ndarray, d0: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """(d0 + (u, v, 0))ᵀ form (d0 + (u, v, 0)) for a symmetric form -> float32 [len(v), len(u)]."""
-    const, (du, dv, _) = d0 @ form @ d0, 2 * d0 @ form
-    c, du, dv, uu, vv, uv = np.float32([const, du, dv, form[0, 0], form[1, 1], 2 * form[0, 1]])
-    total = (uv * v)[:, None] * u[None]
-    total += (c + u * (du + uu * u))[None]
+def _around(form: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """(at + (u, v, 0))ᵀ form (at + (u, v, 0)) as coefficients of 1, u, v, u², v², uv: [n,3,3], [n,3] -> [n,6]."""
+    slope = np.einsum('nij,nj->ni', form, at)
+    const = (slope * at).sum(1)
+    return np.stack([const, 2 * slope[:, 0], 2 * slope[:, 1], form[:, 0, 0], form[:, 1, 1], 2 * form[:, 0, 1]], 1)
+
+
+def _polynomial(form: list[float], u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """-> float32 [len(v), len(u)]."""
+    c, du, dv, uu, vv, uv = form
+    total = (uv * v)[:, None] * u
+    total += c + u * (du + uu * u)
     total += (v * (dv + vv * v))[:, None]
     return total
+
+
+def _boxes(camera: Camera, low: np.ndarray, high: np.ndarray) -> list[Box | None]:
+    """The pixels whose centres can lie between corners (u, v), [n,2] each; None where there are none."""
+    ends = [
+        np.searchsorted(grid, x).tolist() for grid, k in ((camera.v, 1), (camera.u, 0)) for x in (low[:, k], high[:, k])
+    ]
+    return [
+        (slice(top, bottom), slice(left, right)) if top < bottom and left < right else None
+        for top, bottom, left, right in zip(*ends, strict=True)
+    ]
 
 
 def _overlap(a: Box, b: Box | None) -> Box | None:

@@ -1,4 +1,4 @@
-"""The report of a phantom study, in sections: what is there, where and how large, what has changed, what is not there."""
+"""The report of a phantom study, in sections: what is there, where, how large, what has changed, what is not there."""
 
 from __future__ import annotations
 
