@@ -86,6 +86,7 @@ def _write_records(
     source: Source, key: bytes, named: list[str], drops: list[Drop], hidden: pathlib.Path
 ) -> list[Stored]:
     """Writes hidden/records, split by split in the order of the entries; returns the records without their bytes."""
+    import tensorflow_datasets  # noqa: F401  patches __import__ while it loads: before the threads, never beside them
     from tqdm import tqdm
 
     done: list[Stored] = []
