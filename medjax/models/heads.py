@@ -45,7 +45,7 @@ def dino_head(
         direction = uniform_fan_in(bottleneck)(keys[-1], (bottleneck, prototypes))
         return params | dict(prototypes=dict(direction=direction, gain=jnp.ones(prototypes)))
 
-    axes = {f'mlp_{i}': dict(kernel=(names[i], names[i + 1])) for i in range(layers)}
+    axes: Tree = {f'mlp_{i}': dict(kernel=(names[i], names[i + 1])) for i in range(layers)}
     if bias:
         for i in range(layers):
             axes[f'mlp_{i}']['bias'] = (names[i + 1],)

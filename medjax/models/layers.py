@@ -29,7 +29,7 @@ def uniform_fan_in(fan_in: int) -> Callable[..., Array]:
     return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
-def parameter(module: nn.Module, name: str, init: Callable, shape: tuple[int, ...], axes: Names) -> Array:
+def parameter(module: nn.Module, name: str, init: Callable, shape: tuple[int, ...], axes: Names) -> Any:
     """A float32 parameter of `module` whose dimensions have the logical names `axes`."""
     return module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
 

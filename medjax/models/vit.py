@@ -81,7 +81,7 @@ def build(
         raise UserError(f'vit: variant {variant!r} is not a size and a patch like "S/14"; sizes: {", ".join(SIZES)}')
     patch = int(patch)
     given = dict(width=width, depth=depth, heads=heads, ffn=ffn)
-    sizes = SIZES[size] | {name: value for name, value in given.items() if value is not None}
+    sizes: dict[str, Any] = SIZES[size] | {name: value for name, value in given.items() if value is not None}
     check_choice('ffn', sizes['ffn'], ('mlp', 'swiglu'))
     check_choice('attention', attention, ('xla', 'cudnn'))
     check_choice('remat', remat, REMAT)
@@ -132,7 +132,8 @@ def build(
         if train and drop_path > 0:
             groups = view.row.reshape(-1, rows_per_group)[:, 0] // rows_per_group
             kept = draw_kept(key, groups, rows_per_group * v, module.depth, drop_path)
-        _, last = module.apply({'params': params}, view.x.reshape(b * v, *view.x.shape[2:]), bits, kept, layers)
+        images = view.x.reshape(b * v, *view.x.shape[2:])
+        last: Array = module.apply({'params': params}, images, bits, kept, layers)[1]
         last = jnp.moveaxis(last, 0, 1).reshape(b, v, layers, *last.shape[2:])  # [B,V,layers,1+R+N,D]
         first = 1 + registers
         outputs = dict(cls=last[:, :, -1, 0], patches=last[:, :, -1, first:])

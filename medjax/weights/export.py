@@ -75,7 +75,7 @@ def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
 
 def flatten(tree: Any, shapes: bool = False, prefix: str = '') -> dict[str, Any]:
     """Nested dicts -> {'towers/image/cls': array} (or its shape)."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict):
             flat |= flatten(value, shapes, f'{prefix}{key}/')
