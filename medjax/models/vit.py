@@ -133,7 +133,7 @@ def build(
             groups = view.row.reshape(-1, rows_per_group)[:, 0] // rows_per_group
             kept = draw_kept(key, groups, rows_per_group * v, module.depth, drop_path)
         images = view.x.reshape(b * v, *view.x.shape[2:])
-        last: Array = module.apply({'params': params}, images, bits, kept, layers)[1]
+        last: Any = module.apply({'params': params}, images, bits, kept, layers)[1]
         last = jnp.moveaxis(last, 0, 1).reshape(b, v, layers, *last.shape[2:])  # [B,V,layers,1+R+N,D]
         first = 1 + registers
         outputs = dict(cls=last[:, :, -1, 0], patches=last[:, :, -1, first:])
