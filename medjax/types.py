@@ -85,7 +85,7 @@ class Head(NamedTuple):
     axes: Tree
     apply: Callable[[Tree, Array], Array]  # params, [...,D] -> [...,d]; of a prototype head: the L2-normalised bottleneck
     prototypes: Callable[[Tree, Array], Array] | None  # params, [...,d] -> logits [...,K], float32
-    count: int  # K, or 0 for a head without prototypes
+    prototype_count: int  # K, or 0 for a head without prototypes
 
 
 class TrainState(NamedTuple):

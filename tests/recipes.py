@@ -12,7 +12,7 @@ from medjax.errors import build
 from medjax.objectives.compose import Objective, objective
 from medjax.training.optimizer import Optimizer, optimizer
 from medjax.training.step import Step, create, make_step
-from medjax.types import TrainState
+from medjax.types import MakeViews, TrainState
 from medjax.views import make
 
 
@@ -72,14 +72,18 @@ def batch(rows: int, size: int = 40, seed: int = 0) -> dict[str, Any]:
     )
 
 
+def views(recipe: dict[str, Any], goal: Objective) -> MakeViews:
+    """The recipe's make_views."""
+    grids = {name: goal.towers['image'].grid((v['size'], v['size'])) for name, v in recipe['views'].items()}
+    return make.build(recipe['views'], recipe['masks'], recipe['image'], grids, recipe['rows_per_group'])
+
+
 def parts(recipe: dict[str, Any], micro_batches: int = 1) -> tuple[Objective, Optimizer, Step]:
     """Objective, optimiser and step of a recipe, as the train command makes them."""
     goal = objective(recipe)
-    grids = {name: goal.towers['image'].grid((v['size'], v['size'])) for name, v in recipe['views'].items()}
-    views = make.build(recipe['views'], recipe['masks'], recipe['image'], grids, recipe['rows_per_group'])
     shapes, _ = jax.eval_shape(goal.init, jax.random.key(0))
     optim = build(optimizer, recipe['optim'], 'optim', params=shapes, total_steps=recipe['total_steps'])
-    return goal, optim, make_step(goal, optim, views, micro_batches)
+    return goal, optim, make_step(goal, optim, views(recipe, goal), micro_batches)
 
 
 def start(goal: Objective, optim: Optimizer, shardings: Any = None) -> TrainState:

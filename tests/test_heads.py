@@ -69,7 +69,7 @@ def test_axes_name_every_dimension():
     head = heads.dino_head(12, 20, hidden=16, bottleneck=8)
     params = head.init(jax.random.key(0))
     assert all(jax.tree.leaves(jax.tree.map(lambda p, names: len(names) == p.ndim, params, head.axes)))
-    assert head.count == 20
+    assert head.prototype_count == 20
 
 
 def test_bfloat16_products_give_float32_results():

@@ -33,43 +33,53 @@ def on_mesh(shape, recipe, batch, micro_batches=1):
     return goal, step, state, placed, shardings
 
 
+def one_device() -> jax.sharding.Mesh:
+    return jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), sharding.AXES)
+
+
 @pytest.fixture(autouse=True)
 def no_mesh_left():
     yield
-    jax.set_mesh(jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), sharding.AXES))
+    jax.set_mesh(one_device())
 
 
 def as_numpy(tree: Any) -> Any:
     return jax.tree.map(lambda x: np.asarray(jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x), tree)
 
 
-@pytest.mark.parametrize('shape', MESHES)
-def test_a_mesh_gives_what_one_device_gives(shape):
+@pytest.fixture(scope='module')
+def alone():
+    """Loss and gradients of one device, and the state and metrics after a step."""
     recipe, batch = recipes.tiny(rows_per_group=2, drop_path=0.25), recipes.batch(16)
-    goal, _, step = recipes.parts(recipe)
-    from test_step import _views
+    jax.set_mesh(one_device())
+    goal, optim, step = recipes.parts(recipe)
+    state = recipes.start(goal, optim)
+    loss, _, _, grads = as_numpy(jax.jit(gradients_of(goal, recipe))(state, batch))
+    after, _ = jax.jit(step.train_step)(state, batch)
+    return recipe, batch, as_numpy(state), loss, grads, as_numpy(after)
 
-    views = _views(recipe, goal)
 
-    def grads(state, batch):
-        return gradients(goal, state, batch, lambda b: views(b, state.key, state.step), state.key, 1)
+def gradients_of(goal, recipe):
+    views = recipes.views(recipe, goal)
+    return lambda state, batch: gradients(goal, state, batch, lambda b: views(b, state.key, state.step), state.key, 1)
 
-    jax.set_mesh(jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), sharding.AXES))
-    goal1, optim1, step1 = recipes.parts(recipe)
-    state1 = recipes.start(goal1, optim1)
-    loss1, _, _, grads1 = as_numpy(jax.jit(grads)(state1, batch))
-    after1, _ = jax.jit(step1.train_step)(state1, batch)
 
-    goal8, step8, state8, placed, shardings = on_mesh(shape, recipe, batch)
-    assert recipes.worst(as_numpy(state8), as_numpy(state1)) == 0  # the same start on every mesh
-    loss8, _, _, grads8 = as_numpy(jax.jit(grads)(state8, placed))
-    assert abs(loss8 - loss1) <= 1e-5 * abs(loss1)
-    assert recipes.worst(grads8, grads1) <= 1e-5
-    after8, _ = jax.jit(step8.train_step, out_shardings=(shardings, None))(state8, placed)
-    # Adam's first step is close to the sign of the gradient, so what is compared is the moments and the copies' means
-    assert recipes.worst(as_numpy(after8.opt), as_numpy(after1.opt)) <= 1e-4
+@pytest.mark.parametrize('shape', MESHES)
+def test_a_mesh_gives_what_one_device_gives(shape, alone):
+    recipe, batch, state1, loss1, grads1, after1 = alone
+    goal, step, state, placed, shardings = on_mesh(shape, recipe, batch)
+    assert recipes.worst(as_numpy(state), state1) == 0  # the same start on every mesh
+    loss, _, _, grads = as_numpy(jax.jit(gradients_of(goal, recipe))(state, placed))
+    assert abs(loss - loss1) <= 1e-5 * abs(loss1)
+    assert recipes.worst(grads, grads1) <= 1e-5
+    if shape == (2, 2, 2):
+        after, _ = jax.jit(step.train_step, out_shardings=(shardings, None))(state, placed)
+        # A first step of Adam is nearly lr * sign(gradient): what is compared is where the gradient has a sign.
+        for new, old, g in zip(*map(jax.tree.leaves, (as_numpy(after.params), after1.params, grads1)), strict=True):
+            sure = np.abs(g) > max(1e-4 * np.abs(g).max(), 1e-7)
+            assert np.abs(new - old)[sure].max(initial=0) <= 2e-5  # the rate is 1e-3
     if shape != (8, 1, 1):  # parameters are really split
-        kernel = state8.params['towers']['image']['blocks']['mlp']['fc1']['kernel']
+        kernel = state.params['towers']['image']['blocks']['mlp']['fc1']['kernel']
         assert kernel.addressable_shards[0].data.size < kernel.size
 
 
@@ -93,13 +103,12 @@ def parameter_sizes(params: Any, devices: int) -> set[int]:
     return sizes
 
 
-@pytest.mark.parametrize('shape', [(8, 1, 1), (1, 8, 1)])
-@pytest.mark.parametrize('micro_batches', [1, 2])
+@pytest.mark.parametrize(('shape', 'micro_batches'), [((8, 1, 1), 1), ((1, 8, 1), 1), ((8, 1, 1), 2)])
 def test_each_device_does_an_eighth_and_moves_what_the_terms_say(shape, micro_batches):
     recipe = recipes.tiny(rows_per_group=2, drop_path=0.25)
     rows = 32
 
-    jax.set_mesh(jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), sharding.AXES))
+    jax.set_mesh(one_device())
     goal1, optim1, step1 = recipes.parts(recipe, micro_batches)
     state1 = recipes.start(goal1, optim1)
     alone = jax.jit(step1.train_step).lower(state1, recipes.batch(rows // 8)).compile().cost_analysis()['flops']
@@ -109,20 +118,13 @@ def test_each_device_does_an_eighth_and_moves_what_the_terms_say(shape, micro_ba
     each = compiled.cost_analysis()['flops']
     assert each <= 1.1 * alone, f'{each:.4g} FLOPs a device, {alone:.4g} for its share alone'
 
-    make_views = _make_views(recipe, goal)
-    views, masks = jax.eval_shape(make_views, batch, state.key, state.step)
+    views, masks = jax.eval_shape(recipes.views(recipe, goal), batch, state.key, state.step)
     features = jax.eval_shape(goal.features, state.params, state.aux, views, masks, state.key, state.step)
     allowed = goal.moves(rows, {name: x.shape for name, x in features.items()})
     sizes = parameter_sizes(state.params, 8)
     extra = [(kind, dims) for kind, dims in collectives(compiled.as_text()) if math.prod(dims) not in sizes]
     moved = sum(math.prod(dims) for _, dims in extra)
     assert moved <= allowed, f'{moved} elements move, the terms say {allowed}: {extra}'
-
-
-def _make_views(recipe, goal):
-    from test_step import _views
-
-    return _views(recipe, goal)
 
 
 def test_split_rows_and_back():

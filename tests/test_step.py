@@ -22,11 +22,11 @@ def trained():
 
 def test_micro_batches_give_one_gradient(trained):
     recipe, goal, optim, step, state, batch = trained
-    make_views = _views(recipe, goal)
+    make_views = recipes.views(recipe, goal)
     found = {}
     for n in (1, 2, 4):
         found[n] = jax.jit(
-            lambda state, batch, n=n: gradients(goal, state, batch, lambda b: make_views(b, state.key, state.step), state.key, n)
+            lambda state, batch, n=n: gradients(goal, state, batch, lambda b: makerecipes.views(b, state.key, state.step), state.key, n)
         )(state, batch)
     for n in (2, 4):
         (loss, metrics, carry, grads), (loss1, metrics1, carry1, grads1) = found[n], found[1]
@@ -34,13 +34,6 @@ def test_micro_batches_give_one_gradient(trained):
         assert recipes.worst(grads, grads1) <= 1e-5
         assert recipes.worst(carry, carry1) <= 1e-5
         assert set(metrics) == set(metrics1)
-
-
-def _views(recipe, goal):
-    from medjax.views import make
-
-    grids = {name: goal.towers['image'].grid((v['size'], v['size'])) for name, v in recipe['views'].items()}
-    return make.build(recipe['views'], recipe['masks'], recipe['image'], grids, recipe['rows_per_group'])
 
 
 def test_a_step_is_a_function_of_state_and_batch_alone(trained):
@@ -117,7 +110,7 @@ def test_only_what_the_terms_name_is_computed():
         key, step = jax.random.key(0), jnp.zeros((), jnp.int32)
 
         def features(batch):
-            views, masks = _views(whole, goal)(batch, key, step)
+            views, masks = recipes.views(whole, goal)(batch, key, step)
             return goal.features(*goal.init(key), views, masks, key, step)
 
         jax.eval_shape(features, recipes.batch(2))

@@ -68,4 +68,4 @@ def dino_head(
         products = jnp.matmul(z.astype(dtype), direction.astype(dtype), preferred_element_type=jnp.float32)
         return products * (params['prototypes']['gain'] * jax.lax.rsqrt(jnp.square(direction).sum(0)))
 
-    return Head(init=init, axes=axes, apply=apply, prototypes=logits, count=prototypes)
+    return Head(init=init, axes=axes, apply=apply, prototypes=logits, prototype_count=prototypes)

@@ -125,6 +125,8 @@ def objective(recipe: Mapping[str, Any]) -> Objective:
             x, present = jax.lax.stop_gradient(found[name]), views[f.view].present.reshape(-1)
             metrics[f'rank/{name}'] = numerics.effective_rank(x.reshape(-1, x.shape[-1]), present)
             metrics[f'rank_max/{name}'] = jnp.minimum(present.sum() - 1.0, x.shape[-1])
+        for name, copy in copies.items():
+            metrics['momentum' if len(copies) == 1 else f'momentum/{name}'] = copy.momentum(step)
         return total, ({'loss': total, **metrics}, jax.lax.stop_gradient(carry))
 
     def update(params: Tree, aux: Tree, carry: Tree, step: Array) -> Tree:

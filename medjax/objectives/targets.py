@@ -74,16 +74,16 @@ def targets(context: Context, teacher: Feature, centring: str, temperature: Any,
 def prototypes(context: Context, feature: Feature) -> int:
     """K of the feature's head; a term that compares prototypes needs one."""
     head = context.heads.get(feature.head or '')
-    if head is None or not head.count:
+    if head is None or not head.prototype_count:
         raise UserError(f'{context.where}: {feature.name!r} must end in the name of a head with prototypes, like ">dino"')
-    return head.count
+    return head.prototype_count
 
 
 def gauges(sums: numerics.Distilled, teacher_weight: Array, count: int, seen: Array) -> dict[str, Array]:
     """Teacher entropy (mean, nats) with its maximum ln K, and the share of prototypes that the student uses:
-    exp(entropy of its mean probabilities) of the most it could use with that many rows."""
+    exp(entropy of its mean probabilities) of the most that so many rows could single out, at most 1."""
     return {
         'entropy': sums.entropy / jnp.maximum(teacher_weight.sum(), 1e-30),
         'entropy_max': jnp.log(float(count)),
-        'in_use': numerics.perplexity(sums.student) / jnp.clip(seen, 1.0, count),
+        'in_use': jnp.minimum(1.0, numerics.perplexity(sums.student) / jnp.clip(seen, 1.0, count)),
     }

@@ -1,0 +1,188 @@
+"""`medjax train` as people run it: to the end, interrupted, killed, on several processes, and with mistakes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+ROOT = Path(__file__).parents[1]
+LONG = ['--config.total_steps=240', '--config.checkpoint.every=60', '--config.export.every=120', '--config.log.every=20']
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('data') / 'tiny'
+    medjax('build', 'phantom', '--records', '48', '--size', '32', '--out', folder)
+    return folder
+
+
+def command(*args) -> list[str]:
+    return [sys.executable, '-m', 'medjax', *map(str, args)]
+
+
+def train(data, run, *overrides) -> list[str]:
+    return command('train', '--config', ROOT / 'configs/tiny.py', '--data', data, '--workdir', run, *overrides)
+
+
+def environment(devices: int = 1) -> dict[str, str]:
+    return {**os.environ, 'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': str(devices)}
+
+
+def medjax(*args, code: int = 0, devices: int = 1) -> str:
+    """Runs a command to its end and gives what it says on stderr."""
+    done = subprocess.run(command(*args), cwd=ROOT, env=environment(devices), capture_output=True, text=True, timeout=600)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert 'Traceback' not in done.stderr, done.stderr
+    return done.stderr
+
+
+def lines(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / 'metrics.jsonl').read_text().splitlines()]
+
+
+def started(args: list[str], until: str) -> subprocess.Popen:
+    """A command in the background that has said `until`."""
+    process = subprocess.Popen(args, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True)
+    for line in process.stderr:
+        if until in line:
+            return process
+    raise AssertionError(f'it never said {until!r}')
+
+
+def same_end(one: Path, other: Path, step: int) -> None:
+    """Two runs ended in the same bits: parameters of the export, and every number that was logged."""
+    a, b = (load_file(run / 'exports' / str(step) / 'weights.safetensors') for run in (one, other))
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+    timed = ('time', 'images_per_s', 'mfu')
+    for x, y in zip(lines(one)[-2:], lines(other)[-2:], strict=True):
+        assert {k: v for k, v in x.items() if k not in timed} == {k: v for k, v in y.items() if k not in timed}
+
+
+@pytest.fixture(scope='module')
+def whole(data, tmp_path_factory):
+    """A run that nobody interrupted."""
+    run = tmp_path_factory.mktemp('runs') / 'whole'
+    subprocess.run(train(data, run, *LONG), cwd=ROOT, env=environment(), check=True, timeout=600)
+    return run
+
+
+@pytest.mark.slow
+def test_a_run_leaves_its_files(whole, data):
+    for name in ('config.json', 'metrics.jsonl', 'health.json', 'data/seen.npz', 'exports/120/meta.json', 'exports/240', 'DONE'):
+        assert (whole / name).exists(), name
+    assert sorted(int(p.name) for p in (whole / 'checkpoints').iterdir() if p.name.isdigit()) == [180, 240]
+    last = lines(whole)[-1]
+    assert last['step'] == 240 and np.isfinite(last['loss']) and last['images_per_s'] > 0 and last['mfu'] > 0
+    assert last['loss'] < lines(whole)[0]['loss']
+    meta = json.loads((whole / 'exports/240/meta.json').read_text())
+    assert meta['step'] == 240 and meta['size'] == 32 and meta['image']['channels'] == 1
+    # the same command again has nothing to do
+    assert 'is finished' in medjax(*train(data, whole, *LONG)[3:])
+
+
+@pytest.mark.slow
+def test_sigterm_ends_in_a_saved_step_and_the_run_goes_on_to_the_same_bits(whole, data, tmp_path):
+    process = started(train(data, tmp_path / 'run', *LONG), 'step 40/240')
+    process.send_signal(signal.SIGTERM)
+    said = process.stderr.read()
+    assert process.wait(60) == 0, said
+    assert 'which is saved' in said and 'Traceback' not in said, said
+    saved = max(int(p.name) for p in (tmp_path / 'run/checkpoints').iterdir() if p.name.isdigit())
+    assert 40 <= saved < 240 and saved % 60, saved  # a step of its own, not one that was due
+    assert not (tmp_path / 'run/DONE').exists()
+    assert f'going on from step {saved}' in medjax(*train(data, tmp_path / 'run', *LONG)[3:])
+    same_end(whole, tmp_path / 'run', 240)
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_from_its_last_checkpoint_to_the_same_bits(whole, data, tmp_path):
+    process = started(train(data, tmp_path / 'run', *LONG), 'step 100/240')
+    process.kill()
+    process.wait()
+    said = medjax(*train(data, tmp_path / 'run', *LONG)[3:])
+    assert 'going on from step' in said
+    same_end(whole, tmp_path / 'run', 240)
+    assert [line['step'] for line in lines(tmp_path / 'run')] == [line['step'] for line in lines(whole)]
+
+
+@pytest.mark.slow
+def test_interrupt_by_hand(data, tmp_path):
+    process = started(train(data, tmp_path / 'run', '--config.total_steps=5000', '--config.log.every=20'), 'step 20/')
+    process.send_signal(signal.SIGINT)
+    said = process.stderr.read()
+    assert process.wait(60) == 0, said
+    assert 'stopping after this step' in said and 'which is saved' in said and 'Traceback' not in said, said
+
+
+@pytest.mark.slow
+def test_two_processes_of_two_devices_are_one_of_four(data, tmp_path):
+    """The same losses, and a run saved by two goes on with one."""
+    steps = ['--config.total_steps=12', '--config.log.every=1', '--config.checkpoint.every=6', '--config.mesh.fsdp=2']
+    medjax(*train(data, tmp_path / 'one', *steps)[3:], devices=4)
+    launch = [str(ROOT / 'launch/local.sh'), '2', '--']
+    env = {**environment(), 'MEDJAX_DEVICES_PER_PROCESS': '2'}
+    subprocess.run([*launch, *train(data, tmp_path / 'two', *steps)], cwd=ROOT, env=env, check=True, timeout=600)
+    for a, b in zip(lines(tmp_path / 'one'), lines(tmp_path / 'two'), strict=True):
+        assert a['step'] == b['step'] and a['loss'] == pytest.approx(b['loss'], rel=1e-5), (a['step'], a['loss'], b['loss'])
+
+    half = subprocess.Popen([*launch, *train(data, tmp_path / 'moved', *steps)], cwd=ROOT, env=env)
+    while not (tmp_path / 'moved/checkpoints/6').exists() and half.poll() is None:
+        time.sleep(0.05)
+    half.terminate()
+    half.wait(60)
+    (tmp_path / 'moved/DONE').unlink(missing_ok=True)
+    for step in (p for p in (tmp_path / 'moved/checkpoints').iterdir() if p.name.isdigit() and int(p.name) > 6):
+        subprocess.run(['rm', '-r', step], check=True)  # what was saved later goes, so that something is left to do
+    assert 'going on from step 6' in medjax(*train(data, tmp_path / 'moved', *steps)[3:])
+    for a, b in zip(lines(tmp_path / 'one')[6:], lines(tmp_path / 'moved')[6:], strict=True):
+        assert a['loss'] == pytest.approx(b['loss'], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_run_of_numbers_that_are_not_finite_stops_and_says_so(data, tmp_path):
+    args = ['--config.total_steps=100', '--config.optim.lr=1e30', '--config.optim.schedule=1.', '--config.log.every=5']
+    said = medjax(*train(data, tmp_path / 'run', *args)[3:], code=2)
+    assert 'steps in a row gave numbers that are not finite' in said and 'optim.lr' in said
+    health = json.loads((tmp_path / 'run/health.json').read_text())
+    assert health['status'] == 'unstable', health
+
+
+@pytest.mark.parametrize(
+    ('overrides', 'words'),
+    [
+        (['--config.optim.lrr=1'], "no key 'lrr'; did you mean 'lr'"),
+        (['--config.optim.lr=fast'], 'optim.lr'),
+        (['--config.views.global.size=30'], '24 or 32 would work'),
+        (['--config.batch_size=9'], 'batch_size'),
+        (['--config.rows_per_group=3'], 'multiple of 3'),
+        (['--config.towers.image.drop_path=.3'], 'rows_per_group'),
+        (['--config.mesh.fsdp=3'], 'must be 1'),
+        (['--config.init_from.path=nowhere.safetensors'], 'nowhere.safetensors'),
+    ],
+)  # fmt: skip
+def test_mistakes_are_sentences(data, tmp_path, overrides, words):
+    said = medjax(*train(data, tmp_path / 'run', *overrides)[3:], code=2)
+    assert words in said, said
+    assert not (tmp_path / 'run/metrics.jsonl').exists()
+
+
+def test_a_data_set_that_is_not_there(tmp_path):
+    said = medjax(*train(tmp_path / 'nothing', tmp_path / 'run')[3:], code=2)
+    assert 'nothing' in said and 'medjax build' in said
+
+
+def test_the_folder_of_another_run_is_refused(data, tmp_path):
+    medjax(*train(data, tmp_path / 'run', '--config.total_steps=2')[3:])
+    said = medjax(*train(data, tmp_path / 'run', '--config.total_steps=2', '--config.optim.lr=.5')[3:], code=2)
+    assert 'optim' in said and '--workdir' in said
