@@ -16,8 +16,8 @@ CANDIDATES := python3 python3.13 python3.12 python3.11 python
 USABLE := -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))'
 PYTHON ?= $(shell for p in $(CANDIDATES); do "$$p" $(USABLE) 2>/dev/null && { echo "$$p"; break; }; done)
 PYTHON_NEWEST ?= python3.12
-# What touches jax's interfaces most: sharding, the step, checkpoints, the model, one whole run.
-NEWEST_TESTS ?= tests/test_config.py tests/test_runtime.py tests/test_vit.py
+# What touches the interfaces of jax most. Not in .ci/run: a second environment of a gigabyte for what rarely changes.
+NEWEST_TESTS ?= tests/test_config.py tests/test_runtime.py tests/test_vit.py tests/test_step.py
 # A CPU build, which few indexes hold. Where there is none the tests that compare with torch skip; TORCH=torch takes the
 # default build, gigabytes of CUDA on Linux.
 TORCH ?= torch==2.13.0+cpu

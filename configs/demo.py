@@ -17,10 +17,10 @@ def get_config(data: Any = None) -> ConfigDict:
     patch = 8 if side >= 56 else 4
     large = min(64, max(side // patch, 2) * patch)
     small = max(large // 2 // patch, 2) * patch
-    teacher_temperature = dict(rule='linear', start=0.04, end=0.07, steps=70)
+    teacher_temperature = dict(rule='linear', start=0.04, end=0.07, steps=80)
     return ConfigDict(
         dict(
-            total_steps=200,
+            total_steps=250,
             batch_size=32,
             seed=0,
             rows_per_group=8,
@@ -92,7 +92,7 @@ def get_config(data: Any = None) -> ConfigDict:
             ],
             optim=dict(
                 lr=1e-3,
-                schedule=dict(rule='cosine', start=1.0, end=0.01, warmup=20),
+                schedule=dict(rule='cosine', start=1.0, end=0.01, warmup=25),
                 weight_decay=dict(rule='cosine', start=0.04, end=0.2),
                 clip=3.0,
                 groups=[
