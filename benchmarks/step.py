@@ -22,8 +22,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from medjax import build, train
-from medjax import config as configs
+from medjax import build, config as configs, train
 from medjax.data.stream import Stream
 from medjax.objectives.compose import objective
 from medjax.parallel import sharding
@@ -54,6 +53,7 @@ def main() -> None:
 
 
 def measure(config, datasets, steps: int, warmup: int) -> dict:
+    peak = peak_flops(jax.devices(), config['dtype'])
     mesh = sharding.make_mesh(**config['mesh'])
     jax.set_mesh(mesh)
     goal = objective(config)
@@ -98,7 +98,6 @@ def measure(config, datasets, steps: int, warmup: int) -> dict:
     if not np.isfinite(float(metrics['loss'])):
         raise SystemExit('the loss is not finite: these times mean nothing')
 
-    peak = peak_flops(jax.devices(), config['dtype'])
     stats = jax.local_devices()[0].memory_stats() or {}
     memory = stats.get('peak_bytes_in_use', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
@@ -135,8 +134,9 @@ def compiled(function, out_shardings, *args):
 
 
 def table(result: dict) -> str:
-    head = f'{result["config"]} on {result["device"]}, jax {result["jax"]}: {result["parameters"] / 1e6:.1f} M parameters, '
-    head += f'{result["flops"] / 1e9:.1f} GFLOP a step of {result["batch_size"]} images\n{result["peak"]}\n'
+    head = f'{result["config"]} on {result["device"]}, jax {result["jax"]}: '
+    head += f'{result["parameters"] / 1e6:.1f} M parameters, {result["flops"] / 1e9:.1f} GFLOP a step of '
+    head += f'{result["batch_size"]} images\n{result["peak"]}\n'
     head += f'peak memory {result["peak_memory_mib"]:.0f} MiB, temporary {result["temporary_memory_mib"]:.0f} MiB\n\n'
     rows = ['| | s a step (median, min, max) | images/s | MFU | compile s |', '| --- | --- | --- | --- | --- |']
     for kind, words in (('step', 'step on random views'), ('loop', 'loop on records')):

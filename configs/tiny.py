@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
                 'local': dict(view='crop', part='cxr', count=2, size=16, area=(0.1, 0.4)),
             },
             masks={'global~block': dict(mask='blocks', share=0.5, ratio=(0.1, 0.5), min_patches=1)},
-            towers=dict(image=dict(tower='vit', variant='Ti/8', width=32, depth=2, heads=2)),
+            towers=dict(image=dict(tower='vit', variant='Ti/8', width=32, depth=2, heads=2, drop_path=0.0)),
             heads=dict(dino=dict(head='dino_head', prototypes=64, hidden=64, bottleneck=16)),
             copies=dict(teacher=dict(of=['towers/image', 'heads/dino'], rule='ema', momentum=0.99)),
             terms=[

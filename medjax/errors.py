@@ -50,4 +50,6 @@ def find(name: str, package: str, where: str) -> Any:
         import pkgutil
 
         known = [m.name for m in pkgutil.iter_modules(importlib.import_module(package).__path__)]
-        raise UserError(f'{where}: there is no {name!r} (looked for the module {target}){suggest(name, known)}') from None
+        raise UserError(
+            f'{where}: there is no {name!r} (looked for the module {target}){suggest(name, known)}'
+        ) from None

@@ -57,7 +57,7 @@ def main(argv: list[str]) -> int:
 
 
 def run(config: Mapping[str, Any], datasets: dict[str, records.DataSet], folder: Path) -> int:
-    """Trains to config['total_steps'], or until it is told to stop; exit code 0, or 3 if the run cannot go on."""
+    """Trains to config['total_steps'], or until it is told to stop; gives the exit code."""
     # The folder of the run.
     main_process = runtime.is_main()
     claim(folder, config, datasets, main_process)
@@ -66,6 +66,7 @@ def run(config: Mapping[str, Any], datasets: dict[str, records.DataSet], folder:
         return 0
 
     # What is computed: views, towers, terms, optimiser, all from the config.
+    peak = metrics.peak_flops(jax.devices(), config['dtype'])  # measured on a CPU, so before a mesh is in use
     mesh = sharding.make_mesh(**config['mesh'])
     jax.set_mesh(mesh)
     goal = objective(config)
@@ -77,67 +78,63 @@ def run(config: Mapping[str, Any], datasets: dict[str, records.DataSet], folder:
     abstract, optim = abstract_state(goal, config)
     step = make_step(goal, optim, make_views, config['micro_batches'])
 
-    # The state: of the last checkpoint, or new, born on its shards.
-    shardings = state_shardings(goal, abstract, mesh)
-    checkpoints = checkpoint.Checkpoints(folder / 'checkpoints', **config['checkpoint'])
-    if (last := checkpoints.latest()) is not None:
-        state = checkpoints.restore(last, checkpoint.abstract(abstract, shardings))
-        say(f'going on from step {last:,} of {folder}', main_process)
-    else:
-        new = jax.jit(lambda key: create(goal, lambda _: optim, key), out_shardings=shardings)
-        state = new(jax.random.key(config['seed']))
-        if config['init_from']:
-            state = build(start_from, config['init_from'], 'init_from', state=state, channels=config['image']['channels'])
-    start = int(state.step)
+    with contextlib.ExitStack() as at_the_end:
+        # The state: of the last checkpoint, or new, born on its shards.
+        shardings = state_shardings(goal, abstract, mesh)
+        checkpoints = checkpoint.Checkpoints(folder / 'checkpoints', **config['checkpoint'])
+        at_the_end.callback(checkpoints.close)  # waits until what was saved is whole
+        if (last := checkpoints.latest()) is not None:
+            state = checkpoints.restore(last, checkpoint.abstract(abstract, shardings))
+            say(f'going on from step {last:,} of {folder}', main_process)
+        else:
+            new = jax.jit(lambda key: create(goal, lambda _: optim, key), out_shardings=shardings)
+            state = new(jax.random.key(config['seed']))
+            if config['init_from']:
+                channels = config['image']['channels']
+                state = build(start_from, config['init_from'], 'init_from', state=state, channels=channels)
+        start = int(state.step)
 
-    # The step, compiled before the loop, so that its cost is known.
-    rows = sharding.rows_sharding(mesh)
-    mine = {part: sharding.local_rows(rows, b) for part, b in stream.rows.items()}
-    batches = stream.batches(start, mine)
-    train_step = jax.jit(step.train_step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
-    batch = sharding.global_batch(next(batches), rows, stream.rows)
-    writer = metrics.Writer(
-        folder, config['total_steps'], config['log']['every'], start,
-        flops=step_flops(goal, make_views, state, batch), peak=metrics.peak_flops(jax.devices(), config['dtype']),
-        enabled=main_process,
-    )  # fmt: skip
+        # Batches, and the step with its cost.
+        rows = sharding.rows_sharding(mesh)
+        mine = {part: sharding.local_rows(rows, b) for part, b in stream.rows.items()}
+        batches = stream.batches(start, mine)
+        at_the_end.callback(batches.close)
+        batch = sharding.global_batch(next(batches), rows, stream.rows)
+        train_step = jax.jit(step.train_step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
+        flops = step_flops(goal, make_views, state, batch)
+        total, every = config['total_steps'], config['log']['every']
+        writer = metrics.Writer(folder, total, every, start, flops=flops, peak=peak, enabled=main_process)
+        at_the_end.callback(writer.close)
+        at_the_end.enter_context(stop_on_interrupt())
 
-    with stop_on_interrupt():
-        stopped = False
-        for done in range(start + 1, config['total_steps'] + 1):
+        done, stopped = start, False
+        while done < total and not stopped:
             state, numbers = train_step(state, batch)
-            if done < config['total_steps']:
+            done += 1
+            if done < total:
                 batch = sharding.global_batch(next(batches), rows, stream.rows)
-            line = writer.step(done, numbers, config['batch_size'])
-            if line is not None:
-                health.write(folder, health.verdict(writer.history, config['total_steps']))
-            if done % config['log']['every'] == 0 and int(state.skipped['in_a_row']) >= MAX_SKIPPED:
-                writer.close()
+            if writer.step(done, numbers, config['batch_size']):
+                health.write(folder, health.verdict(writer.history, total))
+            if done % every == 0 and (skipped := int(state.skipped['in_a_row'])) >= MAX_SKIPPED:
                 raise UserError(
-                    f'{int(state.skipped["in_a_row"])} steps in a row gave numbers that are not finite, the last at step '
-                    f'{done:,}; the run stops. The last checkpoint is of step {checkpoints.latest()}. A lower optim.lr, a '
-                    f'longer warm-up or optim.clip would help; look at {folder}/metrics.jsonl'
+                    f'{skipped} steps in a row gave numbers that are not finite, the last at step {done:,}; the run '
+                    f'stops. Its last checkpoint is of step {checkpoints.latest()}. A lower optim.lr, a longer warm-up '
+                    f'or optim.clip would help; look at {folder}/metrics.jsonl'
                 )
-            last_step = done == config['total_steps']
-            if done % config['export']['every'] == 0 or last_step:
+            if done % config['export']['every'] == 0 or done == total:
                 write_export(folder, done, state, goal, config, main_process)
             stopped = checkpoints.stopping(done)
-            if checkpoints.due(done) or stopped or last_step:
+            if checkpoints.due(done) or stopped or done == total:
                 checkpoints.save(done, state)
-            if stopped and not last_step:
-                break
+        if writer.flush(config['batch_size']):  # an interval that the stop cut short
+            health.write(folder, health.verdict(writer.history, total))
 
-    checkpoints.close()  # waits until what was saved is whole
-    batches.close()
-    if line is None and main_process and writer.flush(config['batch_size']):
-        health.write(folder, health.verdict(writer.history, config['total_steps']))
-    writer.close()
-    if stopped and done < config['total_steps']:
+    if done < total:
         say(f'stopped at step {done:,}, which is saved; the same command goes on from there', main_process)
     elif main_process:
         (folder / 'DONE').write_text(f'{done}\n')
-        say(f'done: {done:,} steps. {health.verdict(writer.history, done)["verdict"]}', True)
-        say(f'next: medjax probe --run {folder} --data DATA, then medjax report --run {folder}', True)
+        say(f'done: {done:,} steps. {health.verdict(writer.history, total)["verdict"]}', main_process)
+        say(f'next: medjax probe --run {folder} --data DATA, then medjax report --run {folder}', main_process)
     return 0
 
 
@@ -152,7 +149,8 @@ def claim(folder: Path, config: Mapping[str, Any], datasets: dict[str, records.D
         if configs.fingerprint(before) != configs.fingerprint(config):
             keys = ', '.join(configs.difference(before, config))
             raise UserError(
-                f'{folder} holds a run with another config (they differ in {keys}); use another --workdir, or the old config'
+                f'{folder} holds a run with another config (they differ in {keys}); '
+                'use another --workdir, or the old config'
             )
     elif main_process:
         folder.mkdir(parents=True, exist_ok=True)
@@ -186,19 +184,17 @@ def state_shardings(goal: Objective, abstract: TrainState, mesh: jax.sharding.Me
     params_axes, aux_axes = goal.axes
     params = sharding.param_shardings(params_axes, abstract.params, mesh)
     whole = sharding.replicated(mesh)
-    same = jax.tree.structure(abstract.params)
-    opt = jax.tree.map(  # moments are trees like the parameters; the count is a number
-        lambda part: params if jax.tree.structure(part) == same else whole,
-        abstract.opt,
-        is_leaf=lambda part: jax.tree.structure(part) == same,
-    )
+
+    def like_params(part: Any) -> bool:
+        return isinstance(part, dict) and part.keys() == abstract.params.keys()
+
+    # moments are trees like the parameters; the count is a number
+    opt = jax.tree.map(lambda part: params if like_params(part) else whole, abstract.opt, is_leaf=like_params)
     aux = sharding.param_shardings(aux_axes, abstract.aux, mesh)
     return TrainState(whole, params, opt, aux, whole, dict.fromkeys(abstract.skipped, whole))
 
 
-def start_from(
-    path: str, state: TrainState, channels: int, parts: Sequence[str] | None = None
-) -> TrainState:
+def start_from(path: str, state: TrainState, channels: int, parts: Sequence[str] | None = None) -> TrainState:
     """Weights of an export or a public file, into the student and into every copy that holds the part.
 
     `parts` ('towers/image', 'heads/dino'): None takes every tower of the recipe that is in the file. What is not

@@ -83,7 +83,9 @@ class Head(NamedTuple):
 
     init: Callable[[Array], Tree]
     axes: Tree
-    apply: Callable[[Tree, Array], Array]  # params, [...,D] -> [...,d]; of a prototype head: the L2-normalised bottleneck
+    apply: Callable[
+        [Tree, Array], Array
+    ]  # params, [...,D] -> [...,d]; of a prototype head: the L2-normalised bottleneck
     prototypes: Callable[[Tree, Array], Array] | None  # params, [...,d] -> logits [...,K], float32
     prototype_count: int  # K, or 0 for a head without prototypes
 

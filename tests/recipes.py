@@ -29,7 +29,18 @@ def tiny(rows_per_group: int = 1, drop_path: float = 0.0, prototypes: int = 32, 
             'local': dict(view='crop', part='cxr', count=2, size=16, area=(0.1, 0.4)),
         },
         masks={'global~block': dict(mask='blocks', share=0.5, ratio=(0.1, 0.5))},
-        towers=dict(image=dict(tower='vit', variant='S/8', width=32, depth=2, heads=2, native_size=32, drop_path=drop_path, layerscale=0.1)),
+        towers=dict(
+            image=dict(
+                tower='vit',
+                variant='S/8',
+                width=32,
+                depth=2,
+                heads=2,
+                native_size=32,
+                drop_path=drop_path,
+                layerscale=0.1,
+            )
+        ),
         heads=dict(dino=dict(head='dino_head', prototypes=prototypes, hidden=48, bottleneck=16)),
         copies=dict(teacher=dict(of=['towers/image', 'heads/dino'], rule='ema', momentum=0.9)),
         terms=[

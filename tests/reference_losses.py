@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from test_masks import compare, generate
 
 from medjax.objectives import numerics
 from medjax.objectives.schedules import schedule
@@ -16,7 +17,6 @@ from medjax.training.optimizer import parameter_groups
 from medjax.types import Head, View
 from medjax.views.masks import blocks, from_bits
 from medjax.weights import dinov2
-from test_masks import compare, generate
 
 
 def close(ours, theirs, relative: float, what: str) -> None:
@@ -212,13 +212,15 @@ def check_schedules(path: Path) -> None:
 
 
 def check_masking_stats(path: Path) -> None:
-    """masking_stats.npz and .json: counts and cell frequencies of the original's masks, before our exact fill and after."""
+    """masking_stats.npz and .json: counts and cell frequencies of the original's masks, and ours."""
     if path.suffix == '.json':
         for case in json.loads(path.read_text()):
             if case.get('collate'):
                 side = case['grid']
                 total = blocks((side, side), 2 * case['batch']).masked
-                assert abs(total - case['mean_masked']) <= 0.06 * case['mean_masked'] and total <= case['upperbound'], case
+                assert abs(total - case['mean_masked']) <= 0.06 * case['mean_masked'] and total <= case['upperbound'], (
+                    case
+                )
             else:
                 drawn, filled = generate((case['grid'],) * 2, case['target'], min(case['draws'], 1000))
                 assert (filled.sum((1, 2)) == case['target']).all()
@@ -247,7 +249,9 @@ RULES = [
 ]
 
 
-def original_groups(layerwise: float, patch_embed: float = 0.2, gammas: bool = True, frozen: int = 0, ibot: bool = False):
+def original_groups(
+    layerwise: float, patch_embed: float = 0.2, gammas: bool = True, frozen: int = 0, ibot: bool = False
+):
     """The original's parameter groups as our rules."""
     rules = [*RULES, dict(match='towers/image/*', layerwise=layerwise, clip='backbone')]
     rules.append(dict(match='towers/image/patch_embed/*', rate=patch_embed))
@@ -274,12 +278,16 @@ def check_param_groups(path: Path) -> None:
         table = parameter_groups(ours, rules)
         for factor, theirs in (('rate', 'lr'), ('decay', 'wd')):
             filled = jax.tree.map(
-                lambda p, g, factor=factor: np.broadcast_to(np.asarray(getattr(g, factor), np.float32), p.shape), ours, table
+                lambda p, g, factor=factor: np.broadcast_to(np.asarray(getattr(g, factor), np.float32), p.shape),
+                ours,
+                table,
             )
             named = dinov2.to_meta(filled['heads']['dino'] if run == 'dino_head' else filled['towers']['image'])
             for name, p in parameters.items():
                 mine = named[_unchunk(name)]
-                assert np.allclose(mine, p[theirs], rtol=1e-6), f'{run} {name} {theirs}: {mine.ravel()[0]} is not {p[theirs]}'
+                assert np.allclose(mine, p[theirs], rtol=1e-6), (
+                    f'{run} {name} {theirs}: {mine.ravel()[0]} is not {p[theirs]}'
+                )
 
 
 def _unchunk(name: str) -> str:

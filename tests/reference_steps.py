@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from reference_losses import close, crop_major, image_major, original_groups
 
 from medjax.errors import build
 from medjax.objectives.compose import Objective, objective
@@ -16,10 +17,11 @@ from medjax.training.step import create, gradients, make_step
 from medjax.types import Mask, TrainState, View
 from medjax.views.masks import from_bits
 from medjax.weights import dinov2
-from reference_losses import close, crop_major, image_major, original_groups
 
 
-def recipe_of(d: Any, temperature: Any, momentum: Any, global_size: int, local_size: int, channels: int) -> dict[str, Any]:
+def recipe_of(
+    d: Any, temperature: Any, momentum: Any, global_size: int, local_size: int, channels: int
+) -> dict[str, Any]:
     """The recipe of a reference file, as a config would hold it."""
     separate, registers = bool(d['hp/separate_head']), int(d['hp/registers'])
     one = {name.split('/', 2)[2]: d[name] for name in d.files if name.startswith('student/backbone/')}
@@ -28,25 +30,32 @@ def recipe_of(d: Any, temperature: Any, momentum: Any, global_size: int, local_s
     hidden = d['student/dino_head/mlp.0.weight'].shape[0]
     head = dict(head='dino_head', prototypes=count, hidden=hidden, bottleneck=bottleneck)
     patches = 'ibot' if separate else 'dino'
-    targets = dict(teacher_temperature=temperature, centring={'centering': 'centre'}.get(str(d['hp/centering']), 'sinkhorn'))
+    targets = dict(
+        teacher_temperature=temperature, centring={'centering': 'centre'}.get(str(d['hp/centering']), 'sinkhorn')
+    )
     return dict(
         total_steps=20,
         rows_per_group=int(d['hp/batch']),
         dtype='float32',
         image=dict(channels=channels, mean=0.0, std=1.0),
-        views={'global': dict(view='crop', count=2, size=global_size), 'local': dict(view='crop', count=int(d['hp/n_local_crops']), size=local_size)},
+        views={
+            'global': dict(view='crop', count=2, size=global_size),
+            'local': dict(view='crop', count=int(d['hp/n_local_crops']), size=local_size),
+        },
         masks={'global~block': dict(mask='blocks')},
         towers=dict(
             image=dict(
-                tower='vit', variant=f'S/{int(d["hp/patch_size"])}', native_size=global_size, width=one['cls_token'].shape[-1],
-                depth=layers, heads=int(d['hp/num_heads']), registers=registers,
+                tower='vit', variant=f'S/{int(d["hp/patch_size"])}', native_size=global_size,
+                width=one['cls_token'].shape[-1], depth=layers, heads=int(d['hp/num_heads']), registers=registers,
                 ffn='swiglu' if any('w12' in name for name in one) else 'mlp',
                 layerscale=1e-5 if any('gamma' in name for name in one) else None,
             )
         ),
         heads={'dino': head, **({'ibot': head} if separate else {})},
         copies=dict(
-            teacher=dict(of=['towers/image', 'heads/dino', *(['heads/ibot'] if separate else [])], rule='ema', momentum=momentum)
+            teacher=dict(
+                of=['towers/image', 'heads/dino', *(['heads/ibot'] if separate else [])], rule='ema', momentum=momentum
+            )
         ),
         terms=[
             dict(
@@ -115,7 +124,14 @@ def check_step(path: Path) -> None:
     d = np.load(path)
     crops, locals_ = d['batch/global_crops'], d['batch/local_crops']
     goal = objective(
-        recipe_of(d, float(d['hp/teacher_temp']), float(d['hp/teacher_momentum']), crops.shape[-1], locals_.shape[-1], crops.shape[1])
+        recipe_of(
+            d,
+            float(d['hp/teacher_temp']),
+            float(d['hp/teacher_momentum']),
+            crops.shape[-1],
+            locals_.shape[-1],
+            crops.shape[1],
+        )
     )
     optim_cfg = optim_of(d, lr=float(d['hp/lr']), weight_decay=float(d['hp/weight_decay']))
     state, optim = start(d, goal, optim_cfg)
@@ -133,7 +149,9 @@ def check_step(path: Path) -> None:
     )(state, views, masks)
     close(metrics['term/distill_cls/loss/local'], d['loss/dino_local_crops_loss'], 1e-5, 'local loss')
     close(metrics['term/distill_cls/loss/global~block'], d['loss/dino_global_crops_loss'], 1e-5, 'global loss')
-    close(metrics['term/koleo/loss'] * float(d['hp/koleo_loss_weight']), d['loss/koleo_total_in_objective'], 1e-5, 'KoLeo')
+    close(
+        metrics['term/koleo/loss'] * float(d['hp/koleo_loss_weight']), d['loss/koleo_total_in_objective'], 1e-5, 'KoLeo'
+    )
     close(metrics['term/distill_patch/loss'], d['loss/ibot_in_objective'], 1e-5, 'patch loss')
     close(loss, d['loss/total_objective'], 1e-5, 'objective')
     assert float(metrics['term/distill_patch/rows']) == m
@@ -150,17 +168,23 @@ def check_step(path: Path) -> None:
     student, teacher = parts_of(d, 'new_student'), parts_of(d, 'new_teacher')
     compared = 0
     for kind in ('towers', 'heads'):
-        for (where, ours), (_, reference), (_, g) in zip(_leaves(new.params[kind]), _leaves(student[kind]), _leaves(theirs[kind]), strict=True):
+        for (where, ours), (_, reference), (_, g) in zip(
+            _leaves(new.params[kind]), _leaves(student[kind]), _leaves(theirs[kind]), strict=True
+        ):
             sure = np.abs(g) > 1e-6 * np.abs(g).max()  # elsewhere Adam's first step is the sign of rounding noise
             assert np.abs(np.asarray(ours) - reference)[sure].max(initial=0) <= 1e-5, f'new student {where}'
             compared += sure.sum()
-        for (where, ours), (_, reference), (_, g) in zip(_leaves(new.aux['copies']['teacher'][kind]), _leaves(teacher[kind]), _leaves(theirs[kind]), strict=True):
+        for (where, ours), (_, reference), (_, g) in zip(
+            _leaves(new.aux['copies']['teacher'][kind]), _leaves(teacher[kind]), _leaves(theirs[kind]), strict=True
+        ):
             sure = np.abs(g) > 1e-6 * np.abs(g).max()
             assert np.abs(np.asarray(ours) - reference)[sure].max(initial=0) <= 1e-5, f'new teacher {where}'
     assert compared > 10_000
     if 'centre' in new.aux['terms']['distill_cls']:
         close(new.aux['terms']['distill_cls']['centre'][None], d['center/dino_after'], 1e-5, 'centre of CLS')
-        close(new.aux['terms']['distill_patch']['centre'][None, None], d['center/ibot_after'], 1e-5, 'centre of patches')
+        close(
+            new.aux['terms']['distill_patch']['centre'][None, None], d['center/ibot_after'], 1e-5, 'centre of patches'
+        )
 
 
 def check_lockstep(path: Path) -> None:
@@ -187,7 +211,9 @@ def check_lockstep(path: Path) -> None:
         close(koleo, d['loss/koleo'][i], 2e-4, f'step {i} KoLeo')
     teacher = parts_of(d, 'end_teacher')
     for kind in ('towers', 'heads'):
-        for (where, ours), (_, reference) in zip(_leaves(state.aux['copies']['teacher'][kind]), _leaves(teacher[kind]), strict=True):
+        for (where, ours), (_, reference) in zip(
+            _leaves(state.aux['copies']['teacher'][kind]), _leaves(teacher[kind]), strict=True
+        ):
             assert np.abs(np.asarray(ours) - reference).max() <= 2e-4, f'end teacher {where}'
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import recipes
+
 from medjax.errors import UserError
 from medjax.objectives.compose import objective
 from medjax.training.step import check_rows, gradients
@@ -26,7 +27,9 @@ def test_micro_batches_give_one_gradient(trained):
     found = {}
     for n in (1, 2, 4):
         found[n] = jax.jit(
-            lambda state, batch, n=n: gradients(goal, state, batch, lambda b: makerecipes.views(b, state.key, state.step), state.key, n)
+            lambda state, batch, n=n: gradients(
+                goal, state, batch, lambda b: make_views(b, state.key, state.step), state.key, n
+            )
         )(state, batch)
     for n in (2, 4):
         (loss, metrics, carry, grads), (loss1, metrics1, carry1, grads1) = found[n], found[1]
@@ -98,9 +101,11 @@ def test_only_what_the_terms_name_is_computed():
     def watched(recipe):
         goal = objective(recipe)
         for name, tower in goal.towers.items():
+
             def apply(params, view, mask=None, *, train=False, tower=tower, **rest):
                 seen.append((view.x.shape[2], mask is not None, train))
                 return tower.apply(params, view, mask, train=train, **rest)
+
             goal.towers[name] = tower._replace(apply=apply)
         return goal
 
@@ -125,9 +130,9 @@ def test_only_what_the_terms_name_is_computed():
 @pytest.mark.parametrize(
     ('change', 'words'),
     [
-        (lambda r: r['terms'][0].update(teacher='teacher/image/globl/cls>dino'), "no view 'globl'; did you mean 'global'"),
+        (lambda r: r['terms'][0].update(teacher='teacher/image/globl/cls>dino'), "'globl'; did you mean 'global'"),
         (lambda r: r['terms'][0].update(teacher='tutor/image/global/cls>dino'), "no copy 'tutor'"),
-        (lambda r: r['terms'][0].update(teacher='teacher/image/global/cls>dinno'), "no head 'dinno'; did you mean 'dino'"),
+        (lambda r: r['terms'][0].update(teacher='teacher/image/global/cls>dinno'), "'dinno'; did you mean 'dino'"),
         (lambda r: r['terms'][2].update(of='student/image/cls'), 'is not the name of a feature'),
         (lambda r: r['terms'][2].update(wieght=2), "unknown key 'wieght'"),
         (lambda r: r['terms'][2].update(term='kolleo'), "did you mean 'koleo'"),

@@ -11,7 +11,7 @@ import collections
 import hashlib
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from medjax.errors import UserError, build, suggest
 
 AHEAD = 2  # batches decoded while one is in use
 HostBatch = dict[str, dict[str, np.ndarray]]
+Batches = Generator[HostBatch, None, None]  # endless; close() ends its threads
 
 
 class Part(NamedTuple):
@@ -63,7 +64,7 @@ class Stream:
         }
         self.rows = {name: part.rows for name, part in self.parts.items()}
 
-    def batches(self, start_step: int = 0, rows: Mapping[str, np.ndarray] | None = None) -> Iterator[HostBatch]:
+    def batches(self, start_step: int = 0, rows: Mapping[str, np.ndarray] | None = None) -> Batches:
         """Endless batches of step start_step, start_step + 1, …, the fields of `types.Batch` as numpy arrays.
 
         `rows` names the global rows that this host feeds, for each part (default: all of them), in their order in
@@ -77,7 +78,7 @@ class Stream:
                 raise ValueError(f'rows of {name!r} must be below {self.rows[name]}')
         return self._decoded(int(start_step), {name: np.asarray(numbers) for name, numbers in chosen.items()})
 
-    def _decoded(self, step: int, rows: dict[str, np.ndarray]) -> Iterator[HostBatch]:
+    def _decoded(self, step: int, rows: dict[str, np.ndarray]) -> Batches:
         pool = ThreadPoolExecutor(self.threads, thread_name_prefix='decode')
         try:
             waiting = collections.deque(self._begin(pool, step + k, rows) for k in range(AHEAD + 1))

@@ -1,7 +1,7 @@
 """A recipe's terms -> one objective: the terms in the config decide what is computed.
 
-    objective(recipe).features   runs every distinct (copy, tower, view~mask) once and every `>head` once a feature
-    objective(recipe).terms      the weighted sum of the terms over those features
+objective(recipe).features   runs every distinct (copy, tower, view~mask) once and every `>head` once a feature
+objective(recipe).terms      the weighted sum of the terms over those features
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from medjax.errors import UserError, build, find, suggest
-from medjax.models.build import head as build_head
-from medjax.models.build import tower as build_tower
+from medjax.models.build import head as build_head, tower as build_tower
 from medjax.objectives import numerics
 from medjax.objectives.features import Feature, parse
 from medjax.objectives.schedules import Schedule, schedule
@@ -83,7 +82,7 @@ def objective(recipe: Mapping[str, Any]) -> Objective:
     def of_copy(params: Tree, aux: Tree, copy: str) -> Tree:
         return params if copy == 'student' else jax.lax.stop_gradient(aux['copies'][copy])
 
-    def features(params: Tree, aux: Tree, views: Views, masks: Masks, key: Array, step: Array) -> Features:  # noqa: ARG001
+    def features(params: Tree, aux: Tree, views: Views, masks: Masks, key: Array, step: Array) -> Features:
         out: dict[tuple[str, str, str], dict[str, Array]] = {}
         found: Features = {}
         for f in needs:
@@ -113,7 +112,8 @@ def objective(recipe: Mapping[str, Any]) -> Objective:
             head=lambda name, x, copy: heads[name].apply(of_copy(params, aux, copy)['heads'][name], x),
             prototypes=lambda name, z, copy: heads[name].prototypes(of_copy(params, aux, copy)['heads'][name], z),
         )
-        total, metrics, carry = jnp.zeros((), jnp.float32), {}, {}
+        total, carry = jnp.zeros((), jnp.float32), {}
+        metrics: Metrics = {}
         for name, term in terms.items():
             loss, own, carry[name] = term.loss(
                 params['terms'][name], aux['terms'][name], found, views, masks, net,
@@ -199,7 +199,9 @@ def _heads(recipe: Mapping[str, Any], towers: dict[str, Tower]) -> dict[str, Hea
                     continue
                 f = parse(name, f'terms[{i}]')
                 if f.head not in recipe['heads']:
-                    raise UserError(f'terms[{i}]: {name!r}: there is no head {f.head!r}{suggest(str(f.head), recipe["heads"])}')
+                    raise UserError(
+                        f'terms[{i}]: {name!r}: there is no head {f.head!r}{suggest(str(f.head), recipe["heads"])}'
+                    )
                 if f.tower not in towers:
                     raise UserError(f'terms[{i}]: {name!r}: there is no tower {f.tower!r}{suggest(f.tower, towers)}')
                 if widths.setdefault(f.head, towers[f.tower].width) != towers[f.tower].width:
@@ -207,7 +209,9 @@ def _heads(recipe: Mapping[str, Any], towers: dict[str, Tower]) -> dict[str, Hea
     unused = set(recipe['heads']) - set(widths)
     if unused:
         raise UserError(f'heads.{min(unused)}: no term names this head; leave it out or name it as …>{min(unused)}')
-    return {name: build_head(cfg, widths[name], f'heads.{name}', recipe['dtype']) for name, cfg in recipe['heads'].items()}
+    return {
+        name: build_head(cfg, widths[name], f'heads.{name}', recipe['dtype']) for name, cfg in recipe['heads'].items()
+    }
 
 
 def _terms(recipe: Mapping[str, Any], heads: dict[str, Head]) -> tuple[dict[str, Term], dict[str, Schedule]]:
@@ -233,17 +237,25 @@ def _terms(recipe: Mapping[str, Any], heads: dict[str, Head]) -> tuple[dict[str,
 
 def _check(f: Feature, recipe: Mapping[str, Any], copies: dict[str, Copy]) -> None:
     """Everything that the feature's name refers to is in the recipe."""
-    places = {'copy': (f.copy, ['student', *copies]), 'tower': (f.tower, recipe['towers']), 'view': (f.view, recipe['views'])}
+    places = {
+        'copy': (f.copy, ['student', *copies]),
+        'tower': (f.tower, recipe['towers']),
+        'view': (f.view, recipe['views']),
+    }
     for word, (name, known) in places.items():
         if name not in known:
             raise UserError(f'feature {f.name!r}: there is no {word} {name!r}{suggest(name, known)}')
     for mask in (m for m in (f.mask, f.at) if m):
         if f'{f.view}~{mask}' not in recipe['masks']:
-            raise UserError(f'feature {f.name!r}: there is no mask "{f.view}~{mask}"{suggest(f"{f.view}~{mask}", recipe["masks"])}')
+            raise UserError(
+                f'feature {f.name!r}: there is no mask "{f.view}~{mask}"{suggest(f"{f.view}~{mask}", recipe["masks"])}'
+            )
     if f.copy != 'student':
         for path in [f'towers/{f.tower}'] + ([f'heads/{f.head}'] if f.head else []):
             if path not in copies[f.copy].of:
-                raise UserError(f'feature {f.name!r}: the copy {f.copy!r} does not hold {path!r}; add it to copies.{f.copy}.of')
+                raise UserError(
+                    f'feature {f.name!r}: the copy {f.copy!r} does not hold {path!r}; add it to copies.{f.copy}.of'
+                )
 
 
 def _crops(needs: tuple[Feature, ...], recipe: Mapping[str, Any]) -> dict[str, dict[str, int]]:

@@ -10,8 +10,8 @@ from jax import Array
 from medjax.errors import UserError
 from medjax.objectives import numerics
 from medjax.objectives.features import Feature
-from medjax.objectives.terms import Context
 from medjax.objectives.schedules import schedule
+from medjax.objectives.terms import Context
 from medjax.types import Tree
 
 
@@ -27,23 +27,23 @@ class Targets(NamedTuple):
     temperature: Any  # step -> float
     student_temperature: float
     momentum: float
-    count: int  # K
+    prototypes: int  # K
     iterations: int
 
     def potential(self, aux: Tree, logits: numerics.Logits, z: Array, weight: Array, step: Array) -> Array:
         """[K], for bottlenecks z [R,d] of which those with weight 0 do not count."""
         if self.centring == 'sinkhorn':
-            return numerics.sinkhorn(logits, z, weight, self.temperature(step), self.count, self.iterations)
+            return numerics.sinkhorn(logits, z, weight, self.temperature(step), self.prototypes, self.iterations)
         return -aux['centre'] / self.temperature(step)
 
-    def init(self, key: Array) -> tuple[Tree, Tree]:  # noqa: ARG002
-        return {}, ({} if self.centring == 'sinkhorn' else {'centre': jnp.zeros(self.count, jnp.float32)})
+    def init(self, key: Array) -> tuple[Tree, Tree]:
+        return {}, ({} if self.centring == 'sinkhorn' else {'centre': jnp.zeros(self.prototypes, jnp.float32)})
 
     @property
     def axes(self) -> tuple[Tree, Tree]:
         return {}, ({} if self.centring == 'sinkhorn' else {'centre': (None,)})
 
-    def update(self, aux: Tree, carry: tuple[Array, Array], step: Array) -> Tree:  # noqa: ARG002
+    def update(self, aux: Tree, carry: tuple[Array, Array], step: Array) -> Tree:
         """carry: the batch's mean logits [K] and how many rows they are the mean of (none leaves the centre alone)."""
         if self.centring == 'sinkhorn':
             return aux
@@ -54,11 +54,18 @@ class Targets(NamedTuple):
     @property
     def moves(self) -> int:
         """Elements reduced over devices: maxima and sums of Sinkhorn, the gauges' sums, the centre's mean."""
-        return self.count * (2 * self.iterations + 4) + 64
+        return self.prototypes * (2 * self.iterations + 4) + 64
 
 
-def targets(context: Context, teacher: Feature, centring: str, temperature: Any, student_temperature: float,
-            momentum: float, iterations: int) -> Targets:
+def targets(
+    context: Context,
+    teacher: Feature,
+    centring: str,
+    temperature: Any,
+    student_temperature: float,
+    momentum: float,
+    iterations: int,
+) -> Targets:
     if centring not in ('sinkhorn', 'centre'):
         raise UserError(f"{context.where}.centring: 'sinkhorn' or 'centre', got {centring!r}")
     return Targets(
@@ -66,16 +73,18 @@ def targets(context: Context, teacher: Feature, centring: str, temperature: Any,
         schedule(temperature, context.total_steps, f'{context.where}.teacher_temperature'),
         student_temperature,
         momentum,
-        prototypes(context, teacher),
+        count_of(context, teacher),
         iterations,
     )
 
 
-def prototypes(context: Context, feature: Feature) -> int:
+def count_of(context: Context, feature: Feature) -> int:
     """K of the feature's head; a term that compares prototypes needs one."""
     head = context.heads.get(feature.head or '')
     if head is None or not head.prototype_count:
-        raise UserError(f'{context.where}: {feature.name!r} must end in the name of a head with prototypes, like ">dino"')
+        raise UserError(
+            f'{context.where}: {feature.name!r} must end in the name of a head with prototypes, like ">dino"'
+        )
     return head.prototype_count
 
 

@@ -1,4 +1,4 @@
-"""The processes of a run: who is there, starting them together, and the compilation cache.
+"""The processes of a run: who is there, and starting them together.
 
 `jax.distributed` is initialised always, also for one process: it is what turns SIGTERM into a saved step.
 """
@@ -76,12 +76,6 @@ def free_port() -> int:
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         return s.getsockname()[1]
-
-
-def use_compile_cache(folder: str | os.PathLike[str]) -> None:
-    """Keeps compiled programs in `folder`, unless JAX_COMPILATION_CACHE_DIR already names a place."""
-    if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
-        jax.config.update('jax_compilation_cache_dir', os.fspath(folder))
 
 
 def is_main() -> bool:

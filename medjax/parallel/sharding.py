@@ -79,7 +79,9 @@ def param_shardings(axes: Any, shapes: Any, mesh: Mesh) -> Any:
             used.add(axis if fits else None)
         return NamedSharding(mesh, P(*spec))
 
-    return jax.tree.map(one, axes, shapes, is_leaf=lambda a: isinstance(a, tuple) and all(n is None or isinstance(n, str) for n in a))
+    return jax.tree.map(
+        one, axes, shapes, is_leaf=lambda a: isinstance(a, tuple) and all(n is None or isinstance(n, str) for n in a)
+    )
 
 
 def split_rows(tree: Any, n: int) -> Any:

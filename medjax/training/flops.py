@@ -11,10 +11,11 @@ from jax.extend import core
 
 
 def model_flops(loss: Callable, params: Any, *rest: Any) -> float:
-    """FLOPs of one forward and one backward pass of loss(params, *rest) by the parameters, without what rematerialisation computes again.
+    """FLOPs of one forward and one backward pass of loss(params, *rest) by the parameters, nothing counted twice.
 
     They are counted in the forward-mode derivative: for each product of activations and parameters it holds two more
-    products, as the backward pass does, and it never runs anything twice. Only matrix products and convolutions count.
+    products, as the backward pass does, and it has none of what rematerialisation computes again. Only matrix products
+    and convolutions count.
     """
     derivative = jax.make_jaxpr(lambda p, t, *rest: jax.jvp(lambda p: loss(p, *rest), (p,), (t,)))
     return _count(derivative(params, params, *rest).jaxpr)
@@ -25,12 +26,12 @@ def _count(jaxpr: core.Jaxpr) -> float:
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == 'dot_general':
             (contract, _), _ = eqn.params['dimension_numbers']
-            depth = math.prod(eqn.invars[0].aval.shape[i] for i in contract)
-            total += 2.0 * math.prod(eqn.outvars[0].aval.shape) * depth
+            depth = math.prod(_shape(eqn.invars[0])[i] for i in contract)
+            total += 2.0 * math.prod(_shape(eqn.outvars[0])) * depth
         elif eqn.primitive.name == 'conv_general_dilated':
-            kernel = eqn.invars[1].aval.shape
+            kernel = _shape(eqn.invars[1])
             out_features = kernel[eqn.params['dimension_numbers'].rhs_spec[0]]
-            total += 2.0 * math.prod(eqn.outvars[0].aval.shape) * math.prod(kernel) / out_features
+            total += 2.0 * math.prod(_shape(eqn.outvars[0])) * math.prod(kernel) / out_features
         else:
             times = eqn.params.get('length', 1) if eqn.primitive.name == 'scan' else 1
             inner = (_count(j) for value in eqn.params.values() for j in _jaxprs(value))
@@ -40,4 +41,12 @@ def _count(jaxpr: core.Jaxpr) -> float:
 
 def _jaxprs(value: Any) -> list[core.Jaxpr]:
     values = value if isinstance(value, (list, tuple)) else [value]
-    return [v.jaxpr if isinstance(v, core.ClosedJaxpr) else v for v in values if isinstance(v, (core.Jaxpr, core.ClosedJaxpr))]
+    return [
+        v.jaxpr if isinstance(v, core.ClosedJaxpr) else v
+        for v in values
+        if isinstance(v, (core.Jaxpr, core.ClosedJaxpr))
+    ]
+
+
+def _shape(variable: Any) -> tuple[int, ...]:
+    return variable.aval.shape

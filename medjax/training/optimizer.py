@@ -93,7 +93,7 @@ def clip_by_group(grads: Tree, table: Tree, bound: float | None) -> tuple[Tree, 
     if bound is None:
         return grads, metrics
     scale = {name: jnp.minimum(1.0, bound / (norm + 1e-6)) for name, norm in norms.items()}
-    return structure.unflatten([g * scale[n] for g, n in zip(leaves, names)]), metrics
+    return jax.tree.unflatten(structure, [g * scale[n] for g, n in zip(leaves, names)]), metrics
 
 
 def parameter_groups(params: Tree, rules: Sequence[Mapping[str, Any]]) -> Tree:
@@ -105,7 +105,9 @@ def parameter_groups(params: Tree, rules: Sequence[Mapping[str, Any]]) -> Tree:
         rows = re.search(r'\[(\d*):(\d*)\]', match)
         hits = [p for p in paths if fnmatch.fnmatchcase(p, pattern)]
         if not hits:
-            raise UserError(f'optim.groups[{i}].match: no parameter matches {match!r}; a path is for example {paths[0]!r}')
+            raise UserError(
+                f'optim.groups[{i}].match: no parameter matches {match!r}; a path is for example {paths[0]!r}'
+            )
         for path in hits:
             g, shape = table[path], shapes[path]
             table[path] = Group(
@@ -121,7 +123,7 @@ def parameter_groups(params: Tree, rules: Sequence[Mapping[str, Any]]) -> Tree:
     table = {path: Group(1.0, 1.0, 0, 'all') for path in paths}
     for i, cfg in enumerate(rules):
         build(rule, cfg, f'optim.groups[{i}]', i=i)
-    return structure.unflatten([table[p] for p in paths])
+    return jax.tree.unflatten(structure, [table[p] for p in paths])
 
 
 def _rows(factor: float, rows: re.Match[str] | None, shape: tuple[int, ...]) -> Any:
@@ -134,7 +136,7 @@ def _rows(factor: float, rows: re.Match[str] | None, shape: tuple[int, ...]) -> 
 
 
 def _layer(path: str, base: float, paths: list[str], shapes: dict[str, tuple[int, ...]]) -> Any:
-    """base ** (depth + 1 - layer): layer 0 is what comes before the blocks, block i is i + 1, the final norm depth + 1."""
+    """base ** (depth + 1 - layer): layer 0 is before the blocks, block i is layer i + 1, the final norm depth + 1."""
     tower = '/'.join(path.split('/')[:2])
     depth = next((shapes[p][0] for p in paths if p.startswith(f'{tower}/blocks/')), 0)
     rest = path[len(tower) + 1 :]

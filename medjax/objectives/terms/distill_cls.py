@@ -19,7 +19,7 @@ import numpy as np
 from medjax.errors import UserError
 from medjax.objectives import numerics
 from medjax.objectives.features import parse
-from medjax.objectives.targets import gauges, prototypes, targets
+from medjax.objectives.targets import count_of, gauges, targets
 from medjax.objectives.terms import Context, Term
 
 
@@ -41,16 +41,18 @@ def build(
     parsed = [parse(name, f'{context.where}.student') for name in students]
     target = parse(teacher, f'{context.where}.teacher')
     make = targets(context, target, centring, teacher_temperature, student_temperature, momentum, iterations)
-    if len({f.head for f in parsed}) != 1 or prototypes(context, parsed[0]) != make.count:
+    if len({f.head for f in parsed}) != 1 or count_of(context, parsed[0]) != make.prototypes:
         raise UserError(f'{context.where}: all students go through one head, with as many prototypes as the teacher')
 
-    def loss(params, aux, features, views, masks, net, key, step):  # noqa: ARG001
+    def loss(params, aux, features, views, masks, net, key, step):
         zt = features[teacher]  # [B,T,d]
         zs = jnp.concatenate([features[name] for name in students], axis=1)  # [B,S,d]
         here_t = views[target.view].present.astype(jnp.float32)
         here_s = jnp.concatenate([views[f.view].present for f in parsed], axis=1).astype(jnp.float32)
         sizes = [features[name].shape[1] for name in students]
-        allowed = np.concatenate([_pairs(f.view == target.view, v, zt.shape[1]) for f, v in zip(parsed, sizes)])  # [S,T]
+        allowed = np.concatenate(
+            [_pairs(f.view == target.view, v, zt.shape[1]) for f, v in zip(parsed, sizes)]
+        )  # [S,T]
 
         pairs = here_s[:, :, None] * here_t[:, None, :] * allowed  # [B,S,T]
         rows = pairs.sum(0)
@@ -65,19 +67,19 @@ def build(
         potential = make.potential(aux, teacher_logits, zt.reshape(-1, zt.shape[-1]), here_t.reshape(-1), step)
         sums = numerics.distill(
             student_logits, teacher_logits, zs, zt, weight, here_t,
-            student_temperature, make.temperature(step), potential, make.count,
+            student_temperature, make.temperature(step), potential, make.prototypes,
         )  # fmt: skip
         by_view = jnp.split(sums.loss, np.cumsum(sizes)[:-1])
         metrics = {
-            'start': jnp.log(float(make.count)) * (rows.sum() > 0),
+            'start': jnp.log(float(make.prototypes)) * (rows.sum() > 0),
             'rows': jnp.any(pairs > 0, axis=(1, 2)).sum(),
-            **gauges(sums, here_t, make.count, here_s.sum()),
+            **gauges(sums, here_t, make.prototypes, here_s.sum()),
             **{f'loss/{f.inputs}': part.sum() for f, part in zip(parsed, by_view)},
         }
         present = here_t.sum()
         return sums.loss.sum(), metrics, (sums.teacher_logits / jnp.maximum(present, 1), present)
 
-    def moves(rows: int, shapes: dict[str, tuple[int, ...]]) -> int:  # noqa: ARG001
+    def moves(rows: int, shapes: dict[str, tuple[int, ...]]) -> int:
         s, t = sum(shapes[name][1] for name in students), shapes[teacher][1]
         return make.moves + 4 * s * t  # the counts of the pairs
 

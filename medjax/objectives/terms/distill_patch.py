@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from medjax.errors import UserError
 from medjax.objectives import numerics
 from medjax.objectives.features import parse
-from medjax.objectives.targets import gauges, prototypes, targets
+from medjax.objectives.targets import count_of, gauges, targets
 from medjax.objectives.terms import Context, Term
 
 
@@ -34,10 +34,10 @@ def build(
     if s.at is None or (s.view, s.at) != (t.view, t.at):
         raise UserError(f'{context.where}: student and teacher are tokens of one view at one mask: …patches@block>head')
     make = targets(context, t, centring, teacher_temperature, student_temperature, momentum, iterations)
-    if prototypes(context, s) != make.count:
+    if count_of(context, s) != make.prototypes:
         raise UserError(f'{context.where}: the heads of student and teacher need equal numbers of prototypes')
 
-    def loss(params, aux, features, views, masks, net, key, step):  # noqa: ARG001
+    def loss(params, aux, features, views, masks, net, key, step):
         mask, present = masks[f'{s.view}~{s.at}'], views[s.view].present
         groups, _, m = mask.index.shape
         # which crop a token is of, to leave out those of absent crops: [G,K,M] -> [G,rows*V]
@@ -58,13 +58,13 @@ def build(
         potential = make.potential(aux, teacher_logits, zt[:, 0], counts, step)
         sums = numerics.distill(
             student_logits, teacher_logits, zs, zt, (weight / jnp.maximum(crops, 1))[:, None, None], counts[:, None],
-            student_temperature, make.temperature(step), potential, make.count,
+            student_temperature, make.temperature(step), potential, make.prototypes,
         )  # fmt: skip
         tokens = counts.sum()
         metrics = {
-            'start': jnp.log(float(make.count)) * weight.sum() / jnp.maximum(crops, 1),
+            'start': jnp.log(float(make.prototypes)) * weight.sum() / jnp.maximum(crops, 1),
             'rows': tokens,
-            **gauges(sums, counts, make.count, tokens),
+            **gauges(sums, counts, make.prototypes, tokens),
             f'loss/{s.inputs}': sums.loss.sum(),
         }
         return sums.loss.sum(), metrics, (sums.teacher_logits / jnp.maximum(tokens, 1), tokens)

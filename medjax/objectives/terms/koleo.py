@@ -29,7 +29,7 @@ def build(context: Context, of: str, within: str = 'batch') -> Term:
         raise UserError(f"{context.where}.within: 'batch' or 'group', got {within!r}")
     view = parse(of, f'{context.where}.of').view
 
-    def loss(params, aux, features, views, masks, net, key, step):  # noqa: ARG001
+    def loss(params, aux, features, views, masks, net, key, step):
         x = features[of].astype(jnp.float32)  # [B,V,D]
         present = views[view].present
         size = x.shape[0] if within == 'batch' else context.rows_per_group
