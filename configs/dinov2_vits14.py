@@ -11,8 +11,8 @@ schedule.
 Different: the tower is ViT-S/14 (the original's is ViT-L/16; its public S is distilled from a ViT-g), without drop
 path, which so small a tower does not need; local crops are 98 px, a multiple of 14, as in the original's long recipe;
 masks have exact counts; KoLeo sees the whole batch and not that of one GPU (`within='group'` with
-rows_per_group=64 does); mean and deviation are the data set's and not ImageNet's. Flips and colours are for photographs: for radiographs look
-at rad_dino_vitb14.py first.
+rows_per_group=64 does); mean and deviation are the data set's and not ImageNet's. Flips and colours are for
+photographs: for radiographs look at rad_dino_vitb14.py first.
 
 Cost: .16 TFLOP an image; 42 EFLOP in all, 40 hours of one H100 at 30 % of its peak.
 """
