@@ -1,0 +1,152 @@
+"""Parameter groups, clipping, schedules, model FLOPs and checkpoints: each against a plain computation."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from medjax.errors import UserError
+from medjax.objectives.schedules import schedule
+from medjax.training.checkpoint import Checkpoints, abstract
+from medjax.training.flops import model_flops
+from medjax.training.optimizer import optimizer, parameter_groups
+from medjax.types import TrainState
+
+
+def params():
+    rng = np.random.default_rng(0)
+    shapes = {
+        'towers': {
+            'image': {'patch_embed': {'kernel': (4, 3)}, 'blocks': {'fc': {'kernel': (4, 3, 3), 'bias': (4, 3)}}},
+        },
+        'heads': {'dino': {'prototypes': {'gain': (5,)}}},
+    }
+    is_shape = lambda x: isinstance(x, tuple)  # noqa: E731
+    return jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s), jnp.float32), shapes, is_leaf=is_shape)
+
+
+def test_factors_multiply_and_the_last_rule_decides():
+    table = parameter_groups(
+        params(),
+        [
+            dict(match='towers/image/*', layerwise=0.5, clip='tower'),
+            dict(match='towers/image/patch_embed/*', rate=0.2),
+            dict(match='towers/image/blocks[0:2]/*', rate=0.1),
+            dict(match='*/bias', decay=0.0),
+            dict(match='heads/*', clip='a', frozen_until=3),
+            dict(match='heads/dino/*', clip='b'),
+        ],
+    )
+    image = table['towers']['image']
+    # four blocks, so layer 0 has .5 ** 5 and block i has .5 ** (4 - i)
+    assert image['patch_embed']['kernel'].rate == pytest.approx(0.2 * 0.5**5)
+    rates = np.array([0.1 * 0.5**4, 0.1 * 0.5**3, 0.5**2, 0.5])
+    np.testing.assert_allclose(image['blocks']['fc']['kernel'].rate, rates.reshape(4, 1, 1), rtol=1e-6)
+    np.testing.assert_allclose(image['blocks']['fc']['bias'].rate, rates.reshape(4, 1), rtol=1e-6)
+    assert image['blocks']['fc']['bias'].decay == 0 and image['blocks']['fc']['kernel'].decay == 1
+    gain = table['heads']['dino']['prototypes']['gain']
+    assert (gain.clip, gain.frozen_until) == ('b', 3) and image['patch_embed']['kernel'].clip == 'tower'
+
+
+def test_a_rule_that_matches_nothing_or_is_misspelt():
+    with pytest.raises(UserError, match=r'optim.groups\[0\].match: no parameter matches'):
+        parameter_groups(params(), [dict(match='towers/txet/*', rate=0.1)])
+    with pytest.raises(UserError, match="unknown key 'rte'; did you mean 'rate'"):
+        parameter_groups(params(), [dict(match='*', rte=0.1)])
+
+
+def test_updates_are_those_of_optax_adamw():
+    """Without groups and clipping; the schedule is of the step that is given, not of the number of updates."""
+    start = params()
+    ours = optimizer(start, 10, lr=0.1, schedule=[1.0, 0.5, 0.25, 0.125], weight_decay=0.03)
+    theirs = optax.adamw(lambda count: 0.1 * 0.5**count, weight_decay=0.03)
+    a, b, opt, state = start, start, ours.init(start), theirs.init(start)
+    for i in range(3):
+        grads = jax.tree.map(lambda p, i=i: jnp.sin(p + i), a)
+        a, opt, metrics = ours.update(grads, opt, a, jnp.int32(i))
+        updates, state = theirs.update(grads, state, b)
+        b = optax.apply_updates(b, updates)
+        assert float(metrics['lr']) == pytest.approx(0.1 * 0.5**i)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), a, b)
+
+
+def test_frozen_parameters_stand_still_while_their_moments_move():
+    start = params()
+    ours = optimizer(start, 10, lr=0.1, weight_decay=0.1, groups=[dict(match='heads/*', frozen_until=2)])
+    opt, now = ours.init(start), start
+    for i in range(3):
+        before = now
+        now, opt, _ = ours.update(jax.tree.map(jnp.ones_like, now), opt, now, jnp.int32(i))
+        still = bool(
+            (now['heads']['dino']['prototypes']['gain'] == before['heads']['dino']['prototypes']['gain']).all()
+        )
+        assert still == (i < 2)
+    assert float(opt.mu['heads']['dino']['prototypes']['gain'][0]) == pytest.approx(1 - 0.9**3, rel=1e-5)
+
+
+def test_groups_are_clipped_apart():
+    start = params()
+    groups = [dict(match='towers/*', clip='towers'), dict(match='heads/*', clip='heads')]
+    ours = optimizer(start, 10, lr=1.0, clip=1.0, groups=groups)
+    grads = {'towers': jax.tree.map(lambda p: 100 * jnp.ones_like(p), start['towers']), 'heads': start['heads']}
+    grads['heads'] = jax.tree.map(lambda p: 0.01 * p, start['heads'])
+    _, opt, metrics = ours.update(grads, ours.init(start), start, jnp.int32(0))
+    size = sum(p.size for p in jax.tree.leaves(start['towers']))
+    assert float(metrics['grad_norm/towers']) == pytest.approx(100 * size**0.5, rel=1e-5)
+    norm = sum(float(jnp.sum(m**2)) for m in jax.tree.leaves(opt.mu['towers'])) ** 0.5
+    assert norm == pytest.approx(0.1, rel=1e-4)  # (1 - b1) of what was clipped to 1
+    ours, given = (tree['heads']['dino']['prototypes']['gain'] for tree in (opt.mu, grads))
+    np.testing.assert_allclose(10 * ours, given, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ('spec', 'words'),
+    [
+        (dict(rule='cosne', start=1), "did you mean 'cosine'"),
+        (dict(rule='cosine', strt=1, end=0), "unknown key 'strt'; did you mean 'start'"),
+        ('fast', 'a schedule is a number'),
+        ([], 'at least one value'),
+    ],
+)
+def test_schedules_that_are_none(spec, words):
+    with pytest.raises(UserError) as error:
+        schedule(spec, 10, 'optim.schedule')
+    assert words in str(error.value) and 'optim.schedule' in str(error.value)
+
+
+def test_model_flops_of_a_scanned_and_rematerialised_network():
+    depth, rows, width = 3, 8, 16
+
+    def loss(w, x):
+        layer = jax.checkpoint(lambda x, w: (jnp.tanh(x @ w), None))
+        return jax.lax.scan(layer, x, w)[0].sum()
+
+    forward = depth * 2 * rows * width**2
+    counted = model_flops(loss, jnp.ones((depth, width, width)), jnp.ones((rows, width)))
+    # backward: one product for each layer's weights and one for what it passes down; the first passes nothing down,
+    # but a scan computes it like the others
+    assert counted == 3 * forward
+
+
+def test_a_checkpoint_of_other_shapes_or_dtypes_is_refused(tmp_path):
+    zero = jnp.zeros((), jnp.int32)
+    state = TrainState(zero, {'w': jnp.ones((2, 3))}, {'m': jnp.ones(3)}, {}, jax.random.key(0), {'total': zero})
+    shardings = jax.tree.map(lambda x: x.sharding, state)
+    checkpoints = Checkpoints(tmp_path / 'checkpoints', every=1, keep=1)
+    checkpoints.save(1, state)
+    checkpoints.wait()
+    back = checkpoints.restore(1, abstract(state, shardings))
+    np.testing.assert_array_equal(back.params['w'], state.params['w'])
+    assert bool((jax.random.key_data(back.key) == jax.random.key_data(state.key)).all())
+    for other, words in (
+        ({'w': jnp.ones((2, 3), jnp.bfloat16)}, 'is float32'),
+        ({'w': jnp.ones((2, 4))}, r'\[2, 3\] in the checkpoint'),
+        ({'v': jnp.ones((2, 3))}, 'does not hold|holds, beyond the config'),
+    ):
+        changed = state._replace(params=other)
+        with pytest.raises(UserError, match=words):
+            checkpoints.restore(1, abstract(changed, jax.tree.map(lambda x: x.sharding, changed)))
+    checkpoints.close()
