@@ -72,7 +72,7 @@ def check_dino_loss(path: Path) -> None:
     for iterations in (1, 3, 5):
         z = jnp.asarray(d['teacher_logits_step1'])
         c = numerics.sinkhorn(lambda z: z, z, jnp.ones(len(z)), jnp.float32(temperature), k, iterations)
-        close(jax.nn.softmax(z / temperature + c), d[f'sinkhorn_it{iterations}'], 1e-5, f'sinkhorn {iterations}')
+        close(jax.nn.softmax(z / temperature + c), d[f'sinkhorn_it{iterations}'], 2e-5, f'sinkhorn {iterations}')
 
     for centring in ('center', 'sinkhorn'):
         term: Term = distill_cls.build(
@@ -82,7 +82,7 @@ def check_dino_loss(path: Path) -> None:
         _, aux = term.init(jax.random.key(0))
         first = d['teacher_logits_step1']
         if centring == 'center':  # the losses of this case are those of the second call
-            close(softmax_of(aux, d, temperature, first), d['softmax_center_step1'], 1e-5, 'targets 1')
+            close(softmax_of(aux, d, temperature, first), d['softmax_center_step1'], 2e-5, 'targets 1')
             aux = term.update(aux, (jnp.asarray(first).mean(0), jnp.float32(len(first))), 0)
             close(aux['centre'][None], d['center_after_step1'], 1e-5, 'centre 1')
         # The teacher's CLS tokens are swapped in the original, so that crop A stands at B's place: undo it.
@@ -105,7 +105,7 @@ def check_dino_loss(path: Path) -> None:
             ours = crop_major(grads[f'student/image/{which}/cls>dino'])
             close(ours, d[f'{centring}/grad_student_{which}'], 1e-4, f'{centring} gradient of {which}')
         if centring == 'center':
-            close(softmax_of(aux, d, temperature, logits), d['softmax_center_step2'], 1e-5, 'targets 2')
+            close(softmax_of(aux, d, temperature, logits), d['softmax_center_step2'], 2e-5, 'targets 2')
             aux = term.update(aux, carry, 0)
             close(aux['centre'][None], d['center_after_step2'], 1e-5, 'centre 2')
 
@@ -142,7 +142,7 @@ def check_ibot_loss(path: Path) -> None:
 
         if centring == 'center':  # the losses of this case are those of the second call
             first = d['teacher_masked_logits']
-            close(softmax_of(aux, d, temperature, first), d['softmax_center_step1'], 1e-5, 'targets 1')
+            close(softmax_of(aux, d, temperature, first), d['softmax_center_step1'], 2e-5, 'targets 1')
             aux = term.update(aux, (jnp.asarray(first).mean(0), jnp.float32(m)), zero)
             close(aux['centre'][None, None], d['center_after_step1'], 1e-5, 'centre')
         logits = d['teacher_masked_logits_step2' if centring == 'center' else 'teacher_masked_logits']
@@ -157,12 +157,12 @@ def check_ibot_loss(path: Path) -> None:
             close(total, d[f'{centring}/{which}'], 1e-5, f'{centring} {which}')
         close(grad, d[f'{centring}/grad_student'], 1e-4, f'{centring} gradient')
         if centring == 'center':
-            close(softmax_of(aux, d, temperature, logits), d['softmax_center_step2'], 1e-5, 'targets 2')
+            close(softmax_of(aux, d, temperature, logits), d['softmax_center_step2'], 2e-5, 'targets 2')
             close(carry[0], logits.mean(0), 1e-5, 'the mean that the centre follows')
         else:
             z = padded(d['teacher_masked_logits'])[0, 0]
             c = numerics.sinkhorn(lambda z: z, z, mask.weight[0, 0], jnp.float32(temperature), k, 3)
-            close(jax.nn.softmax(z / temperature + c)[:m], d['sinkhorn_it3'], 1e-5, 'sinkhorn')
+            close(jax.nn.softmax(z / temperature + c)[:m], d['sinkhorn_it3'], 2e-5, 'sinkhorn')
 
 
 def check_koleo(path: Path) -> None:
@@ -282,7 +282,10 @@ def check_param_groups(path: Path) -> None:
                 ours,
                 table,
             )
-            named = dinov2.to_meta(filled['heads']['dino'] if run == 'dino_head' else filled['towers']['image'])
+            is_head = run == 'dino_head'
+            named = (
+                dinov2.head_to_meta(filled['heads']['dino']) if is_head else dinov2.to_meta(filled['towers']['image'])
+            )
             for name, p in parameters.items():
                 mine = named[_unchunk(name)]
                 assert np.allclose(mine, p[theirs], rtol=1e-6), (
