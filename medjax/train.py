@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
+import json
 import os
 import signal
 import sys
@@ -58,9 +59,12 @@ def main(argv: list[str]) -> int:
 
 def run(config: Mapping[str, Any], datasets: dict[str, records.DataSet], folder: Path) -> int:
     """Trains to config['total_steps'], or until it is told to stop; gives the exit code."""
-    # The folder of the run.
+    # The folder of the run: new, or of a run with this config and these data.
     main_process = runtime.is_main()
-    claim(folder, config, datasets, main_process)
+    data = {
+        source: dict(name=d.name, fingerprint=d.fingerprint, key=d.key_fingerprint) for source, d in datasets.items()
+    }
+    belongs(folder, config, data)
     if (folder / 'DONE').exists():
         say(f'{folder} is finished: {config["total_steps"]:,} steps are done', main_process)
         return 0
@@ -103,6 +107,8 @@ def run(config: Mapping[str, Any], datasets: dict[str, records.DataSet], folder:
         train_step = jax.jit(step.train_step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
         flops = step_flops(goal, make_views, state, batch)
         total, every = config['total_steps'], config['log']['every']
+        if main_process:  # nothing refused the config, so the folder is this run's
+            claim(folder, config, data, datasets)
         writer = metrics.Writer(folder, total, every, start, flops=flops, peak=peak, enabled=main_process)
         at_the_end.callback(writer.close)
         at_the_end.enter_context(stop_on_interrupt())
@@ -115,12 +121,8 @@ def run(config: Mapping[str, Any], datasets: dict[str, records.DataSet], folder:
                 batch = sharding.global_batch(next(batches), rows, stream.rows)
             if writer.step(done, numbers, config['batch_size']):
                 health.write(folder, health.verdict(writer.history, total))
-            if done % every == 0 and (skipped := int(state.skipped['in_a_row'])) >= MAX_SKIPPED:
-                raise UserError(
-                    f'{skipped} steps in a row gave numbers that are not finite, the last at step {done:,}; the run '
-                    f'stops. Its last checkpoint is of step {checkpoints.latest()}. A lower optim.lr, a longer warm-up '
-                    f'or optim.clip would help; look at {folder}/metrics.jsonl'
-                )
+            if done % MAX_SKIPPED == 0 or done == total:
+                check_finite(int(state.skipped['in_a_row']), done, start, checkpoints.latest(), folder)
             if done % config['export']['every'] == 0 or done == total:
                 write_export(folder, done, state, goal, config, main_process)
             stopped = checkpoints.stopping(done)
@@ -141,24 +143,50 @@ def run(config: Mapping[str, Any], datasets: dict[str, records.DataSet], folder:
 # The parts of the story, in order of use.
 
 
-def claim(folder: Path, config: Mapping[str, Any], datasets: dict[str, records.DataSet], main_process: bool) -> None:
-    """Writes config.json and data/seen.npz into a new run; a run that is there must have the same config."""
-    there = folder / 'config.json'
-    if there.exists():
-        before = configs.load_json(there)
-        if configs.fingerprint(before) != configs.fingerprint(config):
-            keys = ', '.join(configs.difference(before, config))
-            raise UserError(
-                f'{folder} holds a run with another config (they differ in {keys}); '
-                'use another --workdir, or the old config'
-            )
-    elif main_process:
+def belongs(folder: Path, config: Mapping[str, Any], data: Mapping[str, Any]) -> None:
+    """A UserError if the folder cannot be written, or holds a run with another config or of other data."""
+    try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / 'data').mkdir(exist_ok=True)
-        records.write_seen(datasets, folder / 'data' / 'seen.npz')
-        hidden = folder / '.config.json'
-        hidden.write_text(configs.to_json(config))
-        hidden.replace(there)
+    except OSError as error:
+        raise UserError(f'--workdir {folder}: is no folder that can be made: {error.strerror}') from None
+    if not (folder / 'config.json').exists():
+        return
+    before = configs.load_json(folder / 'config.json')
+    if configs.fingerprint(before) != configs.fingerprint(config):
+        keys = ', '.join(configs.difference(before, config))
+        raise UserError(
+            f'{folder} holds a run with another config (they differ in {keys}); use another --workdir, or that config'
+        )
+    there = folder / 'data' / 'sources.json'
+    of = json.loads(there.read_text()) if there.exists() else {}
+    for source, d in data.items():
+        if of.get(source) != d:
+            raise UserError(
+                f'{folder} holds a run of other data: {source} was {of.get(source)} and is {d}; use another --workdir, '
+                'or give it the data that it began with'
+            )
+
+
+def claim(folder: Path, config: Mapping[str, Any], data: Mapping[str, Any], datasets: Any) -> None:
+    """Writes what makes the folder this run's: what it is trained on, and config.json last."""
+    if (folder / 'config.json').exists():
+        return
+    (folder / 'data').mkdir(exist_ok=True)
+    records.write_seen(datasets, folder / 'data' / 'seen.npz')
+    (folder / 'data' / 'sources.json').write_text(json.dumps(data, indent=1) + '\n')
+    hidden = folder / '.config.json'
+    hidden.write_text(configs.to_json(config))
+    hidden.replace(folder / 'config.json')
+
+
+def check_finite(skipped: int, done: int, start: int, saved: int | None, folder: Path) -> None:
+    """A UserError after MAX_SKIPPED steps in a row that were skipped, or where this session did no other."""
+    if skipped >= min(MAX_SKIPPED, done - start):
+        raise UserError(
+            f'{skipped} steps in a row gave numbers that are not finite, the last at step {done:,}; the run stops. Its '
+            f'last checkpoint is of step {saved}. A lower optim.lr, a longer warm-up or optim.clip would help; look at '
+            f'{folder}/metrics.jsonl'
+        )
 
 
 def grids(goal: Objective, config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:

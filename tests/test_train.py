@@ -195,7 +195,7 @@ def test_a_run_of_numbers_that_are_not_finite_stops_and_says_so(data, tmp_path):
 def test_mistakes_are_sentences(data, tmp_path, overrides, words):
     said = medjax(*train(data, tmp_path / 'run', *overrides)[3:], code=2)
     assert words in said, said
-    assert not (tmp_path / 'run/metrics.jsonl').exists()
+    assert not (tmp_path / 'run/config.json').exists()  # the folder is free for the mended command
 
 
 def test_a_data_set_that_is_not_there(tmp_path):
@@ -235,3 +235,16 @@ def test_weights_to_start_from(tmp_path):
     goal, optim, _ = recipes.parts(wide)
     with pytest.raises(UserError, match='init_from: towers/image'):
         start_from(str(tmp_path / 'public.safetensors'), recipes.start(goal, optim), channels=1)
+
+
+def test_a_run_does_not_go_on_with_other_data(data, tmp_path):
+    fixed = ['--config.total_steps=2', '--config.image.mean=.5', '--config.image.std=.25']
+    medjax(*train(data, tmp_path / 'run', *fixed)[3:])
+    medjax('build', 'phantom', '--records', '48', '--size', '32', '--seed', '1', '--out', tmp_path / 'other')
+    said = medjax(*train(tmp_path / 'other', tmp_path / 'run', *fixed)[3:], code=2)
+    assert 'other data' in said and '--workdir' in said
+
+
+def test_a_workdir_that_is_a_file(data, tmp_path):
+    (tmp_path / 'file').touch()
+    assert 'is no folder' in medjax(*train(data, tmp_path / 'file')[3:], code=2)

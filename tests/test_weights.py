@@ -176,3 +176,14 @@ def test_mistakes_get_a_sentence(state, tmp_path):
         dinov2.check_like(params, wanted, 'init_from')
     with pytest.raises(UserError, match=r'registers is missing from the weights'):
         dinov2.check_like({n: a for n, a in params.items() if n != 'registers'}, params, 'init_from')
+
+
+def test_an_export_is_adapted_like_a_public_file(tmp_path):
+    """From 3 channels and a 4 x 4 grid to one channel and 6 x 6, as `backbone` does from Meta's names."""
+    tower = vit.build(3, 'S/8', width=16, depth=1, heads=2, native_size=32)
+    params = jax.tree.map(np.asarray, tower.init(jax.random.key(0)))
+    export.save(tmp_path / 'export', {'towers': {'image': params}}, {'format': 1, 'step': 1})
+    ours = dinov2.load(tmp_path / 'export', grid=(6, 6), channels=1)['towers']['image']
+    theirs = dinov2.backbone(dinov2.to_meta(params), heads=2, grid=(6, 6), channels=1)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), ours, theirs)
+    assert ours['pos_grid'].shape == (6, 6, 16) and ours['patch_embed']['kernel'].shape == (8, 8, 1, 16)

@@ -114,12 +114,18 @@ def backbone(
         raise UserError(f'pos_embed has {len(positions) - 1} positions beside CLS: no square grid')
     params['pos_cls'] = positions[0]
     params['pos_grid'] = positions[1:].reshape(side, side, width)
+    return adapt(params, grid, channels)
+
+
+def adapt(params: Params, grid: tuple[int, int] | None, channels: int | None) -> Params:
+    """A ViT's params for another grid of position embeddings and other image channels, see `backbone`."""
     if grid is not None:
         antialias = 'registers' in params
         resized = resize_grid(params['pos_grid'], tuple(grid), antialias, 0.0 if antialias else 0.1)
-        params['pos_grid'] = np.asarray(resized)
+        params = params | dict(pos_grid=np.asarray(resized))
     if channels is not None:
-        params['patch_embed']['kernel'] = adapt_channels(params['patch_embed']['kernel'], channels)
+        kernel = adapt_channels(params['patch_embed']['kernel'], channels)
+        params = params | dict(patch_embed=params['patch_embed'] | dict(kernel=kernel))
     return params
 
 
@@ -186,11 +192,14 @@ def load(
 
     Returns {'towers': {name: params}, 'heads': {name: params}} with what is there. In a file, names under 'backbone.'
     (or under nothing) are the tower called `tower`; those under 'dino_head.' and 'ibot_head.', or a head alone, are
-    the heads 'dino' and 'ibot'. The other arguments are those of `backbone`, for such a file.
+    the heads 'dino' and 'ibot'. The other arguments are those of `backbone`; an export knows its heads of attention.
     """
     path = Path(path)
     if path.is_dir():
-        return export.load(path)[0]
+        params = export.load(path)[0]
+        if 'pos_grid' in params.get('towers', {}).get(tower, {}):
+            params['towers'][tower] = adapt(params['towers'][tower], grid, channels)
+        return params
     if path.suffix in ('.pth', '.pt', '.bin', '.ckpt', '.pkl'):
         raise UserError(
             f'{path} is a pickle, which can run code when it is opened, so it is not read; save it as safetensors, '
