@@ -43,7 +43,7 @@ def main(argv: list[str]) -> int:
         print(f'{source.name} -> {as_npz}')
     if out:
         summary = write.write(source, out, overwrite)
-        print('\n'.join(_told(out, summary, summary['drops'], summary['notes'])))
+        print('\n'.join(_told(out, summary, source.namespace, summary['drops'], summary['notes'])))
     return 0
 
 
@@ -58,7 +58,7 @@ def _parser(kind: str, module: Any) -> argparse.ArgumentParser:
     return parser
 
 
-def _told(out: str, summary: dict[str, Any], drops: Sequence[Drop], notes: Sequence[str]) -> list[str]:
+def _told(out: str, summary: dict[str, Any], namespace: str, drops: Sequence[Drop], notes: Sequence[str]) -> list[str]:
     """What the person at the keyboard reads: contents, notes, and everything that was set aside."""
     labels = summary['labels']
     shown = ', '.join(labels[:12]) + (f', … ({len(labels)} in all)' if len(labels) > 12 else '')
@@ -70,6 +70,7 @@ def _told(out: str, summary: dict[str, Any], drops: Sequence[Drop], notes: Seque
         f'  {summary["channels"]} channel{"s" * (summary["channels"] > 1)} of {summary["bits"]} bits, longest side '
         f'{summary["size"]} px, mean {summary["mean"]:.3f}, deviation {summary["std"]:.3f}',
         f'  fingerprint {summary["fingerprint"]}, id key {summary["key_fingerprint"]}',
+        f'  namespace of the ids {namespace!r}: equal ids are one patient in all data sets of this namespace',
     ]
     lines += [f'  note: {note}' for note in notes]
     for part, what in (('record', 'set aside'), ('part', 'left without a part')):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 import traceback
+from typing import NoReturn
 
 from medjax import __version__
 from medjax.errors import UserError, suggest
@@ -33,13 +35,18 @@ The way from a folder of images to a judged encoder:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command and returns the exit code: 2 for a user's mistake, 130 after Ctrl-C."""
+    """Runs one command and returns the exit code: 2 for a user's mistake, 130 after Ctrl-C, 143 after SIGTERM."""
     name, *rest = (sys.argv[1:] if argv is None else argv) or ['--help']
+    if argv is None and name != 'train':  # the process is ours; train saves its step at a SIGTERM
+        signal.signal(signal.SIGTERM, terminate)
     try:
         return run(name, rest)
     except UserError as error:
         print(f'medjax: {error}', file=sys.stderr)
         code = 2
+    except Terminated:
+        print(f'medjax: {name} was stopped by SIGTERM', file=sys.stderr)
+        code = 143
     except KeyboardInterrupt:
         print(f'medjax: {name} was stopped from the keyboard', file=sys.stderr)
         code = 130
@@ -69,6 +76,14 @@ def run(name: str, argv: list[str]) -> int:
     if name not in COMMANDS:
         raise UserError(f'there is no command {name!r}{suggest(name, COMMANDS)}')
     return importlib.import_module(f'medjax.{name}').main(argv)
+
+
+class Terminated(KeyboardInterrupt):
+    """A SIGTERM: what cleans up after Ctrl-C cleans up after it."""
+
+
+def terminate(*_: object) -> NoReturn:
+    raise Terminated
 
 
 def one_of_several() -> bool:

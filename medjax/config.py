@@ -268,10 +268,26 @@ def _check_numbers(config: Config) -> None:
         raise UserError(f'seed={config["seed"]!r}: must be a whole number from 0 to 2**32 - 1')
     _known(config['dtype'], ('float32', 'bfloat16'), 'dtype')
     _known(config['image']['channels'], (1, 3, None), 'image.channels')
+    _check_levels('image.mean', config['image']['mean'], config['image']['channels'], -math.inf)
+    _check_levels('image.std', config['image']['std'], config['image']['channels'], 0)
+    start = config['init_from']
+    if start is not None and not (isinstance(start, Mapping) and start.get('path') and isinstance(start['path'], str)):
+        form = """--config.init_from='dict(path="x.safetensors")'"""
+        raise UserError(f'init_from={start!r}: must be None or a dict with the path of weights, {form}')
     for name, part in config['data'].items():
         for source, weight in part['sources'].items():
             if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight < math.inf:
                 raise UserError(f'data.{name}.sources.{source}={weight!r}: the weight must be a number above 0')
+
+
+def _check_levels(key: str, value: Any, channels: int | None, above: float) -> None:
+    """A number for all channels or a list of one for each; None where the data decides."""
+    numbers = value if isinstance(value, tuple) else () if value is None else (value,)
+    if not all(isinstance(x, (int, float)) and not isinstance(x, bool) and above < x < math.inf for x in numbers):
+        what = 'a number' if above < 0 else f'a number above {above}'
+        raise UserError(f'{key}={value!r}: must be {what}, or a list with one for each channel')
+    if isinstance(value, tuple) and len(value) != (channels or len(value) or 1):
+        raise UserError(f'{key}={value!r}: a list must have one number for each channel, and image.channels={channels}')
 
 
 def _features(value: Any) -> Iterable[str]:

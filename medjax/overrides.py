@@ -69,14 +69,25 @@ def _entry(place: Any, name: str, key: str, where: str) -> Any:
 
 
 def _literal(text: str) -> Any:
-    """The Python value that `text` writes; else the text itself."""
+    """The Python value that `text` writes, 'dict(start=1., end=0.)' included; else the text itself."""
     words = {'true': True, 'false': False, 'none': None, 'null': None}
     if text.lower() in words:
         return words[text.lower()]
     try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+        return ast.literal_eval(_DictCalls().visit(ast.parse(text.strip(), mode='eval')))
+    except (ValueError, SyntaxError, TypeError):
         return text
+
+
+class _DictCalls(ast.NodeTransformer):
+    """dict(a=1) -> {'a': 1} in a syntax tree, at any depth; every other call stays, and is no literal."""
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        self.generic_visit(node)
+        names = [keyword.arg for keyword in node.keywords]
+        if not isinstance(node.func, ast.Name) or node.func.id != 'dict' or node.args or None in names:
+            return node
+        return ast.Dict([ast.Constant(name) for name in names], [keyword.value for keyword in node.keywords])
 
 
 def _typed(old: Any, new: Any, text: str, key: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import types
@@ -72,6 +73,25 @@ def test_ctrl_c(command, capsys):
     command(stop)
     assert cli.main(['train']) == 130
     assert capsys.readouterr().err.count('\n') == 1
+
+
+@pytest.mark.parametrize('name', ['build', 'train'])
+def test_sigterm(name, tmp_path):
+    """It cleans up as Ctrl-C does; train is left to its own way of taking it."""
+    program = (
+        'import os, pathlib, signal, sys, types; from medjax.cli import main\n'
+        'def run(argv):\n'
+        '    try: os.kill(os.getpid(), signal.SIGTERM)\n'
+        f'    finally: pathlib.Path({str(tmp_path / "cleaned")!r}).touch()\n'
+        f'sys.modules["medjax.{name}"] = types.SimpleNamespace(main=run)\n'
+        f'sys.argv = ["medjax", "{name}"]; sys.exit(main())'
+    )
+    done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True)
+    if name == 'train':
+        assert (done.returncode, done.stderr) == (-signal.SIGTERM, '')
+    else:
+        assert (done.returncode, done.stderr) == (143, 'medjax: build was stopped by SIGTERM\n')
+        assert (tmp_path / 'cleaned').exists()
 
 
 def test_help_imports_nothing_heavy():

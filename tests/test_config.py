@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import jax
 import pytest
+from ml_collections import ConfigDict
 
 from medjax import config as configs
 from medjax.errors import UserError, build
@@ -79,7 +80,11 @@ def test_builders_take_every_shipped_config(path):
         ('dtype=bfloat16', ('dtype',), 'bfloat16'),
         ('image.mean=.4', ('image', 'mean'), 0.4),
         ('optim.clip=none', ('optim', 'clip'), None),
+        ('optim.schedule=dict(rule="cosine",start=1.,end=.5)', ('optim', 'schedule', 'end'), 0.5),
         ('init_from={"path": "runs/a"}', ('init_from', 'path'), 'runs/a'),
+        ("init_from=dict(path='runs/a')", ('init_from', 'path'), 'runs/a'),
+        ("init_from=dict(path='a', parts=[dict(of=dict(x=1))])", ('init_from', 'parts', 0, 'of', 'x'), 1),
+        ('image.mean=[.4]', ('image', 'mean', 0), 0.4),
         ('mesh.fsdp=2', ('mesh', 'fsdp'), 2),  # a default that the file does not write
     ],
 )
@@ -107,12 +112,21 @@ def test_overrides(text, key, value):
         ('optim.lr.x=1', ['config.optim.lr is 0.001 and has no keys']),
         ('optim=3', ['--config.optim:', 'a dict']),
         ('optim.schedule=fast', ['--config.optim.schedule', 'a number, a rule']),
+        ('optim.schedule=dict(1)', ['--config.optim.schedule', 'a number, a rule']),
+        ('optim.schedule=dict(start=open("x"))', ['--config.optim.schedule', 'a number, a rule']),
         ('optim.lr', ['--config.optim.lr=VALUE']),
         ('total_steps=0', ['total_steps=0', 'at least 1']),
         ('total_steps=none', ['total_steps=None', 'whole number']),
         ('seed=-1', ['seed=-1']),
         ('dtype=float16', ["'float16'", "'bfloat16'"]),
         ('image.channels=2', ['image.channels', '1', '3']),
+        ('image.std=0', ['image.std=0', 'a number above 0']),
+        ('image.std=[-1.]', ['image.std', 'a number above 0']),
+        ('image.mean=grey', ["image.mean='grey'", 'a number']),
+        ('image.mean=[.4, .5, .6]', ['image.mean=(0.4, 0.5, 0.6)', 'image.channels=1']),
+        ('init_from=5', ['init_from=5', 'dict(path="x.safetensors")']),
+        ('init_from="x"', ["init_from='x'", 'dict(path="x.safetensors")']),
+        ('init_from=dict(parts=[])', ['init_from', 'the path of weights']),
         ('batch_size=6', ['rows', '6', 'rows_per_group', '4 ', '8 ']),
         ('data.cxr.rows=4', ['batch_size', 'data.cxr.rows', '8']),
         ('data.cxr.sources.main=-1', ['data.cxr.sources.main', 'above 0']),
@@ -129,6 +143,14 @@ def test_mistakes_name_the_key_and_what_would_work(text, words):
     assert '\n' not in str(error.value)
     for word in words:
         assert word in str(error.value)
+
+
+@pytest.mark.parametrize('momentum', [1.01, -0.5, [0.9, 2.0], dict(rule='linear', start=0.9, end=1.5)])
+def test_a_momentum_beyond_0_to_1(momentum):
+    config = configs.read(TINY).to_dict()
+    config['copies']['teacher']['momentum'] = momentum
+    with pytest.raises(UserError, match=r'copies\.teacher\.momentum=.*between 0 and 1'):
+        objective(configs.resolve(ConfigDict(config), {}))
 
 
 def test_overrides_are_split_from_the_other_arguments():

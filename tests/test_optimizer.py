@@ -58,6 +58,20 @@ def test_a_rule_that_matches_nothing_or_is_misspelt():
         parameter_groups(params(), [dict(match='*', rte=0.1)])
 
 
+@pytest.mark.parametrize(
+    ('given', 'words'),
+    [
+        (dict(lr=-0.1), r'optim\.lr=-0\.1: must be a number of at least 0'),
+        (dict(lr=float('nan')), r'optim\.lr=nan'),
+        (dict(lr=0.1, clip=0), r'optim\.clip=0: must be a number above 0, or None'),
+        (dict(lr=0.1, clip=-3.0), r'optim\.clip=-3'),
+    ],
+)
+def test_rates_and_bounds_that_are_none(given, words):
+    with pytest.raises(UserError, match=words):
+        optimizer(params(), 10, **given)
+
+
 def test_updates_are_those_of_optax_adamw():
     """Without groups and clipping; the schedule is of the step that is given, not of the number of updates."""
     start = params()
@@ -107,6 +121,8 @@ def test_groups_are_clipped_apart():
     [
         (dict(rule='cosne', start=1), "did you mean 'cosine'"),
         (dict(rule='cosine', strt=1, end=0), "unknown key 'strt'; did you mean 'start'"),
+        (dict(rule='cosine', start=1, end=0, warmup=-1), 'optim.schedule.warmup=-1: must be a number of at least 0'),
+        (dict(rule='linear', start='x', end=0), "optim.schedule.start='x': must be a number"),
         ('fast', 'a schedule is a number'),
         ([], 'at least one value'),
     ],

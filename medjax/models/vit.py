@@ -86,6 +86,9 @@ def build(
     check_choice('attention', attention, ('xla', 'cudnn'))
     check_choice('remat', remat, REMAT)
     check_choice('dtype', dtype, ('float32', 'bfloat16'))
+    for name in ('width', 'depth', 'heads'):
+        if not isinstance(sizes[name], int) or sizes[name] < 1:
+            raise UserError(f'vit: {name}={sizes[name]!r}: must be a whole number of at least 1')
     if sizes['width'] % sizes['heads']:
         raise UserError(f'vit: width {sizes["width"]} is not divisible by {sizes["heads"]} heads')
     if not 0 <= drop_path < 1:

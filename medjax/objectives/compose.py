@@ -18,7 +18,7 @@ from medjax.errors import UserError, build, find, suggest
 from medjax.models.build import head as build_head, tower as build_tower
 from medjax.objectives import numerics
 from medjax.objectives.features import Feature, parse
-from medjax.objectives.schedules import Schedule, schedule
+from medjax.objectives.schedules import Schedule, is_number, schedule
 from medjax.objectives.terms import Context, Net, Term
 from medjax.types import Head, Mask, Masks, Metrics, Tower, Tree, Views
 
@@ -181,6 +181,10 @@ def _copy(cfg: Mapping[str, Any], recipe: Mapping[str, Any], where: str) -> Copy
         for path in of:
             if path not in known:
                 raise UserError(f'{where}.of: there is no {path!r}{suggest(path, known)}')
+        ends = [momentum.get(end) for end in ('start', 'end')] if isinstance(momentum, Mapping) else [momentum]
+        for value in momentum if isinstance(momentum, (list, tuple)) else ends:
+            if is_number(value) and not 0 <= value <= 1:
+                raise UserError(f'{where}.momentum={momentum!r}: must stay between 0 and 1')
         return Copy(tuple(of), schedule(momentum, recipe['total_steps'], f'{where}.momentum'))
 
     rest = dict(cfg)

@@ -28,6 +28,10 @@ def schedule(spec: Any, total_steps: int, where: str) -> Schedule:
         rule = rest.pop('rule', None)
         if rule not in RULES:
             raise UserError(f'{where}: there is no rule {rule!r}{suggest(str(rule), RULES)}')
+        for name, value in rest.items():
+            if not is_number(value) or (name in STEPS and value < 0):
+                least = ' of at least 0' if name in STEPS else ''
+                raise UserError(f'{where}.{name}={value!r}: must be a number{least}')
         rest.setdefault('steps', total_steps)
         return build(RULES[rule], rest, where)
     if isinstance(spec, (list, tuple)):
@@ -35,7 +39,7 @@ def schedule(spec: Any, total_steps: int, where: str) -> Schedule:
             raise UserError(f'{where}: a list of values by step needs at least one value')
         table = jnp.asarray(spec, jnp.float32)
         return lambda step: table[jnp.minimum(step, len(spec) - 1)]
-    if isinstance(spec, bool) or not isinstance(spec, (int, float)):
+    if not is_number(spec):
         raise UserError(f'{where}: a schedule is a number, a list by step or dict(rule=…), got {spec!r}')
     return lambda step: jnp.asarray(spec, jnp.float32)
 
@@ -67,4 +71,9 @@ def _line(t: Array, start: float, end: float, steps: int) -> Array:
     return start + (end - start) * jnp.clip(t / max(steps - 1, 1), 0.0, 1.0)
 
 
+def is_number(x: Any) -> bool:
+    return isinstance(x, (int, float)) and not isinstance(x, bool)
+
+
+STEPS = ('steps', 'warmup', 'frozen')  # the parameters that count steps
 RULES = {'cosine': cosine, 'linear': linear}

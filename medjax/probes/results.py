@@ -1,7 +1,12 @@
-"""RUN/probes/<encoder>/<data>.<probe>.json (+ .npz with the scores): written whole, found again, shown as a table."""
+"""RUN/probes/<encoder>/<data>.<probe>.json (+ .npz with the scores): written whole, found again, shown as a table.
+
+A data set is known by its name. Where the run has results of another data set of that name, <data> is the name and the
+first digits of the fingerprint: 'shapes-1f0c9a'.
+"""
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import inspect
 import json
@@ -17,6 +22,7 @@ import medjax
 from medjax.data import records
 from medjax.probes.encode import Encoder, write_npz
 
+DIGITS = 6  # of a data set's fingerprint, where its name alone is not enough
 COLUMNS = {'auroc': 'AUROC', 'auprc': 'AUPRC', 'accuracy': 'accuracy', 'balanced_accuracy': 'balanced accuracy'}
 
 
@@ -34,9 +40,11 @@ def settings_key(
 
 
 def is_there(file: pathlib.Path, key: str) -> bool:
-    """Whether `file` is a whole result with these settings."""
-    found = read(file)
-    return found is not None and found.get('key') == key and (file.parent / found['scores']).is_file()
+    """Whether `file`, or the one beside it with a fingerprint in its name, is a whole result with these settings."""
+    data, _, probe = file.stem.rpartition('.')
+    beside = sorted(file.parent.glob(f'{glob.escape(data)}-{"?" * DIGITS}.{glob.escape(probe)}.json'))
+    results = [found for found in map(read, (file, *beside)) if found]
+    return any(found.get('key') == key and (file.parent / found['scores']).is_file() for found in results)
 
 
 def read(file: pathlib.Path) -> dict[str, Any] | None:
@@ -48,11 +56,26 @@ def read(file: pathlib.Path) -> dict[str, Any] | None:
 
 def write(file: pathlib.Path, result: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
     """The scores first, then the result that points to them, each whole or not at all."""
+    data, fingerprint = result.get('data', ''), result.get('data_fingerprint', '')
+    if _is_taken(file.parents[1], data, fingerprint):
+        longer = _with_digits(data, fingerprint)
+        file = file.with_name(longer + file.name.removeprefix(data))
+        result = result | {'data': longer}
     scores = file.with_suffix('.npz')
     write_npz(scores, **arrays)
     hidden = file.with_name(f'.{file.name}.{os.getpid()}')
     hidden.write_text(json.dumps(result | {'scores': scores.name}, indent=1, allow_nan=False))
     os.replace(hidden, file)
+
+
+def _is_taken(probes: pathlib.Path, data: str, fingerprint: str) -> bool:
+    """Whether some encoder was probed on another data set of this name."""
+    found = filter(None, map(read, probes.glob(f'*/{glob.escape(data)}.*.json')))
+    return any(r.get('data') == data and r.get('data_fingerprint') != fingerprint for r in found)
+
+
+def _with_digits(data: str, fingerprint: str) -> str:
+    return f'{data}-{fingerprint[:DIGITS]}'
 
 
 def provenance(run: pathlib.Path, encoder: Encoder, data: Any) -> dict[str, Any]:
@@ -83,16 +106,17 @@ def table(run: pathlib.Path, data: Any, probes: Sequence[str]) -> str:
     found = []
     for folder in (run / 'probes').iterdir():
         for probe in probes:
-            result = read(path(run, folder.name, data.name, probe))
-            if result and result['data_fingerprint'] == data.fingerprint:
-                found.append(result)
+            names = (_with_digits(data.name, data.fingerprint), data.name)
+            results = filter(None, (read(path(run, folder.name, name, probe)) for name in names))
+            found += [result for result in results if result['data_fingerprint'] == data.fingerprint][:1]
     found.sort(key=lambda r: (list(probes).index(r['probe']), _order(r['encoder']['step'])))
     if not found:
         return ''
     bootstrap, labels = found[0]['bootstrap'], found[0]['results']['auroc']['mean']['labels']
     lines = [
-        f'{data.name}, test split: {found[0]["records"]["test"]:,} records of {bootstrap["patients"]:,} patients; '
-        f'means over {labels} label(s) with {100 * bootstrap["level"]:.0f} % intervals over patients',
+        f'{found[0]["data"]}, test split: {found[0]["records"]["test"]:,} records of '
+        f'{bootstrap["patients"]:,} patients; means over {labels} label(s) with '
+        f'{100 * bootstrap["level"]:.0f} % intervals over patients',
         '',
         '| encoder | probe | ' + ' | '.join(COLUMNS.values()) + ' |',
         '|---|---|' + '---|' * len(COLUMNS),

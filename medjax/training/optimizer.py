@@ -14,6 +14,7 @@ Factors of all rules that match multiply; for frozen_until and clip the last mat
 from __future__ import annotations
 
 import fnmatch
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -61,6 +62,10 @@ def optimizer(
     `params` gives paths and shapes only. lr(step) = lr * schedule(step). `clip` bounds the norm of every clip group's
     gradients: g <- g min(1, clip / (norm + 1e-6)), as torch does.
     """
+    if not schedules.is_number(lr) or not 0 <= lr < math.inf:
+        raise UserError(f'optim.lr={lr!r}: must be a number of at least 0')
+    if clip is not None and not (schedules.is_number(clip) and clip > 0):
+        raise UserError(f'optim.clip={clip!r}: must be a number above 0, or None for no clipping')
     table = parameter_groups(params, groups)
     rate_at = schedules.schedule(schedule, total_steps, 'optim.schedule')
     decay_at = schedules.schedule(weight_decay, total_steps, 'optim.weight_decay')

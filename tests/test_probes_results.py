@@ -1,0 +1,54 @@
+"""Results on disk: two data sets of one name do not overwrite each other."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+
+from medjax.probes import results
+
+FIRST, SECOND = 'a1a1a1a1a1', 'b2b2b2b2b2'
+
+
+def put(run, fingerprint, value, step=10):
+    mean = dict(value=value, low=None, high=None, labels=2)
+    result = dict(
+        probe='knn', data='clinic', data_fingerprint=fingerprint, encoder=dict(step=step), key=f'{fingerprint}/{step}',
+        records=dict(test=20), bootstrap=dict(patients=10, level=0.95),
+        results={name: dict(mean=mean) for name in results.COLUMNS},
+    )  # fmt: skip
+    file = results.path(run, step, 'clinic', 'knn')
+    results.write(file, result, dict(scores=np.full(3, value)))
+    assert results.is_there(file, result['key'])
+
+
+def table(run, fingerprint):
+    return results.table(run, SimpleNamespace(name='clinic', fingerprint=fingerprint), ['knn'])
+
+
+def test_two_data_sets_of_one_name_are_kept_apart(tmp_path):
+    put(tmp_path, FIRST, 0.25)
+    put(tmp_path, SECOND, 0.75)
+    put(tmp_path, FIRST, 0.375, step=20)
+    put(tmp_path, SECOND, 0.875, step=20)
+    for step, first, second in ((10, 0.25, 0.75), (20, 0.375, 0.875)):
+        for name, value in (('clinic', first), ('clinic-b2b2b2', second)):
+            found = json.loads((tmp_path / 'probes' / str(step) / f'{name}.knn.json').read_text())
+            assert (found['data'], found['results']['auroc']['mean']['value']) == (name, value)
+            with np.load(tmp_path / 'probes' / str(step) / found['scores']) as arrays:
+                assert arrays['scores'][0] == value
+    assert not results.is_there(results.path(tmp_path, 10, 'clinic', 'knn'), 'another key')
+    assert table(tmp_path, FIRST).startswith('clinic, ') and table(tmp_path, SECOND).startswith('clinic-b2b2b2, ')
+    assert '.250' in table(tmp_path, FIRST) and '.750' not in table(tmp_path, FIRST)
+    assert '.875' in table(tmp_path, SECOND) and '.375' not in table(tmp_path, SECOND)
+
+
+def test_the_name_of_a_data_set_goes_to_the_first_for_the_whole_run(tmp_path):
+    put(tmp_path, FIRST, 0.25, step=10)
+    put(tmp_path, SECOND, 0.75, step=20)  # the first has no result at this step, but the curve over steps is its own
+    assert not results.path(tmp_path, 20, 'clinic', 'knn').exists()
+    put(tmp_path, FIRST, 0.375, step=10)
+    assert results.path(tmp_path, 10, 'clinic', 'knn').exists()
+    assert table(tmp_path, FIRST).count('| knn |') == table(tmp_path, SECOND).count('| knn |') == 1
