@@ -2,7 +2,7 @@
 
     medjax probe --run RUN --data DATA                  # the newest export
     medjax probe --run RUN --data DATA --steps all      # or 1000,2000
-    medjax probe --run RUN --data DATA --follow         # beside a training, until it is done
+    medjax probe --run RUN --data DATA --follow         # beside a training, until it is done or long silent
 
 A job of its own, which needs only RUN/exports and the records. Each split is encoded once for all probes and kept in
 RUN/cache; results that are there with the same settings are not computed again. The same tower before training and
@@ -47,7 +47,8 @@ def main(argv: list[str]) -> int:
             failures += _probe_encoder(run, one, data, probes, args.seed, args.draws)
         baselines = []  # once a run is enough: its exports share tower and preprocessing
 
-    print(results.table(run, data, list(probes)), flush=True)
+    if (run / 'probes').is_dir():  # not where a run that was followed never came to an export
+        print(results.table(run, data, list(probes)), flush=True)
     if failures:
         print(f'medjax: {failures} failure(s), see above', file=sys.stderr)
     return 1 if failures else 0
@@ -103,7 +104,7 @@ def _name(encoder: Encoder) -> str:
 
 
 def _can_be_probed(run: pathlib.Path, data: records.DataSet, args: argparse.Namespace) -> None:
-    if not run.is_dir():
+    if not run.is_dir() and (run.exists() or not args.follow):
         raise UserError(f'--run {args.run}: there is no such folder; it is the --workdir of a `medjax train`')
     if not data.labels:
         raise UserError(f'--data {args.data}: the data set has no labels, so there is nothing to probe')
@@ -111,6 +112,8 @@ def _can_be_probed(run: pathlib.Path, data: records.DataSet, args: argparse.Name
         raise UserError(f'--data {args.data}: no record in {" and ".join(missing)}; a probe needs train and test')
     if args.draws < 1:
         raise UserError(f'--draws: at least 1 bootstrap draw, not {args.draws}')
+    if args.seed < 0:
+        raise UserError(f'--seed: 0 or more, not {args.seed}')
 
 
 def _probe(name: str) -> ModuleType:
@@ -142,7 +145,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument('--data', required=True, metavar='DATA', help='a data set that medjax build made')
     which = parser.add_mutually_exclusive_group()
     which.add_argument('--steps', metavar='all|1000,2000', help='which exports; default: the newest')
-    which.add_argument('--follow', action='store_true', help='probe exports as they come, until the run is done')
+    which.add_argument(
+        '--follow', action='store_true', help='probe exports as they come, until the run is done or silent for an hour'
+    )
     parser.add_argument(
         '--probes', default='knn,linear', metavar='NAMES', help='default: %(default)s; or mypkg.myprobe'
     )

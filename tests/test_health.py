@@ -3,9 +3,13 @@
 import json
 import math
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from reference_losses import NET, context, plain_view
 
+from medjax.objectives.terms import distill_cls
 from medjax.training import health
 
 LN_K = math.log(4096)
@@ -22,7 +26,8 @@ def history(n=40, every=50, **series):
         'term/cls/rows': 64,
         'term/cls/entropy': LN_K - 1 - 3 * x,
         'term/cls/entropy_max': LN_K,
-        'term/cls/in_use': 0.02,
+        'term/cls/prototypes': 80,
+        'term/cls/prototypes_max': 640,
         'term/patch/loss': LN_K / 2 * (1.01 - 0.1 * x + noise[1]),
         'term/patch/start': LN_K / 2,
         'term/patch/rows': 64,
@@ -89,9 +94,28 @@ def test_collapsed_rank_never_rose_and_loss_is_flat():
 
 
 def test_collapsed_to_one_prototype():
-    got = health.verdict(history(**{'term/cls/in_use': lambda x: np.where(x < 0.5, 0.02, 1 / 4096)}), 2000)
+    got = health.verdict(history(**{'term/cls/prototypes': lambda x: np.where(x < 0.5, 80, 1.01)}), 2000)
     assert got['status'] == 'collapsed'
-    assert 'cls uses one prototype' in got['verdict']
+    assert 'the student of cls puts everything on one prototype' in got['verdict']
+    assert got['gauges']['term/cls/prototypes'] == {'value': 1.01, 'max': 640.0, 'peak': 80.0}
+
+
+@pytest.mark.parametrize(('used', 'status'), [(1, 'collapsed'), (32, 'learning')])
+def test_a_collapse_as_the_term_itself_tells_it(used, status):
+    """distill_cls where student and teacher put 32 rows on so many of 256 prototypes: the loss is zero either way."""
+    student, teacher = 'student/image/global/cls>dino', 'teacher/image/global/cls>dino'
+    term = distill_cls.build(context(256), student, teacher, centring='centre')
+    logits = 20.0 * np.eye(256, dtype=np.float32)[np.arange(32) % used]
+    features = {name: jnp.asarray(np.stack([logits, logits], 1)) for name in (student, teacher)}
+    _, aux = term.init(jax.random.key(0))
+    views, step = {'global': plain_view(32, 2)}, jnp.zeros((), jnp.int32)
+    loss, metrics, _ = jax.jit(lambda f: term.loss({}, aux, f, views, {}, NET, None, step))(features)
+    assert float(metrics['prototypes']) == pytest.approx(used, rel=1e-3)
+    assert float(metrics['prototypes_max']) == 64
+    line = {'loss': loss, 'term/cls/loss': loss} | {f'term/cls/{name}': value for name, value in metrics.items()}
+    line = {name: float(value) for name, value in line.items()}
+    got = health.verdict([{'step': 50 * i} | line for i in range(1, 41)], 2000)
+    assert got['status'] == status, got['verdict']
 
 
 def test_unstable_loss_now():
@@ -138,7 +162,7 @@ class TestNoWolf:
         assert self.status(**{RANK: lambda x: 1.3 + 2 * x}) == 'learning'
 
     def test_few_prototypes_in_a_tiny_batch(self):
-        assert self.status(**{'term/cls/in_use': 2 / 4096, 'term/cls/rows': 4}) == 'learning'
+        assert self.status(**{'term/cls/prototypes': 2, 'term/cls/rows': 4}) == 'learning'
 
     def test_sharp_teacher(self):
         assert self.status(**{'term/cls/entropy': 0.3}) == 'learning'

@@ -1,11 +1,13 @@
 """`medjax probe` from end to end, on a data set that medjax build made and exports that a run would have made."""
 
 import json
+import os
 import pathlib
 import shutil
 import sys
 import threading
 import time
+import types
 
 import jax
 import numpy as np
@@ -216,6 +218,59 @@ def test_follow_waits_for_exports_and_survives_a_half_written_one(tmp_path, data
     assert code == 1 and 'export 3 failed' in told and 'export 2' not in told and 'Traceback' not in told
 
 
+@pytest.fixture
+def clock(monkeypatch):
+    """Time that passes in sleep alone, and what happens meanwhile: time -> something done."""
+    now, events = [0.0], {}
+
+    def sleep(seconds):
+        now[0] += seconds
+        assert now[0] < 1e5, 'waits forever'
+        for at in [at for at in events if at <= now[0]]:
+            events.pop(at)()
+
+    monkeypatch.setattr(watch, 'time', types.SimpleNamespace(sleep=sleep, monotonic=lambda: now[0]))
+    return now, events
+
+
+def test_follow_waits_for_the_folder_and_ends_where_a_run_is_silent(tmp_path, clock, capsys):
+    (now, events), run = clock, tmp_path / 'run'
+    events[30_000] = lambda: make_export(run, 1)
+    events[33_000] = lambda: (run / 'metrics.jsonl').write_text('{}\n')
+    events[36_000] = lambda: make_export(run, 2)
+    events[36_100] = lambda: make_export(run, 3)
+
+    def load(folder):  # the third is never whole
+        if folder.name == '3':
+            raise ValueError(folder)
+        return folder.name
+
+    got = [(step, type(one)) for step, one in watch.follow(run, load)]
+    assert got == [(1, str), (2, str), (3, ValueError)], 'what is unreadable is told at the end'
+    assert 36_100 + watch.PATIENCE_S <= now[0] < 36_200 + watch.PATIENCE_S
+    told = capsys.readouterr().err
+    assert 'not there yet: waiting' in told
+    assert 'no new export and no change of metrics.jsonl for 60 minutes' in told
+
+
+def test_follow_of_a_run_that_never_exported(tmp_path, data, clock, capsys):
+    _, events = clock
+    run = tmp_path / 'run'
+    events[10] = lambda: run.mkdir()
+    assert cli.main(['probe', '--run', str(run), '--data', str(data), '--follow']) == 0
+    assert 'seems to have been stopped' in capsys.readouterr().err
+
+
+def test_scores_are_for_those_who_may_read_the_results(tmp_path):
+    before = os.umask(0o027)
+    try:
+        encode.write_npz(tmp_path / 'scores.npz', scores=np.zeros(3))
+    finally:
+        os.umask(before)
+    (path,) = tmp_path.iterdir()
+    assert path.stat().st_mode & 0o777 == 0o640
+
+
 def test_one_failing_probe_stops_nothing(tmp_path, data, monkeypatch, capsys):
     module = tmp_path / 'broken_probe' / 'mine.py'
     module.parent.mkdir()
@@ -265,6 +320,7 @@ def mistakes(tmp_path, data):
     yield 'no probe', [run, data, '--probes', 'lineer'], "did you mean 'linear'?"
     yield 'no baseline', [run, data, '--baselines', 'pixel'], "did you mean 'pixels'?"
     yield 'no draws', [run, data, '--draws', '0'], 'at least 1 bootstrap draw'
+    yield 'no seed', [run, data, '--seed', '-1'], '--seed: 0 or more, not -1'
 
 
 def test_mistakes_are_sentences(tmp_path, data, capsys):

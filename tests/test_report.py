@@ -13,7 +13,7 @@ import pytest
 
 from medjax import report
 from medjax.errors import UserError
-from medjax.reports import page, pictures, read
+from medjax.reports import page, pictures, plots, read
 
 LABELS = ('nodule', 'effusion', '<b>R&D</b> $x$')
 LN_K = math.log(4096)
@@ -92,7 +92,8 @@ def lines(n=40):
             'term/cls/start': LN_K,
             'term/cls/entropy': LN_K - 1 - 2 * x,
             'term/cls/entropy_max': LN_K,
-            'term/cls/in_use': 0.02 + 0.3 * x,
+            'term/cls/prototypes': 20 + 30 * x,
+            'term/cls/prototypes_max': 640,
             'term/patch/loss': LN_K / 2 * (1.01 - 0.1 * x) + noise[i, 2],
             'term/patch/start': LN_K / 2,
             'term/koleo/loss': 0.4 - x,
@@ -192,6 +193,7 @@ def test_every_section_from_its_file(whole):
     assert '"total_steps": 2000' in found.sections['config']
     assert found.figures == {'results': 2, 'curves': 3, 'losses': 4, 'health': 4, 'rates': 5}
     assert 'start 8.32' in found.sections['losses']
+    assert 'at most 640' in found.sections['health']
     assert not list(run.glob('.report*'))
 
 
@@ -272,6 +274,38 @@ def test_baselines_alone(run):
         shutil.rmtree(run / 'probes' / step)
     found = Page(write(run))
     assert 'phantom, knn, random init' in found.sections['results'] and found.figures['results'] == 2
+
+
+def test_damaged_results_are_left_out_and_said(run):
+    at = run / 'probes' / '2000'
+    (at / 'phantom.knn.json').write_text('{"probe": "knn", "da')
+    (at / 'phantom.linear.npz').write_bytes((at / 'phantom.linear.npz').read_bytes()[:200])
+    (run / 'probes' / '500' / 'phantom.knn.json').write_bytes(b'\xff\x00')
+    (run / 'probes' / '500' / 'phantom.linear.json').write_text('{"probe": "linear", "data": "phantom"}')
+    found = Page(write(run))
+    said = found.sections['results']
+    for name in ('2000/phantom.knn.json', '2000/phantom.linear.npz', '500/phantom.knn.json', '500/phantom.linear.json'):
+        assert f'left out: {name} ' in said, said
+    assert said.count(' are left out: ') == 1 and said.count(' is left out: ') == 3
+    assert 'phantom, linear, export of step 2,000' in said and 'phantom, knn, export of step 1,000' in said
+    assert found.figures['results'] == 2
+
+
+def test_why_overlap_is_unknown(run):
+    for path in (run / 'probes' / '2000').glob('*.json'):
+        why = {'overlap': {}, 'provenance': 'overlap with pretraining unknown: the run has no data/seen.npz'}
+        path.write_text(json.dumps(json.loads(path.read_text()) | why))
+    said = Page(write(run)).sections['data']
+    assert 'phantom: overlap with pretraining unknown: the run has no data/seen.npz.' in said
+    assert 'no probe has compared' not in said
+
+
+def test_ticks_of_a_flat_curve_are_its_values():
+    flat = np.log(64) + 1e-7 * np.array([26, 28, 31, 27, 29])
+    svg = str(plots.curves('entropy', {'entropy': (np.arange(5), flat)}))
+    assert 'e−' not in svg and 'e-7' not in svg, 'no offset beside the axis'
+    ticks = [float(text) for text in re.findall(r'>([\d.]+)</text>', svg)]
+    assert sum(abs(tick - flat[0]) < 1e-5 for tick in ticks) >= 3, ticks
 
 
 def test_a_wrong_folder_is_a_sentence(tmp_path):

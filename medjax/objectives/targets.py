@@ -89,10 +89,11 @@ def count_of(context: Context, feature: Feature) -> int:
 
 
 def gauges(sums: numerics.Distilled, teacher_weight: Array, count: int, seen: Array) -> dict[str, Array]:
-    """Teacher entropy (mean, nats) with its maximum ln K, and the share of prototypes that the student uses:
-    exp(entropy of its mean probabilities) of the most that so many rows could single out, at most 1."""
+    """Teacher entropy (mean, nats) with its maximum ln K, and how many prototypes the student really uses with the most
+    that so many rows can single out: exp(entropy of its mean probabilities), 1 where it says the same of all."""
     return {
         'entropy': sums.entropy / jnp.maximum(teacher_weight.sum(), 1e-30),
         'entropy_max': jnp.log(float(count)),
-        'in_use': jnp.minimum(1.0, numerics.perplexity(sums.student) / jnp.clip(seen, 1.0, count)),
+        'prototypes': numerics.perplexity(sums.student),
+        'prototypes_max': jnp.clip(seen, 1.0, count),
     }

@@ -15,7 +15,6 @@ import hashlib
 import json
 import os
 import pathlib
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -233,11 +232,11 @@ def _read(path: pathlib.Path, key: str) -> dict[str, np.ndarray] | None:
 def write_npz(path: pathlib.Path, **arrays: np.ndarray) -> None:
     """An .npz that is there whole or not at all, whenever the job is killed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, hidden = tempfile.mkstemp(dir=path.parent, prefix='.', suffix='.npz')
+    hidden = path.with_name(f'.{path.name}.{os.getpid()}')  # not mkstemp: its files are for the owner alone
     try:
-        with os.fdopen(handle, 'wb') as file:
+        with hidden.open('wb') as file:
             np.savez(file, **arrays)
         os.replace(hidden, path)
     except BaseException:
-        os.unlink(hidden)
+        hidden.unlink(missing_ok=True)
         raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
@@ -14,6 +15,10 @@ T = TypeVar('T')
 
 # What a folder that is still being copied raises when it is read.
 UNREADABLE = (UserError, OSError, ValueError, KeyError)
+
+# A run that is silent for so long was stopped or killed: it logs every few steps, so every few minutes at most, and
+# compiling or writing a checkpoint takes minutes too. Where one is only slow, `--follow` can be started again.
+PATIENCE_S = 3600.0
 
 
 def chosen(run: pathlib.Path, steps: str | None) -> list[int]:
@@ -43,25 +48,50 @@ def each(
 
 
 def follow(
-    run: pathlib.Path, load: Callable[[pathlib.Path], T], every_s: float = 5.0
+    run: pathlib.Path, load: Callable[[pathlib.Path], T], every_s: float = 5.0, patience_s: float = PATIENCE_S
 ) -> Iterator[tuple[int, T | Exception]]:
     """Each export as it appears, until RUN/DONE is there and all have been given.
 
+    Ends as well, with a sentence, once there was neither a new export nor a change of metrics.jsonl for `patience_s`.
+    A run that has no folder yet is waited for without limit: its job may be in a queue.
     An export that cannot be read is tried again at every poll, as somebody may still be copying it; what is unreadable
-    once the run is done is given as its error.
+    at the end is given as its error.
     """
     given: set[int] = set()
+    if not run.is_dir():
+        print(f'{run} is not there yet: waiting for the run to begin', file=sys.stderr, flush=True)
+    signs, heard = _signs(run), time.monotonic()
     while True:
         done = (run / 'DONE').exists()  # asked before listing: an export written before DONE cannot be missed
+        now, last = time.monotonic(), signs
+        signs = _signs(run)
+        if signs != last or not run.is_dir():
+            heard = now
+        ended = done or now - heard > patience_s
         for step in _there(run):
             if step not in given:
                 loaded = _load(run, step, load)
-                if done or not isinstance(loaded, Exception):
+                if ended or not isinstance(loaded, Exception):
                     given.add(step)
                     yield step, loaded
-        if done:
+        if ended:
+            if not done:
+                silent = f'no new export and no change of metrics.jsonl for {patience_s / 60:.0f} minutes'
+                words = (
+                    f'{run}: {silent}; it seems to have been stopped, so no more waiting (start again if it goes on)'
+                )
+                print(words, file=sys.stderr, flush=True)
             return
         time.sleep(every_s)
+
+
+def _signs(run: pathlib.Path) -> tuple[object, ...]:
+    """What a run that goes on changes."""
+    try:
+        log = (run / 'metrics.jsonl').stat()
+    except OSError:
+        return run.is_dir(), *_there(run)
+    return log.st_size, log.st_mtime_ns, *_there(run)
 
 
 def _there(run: pathlib.Path) -> list[int]:

@@ -60,6 +60,7 @@ def render(run: Run, pictures: Pictures, datasets: Sequence[Mapping[str, Any]], 
         datasets=datasets,
         data_words=data_words,
         overlap=results.overlap(run),
+        damaged=run.damaged,
         config=json.dumps(run.config, indent=2, sort_keys=True, ensure_ascii=False),
     )
 
@@ -141,9 +142,10 @@ def gauges(lines: Lines) -> list[Markup]:
         name, most = key.split('/')[1], column(lines, f'{key}_max')[1]
         levels = {f'ln K = {most[-1]:.2f}': float(most[-1])} if len(most) else {}
         panels.append(plots.curves(f'{name}: teacher entropy (nats)', {'entropy': column(lines, key)}, levels))
-    in_use = {key.split('/')[1]: column(lines, key) for key in keys(lines, 'term/', '/in_use')}
-    if in_use:
-        panels.append(plots.curves('share of prototypes in use', in_use))
+    for key in keys(lines, 'term/', '/prototypes'):
+        name, most = key.split('/')[1], column(lines, f'{key}_max')[1]
+        levels = {f'at most {most[-1]:,.0f}': float(most[-1])} if len(most) else {}
+        panels.append(plots.curves(f'{name}: prototypes the student uses', {'prototypes': column(lines, key)}, levels))
     ranks = {}
     for key in keys(lines, 'rank/'):
         most = column(lines, key.replace('rank/', 'rank_max/', 1))[1]

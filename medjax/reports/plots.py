@@ -39,6 +39,7 @@ STYLE = {
     'ytick.color': SOFT,
     'axes.spines.top': False,
     'axes.spines.right': False,
+    'axes.formatter.useoffset': False,  # a tick says its value, also where a curve is flat
     'axes.grid': True,
     'grid.color': RULE,
     'grid.linewidth': 0.5,

@@ -1,9 +1,13 @@
-"""The files of a run, read for its report. What is missing is empty; what is torn by a kill is left out."""
+"""The files of a run, read for its report. What is missing is empty; what is torn by a kill is left out.
+
+A damaged result is left out too, with a sentence in `Run.damaged`.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,6 +46,7 @@ class Run(NamedTuple):
     lines: Sequence[Mapping[str, Any]]
     health: Mapping[str, Any]
     results: Sequence[Result]
+    damaged: Sequence[str]  # a sentence for each result that is left out
     exports: Sequence[int]
     done: bool
 
@@ -67,12 +72,14 @@ def read(run: str | os.PathLike) -> Run:
         raise UserError(f'--run {os.fspath(run)}: there is no such folder')
     if not (path / 'config.json').exists():
         raise UserError(f'--run {os.fspath(run)}: no config.json in it; is it the --workdir of a `medjax train`?')
+    found, damaged = results(path / 'probes')
     return Run(
         path=path,
         config=document(path / 'config.json'),
         lines=lines(path / 'metrics.jsonl'),
         health=document(path / 'health.json'),
-        results=results(path / 'probes'),
+        results=found,
+        damaged=damaged,
         exports=sorted(int(p.name) for p in children(path / 'exports') if p.name.isdigit()),
         done=(path / 'DONE').exists(),
     )
@@ -84,7 +91,7 @@ def document(path: Path) -> dict[str, Any]:
         return {}
     try:
         return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # also where it is not text
         raise UserError(f'{path.parent.name}/{path.name} is not JSON: {error}') from None
 
 
@@ -99,23 +106,42 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def results(folder: Path) -> list[Result]:
-    """By data set and probe; exports by step, then random init, then raw pixels."""
-    found = []
+def results(folder: Path) -> tuple[list[Result], list[str]]:
+    """By data set and probe; exports by step, then random init, then raw pixels. And what is damaged, in sentences."""
+    found, damaged = [], []
     for of_encoder in children(folder):
         name = of_encoder.name
         if not name.isdigit() and name not in BASELINES:
             continue
         for path in children(of_encoder):
             if path.suffix == '.json' and not path.name.startswith('.'):
-                body = document(path)
+                try:
+                    body = result(path)
+                except (UserError, OSError) as error:
+                    damaged.append(f'A damaged result is left out: {error}.')
+                    continue
                 scores = path.with_name(f'{path.stem}.npz')
-                known = scores if scores.exists() else None
+                if scores.exists() and not zipfile.is_zipfile(scores):
+                    damaged.append(f'Damaged scores are left out: {name}/{scores.name} is no npz.')
+                known = scores if zipfile.is_zipfile(scores) else None
                 found.append(Result(int(name) if name.isdigit() else name, body['data'], body['probe'], body, known))
     order = list(BASELINES)
-    return sorted(
-        found, key=lambda r: (r.data, r.probe, -1 if isinstance(r.encoder, int) else order.index(r.encoder), r.encoder)
-    )
+    found.sort(key=lambda r: (r.data, r.probe, -1 if isinstance(r.encoder, int) else order.index(r.encoder), r.encoder))
+    return found, damaged
+
+
+def result(path: Path) -> dict[str, Any]:
+    """The result, if it says what it is of and has figures for labels."""
+    body, where = document(path), f'{path.parent.name}/{path.name}'
+    if not isinstance(body, dict):
+        raise UserError(f'{where} is no JSON object')
+    for key, kind in (('data', str), ('probe', str), ('results', dict)):
+        if not isinstance(body.get(key), kind):
+            raise UserError(f'{where} has no {key!r}')
+    for figure, labels in body['results'].items():
+        if not isinstance(labels, dict) or not all(isinstance(at, dict) for at in labels.values()):
+            raise UserError(f'{where} has no values of {figure!r}')
+    return body
 
 
 def children(folder: Path) -> list[Path]:

@@ -151,13 +151,17 @@ def discrimination(run: Run) -> dict[str, Any]:
 
 
 def overlap(run: Run) -> list[str]:
-    """What share of each test set the newest export was trained on, one sentence a data set."""
+    """What share of each test set the newest export was trained on, or why that is unknown: a sentence a data set."""
     said = {}
     for result in run.results:
         found = result.body.get('overlap')
-        if found and result.encoder == run.newest():
+        if result.encoder != run.newest():
+            continue
+        if found:
             shares = [f'{100 * found[k]:.1f} % {words}' for k, words in OVERLAP.items() if found.get(k) is not None]
             said[result.data] = f'{result.data}: of its test records, {", ".join(shares)} that pretraining saw.'
             if not found.get('comparable', True):
                 said[result.data] += ' Ids were hashed with another key, so patients and images are not all compared.'
+        elif why := result.body.get('provenance'):
+            said[result.data] = f'{result.data}: {why}.'
     return list(said.values())

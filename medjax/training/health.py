@@ -24,7 +24,7 @@ ABOVE = 1.25  # a loss 25 % above ln K is worse than knowing nothing: 1 to 2 % a
 RANK = 1.5  # participation ratio; 1 is a line, on which no two findings can be told apart
 FALLEN = 0.5  # ... a rank counts as fallen below half of its own best; a young encoder may start low and rise
 SINKING = 1 / 3  # worth a word, not a verdict: some loss of rank is usual as the features specialise
-ONE = 2.0  # prototypes in use at most: all images are given the same target ...
+ONE = 2.0  # prototypes that the student uses, at most: it says the same of all images ...
 ROWS = 16  # ... which only a batch with more rows than that can show
 UNIFORM = 0.99  # share of ln K above which the teacher says the same of every prototype
 SKIPPED = 0.01  # share of recent steps skipped as not finite: single ones happen in sound runs
@@ -103,11 +103,11 @@ def collapsed(history: Sequence[Mapping[str, Any]], terms: Mapping[str, Any]) ->
             most = series(history, maximum_key(key))[-1]
             return 'collapsed', first, f'effective rank {rank[-1]:.1f} of {most:.0f} ({feature})'
     for name in terms:
-        used = smooth(series(history, f'term/{name}/in_use') * np.exp(series(history, f'term/{name}/entropy_max')))
+        used = smooth(series(history, f'term/{name}/prototypes'))
         first = trailing((used <= ONE) & (series(history, f'term/{name}/rows') >= ROWS))
         if first is not None and len(history) - first >= SMOOTH:
             count = 'one prototype' if round(used[-1]) <= 1 else f'{used[-1]:.0f} prototypes'
-            return 'collapsed', first, f'the teacher of {name} uses {count} for all images'
+            return 'collapsed', first, f'the student of {name} puts everything on {count}'
     return None
 
 
@@ -176,14 +176,14 @@ def judged(history: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def gauges_of(history: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float | None]]:
-    """Teacher entropy, prototypes in use and effective rank: value now (smoothed), largest possible, own peak."""
+    """Teacher entropy, prototypes the student uses, rank: value now (smoothed), largest possible, own peak."""
     gauges = {}
     for key in sorted({key for line in history for key in line}):
         last = key.rsplit('/', 1)[-1]
-        if key.startswith('rank/') or (key.startswith('term/') and last in ('entropy', 'in_use')):
+        if key.startswith('rank/') or (key.startswith('term/') and last in ('entropy', 'prototypes')):
             values = smooth(series(history, key))
             if np.isfinite(values).any():
-                most = 1.0 if last == 'in_use' else number(series(history, maximum_key(key))[-1])
+                most = number(series(history, maximum_key(key))[-1])
                 gauges[key] = dict(value=number(values[-1]), max=most, peak=number(np.nanmax(values)))
     if any('skipped' in line for line in history):
         gauges['skipped'] = dict(value=number(series(history, 'skipped')[-1]), max=None, peak=None)
