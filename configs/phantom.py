@@ -1,8 +1,24 @@
-"""Learning, shown: a small ViT on thorax phantoms, against random init and raw pixels (three seeds).
+"""A small ViT on thorax phantoms, against random init and raw pixels. It does NOT yet beat raw pixels.
 
-medjax build phantom --records 8000 --size 64 --out data/phantom
-medjax train --config configs/phantom.py --data data/phantom --workdir runs/phantom [--config.seed=1]
-medjax probe --run runs/phantom --data data/phantom
+    medjax build phantom --records 16000 --size 64 --out data/phantom
+    medjax train --config configs/phantom.py --data data/phantom --workdir runs/phantom [--config.seed=1]
+    medjax probe --run runs/phantom --data data/phantom
+
+Cost: 3.0 CPU minutes a seed with compilation (38,400 images), a thirtieth of 45 minutes on two cores; 5.6 minutes each
+for three at once, one thread each, on two busy cores (135 to 210 images/s in the log's lines).
+
+Expect: mean AUROC over the five findings, test split (3,206 records, 1,075 patients), 95 % patient-bootstrap intervals:
+
+    encoder          kNN(20)              linear
+    raw pixels       .643 [.632, .653]    .679 [.669, .690]
+    random init      .555 [.545, .566]    .603 [.591, .614]
+    seed 0           .568 [.556, .579]    .614 [.602, .625]
+    seed 1           .577 [.565, .588]    .625 [.615, .636]
+    seed 2           .562 [.551, .573]    .612 [.601, .623]
+
+All seeds lie above random init in both probes, but the intervals overlap (but for seed 1, linear, by .0007), and
+all lie clearly below raw pixels. Settings were chosen in nine short pilots on patients held out of train, and val;
+the test split was read once, for this table.
 """
 
 from ml_collections import ConfigDict
@@ -10,11 +26,12 @@ from ml_collections import ConfigDict
 
 def get_config() -> ConfigDict:
     students = ['student/image/global~block/cls>dino', 'student/image/local/cls>dino']
-    teacher_temperature = dict(rule='linear', start=0.04, end=0.07, steps=600)
+    teacher_temperature = dict(rule='linear', start=0.02, end=0.04, steps=400)
+    photometric = dict(set='radiograph', brightness=0.03, contrast=0.1, gamma=0.1)  # findings stay visible
     return ConfigDict(
         dict(
-            total_steps=2_000,
-            batch_size=64,
+            total_steps=1_200,
+            batch_size=32,
             seed=0,
             rows_per_group=8,
             micro_batches=1,
@@ -27,39 +44,37 @@ def get_config() -> ConfigDict:
                     part='cxr',
                     count=2,
                     size=64,
-                    area=(0.4, 1.0),
-                    aspect=(3 / 4, 4 / 3),
+                    area=(0.8, 1.0),
+                    aspect=(0.95, 1.05),
                     flip=0.0,
-                    blur=0.2,
-                    sigma=(0.1, 1.0),
-                    photometric='radiograph',
+                    blur=0.0,
+                    photometric=photometric,
                 ),
                 'local': dict(
                     view='crop',
                     part='cxr',
-                    count=4,
+                    count=2,
                     size=32,
-                    area=(0.1, 0.4),
-                    aspect=(3 / 4, 4 / 3),
+                    area=(0.5, 1.0),
+                    aspect=(0.95, 1.05),
                     flip=0.0,
-                    blur=0.2,
-                    sigma=(0.1, 1.0),
-                    photometric='radiograph',
+                    blur=0.0,
+                    photometric=photometric,
                 ),
             },
             masks={'global~block': dict(mask='blocks', share=0.5, ratio=(0.1, 0.5))},
             towers=dict(
-                image=dict(tower='vit', variant='Ti/8', width=192, depth=4, heads=3, native_size=64, layerscale=0.1)
+                image=dict(tower='vit', variant='Ti/16', width=128, depth=3, heads=2, native_size=64, layerscale=1.0)
             ),
             heads=dict(
-                dino=dict(head='dino_head', prototypes=1_024, hidden=512, bottleneck=128),
-                ibot=dict(head='dino_head', prototypes=1_024, hidden=512, bottleneck=128),
+                dino=dict(head='dino_head', prototypes=256, hidden=256, bottleneck=64, layers=2),
+                ibot=dict(head='dino_head', prototypes=256, hidden=256, bottleneck=64, layers=2),
             ),
             copies=dict(
                 teacher=dict(
                     of=['towers/image', 'heads/dino', 'heads/ibot'],
                     rule='ema',
-                    momentum=dict(rule='cosine', start=0.99, end=1.0),
+                    momentum=dict(rule='cosine', start=0.985, end=1.0),
                 )
             ),
             terms=[
@@ -79,12 +94,12 @@ def get_config() -> ConfigDict:
                     teacher_temperature=teacher_temperature,
                     weight=1.0,
                 ),
-                dict(term='koleo', of='student/image/global~block/cls', weight=0.1),
+                dict(term='koleo', of='student/image/global~block/cls', weight=0.2),
             ],
             optim=dict(
-                lr=1e-3,
-                schedule=dict(rule='cosine', start=1.0, end=0.01, warmup=200),
-                weight_decay=dict(rule='cosine', start=0.04, end=0.2),
+                lr=3e-3,
+                schedule=dict(rule='cosine', start=1.0, end=0.01, warmup=100),
+                weight_decay=dict(rule='cosine', start=0.04, end=0.1),
                 b1=0.9,
                 b2=0.999,
                 clip=3.0,
@@ -92,15 +107,14 @@ def get_config() -> ConfigDict:
                     dict(match='towers/image/*', clip='image'),
                     dict(match='heads/dino/*', clip='dino'),
                     dict(match='heads/ibot/*', clip='ibot'),
-                    dict(match='towers/image/patch_embed/*', rate=0.2),
                     dict(match='*/bias', decay=0.0),
                     dict(match='*/scale', decay=0.0),
                     dict(match='*/gamma?', decay=0.0),
-                    dict(match='heads/*/prototypes/*', frozen_until=50),
+                    dict(match='heads/*/prototypes/*', frozen_until=10),
                 ],
             ),
-            export=dict(copy='teacher', towers=['image'], heads=['dino', 'ibot'], every=500),
-            checkpoint=dict(every=500, keep=2),
+            export=dict(copy='teacher', towers=['image'], heads=['dino', 'ibot'], every=400),
+            checkpoint=dict(every=400, keep=2),
             log=dict(every=20),
         )
     )
