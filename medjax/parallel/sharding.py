@@ -67,6 +67,13 @@ def constrain_rows(x: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, P(ROWS, *[P.UNCONSTRAINED] * (x.ndim - 1)))
 
 
+def everywhere(x: jax.Array) -> jax.Array:
+    """Says that every device holds the whole of `x`: one exchange, whatever is then looked up in it."""
+    if not jax.sharding.get_abstract_mesh().shape:
+        return x
+    return jax.lax.with_sharding_constraint(x, P())
+
+
 def param_shardings(axes: Any, shapes: Any, mesh: Mesh) -> Any:
     """Trees of logical names and of shapes -> tree of shardings, by RULES."""
 

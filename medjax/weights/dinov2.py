@@ -196,10 +196,10 @@ def load(
     """
     path = Path(path)
     if path.is_dir():
-        params = export.load(path)[0]
-        if 'pos_grid' in params.get('towers', {}).get(tower, {}):
-            params['towers'][tower] = adapt(params['towers'][tower], grid, channels)
-        return params
+        ours = export.load(path)[0]
+        if 'pos_grid' in ours.get('towers', {}).get(tower, {}):
+            ours['towers'][tower] = adapt(ours['towers'][tower], grid, channels)
+        return ours
     if path.suffix in ('.pth', '.pt', '.bin', '.ckpt', '.pkl'):
         raise UserError(
             f'{path} is a pickle, which can run code when it is opened, so it is not read; save it as safetensors, '

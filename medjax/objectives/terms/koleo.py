@@ -18,6 +18,7 @@ from jax import Array
 from medjax.errors import UserError
 from medjax.objectives.features import parse
 from medjax.objectives.terms import Context, Term
+from medjax.parallel.sharding import everywhere
 
 EPS = 1e-8
 
@@ -35,7 +36,8 @@ def build(context: Context, of: str, within: str = 'batch') -> Term:
         size = x.shape[0] if within == 'batch' else context.rows_per_group
         groups = x.reshape(-1, size, *x.shape[1:]).transpose(0, 2, 1, 3)  # [G,V,size,D]
         here = present.reshape(-1, size, present.shape[1]).transpose(0, 2, 1)  # [G,V,size]
-        distance = nearest_distance(groups, here)
+        # neighbours from all rows are looked up in one copy of them on every device
+        distance = nearest_distance(groups, everywhere(groups) if within == 'batch' else groups, here)
         counts = jnp.maximum(present.sum(0), 1)  # [V]
         total = -jnp.sum(jnp.where(here, jnp.log(distance + EPS), 0.0), axis=(0, 2)) / counts
         return total.sum(), {'rows': present.any(1).sum()}, None
@@ -43,20 +45,26 @@ def build(context: Context, of: str, within: str = 'batch') -> Term:
     def moves(rows: int, shapes: dict[str, tuple[int, ...]]) -> int:
         _, v, d = shapes[of]
         scalars = 8 * v
-        return scalars if within == 'group' else 4 * rows * v * d + scalars  # rows out, their gradient back
+        return scalars if within == 'group' else 2 * rows * v * d + scalars  # rows out, their gradient back
 
     return Term(needs=(of,), loss=loss, moves=moves)
 
 
-def nearest_distance(x: Array, present: Array) -> Array:
-    """|| x_b - x_nn(b) + 1e-8 ||_2 of the L2-normalised rows; x [...,B,D], present bool [...,B] -> [...,B]."""
-    norm = jnp.sqrt(jnp.maximum(jnp.sum(x**2, axis=-1, keepdims=True), EPS**2))
-    x = x / norm
-    fixed = jax.lax.stop_gradient(x)
-    dots = jnp.einsum('...id,...jd->...ij', fixed, fixed, precision='highest')
+def nearest_distance(x: Array, others: Array, present: Array) -> Array:
+    """|| x_b - x_nn(b) + 1e-8 ||_2 of the L2-normalised rows; x [...,B,D], present bool [...,B] -> [...,B].
+
+    `others` is x again, where the neighbours are looked up.
+    """
+    x, others = unit(x), unit(others)
+    fixed, table = jax.lax.stop_gradient((x, others))
+    dots = jnp.einsum('...id,...jd->...ij', fixed, table, precision='highest')
     itself = jnp.eye(x.shape[-2], dtype=bool)
     dots = jnp.where(itself | ~present[..., None, :], -1.0 - itself, dots)  # itself only if nobody else is there
     dots = jnp.where(itself & (present.sum(-1)[..., None, None] <= 1), 1.0, dots)
     nearest = jnp.argmax(dots, axis=-1)
-    neighbour = jnp.take_along_axis(x, nearest[..., None], axis=-2)
+    neighbour = jnp.take_along_axis(others, nearest[..., None], axis=-2)
     return jnp.sqrt(jnp.sum((x - neighbour + EPS) ** 2, axis=-1))
+
+
+def unit(x: Array) -> Array:
+    return x / jnp.sqrt(jnp.maximum(jnp.sum(x**2, axis=-1, keepdims=True), EPS**2))
