@@ -19,7 +19,8 @@ from medjax.training.step import gradients
 if jax.device_count() != 8:
     pytest.skip('needs 8 (virtual) devices', allow_module_level=True)
 
-MESHES = [(8, 1, 1), (1, 8, 1), (2, 2, 2)]
+# compiling for 8 devices takes half a minute: the meshes that (2, 2, 2) contains are slow tests
+MESHES = [pytest.param((8, 1, 1), marks=pytest.mark.slow), pytest.param((1, 8, 1), marks=pytest.mark.slow), (2, 2, 2)]
 
 
 def on_mesh(shape, recipe, batch, micro_batches=1):
@@ -123,7 +124,9 @@ def plain(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(sorted(n for n in shape if n > 1))
 
 
-@pytest.mark.parametrize(('shape', 'micro_batches'), [((8, 1, 1), 1), ((1, 8, 1), 1), ((8, 1, 1), 2)])
+@pytest.mark.parametrize(
+    ('shape', 'micro_batches'), [((8, 1, 1), 1), ((1, 8, 1), 1), pytest.param((8, 1, 1), 2, marks=pytest.mark.slow)]
+)
 def test_each_device_does_an_eighth_and_moves_what_the_terms_say(shape, micro_batches):
     recipe = recipes.tiny(rows_per_group=2, drop_path=0.25)
     rows = 32
