@@ -5,6 +5,10 @@
 
 Channels, mean and deviation come from the data, and so do the sizes: crops of 64 and 32 px in patches of 8, or for
 smaller pictures (MedMNIST's 28 px) crops of their size and half of it in patches of 4.
+
+Cost: under four minutes on two CPU cores for build, train, probe and report together, compilation included.
+Expect: a page to look at, not an encoder to use. Mean AUROC on the 421 test phantoms after 250 steps: kNN .552, linear
+.616; random init .509 and .634, raw pixels .615 and .631 (95 % intervals are about .03 to either side).
 """
 
 from typing import Any
