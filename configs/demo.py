@@ -3,8 +3,9 @@
     medjax build phantom --records 2000 --size 64 --out data/demo
     medjax train --config configs/demo.py --data data/demo --workdir runs/demo
 
-Channels, mean and deviation come from the data, and so do the sizes: crops of 64 and 32 px in patches of 8, or for
-smaller pictures (MedMNIST's 28 px) crops of their size and half of it in patches of 4.
+Channels, mean and deviation come from the data, and so do the sizes: crops of 64 and 32 px in patches of 16, or for
+smaller pictures (MedMNIST's 28 px) crops of their size and half of it in patches of a quarter. Crops are mirrored at
+random: set `flip` to 0 in both views where left and right matter.
 
 Cost: under four minutes on two CPU cores for build, train, probe and report together, compilation included.
 Expect: a page to look at, not an encoder to use. Mean AUROC on the 421 test phantoms after 250 steps: kNN .552, linear
@@ -18,14 +19,14 @@ from ml_collections import ConfigDict
 
 def get_config(data: Any = None) -> ConfigDict:
     side = 64 if data is None else data.size
-    patch = 8 if side >= 56 else 4
-    large = min(64, max(side // patch, 2) * patch)
-    small = max(large // 2 // patch, 2) * patch
-    teacher_temperature = dict(rule='linear', start=0.04, end=0.07, steps=80)
+    patch = max(min(side, 64) // 4, 2)
+    large, small = 4 * patch, 2 * patch  # 16 and 4 tokens: in so few minutes many images beat many tokens
+    photometric = dict(set='radiograph', brightness=0.3, contrast=0.6, gamma=0.6, share=1.0)
+    teacher_temperature = 0.015
     return ConfigDict(
         dict(
-            total_steps=250,
-            batch_size=32,
+            total_steps=400,
+            batch_size=64,
             seed=0,
             rows_per_group=8,
             micro_batches=1,
@@ -38,41 +39,39 @@ def get_config(data: Any = None) -> ConfigDict:
                     part='images',
                     count=2,
                     size=large,
-                    area=(0.4, 1.0),
+                    area=(0.3, 1.0),
                     aspect=(3 / 4, 4 / 3),
-                    flip=0.0,
-                    blur=0.2,
-                    sigma=(0.1, 1.0),
-                    photometric='radiograph',
+                    flip=0.5,
+                    blur=0.0,
+                    photometric=photometric,
                 ),
                 'local': dict(
                     view='crop',
                     part='images',
                     count=4,
                     size=small,
-                    area=(0.1, 0.4),
+                    area=(0.2, 0.7),
                     aspect=(3 / 4, 4 / 3),
-                    flip=0.0,
-                    blur=0.2,
-                    sigma=(0.1, 1.0),
-                    photometric='radiograph',
+                    flip=0.5,
+                    blur=0.0,
+                    photometric=photometric,
                 ),
             },
             masks={'global~block': dict(mask='blocks', share=0.5, ratio=(0.1, 0.5))},
             towers=dict(
                 image=dict(
-                    tower='vit', variant=f'Ti/{patch}', width=192, depth=4, heads=3, native_size=large, layerscale=0.1
+                    tower='vit', variant=f'Ti/{patch}', width=192, depth=4, heads=3, native_size=large, layerscale=1.0
                 )
             ),
             heads=dict(
-                dino=dict(head='dino_head', prototypes=512, hidden=512, bottleneck=128),
-                ibot=dict(head='dino_head', prototypes=512, hidden=512, bottleneck=128),
+                dino=dict(head='dino_head', prototypes=1_024, hidden=384, bottleneck=96),
+                ibot=dict(head='dino_head', prototypes=1_024, hidden=384, bottleneck=96),
             ),
             copies=dict(
                 teacher=dict(
                     of=['towers/image', 'heads/dino', 'heads/ibot'],
                     rule='ema',
-                    momentum=dict(rule='cosine', start=0.98, end=1.0),
+                    momentum=dict(rule='cosine', start=0.99, end=1.0),
                 )
             ),
             terms=[
@@ -90,7 +89,7 @@ def get_config(data: Any = None) -> ConfigDict:
                     teacher='teacher/image/global/patches@block>ibot',
                     centring='sinkhorn',
                     teacher_temperature=teacher_temperature,
-                    weight=1.0,
+                    weight=0.3,
                 ),
                 dict(term='koleo', of='student/image/global~block/cls', weight=0.1),
             ],

@@ -27,6 +27,8 @@ SINKING = 1 / 3  # worth a word, not a verdict: some loss of rank is usual as th
 ONE = 2.0  # prototypes that the student uses, at most: it says the same of all images ...
 ROWS = 16  # ... which only a batch with more rows than that can show
 UNIFORM = 0.99  # share of ln K above which the teacher says the same of every prototype
+FLAT = 0.8  # share of ln K: targets of more entropy hold little ...
+MATCHED = 0.02  # ... and a student whose divergence from them is less than this share of ln K has learned all of it
 SKIPPED = 0.01  # share of recent steps skipped as not finite: single ones happen in sound runs
 
 
@@ -146,6 +148,14 @@ def notes(history: Sequence[Mapping[str, Any]], terms: Mapping[str, Any], gauges
     above = [name for name, term in terms.items() if term['ratio'] > 1 - MARGIN]
     if 0 < len(above) < len(terms):
         words += f' Still at its start: {" and ".join(above)} loss, which can be so while others fall.'
+    for name, term in terms.items():
+        entropy, most = (smooth(series(history, f'term/{name}/{what}'))[-1] for what in ('entropy', 'entropy_max'))
+        divergence = term['ratio'] * most - entropy  # cross-entropy less entropy, in nats a target
+        if entropy > FLAT * most and divergence < MATCHED * most:
+            words += (
+                f' The {name} targets are nearly uniform (entropy {entropy:.2f} of {most:.2f}) and the student equals '
+                'them: a lower teacher_temperature would give it more to learn.'
+            )
     for name, gauge in gauges.items():
         if name.startswith('rank/') and gauge['value'] and gauge['value'] < SINKING * gauge['peak']:
             words += f' Effective rank fell from {gauge["peak"]:.1f} to {gauge["value"]:.1f} ({name[5:]}).'

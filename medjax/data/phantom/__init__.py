@@ -19,7 +19,7 @@ import numpy as np
 from medjax.data.phantom import anatomy, detector, findings, projection, report
 from medjax.errors import UserError
 
-VERSION = 1  # raise it with every change of pixels, labels or texts: it enters the data set's fingerprint
+VERSION = 2  # raise it with every change of pixels, labels or texts: it enters the data set's fingerprint
 KEY = b'medjax phantom: invented patients, a public key'  # ids of people who do not exist need no secret
 LABELS = findings.FINDINGS
 MASKS = (

@@ -37,6 +37,13 @@ class Pose(NamedTuple):
     distance: float  # cm from the source to the isocentre
 
 
+SPREAD = {  # of patients before the detector: cm that they stand or lie off centre, and the angles' deviations
+    'PA': (5.5, (0.12, 0.035, 0.08)),
+    'AP': (7.0, (0.15, 0.07, 0.10)),  # in bed
+    'lateral': (5.5, (0.12, 0.035, 0.08)),
+}
+
+
 class Exposure(NamedTuple):
     amount: float  # of photons, relative
     level: float  # line integral that is shown as middle grey, above the mean in the middle of the picture
@@ -44,11 +51,15 @@ class Exposure(NamedTuple):
 
 
 def draw_pose(rng: np.random.Generator, projection: str, chest: float) -> Pose:
-    """`chest`: the scale of the body, to which the field is set."""
-    turn, roll, tip = rng.normal(0, (0.12, 0.06, 0.07))
-    shift = rng.uniform(-3.0, 3.0, 2)
+    """`chest`: the scale of the body, to which the field is set.
+
+    The spreads give two frontal pictures of 64 px the mean correlation that two real ones have (BUILD_NOTES.md).
+    """
+    reach, angles = SPREAD[projection]
+    turn, roll, tip = rng.normal(0, angles)
+    shift = rng.uniform(-reach, reach, 2)
     distance = dict(PA=165.0, AP=100.0, lateral=160.0)[projection]
-    return Pose(projection, (turn, roll, tip), (shift[0], shift[1] + 2.5), chest * rng.uniform(33, 43), distance)
+    return Pose(projection, (turn, roll, tip), (shift[0], shift[1] + 2.5), chest * rng.uniform(29, 50), distance)
 
 
 def draw_exposure(rng: np.random.Generator, site: Site) -> Exposure:
