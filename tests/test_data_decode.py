@@ -241,3 +241,97 @@ def test_dicom_that_cannot_be_read_does_not_name_the_patient():
         with pytest.raises(Unreadable) as error:
             decode.read(data)
         assert 'Doe' not in str(error.value) and '4711' not in str(error.value)
+
+
+# Real DICOM files, of pydicom-data ---------------------------------------------------------------------------------
+
+
+def real(name: str) -> bytes:
+    """A file of the package pydicom-data; never downloaded."""
+    import importlib.metadata
+
+    for file in importlib.metadata.files('pydicom-data') or []:
+        if file.name == name:
+            return file.locate().read_bytes()
+    raise AssertionError(f'pydicom-data has no {name}')
+
+
+@pytest.mark.parametrize(
+    ('coded', 'plain'),
+    [
+        ('RG1_J2KR.dcm', 'RG1_UNCR.dcm'),  # a radiograph, MONOCHROME1 of 15 bits, lossless JPEG 2000
+        ('RG3_J2KR.dcm', 'RG3_UNCR.dcm'),  # 10 bits
+        ('MR2_J2KR.dcm', 'MR2_UNCR.dcm'),
+        ('US1_J2KR.dcm', 'US1_UNCR.dcm'),  # colour
+        ('emri_small_RLE.dcm', 'emri_small.dcm'),
+        ('emri_small_jpeg_ls_lossless.dcm', 'emri_small.dcm'),
+        ('emri_small_big_endian.dcm', 'emri_small.dcm'),
+        ('OBXXXX1A_rle.dcm', 'OBXXXX1A.dcm'),  # a palette
+    ],
+)
+def test_real_dicom_lossless_equals_uncompressed(coded, plain):
+    pytest.importorskip('pylibjpeg')
+    np.testing.assert_array_equal(decode.read(real(coded)), decode.read(real(plain)))
+
+
+def test_real_dicom_lossless_jpeg():
+    """The coding of most hospital radiographs; the second file holds the first one's picture after lossy coding."""
+    pytest.importorskip('pylibjpeg')
+    exact, lossy = (decode.read(real(name)).ravel().astype(float) for name in ('JPEG-LL.dcm', 'JPEG2000_UNC.dcm'))
+    assert np.corrcoef(exact, lossy)[0, 1] > 0.9  # counts of few photons, which lossy coding changes
+    assert decode.read(real('JPGLosslessP14SV1_1s_1f_8b.dcm')).dtype == np.uint8
+
+
+def test_real_dicom_keeps_its_bits():
+    picture = decode.read(real('RG3_UNCR.dcm'))
+    assert picture.shape == (1760, 1760, 1)
+    assert picture.dtype == np.uint16
+    assert len(np.unique(picture)) > 500  # of 10 bits
+
+
+def test_real_dicom_frames():
+    from medjax.data import dicom as files
+
+    data = real('emri_small.dcm')
+    assert files.frames(data) == 10
+    assert len({decode.read(data, frame).tobytes() for frame in range(10)}) == 10
+    assert files.frames(real('RG1_UNCR.dcm')) == 1
+    assert files.frames(b'') == 1
+
+
+@pytest.mark.parametrize('implicit', [True, False])
+def test_dicom_without_preamble_or_transfer_syntax(implicit):
+    import pydicom
+    from pydicom.data import get_testdata_file
+
+    with open(get_testdata_file('CT_small.dcm', download=False), 'rb') as file:
+        whole = file.read()
+    bare = pydicom.dcmread(io.BytesIO(whole))
+    del bare.file_meta
+    bare.preamble = None
+    buffer = io.BytesIO()
+    bare.save_as(buffer, implicit_vr=implicit, little_endian=True)
+    assert buffer.getvalue()[128:132] != b'DICM'
+    np.testing.assert_array_equal(decode.read(buffer.getvalue()), decode.read(whole))
+
+
+def test_only_plain_words_leave_a_header():
+    from medjax.data import dicom as files
+
+    data = dicom(
+        stored12,
+        PatientName='Doe^Jane',
+        PatientID='4711',
+        PatientAge='093Y',
+        PatientSex='F',
+        Modality='DX',
+        ViewPosition='PA',
+        Manufacturer='Jane Doe <jane@example.org>',
+        BurnedInAnnotation='YES',
+        ImagerPixelSpacing=[0.143, 0.143],
+        StudyDate='20200101',
+    )
+    assert files.facts(data) == dict(
+        sex='F', modality='DX', view='PA', burned_in='YES', age=90.0, spacing=pytest.approx(0.143)
+    )
+    assert files.facts(b'nothing') == {}

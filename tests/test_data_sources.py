@@ -1,9 +1,13 @@
 """Tables and npz files as sources: what is read, what is set aside, what is refused."""
 
+import importlib.metadata
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
 
+from medjax.data import write
 from medjax.data.sources import npz, table
 from medjax.errors import UserError
 
@@ -219,3 +223,21 @@ def test_npz_round_trip(tmp_path):
     np.testing.assert_array_equal(labels_of(again), labels_of(source))
     with pytest.raises(UserError, match='exists'):
         npz.write(source, str(tmp_path / 'again.npz'))
+
+
+def test_frames_of_a_dicom_file_are_records_of_one_patient(folder, tmp_path):
+    files = importlib.metadata.files('pydicom-data') or []
+    ten = next(file for file in files if file.name == 'emri_small.dcm').locate()
+    shutil.copy(ten, folder / 'ten.dcm')
+    csv(folder, 'image,mask,ill\nten.dcm,images/1.png,1\nimages/1.png,,0\n')
+    source = table.source(str(folder))
+    assert len(source.entries) == 11
+    assert len({entry.image for entry in source.entries}) == 11
+    assert len({entry.patient for entry in source.entries[:10]}) == 1
+    assert source.entries[3].where == 'metadata.csv line 2 frame 4'
+    third, fourth = source.load(2), source.load(3)
+    assert (third.frame, fourth.frame, fourth.label) == (2, 3, [1])
+    assert 'frames' in fourth.note and fourth.mask is None
+    assert fourth.info['modality'] == 'MR'
+    summary = write.write(source, tmp_path / 'out')
+    assert sum(summary['splits'].values()) == 11

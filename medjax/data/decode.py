@@ -26,18 +26,18 @@ def decode(data: bytes, channels: int, bits: int) -> np.ndarray:
     return pixels
 
 
-def read(data: bytes) -> np.ndarray:
-    """The pixels of a source file, told by its content, not by its name. Raises Unreadable."""
+def read(data: bytes, frame: int = 0) -> np.ndarray:
+    """The pixels of a source file, told by its content, not by its name; `frame` of a DICOM file. Raises Unreadable."""
     if data[:3] == b'\xff\xd8\xff':
         kind = 'JPEG'
     elif data[:8] == b'\x89PNG\r\n\x1a\n':
         kind = 'PNG'
-    elif data[128:132] == b'DICM':
+    elif dicom.looks_like(data):
         kind = 'DICOM'
     else:
         raise Unreadable('an empty file' if not data else 'neither JPEG, PNG nor DICOM')
     try:
-        pixels = {'JPEG': _jpeg, 'PNG': _pillow, 'DICOM': dicom.pixels}[kind](data)
+        pixels = dicom.pixels(data, frame) if kind == 'DICOM' else {'JPEG': _jpeg, 'PNG': _pillow}[kind](data)
     except Unreadable:
         raise
     except Exception as error:  # decoders of damaged files raise nearly anything

@@ -1,36 +1,87 @@
-"""DICOM files to pixels, as a reader of films sees them: rescaled, windowed, bright = dense."""
+"""DICOM files to pixels, as a reader of films sees them: rescaled, windowed, bright = dense; and the few facts of the
+header that may leave the file. Nothing else does: names, numbers, dates and free comments stay where they are.
+"""
 
 from __future__ import annotations
 
 import io
+import re
 from typing import Any
 
 import numpy as np
 
 from medjax.data.sources import Unreadable
 
+EXPLICIT, IMPLICIT = b'\x02\x00\x00\x00', b'\x08\x00'  # how files without the preamble begin: group 0002 or 0008
+OLDEST = 90.0  # years; higher ages are told as this, since so few people have them
+WORDS = {  # what leaves a header: our name -> DICOM's
+    'modality': 'Modality',
+    'body_part': 'BodyPartExamined',
+    'view': 'ViewPosition',
+    'sex': 'PatientSex',
+    'scanner': 'Manufacturer',
+    'burned_in': 'BurnedInAnnotation',
+}
 
-def pixels(data: bytes) -> np.ndarray:
+
+def looks_like(data: bytes) -> bool:
+    """Whether the bytes begin as a DICOM file does, with its preamble or, as old files, without."""
+    return data[128:132] == b'DICM' or data[:4] == EXPLICIT or data[:2] == IMPLICIT
+
+
+def frames(data: bytes) -> int:
+    """How many pictures a file holds; 1 where it does not say. Reads the header alone; damaged files count as one."""
+    try:
+        return max(int(_open(data, header_only=True).get('NumberOfFrames') or 1), 1)
+    except Exception:  # what is wrong with it is told when its pixels are read
+        return 1
+
+
+def facts(data: bytes) -> dict[str, str | float]:
+    """Modality, body part, view, sex, age in years, scanner, spacing in mm, and whether text is burned in ('YES').
+
+    A value that is no plain short word is left out: such fields have held names.
+    """
+    try:
+        file = _open(data, header_only=True)
+    except Exception:
+        return {}
+    found: dict[str, str | float] = {}
+    for name, tag in WORDS.items():
+        word = str(_get(file, tag) or '').strip()
+        if re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9 ,.&/()_-]{0,39}', word):
+            found[name] = word
+    if (age := _years(str(_get(file, 'PatientAge') or ''))) is not None:
+        found['age'] = min(age, OLDEST)
+    for tag in ('PixelSpacing', 'ImagerPixelSpacing', 'NominalScannedPixelSpacing'):
+        spacing = _first(_get(file, tag))
+        if spacing is not None and 0 < spacing < 100:
+            found['spacing'] = spacing
+            break
+    return found
+
+
+def pixels(data: bytes, frame: int = 0) -> np.ndarray:
     """uint8 or uint16 [H,W,C]: more than 8 stored bits become full-scale 16, so that none is lost.
 
-    Grey: modality LUT or rescale, then the first VOI LUT or window (without one: the image's own range, padding
-    left out), then MONOCHROME1 inverted (DICOM PS3.3 C.11.1, C.11.2). Colour: 8 bits as decoded, RGB.
+    Grey: modality LUT or rescale, then the first VOI LUT or window (without one: the frame's own range, padding
+    left out), then MONOCHROME1 inverted (DICOM PS3.3 C.11.1, C.11.2). Colour and palettes: 8 bits, RGB.
     """
-    import pydicom
-    from pydicom.pixels import apply_modality_lut, apply_voi
+    from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi, pixel_array
 
-    pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE  # its complaints quote the file's fields
-    file = pydicom.dcmread(io.BytesIO(data))
+    file = _open(data)
     if 'PixelData' not in file:
         raise Unreadable('a DICOM file without pixel data')
-    if int(file.get('NumberOfFrames') or 1) > 1:
-        raise Unreadable('a DICOM file of several frames; export each frame as an image')
-    kind = file.PhotometricInterpretation
-    stored = file.pixel_array
+    kind, bits = str(file.PhotometricInterpretation), int(file.BitsAllocated)
+    _check_plugins(file)
+    stored = pixel_array(file, index=frame)
+    if kind == 'PALETTE COLOR':
+        colours = apply_color_lut(stored, file)[..., :3]
+        return (colours >> 8).astype(np.uint8) if colours.dtype == np.uint16 else colours.astype(np.uint8)
     if stored.ndim == 3 and stored.shape[2] == 3 and stored.dtype == np.uint8:
         return stored
     if kind not in ('MONOCHROME1', 'MONOCHROME2') or stored.ndim != 2:
-        raise Unreadable(f'a DICOM file in {kind} of {file.BitsAllocated} bits; grey and 8-bit RGB can be read')
+        raise Unreadable(f'a DICOM file in {kind} of {bits} bits; grey, palettes and 8-bit colour can be read')
 
     values = np.asarray(apply_modality_lut(stored, file), np.float64)
     if file.get('VOILUTSequence'):
@@ -45,8 +96,49 @@ def pixels(data: bytes) -> np.ndarray:
     shown = np.clip(shown, 0.0, 1.0)
     if kind == 'MONOCHROME1':
         shown = 1.0 - shown
-    scale, kept = (255, np.uint8) if file.BitsStored <= 8 else (65_535, np.uint16)
+    scale, kept = (255, np.uint8) if int(file.get('BitsStored') or bits) <= 8 else (65_535, np.uint16)
     return np.round(shown * scale).astype(kept)[..., None]
+
+
+def _open(data: bytes, header_only: bool = False) -> Any:
+    """The data set. A file that does not say how it is coded is taken as it could be read: uncompressed."""
+    import pydicom
+    from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+    pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE  # its complaints quote the file's fields
+    file = pydicom.dcmread(io.BytesIO(data), force=True, stop_before_pixels=header_only)
+    if 'TransferSyntaxUID' not in file.file_meta:
+        implicit, little = file.original_encoding
+        plain = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+        file.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else plain
+    return file
+
+
+def _check_plugins(file: Any) -> None:
+    """Raises Unreadable with what to install where no decoder for the file's compression is there."""
+    from pydicom.pixels import get_decoder
+
+    syntax = file.file_meta.TransferSyntaxUID
+    try:
+        missing = not get_decoder(syntax).is_available
+    except NotImplementedError:
+        raise Unreadable(f'a DICOM file in the coding {syntax.name}, which nothing here decodes') from None
+    if missing:
+        raise Unreadable(f"a DICOM file in {syntax.name}; its decoder comes with: pip install 'medjax[dicom]'")
+
+
+def _get(file: Any, tag: str) -> Any:
+    """A field's value, None where it is missing or cannot be understood."""
+    try:
+        return file.get(tag)
+    except Exception:
+        return None
+
+
+def _years(text: str) -> float | None:
+    """DICOM's '061Y', '018M', '012W', '003D' in years."""
+    match = re.fullmatch(r'(\d{1,3})([YMWD])', text.strip().upper())
+    return int(match[1]) / dict(Y=1, M=12, W=52.18, D=365.25)[match[2]] if match else None
 
 
 def _window(file: Any) -> tuple[float, float, str] | None:

@@ -124,7 +124,7 @@ def _store(source: Source, key: bytes, i: int, split: str) -> tuple[Stored | Non
     try:
         example = source.load(i)
         given = example.image
-        picture = decode.read(given) if isinstance(given, bytes) else decode.grey_if_equal(given)
+        picture = decode.read(given, example.frame) if isinstance(given, bytes) else decode.grey_if_equal(given)
         small = decode.bounded(picture, source.size)
         kept = decode.keepable(given) if small is picture else None
         image = kept or decode.png(small)
@@ -315,6 +315,8 @@ def _notes(stored: list[Stored]) -> list[str]:
         notes.append(f'{deep} of {len(stored)} images have 16 bits: the data set has 16, 8-bit values are spread')
     if (longest := max(max(record.shape[:2]) for record in stored)) > LARGE:
         notes.append(f'the longest side has {longest} px; training reads smaller images faster (--size bounds them)')
+    if burned := sum(str(record.info.get('burned_in')).upper() == 'YES' for record in stored):
+        notes.append(f'{burned} images have text burned into their pixels, says their DICOM header: look for names')
     if missing := [split for split in splits.NAMES if split not in _by_split(stored)]:
         notes.append(f'no record in {" and ".join(missing)}')
     places = collections.defaultdict(list)

@@ -45,6 +45,7 @@ class Example(NamedTuple):
     text: Mapping[str, str] = {}  # section -> text: {'report': …} or {'findings': …, 'impression': …}
     info: Mapping[str, str | float] = {}  # age, sex, view, site, license, …: numbers and words; blank = leave it out
     mask: bytes | np.ndarray | None = None  # PNG bytes or uint8 [H,W], the size of the image
+    frame: int = 0  # which one, where the file is a DICOM file of several
     note: str = ''  # why a part of the example was left out ('the mask is left out: …'); listed with the drops
 
 

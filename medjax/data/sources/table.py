@@ -1,7 +1,8 @@
 """A folder with metadata.csv and the images that it names: PNG, JPEG (8 or 16 bit), DICOM.
 
 Recognised columns: image (required), patient_id, study_id, split, text, age, sex, view, mask, license.
-Labels: the named columns; by default those that hold only 0, 1, -1 (uncertain) or nothing.
+Labels: the named columns; by default those that hold only 0, 1, -1 (uncertain) or nothing. A DICOM file of several
+frames gives a record for each, and what the table does not say of age, sex and view is taken from its header.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+from medjax.data import dicom
 from medjax.data.sources import Drop, Entry, Example, Source, Unreadable
 from medjax.errors import UserError, suggest
 
@@ -50,19 +52,26 @@ def source(folder: str, labels: str | None = None, size: int | None = None, name
     lines, files, more = _usable(root, lines)
     dropped += more
     names, label_of = _labels(lines, columns, labels)
-    entries = [_entry(line) for line in lines]
+    pictures = [picture for n, file in enumerate(files) for picture in _pictures(n, file)]
+    entries = [_entry(lines[n], frame) for n, frame in pictures]
 
     def load(i: int) -> Example:
-        cells = lines[i].cells
-        mask, note = _mask(root, cells.get('mask', ''))
-        view = cells.get('view', '')
-        facts = {name: cells.get(name, '') for name in ('sex', 'view', 'license')} | {'age': _age(cells.get('age', ''))}
+        n, frame = pictures[i]
+        cells, data = lines[n].cells, _bytes(files[n])
+        mask, note = _mask(root, cells.get('mask', '')) if frame is None else (None, '')
+        if frame is not None and cells.get('mask'):
+            note = 'the mask is left out: it cannot be told which of the frames it belongs to'
+        told = {name: cells.get(name, '') for name in ('sex', 'view', 'license')} | {'age': _age(cells.get('age', ''))}
+        told = {name: fact for name, fact in told.items() if fact not in ('', None)}
+        facts = (dicom.facts(data) if dicom.looks_like(data) else {}) | told
+        view = str(facts.get('view', ''))
         return Example(
-            image=_bytes(files[i]),
+            image=data,
+            frame=frame or 0,
             label=[of(cells) for of in label_of],
             role=ROLES.get(view.lower().split(' ')[0], 'image'),  # 'AP Supine' is frontal
             text={'report': cells['text']} if cells.get('text') else {},
-            info={name: fact for name, fact in facts.items() if fact not in ('', None)},
+            info=facts,
             mask=mask,
             note=note,
         )
@@ -161,13 +170,26 @@ def _inside(root: pathlib.Path, cell: str) -> pathlib.Path:
     return file
 
 
-def _entry(line: Line) -> Entry:
+def _pictures(n: int, file: pathlib.Path) -> list[tuple[int, int | None]]:
+    """(line, None) for a file of one picture; (line, frame) for each frame of a DICOM file of several."""
+    if file.suffix.lower() in ('.png', '.jpg', '.jpeg'):
+        return [(n, None)]
+    try:
+        with file.open('rb') as opened:
+            count = dicom.frames(opened.read()) if dicom.looks_like(opened.read(132)) and not opened.seek(0) else 1
+    except OSError:  # told when it is loaded
+        count = 1
+    return [(n, frame) for frame in range(count)] if count > 1 else [(n, None)]
+
+
+def _entry(line: Line, frame: int | None) -> Entry:
     """Ids as they are; a study number means something only within its patient; blanks stand alone."""
     cells = line.cells
     image = cells['image']
     patient = cells.get('patient_id') or f'image/{image}'
     study = f'{patient}/{cells["study_id"]}' if cells.get('study_id') else f'image/{image}'
-    return Entry(image, patient, study, SPLITS.get(cells.get('split', '').lower()), _where(line.number))
+    which = '' if frame is None else f' frame {frame + 1}'
+    return Entry(image + which, patient, study, SPLITS.get(cells.get('split', '').lower()), _where(line.number) + which)
 
 
 def _labels(lines: list[Line], columns: list[str], named: str | None) -> tuple[tuple[str, ...], list[Label]]:
