@@ -193,7 +193,7 @@ def test_every_section_from_its_file(whole):
     assert '"total_steps": 2000' in found.sections['config']
     assert found.figures == {'results': 2, 'curves': 3, 'losses': 4, 'health': 4, 'rates': 5}
     assert 'start 8.32' in found.sections['losses']
-    assert 'at most 640' in found.sections['health']
+    assert 'one a row: 640' in found.sections['health']
     assert not list(run.glob('.report*'))
 
 

@@ -144,7 +144,7 @@ def gauges(lines: Lines) -> list[Markup]:
         panels.append(plots.curves(f'{name}: teacher entropy (nats)', {'entropy': column(lines, key)}, levels))
     for key in keys(lines, 'term/', '/prototypes'):
         name, most = key.split('/')[1], column(lines, f'{key}_max')[1]
-        levels = {f'at most {most[-1]:,.0f}': float(most[-1])} if len(most) else {}
+        levels = {f'one a row: {most[-1]:,.0f}': float(most[-1])} if len(most) else {}  # flat rows use more than one
         panels.append(plots.curves(f'{name}: prototypes the student uses', {'prototypes': column(lines, key)}, levels))
     ranks = {}
     for key in keys(lines, 'rank/'):
