@@ -25,7 +25,7 @@ def get_config(data: Any = None) -> ConfigDict:
     teacher_temperature = 0.015
     return ConfigDict(
         dict(
-            total_steps=400,
+            total_steps=300,
             batch_size=64,
             seed=0,
             rows_per_group=8,
