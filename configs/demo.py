@@ -7,7 +7,7 @@ Channels, mean and deviation come from the data, and so do the sizes: crops of 6
 smaller pictures (MedMNIST's 28 px) crops of their size and half of it in patches of a quarter. Crops are mirrored at
 random: set `flip` to 0 in both views where left and right matter.
 
-Cost: 3:52 minutes on two CPU cores for `make demo` on a fresh clone: packages, build, train, probe, report, compilation.
+Cost: 3:52 minutes on two CPU cores for `make demo` on a fresh clone: packages, the four commands, compilation.
 Expect: a page to look at, not an encoder to use. Mean AUROC on the 421 test phantoms after 300 steps: kNN .533, linear
 .525; random init .507 and .531, raw pixels .560 and .559 (95 % intervals are about .03 to either side). On the 3,882
 radiographs of a MedMNIST part 400 steps give linear .941, random init .912, raw pixels .926 (BUILD_NOTES.md).
