@@ -4,8 +4,8 @@
     medjax train --config configs/phantom.py --data data/phantom --workdir runs/phantom [--config.seed=1]
     medjax probe --run runs/phantom --data data/phantom
 
-Cost: 33 CPU minutes a seed (192,000 images), compilation included, one thread; three seeds at once on two cores that had
-other work as well took 57 minutes.
+Cost: 33 CPU minutes a seed (192,000 images), compilation included, one thread; three seeds at once on two cores
+that had other work as well took 57 minutes.
 
 Expect: mean AUROC over the five findings, test split (3,206 records, 1,075 patients), 95 % patient-bootstrap intervals:
 
@@ -16,9 +16,9 @@ Expect: mean AUROC over the five findings, test split (3,206 records, 1,075 pati
     seed 1           .587 [.575, .598]    .651 [.640, .661]
     seed 2           .582 [.570, .593]    .633 [.622, .644]
 
-So the linear probe of every seed is above both, with disjoint intervals; kNN is far above random init and a little below
-raw pixels. Cardiomegaly is at .80 to .82, effusion at .75 to .79 (linear; raw pixels .73 and .71); nodules stay at chance.
-Settings were chosen in pilots on patients held out of train, and val; the test split was read once, for this table.
+So the linear probe of every seed is above both, with disjoint intervals; kNN is far above random init and a little
+below raw pixels. Cardiomegaly is at .80 to .82, effusion at .75 to .79 (linear; raw pixels .73 and .71); nodules stay
+at chance. Settings were chosen in pilots on patients held out of train, and val; the test split was read once, for this table.
 """
 
 from ml_collections import ConfigDict
