@@ -18,7 +18,7 @@ Expect: mean AUROC over the five findings, test split (3,206 records, 1,075 pati
 
 So the linear probe of every seed is above both, with disjoint intervals; kNN is far above random init and a little
 below raw pixels. Cardiomegaly is at .80 to .82, effusion at .75 to .79 (linear; raw pixels .73 and .71); nodules stay
-at chance. Settings were chosen in pilots on patients held out of train, and val; the test split was read once, for this table.
+at chance. Settings were chosen in pilots on patients held out of train, and val; the test split was read once.
 """
 
 from ml_collections import ConfigDict
