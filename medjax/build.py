@@ -35,9 +35,14 @@ def main(argv: list[str]) -> int:
     out, as_npz, overwrite = options.pop('out'), options.pop('npz'), options.pop('overwrite')
     if not out and not as_npz:
         raise UserError(f'build {kind}: say where to: --out DATA')
+    if (size := options.get('size')) is not None and size < 1:
+        raise UserError(f'--size {size}: the longer side must have at least one pixel')
     warnings.filterwarnings('ignore', module='pydicom')  # its warnings quote the files' own fields
 
-    source = module.source(**options)
+    split = options.pop('split')
+    source = module.source(**options, **({'split': split} if hasattr(module, 'SPLITS') else {}))
+    if split == 'drawn':
+        source = source._replace(entries=[entry._replace(split=None) for entry in source.entries], splits='')
     if as_npz:
         npz.write(source, as_npz)
         print(f'{source.name} -> {as_npz}')
@@ -52,6 +57,8 @@ def _parser(kind: str, module: Any) -> argparse.ArgumentParser:
         prog=f'medjax build {kind}', description=(module.__doc__ or '').strip().split('\n')[0], allow_abbrev=False
     )
     module.arguments(parser)
+    lists = [*getattr(module, 'SPLITS', ['given']), 'drawn']
+    parser.add_argument('--split', choices=lists, default=lists[0], help='which list of splits; drawn: per patient')
     parser.add_argument('--out', metavar='DATA', help='the folder to make')
     parser.add_argument('--overwrite', action='store_true', help='replace the data set that is there')
     parser.add_argument('--npz', metavar='FILE', help='write the images as one file in the layout of MedMNIST')

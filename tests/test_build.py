@@ -75,6 +75,7 @@ def test_npz_there_and_back(tmp_path):
     [
         (['tabel', 'x'], "no 'tabel'"),
         (['table', 'nowhere', '--out', 'x'], 'is not a folder'),
+        (['table', 'nowhere', '--size', '0', '--out', 'x'], 'at least one pixel'),
         (['table', 'nowhere'], 'say where to: --out DATA'),
         (['npz', 'nowhere.npz', '--out', 'x'], 'does not exist'),
     ],

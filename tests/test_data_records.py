@@ -25,7 +25,6 @@ def source(count: int = 40, **changes) -> Source:
         mask = (PIXELS[i][..., 0] > 128).astype(np.uint8) * 255
         return Example(
             image=PIXELS[i],
-            label=[i % 2, -2 + i % 4],
             role='frontal',
             text={'findings': f'Pläce {i}.'},
             info={'sex': 'F', 'age': float(i)} if i % 2 else {'sex': 'M'},
@@ -33,7 +32,9 @@ def source(count: int = 40, **changes) -> Source:
         )
 
     entries = [Entry(f'image{i}', f'patient{i % 10}', f'study{i}', None, f'line {i}') for i in range(count)]
-    whole = Source('invented', '1', 'invented', ('a', 'b'), 'CC0', entries, load, size=None)
+    whole = Source(
+        'invented', '1', 'invented', ('a', 'b'), 'CC0', entries, lambda i: [i % 2, -2 + i % 4], load, size=None
+    )
     return whole._replace(**changes)
 
 
@@ -165,7 +166,7 @@ def test_colour_and_16_bits_make_the_data_set_so_and_it_is_said(tmp_path):
     deep = PIXELS[0].astype(np.uint16) * 200
     images = [PIXELS[0], deep, np.concatenate([PIXELS[0], PIXELS[0], 255 - PIXELS[0]], -1)]
     entries = [Entry(str(i), str(i), str(i), 'train') for i in range(3)]
-    mixed = Source('mixed', '1', 'mixed', (), '', entries, lambda i: Example(images[i], []))
+    mixed = Source('mixed', '1', 'mixed', (), '', entries, lambda i: [], lambda i: Example(images[i]))
     summary = write.write(mixed, tmp_path / 'data')
     data = records.open(tmp_path / 'data')
     assert (data.channels, data.bits, data.labels) == (3, 16, ())
@@ -183,7 +184,7 @@ def test_a_split_whose_images_are_all_unreadable_is_left_out(tmp_path):
     def load(i):
         if i == 1:
             raise Unreadable('damaged')
-        return Example(PIXELS[i], [1, 0])
+        return Example(PIXELS[i])
 
     entries = [Entry(str(i), str(i), str(i), s) for i, s in enumerate(['train', 'val', 'test'])]
     write.write(source(entries=entries, load=load), tmp_path / 'data')

@@ -22,7 +22,7 @@ def data_set(folder, name: str, count: int, size: int = 12, labels=('a', 'b'), d
     for i, image in enumerate(images):
         image[0, 0, 0] = i
     entries = [Entry(f'{i}', f'{i // 2}', f'{i}', split) for i in range(count)]
-    source = Source(name, '1', name, labels, '', entries, lambda i: Example(images[i], [i % 2] * len(labels)))
+    source = Source(name, '1', name, labels, '', entries, lambda i: [i % 2] * len(labels), lambda i: Example(images[i]))
     write.write(source, folder / name)
     return records.open(folder / name)
 

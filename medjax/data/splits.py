@@ -17,12 +17,17 @@ SEED = 0
 def assign(entries: Sequence[Entry], namespace: str) -> list[str]:
     """The split of each entry: as given, if no patient is in two of them; else drawn per patient."""
     if all(entry.split is None for entry in entries):
-        return [draw(namespace, entry.patient) for entry in entries]
+        return [draw(namespace, patient(entry)) for entry in entries]
     given = [str(entry.split) for entry in entries]
     if unknown := sorted(set(given) - set(NAMES)):
         raise UserError(f'unknown split {", ".join(map(repr, unknown))}; use train, val or test for every image')
-    check([entry.patient for entry in entries], given)
+    check([patient(entry) for entry in entries], given)
     return given
+
+
+def patient(entry: Entry) -> str:
+    """Its patient's id; an image of which nobody is known is a patient of its own."""
+    return f'image/{entry.image}' if entry.patient is None else entry.patient
 
 
 def draw(namespace: str, patient: str, seed: int = SEED) -> str:

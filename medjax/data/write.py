@@ -135,7 +135,7 @@ def _store(source: Source, key: bytes, i: int, split: str) -> tuple[Stored | Non
     values = np.bincount(small.reshape(-1), minlength=full + 1).astype(np.float64)  # exact, and quicker than floats
     level = np.arange(full + 1) / full
     pixels = pixel_hash(picture)
-    label = np.asarray(example.label, np.int8)
+    label = np.asarray(source.label(i), np.int8)
     text, info = dict(example.text), {k: v if isinstance(v, str) else float(v) for k, v in example.info.items()}
     content = [split, int(pixels), label.tolist(), example.role, text, info, bool(mask)]
     record = Stored(
@@ -156,7 +156,7 @@ def _store(source: Source, key: bytes, i: int, split: str) -> tuple[Stored | Non
 
 
 def _hashed_ids(key: bytes, namespace: str, entry: Entry) -> list[np.uint64]:
-    return [ids.hashed(key, namespace, plain) for plain in (entry.patient, entry.study, entry.image)]
+    return [ids.hashed(key, namespace, plain) for plain in (splits.patient(entry), entry.study, entry.image)]
 
 
 def _mask(example: Example, shape: tuple[int, int], size: int | None) -> tuple[bytes, str]:

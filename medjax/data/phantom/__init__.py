@@ -85,12 +85,17 @@ def identity(index: int, seed: int) -> Identity:
     return _layout(block, seed)[place]
 
 
+def labels(index: int, settings: Settings) -> dict[str, int]:
+    """The labels of record `index`, without rendering it."""
+    who = identity(index, settings.seed)
+    return _labels(settings, who, _course(settings, who)[who.visit])
+
+
 def record(index: int, settings: Settings) -> Image:
     """Renders record `index`."""
     seed, who = settings.seed, identity(index, settings.seed)
     body = anatomy.draw_body(_rng(seed, _BODY, who.number))
-    course = findings.history(_rng(seed, _COURSE, who.number), who.studies)
-    status = course[who.visit]
+    status = _course(settings, who)[who.visit]
     days, sites = _calendar(seed, who)
     site = detector.SITES[sites[who.visit]]
 
@@ -166,6 +171,10 @@ def _calendar(seed: int, who: Identity) -> tuple[np.ndarray, list[str]]:
 def _gap(days: np.ndarray, visit: int) -> int:
     """Days since the study before, 0 for the first."""
     return int(days[visit] - days[visit - 1]) if visit else 0
+
+
+def _course(settings: Settings, who: Identity) -> list[findings.Status]:
+    return findings.history(_rng(settings.seed, _COURSE, who.number), who.studies)
 
 
 def _labels(settings: Settings, who: Identity, status: findings.Status) -> dict[str, int]:

@@ -9,12 +9,13 @@ import argparse
 import os
 import pathlib
 import zipfile
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from medjax.data import decode, splits
-from medjax.data.sources import Entry, Example, Source
+from medjax.data.sources import BLANK, Entry, Example, Source
 from medjax.errors import UserError
 
 MOST_CLASSES = 1000
@@ -35,10 +36,13 @@ def source(file: str) -> Source:
     place = [(split, i) for split, stack in images.items() for i in range(len(stack))]
     count = next((array.shape[1] for array in labels.values()), 0)
 
+    def label(k: int) -> Sequence[int]:
+        split, i = place[k]
+        return labels[split][i] if split in labels else [BLANK] * count
+
     def load(k: int) -> Example:
         split, i = place[k]
-        label = labels[split][i] if split in labels else [-2] * count
-        return Example(image=np.ascontiguousarray(images[split][i]), label=label)
+        return Example(image=np.ascontiguousarray(images[split][i]))
 
     return Source(
         name=path.stem,
@@ -46,7 +50,8 @@ def source(file: str) -> Source:
         namespace=path.stem,
         labels=tuple(f'label_{k}' for k in range(count)),
         license='',
-        entries=[Entry(f'{s}/{i}', f'{s}/{i}', f'{s}/{i}', s, f'{s}_images[{i}]') for s, i in place],
+        entries=[Entry(f'{s}/{i}', None, f'{s}/{i}', s, f'{s}_images[{i}]') for s, i in place],
+        label=label,
         load=load,
         notes=['the file names no patients: each image counts as a patient of its own'],
     )
@@ -71,10 +76,11 @@ def write(source: Source, file: str) -> None:
     ):
         for split in splits.NAMES:
             images, labels = [], []
-            for example in pool.map(source.load, np.flatnonzero(named == split).tolist()):
+            chosen = np.flatnonzero(named == split).tolist()
+            for i, example in zip(chosen, pool.map(source.load, chosen), strict=True):
                 pixels = decode.read(example.image) if isinstance(example.image, bytes) else example.image
                 images.append(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels)
-                labels.append(example.label)
+                labels.append(source.label(i))
                 bar.update()
             if len({image.shape for image in images}) > 1:
                 raise UserError(f'--npz {file}: the images differ in size, which this layout cannot hold')

@@ -45,11 +45,14 @@ def source(
         who = phantom.identity(i, seed)
         return Entry(image=who.image, patient=who.patient, study=who.study, split=None, where=f'record {i}')
 
+    def label(i: int) -> list[int]:
+        found = phantom.labels(i, settings)
+        return [found[name] for name in phantom.LABELS]
+
     def load(i: int) -> Example:
         made = phantom.record(i, settings)
         return Example(
             image=made.image,
-            label=[made.labels[name] for name in phantom.LABELS],
             role=made.identity.role,
             text=made.text,
             info=made.info,
@@ -63,6 +66,7 @@ def source(
         labels=phantom.LABELS,
         license='CC0-1.0',
         entries=[entry(i) for i in range(records)],
+        label=label,
         load=load,
         key=phantom.KEY,
     )

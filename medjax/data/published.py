@@ -1,0 +1,52 @@
+"""Splits that were published, by name: how many images each part has, and a hash of the list where it is known.
+
+Two lists circulate as "the NIH split": three quarters of one's test images are training images of the other. So a list
+has a name, a build says which one it used, and says so where the folder's own list has other counts or another hash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable
+from typing import NamedTuple
+
+
+class Published(NamedTuple):
+    about: str  # where the list comes from and what is wrong with it
+    images: dict[str, int]  # split -> number of images
+    digest: str = ''  # `digest` of the list; '' where no copy of it could be read while this was written
+
+
+LISTS = {
+    'nih/official': Published(
+        'train_val_list.txt and test_list.txt of the release; patients are disjoint', {'train': 86_524, 'test': 25_596}
+    ),
+    'nih/chestmnist': Published(
+        'the 78,468 / 11,219 / 22,433 lists of MedMNIST, MRM and BenchX; 76.8 % of its test images are training images '
+        'of nih/official',
+        {'train': 78_468, 'val': 11_219, 'test': 22_433},
+    ),
+}
+
+
+def digest(images: Iterable[tuple[str, str]]) -> str:
+    """sha256 of the sorted lines 'split<TAB>image' of (image, split) pairs."""
+    lines = sorted(f'{split}\t{image}' for image, split in images)
+    return hashlib.sha256('\n'.join(lines).encode()).hexdigest()
+
+
+def differences(name: str, images: Iterable[tuple[str, str]]) -> list[str]:
+    """In what a list differs from the published one of that name, in words; [] where it is the same."""
+    images, known = list(images), LISTS[name]
+    counts = Counter(split for _, split in images)
+    said = [
+        f'{name} has {expected} {split} images, this list {counts[split]}'
+        for split, expected in known.images.items()
+        if counts[split] != expected
+    ]
+    if extra := sorted(counts.keys() - known.images.keys()):
+        said.append(f'{name} has no {" and no ".join(extra)}, this list has')
+    if not said and known.digest and digest(images) != known.digest:
+        said.append(f'{name} has as many images, but not the same ones in each split')
+    return said
