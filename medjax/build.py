@@ -10,14 +10,15 @@ A kind is a module of medjax.data.sources, or the user's own: `medjax build mypk
 from __future__ import annotations
 
 import argparse
+import functools
 import pkgutil
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from medjax.data import sources, write
-from medjax.data.sources import Drop, npz
+from medjax.data.sources import Source, npz
 from medjax.errors import UserError, find
 
 LISTED = 20  # drops that are printed; all of them are in drops.csv
@@ -32,24 +33,32 @@ def main(argv: list[str]) -> int:
     kind, *rest = argv
     module = find(kind, sources.__name__, 'build')
     options = vars(_parser(kind, module).parse_args(rest))
-    out, as_npz, overwrite = options.pop('out'), options.pop('npz'), options.pop('overwrite')
+    out, as_npz, overwrite, stratify = (options.pop(name) for name in ('out', 'npz', 'overwrite', 'stratify'))
     if not out and not as_npz:
         raise UserError(f'build {kind}: say where to: --out DATA')
     if (size := options.get('size')) is not None and size < 1:
         raise UserError(f'--size {size}: the longer side must have at least one pixel')
-    warnings.filterwarnings('ignore', module='pydicom')  # its warnings quote the files' own fields
 
-    split = options.pop('split')
-    source = module.source(**options, **({'split': split} if hasattr(module, 'SPLITS') else {}))
-    if split == 'drawn':
-        source = source._replace(entries=[entry._replace(split=None) for entry in source.entries], splits='')
+    again = functools.partial(make, kind, options)
+    source = again()
     if as_npz:
         npz.write(source, as_npz)
         print(f'{source.name} -> {as_npz}')
     if out:
-        summary = write.write(source, out, overwrite)
-        print('\n'.join(_told(out, summary, source.namespace, summary['drops'], summary['notes'])))
+        summary = write.write(source, out, overwrite, [name for name in stratify.split(',') if name], again)
+        print('\n'.join(_told(out, summary, source.namespace)))
     return 0
+
+
+def make(kind: str, options: Mapping[str, Any]) -> Source:
+    """The source of a kind; a process of the build makes it once more."""
+    warnings.filterwarnings('ignore', module='pydicom')  # its warnings quote the files' own fields
+    module = find(kind, sources.__name__, 'build')
+    lists = {'split': options['split']} if hasattr(module, 'SPLITS') else {}
+    source = module.source(**{name: value for name, value in options.items() if name != 'split'}, **lists)
+    if options['split'] == 'drawn':
+        source = source._replace(entries=[entry._replace(split=None) for entry in source.entries], splits='')
+    return source
 
 
 def _parser(kind: str, module: Any) -> argparse.ArgumentParser:
@@ -59,13 +68,14 @@ def _parser(kind: str, module: Any) -> argparse.ArgumentParser:
     module.arguments(parser)
     lists = [*getattr(module, 'SPLITS', ['given']), 'drawn']
     parser.add_argument('--split', choices=lists, default=lists[0], help='which list of splits; drawn: per patient')
+    parser.add_argument('--stratify', default='', metavar='LABELS', help='labels whose shares drawn splits keep')
     parser.add_argument('--out', metavar='DATA', help='the folder to make')
     parser.add_argument('--overwrite', action='store_true', help='replace the data set that is there')
     parser.add_argument('--npz', metavar='FILE', help='write the images as one file in the layout of MedMNIST')
     return parser
 
 
-def _told(out: str, summary: dict[str, Any], namespace: str, drops: Sequence[Drop], notes: Sequence[str]) -> list[str]:
+def _told(out: str, summary: dict[str, Any], namespace: str) -> list[str]:
     """What the person at the keyboard reads: contents, notes, and everything that was set aside."""
     labels = summary['labels']
     shown = ', '.join(labels[:12]) + (f', … ({len(labels)} in all)' if len(labels) > 12 else '')
@@ -79,11 +89,12 @@ def _told(out: str, summary: dict[str, Any], namespace: str, drops: Sequence[Dro
         f'  fingerprint {summary["fingerprint"]}, id key {summary["key_fingerprint"]}',
         f'  namespace of the ids {namespace!r}: equal ids are one patient in all data sets of this namespace',
     ]
-    lines += [f'  note: {note}' for note in notes]
+    lines += [f'  note: {note}' for note in summary['notes']]
+    lines += [f'  audit: {sentence}' for sentence in summary['audit']['verdict']]
     for part, what in (('record', 'set aside'), ('part', 'left without a part')):
-        if chosen := [drop for drop in drops if drop.part == part]:
+        if chosen := [(where, reason) for which, where, reason, _ in summary['drops'] if which == part]:
             lines.append(f'  {what}: {len(chosen)} image{"s" * (len(chosen) > 1)} (all in drops.csv)')
-            lines += [f'    {drop.where or "an image"}: {drop.reason}' for drop in chosen[:LISTED]]
+            lines += [f'    {where or "an image"}: {reason}' for where, reason in chosen[:LISTED]]
             if len(chosen) > LISTED:
                 lines.append(f'    … and {len(chosen) - LISTED} more')
     return lines

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medjax.data import decode, write
+from medjax.data import chunks, decode
 from medjax.data.sources import Unreadable
 
 rng = np.random.default_rng(0)
@@ -140,9 +140,11 @@ def test_masks_keep_their_values():
 
 def test_pixel_hash_knows_shape_and_depth():
     pixels = np.arange(12, dtype=np.uint8).reshape(3, 4, 1)
-    hashes = {int(write.pixel_hash(p)) for p in (pixels, pixels.reshape(4, 3, 1), pixels.astype(np.uint16), pixels + 1)}
+    hashes = {
+        int(chunks.pixel_hash(p)) for p in (pixels, pixels.reshape(4, 3, 1), pixels.astype(np.uint16), pixels + 1)
+    }
     assert len(hashes) == 4
-    assert write.pixel_hash(pixels) == write.pixel_hash(pixels.copy())
+    assert chunks.pixel_hash(pixels) == chunks.pixel_hash(pixels.copy())
 
 
 # DICOM -------------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from medjax.data import ids, splits
-from medjax.data.sources import Entry
+from medjax.data.sources import Entry, Source
 from medjax.errors import UserError
 
 
@@ -44,9 +44,34 @@ def test_fingerprint_does_not_hold_the_key():
     assert ids.fingerprint(b'secret') != ids.fingerprint(b'secret2')
 
 
+def source(entries, labels=(), label=lambda i: []) -> Source:
+    return Source('x', '1', 'x', labels, '', entries, label, load=lambda i: None)
+
+
+def test_stratified_splits_keep_patients_together_and_labels_in_their_shares():
+    rng = np.random.default_rng(0)
+    patients = [f'p{i // 3}' for i in range(3000)]
+    labels = rng.random((3000, 3)) < [0.5, 0.05, 0.01]
+    labels[:, 1] |= np.repeat(rng.random(1000) < 0.02, 3)  # comes by patient
+    whole = source([Entry(str(i), p, p, None) for i, p in enumerate(patients)], ('a', 'b', 'c'), lambda i: labels[i])
+    drawn = np.array(splits.assign(whole, ['a', 'b', 'c']))
+    assert all(len(set(drawn[i : i + 3])) == 1 for i in range(0, 3000, 3))
+    for name, share in zip(splits.NAMES, splits.FRACTIONS, strict=True):
+        assert abs((drawn == name).mean() - share) < 0.002
+        for column in labels.T:
+            assert abs((drawn[column] == name).sum() - share * column.sum()) <= 3  # a patient has three images
+    plain = np.array(splits.assign(whole))
+    rare = [abs((d[labels[:, 2]] == 'val').mean() - 0.1) for d in (drawn, plain)]
+    assert rare[0] < rare[1]
+    with pytest.raises(UserError, match="no label 'aa'; did you mean 'a'"):
+        splits.assign(whole, ['aa'])
+    with pytest.raises(UserError, match='--split drawn'):
+        splits.assign(source([Entry('a', 'p', 's', 'train')], ('a',), lambda i: [1]), ['a'])
+
+
 def test_drawn_splits_keep_patients_together_and_meet_their_shares():
     patients = [f'p{i // 3}' for i in range(9000)]
-    drawn = np.array(splits.assign([Entry(str(i), p, p, None) for i, p in enumerate(patients)], 'x'))
+    drawn = np.array(splits.assign(source([Entry(str(i), p, p, None) for i, p in enumerate(patients)])))
     assert all(len(set(drawn[i : i + 3])) == 1 for i in range(0, 9000, 3))
     for name, share in zip(splits.NAMES, splits.FRACTIONS, strict=True):
         assert abs((drawn == name).mean() - share) < 4 * (share * (1 - share) / 3000) ** 0.5
@@ -59,8 +84,8 @@ def test_drawn_splits_keep_patients_together_and_meet_their_shares():
 def test_given_splits_are_checked():
     entries = [Entry('a', 'p1', 's', 'train'), Entry('b', 'p1', 's', 'test'), Entry('c', 'p2', 's', 'val')]
     with pytest.raises(UserError, match=r'1 of 2 patients .*1 in train and test.*leave the split column out') as error:
-        splits.assign(entries, 'x')
+        splits.assign(source(entries))
     assert 'p1' not in str(error.value)
-    assert splits.assign(entries[1:], 'x') == ['test', 'val']
+    assert splits.assign(source(entries[1:])) == ['test', 'val']
     with pytest.raises(UserError, match='train, val or test'):
-        splits.assign([Entry('a', 'p', 's', 'dev')], 'x')
+        splits.assign(source([Entry('a', 'p', 's', 'dev')]))

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from medjax.data import decode, ids, records, splits, write
+from medjax.data import chunks, decode, ids, records, splits, write
 from medjax.data.sources import Drop, Entry, Example, Source, Unreadable, npz, table
 from medjax.errors import UserError
 
@@ -63,7 +63,7 @@ def test_records_come_back_as_they_were(built):
             assert record.label.tolist() == [i % 2, -2 + i % 4] and record.label.dtype == np.int8
             assert record.keys['patient'] == ids.hashed(b'a key for tests', 'invented', f'patient{i % 10}')
             assert record.keys['image'] == ids.hashed(b'a key for tests', 'invented', f'image{i}')
-            assert record.keys['pixels'] == write.pixel_hash(PIXELS[i])
+            assert record.keys['pixels'] == chunks.pixel_hash(PIXELS[i])
             assert record.info['text'] == {'findings': f'Pläce {i}.'}
             assert (record.info['split'], record.info['role'], record.info['sex']) == (
                 name,
@@ -76,7 +76,7 @@ def test_records_come_back_as_they_were(built):
                 np.testing.assert_array_equal(mask, (PIXELS[i][..., 0] > 128) * 255)
         np.testing.assert_array_equal(split.labels_array, [[i % 2, -2 + i % 4] for i in chosen])
         np.testing.assert_array_equal(split.column('age'), [float(i) if i % 2 else np.nan for i in chosen])
-        np.testing.assert_array_equal(split.keys('pixels'), [write.pixel_hash(PIXELS[i]) for i in chosen])
+        np.testing.assert_array_equal(split.keys('pixels'), [chunks.pixel_hash(PIXELS[i]) for i in chosen])
 
 
 def test_mean_and_deviation_are_those_of_the_train_pixels(built):
@@ -259,10 +259,10 @@ def test_overlap_finds_people_images_and_pixels(tmp_path, built):
     data = records.open(built[0])
     records.write_seen({'main': data}, tmp_path / 'run' / 'seen.npz')
     assert records.overlap(tmp_path / 'run' / 'seen.npz', data.split('train')) == dict(
-        patient=1.0, image=1.0, pixels=1.0, comparable=True
+        patient=1.0, image=1.0, pixels=1.0, near=1.0, comparable=True
     )
     assert records.overlap(tmp_path / 'run' / 'seen.npz', data.split('test')) == dict(
-        patient=0.0, image=0.0, pixels=0.0, comparable=True
+        patient=0.0, image=0.0, pixels=0.0, near=0.0, comparable=True
     )
     with np.load(tmp_path / 'run' / 'seen.npz', allow_pickle=False) as file:
         for kind in ('patient', 'image', 'pixels'):
@@ -276,10 +276,10 @@ def test_patients_are_never_compared_across_keys(tmp_path, built):
     other = records.open(tmp_path / 'public')
     records.write_seen({'main': train}, tmp_path / 'seen.npz')
     got = records.overlap(tmp_path / 'seen.npz', other.split('train'))
-    assert got == dict(patient=None, image=None, pixels=1.0, comparable=False)
+    assert got == dict(patient=None, image=None, pixels=1.0, near=1.0, comparable=False)
     records.write_seen({'a': train, 'b': other}, tmp_path / 'both.npz')
     got = records.overlap(tmp_path / 'both.npz', other.split('train'))
-    assert got == dict(patient=1.0, image=1.0, pixels=1.0, comparable=False)
+    assert got == dict(patient=1.0, image=1.0, pixels=1.0, near=1.0, comparable=False)
 
 
 def test_equal_data_give_an_equal_seen_file(tmp_path, built):
@@ -328,7 +328,8 @@ def test_medmnist(real_data, tmp_path, name, counts, across):
     summary = write.write(npz.source(str(real_data / 'medmnist' / f'{name}.npz')), tmp_path / name)
     data = records.open(tmp_path / name)
     assert tuple(data.splits.values()) == counts and data.labels == ('label_0',)
-    assert any(note.startswith(f'{across} images lie in more than one split') for note in summary['notes'])
+    leaks = summary['audit']['leaks']
+    assert sum(leak['records'] for leak in leaks if leak['kind'] == 'pixels') == across
     with np.load(real_data / 'medmnist' / f'{name}.npz', allow_pickle=False) as file:
         np.testing.assert_array_equal(data.split('test')[7].image[..., 0], file['test_images'][7])
         np.testing.assert_array_equal(data.split('test').labels_array, file['test_labels'])

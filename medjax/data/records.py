@@ -24,8 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from medjax.data import decode
-from medjax.data.write import FORMAT, KINDS
+from medjax.data import columns, decode, similar
+from medjax.data.chunks import FORMAT, KINDS
 from medjax.errors import UserError, suggest
 from medjax.types import Record
 
@@ -48,6 +48,7 @@ class DataSet:
     std: float
     splits: dict[str, int]  # records; only the splits that have any
     patients: dict[str, int]  # patients; none is in two splits
+    split_list: str  # 'nih/official', …; 'given' by the source, or 'drawn' per patient
     dropped: int
 
     def split(self, name: str) -> Split:
@@ -88,30 +89,29 @@ class Split:
         return self._columns['label']
 
     def keys(self, kind: str) -> np.ndarray:
-        """uint64 [n]: the hashed 'patient', 'study', 'image', or the hash of the 'pixels'."""
+        """uint64 [n]: the hashed 'patient', 'study', 'image', 'origin', 'text' (0: none), or the 'pixels'."""
         if kind not in KINDS:
             raise UserError(f'no key {kind!r}{suggest(kind, KINDS)}')
         return self._columns['keys'][:, KINDS.index(kind)]
 
     @property
     def facts(self) -> tuple[str, ...]:
-        """The names that `column` knows: role, and of age, sex, view, site, … those that the source had."""
-        return tuple(name.removeprefix('info/') for name in self._columns if name.startswith('info/'))
+        """The names of `column`: what every record has, and of age, sex, view, site, … those that the source had."""
+        return tuple(name.removeprefix('info/') for name in self._columns if name not in ('label', 'keys'))
 
     def column(self, name: str) -> np.ndarray:
-        """[n], float32 with nan where unknown (age), or words with '' where unknown (sex, view, role, …)."""
+        """[n], mapped from disk: float32 with nan where unknown (age), or words with '' where unknown (sex, view, …).
+
+        Of every record: role, shape int32 [n,3] and bits as stored, words (of its texts), thumb uint8 [n,32,32] and its
+        perceptual hash uint8 [n,32].
+        """
         if name not in self.facts:
             raise UserError(f'{self.data.path}: the records have no {name!r}{suggest(name, self.facts)}')
-        return self._columns[f'info/{name}']
+        return self._columns[name if name in self._columns else f'info/{name}']
 
     @functools.cached_property
     def _columns(self) -> dict[str, np.ndarray]:
-        with np.load(self.data.path / 'columns.npz', allow_pickle=False) as file:
-            mine = [name for name in file.files if name.startswith(f'{self.name}/')]
-            columns = {name.removeprefix(f'{self.name}/'): file[name] for name in mine}
-        for column in columns.values():
-            column.flags.writeable = False
-        return columns
+        return columns.opened(self.data.path / 'columns' / self.name)
 
     def _raw(self, i: int) -> dict[str, Any]:
         i = operator.index(i)
@@ -144,8 +144,8 @@ def open(path: str | os.PathLike) -> DataSet:
         data = DataSet(path=path, **(facts | {'labels': tuple(facts['labels'])}))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f'{file} is damaged ({error}); build the data set again') from None
-    for part in ('columns.npz', 'records/dataset_info.json'):
-        if not (path / part).is_file():
+    for part in ('columns', 'records/dataset_info.json'):
+        if not (path / part).exists():
             raise UserError(f'{path} is incomplete: {part} is missing; copy it again, or build it again')
     return data
 
@@ -153,18 +153,21 @@ def open(path: str | os.PathLike) -> DataSet:
 def write_seen(datasets: Mapping[str, DataSet], path: str | os.PathLike) -> None:
     """Writes what a run on the train splits of `datasets` sees, as sorted hashes without order or content.
 
-    Arrays: patient, image, pixels uint64, each sorted and unique; patient/key and image/key: which of `keys` (the
-    fingerprints of the id keys) hashed it; split. Equal data give an equal file.
+    Arrays: patient, image, pixels uint64, each sorted and unique (image has the origins too); patient/key and
+    image/key: which of `keys` (the fingerprints of the id keys) hashed it; hash uint8 [n,32], perceptual; split. Equal
+    data give an equal file.
     """
     trained = {name: data.split('train') for name, data in datasets.items()}
     keys = sorted({data.key_fingerprint for data in datasets.values()})
     arrays = {'keys': np.array(keys), 'split': np.array(['train'])}
     for kind in ('patient', 'image'):
-        hashes = [_unique(s.keys(kind) for s in trained.values() if s.data.key_fingerprint == key) for key in keys]
+        own = {key: [s for s in trained.values() if s.data.key_fingerprint == key] for key in keys}
+        hashes = [_unique(h[h != 0] for s in own[key] for h in _ids(s, kind)) for key in keys]
         owner = np.repeat(np.arange(len(keys), dtype=np.uint8), [len(part) for part in hashes])
         order = np.argsort(np.concatenate(hashes), kind='stable')
         arrays[kind], arrays[f'{kind}/key'] = np.concatenate(hashes)[order], owner[order]
     arrays['pixels'] = _unique(split.keys('pixels') for split in trained.values())
+    arrays['hash'] = np.unique(np.concatenate([split.column('hash') for split in trained.values()]), axis=0)
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     hidden = path.with_name(f'.{path.name}.{os.getpid()}')
@@ -174,7 +177,8 @@ def write_seen(datasets: Mapping[str, DataSet], path: str | os.PathLike) -> None
 
 
 def overlap(seen: str | os.PathLike, split: Split) -> dict[str, float | bool | None]:
-    """The share of the split's records whose patient, image or pixels the run of `seen` was trained on.
+    """The share of the split's records whose patient, image or pixels the run of `seen` was trained on, and of those
+    that are `near` to an image of it: their perceptual hashes differ by at most `similar.SURE` bits.
 
     `comparable`: the ids of both sides were hashed with one key. If not, patient and image are None (no id is
     compared across keys) or, where only some of the run's sources had this key, lower bounds.
@@ -185,9 +189,17 @@ def overlap(seen: str | os.PathLike, split: Split) -> dict[str, float | bool | N
         shares: dict[str, float | bool | None] = {}
         for kind in ('patient', 'image'):
             known = file[kind][file[f'{kind}/key'] == keys.index(mine)] if mine in keys else None
-            shares[kind] = None if known is None else float(np.isin(split.keys(kind), known).mean())
+            hit = None if known is None else np.any([np.isin(hashed, known) for hashed in _ids(split, kind)], axis=0)
+            shares[kind] = None if hit is None else float(hit.mean())
         shares['pixels'] = float(np.isin(split.keys('pixels'), file['pixels']).mean())
+        near, *_ = similar.near(np.asarray(split.column('hash')), file['hash'], similar.SURE)
+        shares['near'] = len(np.unique(near)) / len(split)
     return shares | {'comparable': keys == [mine]}
+
+
+def _ids(split: Split, kind: str) -> list[np.ndarray]:
+    """The hashed ids of a kind; an image is also known by the one that it was made from (0 where by none)."""
+    return [split.keys(kind)] + ([split.keys('origin')] if kind == 'image' else [])
 
 
 def _unique(arrays) -> np.ndarray:

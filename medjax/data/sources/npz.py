@@ -68,7 +68,7 @@ def write(source: Source, file: str) -> None:
         raise UserError(f'--npz {file}: the folder {path.absolute().parent} does not exist')
     from tqdm import tqdm
 
-    named = np.array(splits.assign(source.entries, source.namespace))
+    named = np.array(splits.assign(source))
     arrays = {}
     with (
         ThreadPoolExecutor(os.cpu_count()) as pool,

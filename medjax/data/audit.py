@@ -1,0 +1,256 @@
+"""Leaks within a data set and between data sets, and what else a careful reviewer would ask about the data.
+
+Held-out records must not be known from training: a test record from train or val, a val record from train. Four kinds
+of knowing are looked for, between all parts (a part is one split of one data set):
+
+    patient   the same person                         by hashed ids, where both sides used one key
+    image     the same image, or one made from it     by hashed ids and those of their origins (RSNA's images are NIH's)
+    pixels    equal pixels                            by hash, whatever the files are called
+    near      the same picture resized, coded again, brightened or slightly cropped    by `data.similar`; not `pixels`
+
+The result is plain data, ready for JSON: numbers of records within their part, never an id.
+"""
+
+from __future__ import annotations
+
+import collections
+import csv
+import functools
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from medjax.data import similar
+from medjax.data.records import DataSet, Split
+
+RANK = {'train': 0, 'val': 1, 'test': 2}
+WORDS = dict(patient='patient', image='image or its origin', pixels='equal pixels', near='near-duplicates')
+LISTED = 1000  # pairs that are listed of each finding; all are counted
+
+
+class Part(NamedTuple):
+    name: str  # 'nih/test'
+    split: Split
+
+
+class Pair(NamedTuple):
+    """Two records that are one: numbers of parts, and of records in them. The first part is the earlier one."""
+
+    part: int
+    record: int
+    other_part: int
+    other: int
+    alike: float  # 1 for everything but near-duplicates
+
+
+def audit(datasets: Sequence[DataSet]) -> dict[str, Any]:
+    """What was found in and between the data sets: sets, leaks, shared, labels, texts, unknown, verdict.
+
+    leaks: [{'kind', 'known', 'held_out', 'records', 'of', 'pairs'}]: `records` of the `of` records of the part
+    `held_out` are known from the part `known`; pairs are [known record, held-out record, alike].
+    shared: the same for parts of equal rank (train and train, test and test, a part and itself), which is no leak.
+    verdict: sentences, the leaks first; without any the first one is 'no leak found'.
+    """
+    names = _names(datasets)
+    parts = [
+        Part(f'{name}/{s}', data.split(s)) for name, data in zip(names, datasets, strict=True) for s in data.splits
+    ]
+    pairs = {
+        'patient': list(_by_key(parts, 'patient')),
+        'image': list(_by_key(parts, 'image')),
+        'pixels': list(_by_key(parts, 'pixels')),
+    }
+    same = {(p.part, p.record, p.other_part, p.other) for p in pairs['pixels']}
+    near, notes = _near(parts)
+    pairs['near'] = [p for p in near if (p.part, p.record, p.other_part, p.other) not in same]
+    found = [finding for kind in WORDS for finding in _findings(kind, parts, pairs[kind])]
+    leaks = [f for f in found if _rank(parts, f['known']) < _rank(parts, f['held_out'])]
+    told = dict(
+        sets=[_set(name, data) for name, data in zip(names, datasets, strict=True)],
+        leaks=leaks,
+        shared=[f for f in found if f not in leaks],
+        labels=_labels(parts, [*pairs['pixels'], *pairs['near']]),
+        texts=_texts(parts),
+        unknown=[*_unknown(datasets, names), *notes],
+    )
+    return told | {'verdict': _verdict(told)}
+
+
+def _verdict(told: dict[str, Any]) -> list[str]:
+    """The audit in sentences, the worst first."""
+    said = [
+        f'leak: {f["records"]} of {f["of"]} records of {f["held_out"]} are in {f["known"]} by {WORDS[f["kind"]]}'
+        for f in told['leaks']
+    ]
+    said = said or ['no leak found']
+    for f in told['shared']:
+        where = f['held_out'] if f['held_out'] == f['known'] else f'{f["held_out"]} and {f["known"]}'
+        said.append(f'{f["records"]} records repeat others within {where} by {WORDS[f["kind"]]}; they are kept')
+    if n := told['labels']['contradictions']:
+        said.append(f'{n} pairs of equal or near-duplicate images have contradicting labels')
+    return said + told['unknown']
+
+
+def _names(datasets: Sequence[DataSet]) -> list[str]:
+    """Each data set's name, numbered where two have the same."""
+    count = collections.Counter(data.name for data in datasets)
+    number: collections.Counter = collections.Counter()
+    names = []
+    for data in datasets:
+        number[data.name] += 1
+        names.append(f'{data.name}#{number[data.name]}' if count[data.name] > 1 else data.name)
+    return names
+
+
+def _rank(parts: Sequence[Part], name: str) -> int:
+    return RANK[next(part.split.name for part in parts if part.name == name)]
+
+
+def _by_key(parts: Sequence[Part], kind: str) -> Iterator[Pair]:
+    """Pairs of records with an equal key, between parts; within a part only equal pixels mean anything.
+
+    Of each key the first record in a part stands for all the others that have it there.
+    """
+    firsts = [_first(part.split, kind) for part in parts]
+    for (a, x), (b, y) in itertools.combinations(enumerate(parts), 2):
+        if kind != 'pixels' and x.split.data.key_fingerprint != y.split.data.key_fingerprint:
+            continue
+        (a, x), (b, y) = sorted([(a, x), (b, y)], key=lambda item: (RANK[item[1].split.name], item[0]))
+        keys, records = firsts[a]
+        mine = [(hashed, np.arange(len(hashed))) for hashed in _keys(y.split, kind)]
+        done: set[int] = set()
+        for hashed, numbers in mine:
+            at = np.searchsorted(keys, hashed)
+            hit = (at < len(keys)) & (hashed != 0)
+            hit[hit] = keys[at[hit]] == hashed[hit]
+            for record, other in zip(records[at[hit]].tolist(), numbers[hit].tolist(), strict=True):
+                if other not in done:
+                    done.add(other)
+                    yield Pair(a, record, b, other, 1.0)
+    if kind == 'pixels':
+        for a, part in enumerate(parts):
+            hashed = part.split.keys('pixels')
+            _, first, member = np.unique(hashed, return_index=True, return_inverse=True)
+            for other in np.flatnonzero(first[member] != np.arange(len(hashed))).tolist():
+                yield Pair(a, int(first[member[other]]), a, other, 1.0)
+
+
+def _first(split: Split, kind: str) -> tuple[np.ndarray, np.ndarray]:
+    """The sorted keys of a kind and, of each, the first record that has it."""
+    hashed = np.concatenate(_keys(split, kind))
+    keys, first = np.unique(hashed, return_index=True)
+    return keys, first % len(split)
+
+
+def _keys(split: Split, kind: str) -> list[np.ndarray]:
+    return [split.keys(kind)] + ([split.keys('origin')] if kind == 'image' else [])
+
+
+def _near(parts: Sequence[Part]) -> tuple[list[Pair], list[str]]:
+    """Near-duplicates in and between all parts: candidates by thumbnails, then looked at as pixels."""
+    from tqdm import tqdm
+
+    start = np.cumsum([0, *(len(part.split) for part in parts)])
+    thumbs = np.concatenate([part.split.column('thumb') for part in parts])
+    found = similar.candidates(thumbs)
+
+    def place(i: int) -> tuple[int, int]:
+        part = int(np.searchsorted(start, i, 'right')) - 1
+        return part, i - int(start[part])
+
+    @functools.lru_cache(64)
+    def picture(i: int) -> np.ndarray:
+        part, record = place(i)
+        return parts[part].split.image(record)
+
+    pairs = []
+    both = zip(found.first.tolist(), found.second.tolist(), strict=True)
+    for i, j in tqdm(both, 'near-duplicates', len(found.first), unit=' pairs', disable=None, leave=False):
+        alike = similar.agree(picture(i), picture(j))
+        if alike >= similar.ALIKE:
+            (a, x), (b, y) = sorted([place(i), place(j)], key=lambda p: (RANK[parts[p[0]].split.name], *p))
+            pairs.append(Pair(a, x, b, y, round(float(alike), 4)))
+    return sorted(pairs), list(found.notes)
+
+
+def _findings(kind: str, parts: Sequence[Part], pairs: Sequence[Pair]) -> Iterator[dict[str, Any]]:
+    """One for each two parts that have a pair."""
+    chosen: dict[tuple[int, int], list[Pair]] = collections.defaultdict(list)
+    for pair in pairs:
+        chosen[pair.part, pair.other_part].append(pair)
+    for (a, b), some in sorted(chosen.items()):
+        yield dict(
+            kind=kind,
+            known=parts[a].name,
+            held_out=parts[b].name,
+            records=len({pair.other for pair in some}),
+            of=len(parts[b].split),
+            pairs=[[pair.record, pair.other, pair.alike] for pair in some[:LISTED]],
+        )
+
+
+def _set(name: str, data: DataSet) -> dict[str, Any]:
+    """One data set: counts, what was set aside and why, whose images may have text burned in."""
+    with (data.path / 'drops.csv').open(newline='') as file:
+        rows = list(csv.DictReader(file))
+    burned = collections.Counter(
+        str(word).upper() or 'UNKNOWN'
+        for s in data.splits
+        for word in (data.split(s).column('burned_in') if 'burned_in' in data.split(s).facts else [''] * data.splits[s])
+    )
+    drops = collections.Counter((row['part'], row['reason']) for row in rows)
+    return dict(
+        name=name,
+        version=data.version,
+        license=data.license,
+        fingerprint=data.fingerprint,
+        key_fingerprint=data.key_fingerprint,
+        split_list=data.split_list,
+        splits=data.splits,
+        patients=data.patients,
+        labels=list(data.labels),
+        drops=[dict(part=part, reason=reason, count=n) for (part, reason), n in drops.most_common()],
+        burned_in=dict(burned),
+    )
+
+
+def _labels(parts: Sequence[Part], pairs: Sequence[Pair]) -> dict[str, Any]:
+    """How often each label has each value, and duplicates of which one has a finding and the other does not."""
+    counts = {
+        part.name: {
+            name: {str(v): int(n) for v, n in zip(*np.unique(column, return_counts=True), strict=True)}
+            for name, column in zip(part.split.data.labels, part.split.labels_array.T, strict=True)
+        }
+        for part in parts
+    }
+    against = []
+    for pair in pairs:
+        x, y = parts[pair.part], parts[pair.other_part]
+        mine = dict(zip(x.split.data.labels, x.split.labels_array[pair.record].tolist(), strict=True))
+        theirs = dict(zip(y.split.data.labels, y.split.labels_array[pair.other].tolist(), strict=True))
+        if names := [name for name in mine if {mine[name], theirs.get(name)} == {0, 1}]:
+            against.append([x.name, pair.record, y.name, pair.other, names])
+    return dict(counts=counts, contradictions=len(against), pairs=against[:LISTED])
+
+
+def _texts(parts: Sequence[Part]) -> dict[str, Any]:
+    """How often one text stands for several records: 'no acute findings' is many reports' whole text."""
+    told = {}
+    for part in parts:
+        keys = part.split.keys('text')
+        keys = keys[keys != 0]
+        if len(keys):
+            counts = np.unique(keys, return_counts=True)[1]
+            told[part.name] = dict(records=len(keys), distinct=len(counts), most=int(counts.max()))
+    return told
+
+
+def _unknown(datasets: Sequence[DataSet], names: Sequence[str]) -> list[str]:
+    """What could not be compared."""
+    said = []
+    for (a, x), (b, y) in itertools.combinations(zip(names, datasets, strict=True), 2):
+        if x.key_fingerprint != y.key_fingerprint:
+            said.append(f'{a} and {b}: ids were hashed with different keys, so patients and images were not compared')
+    return said

@@ -1,0 +1,116 @@
+"""Columns: what is cheap to know of every record, one .npy file for each split and fact, mapped and never read whole.
+
+DATA/columns/<split>/label.npy   int8 [n,L]     keys.npy uint64 [n,6]     info/age.npy float32 [n], …
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pathlib
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from medjax.data import chunks
+from medjax.data.chunks import KINDS, Chunk
+
+PUBLIC = ('label', 'keys', 'thumb', 'hash', 'shape', 'bits', 'words', 'role')  # of what a chunk knows, besides info/…
+
+
+class Gathered(NamedTuple):
+    """What the columns of all chunks add up to."""
+
+    shards: dict[str, list[int]]  # split -> records of each chunk; only splits that have any
+    patients: dict[str, int]
+    drops: list[list[str]]  # rows of drops.csv
+    moments: np.ndarray  # float64 [3]: number, sum and sum of squares of the pixels of train (of all without a train)
+    channels: int
+    bits: int
+    size: int  # the longest side
+    content: str  # digest of all records in their order, hashed ids left out
+
+
+def gather(folder: pathlib.Path, plan: Sequence[Chunk], out: pathlib.Path) -> Gathered:
+    """Joins the columns of the chunks in `folder` into files below `out`, a chunk in memory at a time."""
+    shards: dict[str, list[int]] = defaultdict(list)
+    kinds: dict[str, dict[str, np.dtype]] = defaultdict(dict)  # split -> column -> dtype that holds all chunks' values
+    shapes: dict[str, tuple[int, ...]] = {}
+    moments: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(3))
+    drops: list[list[str]] = []
+    digest = hashlib.sha256()
+    channels = bits = size = 0
+    for chunk in plan:
+        read = chunks.read(folder, chunk)
+        drops += json.loads(str(read['drops']))
+        n = len(read.get('label', ()))
+        shards[chunk.split].append(n)
+        if not n:
+            continue
+        for name in (*PUBLIC, *(name for name in read if name.startswith('info/'))):
+            known = kinds[chunk.split].get(name, read[name].dtype)
+            kinds[chunk.split][name] = _both(known, read[name].dtype)
+            shapes[name] = read[name].shape[1:]
+        moments[chunk.split] += read['moments'].sum(0)
+        digest.update(read['content'].tobytes())
+        channels, bits = max(channels, int(read['shape'][:, 2].max())), max(bits, int(read['bits'].max()))
+        size = max(size, int(read['shape'][:, :2].max()))
+    shards = {split: lengths for split, lengths in shards.items() if sum(lengths)}
+    facts = {name: dtype for split in shards for name, dtype in kinds[split].items()}  # every split has every column
+    for split in shards:
+        kinds[split] = {name: kinds[split].get(name, dtype) for name, dtype in facts.items()}
+        _join(folder, [c for c in plan if c.split == split], sum(shards[split]), kinds[split], shapes, out / split)
+    patients = {split: _distinct(out / split / 'keys.npy', KINDS.index('patient')) for split in shards}
+    counted = moments['train'] if 'train' in shards else sum(moments.values())
+    return Gathered(shards, patients, drops, counted, channels, bits, size, digest.hexdigest())
+
+
+def opened(folder: pathlib.Path) -> dict[str, np.ndarray]:
+    """The columns of a split, mapped read-only."""
+    files = sorted(folder.rglob('*.npy'))
+    return {file.relative_to(folder).with_suffix('').as_posix(): np.load(file, mmap_mode='r') for file in files}
+
+
+def _join(
+    folder: pathlib.Path,
+    plan: list[Chunk],
+    rows: int,
+    kinds: dict[str, np.dtype],
+    shapes: dict[str, tuple[int, ...]],
+    out: pathlib.Path,
+) -> None:
+    files = {}
+    for name, dtype in kinds.items():
+        path = out / f'{name}.npy'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files[name] = np.lib.format.open_memmap(path, 'w+', dtype, (rows, *shapes[name]))
+    at = 0
+    for chunk in plan:
+        read = chunks.read(folder, chunk)
+        n = len(read.get('label', ()))
+        for name, file in files.items():
+            blank: Any = '' if file.dtype.kind == 'U' else np.nan
+            file[at : at + n] = _told(read[name], file.dtype) if name in read else blank
+        at += n
+    for file in files.values():
+        file.flush()
+
+
+def _both(a: np.dtype, b: np.dtype) -> np.dtype:
+    """A type for the values of both: words as soon as one has words."""
+    if a.kind == b.kind:
+        return max(a, b, key=lambda dtype: dtype.itemsize)
+    return max((dtype for dtype in (a, b, np.dtype('U24')) if dtype.kind == 'U'), key=lambda dtype: dtype.itemsize)
+
+
+def _told(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Numbers among words are told as words."""
+    if dtype.kind == 'U' and values.dtype.kind == 'f':
+        return np.array(['' if np.isnan(value) else f'{value:g}' for value in values], dtype)
+    return values
+
+
+def _distinct(path: pathlib.Path, column: int) -> int:
+    return len(np.unique(np.load(path, mmap_mode='r')[:, column]))
