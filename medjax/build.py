@@ -13,6 +13,7 @@ import argparse
 import functools
 import pkgutil
 import sys
+import textwrap
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -26,9 +27,8 @@ LISTED = 20  # drops that are printed; all of them are in drops.csv
 
 def main(argv: list[str]) -> int:
     """Reads the source, writes the data set, says what is in it and what was set aside."""
-    kinds = sorted(module.name for module in pkgutil.iter_modules(sources.__path__))
     if not argv or argv[0].startswith('-'):
-        print(f'{__doc__.strip()}\n\nkinds: {", ".join(kinds)}; medjax build <kind> --help tells what it takes')
+        print(f'{__doc__.strip()}\n\n{_kinds()}\n\nmedjax build <kind> --help tells what a kind takes.')
         return 0 if argv and argv[0] in ('-h', '--help') else 2
     kind, *rest = argv
     module = find(kind, sources.__name__, 'build')
@@ -61,10 +61,23 @@ def make(kind: str, options: Mapping[str, Any]) -> Source:
     return source
 
 
+def _kinds() -> str:
+    """Every kind with the first line of what it is, its licence and what its folder holds."""
+    told = []
+    for name in sorted(module.name for module in pkgutil.iter_modules(sources.__path__)):
+        module = find(name, sources.__name__, 'build')
+        license, layout = getattr(module, 'LICENSE', ''), getattr(module, 'LAYOUT', '')
+        lines = [(module.__doc__ or '').strip().split('\n')[0], license and f'licence: {license}', layout]
+        wrapped = [part for line in lines if line for part in textwrap.wrap(line, 100)]
+        told.append(f'{name:14} ' + f'\n{"":15}'.join(wrapped))
+    return '\n'.join(told)
+
+
 def _parser(kind: str, module: Any) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog=f'medjax build {kind}', description=(module.__doc__ or '').strip().split('\n')[0], allow_abbrev=False
-    )
+        prog=f'medjax build {kind}', description=(module.__doc__ or '').strip(), allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
     module.arguments(parser)
     lists = [*getattr(module, 'SPLITS', ['given']), 'drawn']
     parser.add_argument('--split', choices=lists, default=lists[0], help='which list of splits; drawn: per patient')

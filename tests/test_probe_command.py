@@ -87,7 +87,7 @@ def test_the_newest_export_and_both_baselines(probed, data):
     assert result['skipped_labels'] == {'rare': 'no positive record in train; no positive record in test'}
     assert set(result['results']['auroc']) == {'mean', 'square', 'left'}
     assert result['encoder']['step'] == 20 and result['data_fingerprint'] == records.open(data).fingerprint
-    assert result['overlap'] == dict(patient=0.0, image=0.0, pixels=0.0, comparable=True)
+    assert result['overlap'] == dict(patient=0.0, image=0.0, pixels=0.0, near=0.0, comparable=True)
     assert result['results']['auroc']['left']['value'] > 0.9, 'brightness is easy even for random weights'
     split = records.open(data).split('test')
     with np.load(probed / 'probes' / '20' / result['scores'], allow_pickle=False) as arrays:

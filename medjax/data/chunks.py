@@ -80,7 +80,7 @@ def write(
         return
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    features, stored, dropped = schema(len(source.labels)), [], []
+    serialized, stored, dropped = _serializer(len(source.labels)), [], []
     job = functools.partial(_store, source, key)
     pairs = list(zip(chunk.entries, labels, strict=True))
     hidden = folder / f'.{chunk.name}.{os.getpid()}'
@@ -90,8 +90,7 @@ def write(
             if drop:
                 dropped.append(drop_row(drop, key, source.namespace))
             if made is not None:
-                example = made.record | {'index': entry}
-                writer.write(features.serialize_example(features.encode_example(example)))
+                writer.write(serialized(made.record | {'index': entry}))
                 stored.append(made._replace(record={}))
             advance(1)
         writer.close()
@@ -123,6 +122,18 @@ def schema(labels: int) -> Any:
         'keys': tfds.features.Tensor(shape=(len(KINDS),), dtype=np.uint64),
     }
     return tfds.features.FeaturesDict(features)
+
+
+@functools.cache
+def _serializer(labels: int) -> Callable[[dict[str, Any]], bytes]:
+    """A record's bytes as tfds reads them, the same in every process: its own serializer leaves the order open."""
+    from tensorflow_datasets.core.example_serializer import ExampleSerializer
+
+    features = schema(labels)
+    serializer = ExampleSerializer(features.get_serialized_info())
+    return lambda record: serializer.get_tf_example(features.encode_example(record)).SerializeToString(
+        deterministic=True
+    )
 
 
 def _store(source: Source, key: bytes, pair: tuple[int, np.ndarray]) -> tuple[Stored | None, Drop | None]:

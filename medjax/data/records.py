@@ -192,8 +192,10 @@ def overlap(seen: str | os.PathLike, split: Split) -> dict[str, float | bool | N
             hit = None if known is None else np.any([np.isin(hashed, known) for hashed in _ids(split, kind)], axis=0)
             shares[kind] = None if hit is None else float(hit.mean())
         shares['pixels'] = float(np.isin(split.keys('pixels'), file['pixels']).mean())
-        near, *_ = similar.near(np.asarray(split.column('hash')), file['hash'], similar.SURE)
-        shares['near'] = len(np.unique(near)) / len(split)
+        shares['near'] = None  # as of runs whose file has no such hashes
+        if 'hash' in file:
+            near, *_ = similar.near(np.asarray(split.column('hash')), file['hash'], similar.SURE)
+            shares['near'] = len(np.unique(near)) / len(split)
     return shares | {'comparable': keys == [mine]}
 
 

@@ -205,6 +205,8 @@ def _work_folder(out: pathlib.Path, source: Source, key: bytes) -> Iterator[path
             raise UserError(f'another build is writing {out}; wait for it, or choose another --out') from None
         for left in (path for path in work.iterdir() if path.name not in ('lock', 'chunks')):
             shutil.rmtree(left) if left.is_dir() else left.unlink()  # of a build that was killed while it finished
+        for left in work.glob('chunks/.*'):  # of a process that was killed
+            left.unlink()
         try:
             yield work
         except (OSError, RuntimeError) as error:

@@ -90,10 +90,10 @@ def provenance(run: pathlib.Path, encoder: Encoder, data: Any) -> dict[str, Any]
         why = f'data/seen.npz is not the one that export {encoder.name} was trained on'
         return dict(overlap={}, provenance=f'overlap with pretraining unknown: {why}')
     shares = records.overlap(seen, data.split('test'))
-    if not any(shares[kind] for kind in ('patient', 'image', 'pixels')):
+    if not any(shares[kind] for kind in ('patient', 'image', 'pixels', 'near')):
         told = 'none of the test records was seen in pretraining'
     else:
-        parts = {'patient': 'of a patient', 'image': 'with an id', 'pixels': 'with pixels'}
+        parts = dict(patient='of a patient', image='with an id', pixels='with pixels', near='with nearly the pixels')
         told = ', '.join(f'{100 * shares[k]:.1f} % {words}' for k, words in parts.items() if shares[k] is not None)
         told = f'of the test records {told} seen in pretraining'
     if not shares['comparable']:

@@ -1,0 +1,171 @@
+"""A build that is stopped at any moment leaves a finished data set or none, and goes on from its whole chunks."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import functools
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from medjax.data import chunks, records, workers, write
+from medjax.data.sources import Entry, Example, Source
+from medjax.errors import UserError
+
+COUNT = 60
+
+
+def source(load=None, stamps='') -> Source:
+    pictures = np.random.default_rng(0).integers(0, 256, (COUNT, 12, 10)).astype(np.uint8)
+    entries = [Entry(str(i), f'p{i}', f's{i}', None, f'line {i}', stamp=f'{stamps[i : i + 1]}') for i in range(COUNT)]
+    load = load or (lambda i: Example(pictures[i], info={'age': float(i)} if i % 7 else {'site': f'{i}' * (1 + i % 3)}))
+    return Source('clinic', '1', 'clinic', ('odd',), '', entries, lambda i: [i % 2], load)
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch):
+    monkeypatch.setattr(chunks, 'SIZE', 8)
+
+
+@pytest.fixture
+def whole(tmp_path):
+    write.write(source(), tmp_path / 'whole')
+    return content(tmp_path / 'whole')
+
+
+def content(folder) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob('*')) if file.is_file()}
+
+
+def stopping(at: int, error: BaseException):
+    def load(i):
+        if i == at:
+            raise error
+        return source().load(i)
+
+    return load
+
+
+@pytest.mark.parametrize('error', [KeyboardInterrupt(), RuntimeError('a bug'), MemoryError()])
+def test_whole_chunks_are_kept_and_used(tmp_path, whole, error):
+    out = tmp_path / 'data'
+    with pytest.raises(type(error)):
+        write.write(source(stopping(58, error)), out)
+    assert not out.exists()
+    (work,) = [path for path in tmp_path.iterdir() if path.name.startswith('.data.')]
+    kept = len(list((work / 'chunks').glob('*.npz')))
+    assert kept >= 2
+    opened = []
+    write.write(source(lambda i: opened.append(i) or source().load(i)), out)
+    assert len(opened) <= COUNT - 6 * kept and 58 in opened  # the smallest chunk has 6 entries or so
+    assert content(out) == whole
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith('.')] == []
+
+
+def test_a_changed_file_is_read_again(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        write.write(source(stopping(58, KeyboardInterrupt())), tmp_path / 'data')
+    opened = []
+    write.write(source(lambda i: opened.append(i) or source().load(i), stamps='x' * COUNT), tmp_path / 'data')
+    assert sorted(opened) == list(range(COUNT))
+
+
+def test_two_builds_of_one_data_set_are_not_mixed(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        write.write(source(stopping(58, KeyboardInterrupt())), tmp_path / 'data')
+    (lock,) = tmp_path.glob('.data.*/lock')
+    with lock.open('w') as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match='another build is writing'):
+            write.write(source(), tmp_path / 'data')
+    write.write(source(), tmp_path / 'data')
+
+
+@pytest.mark.parametrize(
+    'error',
+    [OSError(errno.ENOSPC, 'No space left on device'), RuntimeError('write() failed: No space left on device; x')],
+)
+def test_a_full_disk_is_one_sentence(tmp_path, error):
+    with pytest.raises(UserError, match='no space is left in .*; make some, and the same command goes on'):
+        write.write(source(stopping(58, error)), tmp_path / 'data')
+    write.write(source(), tmp_path / 'data')
+
+
+def test_a_killed_publication_is_finished_by_the_next_build(tmp_path, whole, monkeypatch):
+    monkeypatch.setattr(write, '_publish', lambda work, out: (_ for _ in ()).throw(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        write.write(source(), tmp_path / 'data')
+    monkeypatch.undo()
+    monkeypatch.setattr(chunks, 'SIZE', 8)
+    write.write(source(), tmp_path / 'data')
+    assert content(tmp_path / 'data') == whole
+
+
+def test_processes_make_the_same_data_set(tmp_path, whole, monkeypatch):
+    monkeypatch.setattr(workers, 'FEW', 8)
+    monkeypatch.setattr(os, 'cpu_count', lambda: 2)
+    write.write(source(), tmp_path / 'data', again=source)
+    assert content(tmp_path / 'data') == whole
+
+
+def broken(how: str) -> Source:
+    return source(stopping(30, {'bug': RuntimeError('a bug'), 'mistake': UserError('a mistake')}[how]))
+
+
+def killed() -> Source:
+    def load(i):
+        if i == 30:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return source().load(i)
+
+    return source(load)
+
+
+@pytest.mark.parametrize(
+    ('again', 'error', 'words'),
+    [
+        (functools.partial(broken, 'bug'), RuntimeError, 'a bug'),
+        (functools.partial(broken, 'mistake'), UserError, '^a mistake$'),
+        (killed, UserError, r'code -9 \(killed'),
+    ],
+)
+def test_what_ends_a_process_ends_the_build(tmp_path, monkeypatch, again, error, words):
+    monkeypatch.setattr(workers, 'FEW', 8)
+    monkeypatch.setattr(os, 'cpu_count', lambda: 2)
+    with pytest.raises(error, match=words):
+        write.write(source(), tmp_path / 'data', again=again)
+    assert not (tmp_path / 'data').exists()
+
+
+def alive(group: int) -> list[str]:
+    """The processes of a group; those that only wait to be reaped do not count."""
+    said = subprocess.run(['ps', '-eo', 'pgid,stat'], capture_output=True, text=True, check=True).stdout
+    return [line for line in said.splitlines() if line.split()[0] == str(group) and 'Z' not in line]
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_the_command_is_stopped_and_goes_on(tmp_path, number):
+    """In processes; none of them lives on."""
+    command = [sys.executable, '-m', 'medjax', 'build', 'phantom', '--records', '1100', '--size', '32', '--out']
+    args = [*command, str(tmp_path / 'data')]
+    process = subprocess.Popen(args, stderr=subprocess.PIPE, start_new_session=True, text=True)
+    while not list(tmp_path.glob('.data.*/chunks/*.npz')):
+        time.sleep(0.02)
+        assert process.poll() is None
+    process.send_signal(number)
+    assert process.wait(20) in (130, 143, -9)
+    assert 'Traceback' not in process.stderr.read()
+    assert not (tmp_path / 'data').exists()
+    until = time.time() + 20
+    while alive(process.pid):
+        time.sleep(0.05)
+        assert time.time() < until
+    if number == signal.SIGKILL:
+        subprocess.run(args, check=True, capture_output=True)
+        assert sum(records.open(tmp_path / 'data').splits.values()) == 1100
