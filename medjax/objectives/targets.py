@@ -89,8 +89,9 @@ def count_of(context: Context, feature: Feature) -> int:
 
 
 def gauges(sums: numerics.Distilled, teacher_weight: Array, count: int, seen: Array) -> dict[str, Array]:
-    """Teacher entropy (mean, nats) with its maximum ln K, and how many prototypes the student really uses with the most
-    that so many rows can single out: exp(entropy of its mean probabilities), 1 where it says the same of all."""
+    """Teacher entropy (mean, nats) with its maximum ln K, and how many prototypes the student uses: exp(entropy of its
+    mean probabilities), 1 where it says one prototype of all, up to K where it says the mean of all; beside it how many
+    there would be if each row had one prototype of its own."""
     return {
         'entropy': sums.entropy / jnp.maximum(teacher_weight.sum(), 1e-30),
         'entropy_max': jnp.log(float(count)),

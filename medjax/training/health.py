@@ -149,7 +149,7 @@ def notes(history: Sequence[Mapping[str, Any]], terms: Mapping[str, Any], gauges
     if 0 < len(above) < len(terms):
         words += f' Still at its start: {" and ".join(above)} loss, which can be so while others fall.'
     for name, term in terms.items():
-        entropy, most = (smooth(series(history, f'term/{name}/{what}'))[-1] for what in ('entropy', 'entropy_max'))
+        entropy, most = entropies(history, name)
         divergence = term['ratio'] * most - entropy  # cross-entropy less entropy, in nats a target
         if entropy > FLAT * most and divergence < MATCHED * most:
             words += (
@@ -201,8 +201,15 @@ def gauges_of(history: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float
 
 
 def uniform(history: Sequence[Mapping[str, Any]], name: str) -> bool:
-    entropy, most = (smooth(series(history, f'term/{name}/{what}')) for what in ('entropy', 'entropy_max'))
-    return bool(entropy[-1] > UNIFORM * most[-1])
+    entropy, most = entropies(history, name)
+    return entropy > UNIFORM * most
+
+
+def entropies(history: Sequence[Mapping[str, Any]], name: str) -> tuple[float, float]:
+    """Mean entropy of a term's targets and its maximum ln K, smoothed, now."""
+    now = (smooth(series(history, f'term/{name}/{what}'))[-1] for what in ('entropy', 'entropy_max'))
+    entropy, most = map(float, now)
+    return entropy, most
 
 
 def series(history: Sequence[Mapping[str, Any]], key: str) -> np.ndarray:
