@@ -1,4 +1,4 @@
-"""What sources share: a folder as it was released is checked, its tables are read, its files are found.
+"""What sources share: a folder as it was released is checked, its tables and lists are read, its files are found.
 
 Nothing outside the folder is opened, whatever a table or a link says.
 """
@@ -9,6 +9,7 @@ import argparse
 import csv
 import gzip
 import io
+import json
 import math
 import os
 import pathlib
@@ -16,13 +17,17 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from medjax.data import dicom
 from medjax.data.sources import Drop, Unreadable
 from medjax.errors import UserError, suggest
 
 SPLITS = {'train': 'train', 'val': 'val', 'valid': 'val', 'validate': 'val', 'validation': 'val', 'test': 'test'}
 ROLES = dict.fromkeys(('pa', 'ap', 'frontal'), 'frontal') | dict.fromkeys(('l', 'll', 'rl', 'lateral'), 'lateral')
+
+
+SUFFIXES = ('.png', '.jpg', '.jpeg')  # of files that hold one picture and need no look inside to know it
 
 
 class Line(NamedTuple):
@@ -84,7 +89,55 @@ def read_table(path: pathlib.Path, columns: Sequence[str] = (), lower: Sequence[
 
 def read_list(path: pathlib.Path) -> list[str]:
     """The lines of a text file, stripped, without empty ones: split lists are such files."""
-    return [line for raw in _text(path).splitlines() if (line := raw.strip())]
+    return [line for _, line in numbered(path)]
+
+
+def numbered(path: pathlib.Path) -> list[tuple[int, str]]:
+    """The lines of a text file with their numbers, stripped, without empty ones."""
+    return [(n, line) for n, raw in enumerate(_text(path).split('\n'), 1) if (line := raw.strip())]
+
+
+def read_json_lines(path: pathlib.Path) -> tuple[list[tuple[int, int, dict[str, Any]]], list[Drop]]:
+    """(number, where it begins in bytes, object) of each line of a .jsonl file, and a drop for each that is none.
+
+    Such files have millions of lines with long texts: keep of an object what you need, and read the rest again with
+    `json_line`. UserError where the file is one JSON document, or nothing of it can be read.
+    """
+    found, dropped, at = [], [], 0
+    try:
+        with path.open('rb') as file:
+            for number, raw in enumerate(file, 1):
+                if raw.strip():
+                    try:
+                        found.append((number, at, _object(raw)))
+                    except Unreadable as error:
+                        dropped.append(Drop('', f'{path.name} line {number}', str(error)))
+                at += len(raw)
+    except OSError as error:
+        raise UserError(f'{path} cannot be read: {error.strerror}') from None
+    if not found:
+        raise UserError(f'{path}: no line of it is a JSON object; give JSON lines, one object on each')
+    return found, dropped
+
+
+def json_line(path: pathlib.Path, at: int) -> dict[str, Any]:
+    """The object on the line that begins at byte `at`."""
+    try:
+        with path.open('rb') as file:
+            file.seek(at)
+            return _object(file.readline())
+    except OSError as error:
+        raise Unreadable(f'{path.name} cannot be read again: {error.strerror}') from None
+
+
+def _object(raw: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(raw.decode('utf-8-sig'))
+    except (ValueError, RecursionError):
+        raise Unreadable('the line is no JSON') from None
+    if not isinstance(value, dict):
+        raise Unreadable('the line is no JSON object')
+    return value
 
 
 def _rows(path: pathlib.Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
@@ -130,6 +183,48 @@ def inside(root: pathlib.Path, name: str) -> pathlib.Path:
     except (OSError, RuntimeError):  # too long, no permission, links in a circle
         raise Unreadable('the path cannot be followed') from None
     return file
+
+
+def files(root: pathlib.Path) -> tuple[list[tuple[int, str]], list[Drop], list[str]]:
+    """The files below a folder: (number, path relative to it with '/'), sorted; the others with a reason; notes.
+
+    The number is what drops may tell of a file whose path may name a patient: its line in
+    `find . -type f -o -type l | LC_ALL=C sort`, hidden files too. Links that leave the folder are not followed, nor
+    links to folders.
+    """
+    found, dropped, hidden = [], [], 0
+    paths = []
+    for folder, folders, names in os.walk(root):
+        linked = [name for name in folders if os.path.islink(os.path.join(folder, name))]
+        inner = os.path.relpath(folder, root).replace(os.sep, '/')
+        paths += [name if inner == '.' else f'{inner}/{name}' for name in [*names, *linked]]
+    for number, path in enumerate(sorted(paths, key=os.fsencode), 1):
+        if any(part.startswith(('.', '__MACOSX')) for part in path.split('/')):
+            hidden += 1
+            continue
+        try:
+            path.encode()
+            if os.path.islink(root / path):
+                inside(root, path)
+        except UnicodeEncodeError:
+            dropped.append(Drop('', f'file {number}', 'its name is not UTF-8'))
+        except Unreadable as error:
+            dropped.append(Drop(path, f'file {number}', str(error)))
+        else:
+            found.append((number, path))
+    notes = [f'{hidden} hidden files are passed over'] if hidden else []
+    return found, dropped, notes
+
+
+def frames(file: pathlib.Path) -> int:
+    """How many pictures a file holds: 1, or the frames of a DICOM file, of which the header alone is read."""
+    if file.suffix.lower() in SUFFIXES:
+        return 1
+    try:
+        with file.open('rb') as opened:
+            return dicom.frames(opened)
+    except OSError:  # told when it is loaded
+        return 1
 
 
 def content(file: pathlib.Path) -> bytes:
