@@ -205,6 +205,8 @@ def files(root: pathlib.Path) -> tuple[list[tuple[int, str]], list[Drop], list[s
         try:
             path.encode()
             if os.path.islink(root / path):
+                if os.path.isdir(root / path):
+                    raise Unreadable('a link to a folder, which is not followed')
                 inside(root, path)
         except UnicodeEncodeError:
             dropped.append(Drop('', f'file {number}', 'its name is not UTF-8'))
