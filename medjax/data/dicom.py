@@ -135,6 +135,8 @@ def _facts(file: Any) -> dict[str, str | float]:
         word = str(_get(file, tag) or '').strip()
         if re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9 ,.&/()_-]{0,39}', word):
             found[name] = word
+    if found.get('sex') not in ('M', 'F', 'O'):
+        found.pop('sex', None)
     if (age := _years(str(_get(file, 'PatientAge') or ''))) is not None:
         found['age'] = min(age, OLDEST)
     for tag in ('PixelSpacing', 'ImagerPixelSpacing', 'NominalScannedPixelSpacing'):
