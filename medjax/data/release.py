@@ -9,6 +9,7 @@ import argparse
 import csv
 import gzip
 import io
+import itertools
 import json
 import math
 import os
@@ -16,7 +17,7 @@ import pathlib
 import re
 import zlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from medjax.data import dicom
@@ -28,6 +29,7 @@ ROLES = dict.fromkeys(('pa', 'ap', 'frontal'), 'frontal') | dict.fromkeys(('l', 
 
 
 SUFFIXES = ('.png', '.jpg', '.jpeg')  # of files that hold one picture and need no look inside to know it
+LONGEST = 64 << 20  # bytes of a line of JSON
 
 
 class Line(NamedTuple):
@@ -97,27 +99,32 @@ def numbered(path: pathlib.Path) -> list[tuple[int, str]]:
     return [(n, line) for n, raw in enumerate(_text(path).split('\n'), 1) if (line := raw.strip())]
 
 
-def read_json_lines(path: pathlib.Path) -> tuple[list[tuple[int, int, dict[str, Any]]], list[Drop]]:
-    """(number, where it begins in bytes, object) of each line of a .jsonl file, and a drop for each that is none.
+def json_lines(path: pathlib.Path) -> Iterator[tuple[int, int, dict[str, Any] | str]]:
+    """(number, where it begins in bytes, object or why it is none) of each line of a .jsonl file.
 
     Such files have millions of lines with long texts: keep of an object what you need, and read the rest again with
-    `json_line`. UserError where the file is one JSON document, or nothing of it can be read.
+    `json_line`. UserError where not one line is an object, or one is too long for such a file.
     """
-    found, dropped, at = [], [], 0
+    at, good = 0, 0
     try:
         with path.open('rb') as file:
-            for number, raw in enumerate(file, 1):
+            for number in itertools.count(1):
+                raw = file.readline(LONGEST)
+                if not raw:
+                    break
+                if len(raw) == LONGEST:
+                    raise UserError(f'{path}, line {number}: longer than {LONGEST >> 20} MB; give one object a line')
                 if raw.strip():
                     try:
-                        found.append((number, at, _object(raw)))
+                        yield number, at, _object(raw)
+                        good += 1
                     except Unreadable as error:
-                        dropped.append(Drop('', f'{path.name} line {number}', str(error)))
+                        yield number, at, str(error)
                 at += len(raw)
     except OSError as error:
         raise UserError(f'{path} cannot be read: {error.strerror}') from None
-    if not found:
+    if not good:
         raise UserError(f'{path}: no line of it is a JSON object; give JSON lines, one object on each')
-    return found, dropped
 
 
 def json_line(path: pathlib.Path, at: int) -> dict[str, Any]:
@@ -165,15 +172,7 @@ def _text(path: pathlib.Path) -> str:
 
 def inside(root: pathlib.Path, name: str) -> pathlib.Path:
     """The file that a cell names, or Unreadable where it is blank, missing or not inside the folder `root`."""
-    name = name.replace('\\', '/')
-    if not name:
-        raise Unreadable('no file is named')
-    if '\0' in name:
-        raise Unreadable('the path has a zero byte')
-    if pathlib.PurePosixPath(name).is_absolute() or pathlib.PureWindowsPath(name).drive:
-        raise Unreadable('the path is absolute; paths are relative to the folder')
-    if '..' in name.split('/'):
-        raise Unreadable("the path leaves the folder ('..')")
+    name = relative(name)
     try:
         file = (root / name).resolve()
         if not file.is_relative_to(root):
@@ -227,6 +226,20 @@ def frames(file: pathlib.Path) -> int:
             return dicom.frames(opened)
     except OSError:  # told when it is loaded
         return 1
+
+
+def relative(name: str) -> str:
+    """The path with '/' that a cell names, or Unreadable where it is blank, absolute, or leaves the folder."""
+    name = name.replace('\\', '/')
+    if not name:
+        raise Unreadable('no file is named')
+    if '\0' in name:
+        raise Unreadable('the path has a zero byte')
+    if pathlib.PurePosixPath(name).is_absolute() or pathlib.PureWindowsPath(name).drive:
+        raise Unreadable('the path is absolute; paths are relative to the folder')
+    if '..' in name.split('/'):
+        raise Unreadable("the path leaves the folder ('..')")
+    return name
 
 
 def content(file: pathlib.Path) -> bytes:
