@@ -106,5 +106,5 @@ def test_folders_that_are_refused(tree, tmp_path):
     with pytest.raises(UserError, match='none of its 0 files'):
         folder.source(str(tmp_path / 'empty'))
     save(tree / 'extra/x.png', image(8))
-    with pytest.raises(UserError, match='testing, train, but 1 images lie outside'):
+    with pytest.raises(UserError, match='for test, train, but 1 images lie outside'):
         folder.source(str(tree))

@@ -95,7 +95,7 @@ def _joined(figures: Iterable[Figure]) -> list[Figure | Drop]:
 
 
 def _usable(root: pathlib.Path, figures: list[Figure | Drop]) -> tuple[list[Figure], list[Drop]]:
-    """Millions of files are looked up by listing each folder once; whether one leaves `root` is checked where opened."""
+    """Millions of files are looked up by listing each folder once; whether one leaves `root` is seen when opened."""
     listed: dict[str, frozenset[str]] = {}
 
     def there(file: str) -> bool:

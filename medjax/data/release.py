@@ -242,6 +242,16 @@ def relative(name: str) -> str:
     return name
 
 
+def all_or_none(root: pathlib.Path, splits: Sequence[str | None], what: str) -> None:
+    """UserError where the folder's names say the split of some of its `what`, and not of others."""
+    others = sum(split is None for split in splits)
+    if others and (known := ', '.join(sorted({split for split in splits if split}))):
+        raise UserError(
+            f'{root}: there are folders or files for {known}, but {others} {what} lie outside of them; '
+            'move them there, or give the folder of one split alone'
+        )
+
+
 def content(file: pathlib.Path) -> bytes:
     try:
         return file.read_bytes()

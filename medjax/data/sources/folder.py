@@ -104,15 +104,8 @@ def _no_image(file: pathlib.Path) -> str:
 
 def _splits(root: pathlib.Path, images: list[tuple[int, str]]) -> list[str | None]:
     """The split of each image where the first folders are called so, else None for all."""
-    first = [path.split('/')[0].lower() if '/' in path else '' for _, path in images]
-    splits = [SPLITS_HERE.get(name) for name in first]
-    if any(splits) and not all(splits):
-        known = ', '.join(sorted({name for name in first if name in SPLITS_HERE}))
-        others = len([split for split in splits if split is None])
-        raise UserError(
-            f'{root}: there is {known}, but {others} images lie outside of train, val and test; '
-            'move them there, or give the folder of one split alone'
-        )
+    splits = [SPLITS_HERE.get(path.split('/')[0].lower()) if '/' in path else None for _, path in images]
+    release.all_or_none(root, splits, 'images')
     return splits
 
 
