@@ -1,5 +1,9 @@
 """A folder of images by class."""
 
+import os
+import pathlib
+import subprocess
+
 import pytest
 from text_releases import build, dicom, image, labels_of, reasons, save, told
 
@@ -24,6 +28,8 @@ def tree(tmp_path):
     outside = save(tmp_path / 'secret.png', image(9))
     (root / 'train/NORMAL/link.png').symlink_to(outside)
     (root / 'train/NORMAL/linked').symlink_to(tmp_path)
+    os.mkfifo(root / 'train/NORMAL/pipe.png')
+    save(pathlib.Path(os.fsdecode(bytes(root / 'train/NORMAL') + b'/b\xff.png')), image(7))
     (root / 'train/NORMAL/same.png').symlink_to(root / 'Testing/Normal/noext')
     return root
 
@@ -38,9 +44,17 @@ def test_classes_and_splits_become_labels_and_splits(tree, tmp_path):
     assert [info['role'] for *_, info in rows if info.get('modality')] == ['frontal']
     assert len({int(key) for key in data.split('train').keys('patient')}) == 4  # person3 has two
     why = '\n'.join(drop.reason for drop in said['drops'])
-    for words in ('damaged PNG', 'a .txt file; images are', 'a .tif file', 'symbolic link', 'link to a folder'):
+    for words in (
+        'damaged PNG',
+        'a .txt file; images are',
+        'a .tif file',
+        'symbolic link',
+        'link to a folder',
+        'a pipe',
+        'its name is not UTF-8',
+    ):
         assert words in why
-    assert len(said['drops']) == 5
+    assert len(said['drops']) == 7
     assert any('2 hidden files' in note for note in said['notes'])
     assert any('finds nobody in the names of 5 images' in note for note in said['notes'])
     words = told(tmp_path / 'out', rows, said)
@@ -48,11 +62,11 @@ def test_classes_and_splits_become_labels_and_splits(tree, tmp_path):
 
 
 def test_drops_count_files_as_find_and_sort_do(tree):
-    import subprocess
-
-    listed = subprocess.run(
-        'find . -type f -o -type l | LC_ALL=C sort', shell=True, cwd=tree, capture_output=True, text=True, check=True
-    ).stdout.splitlines()
+    listed = (
+        subprocess.run('find . ! -type d | LC_ALL=C sort', shell=True, cwd=tree, capture_output=True, check=True)
+        .stdout.decode(errors='surrogateescape')
+        .splitlines()
+    )
     where = {listed[int(where.split()[1]) - 1]: reason for where, reason in reasons(folder.source(str(tree))).items()}
     assert 'symbolic link' in where['./train/NORMAL/link.png']
     assert '.tif' in where['./Testing/pleural effusion/scan.tif']

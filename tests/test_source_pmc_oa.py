@@ -33,7 +33,8 @@ def folder(tmp_path):
         + line(None, 'x')
         + line('PMC3_Fig1_0.jpg', ['no', 'text'])
         + line('link.jpg', 'x')
-        + '[1, 2]\n',
+        + '[1, 2]\n'
+        + '{"image": "\\ud800.jpg", "caption": "x"}\n',
     )
     save(tmp_path / 'secret.jpg', image(9, 'JPEG'))
     for n, name in enumerate(['PMC212319_Fig3_4', 'PMC212319_Fig3_5', 'PMC3_Fig1_0']):
@@ -57,6 +58,7 @@ def test_sub_figures(folder, tmp_path):
     assert why['pmc_oa.jsonl line 8'] == why['pmc_oa.jsonl line 9'] == 'there is no such file'
     assert why['pmc_oa.jsonl line 10'] == 'no image is named'
     assert why['pmc_oa.jsonl line 13'] == 'the line is no JSON object'
+    assert why['pmc_oa.jsonl line 14'] == 'there is no such file'
     later = {drop.where: drop.reason for drop in said['drops'] if drop.where not in why}
     assert 'symbolic link' in later['pmc_oa.jsonl line 12']
     assert 'the caption is left out: it is no text' in later['pmc_oa.jsonl line 11']

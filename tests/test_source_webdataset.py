@@ -53,6 +53,7 @@ def folder(tmp_path):
             ('link.jpg', b''),
             ('hard.jpg', b''),
             ('.hidden.jpg', image(5)),
+            ('\udcff.jpg', image(5)),
             ('noextension', b''),
             ('folder', b''),
             link_jpg=dict(type=tarfile.SYMTYPE, linkname='/etc/passwd'),
@@ -89,7 +90,7 @@ def test_pairs(folder, tmp_path):
     why = {where.removeprefix('00000.tar member '): reason for where, reason in reasons(source).items()}
     expected = {
         '9': 'has this already, member 1', '10': 'has this already, member 1', '11': 'a text without', '12': "'..'",
-        '13': 'absolute', '14': 'a link', '15': 'a link', '16': 'no key', '17': 'no key',
+        '13': 'absolute', '14': 'a link', '15': 'a link', '16': 'no key', '17': 'not UTF-8', '18': 'no key',
     }  # fmt: skip
     assert why.keys() == expected.keys()
     for number, words in expected.items():

@@ -188,7 +188,7 @@ def files(root: pathlib.Path) -> tuple[list[tuple[int, str]], list[Drop], list[s
     """The files below a folder: (number, path relative to it with '/'), sorted; the others with a reason; notes.
 
     The number is what drops may tell of a file whose path may name a patient: its line in
-    `find . -type f -o -type l | LC_ALL=C sort`, hidden files too. Links that leave the folder are not followed, nor
+    `find . ! -type d | LC_ALL=C sort`, hidden files too. Links that leave the folder are not followed, nor
     links to folders.
     """
     found, dropped, hidden = [], [], 0
@@ -207,8 +207,10 @@ def files(root: pathlib.Path) -> tuple[list[tuple[int, str]], list[Drop], list[s
                 if os.path.isdir(root / path):
                     raise Unreadable('a link to a folder, which is not followed')
                 inside(root, path)
+            elif not os.path.isfile(root / path):
+                raise Unreadable('a pipe, socket or device')
         except UnicodeEncodeError:
-            dropped.append(Drop('', f'file {number}', 'its name is not UTF-8'))
+            dropped.append(Drop(plain(path), f'file {number}', 'its name is not UTF-8'))
         except Unreadable as error:
             dropped.append(Drop(path, f'file {number}', str(error)))
         else:
@@ -250,6 +252,11 @@ def all_or_none(root: pathlib.Path, splits: Sequence[str | None], what: str) -> 
             f'{root}: there are folders or files for {known}, but {others} {what} lie outside of them; '
             'move them there, or give the folder of one split alone'
         )
+
+
+def plain(name: str) -> str:
+    """A name that can be hashed: what is no Unicode (names of files, \\ud800 in JSON) is written with backslashes."""
+    return name.encode(errors='backslashreplace').decode()
 
 
 def content(file: pathlib.Path) -> bytes:

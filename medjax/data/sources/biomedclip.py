@@ -83,7 +83,7 @@ def _found(lines: pathlib.Path, dropped: list[Drop]) -> Iterator[Figure]:
                 dropped.append(Drop('', here, 'no file is named'))
                 continue
             image = '/'.join(path.replace('\\', '/').split(f'{FILES}/')[-1].split('/')[-2:])
-            yield Figure(image, f'{FILES}/{image}', article or figures.article(image), here, ((at, k),))
+            yield Figure(release.plain(image), f'{FILES}/{image}', article or figures.article(image), here, ((at, k),))
 
 
 def _licenses(path: pathlib.Path, articles: set[str]) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 Nothing is taken from the names of files and folders, which often hold those of people: patient, study and instance are
 those of the headers, hashed before anything is written, and drops say `file 17`, the 17th of
-`find . -type f -o -type l | LC_ALL=C sort`. What holds no picture is set aside with what it is: reports, PDFs,
+`find . ! -type d | LC_ALL=C sort`. What holds no picture is set aside with what it is: reports, PDFs,
 presentation states, segmentations, a DICOMDIR, a viewer's own files. An instance that was exported twice is one record.
 
 A PatientID that stands for nobody (blank, ANONYMOUS, 0, …) is unknown. MG, CT, MR and all other modalities are read;

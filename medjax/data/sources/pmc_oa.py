@@ -60,4 +60,4 @@ def _found(lines: pathlib.Path, pictures: str, dropped: list[Drop]) -> Iterator[
         else:
             score = line.get('alignment_score')
             known = release.known(alignment_score=score if isinstance(score, float) else None)
-            yield Figure(image, f'{pictures}/{image}', figures.article(image), where, (at,), info=known)
+            yield Figure(release.plain(image), f'{pictures}/{image}', figures.article(image), where, (at,), info=known)

@@ -153,7 +153,7 @@ def _list(path: pathlib.Path, name: str, shard: int) -> Listed:
                     elif kind == 'json' and member.size <= MOST_JSON:
                         facts[key] = _facts(file, place)
                 except Unreadable as error:
-                    dropped.append(Drop(f'{name}/{member.name}', f'{name} member {number}', str(error)))
+                    dropped.append(Drop(release.plain(f'{name}/{member.name}'), f'{name} member {number}', str(error)))
             file.seek(tar.offset)
             block = file.read(512)
             ended = bool(block)
