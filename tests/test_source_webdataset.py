@@ -110,6 +110,7 @@ def test_splits_by_the_names_of_shards(tmp_path):
     root = tmp_path / 'x'
     for n, name in enumerate(['train/0.tar', 'train/1.tar', 'sub/val-000.tar', 'TEST_1.tar']):
         save(root / name, shard(('a.png', image(n))))
+    save(root / 'train/0.tar.idx', 'an index of another reader')
     assert [entry.split for entry in webdataset.source(str(root)).entries] == ['test', 'val', 'train', 'train']
     save(root / '7.tar', shard(('a.png', image(9))))
     with pytest.raises(UserError, match='for test, train, val, but 1 shards lie outside'):

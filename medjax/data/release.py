@@ -215,7 +215,9 @@ def files(root: pathlib.Path) -> tuple[list[tuple[int, str]], list[Drop], list[s
             dropped.append(Drop(path, f'file {number}', str(error)))
         else:
             found.append((number, path))
-    notes = [f'{hidden} hidden files are passed over'] if hidden else []
+    notes = ['drops count files in the order of: find . ! -type d | LC_ALL=C sort']
+    if hidden:
+        notes.append(f'{hidden} hidden files are passed over')
     return found, dropped, notes
 
 

@@ -71,8 +71,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def source(folder: str, size: int | None = None, namespace: str | None = None) -> Source:
     """The shards as a source; UserError where there are none, or only compressed ones."""
     root = release.folder(folder, layout=LAYOUT)
-    found, dropped, notes = release.files(root)
-    if packed := [path for _, path in found if re.search(r'\.(tgz|tar\.\w+)$', path)]:
+    found, dropped, _ = release.files(root)
+    if packed := [path for _, path in found if re.search(r'\.(tgz|tar\.(gz|bz2|xz|zst|lz4))$', path)]:
         raise UserError(
             f'{root}: {packed[0]} is compressed, and images cannot be read from their place in it; '
             'unpack it to a plain .tar (gunzip, zstd -d)'
@@ -110,7 +110,7 @@ def source(folder: str, size: int | None = None, namespace: str | None = None) -
             )
             for s in samples
         ],
-        label=lambda i: (), load=load, dropped=dropped, notes=[*notes, *_notes(samples, listed)],
+        label=lambda i: (), load=load, dropped=dropped, notes=_notes(samples, listed),
     )  # fmt: skip
 
 
