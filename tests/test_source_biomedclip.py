@@ -8,7 +8,7 @@ from text_releases import build, image, reasons, save, told
 from medjax.data.sources import biomedclip
 from medjax.errors import UserError
 
-THERE = '/workspaces/biomedclip_data_pipeline/_results/data/pubmed_open_access_files'
+THERE = '/home/me/biomedclip_data_pipeline/_results/data/pubmed_open_access_files'
 
 
 def figure(article: str, name: str, caption: object = 'A caption.', number: int = 1) -> dict:
@@ -67,7 +67,7 @@ def test_figures(folder, tmp_path):
     assert later == {'pubmed_parsed_data.jsonl line 3 figure 3': 'the caption is left out: it is no text'}
     assert any('licences: CC BY 2' in note for note in said['notes'])
     words = told(tmp_path / 'out', rows, said)
-    assert '1501' not in words and '11178' not in words and 'workspaces' not in words
+    assert '1501' not in words and '11178' not in words and 'home' not in words
 
 
 def test_licenses_choose(folder):
