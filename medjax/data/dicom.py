@@ -6,59 +6,88 @@ from __future__ import annotations
 
 import io
 import re
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from medjax.data.sources import Unreadable
 
-EXPLICIT, IMPLICIT = b'\x02\x00\x00\x00', b'\x08\x00'  # how files without the preamble begin: group 0002 or 0008
+BARE = (b'\x02\x00\x00\x00', b'\x08\x00')  # how files without the preamble begin: with group 0002 or 0008
+NO_PICTURES = {  # Modality -> what the object is; some of these have pixel data that show nothing to a reader
+    'SEG': 'a segmentation',
+    'RTDOSE': 'a dose distribution',
+    'REG': 'a registration',
+    'RWV': 'a map of real-world values',
+}
 OLDEST = 90.0  # years; higher ages are told as this, since so few people have them
 WORDS = {  # what leaves a header: our name -> DICOM's
     'modality': 'Modality',
     'body_part': 'BodyPartExamined',
     'view': 'ViewPosition',
     'sex': 'PatientSex',
+    'laterality': 'ImageLaterality',
     'scanner': 'Manufacturer',
     'burned_in': 'BurnedInAnnotation',
 }
 
 
+class Header(NamedTuple):
+    """What is known of a file without its pixels. The ids are plain, '' where there is none; never tell them."""
+
+    patient: str
+    study: str
+    instance: str
+    accession: str
+    frames: int
+    facts: dict[str, str | float]
+
+
 def looks_like(data: bytes) -> bool:
     """Whether the bytes begin as a DICOM file does, with its preamble or, as old files, without."""
-    return data[128:132] == b'DICM' or data[:4] == EXPLICIT or data[:2] == IMPLICIT
+    return data[128:132] == b'DICM' or data.startswith(BARE)
 
 
-def frames(data: bytes) -> int:
-    """How many pictures a file holds; 1 where it does not say. Reads the header alone; damaged files count as one."""
+def header(file: BinaryIO) -> Header:
+    """Ids, facts and the number of pictures, from one pass over the header. Unreadable where it holds no picture:
+    a report, a PDF, a presentation state, a DICOMDIR."""
+    size = _size(file)
+    if not looks_like(file.read(132)):
+        raise Unreadable('no DICOM file' if size else 'an empty file')
+    file.seek(0)
     try:
-        return max(int(_open(data, header_only=True).get('NumberOfFrames') or 1), 1)
-    except Exception:  # what is wrong with it is told when its pixels are read
+        found = _open(file, header_only=True)
+    except Exception as error:  # damaged files raise nearly anything
+        raise Unreadable(f'a damaged DICOM header: {type(error).__name__}') from None
+    modality = str(_get(found, 'Modality') or '').strip().upper()
+    if modality in NO_PICTURES or not _get(found, 'Rows'):
+        raise Unreadable(f'no picture but {NO_PICTURES.get(modality) or _kind(found)}')
+
+    def plain(tag: str) -> str:
+        return str(_get(found, tag) or '').replace('\0', '').strip()
+
+    return Header(
+        plain('PatientID'), plain('StudyInstanceUID'), plain('SOPInstanceUID'), plain('AccessionNumber'),
+        _frames(found, size), _facts(found),
+    )  # fmt: skip
+
+
+def frames(file: BinaryIO) -> int:
+    """How many pictures an open file holds; 1 where it does not say. Reads its header alone; damaged files count as
+    one, and so do those that are no DICOM: what is wrong with them is told when their pixels are read."""
+    try:
+        return header(file).frames
+    except Unreadable:
         return 1
 
 
 def facts(data: bytes) -> dict[str, str | float]:
-    """Modality, body part, view, sex, age in years, scanner, spacing in mm, and whether text is burned in ('YES').
-
-    A value that is no plain short word is left out: such fields have held names.
+    """Modality, body part, view, side, sex, age in years, scanner, spacing in mm, and whether text is burned in
+    ('YES'). A value that is no plain short word is left out: such fields have held names.
     """
     try:
-        file = _open(data, header_only=True)
+        return _facts(_open(io.BytesIO(data), header_only=True))
     except Exception:
         return {}
-    found: dict[str, str | float] = {}
-    for name, tag in WORDS.items():
-        word = str(_get(file, tag) or '').strip()
-        if re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9 ,.&/()_-]{0,39}', word):
-            found[name] = word
-    if (age := _years(str(_get(file, 'PatientAge') or ''))) is not None:
-        found['age'] = min(age, OLDEST)
-    for tag in ('PixelSpacing', 'ImagerPixelSpacing', 'NominalScannedPixelSpacing'):
-        spacing = _first(_get(file, tag))
-        if spacing is not None and 0 < spacing < 100:
-            found['spacing'] = spacing
-            break
-    return found
 
 
 def pixels(data: bytes, frame: int = 0) -> np.ndarray:
@@ -69,7 +98,7 @@ def pixels(data: bytes, frame: int = 0) -> np.ndarray:
     """
     from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi, pixel_array
 
-    file = _open(data)
+    file = _open(io.BytesIO(data))
     if 'PixelData' not in file:
         raise Unreadable('a DICOM file without pixel data')
     kind, bits = str(file.PhotometricInterpretation), int(file.BitsAllocated)
@@ -100,18 +129,60 @@ def pixels(data: bytes, frame: int = 0) -> np.ndarray:
     return np.round(shown * scale).astype(kept)[..., None]
 
 
-def _open(data: bytes, header_only: bool = False) -> Any:
+def _facts(file: Any) -> dict[str, str | float]:
+    found: dict[str, str | float] = {}
+    for name, tag in WORDS.items():
+        word = str(_get(file, tag) or '').strip()
+        if re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9 ,.&/()_-]{0,39}', word):
+            found[name] = word
+    if found.get('sex') not in ('M', 'F', 'O'):
+        found.pop('sex', None)
+    if (age := _years(str(_get(file, 'PatientAge') or ''))) is not None:
+        found['age'] = min(age, OLDEST)
+    for tag in ('PixelSpacing', 'ImagerPixelSpacing', 'NominalScannedPixelSpacing'):
+        spacing = _first(_get(file, tag))
+        if spacing is not None and 0 < spacing < 100:
+            found['spacing'] = spacing
+            break
+    return found
+
+
+def _kind(file: Any) -> str:
+    """What an object without pixels is, by its class: 'Encapsulated PDF Storage'."""
+    from pydicom.uid import UID
+
+    given = _get(file, 'SOPClassUID') or _get(file.file_meta, 'MediaStorageSOPClassUID') or ''
+    name = UID(str(given)).name
+    return name if re.search('[A-Za-z]', name) else 'an object of an unknown class'
+
+
+def _frames(file: Any, size: int) -> int:
+    """NumberOfFrames, or 1 where it is none or more than the file has room for."""
+    try:
+        count = int(_get(file, 'NumberOfFrames') or 1)
+    except (ValueError, TypeError):
+        return 1
+    return count if 1 <= count <= size // 8 else 1  # even an empty coded frame takes 8 bytes
+
+
+def _size(file: BinaryIO) -> int:
+    size = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    return size
+
+
+def _open(file: BinaryIO, header_only: bool = False) -> Any:
     """The data set. A file that does not say how it is coded is taken as it could be read: uncompressed."""
     import pydicom
     from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE  # its complaints quote the file's fields
-    file = pydicom.dcmread(io.BytesIO(data), force=True, stop_before_pixels=header_only)
-    if 'TransferSyntaxUID' not in file.file_meta:
-        implicit, little = file.original_encoding
+    found = pydicom.dcmread(file, force=True, stop_before_pixels=header_only)
+    if 'TransferSyntaxUID' not in found.file_meta:
+        implicit, little = found.original_encoding
         plain = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
-        file.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else plain
-    return file
+        found.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else plain
+    return found
 
 
 def _check_plugins(file: Any) -> None:

@@ -104,13 +104,7 @@ def _usable(root: pathlib.Path, table: Table) -> tuple[list[Line], list[pathlib.
 
 def _pictures(n: int, file: pathlib.Path) -> list[tuple[int, int | None]]:
     """(line, None) for a file of one picture; (line, frame) for each frame of a DICOM file of several."""
-    if file.suffix.lower() in ('.png', '.jpg', '.jpeg'):
-        return [(n, None)]
-    try:
-        with file.open('rb') as opened:
-            count = dicom.frames(opened.read()) if dicom.looks_like(opened.read(132)) and not opened.seek(0) else 1
-    except OSError:  # told when it is loaded
-        count = 1
+    count = release.frames(file)
     return [(n, frame) for frame in range(count)] if count > 1 else [(n, None)]
 
 
