@@ -3,7 +3,7 @@
 Held-out records must not be known from training: a test record from train or val, a val record from train. Four kinds
 of knowing are looked for, between all parts (a part is one split of one data set):
 
-    patient   the same person                         by hashed ids, where both sides used one key
+    patient   the same person (or study, where nobody is known)    by hashed ids, where both sides used one key
     image     the same image, or one made from it     by hashed ids and those of their origins (RSNA's images are NIH's)
     pixels    equal pixels                            by hash, whatever the files are called
     near      the same picture resized, coded again, brightened or slightly cropped    by `data.similar`; not `pixels`

@@ -111,7 +111,7 @@ def _pictures(n: int, file: pathlib.Path) -> list[tuple[int, int | None]]:
 def _entry(where: str, cells: Mapping[str, str], frame: int | None, file: pathlib.Path) -> Entry:
     """Ids as they are; a study number means something only within its patient; blanks stand alone."""
     image, patient = cells['image'], cells.get('patient_id') or None
-    study = f'{patient}/{cells["study_id"]}' if patient and cells.get('study_id') else f'image/{image}'
+    study = f'{patient or ""}/{cells["study_id"]}' if cells.get('study_id') else f'image/{image}'
     which = '' if frame is None else f' frame {frame + 1}'
     split = release.SPLITS.get(cells.get('split', '').lower())
     return Entry(image + which, patient, study, split, where + which, stamp=release.stamp(file))
