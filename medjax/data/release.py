@@ -15,13 +15,15 @@ import pathlib
 import re
 import zlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from medjax.data.sources import Drop, Unreadable
+from medjax.data.dicom import OLDEST
+from medjax.data.sources import BLANK, CONFLICTING, Drop, Unreadable
 from medjax.errors import UserError, suggest
 
 SPLITS = {'train': 'train', 'val': 'val', 'valid': 'val', 'validate': 'val', 'validation': 'val', 'test': 'test'}
+IMPOSSIBLE = 120.0  # years; higher ages are mistakes: the first table of NIH has 411
 ROLES = dict.fromkeys(('pa', 'ap', 'frontal'), 'frontal') | dict.fromkeys(('l', 'll', 'rl', 'lateral'), 'lateral')
 
 
@@ -110,6 +112,53 @@ def _text(path: pathlib.Path) -> str:
         raise UserError(f'{path} cannot be read: {error.__class__.__name__}: {error}') from None
 
 
+def files(root: pathlib.Path, *suffixes: str) -> dict[str, str]:
+    """The files under `root` that end so: path relative to it -> stamp. Hidden files are no part of a release.
+
+    One walk, because asking for 200,000 files one by one takes minutes on a network disk. Links that leave the folder
+    are left out, and linked folders are not entered.
+    """
+    found: dict[str, str] = {}
+    waiting = ['']
+    while waiting:
+        below = waiting.pop()
+        try:
+            with os.scandir(root / below) as entries:
+                here = [entry for entry in entries if not entry.name.startswith('.')]
+        except OSError as error:
+            raise UserError(f'{root / below} cannot be listed: {error.strerror}') from None
+        for entry in here:
+            name = below + entry.name
+            if entry.is_dir(follow_symlinks=False):
+                waiting.append(name + '/')
+            elif entry.name.lower().endswith(suffixes) and (not entry.is_symlink() or _is_inside(root, name)):
+                found[name] = stamp(pathlib.Path(entry.path))
+    return found
+
+
+def _is_inside(root: pathlib.Path, name: str) -> bool:
+    try:
+        inside(root, name)
+    except Unreadable:
+        return False
+    return True
+
+
+def account(root: pathlib.Path, table: str, layout: str, named: int, used: int, found: int) -> list[str]:
+    """Notes on images of a table that are not in the folder and on files that no table names; UserError if no image of
+    the table is there. Releases come in parts, so a part of one is no mistake."""
+    if not used:
+        raise UserError(f'{root}: none of the {named:,} images that {table} names is there; give {layout}')
+    notes = []
+    if named > used:
+        notes.append(
+            f'{named - used:,} of the {named:,} images that {table} names are not used: see what was set aside'
+        )
+    if found > used:
+        notes.append(f'{found - used:,} image files are not used: {table} does not name them, or they were set aside')
+    return notes
+
+
 def inside(root: pathlib.Path, name: str) -> pathlib.Path:
     """The file that a cell names, or Unreadable where it is blank, missing or not inside the folder `root`."""
     name = name.replace('\\', '/')
@@ -161,6 +210,40 @@ def years(cell: str) -> float | None:
     except ValueError:
         return None
     return age if math.isfinite(age) and age >= 0 else None
+
+
+def age(cell: str) -> float | None:
+    """`years`, where ages above 90 are told as 90, since so few people have them, and impossible ones are left out."""
+    value = years(cell)
+    return None if value is None or value > IMPOSSIBLE else min(value, OLDEST)
+
+
+def sex(cell: str) -> str | None:
+    return {'m': 'M', 'male': 'M', 'f': 'F', 'female': 'F'}.get(cell.lower())
+
+
+def role(view: str) -> str:
+    """'frontal' or 'lateral' by the first word of a view that tells: 'AP Supine', 'AP_horizontal'; else 'image'."""
+    words = view.lower().replace('_', ' ').split()
+    return next((ROLES[word] for word in words if word in ROLES), 'image')
+
+
+def label_name(finding: str) -> str:
+    """'Pleural Effusion' -> 'pleural_effusion', so that a finding has one name in all data sets."""
+    return re.sub(r'[^a-z0-9]+', '_', finding.lower()).strip('_')
+
+
+def codes(cells: Mapping[str, str], columns: Sequence[str]) -> tuple[list[int], list[str]]:
+    """The labels of a line, blank -2, and the columns whose cell is neither 1, 0, -1 nor blank: they count as blank."""
+    labels = [label(cells[name]) for name in columns]
+    wrong = [name for name, found in zip(columns, labels, strict=True) if found is None and cells[name]]
+    return [BLANK if found is None else found for found in labels], wrong
+
+
+def join(labels: Iterable[int]) -> int:
+    """One label where several lines speak of one image: a blank gives way, and where the others differ: CONFLICTING."""
+    told = set(labels) - {BLANK}
+    return told.pop() if len(told) == 1 else CONFLICTING if told else BLANK
 
 
 def known(**facts: str | float | None) -> dict[str, str | float]:
