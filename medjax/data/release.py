@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import functools
 import gzip
 import io
 import math
@@ -15,7 +16,7 @@ import pathlib
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from medjax.data.dicom import OLDEST
@@ -201,6 +202,7 @@ def stamp(file: pathlib.Path) -> str:
     return f'{facts.st_size} {facts.st_mtime_ns}'
 
 
+@functools.lru_cache(1024)  # tables have millions of cells and a handful of values
 def label(cell: str) -> int | None:
     """0, 1 or -1, also written as 1.0; None for anything else."""
     match = re.fullmatch(r'(-?1|-?0)(\.0*)?', cell)
@@ -244,10 +246,12 @@ def codes(cells: Mapping[str, str], columns: Sequence[str]) -> tuple[list[int], 
     return [BLANK if found is None else found for found in labels], wrong
 
 
-def join(labels: Iterable[int]) -> int:
-    """One label where several lines speak of one image: a blank gives way, and where the others differ: CONFLICTING."""
-    told = set(labels) - {BLANK}
-    return told.pop() if len(told) == 1 else CONFLICTING if told else BLANK
+def join(lines: Sequence[Sequence[int]]) -> list[int]:
+    """The labels of an image of which several lines speak: a blank gives way; where others differ: CONFLICTING."""
+    if len(lines) == 1:
+        return list(lines[0])
+    told = [set(labels) - {BLANK} for labels in zip(*lines, strict=True)]
+    return [min(values) if len(values) == 1 else CONFLICTING if values else BLANK for values in told]
 
 
 def known(**facts: str | float | None) -> dict[str, str | float]:

@@ -95,7 +95,7 @@ def source(folder: str, size: int | None = None, split: str = 'official') -> Sou
         path = paths[image[:-4]]
         part = None if split == 'drawn' else named.split
         entries.append(Entry(image, patient, f'{patient}/{study}', part, named.where, stamp=found[path]))
-        labels.append([release.join(of) for of in zip(*named.labels, strict=True)])
+        labels.append(release.join(named.labels))
         facts.append(named.cells)
         files.append(path)
     notes += release.account(root, 'its table', LAYOUT, len(images), len(entries), len(found))

@@ -146,7 +146,7 @@ def _labels(path: pathlib.Path, who: str, dropped: list[Drop]) -> Labelled:
         if wrong:
             reason = f'neither 1, 0, -1 nor blank, taken as blank: {", ".join(wrong)}'
             dropped.append(Drop('', table.where(line), reason, 'part'))
-    return {study: ([release.join(of) for of in zip(*lines, strict=True)], who) for study, lines in found.items()}
+    return {study: (release.join(lines), who) for study, lines in found.items()}
 
 
 def _told(entries: list[Entry], labels: list[tuple[list[int], str]]) -> list[str]:

@@ -93,7 +93,7 @@ def source(folder: str, size: int | None = None, split: str = 'official', lists:
         path = by_name[image]
         study = f'{patient}/{first["Follow-up #"]}'
         entries.append(Entry(image, patient, study, name, where, stamp=files[path]))
-        labels.append([release.join(of) for of in zip(*codes, strict=True)])
+        labels.append(release.join(codes))
         facts.append({name: first[name] for name in first if len({line.cells[name] for line in same}) == 1})
         paths.append(path)
     notes += release.account(root, table.path.name, LAYOUT, len(lines), len(entries), len(files))
