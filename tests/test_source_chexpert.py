@@ -142,6 +142,7 @@ def test_chexpert_plus_alone(tmp_path):
         'path_to_image names no view of a study', 'its split is neither train, valid nor test'
     ]  # fmt: skip
     assert b'12345678' not in on_disk(tmp_path / 'out')
+    assert len(chexpert.source(str(folder), split='drawn').entries) == 3
     table(folder / 'chexbert_labels' / 'impression_fixed.json', '{"Edema": 1.0}\n')
     with pytest.raises(UserError, match='line 1: no JSON object with path_to_image'):
         chexpert.source(str(folder))

@@ -153,7 +153,10 @@ def account(root: pathlib.Path, table: str, layout: str, named: int, used: int, 
     """Notes on images of a table that are not in the folder and on files that no table names; UserError if no image of
     the table is there. Releases come in parts, so a part of one is no mistake."""
     if not used:
-        raise UserError(f'{root}: none of the {named:,} images that {table} names is there; give {layout}')
+        raise UserError(
+            f'{root}: none of the {named:,} images that {table} names is there (linked folders are not entered); '
+            f'give {layout}'
+        )
     notes = []
     if named > used:
         notes.append(

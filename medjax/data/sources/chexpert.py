@@ -88,7 +88,9 @@ def source(folder: str, size: int | None = None, split: str = 'official') -> Sou
 
     entries, labels, facts, files = [], [], [], []
     for image, named in images.items():
-        if (reason := _unusable(image, named, paths)) is not None:
+        missing = image[:-4] not in paths
+        if missing or not (named.split or split == 'drawn'):
+            reason = 'there is no such file' if missing else 'its split is neither train, valid nor test'
             dropped.append(Drop(image, named.where, reason))
             continue
         _, patient, study, _ = image.split('/')
@@ -121,12 +123,6 @@ def _image(path: str) -> str:
     """'CheXpert-v1.0-small/train/patient00001/study1/view1_frontal.jpg' -> 'train/…'; '' if it names no view."""
     match = re.search(r'(?:^|/)((?:train|valid|test)/patient\d+/study\d+/view\d+_(?:frontal|lateral)\.\w{3})$', path)
     return match[1] if match else ''
-
-
-def _unusable(image: str, named: Named, paths: Mapping[str, str]) -> str | None:
-    if image[:-4] not in paths:
-        return 'there is no such file'
-    return None if named.split else 'its split is neither train, valid nor test'
 
 
 def _read(

@@ -5,7 +5,8 @@
     DIR/images_001/images/00000001_000.png …     or all in images/, or anywhere else below DIR
 
 Splits. `official` (default): the two lists of the release. They name no validation images, so one in eight patients of
-train_val_list.txt becomes val, by sha256 of the patient's number: the same patients everywhere. `official_val` and
+train_val_list.txt becomes val, by sha256 of the patient's number: the same patients everywhere (74,583 train, 11,941
+val, 25,596 test images). `official_val`, which papers use too (75,312 train, 11,212 val, the same test), and
 `chestmnist` come from text files that you give (--lists): train.txt, val.txt and test.txt with one image a line,
 labels after it are ignored; train_list.txt … and Xray14_train_official.txt … are found too.
 A list that differs from the published one of that name is told.
