@@ -12,7 +12,7 @@ Ids for derived sets: image = PngPath, patient = PatientID.
 Traps: ages are groups of five years and '85 or more' (told as 85); Manufacturer is a number that hides the name;
 StudyDate is fictitious and, like AccessionNumber, not stored; ViewPosition has PA, AP, LL, RL, RLD, RLO … and blanks.
 
-Checked: columns and paths in radharmony's loader, the meaning of ages, sex, labels and manufacturers in a public
+Checked: columns and paths in f10409/RadHarmony, the meaning of ages, sex, labels and manufacturers in a public
 description of the release (openmedlab/Awesome-Medical-Dataset), PngPath as a path below DIR in two public loaders.
 Recalled, not checked: how a cell of five years is written (a number is read, '60 - 64' as 60). Licence recalled:
 PhysioNet Credentialed Health Data 1.5.0.

@@ -16,10 +16,10 @@ Traps: ViewPosition is often blank (role 'image', whatever the picture shows) an
 files are named after 2.0.0 in 2.1.0 too; the sections of reports are not in the release; dates are shifted and, like
 the study's time, not stored. Age and sex are in MIMIC-IV, not here.
 
-Checked: paths and joins in mlmed/torchxrayvision, columns of the tables and of the radiologists' one in radharmony's
-loader and public preprocessing code, 377,110 images and 227,827 labelled studies on the page of 2.1.0. Recalled, not
-checked: counts of the splits (they add up), 687 studies of radiologists, which of them have blank or -1 cells. Licence
-recalled: PhysioNet Credentialed Health Data 1.5.0.
+Checked: paths and joins in mlmed/torchxrayvision, the radiologists' table and its 687 studies in f10409/RadHarmony, the
+columns of metadata in public preprocessing code, 377,110 images and 227,827 labelled studies on the page of 2.1.0.
+Recalled, not checked: counts of the splits (they add up), the tables' other columns, what ViewPosition holds besides
+AP, PA, LATERAL and LL. Licence recalled: PhysioNet Credentialed Health Data 1.5.0.
 """
 
 from __future__ import annotations

@@ -21,8 +21,8 @@ film before it was reduced to 1024 px, so it is not stored. Boxes (BBox_List_201
 
 Checked: columns, labels, counts, ages (0 to 95), one patient per file-name prefix in the v2020 table and the boxes of
 mlmed/torchxrayvision; lists of jlianglab/BenchmarkTransformers and yangzhou12/BenchX (disjoint in patients); the blank
-last column in the code of yangzhou12/BenchX. Recalled, not checked: '058Y', 411, the number of alpha channels, the
-folder names. Licence recalled: free to use with acknowledgement of the NIH Clinical Center.
+last column in the code of yangzhou12/BenchX; the folder names in several public loaders. Recalled, not checked: '058Y',
+411, the number of alpha channels. Licence recalled: free to use with acknowledgement of the NIH Clinical Center.
 """
 
 from __future__ import annotations
