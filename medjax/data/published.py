@@ -20,12 +20,34 @@ class Published(NamedTuple):
 
 LISTS = {
     'nih/official': Published(
-        'train_val_list.txt and test_list.txt of the release; patients are disjoint', {'train': 86_524, 'test': 25_596}
+        'train_val_list.txt and test_list.txt of the release; patients are disjoint',
+        {'train': 86_524, 'test': 25_596},
+        'cff2f005da56652bb2761c93474ee36a98b0caca56025db86dc2ebe669bc66a5',  # of jlianglab/BenchmarkTransformers
+    ),
+    'nih/official_val': Published(
+        'nih/official with the validation patients of jlianglab/BenchmarkTransformers (Xray14_*_official.txt)',
+        {'train': 75_312, 'val': 11_212, 'test': 25_596},
+        '3d90893022b13a1df046862d57f946e43ee115ffa271991613a3c33c15bda662',
     ),
     'nih/chestmnist': Published(
         'the 78,468 / 11,219 / 22,433 lists of MedMNIST, MRM and BenchX; 76.8 % of its test images are training images '
         'of nih/official',
         {'train': 78_468, 'val': 11_219, 'test': 22_433},
+        'd4c317f98799eb802599c34d9293baa73e07e5bd4d9ebff5b361b7ef57325748',  # of yangzhou12/BenchX
+    ),
+    'mimic_cxr/official': Published(
+        'mimic-cxr-2.0.0-split.csv.gz; counts recalled, they add up to the 377,110 images of the release',
+        {'train': 368_960, 'val': 2_991, 'test': 5_159},
+    ),
+    'chexpert/official': Published(
+        'train.csv and valid.csv; patients are disjoint',
+        {'train': 223_414, 'val': 234},
+        '85b21894bfe19819fc632cd0d1d7fd84a2c898ef2f5a6ecf055f93f89ceeaaa4',  # mlmed/torchxrayvision, jlianglab/Ark
+    ),
+    'chexpert/test': Published(
+        'the test set that was released later, one study of each of 500 patients',
+        {'test': 668},
+        'bfc8b4935e5a8f66e2ff6f595b7743f198920ed25e161d332112c498a7046f38',  # of jlianglab/Ark
     ),
     'roco/v1': Published(
         'the folders of razorx89/roco-dataset; 4,972 of the 7,984 articles of test images have figures in train too',

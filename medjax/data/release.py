@@ -25,7 +25,6 @@ from medjax.data.sources import Drop, Unreadable
 from medjax.errors import UserError, suggest
 
 SPLITS = {'train': 'train', 'val': 'val', 'valid': 'val', 'validate': 'val', 'validation': 'val', 'test': 'test'}
-ROLES = dict.fromkeys(('pa', 'ap', 'frontal'), 'frontal') | dict.fromkeys(('l', 'll', 'rl', 'lateral'), 'lateral')
 
 
 SUFFIXES = ('.png', '.jpg', '.jpeg')  # of files that hold one picture and need no look inside to know it
@@ -170,6 +169,72 @@ def _text(path: pathlib.Path) -> str:
         raise UserError(f'{path} cannot be read: {error.__class__.__name__}: {error}') from None
 
 
+def files(root: pathlib.Path, *suffixes: str) -> dict[str, str]:
+    """The files under `root` that end so: path relative to it -> stamp. Hidden files are no part of a release.
+
+    One walk, because asking for 200,000 files one by one takes minutes on a network disk. Links that leave the folder
+    are left out, and linked folders are not entered.
+    """
+    found: dict[str, str] = {}
+    waiting = ['']
+    while waiting:
+        below = waiting.pop()
+        try:
+            with os.scandir(root / below) as entries:
+                here = [entry for entry in entries if not entry.name.startswith('.')]
+        except OSError as error:
+            raise UserError(f'{root / below} cannot be listed: {error.strerror}') from None
+        for entry in here:
+            name = below + entry.name
+            if entry.is_dir(follow_symlinks=False):
+                waiting.append(name + '/')
+            elif entry.name.lower().endswith(suffixes) and (not entry.is_symlink() or _is_inside(root, name)):
+                found[name] = stamp(pathlib.Path(entry.path))
+    return found
+
+
+def _is_inside(root: pathlib.Path, name: str) -> bool:
+    try:
+        inside(root, name)
+    except Unreadable:
+        return False
+    return True
+
+
+def account(root: pathlib.Path, table: str, layout: str, named: int, used: int, found: int) -> list[str]:
+    """Notes on images of a table that are not in the folder and on files that no table names; UserError if no image of
+    the table is there. Releases come in parts, so a part of one is no mistake."""
+    if not used:
+        raise UserError(
+            f'{root}: none of the {named:,} images that {table} names is there (linked folders are not entered); '
+            f'give {layout}'
+        )
+    notes = []
+    if named > used:
+        notes.append(
+            f'{named - used:,} of the {named:,} images that {table} names are not used: see what was set aside'
+        )
+    if found > used:
+        notes.append(f'{found - used:,} image files are not used: {table} does not name them, or they were set aside')
+    return notes
+
+
+def not_named(found: Collection[str], named: Collection[str], where: str) -> list[str]:
+    """A note on the files that no table names; none where there are none."""
+    extra = len(set(found) - set(named))
+    what = f'{extra} image file{"s" * (extra > 1)} in the folder'
+    return [f'{what} {"are" if extra > 1 else "is"} not in {where} and left out'] if extra else []
+
+
+def read_json(path: pathlib.Path) -> Any:
+    """The content of a JSON file; UserError where it is none."""
+    try:
+        return json.loads(_text(path))
+    except (ValueError, RecursionError) as error:
+        reason = str(error) if isinstance(error, json.JSONDecodeError) else 'nested too deeply'
+        raise UserError(f'{path} is no JSON file that can be read ({reason}); copy it again') from None
+
+
 def inside(root: pathlib.Path, name: str) -> pathlib.Path:
     """The file that a cell names, or Unreadable where it is blank, missing or not inside the folder `root`."""
     name = relative(name)
@@ -184,7 +249,7 @@ def inside(root: pathlib.Path, name: str) -> pathlib.Path:
     return file
 
 
-def files(root: pathlib.Path) -> tuple[list[tuple[int, str]], list[Drop], list[str]]:
+def tree(root: pathlib.Path) -> tuple[list[tuple[int, str]], list[Drop], list[str]]:
     """The files below a folder: (number, path relative to it with '/'), sorted; the others with a reason; notes.
 
     The number is what drops may tell of a file whose path may name a patient: its line in
@@ -275,23 +340,3 @@ def stamp(file: pathlib.Path) -> str:
     except OSError:
         return ''
     return f'{facts.st_size} {facts.st_mtime_ns}'
-
-
-def label(cell: str) -> int | None:
-    """0, 1 or -1, also written as 1.0; None for anything else."""
-    match = re.fullmatch(r'(-?1|-?0)(\.0*)?', cell)
-    return int(match[1]) if match else None
-
-
-def years(cell: str) -> float | None:
-    """An age in years from '61', '61.5' or DICOM's '061Y'; None where it is none of these."""
-    try:
-        age = float(cell[:-1] if cell[-1:].upper() == 'Y' else cell)
-    except ValueError:
-        return None
-    return age if math.isfinite(age) and age >= 0 else None
-
-
-def known(**facts: str | float | None) -> dict[str, str | float]:
-    """The facts that are known: None and '' left out."""
-    return {name: fact for name, fact in facts.items() if fact not in (None, '')}

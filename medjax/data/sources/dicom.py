@@ -47,7 +47,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def source(folder: str, labels: str | None = None, size: int | None = None, namespace: str | None = None) -> Source:
     """The export as a source: every header is read once. UserError where no file holds a picture."""
     root = release.folder(folder, layout=LAYOUT)
-    found, dropped, notes = release.files(root)
+    found, dropped, notes = release.tree(root)
     pictures, unusable = _pictures(root, found)
     if not pictures:
         raise UserError(f'{root}: none of its {len(found)} files is a DICOM file with a picture; give {LAYOUT}')
@@ -128,7 +128,7 @@ def _role(header: Header) -> str:
     view = str(header.facts.get('view', '')).lower().split(' ')[0]
     if header.facts.get('modality') == 'MG' and re.fullmatch('[a-z]{2,6}', view):
         return view
-    return release.ROLES.get(view, 'image')
+    return facts.ROLES.get(view, 'image')
 
 
 def _labels(
@@ -167,11 +167,11 @@ def _labels(
 
 
 def _is_label(cells: list[str]) -> bool:
-    return any(cells) and all(release.label(cell) is not None for cell in cells if cell)
+    return any(cells) and all(facts.label(cell) is not None for cell in cells if cell)
 
 
 def _joined(cells: Iterable[str]) -> int:
-    values = {release.label(cell) for cell in cells if cell}
+    values = {facts.label(cell) for cell in cells if cell}
     return CONFLICTING if len(values) > 1 else int(values.pop() or 0) if values else BLANK
 
 

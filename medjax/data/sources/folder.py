@@ -48,7 +48,7 @@ def source(
     if levels < 1:
         raise UserError(f'--levels {levels}: at least one level of folders is the class')
     patient_of = _patient(patient)
-    found, dropped, notes = release.files(root)
+    found, dropped, notes = release.tree(root)
     images = []
     for number, path in found:
         if problem := _no_image(root / path):
@@ -77,7 +77,7 @@ def source(
         data = release.content(root / path)
         facts = dicom.facts(data) if dicom.looks_like(data) else {}
         view = str(facts.get('view', '')).lower()
-        return Example(data, frame=frame or 0, role=release.ROLES.get(view, 'image'), info=facts)
+        return Example(data, frame=frame or 0, role=facts.ROLES.get(view, 'image'), info=facts)
 
     entries = [_entry(root, picture, patient_of) for picture in pictures]
     return Source(

@@ -59,5 +59,5 @@ def _found(lines: pathlib.Path, pictures: str, dropped: list[Drop]) -> Iterator[
             dropped.append(Drop('', where, 'no image is named'))
         else:
             score = line.get('alignment_score')
-            known = release.known(alignment_score=score if isinstance(score, float) else None)
+            known = facts.known(alignment_score=score if isinstance(score, float) else None)
             yield Figure(release.plain(image), f'{pictures}/{image}', figures.article(image), where, (at,), info=known)

@@ -85,7 +85,7 @@ def _first(root: pathlib.Path, part: str, dropped: list[Drop]) -> Iterator[Figur
         yield Figure(
             image, f'{part}/images/{file}', figures.article(name), where, (caption,),
             release.SPLITS[part.split('/')[0]],
-            release.known(license=licenses.get(image), group=part.split('/')[1]),
+            facts.known(license=licenses.get(image), group=part.split('/')[1]),
         )  # fmt: skip
 
 
@@ -131,5 +131,5 @@ def _second(root: pathlib.Path, split: str, dropped: list[Drop], notes: list[str
             continue
         yield Figure(
             image, f'{folder}/{image}.jpg', articles.get(image, ''), where, (line.cells['Caption'],),
-            release.SPLITS[split], release.known(**facts.get(image, {})),
+            release.SPLITS[split], facts.known(**facts.get(image, {})),
         )  # fmt: skip

@@ -71,7 +71,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def source(folder: str, size: int | None = None, namespace: str | None = None) -> Source:
     """The shards as a source; UserError where there are none, or only compressed ones."""
     root = release.folder(folder, layout=LAYOUT)
-    found, dropped, _ = release.files(root)
+    found, dropped, _ = release.tree(root)
     if packed := [path for _, path in found if re.search(r'\.(tgz|tar\.(gz|bz2|xz|zst|lz4))$', path)]:
         raise UserError(
             f'{root}: {packed[0]} is compressed, and images cannot be read from their place in it; '
@@ -97,7 +97,7 @@ def source(folder: str, size: int | None = None, namespace: str | None = None) -
             text, note = _caption(path, sample), ''
         except Unreadable as error:
             text, note = '', f'the caption is left out: {error}'
-        info = release.known(license=sample.license)
+        info = facts.known(license=sample.license)
         return Example(image, text={'caption': text} if text else {}, info=info, note=note)
 
     stamps = [release.stamp(root / path) for path in shards]
