@@ -13,7 +13,7 @@ import numpy as np
 from medjax.data.sources import Unreadable
 
 EXPLICIT, IMPLICIT = b'\x02\x00\x00\x00', b'\x08\x00'  # how files without the preamble begin: group 0002 or 0008
-OLDEST = 90.0  # years; higher ages are told as this, since so few people have them
+OLDEST, IMPOSSIBLE = 90.0, 120.0  # years; so few are older that they are told as 90; releases hold 148 and 411
 WORDS = {  # what leaves a header: our name -> DICOM's
     'modality': 'Modality',
     'body_part': 'BodyPartExamined',
@@ -37,6 +37,15 @@ def frames(data: bytes) -> int:
         return 1
 
 
+def shape(data: bytes) -> tuple[int, int]:
+    """Rows and columns, from the header alone; (0, 0) where it does not say."""
+    try:
+        file = _open(data, header_only=True)
+        return int(file.Rows), int(file.Columns)
+    except Exception:  # what is wrong with it is told when its pixels are read
+        return 0, 0
+
+
 def facts(data: bytes) -> dict[str, str | float]:
     """Modality, body part, view, sex, age in years, scanner, spacing in mm, and whether text is burned in ('YES').
 
@@ -51,7 +60,8 @@ def facts(data: bytes) -> dict[str, str | float]:
         word = str(_get(file, tag) or '').strip()
         if re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9 ,.&/()_-]{0,39}', word):
             found[name] = word
-    if (age := _years(str(_get(file, 'PatientAge') or ''))) is not None:
+    age = _years(str(_get(file, 'PatientAge') or ''))
+    if age is not None and age <= IMPOSSIBLE:
         found['age'] = min(age, OLDEST)
     for tag in ('PixelSpacing', 'ImagerPixelSpacing', 'NominalScannedPixelSpacing'):
         spacing = _first(_get(file, tag))
@@ -136,9 +146,9 @@ def _get(file: Any, tag: str) -> Any:
 
 
 def _years(text: str) -> float | None:
-    """DICOM's '061Y', '018M', '012W', '003D' in years."""
-    match = re.fullmatch(r'(\d{1,3})([YMWD])', text.strip().upper())
-    return int(match[1]) / dict(Y=1, M=12, W=52.18, D=365.25)[match[2]] if match else None
+    """DICOM's '061Y', '018M', '012W', '003D' in years; '61', as some releases have it, is years too."""
+    match = re.fullmatch(r'(\d{1,3})([YMWD]?)', text.strip().upper())
+    return int(match[1]) / dict(Y=1, M=12, W=52.18, D=365.25)[match[2] or 'Y'] if match else None
 
 
 def _window(file: Any) -> tuple[float, float, str] | None:

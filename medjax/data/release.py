@@ -9,19 +9,22 @@ import argparse
 import csv
 import gzip
 import io
+import json
 import math
 import os
 import pathlib
 import re
 import zlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
-from medjax.data.sources import Drop, Unreadable
+from medjax.data import splits
+from medjax.data.sources import BLANK, CONFLICTING, Drop, Entry, Unreadable
 from medjax.errors import UserError, suggest
 
 SPLITS = {'train': 'train', 'val': 'val', 'valid': 'val', 'validate': 'val', 'validation': 'val', 'test': 'test'}
+OLDEST, IMPOSSIBLE = 90.0, 120.0  # years; so few are older than 90 that they are told as 90; 411 is a typing mistake
 ROLES = dict.fromkeys(('pa', 'ap', 'frontal'), 'frontal') | dict.fromkeys(('l', 'll', 'rl', 'lateral'), 'lateral')
 
 
@@ -166,3 +169,85 @@ def years(cell: str) -> float | None:
 def known(**facts: str | float | None) -> dict[str, str | float]:
     """The facts that are known: None and '' left out."""
     return {name: fact for name, fact in facts.items() if fact not in (None, '')}
+
+
+def age(cell: str) -> float | None:
+    """`years`, those above 90 as 90; None above 120, which is a mistake and no age."""
+    found = years(cell)
+    return None if found is None or found > IMPOSSIBLE else min(found, OLDEST)
+
+
+def fuse(values: Iterable[int]) -> int:
+    """The label of one image from several lines or readers: what all say that say anything, else CONFLICTING.
+
+    Blanks have no voice; BLANK where nobody has one. Uncertain against positive is a disagreement too.
+    """
+    said = {value for value in values if value != BLANK}
+    return CONFLICTING if len(said) > 1 else said.pop() if said else BLANK
+
+
+def files(root: pathlib.Path, *suffixes: str) -> dict[str, pathlib.Path]:
+    """Every file below `root` with one of the suffixes (in any case; all without one): its path as text -> the file.
+
+    Links to folders are not followed; a file that is a link is listed, and `inside` decides whether it may be opened.
+    """
+    found = {}
+    for folder, _, names in os.walk(root):
+        place = pathlib.Path(folder)
+        for name in names:
+            if not name.startswith('.') and (not suffixes or name.lower().endswith(suffixes)):
+                found[(place / name).relative_to(root).as_posix()] = place / name
+    return dict(sorted(found.items()))
+
+
+def not_named(found: Collection[str], named: Collection[str], where: str) -> list[str]:
+    """A note on the files that no table names; none where there are none."""
+    extra = len(set(found) - set(named))
+    what = f'{extra} image file{"s" * (extra > 1)} in the folder'
+    return [f'{what} {"are" if extra > 1 else "is"} not in {where} and left out'] if extra else []
+
+
+def read_json(path: pathlib.Path) -> Any:
+    """The content of a JSON file; UserError where it is none."""
+    try:
+        return json.loads(_text(path))
+    except (ValueError, RecursionError) as error:
+        reason = str(error) if isinstance(error, json.JSONDecodeError) else 'nested too deeply'
+        raise UserError(f'{path} is no JSON file that can be read ({reason}); copy it again') from None
+
+
+def read_split(root: pathlib.Path, name: str, source: str) -> dict[str, str]:
+    """image -> split from DIR/<name>/{train,val,test}.txt, an image a line: lists that others published, as `source`."""
+    listed: dict[str, str] = {}
+    for split in splits.NAMES:
+        path = root / name / f'{split}.txt'
+        if not path.is_file():
+            raise UserError(f'{path} is missing; --split {name} reads train.txt, val.txt and test.txt there ({source})')
+        for image in read_list(path):
+            if listed.setdefault(image, split) != split:
+                raise UserError(f'{path}: an image is in {listed[image]}.txt and in {split}.txt; copy the lists again')
+    return listed
+
+
+def keep_apart(entries: Sequence[Entry]) -> tuple[list[Entry], list[Drop]]:
+    """For published splits that share patients: a patient in several is kept in test, or else in val, and the
+    images of that patient in the others are set aside, so that no score is told of people who were trained on."""
+    rank = {name: place for place, name in enumerate(splits.NAMES)}
+    last: dict[str, str] = {}
+    for entry in entries:
+        patient = _patient(entry)
+        if rank[str(entry.split)] >= rank[last.get(patient, 'train')]:
+            last[patient] = str(entry.split)
+    kept, dropped = [], []
+    for entry in entries:
+        if (split := last[_patient(entry)]) == entry.split:
+            kept.append(entry)
+        else:
+            reason = f'in {entry.split} of the published list, but its patient is in {split} too'
+            dropped.append(Drop(entry.image, entry.where, reason))
+    return kept, dropped
+
+
+def _patient(entry: Entry) -> str:
+    origin = entry.origin
+    return f'{origin.namespace}:{origin.patient}' if origin else f':{splits.patient(entry)}'
