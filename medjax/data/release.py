@@ -217,7 +217,7 @@ def read_json(path: pathlib.Path) -> Any:
 
 
 def read_split(root: pathlib.Path, name: str, source: str) -> dict[str, str]:
-    """image -> split from DIR/<name>/{train,val,test}.txt, an image a line: lists that others published, as `source`."""
+    """image -> split from DIR/<name>/{train,val,test}.txt, one a line: lists that others published, as `source`."""
     listed: dict[str, str] = {}
     for split in splits.NAMES:
         path = root / name / f'{split}.txt'

@@ -28,11 +28,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def source(file: str) -> Source:
     """The file as a source. Labels: one for a binary [n,1] of 0/1, one per class for more, [n,L] as they are."""
     path = pathlib.Path(file).expanduser()
-    arrays = _arrays(path)
-    images = {split: arrays[f'{split}_images'] for split in splits.NAMES if f'{split}_images' in arrays}
-    labels = _labels({split: arrays[f'{split}_labels'] for split in images if f'{split}_labels' in arrays})
+    held = arrays(path)
+    images = {split: held[f'{split}_images'] for split in splits.NAMES if f'{split}_images' in held}
+    labels = _labels({split: held[f'{split}_labels'] for split in images if f'{split}_labels' in held})
     for split, stack in images.items():
-        _check(path, split, stack, labels.get(split))
+        check(path, split, stack, labels.get(split))
     place = [(split, i) for split, stack in images.items() for i in range(len(stack))]
     count = next((array.shape[1] for array in labels.values()), 0)
 
@@ -96,22 +96,23 @@ def write(source: Source, file: str) -> None:
         hidden.unlink(missing_ok=True)
 
 
-def _arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+def arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """The arrays of the file by name, all in memory. UserError where it is no such file."""
     if not path.is_file():
         raise UserError(f'{path} does not exist; give an .npz file in the layout of MedMNIST')
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+            held = {name: file[name] for name in file.files}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, AttributeError):
         raise UserError(
             f'{path}: no .npz archive, a damaged one, or one of Python objects, which are not read'
         ) from None
-    if not any(f'{split}_images' in arrays for split in splits.NAMES):
+    if not any(f'{split}_images' in held for split in splits.NAMES):
         raise UserError(
-            f'{path} holds {", ".join(sorted(arrays)[:8]) or "nothing"}; MedMNIST has train_images, train_labels, '
+            f'{path} holds {", ".join(sorted(held)[:8]) or "nothing"}; MedMNIST has train_images, train_labels, '
             'val_images, …'
         )
-    return arrays
+    return held
 
 
 def _labels(given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -136,7 +137,8 @@ def _labels(given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {split: (array == np.arange(high + 1)).astype(np.int8) for split, array in given.items()}
 
 
-def _check(path: pathlib.Path, split: str, stack: np.ndarray, labels: np.ndarray | None) -> None:
+def check(path: pathlib.Path, split: str, stack: np.ndarray, labels: np.ndarray | None) -> None:
+    """UserError where images [n,H,W], [n,H,W,1] or [n,H,W,3] or their labels are not what can be stored."""
     if stack.dtype not in (np.uint8, np.uint16):
         raise UserError(f'{path}: {split}_images has dtype {stack.dtype}; images are uint8 or uint16')
     grey = stack.ndim == 3 or (stack.ndim == 4 and stack.shape[3] == 1)
