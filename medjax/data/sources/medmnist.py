@@ -34,7 +34,7 @@ LICENSE = 'CC BY 4.0; dermamnist CC BY-NC 4.0'
 LAYOUT = 'an .npz file of MedMNIST under its released name, such as pneumoniamnist.npz or pneumoniamnist_128.npz'
 SPLITS = ('official',)
 NOTES = {
-    'chestmnist': 'the images are from NIH ChestX-ray14 in the split nih/chestmnist, and which is which cannot be told: '
+    'chestmnist': 'the images are from NIH ChestX-ray14, split as nih/chestmnist; which is which cannot be told: '
     'do not test on NIH, RSNA or SIIM-ACR after training on it, nor the other way round',
     'dermamnist': 'HAM10000 has several pictures of a lesion, and this split was drawn by picture',
 }
