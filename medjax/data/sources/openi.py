@@ -15,9 +15,9 @@ alone in all 1,391 reports that have it. People gave the terms from the text, fo
 No official split (R2Gen's 2,069 / 296 / 590 reports circulate; not read here): drawn. XML that declares a document type
 is refused, so that no entity can grow.
 
-Checked: the reports themselves (all 3,955, the copy in mlmed/torchxrayvision): ids, sections, terms, licence CC
-BY-NC-ND 4.0, counts above. The columns of the Kaggle table: loaders of several public repositories. Recalled, not checked: who
-gave the terms; that the PNG files bear the ids; R2Gen's counts.
+Checked: the reports themselves (all 3,955, the copy in mlmed/torchxrayvision): ids, sections, terms, licence, counts
+above. The columns of the Kaggle table: loaders of several public repositories. Recalled, not checked: who gave the
+terms; that the PNG files bear the ids; R2Gen's counts.
 """
 
 from __future__ import annotations
