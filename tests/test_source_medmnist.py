@@ -3,13 +3,14 @@
 import hashlib
 import os
 import pathlib
+import tempfile
 
 import numpy as np
 import pytest
 from releases_pub2 import build
 
 from medjax.data import published
-from medjax.data.sources import BLANK, medmnist
+from medjax.data.sources import BLANK, medmnist, npz
 from medjax.errors import UserError
 
 
@@ -85,6 +86,19 @@ def test_older_files_are_recognised_by_their_counts(tmp_path, monkeypatch):
     old = published.LISTS['medmnist/organamnist before 2.2.4']._replace(images={'train': 6, 'val': 2, 'test': 3})
     monkeypatch.setitem(published.LISTS, 'medmnist/organamnist before 2.2.4', old)
     assert 'before MedMNIST 2.2.4' in medmnist.source(save(tmp_path / 'organamnist.npz', classes=11)).notes[0]
+
+
+def test_large_arrays_are_read_from_a_file_that_is_gone_after(tmp_path, monkeypatch):
+    path = save(tmp_path / 'pathmnist_64.npz', (64, 64, 3), classes=9)
+    small = medmnist.source(path)
+    monkeypatch.setattr(npz, 'IN_MEMORY', 10_000)
+    monkeypatch.setenv('TMPDIR', str(tmp_path))
+    monkeypatch.setattr(tempfile, 'tempdir', None)
+    held = npz.arrays(pathlib.Path(path))
+    assert isinstance(held['train_images'], np.memmap) and not isinstance(held['train_labels'], np.memmap)
+    large = medmnist.source(path)
+    np.testing.assert_array_equal(large.load(4).image, small.load(4).image)
+    assert [file.name for file in tmp_path.iterdir()] == ['pathmnist_64.npz']
 
 
 def test_every_set_is_known():

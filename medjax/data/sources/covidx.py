@@ -5,9 +5,9 @@
     DIR/train/, val/, test/    the films, also in DIR/data/ or all in one folder
 
 Traps: class goes with source (in 9B 14,132 of 16,690 positives are Stony Brook's, 13,788 of 14,192 negatives RSNA's,
-which are NIH's), so a model can tell the class by the hospital: the build prints the table. Versions differ by thousands
-of films under one name. Lists 1 and 2 have no source; 7A to 8B have blanks in patients ('COVID 1'); list 1 repeats 3,079
-lines; 9A and 9B write 'rnsa' too; a patient of 6 and 7B is in train and in test: kept in test alone.
+which are NIH's), so a model can tell the class by the hospital: the build prints the table. Versions differ by
+thousands of films under one name. Lists 1 and 2 have no source; 7A to 8B have blanks in patients ('COVID 1'); list 1
+repeats 3,079 lines; 9A and 9B write 'rnsa' too; a patient of 6 and 7B is in train and in test: kept in test alone.
 
 Labels: covid19, pneumonia (of another cause), normal are the classes of the A lists and of 1 to 5, one of them 1; the B
 lists and 6 say positive or negative of covid19 alone, the others are blank. Lines that disagree give conflicting.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import pathlib
+import tempfile
 import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ from medjax.data.sources import BLANK, Entry, Example, Source
 from medjax.errors import UserError
 
 MOST_CLASSES = 1000
+IN_MEMORY = 2**30  # bytes of an array
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -97,12 +99,15 @@ def write(source: Source, file: str) -> None:
 
 
 def arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """The arrays of the file by name, all in memory. UserError where it is no such file."""
+    """The arrays of the file by name; large ones are unpacked to a temporary file (TMPDIR) and read from there.
+
+    UserError where it is no such file.
+    """
     if not path.is_file():
         raise UserError(f'{path} does not exist; give an .npz file in the layout of MedMNIST')
     try:
         with np.load(path, allow_pickle=False) as file:
-            held = {name: file[name] for name in file.files}
+            held = {name: _array(file, name) for name in file.files}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, AttributeError):
         raise UserError(
             f'{path}: no .npz archive, a damaged one, or one of Python objects, which are not read'
@@ -113,6 +118,15 @@ def arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
             'val_images, …'
         )
     return held
+
+
+def _array(file: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
+    """One array, mapped where it is large: those of 224 px have up to 13 GB."""
+    member = next(info for info in file.zip.infolist() if info.filename in (name, f'{name}.npy'))
+    if member.file_size <= IN_MEMORY or not member.filename.endswith('.npy'):
+        return file[name]
+    with tempfile.TemporaryDirectory(prefix='medjax-') as folder:  # the mapping outlives the file's name
+        return np.load(file.zip.extract(member, folder), mmap_mode='r', allow_pickle=False)
 
 
 def _labels(given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
