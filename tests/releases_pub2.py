@@ -1,6 +1,5 @@
 """What the fixtures of releases share: tiny pictures, DICOM files, a built data set and a look for plain ids in it."""
 
-import io
 import json
 from pathlib import Path
 
@@ -83,7 +82,3 @@ def assert_hidden(data: records.DataSet, *plain: str) -> None:
     everything.append('\n'.join([*decoded, *columns]).encode())
     for word in plain:
         assert not any(word.encode() in content for content in everything), word
-
-
-def picture(data: bytes) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(data)))
