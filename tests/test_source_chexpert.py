@@ -6,7 +6,7 @@ import pytest
 from releases_cxr import built, examples, image, labels, on_disk, table
 
 from medjax.data import published
-from medjax.data.release import CHEXPERT
+from medjax.data.coding import CHEXPERT
 from medjax.data.sources import chexpert
 from medjax.errors import UserError
 

@@ -41,6 +41,15 @@ class Chunk(NamedTuple):
         return f'{self.split}-{self.number:05d}'
 
 
+class Dropped(NamedTuple):
+    """A row of drops.csv: nothing plain is in it."""
+
+    part: str  # 'record', or 'part' of one
+    where: str
+    reason: str
+    image_key: str  # the hashed id, 16 hex digits; '' where none is known
+
+
 class Stored(NamedTuple):
     """One record: what goes into the file, and what is cheap to know of it."""
 
@@ -88,7 +97,7 @@ def write(
     try:
         for entry, (made, drop) in zip(chunk.entries, _in_order(pool, job, pairs), strict=True):
             if drop:
-                dropped.append(drop_row(drop, key, source.namespace))
+                dropped.append(told(drop, key, source.namespace))
             if made is not None:
                 writer.write(serialized(made.record | {'index': entry}))
                 stored.append(made._replace(record={}))
@@ -215,9 +224,9 @@ def _mask(example: Example, shape: tuple[int, int], size: int | None) -> tuple[b
     return decode.png(decode.bounded_mask(mask, size)), example.note
 
 
-def drop_row(drop: Drop, key: bytes, namespace: str) -> list[str]:
-    """part, where, reason, hashed image: nothing plain is written."""
-    return [drop.part, drop.where, drop.reason, f'{ids.hashed(key, namespace, drop.image):016x}' if drop.image else '']
+def told(drop: Drop, key: bytes, namespace: str) -> Dropped:
+    hashed = f'{ids.hashed(key, namespace, drop.image):016x}' if drop.image else ''
+    return Dropped(drop.part, drop.where, drop.reason, hashed)
 
 
 def _columns(stored: list[Stored]) -> dict[str, np.ndarray]:

@@ -19,7 +19,7 @@ NO_PICTURES = {  # Modality -> what the object is; some of these have pixel data
     'REG': 'a registration',
     'RWV': 'a map of real-world values',
 }
-OLDEST = 90.0  # years; higher ages are told as this, since so few people have them
+OLDEST, IMPOSSIBLE = 90.0, 120.0  # years; so few are older that they are told as 90; releases hold 148 and 411
 WORDS = {  # what leaves a header: our name -> DICOM's
     'modality': 'Modality',
     'body_part': 'BodyPartExamined',
@@ -80,6 +80,15 @@ def frames(file: BinaryIO) -> int:
         return 1
 
 
+def shape(data: bytes) -> tuple[int, int]:
+    """Rows and columns, from the header alone; (0, 0) where it does not say."""
+    try:
+        file = _open(io.BytesIO(data), header_only=True)
+        return int(file.Rows), int(file.Columns)
+    except Exception:  # what is wrong with it is told when its pixels are read
+        return 0, 0
+
+
 def facts(data: bytes) -> dict[str, str | float]:
     """Modality, body part, view, side, sex, age in years, scanner, spacing in mm, and whether text is burned in
     ('YES'). A value that is no plain short word is left out: such fields have held names.
@@ -137,7 +146,7 @@ def _facts(file: Any) -> dict[str, str | float]:
             found[name] = word
     if found.get('sex') not in ('M', 'F', 'O'):
         found.pop('sex', None)
-    if (age := _years(str(_get(file, 'PatientAge') or ''))) is not None:
+    if (age := _years(str(_get(file, 'PatientAge') or ''))) is not None and age <= IMPOSSIBLE:
         found['age'] = min(age, OLDEST)
     for tag in ('PixelSpacing', 'ImagerPixelSpacing', 'NominalScannedPixelSpacing'):
         spacing = _first(_get(file, tag))
@@ -207,9 +216,9 @@ def _get(file: Any, tag: str) -> Any:
 
 
 def _years(text: str) -> float | None:
-    """DICOM's '061Y', '018M', '012W', '003D' in years."""
-    match = re.fullmatch(r'(\d{1,3})([YMWD])', text.strip().upper())
-    return int(match[1]) / dict(Y=1, M=12, W=52.18, D=365.25)[match[2]] if match else None
+    """DICOM's '061Y', '018M', '012W', '003D' in years; '61', as some releases have it, is years too."""
+    match = re.fullmatch(r'(\d{1,3})([YMWD]?)', text.strip().upper())
+    return int(match[1]) / dict(Y=1, M=12, W=52.18, D=365.25)[match[2] or 'Y'] if match else None
 
 
 def _window(file: Any) -> tuple[float, float, str] | None:

@@ -11,13 +11,11 @@ import gzip
 import io
 import itertools
 import json
-import math
 import os
 import pathlib
-import re
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from medjax.data import dicom
@@ -170,7 +168,8 @@ def _text(path: pathlib.Path) -> str:
 
 
 def files(root: pathlib.Path, *suffixes: str) -> dict[str, str]:
-    """The files under `root` that end so: path relative to it -> stamp. Hidden files are no part of a release.
+    """The files under `root` that end so (all without suffixes): path relative to it -> stamp.
+    Hidden files are no part of a release.
 
     One walk, because asking for 200,000 files one by one takes minutes on a network disk. Links that leave the folder
     are left out, and linked folders are not entered.
@@ -188,9 +187,16 @@ def files(root: pathlib.Path, *suffixes: str) -> dict[str, str]:
             name = below + entry.name
             if entry.is_dir(follow_symlinks=False):
                 waiting.append(name + '/')
-            elif entry.name.lower().endswith(suffixes) and (not entry.is_symlink() or _is_inside(root, name)):
+            elif (not suffixes or entry.name.lower().endswith(suffixes)) and (
+                not entry.is_symlink() or _is_inside(root, name)
+            ):
                 found[name] = stamp(pathlib.Path(entry.path))
-    return found
+    return dict(sorted(found.items()))
+
+
+def paths(root: pathlib.Path, *suffixes: str) -> dict[str, pathlib.Path]:
+    """`files` as paths."""
+    return {name: root / name for name in files(root, *suffixes)}
 
 
 def _is_inside(root: pathlib.Path, name: str) -> bool:

@@ -23,8 +23,9 @@ from __future__ import annotations
 import argparse
 import re
 
-from medjax.data import release
-from medjax.data.release import CHEXPERT, Line
+from medjax.data import coding, release
+from medjax.data.coding import CHEXPERT
+from medjax.data.release import Line
 from medjax.data.sources import Drop, Entry, Example, Source
 
 LICENSE = 'PhysioNet credentialed 1.5.0'
@@ -56,14 +57,14 @@ def source(folder: str, size: int | None = None) -> Source:
         if len({line.cells['PatientID'] for line in same}) > 1:
             dropped.append(Drop(image, where, 'its lines name several patients'))
             continue
-        codes, wrong = zip(*(facts.codes(line.cells, CHEXPERT) for line in same), strict=True)
+        codes, wrong = zip(*(coding.codes(line.cells, CHEXPERT) for line in same), strict=True)
         if names := ', '.join(dict.fromkeys(name for of in wrong for name in of)):
             dropped.append(Drop(image, where, f'neither 1, 0, -1 nor blank, taken as blank: {names}', 'part'))
         patient = cells['PatientID'] or None
         number = cells['AccessionNumber']
         study = f'{patient}/{number}' if patient and number else f'image/{image}'
         entries.append(Entry(image, patient, study, None, where, stamp=files[there[0]]))
-        labels.append(facts.join(codes))
+        labels.append(coding.join(codes))
         facts.append({name: cells[name] for name in cells if len({line.cells[name] for line in same}) == 1})
         paths.append(there[0])
     pictures = max(sum(name.endswith(end) for name in files) for end in ('.png', '.dcm'))
@@ -72,17 +73,17 @@ def source(folder: str, size: int | None = None) -> Source:
     def load(i: int) -> Example:
         cells = facts[i]  # what all lines of the image agree on
         view, scanner = cells.get('ViewPosition', ''), cells.get('Manufacturer', '')
-        facts_told = facts.known(
+        facts_told = coding.known(
             age=_age(cells.get('PatientAge', '')),
-            sex=facts.sex(cells.get('PatientSex', '')),
+            sex=coding.sex(cells.get('PatientSex', '')),
             view=view,
             scanner=f'manufacturer {scanner}' if re.fullmatch(r'\d+(\.0)?', scanner) else None,
         )
         data = release.content(release.inside(root, paths[i]))
-        return Example(data, facts.role(view), info=facts_told)
+        return Example(data, coding.role(view), info=facts_told)
 
     return Source(
-        name='brax', version='1', namespace='brax', labels=tuple(map(facts.label_name, CHEXPERT)), license=LICENSE,
+        name='brax', version='1', namespace='brax', labels=tuple(map(coding.label_name, CHEXPERT)), license=LICENSE,
         size=size, entries=entries, label=labels.__getitem__, load=load, dropped=dropped, notes=notes,
     )  # fmt: skip
 
@@ -90,4 +91,4 @@ def source(folder: str, size: int | None = None) -> Source:
 def _age(cell: str) -> float | None:
     """The lower end of '60', '60 - 64' or '85 or more'."""
     match = re.match(r'\d+(\.\d+)?', cell)
-    return facts.age(match[0]) if match else None
+    return coding.age(match[0]) if match else None

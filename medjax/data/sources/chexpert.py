@@ -36,8 +36,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from medjax.data import published, release
-from medjax.data.release import CHEXPERT
+from medjax.data import coding, published, release
+from medjax.data.coding import CHEXPERT
 from medjax.data.sources import BLANK, Drop, Entry, Example, Source
 from medjax.errors import UserError
 
@@ -97,23 +97,23 @@ def source(folder: str, size: int | None = None, split: str = 'official') -> Sou
         path = paths[image[:-4]]
         part = None if split == 'drawn' else named.split
         entries.append(Entry(image, patient, f'{patient}/{study}', part, named.where, stamp=found[path]))
-        labels.append(facts.join(named.labels))
+        labels.append(coding.join(named.labels))
         facts.append(named.cells)
         files.append(path)
     notes += release.account(root, 'its table', LAYOUT, len(images), len(entries), len(found))
 
     def load(i: int) -> Example:
         cells = facts[i]
-        told = facts.known(
-            age=facts.age(cells.get('age', '')) or None,  # 0 is unknown: all others are 18 or more
-            sex=facts.sex(cells.get('sex', '')),
+        told = coding.known(
+            age=coding.age(cells.get('age', '')) or None,  # 0 is unknown: all others are 18 or more
+            sex=coding.sex(cells.get('sex', '')),
             **{name: cells.get(name) for name in ('view', 'race', 'ethnicity', 'insurance', 'label_source')},
         )
         data = release.content(release.inside(root, files[i]))
-        return Example(data, facts.role(cells.get('plane', '')), text=_text(cells), info=told)
+        return Example(data, coding.role(cells.get('plane', '')), text=_text(cells), info=told)
 
     return Source(
-        name='chexpert', version='1', namespace='chexpert', labels=tuple(map(facts.label_name, CHEXPERT)),
+        name='chexpert', version='1', namespace='chexpert', labels=tuple(map(coding.label_name, CHEXPERT)),
         license=LICENSE, size=size, entries=entries, label=labels.__getitem__, load=load, dropped=dropped,
         notes=notes, splits='chexpert/official' if listed else '',
     )  # fmt: skip
@@ -147,7 +147,7 @@ def _read(
             reason = 'its Path names no view of a study'
         if not names:
             dropped.append(Drop(cells[key], where, reason))
-        codes, wrong = facts.codes(cells, CHEXPERT)
+        codes, wrong = coding.codes(cells, CHEXPERT)
         if wrong:
             reason = f'neither 1, 0, -1 nor blank, taken as blank: {", ".join(wrong)}'
             dropped.append(Drop(cells[key], where, reason, 'part'))
@@ -193,7 +193,7 @@ def _chexbert(path: pathlib.Path) -> Iterator[tuple[str, list[int]]]:
         try:
             told = json.loads(line)
             cells = {name: '' if told.get(name) is None else str(told[name]) for name in CHEXPERT}
-            yield _image(told['path_to_image']), facts.codes(cells, CHEXPERT)[0]
+            yield _image(told['path_to_image']), coding.codes(cells, CHEXPERT)[0]
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise UserError(f'{path}, line {number}: no JSON object with path_to_image and labels') from None
 

@@ -24,7 +24,7 @@ import re
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
-from medjax.data import dicom, release
+from medjax.data import coding, dicom, release
 from medjax.data.dicom import Header
 from medjax.data.sources import BLANK, CONFLICTING, Drop, Entry, Example, Source, Unreadable
 from medjax.errors import UserError
@@ -128,7 +128,7 @@ def _role(header: Header) -> str:
     view = str(header.facts.get('view', '')).lower().split(' ')[0]
     if header.facts.get('modality') == 'MG' and re.fullmatch('[a-z]{2,6}', view):
         return view
-    return facts.ROLES.get(view, 'image')
+    return coding.ROLES.get(view, 'image')
 
 
 def _labels(
@@ -167,11 +167,11 @@ def _labels(
 
 
 def _is_label(cells: list[str]) -> bool:
-    return any(cells) and all(facts.label(cell) is not None for cell in cells if cell)
+    return any(cells) and all(coding.label(cell) is not None for cell in cells if cell)
 
 
 def _joined(cells: Iterable[str]) -> int:
-    values = {facts.label(cell) for cell in cells if cell}
+    values = {coding.label(cell) for cell in cells if cell}
     return CONFLICTING if len(values) > 1 else int(values.pop() or 0) if values else BLANK
 
 

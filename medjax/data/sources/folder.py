@@ -22,7 +22,7 @@ import pathlib
 import re
 from collections.abc import Callable
 
-from medjax.data import dicom, release
+from medjax.data import coding, dicom, release
 from medjax.data.sources import BLANK, NEGATIVE, POSITIVE, Drop, Entry, Example, Source
 from medjax.errors import UserError
 
@@ -77,7 +77,7 @@ def source(
         data = release.content(root / path)
         facts = dicom.facts(data) if dicom.looks_like(data) else {}
         view = str(facts.get('view', '')).lower()
-        return Example(data, frame=frame or 0, role=facts.ROLES.get(view, 'image'), info=facts)
+        return Example(data, frame=frame or 0, role=coding.ROLES.get(view, 'image'), info=facts)
 
     entries = [_entry(root, picture, patient_of) for picture in pictures]
     return Source(

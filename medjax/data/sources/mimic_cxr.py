@@ -28,8 +28,8 @@ import argparse
 import pathlib
 from collections import Counter
 
-from medjax.data import published, release
-from medjax.data.release import CHEXPERT
+from medjax.data import coding, published, release
+from medjax.data.coding import CHEXPERT
 from medjax.data.sources import BLANK, Drop, Entry, Example, Source, Unreadable
 from medjax.errors import UserError
 
@@ -98,12 +98,12 @@ def source(
     def load(i: int) -> Example:
         path, report = paths[i]
         text, note = _report(texts, report) if wanted else ({}, '')
-        facts = facts.known(view=views[i], label_source=labels[i][1])
+        facts = coding.known(view=views[i], label_source=labels[i][1])
         data = release.content(release.inside(root, path))
-        return Example(data, facts.role(views[i]), text=text, info=facts, note=note)
+        return Example(data, coding.role(views[i]), text=text, info=facts, note=note)
 
     return Source(
-        name='mimic_cxr', version='1', namespace='mimic_cxr', labels=tuple(map(facts.label_name, CHEXPERT)),
+        name='mimic_cxr', version='1', namespace='mimic_cxr', labels=tuple(map(coding.label_name, CHEXPERT)),
         license=LICENSE, size=size, entries=entries, label=lambda i: labels[i][0], load=load, dropped=dropped,
         notes=notes, splits='mimic_cxr/official' if split_of else '',
     )  # fmt: skip
@@ -141,12 +141,12 @@ def _labels(path: pathlib.Path, who: str, dropped: list[Drop]) -> Labelled:
     dropped += table.dropped
     found: dict[str, list[list[int]]] = {}
     for line in table.lines:
-        codes, wrong = facts.codes(line.cells, names)
+        codes, wrong = coding.codes(line.cells, names)
         found.setdefault(line.cells['study_id'].removesuffix('.0'), []).append(codes)
         if wrong:
             reason = f'neither 1, 0, -1 nor blank, taken as blank: {", ".join(wrong)}'
             dropped.append(Drop('', table.where(line), reason, 'part'))
-    return {study: (facts.join(lines), who) for study, lines in found.items()}
+    return {study: (coding.join(lines), who) for study, lines in found.items()}
 
 
 def _told(entries: list[Entry], labels: list[tuple[list[int], str]]) -> list[str]:

@@ -32,7 +32,7 @@ import hashlib
 import pathlib
 from collections import Counter
 
-from medjax.data import published, release
+from medjax.data import coding, published, release
 from medjax.data.release import Line
 from medjax.data.sources import BLANK, CONFLICTING, NEGATIVE, POSITIVE, Drop, Entry, Example, Source
 from medjax.errors import UserError
@@ -47,7 +47,7 @@ FINDINGS = (
     'Atelectasis', 'Cardiomegaly', 'Effusion', 'Infiltration', 'Mass', 'Nodule', 'Pneumonia', 'Pneumothorax',
     'Consolidation', 'Edema', 'Emphysema', 'Fibrosis', 'Pleural_Thickening', 'Hernia', 'No Finding',
 )  # fmt: skip
-LABELS = tuple('pleural_effusion' if name == 'Effusion' else facts.label_name(name) for name in FINDINGS)
+LABELS = tuple('pleural_effusion' if name == 'Effusion' else coding.label_name(name) for name in FINDINGS)
 TABLES = ('Data_Entry_2017_v2020.csv', 'Data_Entry_2017.csv')
 LISTS = ('{}.txt', '{}_list.txt', 'Xray14_{}_official.txt')
 COLUMNS = ('Image Index', 'Finding Labels', 'Follow-up #', 'Patient ID', 'Patient Age', 'Patient Gender')
@@ -94,7 +94,7 @@ def source(folder: str, size: int | None = None, split: str = 'official', lists:
         path = by_name[image]
         study = f'{patient}/{first["Follow-up #"]}'
         entries.append(Entry(image, patient, study, name, where, stamp=files[path]))
-        labels.append(facts.join(codes))
+        labels.append(coding.join(codes))
         facts.append({name: first[name] for name in first if len({line.cells[name] for line in same}) == 1})
         paths.append(path)
     notes += release.account(root, table.path.name, LAYOUT, len(lines), len(entries), len(files))
@@ -102,9 +102,9 @@ def source(folder: str, size: int | None = None, split: str = 'official', lists:
     def load(i: int) -> Example:
         cells = facts[i]  # what all lines of the image agree on
         view = cells.get('View Position', '')
-        age, sex = facts.age(cells.get('Patient Age', '')), facts.sex(cells.get('Patient Gender', ''))
+        age, sex = coding.age(cells.get('Patient Age', '')), coding.sex(cells.get('Patient Gender', ''))
         data = release.content(release.inside(root, paths[i]))
-        return Example(data, facts.role(view), info=facts.known(age=age, sex=sex, view=view))
+        return Example(data, coding.role(view), info=coding.known(age=age, sex=sex, view=view))
 
     return Source(
         name='nih', version='1', namespace='nih', labels=LABELS, license=LICENSE, size=size,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import pathlib
+import tempfile
 import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ from medjax.data.sources import BLANK, Entry, Example, Source
 from medjax.errors import UserError
 
 MOST_CLASSES = 1000
+IN_MEMORY = 2**30  # bytes of an array
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,11 +30,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def source(file: str) -> Source:
     """The file as a source. Labels: one for a binary [n,1] of 0/1, one per class for more, [n,L] as they are."""
     path = pathlib.Path(file).expanduser()
-    arrays = _arrays(path)
-    images = {split: arrays[f'{split}_images'] for split in splits.NAMES if f'{split}_images' in arrays}
-    labels = _labels({split: arrays[f'{split}_labels'] for split in images if f'{split}_labels' in arrays})
+    held = arrays(path)
+    images = {split: held[f'{split}_images'] for split in splits.NAMES if f'{split}_images' in held}
+    labels = _labels({split: held[f'{split}_labels'] for split in images if f'{split}_labels' in held})
     for split, stack in images.items():
-        _check(path, split, stack, labels.get(split))
+        check(path, split, stack, labels.get(split))
     place = [(split, i) for split, stack in images.items() for i in range(len(stack))]
     count = next((array.shape[1] for array in labels.values()), 0)
 
@@ -96,22 +98,35 @@ def write(source: Source, file: str) -> None:
         hidden.unlink(missing_ok=True)
 
 
-def _arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+def arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """The arrays of the file by name; large ones are unpacked to a temporary file (TMPDIR) and read from there.
+
+    UserError where it is no such file.
+    """
     if not path.is_file():
         raise UserError(f'{path} does not exist; give an .npz file in the layout of MedMNIST')
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+            held = {name: _array(file, name) for name in file.files}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, AttributeError):
         raise UserError(
             f'{path}: no .npz archive, a damaged one, or one of Python objects, which are not read'
         ) from None
-    if not any(f'{split}_images' in arrays for split in splits.NAMES):
+    if not any(f'{split}_images' in held for split in splits.NAMES):
         raise UserError(
-            f'{path} holds {", ".join(sorted(arrays)[:8]) or "nothing"}; MedMNIST has train_images, train_labels, '
+            f'{path} holds {", ".join(sorted(held)[:8]) or "nothing"}; MedMNIST has train_images, train_labels, '
             'val_images, …'
         )
-    return arrays
+    return held
+
+
+def _array(file: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
+    """One array, mapped where it is large: those of 224 px have up to 13 GB."""
+    member = next(info for info in file.zip.infolist() if info.filename in (name, f'{name}.npy'))
+    if member.file_size <= IN_MEMORY or not member.filename.endswith('.npy'):
+        return file[name]
+    with tempfile.TemporaryDirectory(prefix='medjax-') as folder:  # the mapping outlives the file's name
+        return np.load(file.zip.extract(member, folder), mmap_mode='r', allow_pickle=False)
 
 
 def _labels(given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -136,7 +151,8 @@ def _labels(given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {split: (array == np.arange(high + 1)).astype(np.int8) for split, array in given.items()}
 
 
-def _check(path: pathlib.Path, split: str, stack: np.ndarray, labels: np.ndarray | None) -> None:
+def check(path: pathlib.Path, split: str, stack: np.ndarray, labels: np.ndarray | None) -> None:
+    """UserError where images [n,H,W], [n,H,W,1] or [n,H,W,3] or their labels are not what can be stored."""
     if stack.dtype not in (np.uint8, np.uint16):
         raise UserError(f'{path}: {split}_images has dtype {stack.dtype}; images are uint8 or uint16')
     grey = stack.ndim == 3 or (stack.ndim == 4 and stack.shape[3] == 1)

@@ -28,7 +28,7 @@ import argparse
 import re
 from collections.abc import Mapping, Sequence
 
-from medjax.data import release
+from medjax.data import coding, release
 from medjax.data.release import Line
 from medjax.data.sources import BLANK, NEGATIVE, POSITIVE, Drop, Entry, Example, Source
 
@@ -80,13 +80,13 @@ def source(folder: str, size: int | None = None) -> Source:
     def load(i: int) -> Example:
         cells = facts[i]  # what all lines of the image agree on
         view = cells.get('Projection', '')
-        role = 'costal' if view == 'COSTAL' else facts.role(view)
+        role = 'costal' if view == 'COSTAL' else coding.role(view)
         data = release.content(release.inside(root, paths[i]))
         return Example(data, role, text=_sections(cells.get('Report', '')), info=_info(cells))
 
     return Source(
         name='padchest', version='1', namespace='padchest', labels=tuple(names), license=LICENSE,
-        size=size, entries=entries, label=lambda i: facts.join([_codes(cell, names) for cell in cells_of[i]]),
+        size=size, entries=entries, label=lambda i: coding.join([_codes(cell, names) for cell in cells_of[i]]),
         load=load, dropped=dropped, notes=notes,
     )  # fmt: skip
 
@@ -98,7 +98,7 @@ def _listed(cell: str) -> list[str] | None:
     if not (cell.startswith('[') and cell.endswith(']')):
         return None
     quoted = re.findall(r"""'([^']*)'|"([^"]*)\"""", cell)
-    return [name for single, double in quoted if (name := facts.label_name(single or double))]
+    return [name for single, double in quoted if (name := coding.label_name(single or double))]
 
 
 def _codes(cell: str, names: Sequence[str]) -> list[int]:
@@ -109,11 +109,11 @@ def _codes(cell: str, names: Sequence[str]) -> list[int]:
 
 
 def _info(cells: Mapping[str, str]) -> dict[str, str | float]:
-    spacing = facts.years(cells.get('SpatialResolution_DICOM', ''))  # a number that is not negative
+    spacing = coding.years(cells.get('SpatialResolution_DICOM', ''))  # a number that is not negative
     scanner = cells.get('Manufacturer_DICOM', '')
-    return facts.known(
+    return coding.known(
         age=_age(cells.get('PatientBirth', ''), cells.get('StudyDate_DICOM', '')),
-        sex=facts.sex(cells.get('PatientSex_DICOM', '')),
+        sex=coding.sex(cells.get('PatientSex_DICOM', '')),
         view=cells.get('Projection'),
         modality=cells.get('Modality_DICOM'),
         scanner=scanner if re.fullmatch(SCANNER, scanner) else None,
@@ -129,7 +129,7 @@ def _age(birth: str, study: str) -> float | None:
     years = [re.match(r'(19|20)\d\d', cell) for cell in (birth, study)]
     if years[0] is None or years[1] is None:
         return None
-    return facts.age(str(int(years[1][0]) - int(years[0][0])))
+    return coding.age(str(int(years[1][0]) - int(years[0][0])))
 
 
 def _sections(text: str) -> dict[str, str]:

@@ -17,7 +17,7 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from medjax.data import figures, release
+from medjax.data import coding, figures, release
 from medjax.data.figures import Figure
 from medjax.data.sources import Drop, Source, Unreadable
 from medjax.errors import UserError
@@ -59,5 +59,5 @@ def _found(lines: pathlib.Path, pictures: str, dropped: list[Drop]) -> Iterator[
             dropped.append(Drop('', where, 'no image is named'))
         else:
             score = line.get('alignment_score')
-            known = facts.known(alignment_score=score if isinstance(score, float) else None)
+            known = coding.known(alignment_score=score if isinstance(score, float) else None)
             yield Figure(release.plain(image), f'{pictures}/{image}', figures.article(image), where, (at,), info=known)

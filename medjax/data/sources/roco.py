@@ -25,7 +25,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator
 
-from medjax.data import figures, release
+from medjax.data import coding, figures, release
 from medjax.data.figures import Figure
 from medjax.data.sources import Drop, Source
 from medjax.errors import UserError
@@ -85,7 +85,7 @@ def _first(root: pathlib.Path, part: str, dropped: list[Drop]) -> Iterator[Figur
         yield Figure(
             image, f'{part}/images/{file}', figures.article(name), where, (caption,),
             release.SPLITS[part.split('/')[0]],
-            facts.known(license=licenses.get(image), group=part.split('/')[1]),
+            coding.known(license=licenses.get(image), group=part.split('/')[1]),
         )  # fmt: skip
 
 
@@ -131,5 +131,5 @@ def _second(root: pathlib.Path, split: str, dropped: list[Drop], notes: list[str
             continue
         yield Figure(
             image, f'{folder}/{image}.jpg', articles.get(image, ''), where, (line.cells['Caption'],),
-            release.SPLITS[split], facts.known(**facts.get(image, {})),
+            release.SPLITS[split], coding.known(**facts.get(image, {})),
         )  # fmt: skip

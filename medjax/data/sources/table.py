@@ -13,7 +13,7 @@ import pathlib
 from collections import Counter
 from collections.abc import Callable, Mapping
 
-from medjax.data import dicom, release
+from medjax.data import coding, dicom, release
 from medjax.data.release import Line, Table
 from medjax.data.sources import BLANK, Drop, Entry, Example, Source, Unreadable
 from medjax.errors import UserError, suggest
@@ -51,14 +51,14 @@ def source(folder: str, labels: str | None = None, size: int | None = None, name
         mask, note = _mask(root, cells.get('mask', '')) if frame is None else (None, '')
         if frame is not None and cells.get('mask'):
             note = 'the mask is left out: it cannot be told which of the frames it belongs to'
-        age = facts.years(cells.get('age', ''))
-        told = facts.known(sex=cells.get('sex'), view=cells.get('view'), license=cells.get('license'), age=age)
+        age = coding.years(cells.get('age', ''))
+        told = coding.known(sex=cells.get('sex'), view=cells.get('view'), license=cells.get('license'), age=age)
         facts = (dicom.facts(data) if dicom.looks_like(data) else {}) | told
         view = str(facts.get('view', ''))
         return Example(
             image=data,
             frame=frame or 0,
-            role=facts.ROLES.get(view.lower().split(' ')[0], 'image'),  # 'AP Supine' is frontal
+            role=coding.ROLES.get(view.lower().split(' ')[0], 'image'),  # 'AP Supine' is frontal
             text={'report': cells['text']} if cells.get('text') else {},
             info=facts,
             mask=mask,
@@ -120,9 +120,7 @@ def _entry(where: str, cells: Mapping[str, str], frame: int | None, file: pathli
 def _labels(lines: list[Line], columns: list[str], named: str | None) -> tuple[tuple[str, ...], list[Label]]:
     """Names of the labels and, for each, the function from a line's cells to 1, 0, -1 or -2."""
     values = {name: Counter(line.cells[name] for line in lines if line.cells[name]) for name in columns}
-    number = {
-        name for name in columns if values[name] and all(facts.label(cell) is not None for cell in values[name])
-    }
+    number = {name for name in columns if values[name] and all(coding.label(cell) is not None for cell in values[name])}
     if named is None:
         chosen = [name for name in columns if name in number and name not in RECOGNISED]
     else:
@@ -150,7 +148,7 @@ def _labels(lines: list[Line], columns: list[str], named: str | None) -> tuple[t
 
 
 def _given(column: str, cells: Mapping[str, str]) -> int:
-    number = facts.label(cells[column])
+    number = coding.label(cells[column])
     return BLANK if number is None else number
 
 

@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-from medjax.data import figures, release
+from medjax.data import coding, figures, release
 from medjax.data.sources import Drop, Entry, Example, Source, Unreadable
 from medjax.errors import UserError
 
@@ -97,7 +97,7 @@ def source(folder: str, size: int | None = None, namespace: str | None = None) -
             text, note = _caption(path, sample), ''
         except Unreadable as error:
             text, note = '', f'the caption is left out: {error}'
-        info = facts.known(license=sample.license)
+        info = coding.known(license=sample.license)
         return Example(image, text={'caption': text} if text else {}, info=info, note=note)
 
     stamps = [release.stamp(root / path) for path in shards]

@@ -7,14 +7,13 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from medjax.data.dicom import OLDEST
+from medjax.data.dicom import IMPOSSIBLE, OLDEST
 from medjax.data.sources import BLANK, CONFLICTING
 
 CHEXPERT = (  # the labels of CheXpert's and NegBio's labelers, as their tables name them
     'No Finding', 'Enlarged Cardiomediastinum', 'Cardiomegaly', 'Lung Opacity', 'Lung Lesion', 'Edema', 'Consolidation',
     'Pneumonia', 'Atelectasis', 'Pneumothorax', 'Pleural Effusion', 'Pleural Other', 'Fracture', 'Support Devices',
 )  # fmt: skip
-IMPOSSIBLE = 120.0  # years; higher ages are mistakes: the first table of NIH has 411
 ROLES = dict.fromkeys(('pa', 'ap', 'frontal'), 'frontal') | dict.fromkeys(('l', 'll', 'rl', 'lateral'), 'lateral')
 
 
