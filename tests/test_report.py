@@ -13,7 +13,7 @@ import pytest
 
 from medjax import report
 from medjax.errors import UserError
-from medjax.reports import page, pictures, plots, read
+from medjax.reports import choice, images, page, pictures, plots, read
 
 LABELS = ('nodule', 'effusion', '<b>R&D</b> $x$')
 LN_K = math.log(4096)
@@ -342,7 +342,7 @@ def test_nearest_is_by_cosine():
 def test_pictures_show_the_centre_square(dtype, channels):
     image = np.zeros((40, 80, channels), dtype)
     image[:, 20:60] = np.iinfo(dtype).max
-    shown = np.asarray(pictures.picture(image))
+    shown = np.asarray(images.centre(image))
     assert shown.shape == (224, 224, 3) and shown.min() == 255
 
 
@@ -390,7 +390,7 @@ def test_pictures_of_real_records(run, phantom):
 
 def test_the_chosen_records_are_of_different_patients(phantom):
     split = phantom.split('train')
-    chosen = pictures.choose(split, 8)
+    chosen = choice.varied(split, 8)
     assert len(chosen) == len(set(split.keys('patient')[chosen].tolist())) == 8
     assert (split.labels_array[chosen] == 1).any(0).sum() >= 3, 'positives of several labels'
 

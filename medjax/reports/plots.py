@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from medjax.probes import metrics
 
-# Placeholders that become CSS variables of the page (template.html says what they look like).
+# Placeholders that become CSS variables of the page (base.html says what they look like).
 INK, SOFT, RULE = '#010101', '#020202', '#030303'
 SERIES = ('#0a0001', '#0a0002', '#0a0003', '#0a0004', '#0a0005', '#0a0006')
 VARIABLES = {INK: 'ink', SOFT: 'soft', RULE: 'rule'} | {color: f'c{i}' for i, color in enumerate(SERIES, start=1)}
