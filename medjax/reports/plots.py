@@ -173,8 +173,10 @@ def histogram(title: str, unit: str, series: Mapping[str, tuple[np.ndarray, np.n
 
 
 def matrix(words: str, names: Sequence[str], shares: np.ndarray) -> Markup:
-    """Shares in [0,1] of rows and columns [n,n] as squares, stronger where larger, with per cent in them; `words` is what
-    a screen reader says."""
+    """Shares in [0,1] of rows and columns [n,n] as squares, stronger where larger, with per cent in them.
+
+    `words` is what a screen reader says.
+    """
     n = len(names)
     short = [name if len(name) <= 24 else f'{name[:23]}…' for name in names]
     with matplotlib.rc_context(STYLE):

@@ -239,7 +239,7 @@ def edges(values: np.ndarray) -> np.ndarray:
     integers = bool((values == np.round(values)).all())
     if integers and high - low < BINS:
         return np.arange(low, high + 2) - 0.5
-    return MaxNLocator(BINS, integer=integers).tick_values(low, high)
+    return np.asarray(MaxNLocator(BINS, integer=integers).tick_values(low, high))
 
 
 def known(values: np.ndarray) -> np.ndarray:
