@@ -104,13 +104,15 @@ def test_what_the_page_tells(whole):
     assert ['equal pixels', 'leaky/train', 'leaky/train', '1', '4', '25.0'] in found.rows
     assert 'pixels\tleaky/train\tleaky/test\t1\t1' in found.sections['leaks'], 'the table as text'
     assert found.figures == {'pairs': 4, 'labels': 2}, 'a pair that leaks, one that repeats, one that contradicts'
-    assert 'leaky/train 0' in found.sections['pairs'] and '61 years, F' in found.sections['pairs']
+    assert 'leaky/train/0' in found.sections['pairs'] and '61 years, F' in found.sections['pairs']
     assert 'nodule: only the right' in found.sections['labels']
     assert ['leaky/train', '<b>R&D</b>', '1'] in found.rows, 'a label that contradicts itself'
     assert ['leaky/train', '4', '1', '4', '0'] in found.rows, 'texts'
     assert ['leaky', 'record', 'damaged <PNG>', '1'] in found.rows
     assert ['leaky', '0', '0', '6'] in found.rows, 'burned-in text'
-    assert 'All parts were compared' in found.sections['unknown'] and 'CC0' in found.sections['sets']
+    assert (
+        'leaky: every record is a patient of its own' in found.sections['unknown'] and 'CC0' in found.sections['sets']
+    )
 
 
 def test_nobody_is_named(whole, leaky):

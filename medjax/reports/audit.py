@@ -35,7 +35,7 @@ class Side(NamedTuple):
     """One of two records, for people: never an id."""
 
     image: str
-    where: str  # 'nih/train 17'
+    where: str  # 'nih/train/17'
     labels: str
     person: str  # '61 years, F', or ''
 
@@ -68,14 +68,14 @@ def render(told: Mapping[str, Any], datasets: Sequence[DataSet]) -> str:
         contradictions=contradictions,
         contradiction_count=told['labels']['contradictions'],
         contradictions_rest=[
-            f'{a} {i}, {b} {j}: {", ".join(names)}' for a, i, b, j, names in against[len(contradictions) :][:LISTED]
+            f'{a}/{i}, {b}/{j}: {", ".join(names)}' for a, i, b, j, names in against[len(contradictions) :][:LISTED]
         ],
         conflicting=conflicting(told['labels']['counts']),
         texts=list(told['texts'].items()),
         drops=[(one['name'], drop) for one in told['sets'] for drop in one['drops']],
         burned=[(one['name'], *burned(one['burned_in'])) for one in told['sets']],
         sets=[(name, [*dataset.facts(data), *key(one)]) for name, one, data in zip(names, told['sets'], datasets)],
-        unknown=told['unknown'],
+        unknown=[*told['unknown'], *alone(names, datasets)],
     )
 
 
@@ -132,7 +132,7 @@ def finding(found: Mapping[str, Any], n: int, parts: Mapping[str, Split], done: 
 def side(parts: Mapping[str, Split], part: str, number: int) -> Side:
     split = parts[part]
     label = images.words(split.labels_array[number], split.data.labels)
-    return Side(images.whole(split.image(number), SIDE), f'{part} {number}', label, ', '.join(person(split, number)))
+    return Side(images.whole(split.image(number), SIDE), f'{part}/{number}', label, ', '.join(person(split, number)))
 
 
 def one_patient(split: Split, i: int, other: Split, j: int) -> bool:
@@ -175,6 +175,15 @@ def burned(flags: Mapping[str, int]) -> tuple[int, int, int]:
     """Records whose files say yes, say no, and say nothing that is known."""
     yes, no = flags.get('YES', 0), flags.get('NO', 0)
     return yes, no, sum(flags.values()) - yes - no
+
+
+def alone(names: Sequence[str], datasets: Sequence[DataSet]) -> list[str]:
+    """A sentence for each set in which patients can hardly have been compared."""
+    return [
+        f'{name}: every record is a patient of its own; if the source named none, one person can be in two splits'
+        for name, data in zip(names, datasets, strict=True)
+        if data.patients == data.splits
+    ]
 
 
 def key(one: Mapping[str, Any]) -> list[tuple[str, str]]:
