@@ -48,8 +48,9 @@ class Pair(NamedTuple):
 def audit(datasets: Sequence[DataSet]) -> dict[str, Any]:
     """What was found in and between the data sets: sets, leaks, shared, labels, texts, unknown, verdict.
 
-    leaks: [{'kind', 'known', 'held_out', 'records', 'of', 'pairs'}]: `records` of the `of` records of the part
-    `held_out` are known from the part `known`; pairs are [known record, held-out record, alike].
+    leaks: [{'kind', 'known', 'held_out', 'records', 'of', 'pairs', 'pair_count'}]: `records` of the `of` records of the
+    part `held_out` are known from the part `known`; pairs are [known record, held-out record, alike], `pair_count` says
+    how many there are, listed or not.
     shared: the same for parts of equal rank (train and train, test and test, a part and itself), which is no leak.
     verdict: sentences, the leaks first; without any the first one is 'no leak found'.
     """
@@ -188,6 +189,7 @@ def _findings(kind: str, parts: Sequence[Part], pairs: Sequence[Pair]) -> Iterat
             records=len({pair.other for pair in some}),
             of=len(parts[b].split),
             pairs=[[pair.record, pair.other, pair.alike] for pair in some[:LISTED]],
+            pair_count=len(some),
         )
 
 
@@ -236,14 +238,20 @@ def _labels(parts: Sequence[Part], pairs: Sequence[Pair]) -> dict[str, Any]:
 
 
 def _texts(parts: Sequence[Part]) -> dict[str, Any]:
-    """How often one text stands for several records: 'no acute findings' is many reports' whole text."""
+    """How often one text stands for several records: 'no acute findings' is many reports' whole text.
+
+    `most` records have the most frequent text, `record` is the first of them; no text is told, for it can hold names.
+    """
     told = {}
     for part in parts:
         keys = part.split.keys('text')
-        keys = keys[keys != 0]
-        if len(keys):
-            counts = np.unique(keys, return_counts=True)[1]
-            told[part.name] = dict(records=len(keys), distinct=len(counts), most=int(counts.max()))
+        numbers = np.flatnonzero(keys)
+        if len(numbers):
+            _, first, counts = np.unique(keys[numbers], return_index=True, return_counts=True)
+            most = int(counts.argmax())
+            told[part.name] = dict(
+                records=len(numbers), distinct=len(counts), most=int(counts[most]), record=int(numbers[first[most]])
+            )
     return told
 
 
