@@ -25,6 +25,7 @@ IMAGES = [  # dicom, subject, study, view, split
     ('d9', '13000033', '54444444', 'PA', 'train'),  # no file
 ]
 REPORT = 'FINAL REPORT\n EXAMINATION: CHEST\n\n IMPRESSION: No pneumothorax since ___.\n'
+SECTIONS = {'technique': 'CHEST', 'impression': 'No pneumothorax since ___.'}
 
 
 def cells(**given: str) -> str:
@@ -86,7 +87,7 @@ def test_a_release_becomes_records(folder, tmp_path):
     assert [example.role for example in opened.values()] == [
         'frontal', 'lateral', 'image', 'frontal', 'lateral', 'frontal'
     ]  # fmt: skip
-    assert opened['d1'].text == opened['d2'].text == {'report': REPORT.strip()} and opened['d4'].text == {}
+    assert opened['d1'].text == opened['d2'].text == SECTIONS and opened['d4'].text == {}
     assert opened['d1'].info == {'view': 'PA', 'label_source': 'chexpert'}
     assert opened['d3'].info == {'label_source': 'chexpert'} and opened['d6'].info == {'view': 'AP LLD'}
 
@@ -114,7 +115,7 @@ def test_the_other_labeler_and_reports_elsewhere(folder, tmp_path):
     source = mimic_cxr.source(str(folder), labeler='negbio', reports=str(tmp_path / 'mimic-cxr'))
     assert labels(source)['d1']['lung_opacity'] == 0
     example = source.load(0)
-    assert example.text == {'report': REPORT.strip()} and example.info['label_source'] == 'negbio'
+    assert example.text == SECTIONS and example.info['label_source'] == 'negbio'
     with pytest.raises(UserError, match='files/ is missing'):
         mimic_cxr.source(str(folder), reports=str(tmp_path))
 

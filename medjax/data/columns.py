@@ -17,7 +17,8 @@ import numpy as np
 from medjax.data import chunks
 from medjax.data.chunks import KINDS, Chunk, Dropped
 
-PUBLIC = ('label', 'keys', 'thumb', 'hash', 'shape', 'bits', 'words', 'role')  # of what a chunk knows, besides info/…
+# Of what a chunk knows, besides info/…
+PUBLIC = ('label', 'keys', 'thumb', 'hash', 'shape', 'bits', 'words', 'sentences', 'role')
 
 
 class Gathered(NamedTuple):

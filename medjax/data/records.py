@@ -102,8 +102,8 @@ class Split:
     def column(self, name: str) -> np.ndarray:
         """[n], mapped from disk: float32 with nan where unknown (age), or words with '' where unknown (sex, view, …).
 
-        Of every record: role, shape int32 [n,3] and bits as stored, words (of its texts), thumb uint8 [n,32,32] and its
-        perceptual hash uint8 [n,32].
+        Of every record: role, shape int32 [n,3] and bits as stored, the number of words and sentences of its texts,
+        thumb uint8 [n,32,32] and its perceptual hash uint8 [n,32].
         """
         if name not in self.facts:
             raise UserError(f'{self.data.path}: the records have no {name!r}{suggest(name, self.facts)}')

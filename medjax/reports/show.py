@@ -187,14 +187,16 @@ class Histograms(NamedTuple):
 
 
 def histograms(data: DataSet, splits: Mapping[str, Split]) -> Histograms:
-    """Panels of shades, heights, widths, words of text, ages and other numbers; a sentence where all are equal."""
+    """Panels of shades, sizes, words and sentences of text, ages and other numbers; in words where all are equal."""
     shapes = {name: split.column('shape') for name, split in splits.items()}
-    told = {name: split.column('words') for name, split in splits.items()}
     panels, words = [intensities(data, splits)], []
     numbers = [
         ('height', 'px', {name: shape[:, 0] for name, shape in shapes.items()}),
         ('width', 'px', {name: shape[:, 1] for name, shape in shapes.items()}),
-        ('text', 'words', {name: n[n > 0] for name, n in told.items()}),
+        *(
+            ('text', unit, {name: split.column(unit)[split.column(unit) > 0] for name, split in splits.items()})
+            for unit in ('words', 'sentences')
+        ),
         *(
             (
                 fact,

@@ -27,7 +27,7 @@ import pathlib
 import re
 from collections import defaultdict
 
-from medjax.data import coding, dicom, release, rle
+from medjax.data import coding, dicom, language, release, rle, sections
 from medjax.data.release import Line, Table
 from medjax.data.sources import BLANK, Drop, Entry, Example, Source, Unreadable
 from medjax.errors import UserError
@@ -120,7 +120,7 @@ def _pneumothorax(lines: list[Line]) -> tuple[int, list[Line]]:
 def _text(lines: list[Line]) -> dict[str, str]:
     """The report, which every line of an image repeats."""
     reports = dict.fromkeys(line.cells['Report'] for line in lines if line.cells.get('Report'))
-    return {'report': '\n\n'.join(reports)} if reports else {}
+    return sections.parse(language.tokens('\n\n'.join(reports)))
 
 
 def _notes(table: Table, small: dict[str, set[str] | None], extra: list[str]) -> list[str]:

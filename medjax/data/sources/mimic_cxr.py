@@ -28,7 +28,7 @@ import argparse
 import pathlib
 from collections import Counter
 
-from medjax.data import coding, published, release
+from medjax.data import coding, language, published, release, sections
 from medjax.data.coding import CHEXPERT
 from medjax.data.sources import BLANK, Drop, Entry, Example, Source, Unreadable
 from medjax.errors import UserError
@@ -167,10 +167,7 @@ def _told(entries: list[Entry], labels: list[tuple[list[int], str]]) -> list[str
 def _report(root: pathlib.Path, name: str) -> tuple[dict[str, str], str]:
     """The report of a study by sections, or nothing and why."""
     try:
-        return _sections(release.content(release.inside(root, name)).decode('utf-8', 'replace')), ''
+        text = release.content(release.inside(root, name)).decode('utf-8', 'replace')
+        return sections.parse(language.tokens(text)), ''
     except Unreadable as error:
         return {}, f'the report is left out: {error}'
-
-
-def _sections(text: str) -> dict[str, str]:
-    return {'report': text.strip()} if text.strip() else {}
