@@ -150,16 +150,24 @@ def _keys(split: Split, kind: str) -> list[np.ndarray]:
 
 
 def _near(parts: Sequence[Part]) -> tuple[list[Pair], list[str]]:
-    """Near-duplicates in and between all parts: candidates by thumbnails, then looked at as pixels."""
+    """Near-duplicates in and between all parts: candidates by thumbnails, then looked at as pixels; and what was not
+    looked for. Phantoms are left out: their bodies are as alike as a second look can tell, and who is who is known."""
     from tqdm import tqdm
 
-    start = np.cumsum([0, *(len(part.split) for part in parts)])
-    thumbs = np.concatenate([part.split.column('thumb') for part in parts])
-    found = similar.candidates(thumbs)
+    chosen = [n for n, part in enumerate(parts) if not part.split.data.invented]
+    notes = (
+        ['near-duplicates were not looked for among phantoms: who is who is known'] if len(chosen) < len(parts) else []
+    )
+    if not chosen:
+        return [], notes
+    start = np.cumsum([0, *(len(parts[n].split) for n in chosen)])
+    found = similar.candidates(np.concatenate([parts[n].split.column('thumb') for n in chosen]))
+    if not found.every:
+        notes.append('so many images are searched for crops in the likeliest places only: some crops may be missed')
 
     def place(i: int) -> tuple[int, int]:
-        part = int(np.searchsorted(start, i, 'right')) - 1
-        return part, i - int(start[part])
+        at = int(np.searchsorted(start, i, 'right')) - 1
+        return chosen[at], i - int(start[at])
 
     @functools.lru_cache(64)
     def picture(i: int) -> np.ndarray:
@@ -172,8 +180,8 @@ def _near(parts: Sequence[Part]) -> tuple[list[Pair], list[str]]:
         alike = similar.agree(picture(i), picture(j))
         if alike >= similar.ALIKE:
             (a, x), (b, y) = sorted([place(i), place(j)], key=lambda p: (RANK[parts[p[0]].split.name], *p))
-            pairs.append(Pair(a, x, b, y, round(float(alike), 4)))
-    return sorted(pairs), list(found.notes)
+            pairs.append(Pair(a, x, b, y, round(alike, 4)))
+    return sorted(pairs), notes
 
 
 def _findings(kind: str, parts: Sequence[Part], pairs: Sequence[Pair]) -> Iterator[dict[str, Any]]:

@@ -50,6 +50,7 @@ class DataSet:
     patients: dict[str, int]  # patients; none is in two splits
     split_list: str  # 'nih/official', …; 'given' by the source, or 'drawn' per patient
     dropped: int
+    invented: bool  # its ids, and so its patients, are made up: who is who is known without looking
 
     def split(self, name: str) -> Split:
         """The split 'train', 'val' or 'test'; UserError where the data set has no record in it."""

@@ -97,6 +97,7 @@ def _finish(source: Source, key: bytes, plan: list[Chunk], made: pathlib.Path, w
         patients=known.patients,
         split_list='drawn' if source.entries[0].split is None else source.splits or 'given',
         dropped=sum(drop.part == 'record' for drop in drops),
+        invented=source.key is not None,
         key_fingerprint=ids.fingerprint(key),
         fingerprint=_fingerprint(source, known.content),
     )
