@@ -25,6 +25,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from medjax.data import align
+
 SIDE = 32  # pixels of a thumbnail
 WAVES = 17  # frequencies of an axis that enter the hash: 17 x 17 without the mean, 256 of 288
 RADIUS = 60  # bits: under 1e-4 of the pairs of different patients are as near in any view
@@ -52,7 +54,7 @@ class Pairs(NamedTuple):
 def thumbnail(pixels: np.ndarray) -> np.ndarray:
     """uint8|uint16 [H,W,C] -> uint8 [32,32]: the whole picture squeezed, grey, stretched from its darkest to its
     brightest value, so that size, aspect, depth and window matter little. A flat picture gives zeros."""
-    small = _squeezed(pixels, SIDE)
+    small = align.squeezed(pixels, SIDE)
     low, high = small.min(), small.max()
     return np.round((small - low) * (255 / max(high - low, 1e-6))).astype(np.uint8)
 
@@ -119,20 +121,20 @@ def agree(a: np.ndarray, b: np.ndarray) -> float:
     one agrees with nothing: 0.
     """
     side = LOOK if max(min(a.shape[:2]), min(b.shape[:2])) >= 48 else LOOK // 2
-    pair = np.stack([_squeezed(a, side), _squeezed(b, side)])
+    pair = np.stack([align.squeezed(a, side), align.squeezed(b, side)])
     low, high = pair.min((1, 2), keepdims=True), pair.max((1, 2), keepdims=True)
     if (high - low < 1e-3).any():
         return 0.0
     pair = (pair - low) / (high - low)
     places = np.concatenate([_crops(1.0)[:1], _crops(CROP), _crops(0.84)])
-    met = np.stack(
-        [(_band(_warped(wide[None], places)) * _band(tight[None])).mean((1, 2)) for wide, tight in (pair, pair[::-1])]
-    )
+    both = ((pair[0], pair[1]), (pair[1], pair[0]))
+    wide = [align.band(align.warped(one[None], places)) for one, _ in both]
+    met = np.stack([(seen * align.band(other[None])).mean((1, 2)) for seen, (_, other) in zip(wide, both)])
     turn, start = np.unravel_index(np.argsort(-abs(met), axis=None)[:3], met.shape)
     sign = np.sign(met[turn, start])[:, None, None]
     image, target = sign * pair[turn], pair[1 - turn]
-    laid = _laid(image, target, places[start], steps=10)
-    return max(0.0, float(_agreement(_curved(laid, target), target).max()))
+    laid = align.laid(image, target, places[start], steps=10)
+    return max(0.0, float(align.agreement(align.curved(laid, target), target).max()))
 
 
 def groups(first: np.ndarray, second: np.ndarray, n: int) -> np.ndarray:
@@ -153,7 +155,7 @@ def groups(first: np.ndarray, second: np.ndarray, n: int) -> np.ndarray:
 
 
 def _crops(size: float) -> np.ndarray:
-    """float32 [9,4]: nine places of a crop of `size`, as scale and shift down, scale and shift across; see _warped."""
+    """float32 [9,4]: nine places of a crop of `size` as places of `align`."""
     shifts = (0.0, size - 1, 1 - size)
     return np.array([(size, down, size, across) for down in shifts for across in shifts], np.float32)
 
@@ -168,7 +170,7 @@ def _basis(view: int) -> np.ndarray:
     at, waves = (np.arange(SIDE) + 0.5) / SIDE, np.arange(WAVES)[:, None]
     cosines = np.cos(np.pi * waves * at) * np.sqrt(np.where(waves > 0, 2, 1) / SIDE)
     place = _PLACES[view : view + 1]
-    down, across = cosines @ _sampling(place[:, :2], SIDE)[0], cosines @ _sampling(place[:, 2:], SIDE)[0]
+    down, across = cosines @ align.sampling(place[:, :2], SIDE)[0], cosines @ align.sampling(place[:, 2:], SIDE)[0]
     basis = np.einsum('ui,vj->ijuv', down, across).reshape(SIDE * SIDE, WAVES * WAVES)[:, 1:257]
     return np.ascontiguousarray(-basis if view == _NEGATIVE else basis, np.float32)
 
@@ -339,17 +341,6 @@ def _joined(parts: list) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return first, second, bits
 
 
-# One picture laid upon another; images are float32 [m,S,S]
-
-
-def _squeezed(pixels: np.ndarray, side: int) -> np.ndarray:
-    """float32 [side,side], the mean of the channels, antialiased."""
-    from PIL import Image
-
-    grey = pixels[..., 0].astype(np.float32) if pixels.shape[2] == 1 else pixels.mean(2, dtype=np.float32)
-    return np.asarray(Image.fromarray(grey).resize((side, side), Image.Resampling.BICUBIC))
-
-
 def _agreements(thumbs: np.ndarray, others: np.ndarray, first: np.ndarray, second: np.ndarray, view: np.ndarray):
     """float32 [m]: agreement of the thumbnails of pairs, each laid from the view that made it a candidate."""
 
@@ -359,90 +350,8 @@ def _agreements(thumbs: np.ndarray, others: np.ndarray, first: np.ndarray, secon
         wide, tight = np.where(turned, b, a), np.where(turned, a, b)
         seen = abs(view[chosen])
         wide *= np.where(seen == _NEGATIVE, -1, 1).astype(np.float32)[:, None, None]
-        return _agreement(_laid(wide, tight, _PLACES[seen], steps=5), tight)
+        return align.agreement(align.laid(wide, tight, _PLACES[seen], steps=5), tight)
 
     parts = [np.arange(start, min(start + 64, len(first))) for start in range(0, len(first), 64)]  # 64 fit the cache
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
         return np.concatenate([np.zeros(0, np.float32), *threads.map(part, parts)])
-
-
-def _laid(image: np.ndarray, target: np.ndarray, place: np.ndarray, steps: int) -> np.ndarray:
-    """The images warped so that their bands fit those of the targets, from places [m,4] on; the best of all steps."""
-    upon = _band(target)
-    side = target.shape[-1]
-    grid = ((np.arange(side) + 0.5) * (2 / side) - 1).astype(np.float32)
-    down, across = np.gradient(upon, 2 / side, axis=(1, 2))
-    slopes = np.stack([down * grid[:, None], down, across * grid, across], 1).reshape(len(upon), 4, -1)
-    square = slopes @ slopes.swapaxes(1, 2)
-    square += 1e-3 * np.trace(square, axis1=1, axis2=2)[:, None, None] * np.eye(4, dtype=np.float32)
-    best, laid = np.full(len(upon), -2, np.float32), np.zeros_like(target)
-    for step in range(steps + 1):
-        warped = _warped(image, place)
-        band = _band(warped)
-        fit = (band * upon).mean((1, 2))
-        laid = np.where((fit > best)[:, None, None], warped, laid)
-        best = np.maximum(best, fit)
-        if step < steps:
-            change = np.linalg.solve(square, slopes @ (band - upon).reshape(len(upon), -1, 1))[..., 0]
-            change = np.clip(change, -0.06, 0.06)  # of half a side: no step leaves where the slopes hold
-            # image(place(x)) = target(x + change(x)): place becomes place after the inverse of x + change(x)
-            scale = place[:, ::2] / (1 + change[:, ::2])
-            shift = place[:, 1::2] - scale * change[:, 1::2]
-            scale = np.clip(scale, 0.8, 1.02)
-            free = np.maximum(1 - scale, 0) + 0.03  # a crop lies within: with more freedom different chests fit
-            place = np.stack([scale, np.clip(shift, -free, free)], 2).reshape(-1, 4)
-    return laid
-
-
-def _agreement(image: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """float32 [m]: correlation of the bands without the 4 of 8 x 8 blocks that differ most."""
-    a, b = _band(image), _band(target)
-
-    def blocks(values: np.ndarray) -> np.ndarray:
-        return values.reshape(len(values), 8, values.shape[1] // 8, 8, -1).sum((2, 4)).reshape(len(values), 64)
-
-    kept = np.argsort(blocks((a - b) ** 2), axis=1)[:, :60]
-    ab, aa, bb = (np.take_along_axis(blocks(product), kept, 1).sum(1) for product in (a * b, a * a, b * b))
-    return ab / np.sqrt(aa * bb + 1e-9)
-
-
-def _curved(image: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """The images after the cubic of their values, in [-1,1], that is nearest to the targets."""
-    values = image.reshape(len(image), -1)
-    powers = values[:, None] ** np.arange(4, dtype=np.float32)[:, None]
-    square = powers @ powers.swapaxes(1, 2)
-    square += 1e-5 * np.trace(square, axis1=1, axis2=2)[:, None, None] * np.eye(4, dtype=np.float32)
-    curve = np.linalg.solve(square, powers @ target.reshape(len(target), -1, 1))
-    return (powers * curve).sum(1).reshape(image.shape)
-
-
-def _band(images: np.ndarray) -> np.ndarray:
-    """Details of 1 to 4 pixels, of one strength everywhere, so that a marker does not outweigh; mean 0, deviation 1."""
-    fine, coarse = _blur(images.shape[-1], 1.0), _blur(images.shape[-1], 4.0)
-    smooth = fine @ images @ fine.T
-    details = smooth - coarse @ smooth @ coarse.T
-    strength = np.sqrt(np.maximum(coarse @ (details * details) @ coarse.T, 0))
-    details /= strength + 0.3 * strength.mean((1, 2), keepdims=True) + 1e-6
-    details -= details.mean((1, 2), keepdims=True)
-    return details / (details.std((1, 2), keepdims=True) + 1e-6)
-
-
-def _warped(images: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """The images at scale * x + shift of each axis, x in [-1,1] over the side; places [m,4]."""
-    side = images.shape[-1]
-    return _sampling(places[:, :2], side) @ images @ _sampling(places[:, 2:], side).swapaxes(1, 2)
-
-
-def _sampling(place: np.ndarray, side: int) -> np.ndarray:
-    """[m,2] -> float32 [m,side,side]: linear interpolation at scale * x + shift; beyond the edge is the edge."""
-    grid = (np.arange(side, dtype=np.float32) + 0.5) * (2 / side) - 1
-    at = np.clip((place[:, :1] * grid + place[:, 1:] + 1) * (side / 2) - 0.5, 0, side - 1)
-    return np.maximum(1 - np.abs(at[..., None] - np.arange(side, dtype=np.float32)), 0)
-
-
-@functools.cache
-def _blur(side: int, deviation: float) -> np.ndarray:
-    """float32 [side,side]: a Gaussian of `deviation` pixels along an axis, of mass one at the edges too."""
-    at = np.arange(side)
-    weights = np.exp(-0.5 * ((at[:, None] - at) / deviation) ** 2)
-    return (weights / weights.sum(1, keepdims=True)).astype(np.float32)

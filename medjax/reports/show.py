@@ -218,7 +218,7 @@ def histograms(data: DataSet, splits: Mapping[str, Split]) -> Histograms:
             at = edges(every)
             counted = {name: (np.histogram(v, at)[0], at) for name, v in values.items() if len(v)}
             panels.append(plots.histogram(title, unit, counted))
-    return Histograms(panels, words)
+    return Histograms(panels, list(dict.fromkeys(words)))  # words and sentences of text are known alike
 
 
 def intensities(data: DataSet, splits: Mapping[str, Split]) -> Markup:
