@@ -145,7 +145,7 @@ def open(path: str | os.PathLike) -> DataSet:
         data = DataSet(path=path, **(facts | {'labels': tuple(facts['labels'])}))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f'{file} is damaged ({error}); build the data set again') from None
-    for part in ('columns', 'records/dataset_info.json'):
+    for part in ('columns', 'drops.csv', 'records/dataset_info.json'):
         if not (path / part).exists():
             raise UserError(f'{path} is incomplete: {part} is missing; copy it again, or build it again')
     return data
