@@ -15,6 +15,7 @@ from medjax.errors import UserError, suggest
 COMMANDS = {
     'build': 'source files -> records, splits, an audit of what was dropped',
     'audit': 'data sets -> leaks, duplicates and contradictions in and between them; exit code 1 for a leak',
+    'reduce': 'a data set -> one without the training slices that repeat others of their volume',
     'show': 'a data set -> one HTML page to look at',
     'train': 'a config and records -> checkpoints, exports, metrics',
     'probe': 'exports and records -> results with intervals',

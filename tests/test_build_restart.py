@@ -98,7 +98,7 @@ def test_a_full_disk_is_one_sentence(tmp_path, error):
 
 
 def test_a_killed_publication_is_finished_by_the_next_build(tmp_path, whole, monkeypatch):
-    monkeypatch.setattr(write, '_publish', lambda work, out: (_ for _ in ()).throw(KeyboardInterrupt()))
+    monkeypatch.setattr(write, 'publish', lambda work, out: (_ for _ in ()).throw(KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
         write.write(source(), tmp_path / 'data')
     monkeypatch.undo()

@@ -63,11 +63,15 @@ def plan(named: Iterable[str]) -> list[Chunk]:
     named = np.asarray(list(named))
     chunks = []
     for split in splits.NAMES:
-        chosen = np.flatnonzero(named == split)
-        size = max(SIZE, -(-len(chosen) // MOST))
-        cut = [tuple(chosen[at : at + size].tolist()) for at in range(0, len(chosen), size)]
-        chunks += [Chunk(split, k, entries) for k, entries in enumerate(cut)]
+        chunks += cut(split, np.flatnonzero(named == split))
     return chunks
+
+
+def cut(split: str, numbers: np.ndarray) -> list[Chunk]:
+    """One split's entries, or records of another data set, as chunks."""
+    size = max(SIZE, -(-len(numbers) // MOST))
+    parts = [tuple(numbers[at : at + size].tolist()) for at in range(0, len(numbers), size)]
+    return [Chunk(split, k, part) for k, part in enumerate(parts)]
 
 
 def write(
@@ -157,9 +161,6 @@ def _store(source: Source, key: bytes, pair: tuple[int, np.ndarray]) -> tuple[St
     except Unreadable as error:
         return None, Drop(entry.image, entry.where, str(error))
     mask, note = _mask(example, picture.shape[:2], source.size)
-    full = np.iinfo(small.dtype).max
-    values = np.bincount(small.reshape(-1), minlength=full + 1).astype(np.float64)  # exact, and quicker than floats
-    level = np.arange(full + 1) / full
     text = {section: words for section, words in example.text.items() if words}
     info = {name: value for name, value in example.info.items() if value != ''}
     if (words := ' '.join(text.values())) and 'language' not in info and (spoken := language.language(words)):
@@ -181,7 +182,7 @@ def _store(source: Source, key: bytes, pair: tuple[int, np.ndarray]) -> tuple[St
         words=np.int32(len(words.split())),
         sentences=np.int32(sum(len(language.sentences(part)) for part in text.values())),
         role=example.role,
-        moments=np.array([values.sum(), values @ level, values @ level**2]) / small.shape[2],  # of values in [0,1]
+        moments=moments(small),
         content=np.frombuffer(hashlib.sha256(json.dumps(content, sort_keys=True).encode()).digest(), np.uint8),
     )
     return Stored(record, columns, info), Drop(entry.image, entry.where, note, 'part') if note else None
@@ -197,6 +198,14 @@ def pixel_hash(pixels: np.ndarray) -> np.uint64:
     """The first 8 bytes of sha256 over shape, depth and pixels [H,W,C] as the source has them, before any reduction."""
     digest = hashlib.sha256(f'{pixels.shape}{pixels.dtype}'.encode() + np.ascontiguousarray(pixels).tobytes()).digest()
     return np.uint64(int.from_bytes(digest[:8], 'big'))
+
+
+def moments(pixels: np.ndarray) -> np.ndarray:
+    """float64 [3]: number, sum and sum of squares of the values of [H,W,C] in units of [0,1], a mean over channels."""
+    full = np.iinfo(pixels.dtype).max
+    values = np.bincount(pixels.reshape(-1), minlength=full + 1).astype(np.float64)  # exact, and quicker than floats
+    level = np.arange(full + 1) / full
+    return np.array([values.sum(), values @ level, values @ level**2]) / pixels.shape[2]
 
 
 def _hashed_ids(key: bytes, namespace: str, entry: Entry) -> list[np.uint64]:

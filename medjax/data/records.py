@@ -19,7 +19,7 @@ import operator
 import os
 import pathlib
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -84,6 +84,10 @@ class Split:
         png = self._raw(i)['mask']
         return decode.decode(png, 1, 8)[..., 0] if png else None
 
+    def stored(self, numbers: Sequence[int]) -> list[bytes]:
+        """The records of these numbers as the bytes that are on disk, for a copy."""
+        return self._files.__getitems__(numbers)
+
     @property
     def labels_array(self) -> np.ndarray:
         """int8 [n,L]: 1, 0, -1 uncertain, -2 blank."""
@@ -121,6 +125,13 @@ class Split:
         with self._lock:
             reader = self._reader
         return reader[i % len(self)]
+
+    @functools.cached_property
+    def _files(self) -> Any:
+        from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+        files = sorted((self.data.path / 'records').glob(f'records-{self.name}.array_record-*'))
+        return ArrayRecordDataSource([str(file) for file in files])
 
     @functools.cached_property
     def _reader(self) -> Any:

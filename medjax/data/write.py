@@ -29,6 +29,7 @@ import numpy as np
 from medjax import __version__
 from medjax.data import audit, chunks, columns, groups, ids, records, splits, workers
 from medjax.data.chunks import FORMAT, Chunk, Dropped
+from medjax.data.columns import Gathered
 from medjax.data.sources import Source
 from medjax.errors import UserError
 
@@ -52,23 +53,21 @@ def write(
     two splits, and where no record is left.
     """
     out = pathlib.Path(out).expanduser().absolute()
-    _may_write(out, overwrite)
+    may_write(out, overwrite)
     key = source.key or ids.private_key()
     source, again, notes = groups.of_near_duplicates(source, again)
     named = splits.assign(source, stratify)
     plan = chunks.plan(named)
-    with _work_folder(out, source, key) as work:
+    said = [source.name, source.version, source.namespace, source.labels, source.size, ids.fingerprint(key)]
+    with work_folder(out, said) as work:
         made = work / 'chunks'
         made.mkdir(exist_ok=True)
         run(source, again, key, plan, made)
         summary = _finish(source, key, plan, made, work)
-        data = records.open(work)
-        found = audit.audit([data])
-        (work / 'audit.json').write_text(json.dumps(found, indent=1) + '\n')
+        data, summary['audit'] = audited(work)
         summary['notes'] = [*source.notes, *notes, *_notes(data)]
-        summary['audit'] = found
         shutil.rmtree(made)
-        _publish(work, out)
+        publish(work, out)
     return summary
 
 
@@ -79,15 +78,38 @@ def _finish(source: Source, key: bytes, plan: list[Chunk], made: pathlib.Path, w
     if not known.shards:
         shutil.rmtree(made)  # so that the work folder goes
         raise UserError(_nothing(source, drops))
-    _as_tfds(len(source.labels), plan, known.shards, made, work / 'records')
-    count, total, squares = known.moments
-    mean = total / count
-    summary = dict(
-        format=FORMAT,
+    about = dict(
         name=source.name,
         version=source.version,
         license=source.license,
         labels=list(source.labels),
+        split_list='drawn' if source.entries[0].split is None else source.splits or 'given',
+        dropped=sum(drop.part == 'record' for drop in drops),
+        invented=source.key is not None,
+        key_fingerprint=ids.fingerprint(key),
+    )
+    summary = assembled(about, source.size, known, plan, made, work)
+    with (work / 'drops.csv').open('w', newline='') as file:
+        csv.writer(file).writerows([Dropped._fields, *drops])
+    return summary | {'drops': drops}
+
+
+def assembled(
+    about: dict[str, Any],
+    size: int | None,
+    known: Gathered,
+    plan: Sequence[Chunk],
+    made: pathlib.Path,
+    work: pathlib.Path,
+) -> dict[str, Any]:
+    """Moves the chunks' records into `work` and writes medjax.json: `about`, and what the columns add up to. `size` is
+    the bound that images were stored with; it enters the fingerprint alone."""
+    _as_tfds(len(about['labels']), plan, known.shards, made, work / 'records')
+    count, total, squares = known.moments
+    mean = total / count
+    summary = dict(
+        format=FORMAT,
+        **about,
         channels=known.channels,
         bits=known.bits,
         size=known.size,
@@ -95,16 +117,18 @@ def _finish(source: Source, key: bytes, plan: list[Chunk], made: pathlib.Path, w
         std=float(np.sqrt(max(squares / count - mean**2, 0.0))),
         splits={split: sum(lengths) for split, lengths in known.shards.items()},
         patients=known.patients,
-        split_list='drawn' if source.entries[0].split is None else source.splits or 'given',
-        dropped=sum(drop.part == 'record' for drop in drops),
-        invented=source.key is not None,
-        key_fingerprint=ids.fingerprint(key),
-        fingerprint=_fingerprint(source, known.content),
+        fingerprint=_fingerprint(about, size, known.content),
     )
     (work / 'medjax.json').write_text(json.dumps(summary, indent=1) + '\n')
-    with (work / 'drops.csv').open('w', newline='') as file:
-        csv.writer(file).writerows([Dropped._fields, *drops])
-    return summary | {'drops': drops}
+    return summary
+
+
+def audited(work: pathlib.Path) -> tuple[records.DataSet, dict[str, Any]]:
+    """The finished data set in `work`, opened, and its audit, which is kept in audit.json."""
+    data = records.open(work)
+    found = audit.audit([data])
+    (work / 'audit.json').write_text(json.dumps(found, indent=1) + '\n')
+    return data, found
 
 
 def _as_tfds(
@@ -133,9 +157,9 @@ def _as_tfds(
     )  # fmt: skip
 
 
-def _fingerprint(source: Source, content: str) -> str:
+def _fingerprint(about: dict[str, Any], size: int | None, content: str) -> str:
     """16 hex digits over content and order; hashed ids are left out, so every key and machine gets the same."""
-    said = json.dumps([FORMAT, source.name, source.version, source.labels, source.size, content])
+    said = json.dumps([FORMAT, about['name'], about['version'], about['labels'], size, content])
     return hashlib.sha256(said.encode()).hexdigest()[:16]
 
 
@@ -162,7 +186,8 @@ def _nothing(source: Source, drops: list[Dropped]) -> str:
     return f'{source.name}: no usable image, so nothing was written ({why or "the source is empty"})'
 
 
-def _may_write(out: pathlib.Path, overwrite: bool) -> None:
+def may_write(out: pathlib.Path, overwrite: bool) -> None:
+    """UserError where `out` exists, without `overwrite` or as something that is no data set."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not (out / 'medjax.json').is_file():
@@ -172,13 +197,13 @@ def _may_write(out: pathlib.Path, overwrite: bool) -> None:
 
 
 @contextlib.contextmanager
-def _work_folder(out: pathlib.Path, source: Source, key: bytes) -> Iterator[pathlib.Path]:
-    """A hidden folder beside `out`, the same one for the same source; this build's alone while it lives.
+def work_folder(out: pathlib.Path, said: Sequence[Any]) -> Iterator[pathlib.Path]:
+    """A hidden folder beside `out`, the same one where the same is `said` of what is built; this build's alone while it
+    lives.
 
     It is kept where the build is stopped and some of its chunks are whole; else it goes.
     """
-    said = [__version__, FORMAT, source.name, source.version, source.namespace, source.labels, source.size]
-    digest = hashlib.sha256(json.dumps([*said, ids.fingerprint(key)]).encode()).hexdigest()[:12]
+    digest = hashlib.sha256(json.dumps([__version__, FORMAT, *said]).encode()).hexdigest()[:12]
     work = out.with_name(f'.{out.name}.{digest}.work')
     try:
         work.mkdir(parents=True, exist_ok=True)
@@ -199,9 +224,7 @@ def _work_folder(out: pathlib.Path, source: Source, key: bytes) -> Iterator[path
         except (OSError, RuntimeError) as error:
             if not _is_full(error):
                 raise
-            raise UserError(
-                f'no space is left in {out.parent}; make some, and the same command goes on from what is done'
-            ) from None
+            raise UserError(f'no space is left in {out.parent}; make some, and the same command goes on') from None
         finally:
             if work.exists() and not any((work / 'chunks').glob('*.npz')):
                 shutil.rmtree(work, ignore_errors=True)
@@ -212,7 +235,7 @@ def _is_full(error: Exception) -> bool:
     return getattr(error, 'errno', None) in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(error)
 
 
-def _publish(work: pathlib.Path, out: pathlib.Path) -> None:
+def publish(work: pathlib.Path, out: pathlib.Path) -> None:
     """One rename; an old data set is moved aside first and deleted after."""
     (work / 'lock').unlink()
     os.chmod(work, 0o777 & ~_umask())

@@ -152,6 +152,12 @@ def features(encoder: Encoder, data: Any, split: str, cache: str | os.PathLike |
     return Features(arrays['cls'], arrays.get('patches'), np.asarray(records.labels_array), patients)
 
 
+def last_cls(encoder: Encoder, records: Any, numbers: np.ndarray) -> np.ndarray:
+    """float32 [n,D]: CLS of the last block of some records of a split of a DataSet."""
+    fetch = lambda k: records.image(int(numbers[k]))  # noqa: E731
+    return _run(encoder, fetch, len(numbers), records.data.size, True, f'{encoder.name}: {records.name}')['cls'][:, -1]
+
+
 def encode(encoder: Encoder, images: Sequence[np.ndarray | str | os.PathLike]) -> dict[str, np.ndarray]:
     """Features of any pictures, given as uint8|uint16 arrays [H,W] or [H,W,C], or as paths of JPEG, PNG or DICOM files.
 

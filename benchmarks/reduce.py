@@ -1,0 +1,138 @@
+"""How many slices of a volume `medjax reduce` keeps at which threshold, and how near slices are by their distance.
+
+python benchmarks/reduce.py [--export RUN/exports/STEP] [--nifti FILE.nii.gz]
+
+Volumes are axial slices of the thorax phantom with noise (30 cm in steps of 2.5 and of 5 mm), smooth random fields with
+a ball in them (64^3; of long and short range, and noisy), and those of a NIfTI file. `slice` is the paper's hash, which
+is of the picture itself and not of its thumbnail.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+from collections.abc import Iterator
+
+import numpy as np
+from PIL import Image
+
+from medjax.data import reduce, similar
+from medjax.data.phantom import anatomy
+from medjax.data.phantom.projection import Ellipsoid, Plate, Solid
+from medjax.probes import encode
+
+APART = (1, 2, 4, 8, 16, 32)  # slices
+THRESHOLDS = dict(
+    hash=(0, 2, 4, 6, 8, 12), embedding=(0.8, 0.9, 0.95, 0.98, 0.99, 0.999), information=(0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--export')
+    parser.add_argument('--nifti')
+    options = parser.parse_args()
+    encoder = encode.load(options.export) if options.export else None
+    for name, stacks in volumes(options.nifti):
+        print(f'\n{name}: {len(stacks)} of {len(stacks[0])} slices')
+        thumbs = [np.stack([similar.thumbnail(s[..., None]) for s in stack]) for stack in stacks]
+        slices = [np.concatenate([whole_dhash(s) for s in stack]) for stack in stacks]
+        show('slice', reduce.MEASURES['hash'], slices)
+        show('hash', reduce.MEASURES['hash'], [reduce.dhash(t) for t in thumbs])
+        show('information', reduce.MEASURES['information'], [reduce.levels(t) for t in thumbs])
+        if encoder:
+            features = [encode.encode(encoder, list(stack))['cls'][:, -1] for stack in stacks]
+            show('embedding', reduce.MEASURES['embedding'], features)
+
+
+def show(title: str, measure: reduce.Measure, described: list[np.ndarray]) -> None:
+    """One line of medians by distance, one of shares kept by threshold."""
+    near = [
+        np.mean([np.median([measure.compare(d[i], d[i + k][None])[0] for i in range(len(d) - k)]) for d in described])
+        for k in APART
+    ]
+    kept = {
+        t: np.mean([(reduce.repeats(d, measure, t)[0] < 0).mean() for d in described]) for t in THRESHOLDS[measure.name]
+    }
+    print(f'  {title:12} median at', ', '.join(f'{k}: {v:.3g}' for k, v in zip(APART, near)), 'slices')
+    print(f'  {"":12} kept at', ', '.join(f'{t:g}: {share:.2f}' for t, share in kept.items()))
+
+
+def volumes(nifti: str | None) -> Iterator[tuple[str, list[np.ndarray]]]:
+    """Stacks of slices, uint8 [n,H,W]."""
+    yield 'thorax, 2.5 mm', [thorax(n, 120, 0.25) for n in range(3)]
+    yield 'thorax, 5 mm', [thorax(n, 60, 0.5) for n in range(3)]
+    yield 'field, long range', [field(n, 6, 4) for n in range(4)]
+    yield 'field, short range', [field(n, 3, 4) for n in range(4)]
+    yield 'field, noisy', [field(n, 6, 25) for n in range(4)]
+    if nifti:
+        whole = read(nifti)
+        yield nifti, [whole]
+        yield f'{nifti}, every third', [whole[::3]]
+
+
+def thorax(seed: int, slices: int, step: float, size: int = 128) -> np.ndarray:
+    """Attenuation in planes `step` cm apart from the apices down, blurred to the pixel, with noise as of a CT."""
+    rng = np.random.default_rng(seed)
+    pieces = anatomy.scene(anatomy.draw_body(rng), 0.8, True, {})
+    across = ((np.arange(size) + 0.5) / size * 40 - 20).astype(np.float32)
+    stack = []
+    for y in np.arange(slices) * step - 14:
+        points = np.stack(np.broadcast_arrays(across[None], np.float32(y), across[:, None]), -1)
+        plane = np.zeros((size, size), np.float32)
+        for piece in pieces:
+            here = np.all([within(solid, points) for solid in piece.inside], axis=0)
+            for solid in piece.outside:
+                here &= ~within(solid, points)
+            plane[here] += piece.density
+        plane = smooth(plane, 0.7) + rng.normal(0, 0.006, plane.shape)
+        stack.append((plane / 0.45 * 255).clip(0, 255).astype(np.uint8))
+    return np.stack(stack)
+
+
+def within(solid: Solid, points: np.ndarray) -> np.ndarray:
+    if isinstance(solid, Ellipsoid):
+        return (((points - solid.centre) @ np.linalg.inv(solid.axes).T) ** 2).sum(-1) <= 1
+    if isinstance(solid, Plate):
+        return (points @ solid.normal >= solid.low) & (points @ solid.normal <= solid.high)
+    return np.all([within(part, points) for part in solid.parts], axis=0)
+
+
+def field(seed: int, reach: float, noise: float, size: int = 64) -> np.ndarray:
+    """A Gaussian random field that is alike over `reach` voxels, with a bright ball."""
+    rng = np.random.default_rng(seed)
+    values = smooth(rng.normal(size=(size,) * 3), reach)
+    values *= 40 / values.std()
+    centre = rng.uniform(0.3, 0.7, (3, 1, 1, 1)) * size
+    values[((np.mgrid[:size, :size, :size] - centre) ** 2).sum(0) < (0.06 * size) ** 2] += 60
+    return (110 + values + rng.normal(0, noise, values.shape)).clip(0, 255).astype(np.uint8)
+
+
+def smooth(values: np.ndarray, deviation: float) -> np.ndarray:
+    """A Gaussian blur along all axes, round the edges."""
+    for axis, n in enumerate(values.shape):
+        gain = np.exp(-2 * (np.pi * deviation * np.fft.rfftfreq(n)) ** 2)
+        gain = gain.reshape([-1 if a == axis else 1 for a in range(values.ndim)])
+        values = np.fft.irfft(np.fft.rfft(values, axis=axis) * gain, n, axis=axis)
+    return values
+
+
+def read(path: str) -> np.ndarray:
+    """The voxels of a little-endian .nii.gz, slices first, stretched to 8 bits."""
+    with gzip.open(path) as file:
+        data = file.read()
+    shape = np.frombuffer(data[42:48], '<i2')
+    kind = {2: '<u1', 4: '<i2', 8: '<i4', 16: '<f4', 512: '<u2'}[int(np.frombuffer(data[70:72], '<i2')[0])]
+    start = int(np.frombuffer(data[108:112], '<f4')[0])
+    values = np.frombuffer(data, kind, int(np.prod(shape, dtype=int)), start).reshape(shape[::-1]).astype(np.float32)
+    return (255 * (values - values.min()) / np.ptp(values)).astype(np.uint8)
+
+
+def whole_dhash(pixels: np.ndarray) -> np.ndarray:
+    """`reduce.dhash` of a picture of any size."""
+    small = np.asarray(Image.fromarray(pixels).resize((9, 8), Image.Resampling.LANCZOS))
+    return np.packbits(small[:, 1:] > small[:, :-1])[None]
+
+
+if __name__ == '__main__':
+    main()
