@@ -71,7 +71,7 @@ class Split:
     def __getitem__(self, i: int) -> Record:
         raw = self._raw(i)
         info = dict(json.loads(raw['info']), role=raw['role'].decode(), split=self.name, text=json.loads(raw['text']))
-        keys = {kind: raw['keys'][k] for k, kind in enumerate(KINDS)}
+        keys = dict(zip(KINDS, raw['keys'].view(np.uint64), strict=True))
         return Record(decode.decode(raw['image'], self.data.channels, self.data.bits), raw['label'], keys, info)
 
     def image(self, i: int, channels: int | None = None, bits: int | None = None) -> np.ndarray:
