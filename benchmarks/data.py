@@ -116,8 +116,8 @@ def decoding(pictures: Sequence[np.ndarray], cv2: Any) -> Iterator[Case]:
     deep = [picture.astype(np.uint16) * 256 + noise for picture in pictures]
     kinds = {
         'JPEG grey': [as_jpeg(picture) for picture in pictures],
-        'PNG 8 bit': [decode.png(picture) for picture in pictures],
-        'PNG 16 bit': [decode.png(picture) for picture in deep],
+        'PNG 8 bit': [as_png(picture) for picture in pictures],
+        'PNG 16 bit': [as_png(picture) for picture in deep],
         'DICOM 12 bit': [as_dicom(picture >> 4) for picture in deep],
     }
     for kind, files in kinds.items():
@@ -150,10 +150,10 @@ def reading(data: records.DataSet, files: Sequence[pathlib.Path], cv2: Any) -> I
             yield Case(f'reading random records, {threads} threads', who, threads, run)
 
     parts = {'main': dict(rows=ROWS, sources=dict(main=1.0))}
-    number = max(len(order) // ROWS, 4)
+    number = 4 * max(len(order) // ROWS, 1)
 
     def stream() -> int:
-        batches = Stream(parts, {'main': data}, 0, ALL).batches()  # anew: nothing is decoded ahead when the clock starts
+        batches = Stream(parts, {'main': data}, 0, ALL).batches()  # anew: nothing is decoded yet
         for _ in range(number):
             next(batches)
         batches.close()
@@ -288,6 +288,13 @@ def stored_values(data: bytes) -> np.ndarray:
 def as_jpeg(picture: np.ndarray) -> bytes:
     file = io.BytesIO()
     Image.fromarray(picture).save(file, 'JPEG', quality=95)
+    return file.getvalue()
+
+
+def as_png(picture: np.ndarray) -> bytes:
+    """As most files are: written by Pillow."""
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, 'PNG')
     return file.getvalue()
 
 

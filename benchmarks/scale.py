@@ -159,7 +159,7 @@ def measure(folder: str) -> dict[str, dict[str, float]]:
     def some_records() -> None:
         chosen = np.random.default_rng(0).integers(0, len(train), 1000)
         for i in chosen:
-            assert train._raw(int(i))['index'] == i
+            assert train.raw(int(i))['index'] == i
             train[int(i)]
 
     from medjax.data.stream import Stream

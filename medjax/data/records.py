@@ -74,23 +74,18 @@ class Split:
         return self.data.splits[self.name]
 
     def __getitem__(self, i: int) -> Record:
-        return self.record(i)
-
-    def record(self, i: int, channels: int | None = None, bits: int | None = None) -> Record:
-        """Record i, its image with the channels and bits of the data set or those given; no column is touched."""
-        raw = self._raw(i)
+        raw = self.raw(i)
         info = dict(json.loads(raw['info']), role=raw['role'].decode(), split=self.name, text=json.loads(raw['text']))
         keys = dict(zip(KINDS, raw['keys'].view(np.uint64), strict=True))
-        image = decode.decode(raw['image'], channels or self.data.channels, bits or self.data.bits)
-        return Record(image, raw['label'], keys, info)
+        return Record(decode.decode(raw['image'], self.data.channels, self.data.bits), raw['label'], keys, info)
 
     def image(self, i: int, channels: int | None = None, bits: int | None = None) -> np.ndarray:
         """The image alone, uint8 or uint16 [H,W,C], with the channels and bits of the data set or those given."""
-        return decode.decode(self._raw(i)['image'], channels or self.data.channels, bits or self.data.bits)
+        return decode.decode(self.raw(i)['image'], channels or self.data.channels, bits or self.data.bits)
 
     def mask(self, i: int) -> np.ndarray | None:
         """The mask of record i, uint8 [H,W] in the size of its image, or None."""
-        png = self._raw(i)['mask']
+        png = self.raw(i)['mask']
         return decode.decode(png, 1, 8)[..., 0] if png else None
 
     @property
@@ -123,7 +118,8 @@ class Split:
     def _columns(self) -> dict[str, np.ndarray]:
         return columns.opened(self.data.path / 'columns' / self.name)
 
-    def _raw(self, i: int) -> dict[str, Any]:
+    def raw(self, i: int) -> dict[str, Any]:
+        """Record i as it is stored (`chunks.schema`): coded image, label, keys as int64, …; no column is touched."""
         i = operator.index(i)
         if not -len(self) <= i < len(self):
             raise IndexError(f'record {i} of {len(self)}')

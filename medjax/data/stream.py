@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from medjax.data import decode
+from medjax.data.chunks import KINDS
 from medjax.data.records import DataSet, Split
 from medjax.errors import UserError, build, suggest
 
@@ -172,12 +173,13 @@ def _fill(part: Part, fields: dict[str, np.ndarray], at: int, element: int) -> N
     All of it comes from the record: at random places of millions, the columns would be two more reads of a page.
     """
     source, number = part.order[element]
-    record = part.splits[source].record(number, part.channels, part.bits)
-    picture = decode.bounded(record.image, part.canvas)
+    raw = part.splits[source].raw(number)
+    picture = decode.bounded(decode.decode(raw['image'], part.channels, part.bits), part.canvas)
     height, width = picture.shape[:2]
     fields['image'][at, 0, :height, :width] = picture
     fields['image/extent'][at, 0] = height, width
-    fields['label'][at, part.columns[source]] = record.label
+    fields['label'][at, part.columns[source]] = raw['label']
+    keys = raw['keys'].view(np.uint64)
     for kind in ('patient', 'study'):
-        fields[f'key/{kind}'][at] = divmod(int(record.keys[kind]), 2**32)
+        fields[f'key/{kind}'][at] = divmod(int(keys[KINDS.index(kind)]), 2**32)
     fields['index'][at] = number
