@@ -5,8 +5,8 @@
 The data sets are synthetic: one picture of 16 x 16 pixels under every number, in the files that `medjax build` would
 make. They are written into a temporary folder, or into FOLDER, where the next run finds them (10 million: 4 GB). Every
 measurement is a fresh process, the numbers of records in turn, on files that were put out of the page cache. Memory is
-what the process itself holds; pages of mapped columns, which the system takes back when it needs them, are told apart. What
-grows is the index of ArrayRecord's readers, 8 bytes a record, and up to 256 files of a split to open, once each.
+what the process itself holds; pages of mapped columns, which the system takes back when it needs them, are told apart.
+What grows is the index of ArrayRecord's readers, 8 bytes a record, and up to 256 files of a split to open, once each.
 """
 
 from __future__ import annotations
