@@ -3,6 +3,7 @@
     medjax build table DIR --out DATA [--labels a,b,category] [--size 256]
     medjax build npz FILE --out DATA
     medjax build phantom --records 2000 --out DATA
+    medjax build table DIR --out DATA --beam='--runner=FlinkRunner --flink_master=HOST:8081'
 
 A kind is a module of medjax.data.sources, or the user's own: `medjax build mypkg.mysource …`.
 """
@@ -18,7 +19,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from medjax.data import published, sources, write
+from medjax.data import beam, published, sources, workers, write
 from medjax.data.sources import Source, npz
 from medjax.errors import UserError, find
 
@@ -33,7 +34,9 @@ def main(argv: list[str]) -> int:
     kind, *rest = argv
     module = find(kind, sources.__name__, 'build')
     options = vars(_parser(kind, module).parse_args(rest))
-    out, as_npz, overwrite, stratify = (options.pop(name) for name in ('out', 'npz', 'overwrite', 'stratify'))
+    out, as_npz, overwrite, stratify, on_beam = (
+        options.pop(name) for name in ('out', 'npz', 'overwrite', 'stratify', 'beam')
+    )
     if not out and not as_npz:
         raise UserError(f'build {kind}: say where to: --out DATA')
     if (size := options.get('size')) is not None and size < 1:
@@ -45,7 +48,9 @@ def main(argv: list[str]) -> int:
         npz.write(source, as_npz)
         print(f'{source.name} -> {as_npz}')
     if out:
-        summary = write.write(source, out, overwrite, [name for name in stratify.split(',') if name], again)
+        labels = [name for name in stratify.split(',') if name]
+        run = workers.run if on_beam is None else functools.partial(beam.run, on_beam)
+        summary = write.write(source, out, overwrite, labels, again, run)
         print('\n'.join(_told(out, summary, source.namespace)))
     return 0
 
@@ -84,6 +89,9 @@ def _parser(kind: str, module: Any) -> argparse.ArgumentParser:
     parser.add_argument('--stratify', default='', metavar='LABELS', help='labels whose shares drawn splits keep')
     parser.add_argument('--out', metavar='DATA', help='the folder to make')
     parser.add_argument('--overwrite', action='store_true', help='replace the data set that is there')
+    parser.add_argument(
+        '--beam', metavar='OPTIONS', help="make the records on Apache Beam, with its options: --beam='--runner=…'"
+    )
     parser.add_argument('--npz', metavar='FILE', help='write the images as one file in the layout of MedMNIST')
     return parser
 

@@ -57,7 +57,7 @@ def test_jpegs_keep_their_bytes_where_no_resize_is_needed(folder, tmp_path):
     assert medjax('table', folder, '--out', tmp_path / 'data')[0] == 0
     data = records.open(tmp_path / 'data')
     originals = {(folder / f'{i}.jpg').read_bytes() for i in range(30) if i not in (4, 5)}
-    assert {data.split(s)._raw(i)['image'] for s, n in data.splits.items() for i in range(n)} == originals
+    assert {data.split(s).raw(i)['image'] for s, n in data.splits.items() for i in range(n)} == originals
 
 
 def test_npz_there_and_back(tmp_path):

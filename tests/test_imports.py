@@ -20,6 +20,7 @@ HOMES = {
     'grain': ('data',),
     'tensorflow_datasets': ('data',),
     'array_record': ('data',),
+    'apache_beam': ('data',),
     'pydicom': ('data',),
     'ml_collections': tuple(COMMANDS),
     'absl': tuple(COMMANDS),

@@ -202,14 +202,14 @@ def test_threads_end_when_the_stream_is_left(datasets):
 def test_a_decoding_error_is_raised_at_its_batch_and_ends_the_threads(datasets, monkeypatch):
     stream = Stream(parts(), datasets, 0, threads=2)
     bad = stream.parts['cxr'].order[2 * 8 + 5][1]
-    image = records.Split.image
+    raw = records.Split.raw
 
-    def damaged(self, i, *arguments):
+    def damaged(self, i):
         if i == bad:
             raise OSError('the disk is gone')
-        return image(self, i, *arguments)
+        return raw(self, i)
 
-    monkeypatch.setattr(records.Split, 'image', damaged)
+    monkeypatch.setattr(records.Split, 'raw', damaged)
     batches = stream.batches()
     good = [next(batches), next(batches)]
     assert len(good) == 2

@@ -14,6 +14,7 @@ import itertools
 import json
 import os
 import pathlib
+import secrets
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
@@ -96,7 +97,7 @@ def write(
     serialized, stored, dropped = _serializer(len(source.labels)), [], []
     job = functools.partial(_store, source, key)
     pairs = list(zip(chunk.entries, labels, strict=True))
-    hidden = folder / f'.{chunk.name}.{os.getpid()}'
+    hidden = folder / f'.{chunk.name}.{secrets.token_hex(4)}'  # by chance: other machines have processes of this number
     writer = ArrayRecordWriter(str(hidden), 'group_size:1')
     try:
         for entry, (made, drop) in zip(chunk.entries, _in_order(pool, job, pairs), strict=True):
@@ -132,7 +133,7 @@ def schema(labels: int) -> Any:
     features = dict.fromkeys(names, text) | {
         'index': np.int64,
         'label': tfds.features.Tensor(shape=(labels,), dtype=np.int8),
-        'keys': tfds.features.Tensor(shape=(len(KINDS),), dtype=np.uint64),
+        'keys': tfds.features.Tensor(shape=(len(KINDS),), dtype=np.int64),  # the bits of uint64, which protos lack
     }
     return tfds.features.FeaturesDict(features)
 
@@ -169,7 +170,7 @@ def _store(source: Source, key: bytes, pair: tuple[int, np.ndarray]) -> tuple[St
     thumb = similar.thumbnail(picture)
     content = [int(keys[-1]), label.tolist(), example.role, text, info, bool(mask)]
     record = dict(
-        image=image, mask=mask, label=label, keys=keys, role=example.role,
+        image=image, mask=mask, label=label, keys=keys.view(np.int64), role=example.role,
         text=json.dumps(text), info=json.dumps(info),
     )  # fmt: skip
     columns = dict(

@@ -56,7 +56,12 @@ class DataSet:
         """The split 'train', 'val' or 'test'; UserError where the data set has no record in it."""
         if name not in self.splits:
             raise UserError(f'{self.path}: no record in the split {name!r}; there are {_counts(self.splits)}')
-        return Split(self, name)
+        return self._splits[name]
+
+    @functools.cached_property
+    def _splits(self) -> dict[str, Split]:
+        """One object for each: whoever asks shares its open files and their indices (8 bytes a record)."""
+        return {name: Split(self, name) for name in self.splits}
 
 
 class Split:
@@ -70,18 +75,18 @@ class Split:
         return self.data.splits[self.name]
 
     def __getitem__(self, i: int) -> Record:
-        raw = self._raw(i)
+        raw = self.raw(i)
         info = dict(json.loads(raw['info']), role=raw['role'].decode(), split=self.name, text=json.loads(raw['text']))
-        keys = {kind: raw['keys'][k] for k, kind in enumerate(KINDS)}
+        keys = dict(zip(KINDS, raw['keys'].view(np.uint64), strict=True))
         return Record(decode.decode(raw['image'], self.data.channels, self.data.bits), raw['label'], keys, info)
 
     def image(self, i: int, channels: int | None = None, bits: int | None = None) -> np.ndarray:
         """The image alone, uint8 or uint16 [H,W,C], with the channels and bits of the data set or those given."""
-        return decode.decode(self._raw(i)['image'], channels or self.data.channels, bits or self.data.bits)
+        return decode.decode(self.raw(i)['image'], channels or self.data.channels, bits or self.data.bits)
 
     def mask(self, i: int) -> np.ndarray | None:
         """The mask of record i, uint8 [H,W] in the size of its image, or None."""
-        png = self._raw(i)['mask']
+        png = self.raw(i)['mask']
         return decode.decode(png, 1, 8)[..., 0] if png else None
 
     def stored(self, numbers: Sequence[int]) -> list[bytes]:
@@ -118,7 +123,8 @@ class Split:
     def _columns(self) -> dict[str, np.ndarray]:
         return columns.opened(self.data.path / 'columns' / self.name)
 
-    def _raw(self, i: int) -> dict[str, Any]:
+    def raw(self, i: int) -> dict[str, Any]:
+        """Record i as it is stored (`chunks.schema`): coded image, label, keys as int64, …; no column is touched."""
         i = operator.index(i)
         if not -len(self) <= i < len(self):
             raise IndexError(f'record {i} of {len(self)}')
