@@ -85,8 +85,9 @@ def synthetic(count: int, out: pathlib.Path) -> float:
         write_columns(stored, sum(parts), made / 'columns' / split)
     sizes = {split: sum(parts) for split, parts in lengths.items()}
     data = records.DataSet(
-        made, 'synthetic', '1', f'{count:016x}', '0' * 16, '', LABELS, 1, 8, 16, 0.5, 0.29, sizes, sizes, 'drawn', 0
-    )
+        made, 'synthetic', '1', f'{count:016x}', '0' * 16, '', LABELS, 1, 8, 16, 0.5, 0.29, sizes, sizes, 0,
+        'synthetic', 'drawn', 0, True,
+    )  # fmt: skip
     said = {name: value for name, value in dataclasses.asdict(data).items() if name != 'path'}
     (made / 'medjax.json').write_text(json.dumps({'format': chunks.FORMAT} | said))
     (made / 'chunks').rmdir()

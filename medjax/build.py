@@ -103,7 +103,7 @@ def _told(out: str, summary: dict[str, Any], namespace: str) -> list[str]:
     lines = [
         f'{summary["name"]} -> {out}',
         f'  {sum(summary["splits"].values())} records: {_counts(summary["splits"])}',
-        f'  {sum(summary["patients"].values())} patients, none in two splits: {_counts(summary["patients"])}',
+        f'  {_people(summary)}: {_counts(summary["patients"])}',
         f'  labels: {shown or "none"}',
         f'  {summary["channels"]} channel{"s" * (summary["channels"] > 1)} of {summary["bits"]} bits, longest side '
         f'{summary["size"]} px, mean {summary["mean"]:.3f}, deviation {summary["std"]:.3f}',
@@ -121,6 +121,14 @@ def _told(out: str, summary: dict[str, Any], namespace: str) -> list[str]:
             if len(chosen) > LISTED:
                 lines.append(f'    … and {len(chosen) - LISTED} more')
     return lines
+
+
+def _people(summary: Mapping[str, Any]) -> str:
+    torn = sum(summary['patients'].values()) - summary['people']
+    apart = 'none in two splits' if not torn else f'{torn} of them in more than one split'
+    unknown = summary['unknown_patients']
+    told = f' ({unknown} images name none: there a study counts as one)' if unknown else ''
+    return f'{summary["people"]} patients{told}, {apart}'
 
 
 def _counts(by_split: Mapping[str, int]) -> str:

@@ -17,12 +17,12 @@ import collections
 import csv
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from medjax.data import similar
+from medjax.data import records, similar
 from medjax.data.records import DataSet, Split
 
 RANK = {'train': 0, 'val': 1, 'test': 2}
@@ -63,9 +63,7 @@ def audit(datasets: Sequence[DataSet]) -> dict[str, Any]:
         'image': list(_by_key(parts, 'image')),
         'pixels': list(_by_key(parts, 'pixels')),
     }
-    same = {(p.part, p.record, p.other_part, p.other) for p in pairs['pixels']}
-    near, notes = _near(parts)
-    pairs['near'] = [p for p in near if (p.part, p.record, p.other_part, p.other) not in same]
+    pairs['near'], notes = _near(parts)
     found = [finding for kind in WORDS for finding in _findings(kind, parts, pairs[kind])]
     leaks = [f for f in found if _rank(parts, f['known']) < _rank(parts, f['held_out'])]
     told = dict(
@@ -120,7 +118,7 @@ def _by_key(parts: Sequence[Part], kind: str) -> Iterator[Pair]:
             continue
         (a, x), (b, y) = sorted([(a, x), (b, y)], key=lambda item: (RANK[item[1].split.name], item[0]))
         keys, records = firsts[a]
-        mine = [(hashed, np.arange(len(hashed))) for hashed in _keys(y.split, kind)]
+        mine = [(hashed, np.arange(len(hashed))) for hashed in records.ids(y.split, kind)]
         done: set[int] = set()
         for hashed, numbers in mine:
             at = np.searchsorted(keys, hashed)
@@ -140,13 +138,9 @@ def _by_key(parts: Sequence[Part], kind: str) -> Iterator[Pair]:
 
 def _first(split: Split, kind: str) -> tuple[np.ndarray, np.ndarray]:
     """The sorted keys of a kind and, of each, the first record that has it."""
-    hashed = np.concatenate(_keys(split, kind))
+    hashed = np.concatenate(records.ids(split, kind))
     keys, first = np.unique(hashed, return_index=True)
     return keys, first % len(split)
-
-
-def _keys(split: Split, kind: str) -> list[np.ndarray]:
-    return [split.keys(kind)] + ([split.keys('origin')] if kind == 'image' else [])
 
 
 def _near(parts: Sequence[Part]) -> tuple[list[Pair], list[str]]:
@@ -174,14 +168,48 @@ def _near(parts: Sequence[Part]) -> tuple[list[Pair], list[str]]:
         part, record = place(i)
         return parts[part].split.image(record)
 
+    alike: dict[tuple[int, int], float] = {}
+    both = list(zip(found.first.tolist(), found.second.tolist(), strict=True))
+    for i, j in tqdm(both, 'near-duplicates', unit=' pairs', disable=None, leave=False):
+        if (agreement := similar.agree(picture(i), picture(j))) >= similar.ALIKE:
+            alike[i, j] = agreement
+    one = np.array(list(alike), np.int64).reshape(-1, 2)
+    group = similar.groups(one[:, 0], one[:, 1], start[-1])
+    pixels = np.concatenate([parts[n].split.keys('pixels') for n in chosen])
     pairs = []
-    both = zip(found.first.tolist(), found.second.tolist(), strict=True)
-    for i, j in tqdm(both, 'near-duplicates', len(found.first), unit=' pairs', disable=None, leave=False):
-        alike = similar.agree(picture(i), picture(j))
-        if alike >= similar.ALIKE:
-            (a, x), (b, y) = sorted([place(i), place(j)], key=lambda p: (RANK[parts[p[0]].split.name], *p))
-            pairs.append(Pair(a, x, b, y, round(alike, 4)))
-    return sorted(pairs), notes
+    for i, j in _within(group, [place(i)[0] for i in range(len(group))], alike):
+        if pixels[i] == pixels[j]:
+            continue  # found as that
+        agreement = alike.get((min(i, j), max(i, j))) or similar.agree(picture(i), picture(j))
+        (a, x), (b, y) = sorted([place(i), place(j)], key=lambda p: (RANK[parts[p[0]].split.name], *p))
+        pairs.append(Pair(a, x, b, y, round(agreement, 4)))
+    return sorted(set(pairs)), notes
+
+
+def _within(
+    group: np.ndarray, part: Sequence[int], alike: Mapping[tuple[int, int], float]
+) -> Iterator[tuple[int, int]]:
+    """Pairs that tell all of each group of one picture: every member with one in each part where the group is.
+
+    The search keeps the nearest of a picture and one of equal thumbnails; what it leaves out is in the group all the
+    same. A member that was found alike is preferred to the part's first one.
+    """
+    known: dict[int, list[int]] = collections.defaultdict(list)
+    for i, j in alike:
+        known[i].append(j)
+        known[j].append(i)
+    several = np.flatnonzero(np.bincount(group, minlength=len(group))[group] > 1)
+    order = several[np.argsort(group[several], kind='stable')]
+    for members in np.split(order, np.flatnonzero(np.diff(group[order])) + 1):
+        first: dict[int, int] = {}
+        for i in members.tolist():
+            first.setdefault(part[i], i)
+        for i in members.tolist():
+            near = {part[j]: j for j in known[i]}
+            for n, head in first.items():
+                j = near.get(n, head)
+                if i != j:
+                    yield i, j
 
 
 def _findings(kind: str, parts: Sequence[Part], pairs: Sequence[Pair]) -> Iterator[dict[str, Any]]:
@@ -264,9 +292,21 @@ def _texts(parts: Sequence[Part]) -> dict[str, Any]:
 
 
 def _unknown(datasets: Sequence[DataSet], names: Sequence[str]) -> list[str]:
-    """What could not be compared."""
+    """What could not be compared, or was compared on the strength of a name."""
     said = []
+    for name, data in zip(names, datasets, strict=True):
+        if data.unknown_patients:
+            said.append(
+                f'{name}: {data.unknown_patients} images name no patient, so people may be in two splits unseen'
+            )
     for (a, x), (b, y) in itertools.combinations(zip(names, datasets, strict=True), 2):
         if x.key_fingerprint != y.key_fingerprint:
             said.append(f'{a} and {b}: ids were hashed with different keys, so patients and images were not compared')
+        elif x.namespace != y.namespace:
+            spaces = f'the namespaces {x.namespace!r} and {y.namespace!r}'
+            said.append(f'{a} and {b}: ids are of {spaces}, so patients and images were compared by their origins only')
+        elif x.fingerprint != y.fingerprint:
+            said.append(
+                f'{a} and {b}: ids are both of the namespace {x.namespace!r}, so equal ids count as one patient'
+            )
     return said

@@ -27,7 +27,7 @@ from medjax.data.sources import Drop, Entry, Example, Source, Unreadable
 
 FORMAT = 2
 # The hashed keys of a record, in the order of their columns.
-KINDS = ('patient', 'study', 'image', 'origin', 'text', 'pixels')
+KINDS = ('patient', 'study', 'image', 'origin', 'via', 'text', 'pixels')
 SIZE = 1024  # entries of a chunk, at least: a killed build loses as many at most for each process
 MOST = 256  # chunks of a split, about: files that a reader opens
 
@@ -210,12 +210,18 @@ def moments(pixels: np.ndarray) -> np.ndarray:
 
 
 def _hashed_ids(key: bytes, namespace: str, entry: Entry) -> list[np.uint64]:
-    """Keys of patient, study, image and origin; 0 where an image has no origin."""
+    """Keys of patient, study, image, origin and what it came through; 0 where an image has no origin."""
     own = [ids.hashed(key, namespace, plain) for plain in (splits.patient(entry), entry.study, entry.image)]
-    if entry.origin is None:
-        return [*own, np.uint64(0)]
-    space, image, patient = entry.origin
-    return [ids.hashed(key, space, patient), *own[1:], ids.hashed(key, space, image)]
+    none = np.uint64(0)
+    if (origin := entry.origin) is None:
+        return [*own, none, none]
+    via = ids.hashed(key, *origin.via) if origin.via else none
+    return [
+        ids.hashed(key, origin.namespace, origin.patient),
+        *own[1:],
+        ids.hashed(key, origin.namespace, origin.image),
+        via,
+    ]
 
 
 def _text_key(key: bytes, words: str) -> np.uint64:

@@ -26,6 +26,7 @@ class Gathered(NamedTuple):
 
     shards: dict[str, list[int]]  # split -> records of each chunk; only splits that have any
     patients: dict[str, int]
+    people: int  # patients of all splits, each counted once
     drops: list[Dropped]
     moments: np.ndarray  # float64 [3]: number, sum and sum of squares of the pixels of train (of all without a train)
     channels: int
@@ -63,9 +64,11 @@ def gather(folder: pathlib.Path, plan: Sequence[Chunk], out: pathlib.Path) -> Ga
     for split in shards:
         kinds[split] = {name: kinds[split].get(name, dtype) for name, dtype in facts.items()}
         _join(folder, [c for c in plan if c.split == split], sum(shards[split]), kinds[split], shapes, out / split)
-    patients = {split: _distinct(out / split / 'keys.npy', KINDS.index('patient')) for split in shards}
+    people = {split: _distinct(out / split / 'keys.npy', KINDS.index('patient')) for split in shards}
+    patients = {split: len(keys) for split, keys in people.items()}
+    everyone = len(np.unique(np.concatenate(list(people.values())))) if people else 0
     counted = moments['train'] if 'train' in shards else sum(moments.values())
-    return Gathered(shards, patients, drops, counted, channels, bits, size, digest.hexdigest())
+    return Gathered(shards, patients, everyone, drops, counted, channels, bits, size, digest.hexdigest())
 
 
 def opened(folder: pathlib.Path) -> dict[str, np.ndarray]:
@@ -113,5 +116,5 @@ def _told(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
     return values
 
 
-def _distinct(path: pathlib.Path, column: int) -> int:
-    return len(np.unique(np.load(path, mmap_mode='r')[:, column]))
+def _distinct(path: pathlib.Path, column: int) -> np.ndarray:
+    return np.unique(np.load(path, mmap_mode='r')[:, column])

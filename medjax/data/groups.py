@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from medjax.data import chunks, similar
+from medjax.data import chunks, similar, splits
 from medjax.data.sources import Source, Unreadable
 
 
@@ -30,31 +30,42 @@ def of_near_duplicates(
 
 
 def _groups(source: Source, unknown: list[int]) -> dict[int, str]:
-    """Entry -> 'group/<its first image>' for the entries that have a near-duplicate."""
+    """Entry without a patient -> the patient of an image that it repeats, or 'group/<the group's first image>', where
+    the group has more than the entry."""
     from tqdm import tqdm
 
+    everyone = range(len(source.entries))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         bar = tqdm(
-            pool.map(lambda i: _thumbnail(source, i), unknown), 'looking for near-duplicates', len(unknown),
+            pool.map(lambda i: _thumbnail(source, i), everyone), 'looking for near-duplicates', len(everyone),
             unit=' images', disable=None,
         )  # fmt: skip
         thumbs = list(bar)
-    readable = np.array([i for i, thumb in zip(unknown, thumbs, strict=True) if thumb is not None])
+    readable = np.array([i for i, thumb in zip(everyone, thumbs, strict=True) if thumb is not None])
     if len(readable) < 2:
         return {}
     pairs = similar.candidates(np.stack([thumb for thumb in thumbs if thumb is not None]))
     load = functools.lru_cache(64)(lambda i: chunks.opened(source.load(int(readable[i]))))
-    alike = [similar.agree(load(a), load(b)) >= similar.ALIKE for a, b in zip(pairs.first, pairs.second, strict=True)]
+    nobody = np.isin(readable, unknown)
+    asked = nobody[pairs.first] | nobody[pairs.second]  # of two known patients it is the audit that tells
+    first, second = pairs.first[asked], pairs.second[asked]
+    alike = [similar.agree(load(a), load(b)) >= similar.ALIKE for a, b in zip(first, second, strict=True)]
     kept = np.asarray(alike, bool)
-    _, head, study = np.unique(
-        [source.entries[i].study for i in readable], return_index=True, return_inverse=True
-    )  # its first image stands for a study
-    everyone = np.arange(len(readable))
-    first = similar.groups(
-        np.concatenate([pairs.first[kept], head[study]]), np.concatenate([pairs.second[kept], everyone]), len(readable)
+    # an image is also with its patient's others, or with those of its study where nobody is known
+    _, head, member = np.unique(
+        [splits.patient(source.entries[i]) for i in readable], return_index=True, return_inverse=True
     )
-    several = np.bincount(first, minlength=len(readable)) > 1
-    return {int(readable[i]): f'group/{source.entries[readable[g]].image}' for i, g in enumerate(first) if several[g]}
+    group = similar.groups(
+        np.concatenate([first[kept], head[member]]),
+        np.concatenate([second[kept], np.arange(len(readable))]),
+        len(readable),
+    )
+    size = np.bincount(group, minlength=len(readable))
+    patient = {group[n]: source.entries[readable[n]].patient for n in np.flatnonzero(~nobody)[::-1]}
+    return {
+        int(readable[n]): patient.get(group[n]) or f'group/{source.entries[readable[group[n]]].image}'
+        for n in np.flatnonzero(nobody & (size[group] > 1))
+    }
 
 
 def _thumbnail(source: Source, i: int) -> np.ndarray | None:

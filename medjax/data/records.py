@@ -47,7 +47,9 @@ class DataSet:
     mean: float
     std: float
     splits: dict[str, int]  # records; only the splits that have any
-    patients: dict[str, int]  # patients; none is in two splits
+    patients: dict[str, int]  # patients in each split; studies count where nobody is known
+    unknown_patients: int  # images of which the source names no patient
+    namespace: str  # of the ids: equal ids of one namespace, hashed with one key, are one patient
     split_list: str  # 'nih/official', …; 'given' by the source, or 'drawn' per patient
     dropped: int
     invented: bool  # its ids, and so its patients, are made up: who is who is known without looking
@@ -180,7 +182,7 @@ def write_seen(datasets: Mapping[str, DataSet], path: str | os.PathLike) -> None
     arrays = {'keys': np.array(keys), 'split': np.array(['train'])}
     for kind in ('patient', 'image'):
         own = {key: [s for s in trained.values() if s.data.key_fingerprint == key] for key in keys}
-        hashes = [_unique(h[h != 0] for s in own[key] for h in _ids(s, kind)) for key in keys]
+        hashes = [_unique(h[h != 0] for s in own[key] for h in ids(s, kind)) for key in keys]
         owner = np.repeat(np.arange(len(keys), dtype=np.uint8), [len(part) for part in hashes])
         order = np.argsort(np.concatenate(hashes), kind='stable')
         arrays[kind], arrays[f'{kind}/key'] = np.concatenate(hashes)[order], owner[order]
@@ -207,7 +209,7 @@ def overlap(seen: str | os.PathLike, split: Split) -> dict[str, float | bool | N
         shares: dict[str, float | bool | None] = {}
         for kind in ('patient', 'image'):
             known = file[kind][file[f'{kind}/key'] == keys.index(mine)] if mine in keys else None
-            hit = None if known is None else np.any([np.isin(hashed, known) for hashed in _ids(split, kind)], axis=0)
+            hit = None if known is None else np.any([np.isin(hashed, known) for hashed in ids(split, kind)], axis=0)
             shares[kind] = None if hit is None else float(hit.mean())
         shares['pixels'] = float(np.isin(split.keys('pixels'), file['pixels']).mean())
         shares['near'] = None  # as of runs whose file has no such hashes
@@ -217,9 +219,9 @@ def overlap(seen: str | os.PathLike, split: Split) -> dict[str, float | bool | N
     return shares | {'comparable': keys == [mine]}
 
 
-def _ids(split: Split, kind: str) -> list[np.ndarray]:
+def ids(split: Split, kind: str) -> list[np.ndarray]:
     """The hashed ids of a kind; an image is also known by the one that it was made from (0 where by none)."""
-    return [split.keys(kind)] + ([split.keys('origin')] if kind == 'image' else [])
+    return [split.keys(name) for name in (('image', 'origin', 'via') if kind == 'image' else (kind,))]
 
 
 def _unique(arrays) -> np.ndarray:

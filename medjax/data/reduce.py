@@ -208,7 +208,7 @@ def make(
         raise UserError(f'{data.path}: no record in {SPLIT}, and others are not reduced')
     limit = measure.limit.format(threshold)
     version = f'{data.version}, {SPLIT} reduced by {measure.name}{by and f" of {by}"}: {limit} a kept record'
-    with write.work_folder(out, [data.fingerprint, data.key_fingerprint, version]) as work:
+    with write.work_folder(out, overwrite, [data.fingerprint, data.key_fingerprint, version]) as work:
         made = work / 'chunks'
         shutil.rmtree(made, ignore_errors=True)  # of a reduction that was killed
         made.mkdir()

@@ -55,15 +55,24 @@ def write(
     out = pathlib.Path(out).expanduser().absolute()
     may_write(out, overwrite)
     key = source.key or ids.private_key()
+    unknown = sum(entry.patient is None and entry.origin is None for entry in source.entries)
     source, again, notes = groups.of_near_duplicates(source, again)
     named = splits.assign(source, stratify)
     plan = chunks.plan(named)
-    said = [source.name, source.version, source.namespace, source.labels, source.size, ids.fingerprint(key)]
-    with work_folder(out, said) as work:
+    said = [
+        source.name,
+        source.version,
+        source.namespace,
+        source.labels,
+        source.size,
+        source.stamp,
+        ids.fingerprint(key),
+    ]
+    with work_folder(out, overwrite, said) as work:
         made = work / 'chunks'
         made.mkdir(exist_ok=True)
         run(source, again, key, plan, made)
-        summary = _finish(source, key, plan, made, work)
+        summary = _finish(source, key, unknown, plan, made, work)
         data, summary['audit'] = audited(work)
         summary['notes'] = [*source.notes, *notes, *_notes(data)]
         shutil.rmtree(made)
@@ -71,7 +80,9 @@ def write(
     return summary
 
 
-def _finish(source: Source, key: bytes, plan: list[Chunk], made: pathlib.Path, work: pathlib.Path) -> dict[str, Any]:
+def _finish(
+    source: Source, key: bytes, unknown: int, plan: list[Chunk], made: pathlib.Path, work: pathlib.Path
+) -> dict[str, Any]:
     """Moves the chunks' files into `work` as a data set and returns what medjax.json says."""
     known = columns.gather(made, plan, work / 'columns')
     drops = [*(chunks.told(drop, key, source.namespace) for drop in source.dropped), *known.drops]
@@ -86,12 +97,14 @@ def _finish(source: Source, key: bytes, plan: list[Chunk], made: pathlib.Path, w
         split_list='drawn' if source.entries[0].split is None else source.splits or 'given',
         dropped=sum(drop.part == 'record' for drop in drops),
         invented=source.key is not None,
+        unknown_patients=unknown,
+        namespace=source.namespace,
         key_fingerprint=ids.fingerprint(key),
     )
     summary = assembled(about, source.size, known, plan, made, work)
     with (work / 'drops.csv').open('w', newline='') as file:
         csv.writer(file).writerows([Dropped._fields, *drops])
-    return summary | {'drops': drops}
+    return summary | {'drops': drops, 'people': known.people}
 
 
 def assembled(
@@ -197,29 +210,37 @@ def may_write(out: pathlib.Path, overwrite: bool) -> None:
 
 
 @contextlib.contextmanager
-def work_folder(out: pathlib.Path, said: Sequence[Any]) -> Iterator[pathlib.Path]:
-    """A hidden folder beside `out`, the same one where the same is `said` of what is built; this build's alone while it
-    lives.
+def work_folder(out: pathlib.Path, overwrite: bool, said: Sequence[Any]) -> Iterator[pathlib.Path]:
+    """The hidden folder beside `out` where it is made, this build's alone while it lives.
 
-    It is kept where the build is stopped and some of its chunks are whole; else it goes.
+    It is kept where the build is stopped and some of its chunks are whole, else it goes; what it holds is used again
+    where the same is `said` of what is built.
     """
-    digest = hashlib.sha256(json.dumps([__version__, FORMAT, *said]).encode()).hexdigest()[:12]
-    work = out.with_name(f'.{out.name}.{digest}.work')
+    work = out.with_name(f'.{out.name}.work')
     try:
         work.mkdir(parents=True, exist_ok=True)
-        lock = (work / 'lock').open('w')
+        lock = (work / 'lock').open('a+')
     except OSError as error:
         raise UserError(f'{out.parent} cannot be written to ({error.strerror}); choose another --out') from None
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.path.samestat(os.fstat(lock.fileno()), os.stat(work / 'lock')):
+                raise FileNotFoundError  # it was published while we opened it
         except OSError:
             raise UserError(f'another build is writing {out}; wait for it, or choose another --out') from None
-        for left in (path for path in work.iterdir() if path.name not in ('lock', 'chunks')):
-            shutil.rmtree(left) if left.is_dir() else left.unlink()  # of a build that was killed while it finished
+        digest = hashlib.sha256(json.dumps([__version__, FORMAT, *said]).encode()).hexdigest()
+        lock.seek(0)
+        mine = ('lock', 'chunks') if lock.read() == digest else ('lock',)
+        for left in (path for path in work.iterdir() if path.name not in mine):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()  # of another source, or half of what was published
         for left in work.glob('chunks/.*'):  # of a process that was killed
             left.unlink()
+        lock.truncate(0)
+        lock.write(digest)
+        lock.flush()
         try:
+            may_write(out, overwrite)  # again: another build may have come first
             yield work
         except (OSError, RuntimeError) as error:
             if not _is_full(error):
@@ -240,6 +261,7 @@ def publish(work: pathlib.Path, out: pathlib.Path) -> None:
     (work / 'lock').unlink()
     os.chmod(work, 0o777 & ~_umask())
     old = work.with_name(work.name + '.old')
+    shutil.rmtree(old, ignore_errors=True)  # of a build that was killed here
     if out.exists():
         os.rename(out, old)
     os.rename(work, out)

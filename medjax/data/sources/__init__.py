@@ -37,6 +37,7 @@ class Origin(NamedTuple):
     namespace: str  # of the other data set: its builder's
     image: str  # its plain ids there
     patient: str
+    via: tuple[str, str] | None = None  # (namespace, image id) in the derived set that it came through
 
 
 class Entry(NamedTuple):
@@ -84,6 +85,7 @@ class Source(NamedTuple):
     label: Callable[[int], Sequence[int]]  # entry -> [L], one for each of `labels`: 1, 0, -1, -2 or -3, see above
     load: Callable[[int], Example]
     dropped: Sequence[Drop] = ()  # set aside before any image was opened
+    stamp: str = ''  # another one when a table changes, or an option: a resumed build then starts anew
     notes: Sequence[str] = ()  # what the person at the keyboard should know; printed by `medjax build`
     splits: str = ''  # the published list that the entries' splits are: 'nih/official' of `data.published`
     size: int | None = None  # bound of the longer stored side in pixels; never enlarges
