@@ -138,6 +138,8 @@ def turned(pixels: np.ndarray, turn: int) -> np.ndarray:
 def _whole_jpeg(data: bytes) -> np.ndarray:
     """A JPEG as a source has it: checked, in whatever colours, set upright."""
     header = headers.jpeg(data)
+    if header.process not in headers.STRICT:
+        raise Unreadable('a JPEG in a rare coding (arithmetic or hierarchical), which nothing here decodes')
     if header.bits != 8 or header.channels not in (1, 3, 4):
         raise Unreadable(f'a JPEG of {header.channels} channels of {header.bits} bits; 1 or 3 of 8 bits can be read')
     return turned(_cmyk(data) if header.channels == 4 else _jpeg(data), header.turn)

@@ -82,7 +82,7 @@ def pixels(data: bytes, frame: int = 0) -> np.ndarray:
     if 'PixelData' not in file:
         raise Unreadable('a DICOM file without pixel data')
     if missing := [name for name in NEEDED if file.get(name) is None]:
-        raise Unreadable(f'a DICOM file whose header does not tell {" and ".join(missing)}')
+        raise Unreadable(f'a DICOM file whose header lacks {", ".join(missing)}')
     kind, bits = str(file.PhotometricInterpretation), int(file.BitsAllocated)
     _check_plugins(file)
     stored = _stored(file, frame)

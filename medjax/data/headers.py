@@ -23,8 +23,8 @@ MOST_SCANS = 100  # of a progressive JPEG, each of which costs a pass over the p
 
 NEXT_MARKER = re.compile(rb'\xff[\xc0-\xcf\xd8-\xfe]')  # not 00, FF and restarts, nor, for JPEG-LS, what is below 80
 START_OF_FRAME = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
-LOSSLESS = 0xC3
-STRICT = {0xC0, 0xC1, 0xC2, LOSSLESS}  # what simplejpeg decodes, of 8 bits; lossless ones in grey alone
+PROGRESSIVE, LOSSLESS = 0xC2, 0xC3
+STRICT = {0xC0, 0xC1, PROGRESSIVE, LOSSLESS}  # what simplejpeg decodes, of 8 bits; lossless ones in grey alone
 
 OTHERS = {  # what people mix up with images -> how it begins
     'a GIF': rb'GIF8[79]a',
@@ -44,12 +44,18 @@ OTHERS = {  # what people mix up with images -> how it begins
 }
 
 
+SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of a pixel, by the kind of colours that a PNG tells
+ADAM7 = (  # the pictures that an interlaced PNG is sent as: first column and row, steps to the next
+    (0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2),
+)  # fmt: skip
+
+
 class Jpeg(NamedTuple):
     height: int
     width: int
     channels: int
     bits: int
-    process: int  # the marker of its frame: 0xC0 baseline, 0xC2 progressive, LOSSLESS, …
+    process: int  # the marker of its frame: 0xC0 baseline, PROGRESSIVE, LOSSLESS, …
     turn: int  # EXIF's orientation, 1 to 8; 1 is upright
 
 
@@ -99,24 +105,44 @@ def segments(data: bytes) -> Iterator[tuple[int, int, int]]:
 
 def jpeg(data: bytes) -> Jpeg:
     """What a JPEG or JPEG-LS says of itself. Raises Unreadable where it is cut short, or larger than can be read."""
-    frames, scans, turn, last = [], 0, 1, 0
+    frames, scans, turn, last = [], [], 1, 0
     for marker, start, end in segments(data):
-        last = marker
-        if marker in START_OF_FRAME and end >= start + 10:
-            frames.append((marker, *struct.unpack('>BHHB', data[start + 4 : start + 10])))
+        body, last = data[start + 4 : end], marker
+        if marker in START_OF_FRAME and len(body) >= 6:
+            frames.append((marker, *struct.unpack('>BHHB', body[:6]), set(body[6::3])))
         elif marker == 0xDA:
-            scans += 1
-        elif marker == 0xE1 and data[start + 4 : start + 10] == b'Exif\0\0':
-            turn = orientation(data[start + 10 : end])
+            scans.append(body)
+        elif marker == 0xE1 and body[:6] == b'Exif\0\0':
+            turn = orientation(body[6:])
     if last != 0xD9:
         raise Unreadable('a JPEG that is cut short')
-    if len(frames) != 1 or not scans:
+    if len(frames) != 1:
         raise Unreadable('a damaged JPEG: no picture, or more than one, between its start and its end')
-    process, bits, height, width, channels = frames[0]
+    process, bits, height, width, channels, components = frames[0]
     check_size(height, width)
-    if scans > MOST_SCANS:
-        raise Unreadable(f'a JPEG of {scans} scans; at most {MOST_SCANS} can be read')
+    if len(scans) > MOST_SCANS:
+        raise Unreadable(f'a JPEG of {len(scans)} scans; at most {MOST_SCANS} can be read')
+    if not components <= (_finished(scans) if process == PROGRESSIVE else {c for scan in scans for c in _of(scan)}):
+        raise Unreadable('a JPEG that is cut short: some of its scans are missing')
     return Jpeg(height, width, channels, bits, process, turn)
+
+
+def _of(scan: bytes) -> bytes:
+    """The components of a scan."""
+    return scan[1 : 1 + 2 * scan[0] : 2] if scan else b''
+
+
+def _finished(scans: list[bytes]) -> set[int]:
+    """The components of a progressive JPEG of which all coefficients were sent to their last bit."""
+    left: dict[int, set[int]] = {}
+    for scan in scans:
+        if scan and len(scan) >= 4 + 2 * scan[0]:
+            first, final, bits = scan[1 + 2 * scan[0] : 4 + 2 * scan[0]]
+            for component in _of(scan):
+                sent = left.setdefault(component, set(range(64)))
+                if bits & 15 == 0:
+                    sent -= set(range(first, final + 1))
+    return {component for component, missing in left.items() if not missing}
 
 
 def orientation(exif: bytes) -> int:
@@ -142,7 +168,7 @@ def png(data: bytes) -> tuple[bytes, int]:
 
     Texts and colour profiles are left out: they may be packed bombs, and nothing of them is wanted.
     """
-    kept, at, turn, seen = [data[:8]], 8, 1, b''
+    kept, packed, at, turn, seen = [data[:8]], [], 8, 1, b''
     while seen != b'IEND':
         length, seen = int.from_bytes(data[at : at + 4], 'big'), data[at + 4 : at + 8]
         body, end = at + 8, at + 12 + length
@@ -154,7 +180,9 @@ def png(data: bytes) -> tuple[bytes, int]:
         if (seen == b'IHDR') != (at == 8):
             raise Unreadable('a damaged PNG: its header is not at its start')
         if at == 8:
-            width, height, bits, colours = struct.unpack('>IIBB', data[body : body + 10].ljust(10, b'\0'))
+            width, height, bits, colours, *_, interlaced = struct.unpack(
+                '>II5B', data[body : body + 13].ljust(13, b'\0')
+            )
             check_size(height, width)
             if bits == 16 and colours in (2, 6):
                 raise Unreadable('a PNG of 16 bits in colour, which would lose half of them; store it as 16-bit grey')
@@ -162,10 +190,27 @@ def png(data: bytes) -> tuple[bytes, int]:
             raise Unreadable(f'an animated PNG of {pictures} pictures; store each as a file of its own')
         if seen == b'eXIf':
             turn = orientation(data[body : end - 4])
+        if seen == b'IDAT':
+            packed.append(memoryview(data)[body : end - 4])
         if needed:
             kept.append(data[at:end])
         at = end
+    _check_rows(packed, width, height, bits * SAMPLES.get(colours, 0), bool(interlaced))
     return b''.join(kept), turn
+
+
+def _check_rows(packed: list[memoryview], width: int, height: int, bits: int, interlaced: bool) -> None:
+    """Raises Unreadable where the inflated data of a PNG are shorter than its rows, which Pillow would leave black."""
+    passes = ADAM7 if interlaced else ((0, 0, 1, 1),)
+    shapes = [(-(-(height - y) // down), -(-(width - x) // right)) for x, y, right, down in passes]
+    left = sum(rows * (1 + -(-columns * bits // 8)) for rows, columns in shapes if rows > 0 and columns > 0)
+    inflater = zlib.decompressobj()
+    for part in packed:
+        while len(part) and left > 0:
+            left -= len(inflater.decompress(part, min(left, 1 << 20)))
+            part = inflater.unconsumed_tail
+    if left > 0:
+        raise Unreadable('a PNG that is cut short: rows are missing')
 
 
 # JPEG 2000 ---------------------------------------------------------------------------------------------------------

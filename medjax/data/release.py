@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from medjax.data import headers
 from medjax.data.sources import Drop, Unreadable
 from medjax.errors import UserError, suggest
 
@@ -133,7 +134,10 @@ def inside(root: pathlib.Path, name: str) -> pathlib.Path:
 
 
 def content(file: pathlib.Path) -> bytes:
+    """The bytes of an image file. Raises Unreadable."""
     try:
+        if (size := file.stat().st_size) > headers.MOST_BYTES:
+            raise Unreadable(f'a file of {size / 2**30:.1f} GB; at most {headers.MOST_BYTES >> 30} GB can be read')
         return file.read_bytes()
     except OSError as error:
         raise Unreadable(f'cannot be opened: {error.strerror}') from None

@@ -6,6 +6,7 @@ The official splits are kept. The files name no patients, so each image counts a
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import pathlib
 import zipfile
@@ -14,11 +15,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from medjax.data import decode, splits
-from medjax.data.sources import BLANK, Entry, Example, Source
+from medjax.data import decode, headers, splits
+from medjax.data.sources import BLANK, Entry, Example, Source, Unreadable
 from medjax.errors import UserError
 
 MOST_CLASSES = 1000
+MOST_OF_MEMORY = 0.8  # that the arrays of a file may take
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -97,26 +99,60 @@ def write(source: Source, file: str) -> None:
 
 
 def _arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """The arrays of the layout by their names; others are not read."""
     if not path.is_file():
         raise UserError(f'{path} does not exist; give an .npz file in the layout of MedMNIST')
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, AttributeError):
+        with zipfile.ZipFile(path) as file:
+            names = {info.filename.removesuffix('.npy'): info for info in file.infolist()}
+            wanted = [f'{split}_{part}' for split in splits.NAMES for part in ('images', 'labels')]
+            if not any(name in names for name in wanted[::2]):
+                raise UserError(
+                    f'{path} holds {", ".join(sorted(names)[:8]) or "nothing"}; MedMNIST has train_images, '
+                    'train_labels, val_images, …'
+                )
+            members = {name: names[name] for name in wanted if name in names}
+            _check_memory(path, sum(member.file_size for member in members.values()))
+            return {name: _array(file, member) for name, member in members.items()}
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # damaged archives and headers raise nearly anything
+        why = f' ({error})' if isinstance(error, Unreadable) else ''
         raise UserError(
-            f'{path}: no .npz archive, a damaged one, or one of Python objects, which are not read'
+            f'{path}: no .npz archive, a damaged one, or one of Python objects, which are not read{why}'
         ) from None
-    if not any(f'{split}_images' in arrays for split in splits.NAMES):
+
+
+def _array(file: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+    """One array, its header checked before there is any: pickles are never read, nothing more than is there is made."""
+    with file.open(member) as data:
+        version = np.lib.format.read_magic(data)
+        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        shape, _, dtype = read[version](data)
+        if dtype.hasobject:
+            raise Unreadable(f'{member.filename} holds Python objects')
+        size, there = math.prod(shape) * dtype.itemsize, member.file_size - data.tell()
+        if min(shape, default=0) < 0 or size != there:
+            raise Unreadable(f'{member.filename} has the shape {shape}, {size} bytes, but {there} are there')
+    with file.open(member) as data:
+        return np.lib.format.read_array(data, allow_pickle=False)
+
+
+def _check_memory(path: pathlib.Path, size: int) -> None:
+    """All arrays are in memory at once; an archive may be a thousandth of what it holds."""
+    machine = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+    if size > MOST_OF_MEMORY * machine:
         raise UserError(
-            f'{path} holds {", ".join(sorted(arrays)[:8]) or "nothing"}; MedMNIST has train_images, train_labels, '
-            'val_images, …'
+            f"{path} unpacks to {size / 2**30:.1f} GB; at most {MOST_OF_MEMORY:.0%} of this machine's "
+            f'{machine / 2**30:.1f} GB are taken: split the file, or use a machine with more memory'
         )
-    return arrays
 
 
 def _labels(given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """int8 [n,L] for each split: multi-label as it is, one class column spread over its classes."""
-    given = {split: array.reshape(len(array), -1) for split, array in given.items()}
+    if bare := [split for split, array in given.items() if not array.ndim]:
+        raise UserError(f'{bare[0]}_labels is one number; labels are [n] or [n,L]')
+    given = {split: array.reshape(len(array), math.prod(array.shape[1:])) for split, array in given.items()}
     for split, array in given.items():
         if array.dtype.kind not in 'iub':
             raise UserError(f'{split}_labels: dtype {array.dtype}; labels are whole numbers')
@@ -142,5 +178,9 @@ def _check(path: pathlib.Path, split: str, stack: np.ndarray, labels: np.ndarray
     grey = stack.ndim == 3 or (stack.ndim == 4 and stack.shape[3] == 1)
     if not grey and not (stack.ndim == 4 and stack.shape[3] == 3 and stack.dtype == np.uint8):
         raise UserError(f'{path}: {split}_images has shape {stack.shape}; grey is [n,H,W], colour [n,H,W,3] of 8 bits')
+    try:
+        headers.check_size(*stack.shape[1:3])
+    except Unreadable as error:
+        raise UserError(f'{path}: {split}_images has {error}') from None
     if labels is not None and len(labels) != len(stack):
         raise UserError(f'{path}: {len(stack)} {split}_images but {len(labels)} {split}_labels')
