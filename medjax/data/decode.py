@@ -161,9 +161,13 @@ def _cmyk(data: bytes) -> np.ndarray:
 
 
 def _pillow(data: bytes) -> np.ndarray:
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
-    with Image.open(io.BytesIO(data), formats=['PNG']) as image:
+    try:
+        opened = Image.open(io.BytesIO(data), formats=['PNG'])
+    except UnidentifiedImageError:  # its words name an address in memory
+        raise Unreadable('damaged PNG: its header tells of no kind of picture') from None
+    with opened as image:
         image.load()
         if image.mode in ('1', 'LA', 'La'):
             return np.array(image.convert('L'))[..., None]

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import re
 import warnings
 import zlib
@@ -84,6 +85,8 @@ def pixels(data: bytes, frame: int = 0) -> np.ndarray:
     if missing := [name for name in NEEDED if file.get(name) is None]:
         raise Unreadable(f'a DICOM file whose header lacks {", ".join(missing)}')
     kind, bits = str(file.PhotometricInterpretation), int(file.BitsAllocated)
+    if kind not in COLOURS:  # then it may be any text
+        raise Unreadable('a DICOM file in an unknown colour space')
     _check_plugins(file)
     stored = _stored(file, frame)
     if kind == 'PALETTE COLOR':
@@ -92,8 +95,7 @@ def pixels(data: bytes, frame: int = 0) -> np.ndarray:
     if stored.ndim == 3 and stored.shape[2] == 3 and stored.dtype == np.uint8:
         return stored
     if kind not in ('MONOCHROME1', 'MONOCHROME2') or stored.ndim != 2:
-        named = kind if kind in COLOURS else 'an unknown colour space'
-        raise Unreadable(f'a DICOM file in {named} of {bits} bits; grey, palettes and 8-bit colour can be read')
+        raise Unreadable(f'a DICOM file in {kind} of {bits} bits; grey, palettes and 8-bit colour can be read')
 
     values = np.asarray(apply_modality_lut(stored, file), np.float64)
     if file.get('VOILUTSequence'):
@@ -259,12 +261,14 @@ def _window(file: Any) -> tuple[float, float, str] | None:
 
 
 def _first(value: Any) -> float | None:
-    """The first of several values, None where there is none."""
-    if value is None or value == '':
-        return None
+    """The first of several values, None where there is none that is a number."""
     if isinstance(value, (list, tuple)) or type(value).__name__ == 'MultiValue':
-        return float(value[0]) if len(value) else None
-    return float(value)
+        value = value[0] if len(value) else None
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _windowed(values: np.ndarray, centre: float, width: float, function: str) -> np.ndarray:

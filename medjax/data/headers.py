@@ -166,7 +166,7 @@ def png(data: bytes) -> tuple[bytes, int]:
     """The parts of a PNG that its picture is made of, and its orientation. Raises Unreadable where a part is damaged
     or missing, and for what cannot be read.
 
-    Texts and colour profiles are left out: they may be packed bombs, and nothing of them is wanted.
+    Texts, colour profiles and transparency are left out: they may be packed bombs, and nothing of them is wanted.
     """
     kept, packed, at, turn, seen = [data[:8]], [], 8, 1, b''
     while seen != b'IEND':
@@ -174,7 +174,7 @@ def png(data: bytes) -> tuple[bytes, int]:
         body, end = at + 8, at + 12 + length
         if end > len(data):
             raise Unreadable('a PNG that is cut short')
-        needed = seen[:1].isupper() or seen == b'tRNS'
+        needed = seen[:1].isupper()
         if needed and zlib.crc32(memoryview(data)[at + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], 'big'):
             raise Unreadable('a damaged PNG: a checksum in it is wrong')
         if (seen == b'IHDR') != (at == 8):
