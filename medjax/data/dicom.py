@@ -41,7 +41,7 @@ def frames(data: bytes) -> int:
     try:
         file = _open(data, header_only=True)
         count = max(int(file.get('NumberOfFrames') or 1), 1)
-        return count if count == 1 or count * _least_bytes(file) <= len(data) else 1
+        return count if count == 1 or count * max(_least_bytes(file), 1) <= len(data) else 1
     except Exception:  # what is wrong with it is told when its pixels are read
         return 1
 
