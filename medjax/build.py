@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from medjax.data import sources, write
+from medjax.data import published, sources, write
 from medjax.data.sources import Source, npz
 from medjax.errors import UserError, find
 
@@ -102,12 +102,14 @@ def _told(out: str, summary: dict[str, Any], namespace: str) -> list[str]:
         f'  fingerprint {summary["fingerprint"]}, id key {summary["key_fingerprint"]}',
         f'  namespace of the ids {namespace!r}: equal ids are one patient in all data sets of this namespace',
     ]
+    if known := published.LISTS.get(summary['split_list']):
+        lines.append(f'  splits: {summary["split_list"]}, {known.about}')
     lines += [f'  note: {note}' for note in summary['notes']]
     lines += [f'  audit: {sentence}' for sentence in summary['audit']['verdict']]
     for part, what in (('record', 'set aside'), ('part', 'left without a part')):
-        if chosen := [(where, reason) for which, where, reason, _ in summary['drops'] if which == part]:
+        if chosen := [drop for drop in summary['drops'] if drop.part == part]:
             lines.append(f'  {what}: {len(chosen)} image{"s" * (len(chosen) > 1)} (all in drops.csv)')
-            lines += [f'    {where or "an image"}: {reason}' for where, reason in chosen[:LISTED]]
+            lines += [f'    {drop.where or "an image"}: {drop.reason}' for drop in chosen[:LISTED]]
             if len(chosen) > LISTED:
                 lines.append(f'    … and {len(chosen) - LISTED} more')
     return lines

@@ -14,6 +14,8 @@ from medjax.errors import UserError, suggest
 
 COMMANDS = {
     'build': 'source files -> records, splits, an audit of what was dropped',
+    'audit': 'data sets -> leaks, duplicates and contradictions in and between them; exit code 1 for a leak',
+    'show': 'a data set -> one HTML page to look at',
     'train': 'a config and records -> checkpoints, exports, metrics',
     'probe': 'exports and records -> results with intervals',
     'report': 'a run -> one HTML page to look at',

@@ -20,7 +20,7 @@ from types import ModuleType
 from medjax import probes as package
 from medjax.data import records
 from medjax.errors import UserError, find, suggest
-from medjax.probes import encode, results, statistics, watch
+from medjax.probes import encode, policy, results, statistics, watch
 from medjax.probes.encode import Encoder
 from medjax.probes.judge import judge, prepare
 
@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
     run, data = pathlib.Path(args.run), records.open(args.data)
     probes = {probe.name: probe for probe in map(_probe, args.probes.split(','))}
-    baselines = _baselines(args.baselines)
+    baselines, labels = _baselines(args.baselines), policy.parse(args.policy)
     _can_be_probed(run, data, args)
 
     exports = (
@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
             failures += _failed(f'export {step}', encoder)
             continue
         for one in (*(BASELINES[name](encoder.meta) for name in baselines), encoder):
-            failures += _probe_encoder(run, one, data, probes, args.seed, args.draws)
+            failures += _probe_encoder(run, one, data, probes, labels, args.seed, args.draws)
         baselines = []  # once a run is enough: its exports share tower and preprocessing
 
     if (run / 'probes').is_dir():  # not where a run that was followed never came to an export
@@ -55,10 +55,16 @@ def main(argv: list[str]) -> int:
 
 
 def _probe_encoder(
-    run: pathlib.Path, encoder: Encoder, data: records.DataSet, probes: dict[str, ModuleType], seed: int, draws: int
+    run: pathlib.Path,
+    encoder: Encoder,
+    data: records.DataSet,
+    probes: dict[str, ModuleType],
+    labels: dict[str, str],
+    seed: int,
+    draws: int,
 ) -> int:
     """All probes that have no result yet; one that fails does not stop the others. Returns the number of failures."""
-    origin = results.provenance(run, encoder, data)
+    origin = results.provenance(run, encoder, data) | {'policy': labels}
     todo = {}
     for name, probe in probes.items():
         key = results.settings_key(encoder, probe, data, origin, seed, draws)
@@ -69,6 +75,7 @@ def _probe_encoder(
         return 0
     try:
         features = {split: encode.features(encoder, data, split, run / 'cache') for split in data.splits}
+        features = {split: f._replace(labels=policy.decided(f.labels, labels)) for split, f in features.items()}
         splits = prepare(features['train'], features.get('val'), features['test'], data.labels, seed, data.name)
     except Exception as error:  # one encoder may not stop the others, so any error is told and counted
         return _failed(f'{_name(encoder)} on {data.name}', error)
@@ -152,6 +159,12 @@ def _parser() -> argparse.ArgumentParser:
         '--probes', default='knn,linear', metavar='NAMES', help='default: %(default)s; or mypkg.myprobe'
     )
     parser.add_argument('--baselines', default='random,pixels', metavar='NAMES', help='default: %(default)s; or none')
+    parser.add_argument(
+        '--policy',
+        default='',
+        metavar='uncertain=negative,…',
+        help='uncertain, blank, conflicting labels as positive or negative; default: left out',
+    )
     parser.add_argument('--draws', type=int, default=statistics.DRAWS, help='bootstrap draws (default: %(default)s)')
     parser.add_argument('--seed', type=int, default=0, help='of the bootstrap and of held-out patients')
     return parser

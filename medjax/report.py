@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 
-from medjax.reports import dataset, page, pictures, read
+from medjax.reports import base, dataset, page, pictures, read
 
 
 def main(argv: list[str]) -> int:
@@ -20,8 +20,6 @@ def main(argv: list[str]) -> int:
     data = dataset.find(run, args.data)
     html = page.render(run, pictures.gather(run, data), [dataset.summary(one) for one in data.sets], data.words)
 
-    hidden = run.path / f'.report.html.{os.getpid()}'
-    hidden.write_text(html)
-    hidden.replace(run.path / 'report.html')
+    base.write(run.path / 'report.html', html)
     print(f'{os.path.join(args.run, "report.html")}: {len(html) / 1e6:.1f} MB')
     return 0

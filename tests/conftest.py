@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -40,6 +42,16 @@ def real_data() -> Path:
 def dinov2_reference() -> Path:
     """The folder with arrays computed by the original DINOv2 code."""
     return _folder('MEDJAX_DINOV2_REFERENCE')
+
+
+@pytest.fixture(scope='session')
+def real_dicom() -> Callable[[str], bytes]:
+    """name -> the bytes of a real DICOM file from the package pydicom-data; never downloaded."""
+    try:
+        files = {file.name: file for file in importlib.metadata.files('pydicom-data') or []}
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip('the package pydicom-data is not installed')
+    return lambda name: Path(str(files[name].locate())).read_bytes()
 
 
 def _folder(variable: str) -> Path:

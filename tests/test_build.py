@@ -44,7 +44,7 @@ def test_table(folder, tmp_path):
     assert sum(data.splits.values()) == 28 and data.dropped == 3 and data.size == 12
     assert '28 records' in out and 'labels: mass' in out and 'set aside: 3 images' in out
     assert '14 patients, none in two splits' in out and "namespace of the ids 'clinic'" in out
-    for words in ('line 6: an empty file', 'line 7: a JPEG that is cut short', "line 32: the path leaves the folder ('..')"):
+    for words in ('line 6: an empty file', 'line 7: damaged JPEG', "line 32: the path leaves the folder ('..')"):
         assert words in out
     with (tmp_path / 'data' / 'drops.csv').open() as file:
         assert [row['where'] for row in csv.DictReader(file)] == [f'metadata.csv line {n}' for n in (32, 6, 7)]

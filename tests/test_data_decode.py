@@ -97,9 +97,9 @@ def test_cmyk_jpeg_is_read_but_not_kept():
     [
         (b'', 'empty'),
         (b'GIF89a', 'a GIF; PNG, JPEG and DICOM'),
-        (b'\xff\xd8\xff\xe0 no image', 'JPEG that is cut short'),
-        (file(smooth(60, 60), 'PNG')[:200], 'PNG that is cut short'),
-        (file(smooth(60, 60), 'JPEG')[:400], 'JPEG that is cut short'),
+        (b'\xff\xd8\xff\xe0 no image', 'damaged JPEG: it is cut short'),
+        (file(smooth(60, 60), 'PNG')[:200], 'damaged PNG: it is cut short'),
+        (file(smooth(60, 60), 'JPEG')[:400], 'damaged JPEG: it is cut short'),
         (b'\0' * 128 + b'DICM' + b'\0\1', 'DICOM'),
     ],
 )
@@ -248,16 +248,6 @@ def test_dicom_that_cannot_be_read_does_not_name_the_patient():
 # Real DICOM files, of pydicom-data ---------------------------------------------------------------------------------
 
 
-def real(name: str) -> bytes:
-    """A file of the package pydicom-data; never downloaded."""
-    import importlib.metadata
-
-    for file in importlib.metadata.files('pydicom-data') or []:
-        if file.name == name:
-            return file.locate().read_bytes()
-    raise AssertionError(f'pydicom-data has no {name}')
-
-
 @pytest.mark.parametrize(
     ('coded', 'plain'),
     [
@@ -271,34 +261,34 @@ def real(name: str) -> bytes:
         ('OBXXXX1A_rle.dcm', 'OBXXXX1A.dcm'),  # a palette
     ],
 )
-def test_real_dicom_lossless_equals_uncompressed(coded, plain):
+def test_real_dicom_lossless_equals_uncompressed(real_dicom, coded, plain):
     pytest.importorskip('pylibjpeg')
-    np.testing.assert_array_equal(decode.read(real(coded)), decode.read(real(plain)))
+    np.testing.assert_array_equal(decode.read(real_dicom(coded)), decode.read(real_dicom(plain)))
 
 
-def test_real_dicom_lossless_jpeg():
+def test_real_dicom_lossless_jpeg(real_dicom):
     """The coding of most hospital radiographs; the second file holds the first one's picture after lossy coding."""
     pytest.importorskip('pylibjpeg')
-    exact, lossy = (decode.read(real(name)).ravel().astype(float) for name in ('JPEG-LL.dcm', 'JPEG2000_UNC.dcm'))
+    exact, lossy = (decode.read(real_dicom(name)).ravel().astype(float) for name in ('JPEG-LL.dcm', 'JPEG2000_UNC.dcm'))
     assert np.corrcoef(exact, lossy)[0, 1] > 0.9  # counts of few photons, which lossy coding changes
-    assert decode.read(real('JPGLosslessP14SV1_1s_1f_8b.dcm')).dtype == np.uint8
+    assert decode.read(real_dicom('JPGLosslessP14SV1_1s_1f_8b.dcm')).dtype == np.uint8
 
 
-def test_real_dicom_keeps_its_bits():
-    picture = decode.read(real('RG3_UNCR.dcm'))
+def test_real_dicom_keeps_its_bits(real_dicom):
+    picture = decode.read(real_dicom('RG3_UNCR.dcm'))
     assert picture.shape == (1760, 1760, 1)
     assert picture.dtype == np.uint16
     assert len(np.unique(picture)) > 500  # of 10 bits
 
 
-def test_real_dicom_frames():
+def test_real_dicom_frames(real_dicom):
     from medjax.data import dicom as files
 
-    data = real('emri_small.dcm')
-    assert files.frames(data) == 10
+    data = real_dicom('emri_small.dcm')
+    assert files.frames(io.BytesIO(data)) == 10
     assert len({decode.read(data, frame).tobytes() for frame in range(10)}) == 10
-    assert files.frames(real('RG1_UNCR.dcm')) == 1
-    assert files.frames(b'') == 1
+    assert files.frames(io.BytesIO(real_dicom('RG1_UNCR.dcm'))) == 1
+    assert files.frames(io.BytesIO(b'')) == 1
 
 
 @pytest.mark.parametrize('implicit', [True, False])

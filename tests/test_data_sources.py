@@ -1,8 +1,5 @@
 """Tables and npz files as sources: what is read, what is set aside, what is refused."""
 
-import importlib.metadata
-import shutil
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -223,10 +220,8 @@ def test_npz_round_trip(tmp_path):
         npz.write(source, str(tmp_path / 'again.npz'))
 
 
-def test_frames_of_a_dicom_file_are_records_of_one_patient(folder, tmp_path):
-    files = importlib.metadata.files('pydicom-data') or []
-    ten = next(file for file in files if file.name == 'emri_small.dcm').locate()
-    shutil.copy(ten, folder / 'ten.dcm')
+def test_frames_of_a_dicom_file_are_records_of_one_patient(folder, tmp_path, real_dicom):
+    (folder / 'ten.dcm').write_bytes(real_dicom('emri_small.dcm'))
     csv(folder, 'image,mask,ill\nten.dcm,images/1.png,1\nimages/1.png,,0\n')
     source = table.source(str(folder))
     assert len(source.entries) == 11

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / 'medjax').rglob('*.py'))
-COMMANDS = {'cli', '__main__', 'config', 'overrides', 'build', 'train', 'probe', 'report'}
+COMMANDS = {'cli', '__main__', 'config', 'overrides', 'build', 'audit', 'show', 'train', 'probe', 'report'}
 
 # Where a library may be imported: a prefix of the module, under medjax.
 HOMES = {

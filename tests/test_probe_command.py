@@ -80,6 +80,23 @@ def files(run):
     return {str(p.relative_to(run / 'probes')) for p in (run / 'probes').rglob('*.json')}
 
 
+def test_whoever_reads_decides_on_blank_labels(probed, data, tmp_path):
+    name, folder = records.open(data).name, tmp_path / 'run'
+    shutil.copytree(probed, folder)
+    args = ['probe', '--run', str(folder), '--data', str(data), '--draws', '10', '--probes', 'knn']
+    assert cli.main([*args, '--baselines', 'none', '--policy', 'blank=negative,uncertain=negative']) == 0
+    result = json.loads((folder / 'probes' / '20' / f'{name}.knn.json').read_text())
+    assert result['policy'] == {'blank': 'negative', 'uncertain': 'negative'}
+    square = result['results']['auroc']['square']
+    assert square['positives'] + square['negatives'] == len(records.open(data).split('test'))
+
+
+@pytest.mark.parametrize(('policy', 'words'), [('blnk=negative', "mean 'blank'"), ('blank=0', 'positive, negative')])
+def test_policies_that_are_refused(probed, data, capsys, policy, words):
+    assert cli.main(['probe', '--run', str(probed), '--data', str(data), '--policy', policy]) == 2
+    assert words in capsys.readouterr().err
+
+
 def test_the_newest_export_and_both_baselines(probed, data):
     name = records.open(data).name
     assert files(probed) == {f'{e}/{name}.{p}.json' for e in ('20', 'random', 'pixels') for p in ('knn', 'linear')}

@@ -1,19 +1,17 @@
 """The report of a run: a section from each file, a sentence where a file is missing, nothing from the network."""
 
-import html.parser
 import json
 import math
-import os
 import re
 import shutil
-import subprocess
 
 import numpy as np
 import pytest
+from pages import Page, browse, needs_browser
 
 from medjax import report
 from medjax.errors import UserError
-from medjax.reports import page, pictures, plots, read
+from medjax.reports import choice, images, page, pictures, plots, read
 
 LABELS = ('nodule', 'effusion', '<b>R&D</b> $x$')
 LN_K = math.log(4096)
@@ -137,40 +135,6 @@ def write_result(folder, encoder, probe, skill, data='phantom', n=300, labels=LA
     target.mkdir(parents=True, exist_ok=True)
     (target / f'{data}.{probe}.json').write_text(json.dumps(body))
     np.savez(target / f'{data}.{probe}.npz', scores=scores, labels=truth, names=np.array(labels), patient=np.arange(n))
-
-
-class Page(html.parser.HTMLParser):
-    """What a reader gets: the text of every section, rows of tables, and every address that the page names."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.sections, self.rows, self.addresses, self.ids = {}, [], [], []
-        self.figures, self.section, self.quiet, self.cell = {}, 'header', 0, False
-        self.feed(text)
-
-    def handle_starttag(self, tag, attributes):
-        found = dict(attributes)
-        self.addresses += [found[name] for name in ('src', 'href', 'xlink:href', 'action') if name in found]
-        self.ids += [found['id']] if 'id' in found else []
-        self.section = found['id'] if tag == 'section' else self.section
-        self.quiet += tag in ('style', 'script')
-        if tag == 'svg' or tag == 'img':
-            self.figures[self.section] = self.figures.get(self.section, 0) + 1
-        if tag == 'tr':
-            self.rows.append([])
-        elif tag in ('td', 'th'):
-            self.rows[-1].append('')
-            self.cell = True
-
-    def handle_endtag(self, tag):
-        self.quiet -= tag in ('style', 'script')
-        self.cell = self.cell and tag not in ('td', 'th')
-
-    def handle_data(self, data):
-        if not self.quiet:
-            self.sections[self.section] = self.sections.get(self.section, '') + data
-            if self.cell:
-                self.rows[-1][-1] += data.strip()
 
 
 def write(run, **kwargs):
@@ -342,7 +306,7 @@ def test_nearest_is_by_cosine():
 def test_pictures_show_the_centre_square(dtype, channels):
     image = np.zeros((40, 80, channels), dtype)
     image[:, 20:60] = np.iinfo(dtype).max
-    shown = np.asarray(pictures.picture(image))
+    shown = np.asarray(images.centre(image))
     assert shown.shape == (224, 224, 3) and shown.min() == 255
 
 
@@ -390,15 +354,12 @@ def test_pictures_of_real_records(run, phantom):
 
 def test_the_chosen_records_are_of_different_patients(phantom):
     split = phantom.split('train')
-    chosen = pictures.choose(split, 8)
+    chosen = choice.varied(split, 8)
     assert len(chosen) == len(set(split.keys('patient')[chosen].tolist())) == 8
     assert (split.labels_array[chosen] == 1).any(0).sum() >= 3, 'positives of several labels'
 
 
-CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason='no chromium on this machine: apt-get install chromium')
+@needs_browser
 def test_in_a_browser(whole, tmp_path):
     """The page as a browser builds it: no error in the console, no request, and nothing lost on the way."""
     run, text = whole
@@ -415,29 +376,3 @@ def test_in_a_browser(whole, tmp_path):
     _, console, asked = browse(bad, tmp_path)
     assert len(console) >= 1
     assert asked == {'http://127.0.0.1:9/x.png'}
-
-
-QUIET = ('background-networking', 'component-update', 'extensions', 'gpu', 'quic', 'sync')
-FLAGS = ['--headless', '--no-sandbox', '--no-first-run', '--enable-logging=stderr', '--dump-dom']
-
-
-def browse(path, home):
-    """The DOM that Chromium builds, what its console says, and what the page (not the browser itself) asked for."""
-    log = home / 'net.json'
-    flags = [
-        *FLAGS,
-        *(f'--disable-{what}' for what in QUIET),
-        f'--user-data-dir={home / "profile"}',
-        f'--log-net-log={log}',
-    ]
-    environment = os.environ | {'HOME': str(home)}
-    command = [CHROMIUM, *flags, path.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
-    assert '</html>' in done.stdout, done.stderr
-    console = [line for line in done.stderr.splitlines() if 'CONSOLE' in line]
-    asked = set()
-    for event in log.read_text().splitlines():
-        by, url = (re.search(rf'"{key}":"([^"]*)"', event) for key in ('initiator', 'url'))
-        if by and url and by[1] != 'not an origin':
-            asked.add(url[1])
-    return done.stdout, console, {url for url in asked if not url.startswith('data:')}

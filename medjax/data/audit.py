@@ -3,7 +3,7 @@
 Held-out records must not be known from training: a test record from train or val, a val record from train. Four kinds
 of knowing are looked for, between all parts (a part is one split of one data set):
 
-    patient   the same person                         by hashed ids, where both sides used one key
+    patient   the same person (or study, where nobody is known)    by hashed ids, where both sides used one key
     image     the same image, or one made from it     by hashed ids and those of their origins (RSNA's images are NIH's)
     pixels    equal pixels                            by hash, whatever the files are called
     near      the same picture resized, coded again, brightened or slightly cropped    by `data.similar`; not `pixels`
@@ -48,8 +48,9 @@ class Pair(NamedTuple):
 def audit(datasets: Sequence[DataSet]) -> dict[str, Any]:
     """What was found in and between the data sets: sets, leaks, shared, labels, texts, unknown, verdict.
 
-    leaks: [{'kind', 'known', 'held_out', 'records', 'of', 'pairs'}]: `records` of the `of` records of the part
-    `held_out` are known from the part `known`; pairs are [known record, held-out record, alike].
+    leaks: [{'kind', 'known', 'held_out', 'records', 'of', 'pairs', 'pair_count'}]: `records` of the `of` records of the
+    part `held_out` are known from the part `known`; pairs are [known record, held-out record, alike], `pair_count` says
+    how many there are, listed or not.
     shared: the same for parts of equal rank (train and train, test and test, a part and itself), which is no leak.
     verdict: sentences, the leaks first; without any the first one is 'no leak found'.
     """
@@ -149,16 +150,24 @@ def _keys(split: Split, kind: str) -> list[np.ndarray]:
 
 
 def _near(parts: Sequence[Part]) -> tuple[list[Pair], list[str]]:
-    """Near-duplicates in and between all parts: candidates by thumbnails, then looked at as pixels."""
+    """Near-duplicates in and between all parts: candidates by thumbnails, then looked at as pixels; and what was not
+    looked for. Phantoms are left out: their bodies are as alike as a second look can tell, and who is who is known."""
     from tqdm import tqdm
 
-    start = np.cumsum([0, *(len(part.split) for part in parts)])
-    thumbs = np.concatenate([part.split.column('thumb') for part in parts])
-    found = similar.candidates(thumbs)
+    chosen = [n for n, part in enumerate(parts) if not part.split.data.invented]
+    notes = (
+        ['near-duplicates were not looked for among phantoms: who is who is known'] if len(chosen) < len(parts) else []
+    )
+    if not chosen:
+        return [], notes
+    start = np.cumsum([0, *(len(parts[n].split) for n in chosen)])
+    found = similar.candidates(np.concatenate([parts[n].split.column('thumb') for n in chosen]))
+    if not found.every:
+        notes.append('so many images are searched for crops in the likeliest places only: some crops may be missed')
 
     def place(i: int) -> tuple[int, int]:
-        part = int(np.searchsorted(start, i, 'right')) - 1
-        return part, i - int(start[part])
+        at = int(np.searchsorted(start, i, 'right')) - 1
+        return chosen[at], i - int(start[at])
 
     @functools.lru_cache(64)
     def picture(i: int) -> np.ndarray:
@@ -171,8 +180,8 @@ def _near(parts: Sequence[Part]) -> tuple[list[Pair], list[str]]:
         alike = similar.agree(picture(i), picture(j))
         if alike >= similar.ALIKE:
             (a, x), (b, y) = sorted([place(i), place(j)], key=lambda p: (RANK[parts[p[0]].split.name], *p))
-            pairs.append(Pair(a, x, b, y, round(float(alike), 4)))
-    return sorted(pairs), list(found.notes)
+            pairs.append(Pair(a, x, b, y, round(alike, 4)))
+    return sorted(pairs), notes
 
 
 def _findings(kind: str, parts: Sequence[Part], pairs: Sequence[Pair]) -> Iterator[dict[str, Any]]:
@@ -188,6 +197,7 @@ def _findings(kind: str, parts: Sequence[Part], pairs: Sequence[Pair]) -> Iterat
             records=len({pair.other for pair in some}),
             of=len(parts[b].split),
             pairs=[[pair.record, pair.other, pair.alike] for pair in some[:LISTED]],
+            pair_count=len(some),
         )
 
 
@@ -236,14 +246,20 @@ def _labels(parts: Sequence[Part], pairs: Sequence[Pair]) -> dict[str, Any]:
 
 
 def _texts(parts: Sequence[Part]) -> dict[str, Any]:
-    """How often one text stands for several records: 'no acute findings' is many reports' whole text."""
+    """How often one text stands for several records: 'no acute findings' is many reports' whole text.
+
+    `most` records have the most frequent text, `record` is the first of them; no text is told, for it can hold names.
+    """
     told = {}
     for part in parts:
         keys = part.split.keys('text')
-        keys = keys[keys != 0]
-        if len(keys):
-            counts = np.unique(keys, return_counts=True)[1]
-            told[part.name] = dict(records=len(keys), distinct=len(counts), most=int(counts.max()))
+        numbers = np.flatnonzero(keys)
+        if len(numbers):
+            _, first, counts = np.unique(keys[numbers], return_index=True, return_counts=True)
+            most = int(counts.argmax())
+            told[part.name] = dict(
+                records=len(numbers), distinct=len(counts), most=int(counts[most]), record=int(numbers[first[most]])
+            )
     return told
 
 

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from medjax.data import decode, ids, similar, splits
+from medjax.data import decode, ids, language, similar, splits
 from medjax.data.sources import Drop, Entry, Example, Source, Unreadable
 
 FORMAT = 2
@@ -39,6 +39,15 @@ class Chunk(NamedTuple):
     @property
     def name(self) -> str:
         return f'{self.split}-{self.number:05d}'
+
+
+class Dropped(NamedTuple):
+    """A row of drops.csv: nothing plain is in it."""
+
+    part: str  # 'record', or 'part' of one
+    where: str
+    reason: str
+    image_key: str  # the hashed id, 16 hex digits; '' where none is known
 
 
 class Stored(NamedTuple):
@@ -88,7 +97,7 @@ def write(
     try:
         for entry, (made, drop) in zip(chunk.entries, _in_order(pool, job, pairs), strict=True):
             if drop:
-                dropped.append(drop_row(drop, key, source.namespace))
+                dropped.append(told(drop, key, source.namespace))
             if made is not None:
                 writer.write(serialized(made.record | {'index': entry}))
                 stored.append(made._replace(record={}))
@@ -153,7 +162,9 @@ def _store(source: Source, key: bytes, pair: tuple[int, np.ndarray]) -> tuple[St
     level = np.arange(full + 1) / full
     text = {section: words for section, words in example.text.items() if words}
     info = {name: value for name, value in example.info.items() if value != ''}
-    keys = np.array([*_hashed_ids(key, source.namespace, entry), _text_key(key, text), pixel_hash(picture)], np.uint64)
+    if (words := ' '.join(text.values())) and 'language' not in info and (spoken := language.language(words)):
+        info['language'] = spoken
+    keys = np.array([*_hashed_ids(key, source.namespace, entry), _text_key(key, words), pixel_hash(picture)], np.uint64)
     thumb = similar.thumbnail(picture)
     content = [int(keys[-1]), label.tolist(), example.role, text, info, bool(mask)]
     record = dict(
@@ -167,7 +178,8 @@ def _store(source: Source, key: bytes, pair: tuple[int, np.ndarray]) -> tuple[St
         hash=similar.hashes(thumb[None])[0],
         shape=np.array(small.shape, np.int32),
         bits=np.uint8(small.dtype.itemsize * 8),
-        words=np.int32(sum(len(words.split()) for words in text.values())),
+        words=np.int32(len(words.split())),
+        sentences=np.int32(sum(len(language.sentences(part)) for part in text.values())),
         role=example.role,
         moments=np.array([values.sum(), values @ level, values @ level**2]) / small.shape[2],  # of values in [0,1]
         content=np.frombuffer(hashlib.sha256(json.dumps(content, sort_keys=True).encode()).digest(), np.uint8),
@@ -196,10 +208,10 @@ def _hashed_ids(key: bytes, namespace: str, entry: Entry) -> list[np.uint64]:
     return [ids.hashed(key, space, patient), *own[1:], ids.hashed(key, space, image)]
 
 
-def _text_key(key: bytes, text: dict[str, str]) -> np.uint64:
+def _text_key(key: bytes, words: str) -> np.uint64:
     """Equal texts, but for case and blanks, have equal keys; 0 where there is no text."""
-    words = ' '.join(' '.join(text.values()).casefold().split())
-    return ids.hashed(key, 'text', words) if words else np.uint64(0)
+    same = ' '.join(words.casefold().split())
+    return ids.hashed(key, 'text', same) if same else np.uint64(0)
 
 
 def _mask(example: Example, shape: tuple[int, int], size: int | None) -> tuple[bytes, str]:
@@ -215,9 +227,9 @@ def _mask(example: Example, shape: tuple[int, int], size: int | None) -> tuple[b
     return decode.png(decode.bounded_mask(mask, size)), example.note
 
 
-def drop_row(drop: Drop, key: bytes, namespace: str) -> list[str]:
-    """part, where, reason, hashed image: nothing plain is written."""
-    return [drop.part, drop.where, drop.reason, f'{ids.hashed(key, namespace, drop.image):016x}' if drop.image else '']
+def told(drop: Drop, key: bytes, namespace: str) -> Dropped:
+    hashed = f'{ids.hashed(key, namespace, drop.image):016x}' if drop.image else ''
+    return Dropped(drop.part, drop.where, drop.reason, hashed)
 
 
 def _columns(stored: list[Stored]) -> dict[str, np.ndarray]:

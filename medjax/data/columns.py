@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from medjax.data import chunks
-from medjax.data.chunks import KINDS, Chunk
+from medjax.data.chunks import KINDS, Chunk, Dropped
 
-PUBLIC = ('label', 'keys', 'thumb', 'hash', 'shape', 'bits', 'words', 'role')  # of what a chunk knows, besides info/…
+# Of what a chunk knows, besides info/…
+PUBLIC = ('label', 'keys', 'thumb', 'hash', 'shape', 'bits', 'words', 'sentences', 'role')
 
 
 class Gathered(NamedTuple):
@@ -25,7 +26,7 @@ class Gathered(NamedTuple):
 
     shards: dict[str, list[int]]  # split -> records of each chunk; only splits that have any
     patients: dict[str, int]
-    drops: list[list[str]]  # rows of drops.csv
+    drops: list[Dropped]
     moments: np.ndarray  # float64 [3]: number, sum and sum of squares of the pixels of train (of all without a train)
     channels: int
     bits: int
@@ -39,12 +40,12 @@ def gather(folder: pathlib.Path, plan: Sequence[Chunk], out: pathlib.Path) -> Ga
     kinds: dict[str, dict[str, np.dtype]] = defaultdict(dict)  # split -> column -> dtype that holds all chunks' values
     shapes: dict[str, tuple[int, ...]] = {}
     moments: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(3))
-    drops: list[list[str]] = []
+    drops: list[Dropped] = []
     digest = hashlib.sha256()
     channels = bits = size = 0
     for chunk in plan:
         read = chunks.read(folder, chunk)
-        drops += json.loads(str(read['drops']))
+        drops += [Dropped(*row) for row in json.loads(str(read['drops']))]
         n = len(read.get('label', ()))
         shards[chunk.split].append(n)
         if not n:

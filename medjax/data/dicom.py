@@ -10,15 +10,21 @@ import math
 import re
 import warnings
 import zlib
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from medjax.data import headers
 from medjax.data.sources import Unreadable
 
-EXPLICIT, IMPLICIT = b'\x02\x00\x00\x00', b'\x08\x00'  # how files without the preamble begin: group 0002 or 0008
-OLDEST = 90.0  # years; higher ages are told as this, since so few people have them
+BARE = (b'\x02\x00\x00\x00', b'\x08\x00')  # how files without the preamble begin: with group 0002 or 0008
+NO_PICTURES = {  # Modality -> what the object is; some of these have pixel data that show nothing to a reader
+    'SEG': 'a segmentation',
+    'RTDOSE': 'a dose distribution',
+    'REG': 'a registration',
+    'RWV': 'a map of real-world values',
+}
+OLDEST, IMPOSSIBLE = 90.0, 120.0  # years; so few are older that they are told as 90; releases hold 148 and 411
 COLOURS = ('MONOCHROME1', 'MONOCHROME2', 'PALETTE COLOR', 'RGB', 'YBR_FULL', 'YBR_FULL_422', 'YBR_ICT', 'YBR_RCT')
 NEEDED = ('Rows', 'Columns', 'SamplesPerPixel', 'PhotometricInterpretation', 'BitsAllocated')
 WORDS = {  # what leaves a header: our name -> DICOM's
@@ -26,48 +32,82 @@ WORDS = {  # what leaves a header: our name -> DICOM's
     'body_part': 'BodyPartExamined',
     'view': 'ViewPosition',
     'sex': 'PatientSex',
+    'laterality': 'ImageLaterality',
     'scanner': 'Manufacturer',
     'burned_in': 'BurnedInAnnotation',
 }
 
 
+class Header(NamedTuple):
+    """What is known of a file without its pixels. The ids are plain, '' where there is none; never tell them."""
+
+    patient: str
+    study: str
+    instance: str
+    accession: str
+    frames: int
+    facts: dict[str, str | float]
+
+
 def looks_like(data: bytes) -> bool:
     """Whether the bytes begin as a DICOM file does, with its preamble or, as old files, without."""
-    return data[128:132] == b'DICM' or data[:4] == EXPLICIT or data[:2] == IMPLICIT
+    return data[128:132] == b'DICM' or data.startswith(BARE)
 
 
-def frames(data: bytes) -> int:
-    """How many pictures a file holds; 1 where it does not say. Reads the header alone; damaged files count as one."""
+def header(file: BinaryIO) -> Header:
+    """Ids, facts and the number of pictures, from one pass over the header. Unreadable where it holds no picture:
+    a report, a PDF, a presentation state, a DICOMDIR."""
+    size = _size(file)
+    if not looks_like(file.read(132)):
+        raise Unreadable('no DICOM file' if size else 'an empty file')
+    file.seek(0)
     try:
-        file = _open(data, header_only=True)
-        count = max(int(file.get('NumberOfFrames') or 1), 1)
-        return count if count == 1 or count * max(_least_bytes(file), 1) <= len(data) else 1
-    except Exception:  # what is wrong with it is told when its pixels are read
+        found = _open(file, header_only=True)
+    except Unreadable:
+        raise
+    except Exception as error:  # damaged files raise nearly anything
+        raise Unreadable(f'a damaged DICOM header: {type(error).__name__}') from None
+    modality = str(_get(found, 'Modality') or '').strip().upper()
+    if modality in NO_PICTURES or not _get(found, 'Rows'):
+        raise Unreadable(f'no picture but {NO_PICTURES.get(modality) or _kind(found)}')
+
+    def plain(tag: str) -> str:
+        return str(_get(found, tag) or '').replace('\0', '').strip()
+
+    return Header(
+        plain('PatientID'), plain('StudyInstanceUID'), plain('SOPInstanceUID'), plain('AccessionNumber'),
+        _frames(found, size), _facts(found),
+    )  # fmt: skip
+
+
+def frames(file: BinaryIO) -> int:
+    """How many pictures an open file holds; 1 where it does not say. Reads its header alone; damaged files count as
+    one, and so do those that are no DICOM: what is wrong with them is told when their pixels are read."""
+    try:
+        return header(file).frames
+    except Unreadable:
         return 1
 
 
-def facts(data: bytes) -> dict[str, str | float]:
-    """Modality, body part, view, sex, age in years, scanner, spacing in mm, and whether text is burned in ('YES').
+def shape(data: bytes) -> tuple[int, int]:
+    """Rows and columns, from the header alone; (0, 0) where it does not say."""
+    try:
+        file = _open(io.BytesIO(data), header_only=True)
+        rows, columns = int(file.Rows), int(file.Columns)
+        headers.check_size(rows, columns)
+        return rows, columns
+    except Exception:  # what is wrong with it is told when its pixels are read
+        return 0, 0
 
-    A value that is no plain short word is left out: such fields have held names.
+
+def facts(data: bytes) -> dict[str, str | float]:
+    """Modality, body part, view, side, sex, age in years, scanner, spacing in mm, and whether text is burned in
+    ('YES'). A value that is no plain short word is left out: such fields have held names.
     """
     try:
-        file = _open(data, header_only=True)
+        return _facts(_open(io.BytesIO(data), header_only=True))
     except Exception:
         return {}
-    found: dict[str, str | float] = {}
-    for name, tag in WORDS.items():
-        word = str(_get(file, tag) or '').strip()
-        if re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9 ,.&/()_-]{0,39}', word):
-            found[name] = word
-    if (age := _years(str(_get(file, 'PatientAge') or ''))) is not None:
-        found['age'] = min(age, OLDEST)
-    for tag in ('PixelSpacing', 'ImagerPixelSpacing', 'NominalScannedPixelSpacing'):
-        spacing = _first(_get(file, tag))
-        if spacing is not None and 0 < spacing < 100:
-            found['spacing'] = spacing
-            break
-    return found
 
 
 @np.errstate(all='ignore')  # what is no number is looked for at the end
@@ -79,7 +119,7 @@ def pixels(data: bytes, frame: int = 0) -> np.ndarray:
     """
     from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi
 
-    file = _open(data)
+    file = _open(io.BytesIO(data))
     if 'PixelData' not in file:
         raise Unreadable('a DICOM file without pixel data')
     if missing := [name for name in NEEDED if file.get(name) is None]:
@@ -116,19 +156,61 @@ def pixels(data: bytes, frame: int = 0) -> np.ndarray:
     return np.round(shown * scale).astype(kept)[..., None]
 
 
-def _open(data: bytes, header_only: bool = False) -> Any:
+def _facts(file: Any) -> dict[str, str | float]:
+    found: dict[str, str | float] = {}
+    for name, tag in WORDS.items():
+        word = str(_get(file, tag) or '').strip()
+        if re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9 ,.&/()_-]{0,39}', word):
+            found[name] = word
+    if found.get('sex') not in ('M', 'F', 'O'):
+        found.pop('sex', None)
+    if (age := _years(str(_get(file, 'PatientAge') or ''))) is not None and age <= IMPOSSIBLE:
+        found['age'] = min(age, OLDEST)
+    for tag in ('PixelSpacing', 'ImagerPixelSpacing', 'NominalScannedPixelSpacing'):
+        spacing = _first(_get(file, tag))
+        if spacing is not None and 0 < spacing < 100:
+            found['spacing'] = spacing
+            break
+    return found
+
+
+def _kind(file: Any) -> str:
+    """What an object without pixels is, by its class: 'Encapsulated PDF Storage'."""
+    from pydicom.uid import UID
+
+    given = _get(file, 'SOPClassUID') or _get(file.file_meta, 'MediaStorageSOPClassUID') or ''
+    name = UID(str(given)).name
+    return name if re.search('[A-Za-z]', name) else 'an object of an unknown class'
+
+
+def _frames(file: Any, size: int) -> int:
+    """NumberOfFrames, or 1 where it is none or more than the file has room for."""
+    try:
+        count = int(_get(file, 'NumberOfFrames') or 1)
+        return count if count == 1 or 0 < count * max(_least_bytes(file), 1) <= size else 1
+    except (ValueError, TypeError, AttributeError, OverflowError):
+        return 1
+
+
+def _size(file: BinaryIO) -> int:
+    size = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    return size
+
+
+def _open(file: BinaryIO, header_only: bool = False) -> Any:
     """The data set. A file that does not say how it is coded is taken as it could be read: uncompressed."""
     import pydicom
     from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
     _silence()
-    _check_inflated(data)
-    file = pydicom.dcmread(io.BytesIO(data), force=True, stop_before_pixels=header_only)
-    if 'TransferSyntaxUID' not in file.file_meta:
-        implicit, little = file.original_encoding
+    _check_inflated(file)
+    found = pydicom.dcmread(file, force=True, stop_before_pixels=header_only)
+    if 'TransferSyntaxUID' not in found.file_meta:
+        implicit, little = found.original_encoding
         plain = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
-        file.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else plain
-    return file
+        found.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else plain
+    return found
 
 
 def _silence() -> None:
@@ -143,21 +225,25 @@ def _silence() -> None:
         warnings.filterwarnings('ignore', module='pydicom')
 
 
-def _check_inflated(data: bytes) -> None:
+def _check_inflated(file: BinaryIO) -> None:
     """Raises Unreadable for a deflated file that is too large inside, without keeping what is inside."""
     from pydicom.filereader import _read_file_meta_info, read_preamble
     from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-    file, size = io.BytesIO(data), 0
+    start = file.tell()
     read_preamble(file, True)
-    if _read_file_meta_info(file).get('TransferSyntaxUID') != DeflatedExplicitVRLittleEndian:
+    syntax = _read_file_meta_info(file).get('TransferSyntaxUID')
+    if syntax != DeflatedExplicitVRLittleEndian:
+        file.seek(start)
         return
+    size = 0
     inflater, left = zlib.decompressobj(-zlib.MAX_WBITS), file.read()
     while left and not inflater.eof:
         size += len(inflater.decompress(left, 1 << 24))
         left = inflater.unconsumed_tail
         if size > headers.MOST_INFLATED:
             raise Unreadable(f'a deflated DICOM file of more than {headers.MOST_INFLATED >> 30} GB inside')
+    file.seek(start)
 
 
 def _least_bytes(file: Any) -> int:
@@ -188,7 +274,7 @@ def _stored(file: Any, frame: int) -> np.ndarray:
         raise Unreadable(f'a DICOM file of {samples} samples a pixel; 1 and 3 can be read')
     if not syntax.is_encapsulated:
         if len(data) < count * _frame_bytes(file):
-            raise Unreadable(f'a DICOM file that is cut short: {len(data)} bytes of {count * _frame_bytes(file)}')
+            raise Unreadable(f'damaged DICOM: it is cut short: {len(data)} bytes of {count * _frame_bytes(file)}')
         return pixel_array(file, index=frame)
 
     tables = ('ExtendedOffsetTable', 'ExtendedOffsetTableLengths')
@@ -207,20 +293,19 @@ def _stored(file: Any, frame: int) -> np.ndarray:
 def _check_coded(coded: bytes, size: tuple[int, int, int]) -> None:
     """Raises Unreadable where a compressed picture has another size (height, width, channels), or is damaged."""
     if coded[:2] == b'\xff\xd8':
-        header = headers.jpeg(coded)
-        told = header.height, header.width, header.channels
+        jpeg = headers.jpeg(coded)
+        told = jpeg.height, jpeg.width, jpeg.channels
     else:
-        header, told = None, headers.jpeg2000(coded)
+        jpeg, told = None, headers.jpeg2000(coded)
     if told != size:
         its, coded_size = (' x '.join(map(str, (width, height, samples))) for height, width, samples in (size, told))
         raise Unreadable(f'a DICOM file of {its} whose coded picture has {coded_size}')
     strictly = headers.STRICT if size[2] == 1 else headers.STRICT - {headers.LOSSLESS}
-    if header and header.bits == 8 and header.process in strictly:
+    if jpeg and jpeg.bits == 8 and jpeg.process in strictly:
         import simplejpeg
 
-        simplejpeg.decode_jpeg(
-            coded, colorspace='GRAY'
-        )  # is strict, where the decoder of pylibjpeg fills what is missing
+        # For its strictness: the decoder of pylibjpeg, which gives the pixels, fills what is missing.
+        simplejpeg.decode_jpeg(coded, colorspace='GRAY')
 
 
 def _check_plugins(file: Any) -> None:
@@ -246,9 +331,9 @@ def _get(file: Any, tag: str) -> Any:
 
 
 def _years(text: str) -> float | None:
-    """DICOM's '061Y', '018M', '012W', '003D' in years."""
-    match = re.fullmatch(r'(\d{1,3})([YMWD])', text.strip().upper())
-    return int(match[1]) / dict(Y=1, M=12, W=52.18, D=365.25)[match[2]] if match else None
+    """DICOM's '061Y', '018M', '012W', '003D' in years; '61', as some releases have it, is years too."""
+    match = re.fullmatch(r'(\d{1,3})([YMWD]?)', text.strip().upper())
+    return int(match[1]) / dict(Y=1, M=12, W=52.18, D=365.25)[match[2] or 'Y'] if match else None
 
 
 def _window(file: Any) -> tuple[float, float, str] | None:

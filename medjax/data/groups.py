@@ -1,4 +1,4 @@
-"""Images without a patient: near-duplicates count as one patient, so that drawn splits keep them together."""
+"""Images without a patient: near-duplicates, and what is of one study, count as one patient where splits are drawn."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def of_near_duplicates(
     if len(unknown) < 2 or any(entry.split for entry in source.entries):
         return source, again, []
     named = _groups(source, unknown)
-    told = (
-        f'{len(unknown)} images name no patient: {len(named)} of them are near-duplicates in {len(set(named.values()))}'
+    note = (
+        f'{len(unknown)} images name no patient: {len(named)} of them are near-duplicates or of one study, in '
+        f'{len(set(named.values()))} groups that are each in one split; people may still be in two'
     )
-    note = f'{told} groups, each in one split; people may still be in two'
     return _renamed(source, named), again and functools.partial(_again, again, named), [note]
 
 
@@ -46,7 +46,13 @@ def _groups(source: Source, unknown: list[int]) -> dict[int, str]:
     load = functools.lru_cache(64)(lambda i: chunks.opened(source.load(int(readable[i]))))
     alike = [similar.agree(load(a), load(b)) >= similar.ALIKE for a, b in zip(pairs.first, pairs.second, strict=True)]
     kept = np.asarray(alike, bool)
-    first = similar.groups(pairs.first[kept], pairs.second[kept], len(readable))  # each one's first member
+    _, head, study = np.unique(
+        [source.entries[i].study for i in readable], return_index=True, return_inverse=True
+    )  # its first image stands for a study
+    everyone = np.arange(len(readable))
+    first = similar.groups(
+        np.concatenate([pairs.first[kept], head[study]]), np.concatenate([pairs.second[kept], everyone]), len(readable)
+    )
     several = np.bincount(first, minlength=len(readable)) > 1
     return {int(readable[i]): f'group/{source.entries[readable[g]].image}' for i, g in enumerate(first) if several[g]}
 

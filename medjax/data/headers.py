@@ -115,15 +115,15 @@ def jpeg(data: bytes) -> Jpeg:
         elif marker == 0xE1 and body[:6] == b'Exif\0\0':
             turn = orientation(body[6:])
     if last != 0xD9:
-        raise Unreadable('a JPEG that is cut short')
+        raise Unreadable('damaged JPEG: it is cut short')
     if len(frames) != 1:
-        raise Unreadable('a damaged JPEG: no picture, or more than one, between its start and its end')
+        raise Unreadable('damaged JPEG: no picture, or more than one, between its start and its end')
     process, bits, height, width, channels, components = frames[0]
     check_size(height, width)
     if len(scans) > MOST_SCANS:
         raise Unreadable(f'a JPEG of {len(scans)} scans; at most {MOST_SCANS} can be read')
     if not components <= (_finished(scans) if process == PROGRESSIVE else {c for scan in scans for c in _of(scan)}):
-        raise Unreadable('a JPEG that is cut short: some of its scans are missing')
+        raise Unreadable('damaged JPEG: some of its scans are missing')
     return Jpeg(height, width, channels, bits, process, turn)
 
 
@@ -173,12 +173,12 @@ def png(data: bytes) -> tuple[bytes, int]:
         length, seen = int.from_bytes(data[at : at + 4], 'big'), data[at + 4 : at + 8]
         body, end = at + 8, at + 12 + length
         if end > len(data):
-            raise Unreadable('a PNG that is cut short')
+            raise Unreadable('damaged PNG: it is cut short')
         needed = seen[:1].isupper()
         if needed and zlib.crc32(memoryview(data)[at + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], 'big'):
-            raise Unreadable('a damaged PNG: a checksum in it is wrong')
+            raise Unreadable('damaged PNG: a checksum in it is wrong')
         if (seen == b'IHDR') != (at == 8):
-            raise Unreadable('a damaged PNG: its header is not at its start')
+            raise Unreadable('damaged PNG: its header is not at its start')
         if at == 8:
             width, height, bits, colours, *_, interlaced = struct.unpack(
                 '>II5B', data[body : body + 13].ljust(13, b'\0')
@@ -210,7 +210,7 @@ def _check_rows(packed: list[memoryview], width: int, height: int, bits: int, in
             left -= len(inflater.decompress(part, min(left, 1 << 20)))
             part = inflater.unconsumed_tail
     if left > 0:
-        raise Unreadable('a PNG that is cut short: rows are missing')
+        raise Unreadable('damaged PNG: rows are missing')
 
 
 # JPEG 2000 ---------------------------------------------------------------------------------------------------------
@@ -223,10 +223,10 @@ def jpeg2000(data: bytes) -> tuple[int, int, int]:
         while data[at + 4 : at + 8] != b'jp2c':
             length = int.from_bytes(data[at : at + 4], 'big')
             if length < 8:  # a box of no length: pydicom would look for the next one for ever
-                raise Unreadable('a damaged JPEG 2000 picture')
+                raise Unreadable('damaged JPEG 2000 picture')
             at += length
         at += 8
     if data[at : at + 4] != b'\xff\x4f\xff\x51' or len(data) < at + 42:
-        raise Unreadable('a damaged JPEG 2000 picture')
+        raise Unreadable('damaged JPEG 2000 picture')
     right, bottom, left, top = struct.unpack('>4I', data[at + 8 : at + 24])
     return bottom - top, right - left, int.from_bytes(data[at + 40 : at + 42], 'big')

@@ -50,6 +50,7 @@ class DataSet:
     patients: dict[str, int]  # patients; none is in two splits
     split_list: str  # 'nih/official', …; 'given' by the source, or 'drawn' per patient
     dropped: int
+    invented: bool  # its ids, and so its patients, are made up: who is who is known without looking
 
     def split(self, name: str) -> Split:
         """The split 'train', 'val' or 'test'; UserError where the data set has no record in it."""
@@ -102,8 +103,8 @@ class Split:
     def column(self, name: str) -> np.ndarray:
         """[n], mapped from disk: float32 with nan where unknown (age), or words with '' where unknown (sex, view, …).
 
-        Of every record: role, shape int32 [n,3] and bits as stored, words (of its texts), thumb uint8 [n,32,32] and its
-        perceptual hash uint8 [n,32].
+        Of every record: role, shape int32 [n,3] and bits as stored, the number of words and sentences of its texts,
+        thumb uint8 [n,32,32] and its perceptual hash uint8 [n,32].
         """
         if name not in self.facts:
             raise UserError(f'{self.data.path}: the records have no {name!r}{suggest(name, self.facts)}')
@@ -144,7 +145,7 @@ def open(path: str | os.PathLike) -> DataSet:
         data = DataSet(path=path, **(facts | {'labels': tuple(facts['labels'])}))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f'{file} is damaged ({error}); build the data set again') from None
-    for part in ('columns', 'records/dataset_info.json'):
+    for part in ('columns', 'drops.csv', 'records/dataset_info.json'):
         if not (path / part).exists():
             raise UserError(f'{path} is incomplete: {part} is missing; copy it again, or build it again')
     return data

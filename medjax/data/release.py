@@ -1,4 +1,4 @@
-"""What sources share: a folder as it was released is checked, its tables are read, its files are found.
+"""What sources share: a folder as it was released is checked, its tables and lists are read, its files are found.
 
 Nothing outside the folder is opened, whatever a table or a link says.
 """
@@ -9,21 +9,24 @@ import argparse
 import csv
 import gzip
 import io
-import math
+import itertools
+import json
 import os
 import pathlib
-import re
 import zlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
-from medjax.data import headers
+from medjax.data import dicom, headers
 from medjax.data.sources import Drop, Unreadable
 from medjax.errors import UserError, suggest
 
 SPLITS = {'train': 'train', 'val': 'val', 'valid': 'val', 'validate': 'val', 'validation': 'val', 'test': 'test'}
-ROLES = dict.fromkeys(('pa', 'ap', 'frontal'), 'frontal') | dict.fromkeys(('l', 'll', 'rl', 'lateral'), 'lateral')
+
+
+SUFFIXES = ('.png', '.jpg', '.jpeg')  # of files that hold one picture and need no look inside to know it
+LONGEST = 64 << 20  # bytes of a line of JSON
 
 
 class Line(NamedTuple):
@@ -85,7 +88,60 @@ def read_table(path: pathlib.Path, columns: Sequence[str] = (), lower: Sequence[
 
 def read_list(path: pathlib.Path) -> list[str]:
     """The lines of a text file, stripped, without empty ones: split lists are such files."""
-    return [line for raw in _text(path).splitlines() if (line := raw.strip())]
+    return [line for _, line in numbered(path)]
+
+
+def numbered(path: pathlib.Path) -> list[tuple[int, str]]:
+    """The lines of a text file with their numbers, stripped, without empty ones."""
+    return [(n, line) for n, raw in enumerate(_text(path).split('\n'), 1) if (line := raw.strip())]
+
+
+def json_lines(path: pathlib.Path) -> Iterator[tuple[int, int, dict[str, Any] | str]]:
+    """(number, where it begins in bytes, object or why it is none) of each line of a .jsonl file.
+
+    Such files have millions of lines with long texts: keep of an object what you need, and read the rest again with
+    `json_line`. UserError where not one line is an object, or one is too long for such a file.
+    """
+    at, good = 0, 0
+    try:
+        with path.open('rb') as file:
+            for number in itertools.count(1):
+                raw = file.readline(LONGEST)
+                if not raw:
+                    break
+                if len(raw) == LONGEST:
+                    raise UserError(f'{path}, line {number}: longer than {LONGEST >> 20} MB; give one object a line')
+                if raw.strip():
+                    try:
+                        yield number, at, _object(raw)
+                        good += 1
+                    except Unreadable as error:
+                        yield number, at, str(error)
+                at += len(raw)
+    except OSError as error:
+        raise UserError(f'{path} cannot be read: {error.strerror}') from None
+    if not good:
+        raise UserError(f'{path}: no line of it is a JSON object; give JSON lines, one object on each')
+
+
+def json_line(path: pathlib.Path, at: int) -> dict[str, Any]:
+    """The object on the line that begins at byte `at`."""
+    try:
+        with path.open('rb') as file:
+            file.seek(at)
+            return _object(file.readline())
+    except OSError as error:
+        raise Unreadable(f'{path.name} cannot be read again: {error.strerror}') from None
+
+
+def _object(raw: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(raw.decode('utf-8-sig'))
+    except (ValueError, RecursionError):
+        raise Unreadable('the line is no JSON') from None
+    if not isinstance(value, dict):
+        raise Unreadable('the line is no JSON object')
+    return value
 
 
 def _rows(path: pathlib.Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
@@ -111,17 +167,83 @@ def _text(path: pathlib.Path) -> str:
         raise UserError(f'{path} cannot be read: {error.__class__.__name__}: {error}') from None
 
 
+def files(root: pathlib.Path, *suffixes: str) -> dict[str, str]:
+    """The files under `root` that end so (all without suffixes): path relative to it -> stamp.
+    Hidden files are no part of a release.
+
+    One walk, because asking for 200,000 files one by one takes minutes on a network disk. Links that leave the folder
+    are left out, and linked folders are not entered.
+    """
+    found: dict[str, str] = {}
+    waiting = ['']
+    while waiting:
+        below = waiting.pop()
+        try:
+            with os.scandir(root / below) as entries:
+                here = [entry for entry in entries if not entry.name.startswith('.')]
+        except OSError as error:
+            raise UserError(f'{root / below} cannot be listed: {error.strerror}') from None
+        for entry in here:
+            name = below + entry.name
+            if entry.is_dir(follow_symlinks=False):
+                waiting.append(name + '/')
+            elif (not suffixes or entry.name.lower().endswith(suffixes)) and (
+                not entry.is_symlink() or _is_inside(root, name)
+            ):
+                found[name] = stamp(pathlib.Path(entry.path))
+    return dict(sorted(found.items()))
+
+
+def paths(root: pathlib.Path, *suffixes: str) -> dict[str, pathlib.Path]:
+    """`files` as paths."""
+    return {name: root / name for name in files(root, *suffixes)}
+
+
+def _is_inside(root: pathlib.Path, name: str) -> bool:
+    try:
+        inside(root, name)
+    except Unreadable:
+        return False
+    return True
+
+
+def account(root: pathlib.Path, table: str, layout: str, named: int, used: int, found: int) -> list[str]:
+    """Notes on images of a table that are not in the folder and on files that no table names; UserError if no image of
+    the table is there. Releases come in parts, so a part of one is no mistake."""
+    if not used:
+        raise UserError(
+            f'{root}: none of the {named:,} images that {table} names is there (linked folders are not entered); '
+            f'give {layout}'
+        )
+    notes = []
+    if named > used:
+        notes.append(
+            f'{named - used:,} of the {named:,} images that {table} names are not used: see what was set aside'
+        )
+    if found > used:
+        notes.append(f'{found - used:,} image files are not used: {table} does not name them, or they were set aside')
+    return notes
+
+
+def not_named(found: Collection[str], named: Collection[str], where: str) -> list[str]:
+    """A note on the files that no table names; none where there are none."""
+    extra = len(set(found) - set(named))
+    what = f'{extra} image file{"s" * (extra > 1)} in the folder'
+    return [f'{what} {"are" if extra > 1 else "is"} not in {where} and left out'] if extra else []
+
+
+def read_json(path: pathlib.Path) -> Any:
+    """The content of a JSON file; UserError where it is none."""
+    try:
+        return json.loads(_text(path))
+    except (ValueError, RecursionError) as error:
+        reason = str(error) if isinstance(error, json.JSONDecodeError) else 'nested too deeply'
+        raise UserError(f'{path} is no JSON file that can be read ({reason}); copy it again') from None
+
+
 def inside(root: pathlib.Path, name: str) -> pathlib.Path:
     """The file that a cell names, or Unreadable where it is blank, missing or not inside the folder `root`."""
-    name = name.replace('\\', '/')
-    if not name:
-        raise Unreadable('no file is named')
-    if '\0' in name:
-        raise Unreadable('the path has a zero byte')
-    if pathlib.PurePosixPath(name).is_absolute() or pathlib.PureWindowsPath(name).drive:
-        raise Unreadable('the path is absolute; paths are relative to the folder')
-    if '..' in name.split('/'):
-        raise Unreadable("the path leaves the folder ('..')")
+    name = relative(name)
     try:
         file = (root / name).resolve()
         if not file.is_relative_to(root):
@@ -131,6 +253,83 @@ def inside(root: pathlib.Path, name: str) -> pathlib.Path:
     except (OSError, RuntimeError):  # too long, no permission, links in a circle
         raise Unreadable('the path cannot be followed') from None
     return file
+
+
+def tree(root: pathlib.Path) -> tuple[list[tuple[int, str]], list[Drop], list[str]]:
+    """The files below a folder: (number, path relative to it with '/'), sorted; the others with a reason; notes.
+
+    The number is what drops may tell of a file whose path may name a patient: its line in
+    `find . ! -type d | LC_ALL=C sort`, hidden files too. Links that leave the folder are not followed, nor
+    links to folders.
+    """
+    found, dropped, hidden = [], [], 0
+    paths = []
+    for folder, folders, names in os.walk(root):
+        linked = [name for name in folders if os.path.islink(os.path.join(folder, name))]
+        inner = os.path.relpath(folder, root).replace(os.sep, '/')
+        paths += [name if inner == '.' else f'{inner}/{name}' for name in [*names, *linked]]
+    for number, path in enumerate(sorted(paths, key=os.fsencode), 1):
+        if any(part.startswith(('.', '__MACOSX')) for part in path.split('/')):
+            hidden += 1
+            continue
+        try:
+            path.encode()
+            if os.path.islink(root / path):
+                if os.path.isdir(root / path):
+                    raise Unreadable('a link to a folder, which is not followed')
+                inside(root, path)
+            elif not os.path.isfile(root / path):
+                raise Unreadable('a pipe, socket or device')
+        except UnicodeEncodeError:
+            dropped.append(Drop(plain(path), f'file {number}', 'its name is not UTF-8'))
+        except Unreadable as error:
+            dropped.append(Drop(path, f'file {number}', str(error)))
+        else:
+            found.append((number, path))
+    notes = ['drops count files in the order of: find . ! -type d | LC_ALL=C sort']
+    if hidden:
+        notes.append(f'{hidden} hidden files are passed over')
+    return found, dropped, notes
+
+
+def frames(file: pathlib.Path) -> int:
+    """How many pictures a file holds: 1, or the frames of a DICOM file, of which the header alone is read."""
+    if file.suffix.lower() in SUFFIXES:
+        return 1
+    try:
+        with file.open('rb') as opened:
+            return dicom.frames(opened)
+    except OSError:  # told when it is loaded
+        return 1
+
+
+def relative(name: str) -> str:
+    """The path with '/' that a cell names, or Unreadable where it is blank, absolute, or leaves the folder."""
+    name = name.replace('\\', '/')
+    if not name:
+        raise Unreadable('no file is named')
+    if '\0' in name:
+        raise Unreadable('the path has a zero byte')
+    if pathlib.PurePosixPath(name).is_absolute() or pathlib.PureWindowsPath(name).drive:
+        raise Unreadable('the path is absolute; paths are relative to the folder')
+    if '..' in name.split('/'):
+        raise Unreadable("the path leaves the folder ('..')")
+    return name
+
+
+def all_or_none(root: pathlib.Path, splits: Sequence[str | None], what: str) -> None:
+    """UserError where the folder's names say the split of some of its `what`, and not of others."""
+    others = sum(split is None for split in splits)
+    if others and (known := ', '.join(sorted({split for split in splits if split}))):
+        raise UserError(
+            f'{root}: there are folders or files for {known}, but {others} {what} lie outside of them; '
+            'move them there, or give the folder of one split alone'
+        )
+
+
+def plain(name: str) -> str:
+    """A name that can be hashed: what is no Unicode (names of files, \\ud800 in JSON) is written with backslashes."""
+    return name.encode(errors='backslashreplace').decode()
 
 
 def content(file: pathlib.Path) -> bytes:
@@ -150,23 +349,3 @@ def stamp(file: pathlib.Path) -> str:
     except OSError:
         return ''
     return f'{facts.st_size} {facts.st_mtime_ns}'
-
-
-def label(cell: str) -> int | None:
-    """0, 1 or -1, also written as 1.0; None for anything else."""
-    match = re.fullmatch(r'(-?1|-?0)(\.0*)?', cell)
-    return int(match[1]) if match else None
-
-
-def years(cell: str) -> float | None:
-    """An age in years from '61', '61.5' or DICOM's '061Y'; None where it is none of these."""
-    try:
-        age = float(cell[:-1] if cell[-1:].upper() == 'Y' else cell)
-    except ValueError:
-        return None
-    return age if math.isfinite(age) and age >= 0 else None
-
-
-def known(**facts: str | float | None) -> dict[str, str | float]:
-    """The facts that are known: None and '' left out."""
-    return {name: fact for name, fact in facts.items() if fact not in (None, '')}

@@ -36,15 +36,17 @@ def assign(source: Source, stratify: Sequence[str] = ()) -> list[str]:
     given = [str(entry.split) for entry in entries]
     if unknown := sorted(set(given) - set(NAMES)):
         raise UserError(f'unknown split {", ".join(map(repr, unknown))}; use train, val or test for every image')
-    check([patient(entry) for entry in entries], given)
+    named = [(entry, split) for entry, split in zip(entries, given, strict=True) if entry.patient or entry.origin]
+    check([patient(entry) for entry, _ in named], [split for _, split in named])  # the audit tells of torn studies
     return given
 
 
 def patient(entry: Entry) -> str:
-    """Its patient's id; that of its origin where it has one; an image of which nobody is known stands alone."""
+    """Its patient's id; that of its origin where it has one; the study (slices of a volume, figures of an article)
+    where nobody is known."""
     if entry.origin is not None:
         return f'{entry.origin.namespace}:{entry.origin.patient}'
-    return f'image/{entry.image}' if entry.patient is None else entry.patient
+    return f'study/{entry.study}' if entry.patient is None else entry.patient
 
 
 def draw(namespace: str, patient: str, seed: int = SEED) -> str:

@@ -27,8 +27,8 @@ from typing import Any
 import numpy as np
 
 from medjax import __version__
-from medjax.data import audit, chunks, columns, groups, ids, published, records, splits, workers
-from medjax.data.chunks import FORMAT, Chunk
+from medjax.data import audit, chunks, columns, groups, ids, records, splits, workers
+from medjax.data.chunks import FORMAT, Chunk, Dropped
 from medjax.data.sources import Source
 from medjax.errors import UserError
 
@@ -65,7 +65,7 @@ def write(
         data = records.open(work)
         found = audit.audit([data])
         (work / 'audit.json').write_text(json.dumps(found, indent=1) + '\n')
-        summary['notes'] = [*source.notes, *notes, *_list_notes(source, named), *_notes(data)]
+        summary['notes'] = [*source.notes, *notes, *_notes(data)]
         summary['audit'] = found
         shutil.rmtree(made)
         _publish(work, out)
@@ -75,7 +75,7 @@ def write(
 def _finish(source: Source, key: bytes, plan: list[Chunk], made: pathlib.Path, work: pathlib.Path) -> dict[str, Any]:
     """Moves the chunks' files into `work` as a data set and returns what medjax.json says."""
     known = columns.gather(made, plan, work / 'columns')
-    drops = [*(chunks.drop_row(drop, key, source.namespace) for drop in source.dropped), *known.drops]
+    drops = [*(chunks.told(drop, key, source.namespace) for drop in source.dropped), *known.drops]
     if not known.shards:
         shutil.rmtree(made)  # so that the work folder goes
         raise UserError(_nothing(source, drops))
@@ -96,13 +96,14 @@ def _finish(source: Source, key: bytes, plan: list[Chunk], made: pathlib.Path, w
         splits={split: sum(lengths) for split, lengths in known.shards.items()},
         patients=known.patients,
         split_list='drawn' if source.entries[0].split is None else source.splits or 'given',
-        dropped=sum(part == 'record' for part, *_ in drops),
+        dropped=sum(drop.part == 'record' for drop in drops),
+        invented=source.key is not None,
         key_fingerprint=ids.fingerprint(key),
         fingerprint=_fingerprint(source, known.content),
     )
     (work / 'medjax.json').write_text(json.dumps(summary, indent=1) + '\n')
     with (work / 'drops.csv').open('w', newline='') as file:
-        csv.writer(file).writerows([['part', 'where', 'reason', 'image_key'], *drops])
+        csv.writer(file).writerows([Dropped._fields, *drops])
     return summary | {'drops': drops}
 
 
@@ -138,20 +139,6 @@ def _fingerprint(source: Source, content: str) -> str:
     return hashlib.sha256(said.encode()).hexdigest()[:16]
 
 
-def _list_notes(source: Source, named: list[str]) -> list[str]:
-    """Whether the splits are the published ones that they are called by."""
-    if not source.splits:
-        return []
-    lost = [(drop.image, '') for drop in source.dropped if drop.part == 'record' and drop.image]
-    pairs = [(entry.image, split) for entry, split in zip(source.entries, named, strict=True)]
-    differ = published.differences(source.splits, pairs)
-    about = published.LISTS[source.splits].about
-    if not differ:
-        return [f'splits: {source.splits}, as published ({about})']
-    missing = f'; {len(lost)} images were set aside before' if lost else ''
-    return [f'splits: {source.splits} ({about}), but not the whole of it: {"; ".join(differ)}{missing}']
-
-
 def _notes(data: records.DataSet) -> list[str]:
     """What the data set should not hide."""
     parts = {split: data.split(split) for split in data.splits}
@@ -169,8 +156,8 @@ def _notes(data: records.DataSet) -> list[str]:
     return notes
 
 
-def _nothing(source: Source, drops: list[list[str]]) -> str:
-    reasons = collections.Counter(reason for part, _, reason, _ in drops if part == 'record').most_common(3)
+def _nothing(source: Source, drops: list[Dropped]) -> str:
+    reasons = collections.Counter(drop.reason for drop in drops if drop.part == 'record').most_common(3)
     why = '; '.join(f'{n} x {reason}' for reason, n in reasons)
     return f'{source.name}: no usable image, so nothing was written ({why or "the source is empty"})'
 

@@ -60,7 +60,7 @@ class Features(NamedTuple):
 
     cls: np.ndarray  # float32 [n,layers,D], last block last
     patches: np.ndarray | None  # float32 [n,D], the mean over the last block's patch tokens
-    labels: np.ndarray  # int8 [n,L]: 1, 0, -1 uncertain, -2 blank
+    labels: np.ndarray  # int8 [n,L]: 1, 0; negative where neither, see `policy`
     patients: np.ndarray  # int64 [n], dense numbers 0…P-1; no identifier
 
 

@@ -30,12 +30,10 @@ def path(run: pathlib.Path, encoder: int | str, data: str, probe: str) -> pathli
     return run / 'probes' / str(encoder) / f'{data}.{probe}.json'
 
 
-def settings_key(
-    encoder: Encoder, probe: ModuleType, data: Any, provenance: dict[str, Any], seed: int, draws: int
-) -> str:
-    """A digest of all that a result depends on, the probe's own source included."""
+def settings_key(encoder: Encoder, probe: ModuleType, data: Any, about: dict[str, Any], seed: int, draws: int) -> str:
+    """A digest of all that a result depends on, the probe's own source included; `about`: what it says of itself."""
     source = inspect.getsource(probe)
-    parts = [encoder.digest, data.fingerprint, probe.__name__, source, provenance, seed, draws, medjax.__version__]
+    parts = [encoder.digest, data.fingerprint, probe.__name__, source, about, seed, draws, medjax.__version__]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 

@@ -39,19 +39,26 @@ def find(run: Run, data: str | None) -> Found:
 def summary(data: records.DataSet) -> dict[str, Any]:
     """Facts and a table of labels: positives and known (neither uncertain nor blank) records of each split."""
     split_names = list(data.splits)
-    facts = [
-        ('version', f'{data.version}, fingerprint {data.fingerprint}'),
-        ('records', ', '.join(f'{n:,} {split}' for split, n in data.splits.items())),
-        ('patients', ', '.join(f'{n:,} {split}' for split, n in data.patients.items())),
-        ('images', f'channels {data.channels}, {data.bits} bit, longer side at most {data.size} px'),
-        ('pixels', f'mean {data.mean:.3f}, deviation {data.std:.3f} (train split, of [0,1])'),
-        ('set aside', drops(data.path / 'drops.csv')),
-    ]
     table = []
     for i, label in enumerate(data.labels):
         columns = [data.split(s).labels_array[:, i] for s in split_names]
         table.append((label, [f'{np.sum(c == 1):,} / {np.sum(c >= 0):,}' for c in columns]))
-    return {'name': data.name, 'facts': facts, 'splits': split_names, 'labels': table}
+    return {'name': data.name, 'facts': facts(data), 'splits': split_names, 'labels': table}
+
+
+def facts(data: records.DataSet) -> list[tuple[str, str]]:
+    """What a data set is, in a few lines."""
+    lists = {'given': 'given by the source', 'drawn': 'drawn per patient'}
+    return [
+        ('version', f'{data.version}, fingerprint {data.fingerprint}'),
+        ('licence', data.license or 'not stated by the source'),
+        ('records', ', '.join(f'{n:,} {split}' for split, n in data.splits.items())),
+        ('patients', ', '.join(f'{n:,} {split}' for split, n in data.patients.items())),
+        ('split list', lists.get(data.split_list, data.split_list)),
+        ('images', f'channels {data.channels}, {data.bits} bit, longer side at most {data.size} px'),
+        ('pixels', f'mean {data.mean:.3f}, deviation {data.std:.3f} (train split, of [0,1])'),
+        ('set aside', drops(data.path / 'drops.csv')),
+    ]
 
 
 def drops(path: Path) -> str:

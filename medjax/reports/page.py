@@ -9,12 +9,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
 
-import medjax
-from medjax.reports import plots, results
+from medjax.reports import base, plots, results
 from medjax.reports.pictures import Pictures
 from medjax.reports.read import Run
 
@@ -33,16 +31,11 @@ SECTIONS = (
 
 def render(run: Run, pictures: Pictures, datasets: Sequence[Mapping[str, Any]], data_words: str) -> str:
     """The page. `datasets` and `pictures` come from the records (pictures.py), all else from the run's files."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader('medjax.reports', '.'),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template('template.html').render(
+    return base.render(
+        'run.html',
+        command='report',
+        images=bool(pictures.patches or pictures.neighbours),
         name=run.name,
-        version=medjax.__version__,
         sections=SECTIONS,
         status=run.health.get('status', 'too early'),
         verdict=run.health.get('verdict', 'No verdict yet: the run has not written health.json.'),

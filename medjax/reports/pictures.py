@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from medjax.data.records import DataSet, Split
+from medjax.data.records import DataSet
 from medjax.errors import UserError
 from medjax.probes import encode
+from medjax.reports import choice, images
 from medjax.reports.dataset import Found
 from medjax.reports.read import Run
 
 IMAGES = 8  # pictures with patch components
 QUERIES, NEIGHBOURS = 6, 5  # the first of them are queries as well
 TRAIN = 20_000  # more train records than this are not encoded for a report: a probe has cached them, or it says so
-SIDE = 224  # pixels of a picture on the page
 
 
 class Pictures(NamedTuple):
@@ -42,20 +40,24 @@ def gather(run: Run, found: Found) -> Pictures:
     name = next(name for name in ('test', 'val', 'train') if name in data.splits)
     split = data.split(name)
     encoder = encode.load(run.path / 'exports' / str(step))
-    chosen = choose(split, IMAGES)
-    images = [split[i].image for i in chosen]
-    seen = encode.encode(encoder, images)
-    labels = [words(split.labels_array[i], data.labels) for i in chosen]
+    chosen = choice.varied(split, IMAGES)
+    pictures = [split[i].image for i in chosen]
+    seen = encode.encode(encoder, pictures)
+    labels = [images.words(split.labels_array[i], data.labels) for i in chosen]
     of = f'{name} images of {data.name}, step {step:,}'
     try:
-        rows, row_words = neighbours(run, encoder, data, seen['cls'][:QUERIES, -1], images, labels)
+        rows, row_words = neighbours(run, encoder, data, seen['cls'][:QUERIES, -1], pictures, labels)
     except UserError as error:
         rows, row_words = [], str(error)
     colours, shares = components(seen['patches'])
     return Pictures(
         patches=[
-            {'image': uri(picture(image)), 'map': uri(over(picture(image), colour)), 'words': label}
-            for image, colour, label in zip(images, colours, labels, strict=True)
+            {
+                'image': images.uri(images.centre(image)),
+                'map': images.uri(over(images.centre(image), colour)),
+                'words': label,
+            }
+            for image, colour, label in zip(pictures, colours, labels, strict=True)
         ],
         patch_words=f'{of.capitalize()}; beside each the first three principal components of all their patch features '
         f'as red, green and blue ({", ".join(f"{100 * share:.0f}" for share in shares)} % of the variance).',
@@ -70,22 +72,12 @@ def missing(reason: str) -> Pictures:
     return Pictures(patch_words=reason, neighbour_words=reason)
 
 
-def choose(split: Split, n: int) -> list[int]:
-    """n records of as many patients where there are so many: a positive of each label in turn, then any; no luck."""
-    order = np.random.default_rng(0).permutation(len(split))
-    labels, patients = split.labels_array[order], split.keys('patient')[order]
-    first = np.sort(np.unique(patients, return_index=True)[1])  # one record of each patient
-    wanted = [first[labels[first, i] == 1] for i in range(labels.shape[1])]
-    turns = [where[turn] for turn in range(n) for where in wanted if turn < len(where)]
-    return [int(order[i]) for i in list(dict.fromkeys([*turns, *first]))[:n]]
-
-
 def neighbours(
     run: Run,
     encoder: encode.Encoder,
     data: DataSet,
     queries: np.ndarray,
-    images: Sequence[np.ndarray],
+    pictures: Sequence[np.ndarray],
     labels: Sequence[str],
 ) -> tuple[list[list[dict[str, Any]]], str]:
     """Rows of a query and its neighbours in train, or none and why."""
@@ -97,11 +89,13 @@ def neighbours(
     features = encode.features(encoder, data, 'train', cache=cache)
     numbers, similarities = nearest(queries, features.cls[:, -1], NEIGHBOURS)
     rows = []
-    for query, label, ids, values in zip(images, labels, numbers, similarities, strict=False):
-        row: list[dict[str, Any]] = [{'image': uri(picture(query)), 'words': label, 'same': False, 'similarity': ''}]
+    for query, label, ids, values in zip(pictures, labels, numbers, similarities, strict=False):
+        row: list[dict[str, Any]] = [
+            {'image': images.uri(images.centre(query)), 'words': label, 'same': False, 'similarity': ''}
+        ]
         for i, value in zip(ids, values, strict=True):
-            other = words(train.labels_array[i], data.labels)
-            image = uri(picture(train[int(i)].image))
+            other = images.words(train.labels_array[i], data.labels)
+            image = images.uri(images.centre(train[int(i)].image))
             row.append({'image': image, 'words': other, 'same': other == label, 'similarity': f'{value:.3f}'})
         rows.append(row)
     return rows, ''
@@ -134,29 +128,7 @@ def unit(x: np.ndarray) -> np.ndarray:
     return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
 
 
-def picture(image: np.ndarray) -> Image.Image:
-    """A stored image, uint8 or uint16 [H,W,1|3], for the page: the centre square that the encoder sees, in 8 bits."""
-    side = min(image.shape[:2])
-    top, left = ((length - side) // 2 for length in image.shape[:2])
-    image = image[top : top + side, left : left + side]
-    shades = (image.astype(np.float32) * (255 / np.iinfo(image.dtype).max)).round().astype(np.uint8)
-    found = Image.fromarray(shades[..., 0] if shades.shape[-1] == 1 else shades).convert('RGB')
-    return found.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
-
-
-def uri(found: Image.Image) -> str:
-    file = io.BytesIO()
-    found.save(file, 'JPEG', quality=88)
-    return 'data:image/jpeg;base64,' + base64.b64encode(file.getvalue()).decode()
-
-
 def over(image: Image.Image, colours: np.ndarray) -> Image.Image:
     """Patch colours [h,w,3] in [0,1] laid over the image they come from."""
     shades = Image.fromarray((255 * colours).round().astype(np.uint8)).resize(image.size, Image.Resampling.NEAREST)
     return Image.blend(image, shades, 0.65)
-
-
-def words(label: np.ndarray, names: Sequence[str]) -> str:
-    """The labels that are present, for people."""
-    present = [name for name, value in zip(names, label, strict=True) if value == 1]
-    return ', '.join(present) or ('no finding labelled' if len(names) else '')

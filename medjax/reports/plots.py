@@ -11,12 +11,14 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from medjax.probes import metrics
 
-# Placeholders that become CSS variables of the page (template.html says what they look like).
+# Placeholders that become CSS variables of the page (base.html says what they look like).
 INK, SOFT, RULE = '#010101', '#020202', '#030303'
 SERIES = ('#0a0001', '#0a0002', '#0a0003', '#0a0004', '#0a0005', '#0a0006')
+SPLITS = dict(zip(('train', 'val', 'test'), SERIES, strict=False))
 VARIABLES = {INK: 'ink', SOFT: 'soft', RULE: 'rule'} | {color: f'c{i}' for i, color in enumerate(SERIES, start=1)}
 
 DASHED, DOTTED = (0, (4, 3)), (0, (2, 3))
@@ -152,6 +154,45 @@ def discrimination(label: str, scores: Mapping[str, tuple[np.ndarray, np.ndarray
             axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect='equal')
         roc.legend(loc='lower right', labelcolor=SOFT)
         return svg(figure, f'ROC and precision-recall curves of {label}')
+
+
+def histogram(title: str, unit: str, series: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Markup:
+    """Shares over bins, an outline a split: series: split -> counts [n] and the edges of their bins [n+1]."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = panel()
+        for split, (counts, edges) in series.items():
+            color = SPLITS[split]
+            share = 100 * counts / max(counts.sum(), 1)
+            axes.stairs(share, edges, color=color, fill=True, alpha=0.12, linewidth=0)
+            axes.stairs(share, edges, color=color, linewidth=1.3, label=split)
+        finish(axes, title, unit, '%')
+        axes.set_ylim(bottom=0)
+        if len(series) > 1:
+            axes.legend(loc='best', labelcolor=SOFT)
+        return svg(figure, f'histogram of {title}, a line for each split')
+
+
+def matrix(words: str, names: Sequence[str], shares: np.ndarray) -> Markup:
+    """Shares in [0,1] of rows and columns [n,n] as squares, stronger where larger, with per cent in them.
+
+    `words` is what a screen reader says.
+    """
+    n = len(names)
+    short = [name if len(name) <= 24 else f'{name[:23]}…' for name in names]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(2.2 + 0.3 * n, 1.6 + 0.26 * n), layout='constrained')
+        axes = figure.subplots()
+        for (row, column), share in np.ndenumerate(shares):
+            if share > 0:
+                axes.add_patch(Rectangle((column, row), 1, 1, color=SERIES[0], alpha=0.08 + 0.72 * share, linewidth=0))
+                percent = f'{100 * share:.0f}' if share >= 0.005 else '<1'
+                axes.text(column + 0.5, row + 0.5, percent, ha='center', va='center', fontsize=6.5)
+        axes.set(xlim=(0, n), ylim=(n, 0), xticks=np.arange(n) + 0.5, yticks=np.arange(n) + 0.5)
+        axes.set_xticklabels(short, rotation=90)
+        axes.set_yticklabels(short)
+        axes.grid(False)
+        axes.tick_params(length=0)
+        return svg(figure, words)
 
 
 def panel() -> tuple[Figure, Axes]:

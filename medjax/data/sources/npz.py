@@ -9,6 +9,8 @@ import argparse
 import math
 import os
 import pathlib
+import shutil
+import tempfile
 import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +22,8 @@ from medjax.data.sources import BLANK, Entry, Example, Source, Unreadable
 from medjax.errors import UserError
 
 MOST_CLASSES = 1000
-MOST_OF_MEMORY = 0.8  # that the arrays of a file may take
+IN_MEMORY = 2**30  # bytes of an array; larger ones are mapped from a temporary file
+MOST_OF_MEMORY = 0.8  # that the others may take together
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,11 +33,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def source(file: str) -> Source:
     """The file as a source. Labels: one for a binary [n,1] of 0/1, one per class for more, [n,L] as they are."""
     path = pathlib.Path(file).expanduser()
-    arrays = _arrays(path)
-    images = {split: arrays[f'{split}_images'] for split in splits.NAMES if f'{split}_images' in arrays}
-    labels = _labels({split: arrays[f'{split}_labels'] for split in images if f'{split}_labels' in arrays})
+    held = arrays(path)
+    images = {split: held[f'{split}_images'] for split in splits.NAMES if f'{split}_images' in held}
+    labels = _labels({split: held[f'{split}_labels'] for split in images if f'{split}_labels' in held})
     for split, stack in images.items():
-        _check(path, split, stack, labels.get(split))
+        check(path, split, stack, labels.get(split))
     place = [(split, i) for split, stack in images.items() for i in range(len(stack))]
     count = next((array.shape[1] for array in labels.values()), 0)
 
@@ -98,8 +101,11 @@ def write(source: Source, file: str) -> None:
         hidden.unlink(missing_ok=True)
 
 
-def _arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """The arrays of the layout by their names; others are not read."""
+def arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """The arrays of the layout by name; large ones are unpacked to a temporary file (TMPDIR) and read from there.
+
+    UserError where it is no such file.
+    """
     if not path.is_file():
         raise UserError(f'{path} does not exist; give an .npz file in the layout of MedMNIST')
     try:
@@ -112,7 +118,7 @@ def _arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
                     'train_labels, val_images, …'
                 )
             members = {name: names[name] for name in wanted if name in names}
-            _check_memory(path, sum(member.file_size for member in members.values()))
+            _check_room(path, [member.file_size for member in members.values()])
             return {name: _array(file, member) for name, member in members.items()}
     except (UserError, MemoryError):
         raise
@@ -124,7 +130,10 @@ def _arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def _array(file: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
-    """One array, its header checked before there is any: pickles are never read, nothing more than is there is made."""
+    """One array, its header checked before there is any: pickles are never read, nothing more than is there is made.
+
+    It is mapped where it is large: those of 224 px have up to 13 GB.
+    """
     with file.open(member) as data:
         version = np.lib.format.read_magic(data)
         read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -134,18 +143,21 @@ def _array(file: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
         size, there = math.prod(shape) * dtype.itemsize, member.file_size - data.tell()
         if min(shape, default=0) < 0 or size != there:
             raise Unreadable(f'{member.filename} has the shape {shape}, {size} bytes, but {there} are there')
-    with file.open(member) as data:
-        return np.lib.format.read_array(data, allow_pickle=False)
+    if member.file_size <= IN_MEMORY:
+        with file.open(member) as data:
+            return np.lib.format.read_array(data, allow_pickle=False)
+    with tempfile.TemporaryDirectory(prefix='medjax-') as folder:  # the mapping outlives the file's name
+        return np.load(file.extract(member, folder), mmap_mode='r', allow_pickle=False)
 
 
-def _check_memory(path: pathlib.Path, size: int) -> None:
-    """All arrays are in memory at once; an archive may be a thousandth of what it holds."""
-    machine = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
-    if size > MOST_OF_MEMORY * machine:
-        raise UserError(
-            f"{path} unpacks to {size / 2**30:.1f} GB; at most {MOST_OF_MEMORY:.0%} of this machine's "
-            f'{machine / 2**30:.1f} GB are taken: split the file, or use a machine with more memory'
-        )
+def _check_room(path: pathlib.Path, sizes: list[int]) -> None:
+    """UserError where arrays of these sizes have no room: an archive may be a thousandth of what it holds."""
+    kept, mapped = (sum(size for size in sizes if (size > IN_MEMORY) == large) for large in (False, True))
+    memory = MOST_OF_MEMORY * os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+    free = shutil.disk_usage(tempfile.gettempdir()).free
+    for size, room, where in ((kept, memory, 'in memory'), (mapped, free, 'in the folder of temporary files (TMPDIR)')):
+        if size > room:
+            raise UserError(f'{path} unpacks to {size / 2**30:.1f} GB; there is room for {room / 2**30:.1f} GB {where}')
 
 
 def _labels(given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -172,7 +184,8 @@ def _labels(given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {split: (array == np.arange(high + 1)).astype(np.int8) for split, array in given.items()}
 
 
-def _check(path: pathlib.Path, split: str, stack: np.ndarray, labels: np.ndarray | None) -> None:
+def check(path: pathlib.Path, split: str, stack: np.ndarray, labels: np.ndarray | None) -> None:
+    """UserError where images [n,H,W], [n,H,W,1] or [n,H,W,3] or their labels are not what can be stored."""
     if stack.dtype not in (np.uint8, np.uint16):
         raise UserError(f'{path}: {split}_images has dtype {stack.dtype}; images are uint8 or uint16')
     grey = stack.ndim == 3 or (stack.ndim == 4 and stack.shape[3] == 1)

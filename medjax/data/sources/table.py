@@ -13,7 +13,7 @@ import pathlib
 from collections import Counter
 from collections.abc import Callable, Mapping
 
-from medjax.data import dicom, release
+from medjax.data import coding, dicom, release
 from medjax.data.release import Line, Table
 from medjax.data.sources import BLANK, Drop, Entry, Example, Source, Unreadable
 from medjax.errors import UserError, suggest
@@ -51,14 +51,14 @@ def source(folder: str, labels: str | None = None, size: int | None = None, name
         mask, note = _mask(root, cells.get('mask', '')) if frame is None else (None, '')
         if frame is not None and cells.get('mask'):
             note = 'the mask is left out: it cannot be told which of the frames it belongs to'
-        age = release.years(cells.get('age', ''))
-        told = release.known(sex=cells.get('sex'), view=cells.get('view'), license=cells.get('license'), age=age)
+        age = coding.years(cells.get('age', ''))
+        told = coding.known(sex=cells.get('sex'), view=cells.get('view'), license=cells.get('license'), age=age)
         facts = (dicom.facts(data) if dicom.looks_like(data) else {}) | told
         view = str(facts.get('view', ''))
         return Example(
             image=data,
             frame=frame or 0,
-            role=release.ROLES.get(view.lower().split(' ')[0], 'image'),  # 'AP Supine' is frontal
+            role=coding.ROLES.get(view.lower().split(' ')[0], 'image'),  # 'AP Supine' is frontal
             text={'report': cells['text']} if cells.get('text') else {},
             info=facts,
             mask=mask,
@@ -104,20 +104,14 @@ def _usable(root: pathlib.Path, table: Table) -> tuple[list[Line], list[pathlib.
 
 def _pictures(n: int, file: pathlib.Path) -> list[tuple[int, int | None]]:
     """(line, None) for a file of one picture; (line, frame) for each frame of a DICOM file of several."""
-    if file.suffix.lower() in ('.png', '.jpg', '.jpeg'):
-        return [(n, None)]
-    try:
-        with file.open('rb') as opened:
-            count = dicom.frames(opened.read()) if dicom.looks_like(opened.read(132)) and not opened.seek(0) else 1
-    except OSError:  # told when it is loaded
-        count = 1
+    count = release.frames(file)
     return [(n, frame) for frame in range(count)] if count > 1 else [(n, None)]
 
 
 def _entry(where: str, cells: Mapping[str, str], frame: int | None, file: pathlib.Path) -> Entry:
     """Ids as they are; a study number means something only within its patient; blanks stand alone."""
     image, patient = cells['image'], cells.get('patient_id') or None
-    study = f'{patient}/{cells["study_id"]}' if patient and cells.get('study_id') else f'image/{image}'
+    study = f'{patient or ""}/{cells["study_id"]}' if cells.get('study_id') else f'image/{image}'
     which = '' if frame is None else f' frame {frame + 1}'
     split = release.SPLITS.get(cells.get('split', '').lower())
     return Entry(image + which, patient, study, split, where + which, stamp=release.stamp(file))
@@ -126,9 +120,7 @@ def _entry(where: str, cells: Mapping[str, str], frame: int | None, file: pathli
 def _labels(lines: list[Line], columns: list[str], named: str | None) -> tuple[tuple[str, ...], list[Label]]:
     """Names of the labels and, for each, the function from a line's cells to 1, 0, -1 or -2."""
     values = {name: Counter(line.cells[name] for line in lines if line.cells[name]) for name in columns}
-    number = {
-        name for name in columns if values[name] and all(release.label(cell) is not None for cell in values[name])
-    }
+    number = {name for name in columns if values[name] and all(coding.label(cell) is not None for cell in values[name])}
     if named is None:
         chosen = [name for name in columns if name in number and name not in RECOGNISED]
     else:
@@ -156,7 +148,7 @@ def _labels(lines: list[Line], columns: list[str], named: str | None) -> tuple[t
 
 
 def _given(column: str, cells: Mapping[str, str]) -> int:
-    number = release.label(cells[column])
+    number = coding.label(cells[column])
     return BLANK if number is None else number
 
 

@@ -1,0 +1,227 @@
+"""MedMNIST: 12 sets of pictures (28, 64, 128, 224 px) and 6 of volumes (28, 64), each one .npz file of fixed splits.
+
+    FILE    <set>.npz or <set>_64.npz, _128, _224, as released: the name of the file says which set it is
+            {train,val,test}_images uint8 [n,H,W], [n,H,W,3], volumes [n,D,H,W]; {train,val,test}_labels [n,1], [n,14]
+
+Labels have their names: two classes are one label, named by class 1 (breastmnist: 1 is normal or benign); more classes
+are one label each; retinamnist's are grades. A volume becomes D records, its slices along the first axis, all of one
+study and of one patient, so that no split parts them. The files name no patients.
+
+The build says whether the file is a published one (MD5), and where its counts differ from the published ones; a
+trimmed file still builds. Positions are ids only where the split has its published size.
+
+Checked: names, counts, MD5s and licences (medmnist/info.py 3.0.2 of MedMNIST/MedMNIST; names are shortened). Five sets
+had more images before 2.2.4, blank ones (its history). Recalled, not checked: pictures of one HAM10000 lesion are in
+several splits of dermamnist; slices of one CT are in one split of the organ sets.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import pathlib
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from medjax.data import published, release, splits
+from medjax.data.sources import BLANK, Entry, Example, Source, npz
+from medjax.errors import UserError, suggest
+
+LICENSE = 'CC BY 4.0; dermamnist CC BY-NC 4.0'
+LAYOUT = 'an .npz file of MedMNIST under its released name, such as pneumoniamnist.npz or pneumoniamnist_128.npz'
+SPLITS = ('official',)
+NOTES = {
+    'chestmnist': 'the images are from NIH ChestX-ray14, split as nih/chestmnist; which is which cannot be told: '
+    'do not test on NIH, RSNA or SIIM-ACR after training on it, nor the other way round',
+    'dermamnist': 'HAM10000 has several pictures of a lesion, and this split was drawn by picture',
+}
+
+
+class Set(NamedTuple):
+    labels: tuple[str, ...]
+    md5: tuple[str, ...]  # of the files of 28, 64, 128 and 224 px
+
+
+def _set(labels: str, md5: str) -> Set:
+    return Set(tuple(labels.split()), tuple(md5.split()))
+
+
+_ORGANS = 'bladder femur_left femur_right heart kidney_left kidney_right liver lung_left lung_right pancreas spleen'
+SETS = {
+    'pathmnist': _set(
+        'adipose background debris lymphocytes mucus smooth_muscle normal_colon_mucosa'
+        ' cancer_associated_stroma colorectal_adenocarcinoma_epithelium',
+        'a8b06965200029087d5bd730944a56c1 55aa9c1e0525abe5a6b9d8343a507616'
+        ' ac42d08fb904d92c244187169d1fd1d9 2c51a510bcdc9cf8ddb2af93af1eadec',
+    ),
+    'chestmnist': _set(
+        'atelectasis cardiomegaly effusion infiltration mass nodule pneumonia pneumothorax'
+        ' consolidation edema emphysema fibrosis pleural_thickening hernia',
+        '02c8a6516a18b556561a56cbdd36c4a8 9de6cd0b934ebb5b7426cfba5efbae16'
+        ' db107e5590b27930b62dbaf558aebee3 45bd33e6f06c3e8cdb481c74a89152aa',
+    ),
+    'dermamnist': _set(
+        'actinic_keratoses basal_cell_carcinoma benign_keratosis_like_lesions dermatofibroma melanoma'
+        ' melanocytic_nevi vascular_lesions',
+        '0744692d530f8e62ec473284d019b0c7 b70a2f5635c6199aeaa28c31d7202e1f'
+        ' 2defd784463fa5243564e855ed717de1 8974907d8e169bef5f5b96bc506ae45d',
+    ),
+    'octmnist': _set(
+        'choroidal_neovascularization diabetic_macular_edema drusen normal',
+        'c68d92d5b585d8d81f7112f81e2d0842 e229e9440236b774d9f0dfef9d07bdaf'
+        ' 0a97e76651ace45c5d943ee3f65b63ae abc493b6d529d5de7569faaef2773ba3',
+    ),
+    'pneumoniamnist': _set(
+        'pneumonia',
+        '28209eda62fecd6e6a2d98b1501bb15f 8f4eceb4ccffa70c672198ea285246c6'
+        ' 05b46931834c231683c68f40c47b2971 d6a3c71de1b945ea11211b03746c1fe1',
+    ),
+    'retinamnist': _set(
+        'grade_0 grade_1 grade_2 grade_3 grade_4',
+        'bd4c0672f1bba3e3a89f0e4e876791e4 afda852cc34dcda56f86ad2b2457dbcc'
+        ' e48e916a24454daf90583d4e6efb1a18 eae7e3b6f3fcbda4ae613ebdcbe35348',
+    ),
+    'breastmnist': _set(
+        'normal_benign',
+        '750601b1f35ba3300ea97c75c52ff8f6 742edef2a1fd1524b2efff4bd7ba9364'
+        ' 363e4b3f8d712e9b5de15470a2aaadf1 b56378a6eefa9fed602bb16d192d4c8b',
+    ),
+    'bloodmnist': _set(
+        'basophil eosinophil erythroblast immature_granulocytes lymphocyte monocyte neutrophil platelet',
+        '7053d0359d879ad8a5505303e11de1dc 2b94928a2ae4916078ca51e05b6b800b'
+        ' adace1e0ed228fccda1f39692059dd4c b718ff6835fcbdb22ba9eacccd7b2601',
+    ),
+    'tissuemnist': _set(
+        'collecting_duct_connecting_tubule distal_convoluted_tubule glomerular_endothelial_cells'
+        ' interstitial_endothelial_cells leukocytes podocytes proximal_tubule_segments thick_ascending_limb',
+        'ebe78ee8b05294063de985d821c1c34b 123ece2eba09d0aa5d698fda57103344'
+        ' 61b955355d7425a89687b06cca3ce0c2 b077128c4a949f0a4eb01517f9037b9c',
+    ),
+    'organamnist': _set(
+        _ORGANS,
+        '68e3f8846a6bd62f0c9bf841c0d9eacc 2dcccc29b88e6da5a01161ef20cda288'
+        ' eeae80d0a227a8d099027e1b3cfd3b60 50747347e05c87dd3aaf92c49f9f3170',
+    ),
+    'organcmnist': _set(
+        _ORGANS,
+        'b9ceb9546e10131b32923c5bbeaea2b1 3ce34a8724ea6f548e6db4744d03b6a9'
+        ' 773c1f009daa3fe5d9a2a201b2a7ed94 050f5e875dc056f6768abf94ec9995d1',
+    ),
+    'organsmnist': _set(
+        _ORGANS,
+        '9ab87b696fb54e2a387ebe992d6ed5f1 53a6d115339d874c25e309a994ff46d3'
+        ' ded0c5fa01a95dc4978b956f613e9b8e b354719e553fbbb2513d5533f52a4cb1',
+    ),
+    'organmnist3d': _set(
+        'liver kidney_right kidney_left femur_right femur_left bladder heart lung_right lung_left spleen pancreas',
+        'a0c5a1ff56af4f155c46d46fbb45a2fe 58a2205adf14a9d0a189cb06dc78bf10',
+    ),
+    'nodulemnist3d': _set('malignant', '8755a7e9e05a4d9ce80a24c3e7a256f3 c47c5b7d457bf6332200d2ea6d64ecd8'),
+    'adrenalmnist3d': _set('hyperplasia', 'bbd3c5a5576322bc4cdfea780653b1ce 17721accfe9fb005146a47d33bc54b2f'),
+    'fracturemnist3d': _set(
+        'buckle_rib_fracture nondisplaced_rib_fracture displaced_rib_fracture',
+        '6aa7b0143a6b42da40027a9dda61302f f01d7e6316aedf4210da0da5b7437b42',
+    ),
+    'vesselmnist3d': _set('aneurysm', 'b41fd4f7e7e2feedddb201585ecafa1b 6bb274a8846e1097066dcd64e2c4520f'),
+    'synapsemnist3d': _set('excitatory_synapse', '1235b78a3cd6280881dd7850a78eadb6 43bd14ebf3af9d3dd072446fedc14d5e'),
+}
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('file', metavar='FILE', help=LAYOUT)
+
+
+def source(file: str, split: str = 'official') -> Source:
+    path = pathlib.Path(file).expanduser()
+    name = _named(path)
+    names = SETS[name].labels
+    held = npz.arrays(path)
+    stacks = {part: held[f'{part}_images'] for part in splits.NAMES if f'{part}_images' in held}
+    labels = {part: _labels(held[f'{part}_labels'], names) for part in stacks if f'{part}_labels' in held}
+    volume = name.endswith('3d')
+    slices: dict[str, np.ndarray] = {}
+    for part, stack in stacks.items():
+        if volume != (stack.ndim == 4 and stack.shape[3] > 3):
+            raise UserError(f'{path}: {part}_images has shape {stack.shape}, which is no {name}; is the name right?')
+        slices[part] = stack.reshape(-1, *stack.shape[2:]) if volume else stack
+        npz.check(path, part, slices[part], None)
+        if part in labels and len(labels[part]) != len(stack):
+            raise UserError(f'{path}: {len(stack)} {part}_images but {len(labels[part])} {part}_labels')
+    depth = {part: stack.shape[1] if volume else 1 for part, stack in stacks.items()}
+    place = [(part, k) for part, pictures in slices.items() for k in range(len(pictures))]
+    counts = [(f'{part}/{i}', part) for part, stack in stacks.items() for i in range(len(stack))]
+    ids = {part: _ids(name, part, len(stack)) for part, stack in stacks.items()}
+    stamp = release.stamp(path)
+
+    def entry(part: str, k: int) -> Entry:
+        i, z = divmod(k, depth[part])
+        if not volume:
+            image, where = ids[part].format(i), f'{part}_images[{i}]'
+            return Entry(image, None, f'image/{image}', part, where, stamp=stamp)
+        whole = ids[part].format(i)
+        where = f'{part}_images[{i}] slice {z}'
+        return Entry(f'{whole} slice {z}', f'volume/{whole}', f'volume/{whole}', part, where, stamp=stamp)
+
+    def label(n: int) -> Sequence[int]:
+        part, k = place[n]
+        return labels[part][k // depth[part]].tolist() if part in labels else [BLANK] * len(names)
+
+    def load(n: int) -> Example:
+        part, k = place[n]
+        return Example(np.ascontiguousarray(slices[part][k]))
+
+    each = 'each volume counts as a patient, so that its slices stay together' if volume else 'each image counts as one'
+    return Source(
+        name=path.stem, version='1', namespace=name, labels=names, entries=[entry(*at) for at in place],
+        license='CC BY-NC 4.0' if name == 'dermamnist' else 'CC BY 4.0', label=label, load=load,
+        notes=[*_compared(path, name, counts), f'the file names no patients: {each}', *filter(None, [NOTES.get(name)])],
+        splits=f'medmnist/{name}',
+    )  # fmt: skip
+
+
+def _named(path: pathlib.Path) -> str:
+    """The set that the file's name begins with: 'organmnist3d' of organmnist3d_64.npz."""
+    name = re.split(r'[_.]', path.name.lower())[0]
+    if name not in SETS:
+        raise UserError(
+            f'{path.name} is no name of a MedMNIST file{suggest(name, SETS)}; there are {", ".join(SETS)}. Give '
+            f'{LAYOUT}; medjax build npz takes files of this layout under any name'
+        )
+    return name
+
+
+def _labels(given: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
+    """int8 [n,L] of classes [n,1] or, where a picture has several, of columns [n,L]."""
+    given = given.reshape(len(given), -1)
+    classes = 2 if len(names) == 1 or given.shape[1] > 1 else len(names)
+    if given.dtype.kind not in 'iub' or given.shape[1] not in (1, len(names)):
+        raise UserError(f'labels of shape {given.shape} and dtype {given.dtype}; whole numbers [n, 1] are meant')
+    if given.size and not 0 <= given.min() <= given.max() < classes:
+        raise UserError(f'labels from {given.min()} to {given.max()}; this set counts its {classes} classes from 0')
+    several = given.shape[1] == 1 and len(names) > 1
+    return (given == np.arange(len(names)) if several else given).astype(np.int8)
+
+
+def _ids(name: str, part: str, count: int) -> str:
+    """Format of an image's id. In a trimmed file, position 17 is another image than in the published one."""
+    official = published.LISTS[f'medmnist/{name}'].images[part]
+    return f'{part}/{{}}' if count == official else f'{part}/{{}} of {count}'
+
+
+def _compared(path: pathlib.Path, name: str, counts: Sequence[tuple[str, str]]) -> list[str]:
+    """Whether the file is a published one, and in what it differs where it is not."""
+    with path.open('rb') as file:
+        md5 = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    if md5 in SETS[name].md5:
+        size = (28, 64, 128, 224)[SETS[name].md5.index(md5)]
+        return [f'the file is the published one of {size} px: its MD5 is in medmnist/info.py 3.0.2']
+    older = f'medmnist/{name} before 2.2.4'
+    if older in published.LISTS and not published.differences(older, counts):
+        return [
+            f'the file is of {name} before MedMNIST 2.2.4, which took blank images out: not comparable image by image'
+        ]
+    differ = published.differences(f'medmnist/{name}', counts)
+    return [f'the file is none of the published ones (MD5 {md5})', *differ]

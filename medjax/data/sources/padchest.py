@@ -1,0 +1,136 @@
+"""PadChest: 160,868 radiographs of 67,625 patients of a Spanish hospital, 16-bit PNG, reports in Spanish.
+
+    DIR/PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv     or .csv.gz
+    DIR/0/<ImageID>.png … DIR/54/…     the unpacked parts, or all files in one folder, or anywhere below DIR
+
+No official split: drawn per patient. Labels: every name in the column Labels is one, among them normal, unchanged,
+exclude and suboptimal study; 1 named, 0 not named, blank where Labels is blank or no list. Where a film says nothing of
+what is not named, the rest is blank too: 'suboptimal study' and 'exclude' (could not be judged), and 'unchanged' alone
+(as before, whatever that was). The cells are lists as Python or NumPy print them, with stray blanks and empty names;
+they are never evaluated. Several lines of one image are joined: where they differ, the label is conflicting.
+MethodLabel (Physician, or the network that read three quarters of the reports) is the column label_source.
+Ids for derived sets: image = ImageID, patient = PatientID.
+
+Traps: the first column has no name; files are missing or truncated (21 are listed in torchxrayvision: they are set
+aside when they are opened); reports are one text of word stems without accents; the view is in Projection, read by a
+person, not in ViewPosition_DICOM; ages are year of the study minus year of birth, and both dates stay out; some films
+were MONOCHROME1: whether their PNG was inverted is not known, the column photometric tells them apart.
+
+Checked: column names in a listing of the table's data frame and in several public loaders, the 21 files and full-scale
+16 bits in mlmed/torchxrayvision, lists without commas in a public converter. Recalled, not checked: counts, the file
+name's version, the names of Projection (PA, L, AP, AP_horizontal, COSTAL, EXCLUDE), units of SpatialResolution (mm;
+its values .1 to .2 fit). Licence recalled: BIMCV research use agreement, by request.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Mapping, Sequence
+
+from medjax.data import coding, release
+from medjax.data.release import Line
+from medjax.data.sources import BLANK, NEGATIVE, POSITIVE, Drop, Entry, Example, Source
+
+LICENSE = 'BIMCV PadChest research use agreement'
+TABLE = 'PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv'
+LAYOUT = f'the folder that holds {TABLE} (or .csv.gz) and the unpacked folders of PNG files'
+COLUMNS = ('ImageID', 'StudyID', 'PatientID', 'Projection', 'Labels', 'Report')
+UNJUDGED = {'suboptimal_study', 'exclude'}
+UNSAID = 'unchanged'
+SCANNER = r'[A-Za-z0-9][A-Za-z0-9 .&_-]{0,39}'  # a maker's name and nothing longer
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    release.arguments(parser, LAYOUT)
+
+
+def source(folder: str, size: int | None = None) -> Source:
+    root = release.folder(folder, f'{TABLE}|{TABLE}.gz', layout=LAYOUT)
+    table = release.read_table(next(path for path in (root / TABLE, root / f'{TABLE}.gz') if path.exists()), COLUMNS)
+    files = release.files(root, '.png')
+    by_name = {path.rsplit('/', 1)[-1]: path for path in sorted(files, reverse=True)}
+    dropped = list(table.dropped)
+    lines: dict[str, list[Line]] = {}
+    for line in table.lines:
+        lines.setdefault(line.cells['ImageID'], []).append(line)
+    names = sorted({name for line in table.lines for name in _listed(line.cells['Labels']) or ()})
+
+    entries, cells_of, facts, paths = [], [], [], []
+    for image, same in lines.items():
+        where, first = table.where(same[0]), same[0].cells
+        if len({line.cells['PatientID'] for line in same}) > 1:
+            dropped.append(Drop(image, where, 'its lines name several patients'))
+            continue
+        if image not in by_name:
+            dropped.append(Drop(image, where, 'there is no such file' if image else 'no file is named'))
+            continue
+        if any(_listed(line.cells['Labels']) is None for line in same):
+            dropped.append(Drop(image, where, 'Labels is no list: blank for all', 'part'))
+        patient, path = first['PatientID'] or None, by_name[image]
+        study = f'{patient}/{first["StudyID"]}' if patient and first['StudyID'] else f'image/{image}'
+        entries.append(Entry(image, patient, study, None, where, stamp=files[path]))
+        cells_of.append(tuple(line.cells['Labels'] for line in same))
+        facts.append({name: first[name] for name in first if len({line.cells[name] for line in same}) == 1})
+        paths.append(path)
+    notes = release.account(root, table.path.name, LAYOUT, len(lines), len(entries), len(files))
+    if inverse := sum(cells.get('PhotometricInterpretation_DICOM') == 'MONOCHROME1' for cells in facts):
+        notes.append(f'{inverse:,} films were MONOCHROME1: look whether their bones are bright (column photometric)')
+
+    def load(i: int) -> Example:
+        cells = facts[i]  # what all lines of the image agree on
+        view = cells.get('Projection', '')
+        role = 'costal' if view == 'COSTAL' else coding.role(view)
+        data = release.content(release.inside(root, paths[i]))
+        return Example(data, role, text=_sections(cells.get('Report', '')), info=_info(cells))
+
+    return Source(
+        name='padchest', version='1', namespace='padchest', labels=tuple(names), license=LICENSE,
+        size=size, entries=entries, label=lambda i: coding.join([_codes(cell, names) for cell in cells_of[i]]),
+        load=load, dropped=dropped, notes=notes,
+    )  # fmt: skip
+
+
+def _listed(cell: str) -> list[str] | None:
+    """The labels in "['pleural effusion', 'normal ']" or "['a' 'b']"; [] for a blank cell, None where it is no list."""
+    if not cell or cell.lower() == 'nan':
+        return []
+    if not (cell.startswith('[') and cell.endswith(']')):
+        return None
+    quoted = re.findall(r"""'([^']*)'|"([^"]*)\"""", cell)
+    return [name for single, double in quoted if (name := coding.label_name(single or double))]
+
+
+def _codes(cell: str, names: Sequence[str]) -> list[int]:
+    """1 for what a cell names; the rest is 0, or blank where nobody judged it."""
+    named = set(_listed(cell) or ())
+    rest = BLANK if not named or named & UNJUDGED or named == {UNSAID} else NEGATIVE
+    return [POSITIVE if name in named else rest for name in names]
+
+
+def _info(cells: Mapping[str, str]) -> dict[str, str | float]:
+    spacing = coding.years(cells.get('SpatialResolution_DICOM', ''))  # a number that is not negative
+    scanner = cells.get('Manufacturer_DICOM', '')
+    return coding.known(
+        age=_age(cells.get('PatientBirth', ''), cells.get('StudyDate_DICOM', '')),
+        sex=coding.sex(cells.get('PatientSex_DICOM', '')),
+        view=cells.get('Projection'),
+        modality=cells.get('Modality_DICOM'),
+        scanner=scanner if re.fullmatch(SCANNER, scanner) else None,
+        spacing=spacing or None,
+        photometric=cells.get('PhotometricInterpretation_DICOM'),
+        label_source=cells.get('MethodLabel'),
+        language='es',
+    )
+
+
+def _age(birth: str, study: str) -> float | None:
+    """Years from '1958.0' and '20140407' (or '2014-04-07'): a year too many where the birthday was still to come."""
+    years = [re.match(r'(19|20)\d\d', cell) for cell in (birth, study)]
+    if years[0] is None or years[1] is None:
+        return None
+    return coding.age(str(int(years[1][0]) - int(years[0][0])))
+
+
+def _sections(text: str) -> dict[str, str]:
+    return {'report': text} if text else {}

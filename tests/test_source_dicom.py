@@ -1,0 +1,124 @@
+"""A hospital's export of DICOM files."""
+
+import pytest
+from text_releases import build, dicom, image, labels_of, reasons, save, told
+
+from medjax.data.sources import dicom as export
+from medjax.errors import UserError
+
+PDF, KEY_OBJECTS = '1.2.840.10008.5.1.4.1.1.104.1', '1.2.840.10008.5.1.4.1.1.88.59'
+NO_PIXELS = dict(Rows=None, Columns=None, PixelData=None)
+
+
+@pytest.fixture
+def tree(tmp_path):
+    root = tmp_path / 'export'
+    save(root / 'DOE^JANE/20200102/IM1', dicom(SOPInstanceUID='1.2.3'))
+    save(root / 'DOE^JANE/20200102/IM2.dcm', dicom(SOPInstanceUID='1.2.4', ViewPosition='LL'))
+    save(root / 'DOE^JANE/copy/IM1', dicom(SOPInstanceUID='1.2.3'))
+    save(
+        root / 'ROE/x.bin',
+        dicom(
+            SOPInstanceUID='1.5.1', StudyInstanceUID='1.5', PatientID='MRN0815', Modality='MG', ViewPosition='MLO',
+            AccessionNumber='A2', ImageLaterality='L', PatientAge='096Y', PatientSex='DOE JANE',
+        ),
+    )  # fmt: skip
+    save(root / 'ROE/anon', dicom(SOPInstanceUID='1.6.1', StudyInstanceUID='1.6', PatientID='ANONYMOUS'))
+    save(root / 'ROE/report', dicom(SOPInstanceUID='1.7.1', Modality='SR', SOPClassUID=KEY_OBJECTS, **NO_PIXELS))
+    save(root / 'ROE/letter', dicom(SOPInstanceUID='1.7.2', Modality='DOC', SOPClassUID=PDF, **NO_PIXELS))
+    save(root / 'ROE/mask', dicom(SOPInstanceUID='1.7.3', Modality='SEG'))
+    save(root / 'ROE/odd', dicom(SOPInstanceUID='1.7.4', SOPClassUID='1.3.999.4711', **NO_PIXELS))
+    save(root / 'DICOMDIR', dicom(SOPInstanceUID='1.7.5', SOPClassUID='1.2.840.10008.1.3.10', **NO_PIXELS))
+    save(root / 'VIEWER/logo.png', image(1))
+    save(root / 'VIEWER/empty', b'')
+    return root
+
+
+def test_an_export(tree, tmp_path):
+    source = export.source(str(tree))
+    data, rows, said = build(source, tmp_path / 'out')
+    assert sum(data.splits.values()) == 4
+    assert sorted(info['role'] for *_, info in rows) == ['frontal', 'frontal', 'lateral', 'mlo']
+    breast = next(info for *_, info in rows if info.get('modality') == 'MG')
+    assert breast['laterality'] == 'L' and breast['age'] == 90 and 'sex' not in breast
+    assert [entry.patient for entry in source.entries] == ['MRN4711', 'MRN4711', None, 'MRN0815']
+    assert len({entry.study for entry in source.entries}) == 3
+    why = list(reasons(source).values())
+    for words in (
+        'instance of file 2 again', 'Key Object Selection Document Storage', 'Encapsulated PDF Storage',
+        'a segmentation', 'an object of an unknown class', 'Media Storage Directory', 'no DICOM file', 'an empty file',
+    ):  # fmt: skip
+        assert sum(words in reason for reason in why) == 1, (words, why)
+    assert len(why) == 8
+    assert any('1 images have no PatientID' in note for note in said['notes'])
+    words = told(tmp_path / 'out', rows, said)
+    for secret in ('MRN', 'Doe', 'DOE', 'JANE', '1.2.3', '1.5', '20200102', 'A1', '999'):
+        assert secret not in words, secret
+
+
+@pytest.mark.parametrize(
+    ('column', 'values'), [('StudyInstanceUID', ('1.2', '1.5')), ('Accession Number', ('A1', 'A2'))]
+)
+def test_labels_are_joined(tree, tmp_path, column, values):
+    jane, roe = values
+    table = save(
+        tmp_path / 'labels.csv',
+        f'{column},PatientName,effusion,mass,nodule\n'
+        f'{jane},Doe,1,,0\n{jane},Doe,0,-1,0\n{roe},Roe,,1.0,\n9.9.9,X,1,1,1\n{jane},1\n',
+    )
+    source = export.source(str(tree), labels=str(table))
+    assert source.labels == ('effusion', 'mass', 'nodule')
+    anonymous = [-3, -1, 0] if 'Acc' in column else [-2, -2, -2]  # it has Jane's accession number
+    assert labels_of(source) == [[-3, -1, 0], [-3, -1, 0], anonymous, [-2, 1, -2]]
+    notes = ' '.join(source.notes)
+    assert '1 values of' in notes and '1 lines of labels.csv have too few' in notes
+    assert ('1 images have no line' in notes) == ('Study' in column)
+
+
+def test_labels_of_single_images(tree, tmp_path):
+    table = save(tmp_path / 'labels.csv', '\ufeffsop_instance_uid;StudyInstanceUID;mass\n1.2.4;1.2;1\n1.2.3;1.2;0\n')
+    assert labels_of(export.source(str(tree), labels=str(table))) == [[0], [1], [-2], [-2]]
+
+
+@pytest.mark.parametrize(
+    ('text', 'words'),
+    [
+        ('patient,mass\n1,1\n', 'none of its columns is SOPInstanceUID'),
+        ('AccessionNumber,mass\nA9,1\n', 'no AccessionNumber of it is in a header'),
+        ('AccessionNumber,mass\nA1,yes\n', 'no column holds only 0, 1'),
+    ],
+)
+def test_label_tables_that_are_refused(tree, tmp_path, text, words):
+    with pytest.raises(UserError, match=words):
+        export.source(str(tree), labels=str(save(tmp_path / 'labels.csv', text)))
+
+
+def test_folders_and_tables_that_are_refused(tree, tmp_path):
+    with pytest.raises(UserError, match='there is no such file'):
+        export.source(str(tree), labels=str(tmp_path / 'none.csv'))
+    save(tmp_path / 'other/readme.txt', 'nothing')
+    with pytest.raises(UserError, match='none of its 1 files is a DICOM file'):
+        export.source(str(tmp_path / 'other'))
+
+
+def test_one_patient_id_for_everybody_is_said(tmp_path):
+    for n in range(3):
+        save(
+            tmp_path / 'x' / str(n),
+            dicom(SOPInstanceUID=f'1.{n}.1', StudyInstanceUID=f'1.{n}', PatientID='TRIAL-X'),
+        )
+    assert any('all 3 studies have one PatientID' in note for note in export.source(str(tmp_path / 'x')).notes)
+
+
+def test_real_files(tmp_path, real_dicom):
+    names = ['emri_small.dcm', 'RG1_UNCR.dcm', 'liver.dcm', 'JPEG2000_UNC.dcm', 'US1_J2KR.dcm', 'MR2_UNCR.dcm']
+    for n, name in enumerate(names):
+        save(tmp_path / 'real' / f'IM{n}', real_dicom(name))
+    save(tmp_path / 'real' / 'cut', real_dicom('RG3_UNCR.dcm')[:2000])
+    save(tmp_path / 'real' / 'frames', dicom(SOPInstanceUID='1.9', NumberOfFrames=10**8))
+    source = export.source(str(tmp_path / 'real'), size=64)
+    images = [entry.image for entry in source.entries]
+    assert len(images) == len(set(images)) and sum(' frame ' in name for name in images) == 10
+    assert 'no picture but a segmentation' in reasons(source).values()  # liver.dcm
+    _, rows, _ = build(source, tmp_path / 'out')
+    assert {'MR', 'CR', 'US'} <= {info.get('modality') for *_, info in rows}

@@ -1,0 +1,80 @@
+"""What the tests of text sources, folders and exports share: small images, and a built data set read back."""
+
+import io
+import json
+import pathlib
+import zlib
+
+import numpy as np
+from PIL import Image
+
+from medjax.data import records, write
+from medjax.data.sources import Source
+
+
+def pixels(seed: int, height: int = 16, width: int = 20) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width)).astype(np.uint8)
+
+
+def image(seed: int, kind: str = 'PNG', mode: str = 'L') -> bytes:
+    """The bytes of a small image file, another one for each seed."""
+    file = io.BytesIO()
+    Image.fromarray(pixels(seed)).convert(mode).save(file, kind)
+    return file.getvalue()
+
+
+def save(path: pathlib.Path, content: bytes | str) -> pathlib.Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def dicom(**facts) -> bytes:
+    """The bytes of a radiograph of 12x10 pixels; `facts` are DICOM fields, None takes one out."""
+    import pydicom
+    from pydicom.uid import ExplicitVRLittleEndian
+
+    d = pydicom.Dataset()
+    d.file_meta = pydicom.dataset.FileMetaDataset()
+    d.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    d.SOPClassUID = '1.2.840.10008.5.1.4.1.1.1'
+    d.SOPInstanceUID, d.StudyInstanceUID, d.AccessionNumber = '1.2.3', '1.2', 'A1'
+    d.PatientName, d.PatientID, d.PatientAge, d.PatientSex = 'Doe^Jane', 'MRN4711', '061Y', 'F'
+    d.Modality, d.ViewPosition, d.StudyDate = 'DX', 'PA', '20200102'
+    d.Rows, d.Columns, d.SamplesPerPixel, d.PhotometricInterpretation = 12, 10, 1, 'MONOCHROME2'
+    d.BitsAllocated, d.BitsStored, d.HighBit, d.PixelRepresentation = 8, 8, 7, 0
+    d.PixelData = pixels(zlib.crc32(str(facts).encode()), 12, 10).tobytes()
+    for name, value in facts.items():
+        setattr(d, name, value)
+        if value is None:
+            delattr(d, name)
+    d.file_meta.MediaStorageSOPClassUID, d.file_meta.MediaStorageSOPInstanceUID = d.SOPClassUID, '1.2.3'
+    buffer = io.BytesIO()
+    d.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+def build(source: Source, out: pathlib.Path) -> tuple[records.DataSet, list, dict]:
+    """The data set, its records as (split, label, info), and what the build said."""
+    said = write.write(source, out)
+    data = records.open(out)
+    rows = []
+    for name in data.splits:
+        split = data.split(name)
+        rows += [(name, split[i].label.tolist(), split[i].info) for i in range(len(split))]
+    return data, rows, said
+
+
+def told(out: pathlib.Path, rows: list, said: dict) -> str:
+    """All that a data set says in words: no plain id may be in it."""
+    words = [(out / 'medjax.json').read_text(), (out / 'drops.csv').read_text(), json.dumps(rows), *said['notes']]
+    return '\n'.join([*words, *(drop.reason + drop.where for drop in said['drops'])])
+
+
+def reasons(source: Source) -> dict[str, str]:
+    """where -> reason of what was set aside before anything was opened."""
+    return {drop.where: drop.reason for drop in source.dropped}
+
+
+def labels_of(source: Source) -> list[list[int]]:
+    return [list(source.label(i)) for i in range(len(source.entries))]
