@@ -96,10 +96,10 @@ def test_cmyk_jpeg_is_read_but_not_kept():
     ('data', 'reason'),
     [
         (b'', 'empty'),
-        (b'GIF89a', 'neither'),
-        (b'\xff\xd8\xff\xe0 no image', 'damaged JPEG'),
-        (file(smooth(60, 60), 'PNG')[:200], 'damaged PNG'),
-        (file(smooth(60, 60), 'JPEG')[:400], 'damaged JPEG'),
+        (b'GIF89a', 'a GIF; PNG, JPEG and DICOM'),
+        (b'\xff\xd8\xff\xe0 no image', 'damaged JPEG: it is cut short'),
+        (file(smooth(60, 60), 'PNG')[:200], 'damaged PNG: it is cut short'),
+        (file(smooth(60, 60), 'JPEG')[:400], 'damaged JPEG: it is cut short'),
         (b'\0' * 128 + b'DICM' + b'\0\1', 'DICOM'),
     ],
 )

@@ -11,7 +11,7 @@ import zlib
 
 import numpy as np
 
-from medjax.data import dicom
+from medjax.data import dicom, headers
 from medjax.data.sources import Unreadable
 
 
@@ -30,20 +30,23 @@ def decode(data: bytes, channels: int, bits: int) -> np.ndarray:
 
 def read(data: bytes, frame: int = 0) -> np.ndarray:
     """The pixels of a source file, told by its content, not by its name; `frame` of a DICOM file. Raises Unreadable."""
-    if data[:3] == b'\xff\xd8\xff':
-        kind = 'JPEG'
-    elif data[:8] == b'\x89PNG\r\n\x1a\n':
-        kind = 'PNG'
-    elif dicom.looks_like(data):
-        kind = 'DICOM'
-    else:
-        raise Unreadable('an empty file' if not data else 'neither JPEG, PNG nor DICOM')
+    kind = 'DICOM' if dicom.looks_like(data) else headers.kind(data)
     try:
-        pixels = dicom.pixels(data, frame) if kind == 'DICOM' else {'JPEG': _jpeg, 'PNG': _pillow}[kind](data)
+        if kind == 'DICOM':
+            pixels = dicom.pixels(data, frame)
+        elif kind == 'PNG':
+            needed, turn = headers.png(data)
+            pixels = turned(_pillow(needed), turn)
+        else:
+            pixels = _whole_jpeg(data)
     except Unreadable:
         raise
+    except MemoryError:
+        raise Unreadable('there is not enough memory to read it') from None
     except Exception as error:  # decoders of damaged files raise nearly anything
-        raise Unreadable(f'damaged {kind}: {type(error).__name__}: {" ".join(str(error).split())[:150]}') from None
+        # What a DICOM library says may quote the file's fields.
+        words = type(error).__name__ if kind == 'DICOM' else ' '.join(str(error).split())[:150]
+        raise Unreadable(f'damaged {kind}: {words}') from None
     return grey_if_equal(pixels)
 
 
@@ -122,68 +125,73 @@ def keepable(data: bytes | np.ndarray) -> bytes | None:
     Dropped are EXIF, XMP, colour profiles and comments, which may name the patient; the coded image is untouched.
     A picture that EXIF turns, or one in CMYK, cannot be kept: it is stored as PNG.
     """
-    if isinstance(data, np.ndarray) or data[:3] != b'\xff\xd8\xff' or _turned(data) or _colours(data) == 'CMYK':
+    if isinstance(data, np.ndarray) or data[:3] != b'\xff\xd8\xff':
         return None
-    kept, at = [data[:2]], 2
-    while at + 4 <= len(data) and data[at] == 0xFF:
-        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], 'big')
-        if marker == 0xFF:  # a fill byte
-            at += 1
-            continue
-        if marker == 0xDA:  # start of scan: the coded image up to its end marker; what follows is no picture
-            end = data.rfind(b'\xff\xd9')
-            return b''.join([*kept, data[at : end + 2 if end > at else None]])
+    header = headers.jpeg(data)
+    if header.turn != 1 or header.channels == 4:
+        return None
+    kept, at = [], 0
+    for marker, start, end in headers.segments(data):  # up to the end marker; what follows is no picture
         comment = marker == 0xFE or (0xE1 <= marker <= 0xEF and marker != 0xEE)  # APP0 and APP14 say how to decode
-        if not comment:
-            kept.append(data[at : at + 2 + length])
-        at += 2 + length
-    return None
+        kept.append(data[at : start if comment else end])
+        at = end
+    return b''.join(kept)
+
+
+def turned(pixels: np.ndarray, turn: int) -> np.ndarray:
+    """[H,W,...] set upright, by EXIF's orientation 1 to 8."""
+    if turn >= 5:  # rows and columns are exchanged, then as 1 to 4
+        pixels = pixels.swapaxes(0, 1)
+    rows, columns = {1: (1, 1), 2: (1, -1), 3: (-1, -1), 4: (-1, 1), 5: (1, 1), 6: (1, -1), 7: (-1, -1), 8: (-1, 1)}[
+        turn
+    ]
+    return np.ascontiguousarray(pixels[::rows, ::columns])
+
+
+def _whole_jpeg(data: bytes) -> np.ndarray:
+    """A JPEG as a source has it: checked, in whatever colours, set upright."""
+    header = headers.jpeg(data)
+    if header.process not in headers.STRICT:
+        raise Unreadable('a JPEG in a rare coding (arithmetic or hierarchical), which nothing here decodes')
+    if header.bits != 8 or header.channels not in (1, 3, 4):
+        raise Unreadable(f'a JPEG of {header.channels} channels of {header.bits} bits; 1 or 3 of 8 bits can be read')
+    return turned(_cmyk(data) if header.channels == 4 else _jpeg(data), header.turn)
 
 
 def _jpeg(data: bytes, grey: bool = False) -> np.ndarray:
     import simplejpeg
 
-    if _turned(data) or (colours := _colours(data)) == 'CMYK':
-        return _pillow(data)
-    return simplejpeg.decode_jpeg(data, colorspace='GRAY' if grey or colours == 'Gray' else 'RGB')
+    grey = grey or simplejpeg.decode_jpeg_header(data)[2] == 'Gray'
+    return simplejpeg.decode_jpeg(data, colorspace='GRAY' if grey else 'RGB')  # strict: a damaged one raises
 
 
-def _colours(data: bytes) -> str:
-    """'Gray', 'YCbCr', 'RGB' or 'CMYK' (YCCK too)."""
+def _cmyk(data: bytes) -> np.ndarray:
+    """The RGB of a JPEG for printers, which are inverted by custom: 255 is no ink."""
     import simplejpeg
 
-    colours = simplejpeg.decode_jpeg_header(data)[2]
-    return 'CMYK' if colours in ('CMYK', 'YCCK') else colours
-
-
-def _turned(data: bytes) -> bool:
-    """Whether EXIF says that the picture is to be rotated or mirrored."""
-    from PIL import Image
-
-    if b'Exif' not in data[:65_536]:
-        return False
-    with Image.open(io.BytesIO(data), formats=['JPEG']) as image:
-        return image.getexif().get(0x0112, 1) != 1
+    inks = simplejpeg.decode_jpeg(data, colorspace='CMYK').astype(np.uint16)
+    return ((inks[..., :3] * inks[..., 3:] + 127) // 255).astype(np.uint8)
 
 
 def _pillow(data: bytes) -> np.ndarray:
-    from PIL import Image, ImageOps
+    from PIL import Image, UnidentifiedImageError
 
-    if data[1:4] == b'PNG' and data[24] == 16 and data[25] in (2, 6):
-        raise Unreadable('a PNG of 16 bits in colour, which would lose half of them; store it as 16-bit grey')
-    with Image.open(io.BytesIO(data), formats=['PNG', 'JPEG']) as file:
-        file.load()
-        image: Image.Image = ImageOps.exif_transpose(file)
+    try:
+        opened = Image.open(io.BytesIO(data), formats=['PNG'])
+    except UnidentifiedImageError:  # its words name an address in memory
+        raise Unreadable('damaged PNG: its header tells of no kind of picture') from None
+    with opened as image:
+        image.load()
         if image.mode in ('1', 'LA', 'La'):
-            image = image.convert('L')
-        elif image.mode.startswith('I'):
+            return np.array(image.convert('L'))[..., None]
+        if image.mode.startswith('I'):
             values = np.asarray(image)
             if image.mode == 'I' and (values.min() < 0 or values.max() > 65_535):  # others have 16 bits
                 raise Unreadable('values beyond 16 bits')
             return values.astype(np.uint16)[..., None]
-        elif image.mode != 'L':
-            image = image.convert('RGB')  # palettes, alpha, CMYK
-        return grey_if_equal(np.array(image))
+        if image.mode != 'L':
+            return grey_if_equal(np.array(image.convert('RGB')))  # palettes, alpha
+        return np.array(image)[..., None]
 
 
 def _reduced(shape: tuple[int, ...], size: int) -> tuple[int, int]:

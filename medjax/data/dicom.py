@@ -5,11 +5,16 @@ header that may leave the file. Nothing else does: names, numbers, dates and fre
 from __future__ import annotations
 
 import io
+import logging
+import math
 import re
+import warnings
+import zlib
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from medjax.data import headers
 from medjax.data.sources import Unreadable
 
 BARE = (b'\x02\x00\x00\x00', b'\x08\x00')  # how files without the preamble begin: with group 0002 or 0008
@@ -20,6 +25,8 @@ NO_PICTURES = {  # Modality -> what the object is; some of these have pixel data
     'RWV': 'a map of real-world values',
 }
 OLDEST, IMPOSSIBLE = 90.0, 120.0  # years; so few are older that they are told as 90; releases hold 148 and 411
+COLOURS = ('MONOCHROME1', 'MONOCHROME2', 'PALETTE COLOR', 'RGB', 'YBR_FULL', 'YBR_FULL_422', 'YBR_ICT', 'YBR_RCT')
+NEEDED = ('Rows', 'Columns', 'SamplesPerPixel', 'PhotometricInterpretation', 'BitsAllocated')
 WORDS = {  # what leaves a header: our name -> DICOM's
     'modality': 'Modality',
     'body_part': 'BodyPartExamined',
@@ -56,6 +63,8 @@ def header(file: BinaryIO) -> Header:
     file.seek(0)
     try:
         found = _open(file, header_only=True)
+    except Unreadable:
+        raise
     except Exception as error:  # damaged files raise nearly anything
         raise Unreadable(f'a damaged DICOM header: {type(error).__name__}') from None
     modality = str(_get(found, 'Modality') or '').strip().upper()
@@ -84,7 +93,9 @@ def shape(data: bytes) -> tuple[int, int]:
     """Rows and columns, from the header alone; (0, 0) where it does not say."""
     try:
         file = _open(io.BytesIO(data), header_only=True)
-        return int(file.Rows), int(file.Columns)
+        rows, columns = int(file.Rows), int(file.Columns)
+        headers.check_size(rows, columns)
+        return rows, columns
     except Exception:  # what is wrong with it is told when its pixels are read
         return 0, 0
 
@@ -99,20 +110,25 @@ def facts(data: bytes) -> dict[str, str | float]:
         return {}
 
 
+@np.errstate(all='ignore')  # what is no number is looked for at the end
 def pixels(data: bytes, frame: int = 0) -> np.ndarray:
     """uint8 or uint16 [H,W,C]: more than 8 stored bits become full-scale 16, so that none is lost.
 
     Grey: modality LUT or rescale, then the first VOI LUT or window (without one: the frame's own range, padding
     left out), then MONOCHROME1 inverted (DICOM PS3.3 C.11.1, C.11.2). Colour and palettes: 8 bits, RGB.
     """
-    from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi, pixel_array
+    from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi
 
     file = _open(io.BytesIO(data))
     if 'PixelData' not in file:
         raise Unreadable('a DICOM file without pixel data')
+    if missing := [name for name in NEEDED if file.get(name) is None]:
+        raise Unreadable(f'a DICOM file whose header lacks {", ".join(missing)}')
     kind, bits = str(file.PhotometricInterpretation), int(file.BitsAllocated)
+    if kind not in COLOURS:  # then it may be any text
+        raise Unreadable('a DICOM file in an unknown colour space')
     _check_plugins(file)
-    stored = pixel_array(file, index=frame)
+    stored = _stored(file, frame)
     if kind == 'PALETTE COLOR':
         colours = apply_color_lut(stored, file)[..., :3]
         return (colours >> 8).astype(np.uint8) if colours.dtype == np.uint16 else colours.astype(np.uint8)
@@ -131,6 +147,8 @@ def pixels(data: bytes, frame: int = 0) -> np.ndarray:
         picture = values[~_padding(stored, file)]
         low, high = (picture.min(), picture.max()) if picture.size else (0.0, 1.0)
         shown = (values - low) / max(high - low, 1e-12)
+    if not np.isfinite(shown).all():
+        raise Unreadable('a DICOM file whose rescaling or window makes no numbers of its pixels')
     shown = np.clip(shown, 0.0, 1.0)
     if kind == 'MONOCHROME1':
         shown = 1.0 - shown
@@ -169,9 +187,9 @@ def _frames(file: Any, size: int) -> int:
     """NumberOfFrames, or 1 where it is none or more than the file has room for."""
     try:
         count = int(_get(file, 'NumberOfFrames') or 1)
-    except (ValueError, TypeError):
+        return count if count == 1 or 0 < count * max(_least_bytes(file), 1) <= size else 1
+    except (ValueError, TypeError, AttributeError, OverflowError):
         return 1
-    return count if 1 <= count <= size // 8 else 1  # even an empty coded frame takes 8 bytes
 
 
 def _size(file: BinaryIO) -> int:
@@ -185,13 +203,109 @@ def _open(file: BinaryIO, header_only: bool = False) -> Any:
     import pydicom
     from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-    pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE  # its complaints quote the file's fields
+    _silence()
+    _check_inflated(file)
     found = pydicom.dcmread(file, force=True, stop_before_pixels=header_only)
     if 'TransferSyntaxUID' not in found.file_meta:
         implicit, little = found.original_encoding
         plain = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
         found.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else plain
     return found
+
+
+def _silence() -> None:
+    """What pydicom complains of quotes the file's fields: it reaches neither terminal nor log."""
+    import pydicom
+
+    pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+    logging.getLogger('pydicom').setLevel(logging.CRITICAL + 1)
+    if not any(
+        kind == 'ignore' and module and module.pattern == 'pydicom' for kind, _, _, module, _ in warnings.filters
+    ):
+        warnings.filterwarnings('ignore', module='pydicom')
+
+
+def _check_inflated(file: BinaryIO) -> None:
+    """Raises Unreadable for a deflated file that is too large inside, without keeping what is inside."""
+    from pydicom.filereader import _read_file_meta_info, read_preamble
+    from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+    start = file.tell()
+    read_preamble(file, True)
+    syntax = _read_file_meta_info(file).get('TransferSyntaxUID')
+    if syntax != DeflatedExplicitVRLittleEndian:
+        file.seek(start)
+        return
+    size = 0
+    inflater, left = zlib.decompressobj(-zlib.MAX_WBITS), file.read()
+    while left and not inflater.eof:
+        size += len(inflater.decompress(left, 1 << 24))
+        left = inflater.unconsumed_tail
+        if size > headers.MOST_INFLATED:
+            raise Unreadable(f'a deflated DICOM file of more than {headers.MOST_INFLATED >> 30} GB inside')
+    file.seek(start)
+
+
+def _least_bytes(file: Any) -> int:
+    """The bytes of a file, at least, that a frame takes; a file cannot hold more frames than that."""
+    syntax = file.file_meta.TransferSyntaxUID
+    if syntax.is_encapsulated:
+        return 64  # no coding has a shorter header
+    return _frame_bytes(file) // 1032 if syntax.is_deflated else _frame_bytes(file)  # what deflate reaches at best
+
+
+def _frame_bytes(file: Any) -> int:
+    """The bytes of an uncompressed frame, which are whole or, of single bits, rounded down."""
+    bits = int(file.Rows) * int(file.Columns) * int(file.SamplesPerPixel) * int(file.BitsAllocated)
+    return bits * (2 if file.PhotometricInterpretation == 'YBR_FULL_422' else 3) // 24
+
+
+def _stored(file: Any, frame: int) -> np.ndarray:
+    """The values of a frame as they are stored: [H,W] or [H,W,3]. Sizes and coding are checked before it is decoded."""
+    from pydicom.encaps import encapsulate, get_frame
+    from pydicom.pixels import pixel_array
+    from pydicom.uid import RLELossless
+
+    rows, columns, samples = int(file.Rows), int(file.Columns), int(file.SamplesPerPixel)
+    count = int(file.get('NumberOfFrames') or 1)
+    syntax, data = file.file_meta.TransferSyntaxUID, file.PixelData
+    headers.check_size(rows, columns)
+    if samples not in (1, 3):
+        raise Unreadable(f'a DICOM file of {samples} samples a pixel; 1 and 3 can be read')
+    if not syntax.is_encapsulated:
+        if len(data) < count * _frame_bytes(file):
+            raise Unreadable(f'damaged DICOM: it is cut short: {len(data)} bytes of {count * _frame_bytes(file)}')
+        return pixel_array(file, index=frame)
+
+    tables = ('ExtendedOffsetTable', 'ExtendedOffsetTableLengths')
+    offsets = tuple(file[name].value for name in tables) if all(name in file for name in tables) else None
+    coded = get_frame(data, frame, number_of_frames=count, extended_offsets=offsets)
+    if syntax != RLELossless:
+        _check_coded(coded, (rows, columns, samples))
+    # What was checked is what is decoded, alone.
+    file.PixelData, file.NumberOfFrames = encapsulate([coded]), 1
+    for name in tables:
+        file.pop(name, None)
+    # Damaged data end pylibjpeg-rle in a panic, which is no Exception; pydicom's own decoder is quick enough.
+    return pixel_array(file, index=0, decoding_plugin='pydicom' if syntax == RLELossless else '')
+
+
+def _check_coded(coded: bytes, size: tuple[int, int, int]) -> None:
+    """Raises Unreadable where a compressed picture has another size (height, width, channels), or is damaged."""
+    if coded[:2] == b'\xff\xd8':
+        jpeg = headers.jpeg(coded)
+        told = jpeg.height, jpeg.width, jpeg.channels
+    else:
+        jpeg, told = None, headers.jpeg2000(coded)
+    if told != size:
+        its, coded_size = (' x '.join(map(str, (width, height, samples))) for height, width, samples in (size, told))
+        raise Unreadable(f'a DICOM file of {its} whose coded picture has {coded_size}')
+    strictly = headers.STRICT if size[2] == 1 else headers.STRICT - {headers.LOSSLESS}
+    if jpeg and jpeg.bits == 8 and jpeg.process in strictly:
+        import simplejpeg
+
+        # For its strictness: the decoder of pylibjpeg, which gives the pixels, fills what is missing.
+        simplejpeg.decode_jpeg(coded, colorspace='GRAY')
 
 
 def _check_plugins(file: Any) -> None:
@@ -202,7 +316,8 @@ def _check_plugins(file: Any) -> None:
     try:
         missing = not get_decoder(syntax).is_available
     except NotImplementedError:
-        raise Unreadable(f'a DICOM file in the coding {syntax.name}, which nothing here decodes') from None
+        named = 'unknown to the standard' if syntax.name == syntax else syntax.name  # what is no UID may be any text
+        raise Unreadable(f'a DICOM file in a coding that nothing here decodes ({named})') from None
     if missing:
         raise Unreadable(f"a DICOM file in {syntax.name}; its decoder comes with: pip install 'medjax[dicom]'")
 
@@ -231,12 +346,14 @@ def _window(file: Any) -> tuple[float, float, str] | None:
 
 
 def _first(value: Any) -> float | None:
-    """The first of several values, None where there is none."""
-    if value is None or value == '':
-        return None
+    """The first of several values, None where there is none that is a number."""
     if isinstance(value, (list, tuple)) or type(value).__name__ == 'MultiValue':
-        return float(value[0]) if len(value) else None
-    return float(value)
+        value = value[0] if len(value) else None
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _windowed(values: np.ndarray, centre: float, width: float, function: str) -> np.ndarray:

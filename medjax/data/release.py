@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from medjax.data import dicom
+from medjax.data import dicom, headers
 from medjax.data.sources import Drop, Unreadable
 from medjax.errors import UserError, suggest
 
@@ -333,7 +333,10 @@ def plain(name: str) -> str:
 
 
 def content(file: pathlib.Path) -> bytes:
+    """The bytes of an image file. Raises Unreadable."""
     try:
+        if (size := file.stat().st_size) > headers.MOST_BYTES:
+            raise Unreadable(f'a file of {size / 2**30:.1f} GB; at most {headers.MOST_BYTES >> 30} GB can be read')
         return file.read_bytes()
     except OSError as error:
         raise Unreadable(f'cannot be opened: {error.strerror}') from None

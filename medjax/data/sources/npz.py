@@ -6,8 +6,10 @@ The official splits are kept. The files name no patients, so each image counts a
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import pathlib
+import shutil
 import tempfile
 import zipfile
 from collections.abc import Sequence
@@ -15,12 +17,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from medjax.data import decode, splits
-from medjax.data.sources import BLANK, Entry, Example, Source
+from medjax.data import decode, headers, splits
+from medjax.data.sources import BLANK, Entry, Example, Source, Unreadable
 from medjax.errors import UserError
 
 MOST_CLASSES = 1000
-IN_MEMORY = 2**30  # bytes of an array
+IN_MEMORY = 2**30  # bytes of an array; larger ones are mapped from a temporary file
+MOST_OF_MEMORY = 0.8  # that the others may take together
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -99,39 +102,69 @@ def write(source: Source, file: str) -> None:
 
 
 def arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """The arrays of the file by name; large ones are unpacked to a temporary file (TMPDIR) and read from there.
+    """The arrays of the layout by name; large ones are unpacked to a temporary file (TMPDIR) and read from there.
 
     UserError where it is no such file.
     """
     if not path.is_file():
         raise UserError(f'{path} does not exist; give an .npz file in the layout of MedMNIST')
     try:
-        with np.load(path, allow_pickle=False) as file:
-            held = {name: _array(file, name) for name in file.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, AttributeError):
+        with zipfile.ZipFile(path) as file:
+            names = {info.filename.removesuffix('.npy'): info for info in file.infolist()}
+            wanted = [f'{split}_{part}' for split in splits.NAMES for part in ('images', 'labels')]
+            if not any(name in names for name in wanted[::2]):
+                raise UserError(
+                    f'{path} holds {", ".join(sorted(names)[:8]) or "nothing"}; MedMNIST has train_images, '
+                    'train_labels, val_images, …'
+                )
+            members = {name: names[name] for name in wanted if name in names}
+            _check_room(path, [member.file_size for member in members.values()])
+            return {name: _array(file, member) for name, member in members.items()}
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # damaged archives and headers raise nearly anything
+        why = f' ({error})' if isinstance(error, Unreadable) else ''
         raise UserError(
-            f'{path}: no .npz archive, a damaged one, or one of Python objects, which are not read'
+            f'{path}: no .npz archive, a damaged one, or one of Python objects, which are not read{why}'
         ) from None
-    if not any(f'{split}_images' in held for split in splits.NAMES):
-        raise UserError(
-            f'{path} holds {", ".join(sorted(held)[:8]) or "nothing"}; MedMNIST has train_images, train_labels, '
-            'val_images, …'
-        )
-    return held
 
 
-def _array(file: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
-    """One array, mapped where it is large: those of 224 px have up to 13 GB."""
-    member = next(info for info in file.zip.infolist() if info.filename in (name, f'{name}.npy'))
-    if member.file_size <= IN_MEMORY or not member.filename.endswith('.npy'):
-        return file[name]
+def _array(file: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+    """One array, its header checked before there is any: pickles are never read, nothing more than is there is made.
+
+    It is mapped where it is large: those of 224 px have up to 13 GB.
+    """
+    with file.open(member) as data:
+        version = np.lib.format.read_magic(data)
+        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        shape, _, dtype = read[version](data)
+        if dtype.hasobject:
+            raise Unreadable(f'{member.filename} holds Python objects')
+        size, there = math.prod(shape) * dtype.itemsize, member.file_size - data.tell()
+        if min(shape, default=0) < 0 or size != there:
+            raise Unreadable(f'{member.filename} has the shape {shape}, {size} bytes, but {there} are there')
+    if member.file_size <= IN_MEMORY:
+        with file.open(member) as data:
+            return np.lib.format.read_array(data, allow_pickle=False)
     with tempfile.TemporaryDirectory(prefix='medjax-') as folder:  # the mapping outlives the file's name
-        return np.load(file.zip.extract(member, folder), mmap_mode='r', allow_pickle=False)
+        return np.load(file.extract(member, folder), mmap_mode='r', allow_pickle=False)
+
+
+def _check_room(path: pathlib.Path, sizes: list[int]) -> None:
+    """UserError where arrays of these sizes have no room: an archive may be a thousandth of what it holds."""
+    kept, mapped = (sum(size for size in sizes if (size > IN_MEMORY) == large) for large in (False, True))
+    memory = MOST_OF_MEMORY * os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+    free = shutil.disk_usage(tempfile.gettempdir()).free
+    for size, room, where in ((kept, memory, 'in memory'), (mapped, free, 'in the folder of temporary files (TMPDIR)')):
+        if size > room:
+            raise UserError(f'{path} unpacks to {size / 2**30:.1f} GB; there is room for {room / 2**30:.1f} GB {where}')
 
 
 def _labels(given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """int8 [n,L] for each split: multi-label as it is, one class column spread over its classes."""
-    given = {split: array.reshape(len(array), -1) for split, array in given.items()}
+    if bare := [split for split, array in given.items() if not array.ndim]:
+        raise UserError(f'{bare[0]}_labels is one number; labels are [n] or [n,L]')
+    given = {split: array.reshape(len(array), math.prod(array.shape[1:])) for split, array in given.items()}
     for split, array in given.items():
         if array.dtype.kind not in 'iub':
             raise UserError(f'{split}_labels: dtype {array.dtype}; labels are whole numbers')
@@ -158,5 +191,9 @@ def check(path: pathlib.Path, split: str, stack: np.ndarray, labels: np.ndarray 
     grey = stack.ndim == 3 or (stack.ndim == 4 and stack.shape[3] == 1)
     if not grey and not (stack.ndim == 4 and stack.shape[3] == 3 and stack.dtype == np.uint8):
         raise UserError(f'{path}: {split}_images has shape {stack.shape}; grey is [n,H,W], colour [n,H,W,3] of 8 bits')
+    try:
+        headers.check_size(*stack.shape[1:3])
+    except Unreadable as error:
+        raise UserError(f'{path}: {split}_images has {error}') from None
     if labels is not None and len(labels) != len(stack):
         raise UserError(f'{path}: {len(stack)} {split}_images but {len(labels)} {split}_labels')
