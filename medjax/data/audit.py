@@ -117,14 +117,14 @@ def _by_key(parts: Sequence[Part], kind: str) -> Iterator[Pair]:
         if kind != 'pixels' and x.split.data.key_fingerprint != y.split.data.key_fingerprint:
             continue
         (a, x), (b, y) = sorted([(a, x), (b, y)], key=lambda item: (RANK[item[1].split.name], item[0]))
-        keys, records = firsts[a]
+        keys, known = firsts[a]
         mine = [(hashed, np.arange(len(hashed))) for hashed in records.ids(y.split, kind)]
         done: set[int] = set()
         for hashed, numbers in mine:
             at = np.searchsorted(keys, hashed)
             hit = (at < len(keys)) & (hashed != 0)
             hit[hit] = keys[at[hit]] == hashed[hit]
-            for record, other in zip(records[at[hit]].tolist(), numbers[hit].tolist(), strict=True):
+            for record, other in zip(known[at[hit]].tolist(), numbers[hit].tolist(), strict=True):
                 if other not in done:
                     done.add(other)
                     yield Pair(a, record, b, other, 1.0)
