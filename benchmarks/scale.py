@@ -89,6 +89,7 @@ def synthetic(count: int, out: pathlib.Path) -> float:
         'synthetic', 'drawn', 0, True,
     )  # fmt: skip
     said = {name: value for name, value in dataclasses.asdict(data).items() if name != 'path'}
+    (made / 'drops.csv').write_text('part,where,reason,image_key\n')
     (made / 'medjax.json').write_text(json.dumps({'format': chunks.FORMAT} | said))
     (made / 'chunks').rmdir()
     os.sync()  # what is not on the disk cannot be put out of the page cache
@@ -116,7 +117,9 @@ def write_columns(stored: Stored, rows: int, out: pathlib.Path) -> None:
     """The columns of a split: equal in all rows but for the keys; the thumbnails (10 GB) are a hole in their file."""
     (out / 'info').mkdir(parents=True)
     values = {name: np.asarray(stored.columns[name]) for name in ('label', 'keys', 'thumb', 'hash', 'shape', 'bits')}
-    values |= {name: np.asarray(stored.columns[name]) for name in ('words', 'role')} | {'info/age': np.float32(50)}
+    values |= {name: np.asarray(stored.columns[name]) for name in ('words', 'sentences', 'role')} | {
+        'info/age': np.float32(50)
+    }
     for name, value in values.items():
         file = np.lib.format.open_memmap(out / f'{name}.npy', 'w+', value.dtype, (rows, *value.shape))
         if name == 'keys':

@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from medjax.data import beam, published, sources, workers, write
+from medjax.data import beam, published, records, sources, workers, write
 from medjax.data.sources import Source, npz
 from medjax.errors import UserError, find
 
@@ -37,21 +37,23 @@ def main(argv: list[str]) -> int:
     out, as_npz, overwrite, stratify, on_beam = (
         options.pop(name) for name in ('out', 'npz', 'overwrite', 'stratify', 'beam')
     )
-    if not out and not as_npz:
+    if not out:
         raise UserError(f'build {kind}: say where to: --out DATA')
     if (size := options.get('size')) is not None and size < 1:
         raise UserError(f'--size {size}: the longer side must have at least one pixel')
 
+    if as_npz:
+        npz.writable(as_npz)
+
     again = functools.partial(make, kind, options)
     source = again()
+    labels = [name for name in stratify.split(',') if name]
+    run = workers.run if on_beam is None else functools.partial(beam.run, on_beam)
+    summary = write.write(source, out, overwrite, labels, again, run)
+    print('\n'.join(_told(out, summary, source.namespace)))
     if as_npz:
-        npz.write(source, as_npz)
-        print(f'{source.name} -> {as_npz}')
-    if out:
-        labels = [name for name in stratify.split(',') if name]
-        run = workers.run if on_beam is None else functools.partial(beam.run, on_beam)
-        summary = write.write(source, out, overwrite, labels, again, run)
-        print('\n'.join(_told(out, summary, source.namespace)))
+        npz.write(records.open(out), as_npz)
+        print(f'{out} -> {as_npz}')
     return 0
 
 
@@ -92,7 +94,7 @@ def _parser(kind: str, module: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         '--beam', metavar='OPTIONS', help="make the records on Apache Beam, with its options: --beam='--runner=…'"
     )
-    parser.add_argument('--npz', metavar='FILE', help='write the images as one file in the layout of MedMNIST')
+    parser.add_argument('--npz', metavar='FILE', help='the data set as one file in the layout of MedMNIST, too')
     return parser
 
 

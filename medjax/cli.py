@@ -38,7 +38,7 @@ The way from a folder of images to a judged encoder:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command and returns the exit code: 2 for a user's mistake, 130 after Ctrl-C, 143 after SIGTERM."""
+    """Runs one command; its exit code, or 2 for a user's mistake, 70 for a bug, 130 after Ctrl-C, 143 after SIGTERM."""
     name, *rest = (sys.argv[1:] if argv is None else argv) or ['--help']
     if argv is None and name != 'train':  # the process is ours; train saves its step at a SIGTERM
         signal.signal(signal.SIGTERM, terminate)
@@ -57,10 +57,8 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
     except Exception:
-        if not one_of_several():
-            raise
         traceback.print_exc()
-        code = 1
+        code = 70  # a bug; 1 is what a command found: a leak, a probe that failed
     if one_of_several():
         # At a normal exit jax waits for the other processes of the run, which may be waiting for this one.
         sys.stdout.flush()

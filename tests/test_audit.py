@@ -81,6 +81,40 @@ def test_equal_pixels_and_near_duplicates(tmp_path):
     assert found['labels']['pairs'][0][:4] == ['leaky/train', 6, 'leaky/train', 7]
 
 
+def test_all_copies_are_counted_however_many(tmp_path):
+    """The search keeps some of the nearest pairs of a picture; the audit tells the whole group."""
+    copies = [jpeg(np.asarray(Image.fromarray(PICTURES[3]).resize((n, n)))) for n in range(80, 125)]
+    pictures = [*PICTURES[:24], *copies]
+    found = audit.audit([build(tmp_path, 'copies', pictures, ['train'] * 24 + ['test'] * len(copies))])
+    assert leaks(found) == {('near', 'copies/train', 'copies/test', len(copies))}
+
+
+def test_sets_together_say_what_each_says_alone(tmp_path):
+    pictures = [*PICTURES[:30], *(jpeg(picture) for picture in PICTURES[:10])]
+    one = build(tmp_path, 'one', pictures)
+    other = build(tmp_path, 'other', pictures)
+    alone = leaks(audit.audit([one]))
+    assert alone == {('near', 'one/train', 'one/test', 10)}
+    both = leaks(audit.audit([one, other]))
+    assert both == leaks(audit.audit([other, one]))
+    assert alone < both and ('near', 'other/train', 'other/test', 10) in both
+    assert ('near', 'one/train', 'other/test', 10) in both
+
+
+def test_a_copy_without_a_patient_stays_with_the_patient_that_is_known(tmp_path):
+    pictures = [*PICTURES[:20], *(smaller(picture) for picture in PICTURES[:20])]
+    blank = {i: dict(patient=None, study=f'x{i}') for i in range(20, 40)}
+    found = audit.audit([build(tmp_path, 'mixed', pictures, [None] * 40, entries=blank)])
+    assert found['leaks'] == []
+
+
+def test_what_was_not_compared_is_said(clean, tmp_path):
+    other = build(tmp_path, 'elsewhere', PICTURES[:2], ['test'] * 2, entries={0: dict(patient=None)})
+    said = audit.audit([clean, other])['unknown']
+    assert any("'clean' and 'elsewhere'" in sentence for sentence in said)
+    assert any('1 images name no patient' in sentence for sentence in said)
+
+
 def test_patients_and_derived_images_between_sets(clean, tmp_path):
     others = [phantom.record(i, phantom.Settings(size=128)).image for i in range(800, 840, 4)]
     test = ['test'] * len(others)

@@ -87,6 +87,37 @@ def test_two_builds_of_one_data_set_are_not_mixed(tmp_path):
     write.write(source(), tmp_path / 'data')
 
 
+def test_another_source_does_not_take_over_what_was_left(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        write.write(source(stopping(58, KeyboardInterrupt())), tmp_path / 'data')
+    opened = []
+    write.write(
+        source(lambda i: opened.append(i) or source().load(i))._replace(stamp='another table'), tmp_path / 'data'
+    )
+    assert sorted(opened) == list(range(COUNT))
+
+
+def test_a_build_that_comes_second_replaces_nothing(tmp_path):
+    """It waits for nobody: what the first one published while it worked stays."""
+
+    def run(*args):
+        write.write(source(), tmp_path / 'other')
+        os.rename(tmp_path / 'other', tmp_path / 'data')
+        workers.run(*args)
+
+    with pytest.raises(UserError, match='exists'):
+        write.write(source(), tmp_path / 'data', run=run)
+
+
+def test_what_a_killed_replacement_left_is_no_obstacle(tmp_path):
+    write.write(source(), tmp_path / 'data')
+    old = tmp_path / '.data.work.old'
+    old.mkdir()
+    (old / 'file').write_text('half deleted')
+    write.write(source(), tmp_path / 'data', overwrite=True)
+    assert not old.exists()
+
+
 @pytest.mark.parametrize(
     'error',
     [OSError(errno.ENOSPC, 'No space left on device'), RuntimeError('write() failed: No space left on device; x')],
@@ -98,7 +129,7 @@ def test_a_full_disk_is_one_sentence(tmp_path, error):
 
 
 def test_a_killed_publication_is_finished_by_the_next_build(tmp_path, whole, monkeypatch):
-    monkeypatch.setattr(write, 'publish', lambda work, out: (_ for _ in ()).throw(KeyboardInterrupt()))
+    monkeypatch.setattr(write, 'publish', lambda *args: (_ for _ in ()).throw(KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
         write.write(source(), tmp_path / 'data')
     monkeypatch.undo()

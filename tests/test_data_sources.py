@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medjax.data import write
+from medjax.data import records, write
 from medjax.data.sources import npz, table
 from medjax.errors import UserError
 
@@ -212,12 +212,14 @@ def test_npz_round_trip(tmp_path):
     source = npz.source(
         saved(tmp_path, train_images=grey, train_labels=np.array([0, 1, 1, 0, 1]), test_images=grey[:2])
     )
-    npz.write(source, str(tmp_path / 'again.npz'))
+    write.write(source, tmp_path / 'data')
+    data = records.open(tmp_path / 'data')
+    npz.write(data, str(tmp_path / 'again.npz'))
     again = npz.source(str(tmp_path / 'again.npz'))
     np.testing.assert_array_equal([again.load(i).image for i in range(7)], [source.load(i).image for i in range(7)])
     np.testing.assert_array_equal(labels_of(again), labels_of(source))
     with pytest.raises(UserError, match='exists'):
-        npz.write(source, str(tmp_path / 'again.npz'))
+        npz.write(data, str(tmp_path / 'again.npz'))
 
 
 def test_frames_of_a_dicom_file_are_records_of_one_patient(folder, tmp_path, real_dicom):

@@ -164,6 +164,8 @@ def _store(source: Source, key: bytes, pair: tuple[int, np.ndarray]) -> tuple[St
     mask, note = _mask(example, picture.shape[:2], source.size)
     text = {section: words for section, words in example.text.items() if words}
     info = {name: value for name, value in example.info.items() if value != ''}
+    if small is not picture and 'spacing' in info:  # of a pixel, and these are larger now
+        info['spacing'] = float(info['spacing']) * max(picture.shape[:2]) / max(small.shape[:2])
     if (words := ' '.join(text.values())) and 'language' not in info and (spoken := language.language(words)):
         info['language'] = spoken
     keys = np.array([*_hashed_ids(key, source.namespace, entry), _text_key(key, words), pixel_hash(picture)], np.uint64)

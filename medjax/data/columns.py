@@ -77,6 +77,14 @@ def opened(folder: pathlib.Path) -> dict[str, np.ndarray]:
     return {file.relative_to(folder).with_suffix('').as_posix(): np.load(file, mmap_mode='r') for file in files}
 
 
+def rows(file: pathlib.Path) -> int | None:
+    """The rows of a column, None where it cannot be mapped."""
+    try:
+        return len(np.load(file, mmap_mode='r'))
+    except (OSError, ValueError, EOFError, TypeError):
+        return None
+
+
 def _join(
     folder: pathlib.Path,
     plan: list[Chunk],

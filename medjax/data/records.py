@@ -164,10 +164,27 @@ def open(path: str | os.PathLike) -> DataSet:
         data = DataSet(path=path, **(facts | {'labels': tuple(facts['labels'])}))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f'{file} is damaged ({error}); build the data set again') from None
-    for part in ('columns', 'drops.csv', 'records/dataset_info.json'):
+    for part in ('drops.csv', 'records/dataset_info.json', 'records/features.json', *_shards(path)):
         if not (path / part).exists():
             raise UserError(f'{path} is incomplete: {part} is missing; copy it again, or build it again')
+    for split, count in data.splits.items():
+        for name in columns.PUBLIC:
+            if columns.rows(path / 'columns' / split / f'{name}.npy') != count:
+                raise UserError(
+                    f'{path} is damaged: columns/{split}/{name}.npy is missing or has not {count} rows; copy it again, '
+                    'or build it again'
+                )
     return data
+
+
+def _shards(path: pathlib.Path) -> list[str]:
+    """The record files that tfds will open."""
+    try:
+        told = json.loads((path / 'records' / 'dataset_info.json').read_text())
+        lengths = {split['name']: len(split['shardLengths']) for split in told['splits']}
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    return [f'records/records-{s}.array_record-{k:05d}-of-{n:05d}' for s, n in lengths.items() for k in range(n)]
 
 
 def write_seen(datasets: Mapping[str, DataSet], path: str | os.PathLike) -> None:

@@ -223,6 +223,8 @@ def make(
                 split_list=data.split_list,
                 dropped=data.dropped + int((found.of >= 0).sum()),
                 invented=data.invented,
+                unknown_patients=data.unknown_patients,
+                namespace=data.namespace,
                 key_fingerprint=data.key_fingerprint,
             )
             summary = write.assembled(about, None, columns.gather(made, plan, work / 'columns'), plan, made, work)
@@ -230,7 +232,7 @@ def make(
             summary['audit'] = write.audited(work)[1]
         finally:
             shutil.rmtree(made)  # so that nothing is left where this failed
-        write.publish(work, out)
+        write.publish(work, out, overwrite)
     return found, summary
 
 

@@ -76,7 +76,7 @@ def write(
         data, summary['audit'] = audited(work)
         summary['notes'] = [*source.notes, *notes, *_notes(data)]
         shutil.rmtree(made)
-        publish(work, out)
+        publish(work, out, overwrite)
     return summary
 
 
@@ -256,8 +256,9 @@ def _is_full(error: Exception) -> bool:
     return getattr(error, 'errno', None) in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(error)
 
 
-def publish(work: pathlib.Path, out: pathlib.Path) -> None:
+def publish(work: pathlib.Path, out: pathlib.Path, overwrite: bool) -> None:
     """One rename; an old data set is moved aside first and deleted after."""
+    may_write(out, overwrite)  # once more: something may have come there meanwhile
     (work / 'lock').unlink()
     os.chmod(work, 0o777 & ~_umask())
     old = work.with_name(work.name + '.old')

@@ -89,7 +89,7 @@ def provenance(run: pathlib.Path, encoder: Encoder, data: Any) -> dict[str, Any]
         return dict(overlap={}, provenance=f'overlap with pretraining unknown: {why}')
     shares = records.overlap(seen, data.split('test'))
     if not any(shares[kind] for kind in ('patient', 'image', 'pixels', 'near')):
-        told = 'none of the test records was seen in pretraining'
+        told = 'none of the test records was seen in pretraining, as far as hashes tell'
     else:
         parts = dict(patient='of a patient', image='with an id', pixels='with pixels', near='with nearly the pixels')
         told = ', '.join(f'{100 * shares[k]:.1f} % {words}' for k, words in parts.items() if shares[k] is not None)

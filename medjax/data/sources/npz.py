@@ -17,7 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from medjax.data import decode, headers, splits
+from medjax.data import headers, release, splits
+from medjax.data.records import DataSet
 from medjax.data.sources import BLANK, Entry, Example, Source, Unreadable
 from medjax.errors import UserError
 
@@ -39,7 +40,7 @@ def source(file: str) -> Source:
     for split, stack in images.items():
         check(path, split, stack, labels.get(split))
     place = [(split, i) for split, stack in images.items() for i in range(len(stack))]
-    count = next((array.shape[1] for array in labels.values()), 0)
+    count, stamp = next((array.shape[1] for array in labels.values()), 0), release.stamp(path)
 
     def label(k: int) -> Sequence[int]:
         split, i = place[k]
@@ -55,15 +56,43 @@ def source(file: str) -> Source:
         namespace=path.stem,
         labels=tuple(f'label_{k}' for k in range(count)),
         license='',
-        entries=[Entry(f'{s}/{i}', None, f'{s}/{i}', s, f'{s}_images[{i}]') for s, i in place],
+        entries=[Entry(f'{s}/{i}', None, f'{s}/{i}', s, f'{s}_images[{i}]', stamp=stamp) for s, i in place],
         label=label,
         load=load,
         notes=['the file names no patients: each image counts as a patient of its own'],
     )
 
 
-def write(source: Source, file: str) -> None:
-    """A source of equal-sized images as an .npz file in this layout, its splits as `data.write` would make them."""
+def write(data: DataSet, file: str) -> None:
+    """A data set of equal-sized images as an .npz file in this layout, split for split."""
+    path = writable(file)
+    from tqdm import tqdm
+
+    found = {}
+    with (
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+        tqdm(total=sum(data.splits.values()), desc=path.name, unit=' images', disable=None) as bar,
+    ):
+        for name in data.splits:
+            split, images = data.split(name), []
+            for pixels in pool.map(split.image, range(len(split))):
+                images.append(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+                bar.update()
+            if len({image.shape for image in images}) > 1:
+                raise UserError(f'--npz {file}: the images differ in size, which this layout cannot hold')
+            labels = np.asarray(split.labels_array)  # MedMNIST has uint8; what is neither yes nor no needs a sign
+            found[f'{name}_images'] = np.stack(images)
+            found[f'{name}_labels'] = labels.astype(np.uint8) if (labels >= 0).all() else labels
+    hidden = path.with_name(f'.{path.name}.{os.getpid()}.npz')
+    try:
+        np.savez_compressed(hidden, **found)  # type: ignore[arg-type]
+        os.replace(hidden, path)
+    finally:
+        hidden.unlink(missing_ok=True)
+
+
+def writable(file: str) -> pathlib.Path:
+    """Where `write` may write; UserError where it may not."""
     path = pathlib.Path(file).expanduser()
     if path.suffix != '.npz':
         raise UserError(f'--npz {file}: the name must end in .npz')
@@ -71,34 +100,7 @@ def write(source: Source, file: str) -> None:
         raise UserError(f'{path} exists; choose another name, or delete it')
     if not path.absolute().parent.is_dir():
         raise UserError(f'--npz {file}: the folder {path.absolute().parent} does not exist')
-    from tqdm import tqdm
-
-    named = np.array(splits.assign(source))
-    arrays = {}
-    with (
-        ThreadPoolExecutor(os.cpu_count()) as pool,
-        tqdm(total=len(named), desc=path.name, unit=' images', disable=None) as bar,
-    ):
-        for split in splits.NAMES:
-            images, labels = [], []
-            chosen = np.flatnonzero(named == split).tolist()
-            for i, example in zip(chosen, pool.map(source.load, chosen), strict=True):
-                pixels = decode.read(example.image) if isinstance(example.image, bytes) else example.image
-                images.append(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels)
-                labels.append(source.label(i))
-                bar.update()
-            if len({image.shape for image in images}) > 1:
-                raise UserError(f'--npz {file}: the images differ in size, which this layout cannot hold')
-            if images:
-                signed = np.asarray(labels, np.int8)  # MedMNIST has uint8; blanks and uncertain ones need a sign
-                arrays[f'{split}_images'] = np.stack(images)
-                arrays[f'{split}_labels'] = signed.astype(np.uint8) if (signed >= 0).all() else signed
-    hidden = path.with_name(f'.{path.name}.{os.getpid()}.npz')
-    try:
-        np.savez_compressed(hidden, **arrays)  # type: ignore[arg-type]
-        os.replace(hidden, path)
-    finally:
-        hidden.unlink(missing_ok=True)
+    return path
 
 
 def arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
