@@ -37,6 +37,7 @@ class Origin(NamedTuple):
     namespace: str  # of the other data set: its builder's
     image: str  # its plain ids there
     patient: str
+    via: tuple[str, str] | None = None  # (namespace, image id) of the set that it came through: RSNA's film of NIH's
 
 
 class Entry(NamedTuple):
