@@ -118,7 +118,7 @@ def test_two_classes_three_parts_and_lists_without_sources(tmp_path):
 
 def test_lists_are_named(folder, monkeypatch):
     source = covidx.source(str(folder), split='7A')
-    assert source.splits == 'covidx/7A' and 'covidx/7A has 15111 train images, this list 6' in source.notes
+    assert source.splits == 'covidx/7A, altered' and 'covidx/7A has 15111 train images, this list 6' in source.notes
     parts = [(line.split()[-3], 'train') for line in TRAIN if 'words' not in line]
     parts += [(line.split()[-3], 'test') for line in TEST if 'COVID(1)' not in line]
     mine = published.Published('', {'train': 6, 'test': 3}, published.digest(dict(parts).items()))
@@ -132,7 +132,7 @@ def test_lists_are_named(folder, monkeypatch):
         UserError, match=r'train_COVIDx7A\.txt, train_COVIDx9B\.txt; say which with --split, one of 1, 2'
     ):
         covidx.source(str(folder))
-    assert covidx.source(str(folder), split='9B').splits == 'covidx/9B'
+    assert covidx.source(str(folder), split='9B').splits == 'covidx/9B, altered'
     with pytest.raises(UserError, match='no list .* of version 4'):
         covidx.source(str(folder), split='4')
 

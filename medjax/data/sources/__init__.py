@@ -86,6 +86,6 @@ class Source(NamedTuple):
     load: Callable[[int], Example]
     dropped: Sequence[Drop] = ()  # set aside before any image was opened
     notes: Sequence[str] = ()  # what the person at the keyboard should know; printed by `medjax build`
-    splits: str = ''  # the published list that the entries' splits are: 'nih/official' of `data.published`
+    splits: str = ''  # the published list that the splits are, by `published.named`: 'nih/official', or '…, altered'
     size: int | None = None  # bound of the longer stored side in pixels; never enlarges
     key: bytes | None = None  # a fixed public key for invented ids; None: the private key of `data.ids`

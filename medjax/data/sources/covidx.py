@@ -184,7 +184,7 @@ def _version(parts: dict[str, str], split: str) -> tuple[str, list[str]]:
     """The name of the published list that this is, and what is to be said of it."""
     if split in VERSIONS:
         differ = published.differences(f'covidx/{split}', parts.items())
-        return f'covidx/{split}', differ or [f'the list is COVIDx {split} as published']
+        return published.named(f'covidx/{split}', differ), differ or [f'the list is COVIDx {split} as published']
     digest = published.digest(parts.items())
     same = [version for version in VERSIONS if published.LISTS[f'covidx/{version}'].digest == digest]
     near = [version for version in VERSIONS if not published.differences(f'covidx/{version}', parts.items())]
