@@ -275,7 +275,7 @@ def test_a_damaged_film_has_a_reason_that_quotes_nothing():
         'lacks PhotometricInterpretation': dicom(grey[..., 0]).replace(b'(\0\x04\0CS', b'(\0\x03\0CS'),
         'unknown colour space': dicom(grey[..., 0], PhotometricInterpretation='DOE^JANE'),
         'makes no numbers': dicom(grey[..., 0], RescaleSlope='NaN', RescaleIntercept=0),
-        'unknown to the standard': dicom(grey[..., 0]).replace(b'1.2.840.10008.1.2.1\0', b'DOE.840.10008.1.2.1\0'),
+        'an unknown coding': dicom(grey[..., 0]).replace(b'1.2.840.10008.1.2.1\0', b'DOE.840.10008.1.2.1\0'),
         'damaged DICOM': dicom(grey[..., 0], RescaleSlope=1, RescaleIntercept=1).replace(
             b'DS\4\x001.0 ', b'DS\4\0DOE '
         ),

@@ -56,6 +56,16 @@ def test_named_labels(folder):
         table.source(str(folder), labels='knd')
 
 
+def test_ages_and_sexes_are_told_as_in_other_sources(folder):
+    ages = {'104': 90.0, '090Y': 90.0, '148': None, '-1': None}
+    sexes = {'female': 'F', 'm': 'M', 'Other': 'Other', 'Jane Doe, 4711': None}
+    cells = zip(ages, sexes, strict=True)
+    csv(folder, 'image,age,sex\n' + ''.join(f'images/{n}.png,{a},"{s}"\n' for n, (a, s) in enumerate(cells)))
+    source = table.source(str(folder))
+    assert [source.load(n).info.get('age') for n in range(4)] == list(ages.values())
+    assert [source.load(n).info.get('sex') for n in range(4)] == list(sexes.values())
+
+
 def test_a_label_with_hundreds_of_values_is_refused(folder):
     csv(folder, 'image,who\n' + ''.join(f'images/{i % 6}.png,name{i}\n' for i in range(6)))
     assert len(table.source(str(folder), labels='who').labels) == 6

@@ -45,7 +45,7 @@ def folder(tmp_path):
 def test_a_release_becomes_records(folder, tmp_path):
     source = chexpert.source(str(folder))
     made, data = built(source, tmp_path / 'out')
-    assert data.splits == {'train': 4, 'val': 1} and source.splits == 'chexpert/official'
+    assert data.splits == {'train': 4, 'val': 1} and source.splits == 'chexpert/official, altered'
     assert source.entries[0].image == 'train/patient00001/study1/view1_frontal.jpg'
     assert [entry.patient for entry in source.entries] == [
         'patient00001', 'patient00002', 'patient00002', 'patient00003', 'patient64541'

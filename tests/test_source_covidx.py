@@ -3,9 +3,9 @@
 import json
 
 import pytest
-from releases_pub2 import assert_hidden, build, by_image, csv, labels, png, reasons
+from releases_pub2 import assert_hidden, build, by_image, csv, dicom, labels, png, reasons
 
-from medjax.data import published
+from medjax.data import published, splits
 from medjax.data.sources import BLANK, CONFLICTING, Origin, covidx, rsna_pneumonia
 from medjax.errors import UserError
 
@@ -63,7 +63,7 @@ def test_a_list_of_three_classes(folder, tmp_path):
     entries = {entry.image: entry for entry in source.entries}
     assert entries['COVID(2).png'].patient == 'sirm/COVID 2'  # blanks are part of the patient
     assert entries['SARS-10.1148rg.jpeg'].patient != entries['other.png'].patient  # both are number 3, of two sources
-    origin = Origin('rsna_pneumonia', RSNA[0], f'image/{RSNA[0]}')
+    origin = Origin('rsna_pneumonia', RSNA[0], f'study/image/{RSNA[0]}')
     assert entries[f'{RSNA[0]}.png'].origin == origin and entries['COVID(2).png'].origin is None
     said = ' '.join(source.notes)
     assert (
@@ -85,8 +85,17 @@ def test_the_mapping_leads_to_nih(folder):
     rows = [{'subset_img_id': RSNA[0], 'img_id': '00000013_005.png'}]
     (folder / rsna_pneumonia.MAPPING).write_text(json.dumps(rows))
     origins = {entry.image: entry.origin for entry in covidx.source(str(folder)).entries}
-    assert origins[f'{RSNA[0]}.png'] == Origin('nih', '00000013_005.png', '13')
-    assert origins[f'{RSNA[1]}.png'].namespace == 'rsna_pneumonia'
+    via = ('rsna_pneumonia', RSNA[0])  # RSNA's own set may have been built without the mapping
+    assert origins[f'{RSNA[0]}.png'] == Origin('nih', '00000013_005.png', '13', via)
+    assert origins[f'{RSNA[1]}.png'].namespace == 'rsna_pneumonia' and origins[f'{RSNA[1]}.png'].via is None
+
+
+def test_an_origin_without_the_mapping_is_the_patient_of_rsnas_own_entry(folder, tmp_path):
+    csv(tmp_path / 'rsna' / 'stage_2_train_labels.csv', 'patientId,x,y,width,height,Target', f'{RSNA[0]},,,,,0')
+    dicom(tmp_path / 'rsna' / 'stage_2_train_images' / f'{RSNA[0]}.dcm')
+    (theirs,) = rsna_pneumonia.source(str(tmp_path / 'rsna')).entries
+    (ours,) = (entry for entry in covidx.source(str(folder)).entries if entry.image == f'{RSNA[0]}.png')
+    assert ours.origin == ('rsna_pneumonia', theirs.image, splits.patient(theirs), None)
 
 
 def test_two_classes_three_parts_and_lists_without_sources(tmp_path):
@@ -109,7 +118,7 @@ def test_two_classes_three_parts_and_lists_without_sources(tmp_path):
 
 def test_lists_are_named(folder, monkeypatch):
     source = covidx.source(str(folder), split='7A')
-    assert source.splits == 'covidx/7A' and 'covidx/7A has 15111 train images, this list 6' in source.notes
+    assert source.splits == 'covidx/7A, altered' and 'covidx/7A has 15111 train images, this list 6' in source.notes
     parts = [(line.split()[-3], 'train') for line in TRAIN if 'words' not in line]
     parts += [(line.split()[-3], 'test') for line in TEST if 'COVID(1)' not in line]
     mine = published.Published('', {'train': 6, 'test': 3}, published.digest(dict(parts).items()))
@@ -123,7 +132,7 @@ def test_lists_are_named(folder, monkeypatch):
         UserError, match=r'train_COVIDx7A\.txt, train_COVIDx9B\.txt; say which with --split, one of 1, 2'
     ):
         covidx.source(str(folder))
-    assert covidx.source(str(folder), split='9B').splits == 'covidx/9B'
+    assert covidx.source(str(folder), split='9B').splits == 'covidx/9B, altered'
     with pytest.raises(UserError, match='no list .* of version 4'):
         covidx.source(str(folder), split='4')
 

@@ -85,7 +85,8 @@ def test_a_published_file_is_told_by_its_md5(tmp_path, monkeypatch):
 def test_older_files_are_recognised_by_their_counts(tmp_path, monkeypatch):
     old = published.LISTS['medmnist/organamnist before 2.2.4']._replace(images={'train': 6, 'val': 2, 'test': 3})
     monkeypatch.setitem(published.LISTS, 'medmnist/organamnist before 2.2.4', old)
-    assert 'before MedMNIST 2.2.4' in medmnist.source(save(tmp_path / 'organamnist.npz', classes=11)).notes[0]
+    source = medmnist.source(save(tmp_path / 'organamnist.npz', classes=11))
+    assert 'before MedMNIST 2.2.4' in source.notes[0] and source.splits == 'medmnist/organamnist before 2.2.4'
 
 
 def test_large_arrays_are_read_from_a_file_that_is_gone_after(tmp_path, monkeypatch):
@@ -130,7 +131,7 @@ def test_what_is_refused(tmp_path):
 def test_the_real_official_file(tmp_path):
     source = medmnist.source(str(real('breastmnist.npz')))
     assert source.notes[0].startswith('the file is the published one of 28 px')
-    assert source.entries[0].image == 'train/0'
+    assert source.entries[0].image == 'train/0' and source.splits == 'medmnist/breastmnist'
     data, summary = build(source, tmp_path / 'out')
     assert data.splits == {'train': 546, 'val': 78, 'test': 156} and data.labels == ('normal_benign',)
     assert [int(data.split(split).labels_array.sum()) for split in data.splits] == [399, 57, 114]
@@ -143,6 +144,7 @@ def test_the_real_trimmed_file(tmp_path):
         'the file is none of the published ones (MD5 f5b994ec7c2fe8bc81ae15cbab7c3df8)',
         'medmnist/pneumoniamnist has 4708 train images, this list 3882',
     ]
+    assert source.splits == 'medmnist/pneumoniamnist, altered'
     assert source.entries[0].image == 'train/0 of 3882' and source.entries[-1].image == 'test/623'
     data, _ = build(source, tmp_path / 'out')
     assert data.splits == {'train': 3882, 'val': 524, 'test': 624}

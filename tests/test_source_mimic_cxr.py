@@ -71,7 +71,7 @@ def test_a_release_becomes_records(folder, tmp_path):
     reports(folder)
     source = mimic_cxr.source(str(folder))
     made, data = built(source, tmp_path / 'out')
-    assert data.splits == {'train': 3, 'val': 1, 'test': 2} and source.splits == 'mimic_cxr/official'
+    assert data.splits == {'train': 3, 'val': 1, 'test': 2} and source.splits == 'mimic_cxr/official, altered'
     assert [entry.image for entry in source.entries] == ['d1', 'd2', 'd3', 'd4', 'd5', 'd6']
     assert len({entry.study for entry in source.entries}) == 5 and len({e.patient for e in source.entries}) == 3
 

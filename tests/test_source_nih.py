@@ -52,7 +52,7 @@ def test_a_release_becomes_records(folder, tmp_path):
     source = nih.source(str(folder))
     made, data = built(source, tmp_path / 'out')
     assert data.splits == {'train': 3, 'test': 3}  # patients 1 and 13 are not among the eighth that is val
-    assert source.splits == 'nih/official' and made['license'] == nih.LICENSE
+    assert source.splits == 'nih/official, altered' and made['license'] == nih.LICENSE
     assert (data.channels, data.bits) == (1, 8)  # alpha is gone
     assert [entry.patient for entry in source.entries] == ['1', '1', '13', '14', '15', '16']
     assert len({entry.study for entry in source.entries}) == 6
@@ -104,7 +104,7 @@ def test_lists_that_the_user_gives(folder, tmp_path):
     assert {entry.image[6:8]: entry.split for entry in source.entries} == {
         '01': 'test', '14': 'train', '15': 'train', '16': 'val'
     }  # fmt: skip
-    assert source.splits == 'nih/chestmnist' and 'nih/chestmnist has 78468 train images' in source.notes[0]
+    assert source.splits == 'nih/chestmnist, altered' and 'nih/chestmnist has 78468 train images' in source.notes[0]
     with pytest.raises(UserError, match='--lists DIR with train.txt'):
         nih.source(str(folder), split='official_val')
     table(lists / 'val_list.txt', '00000014_000.png\n')
@@ -136,6 +136,16 @@ def test_what_is_refused(folder, tmp_path):
         path.unlink()
     with pytest.raises(UserError, match='none of the 9 images that Data_Entry_2017.csv names is there'):
         nih.source(str(folder), split='drawn')
+
+
+def test_a_list_that_is_the_published_one_has_its_name(folder, monkeypatch):
+    names = [(f'{name}.png', 'train') for name in ('00000001_000', '00000001_001', '00000013_000', '00000018_000')]
+    names += [(f'{name}.png', 'test') for name in ('00000014_000', '00000015_000', '00000016_000')]
+    whole = published.Published('', {'train': 4, 'test': 3}, published.digest(names))
+    monkeypatch.setitem(published.LISTS, 'nih/official', whole)
+    assert nih.source(str(folder)).splits == 'nih/official'
+    table(folder / 'test_list.txt', '00000014_000.png\n00000015_000.png\n')  # a partial list
+    assert nih.source(str(folder)).splits == 'nih/official, altered'
 
 
 def test_the_published_lists_have_digests():

@@ -40,7 +40,8 @@ def first(tmp_path):
 
 def test_first(first, tmp_path):
     source = roco.source(str(first))
-    assert source.splits == 'roco/v1' and source.splits in published.LISTS
+    assert source.splits == 'roco/v1, altered'
+    assert any('roco/v1 has 70343 train images, this list 4' in note for note in source.notes)
     data, rows, said = build(source, tmp_path / 'out')
     assert data.splits == {'train': 4, 'val': 1, 'test': 1} and data.labels == ()
     texts = sorted(info['text'].get('caption', '') for *_, info in rows)
@@ -58,6 +59,16 @@ def test_first(first, tmp_path):
     assert 'PMC10' not in words and 'ROCO_0' not in words
 
 
+def test_a_whole_list_has_its_name(first, monkeypatch):
+    parts = {
+        'ROCO_00002': 'train', 'ROCO_00003': 'train', 'ROCO_00004': 'train', 'ROCO_81826': 'train',
+        'ROCO_00020': 'val', 'ROCO_00001': 'test', 'ROCO_00006': 'test',
+    }  # fmt: skip
+    whole = published.Published('', {'train': 4, 'val': 1, 'test': 2}, published.digest(parts.items()))
+    monkeypatch.setitem(published.LISTS, 'roco/v1', whole)
+    assert roco.source(str(first)).splits == 'roco/v1'  # the image of one was lost, its line was not
+
+
 def test_first_with_links_alone_and_without_a_part(first):
     for file in first.rglob('licences.txt'):
         file.unlink()
@@ -66,7 +77,7 @@ def test_first_with_links_alone_and_without_a_part(first):
     (first / 'train/non-radiology/captions.txt').unlink()
     (first / 'validation/radiology/captions.txt').unlink()
     source = roco.source(str(first))
-    assert source.splits == 'roco/v1_radiology' and len(source.entries) == 4
+    assert source.splits == 'roco/v1_radiology, altered' and len(source.entries) == 4
     assert source.entries[1].study == 'PMC101' and 'license' not in source.load(1).info
     assert any('no captions of validation' in note for note in source.notes)
 
@@ -100,7 +111,7 @@ def second(tmp_path):
 
 def test_second(second, tmp_path):
     source = roco.source(str(second))
-    assert source.name == 'rocov2' and source.splits in published.LISTS
+    assert source.name == 'rocov2' and source.splits == 'roco/v2, altered'
     data, rows, said = build(source, tmp_path / 'out')
     assert data.splits == {'train': 2, 'val': 1, 'test': 1}
     head, chest = (info for split, _, info in rows if split == 'train')

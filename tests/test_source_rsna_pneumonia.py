@@ -101,6 +101,7 @@ def test_the_list_of_benchx(folder):
     assert reasons(source)['stage_2_test_images'] == 'in no list of the split benchx'
     assert '1 image file in the folder is not in the table and left out' in source.notes
     assert any('18678 train images, this list 2' in note for note in source.notes)
+    assert source.splits == 'rsna_pneumonia/benchx, altered'
 
     mapping(folder, A='00000013_005.png', B='00000013_006.png', D='00012045_000.png')
     source = rsna_pneumonia.source(str(folder), split='benchx')

@@ -1,5 +1,6 @@
 """DICOM files to pixels, as a reader of films sees them: rescaled, windowed, bright = dense; and the few facts of the
-header that may leave the file. Nothing else does: names, numbers, dates and free comments stay where they are.
+header that may leave the file. Nothing else does: names, numbers, dates and free comments stay where they are, and of
+the fields that leave, only words that are known here, since people have been typed into every field.
 """
 
 from __future__ import annotations
@@ -27,14 +28,61 @@ NO_PICTURES = {  # Modality -> what the object is; some of these have pixel data
 OLDEST, IMPOSSIBLE = 90.0, 120.0  # years; so few are older that they are told as 90; releases hold 148 and 411
 COLOURS = ('MONOCHROME1', 'MONOCHROME2', 'PALETTE COLOR', 'RGB', 'YBR_FULL', 'YBR_FULL_422', 'YBR_ICT', 'YBR_RCT')
 NEEDED = ('Rows', 'Columns', 'SamplesPerPixel', 'PhotometricInterpretation', 'BitsAllocated')
-WORDS = {  # what leaves a header: our name -> DICOM's
-    'modality': 'Modality',
-    'body_part': 'BodyPartExamined',
-    'view': 'ViewPosition',
-    'sex': 'PatientSex',
-    'laterality': 'ImageLaterality',
-    'scanner': 'Manufacturer',
-    'burned_in': 'BurnedInAnnotation',
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+WORDS = {  # what leaves a header: our name -> DICOM's, and the words that its value may consist of, in any case
+    'modality': (
+        'Modality',  # PS3.3 C.7.3.1.1.1
+        _words("""
+            AR ASMT AU BDUS BI BMD CFM CR CT CTPROTOCOL DG DMS DOC DX ECG EEG EMG EOG EPS ES FID GM HC HD IO IOL IVOCT
+            IVUS KER KO LEN LS M3D MG MR NM OAM OCT OP OPM OPT OPTBSV OPTENF OPV OSS OT PA PLAN POS PR PT PX REG RESP RF
+            RG RTDOSE RTIMAGE RTINTENT RTPLAN RTRAD RTRECORD RTSEGANN RTSTRUCT RWV SEG SM SMR SR SRF STAIN TEXTUREMAP
+            TG US VA XA XAPROTOCOL XC
+        """),
+    ),
+    'body_part': (
+        'BodyPartExamined',  # the terms of PS3.16 annex L that are common, with spaces and without
+        _words("""
+            ABDOMEN ABDOMENPELVIS ABDOMINAL ADRENAL ANKLE AORTA ARM AXILLA BACK BILE BLADDER BODY BONE BRAIN BREAST
+            BRONCHUS BUTTOCK CALCANEUS CALF CARDIAC CAROTID CEREBELLUM CERVICAL CERVIX CHEEK CHEST CHESTABDOMEN
+            CHESTABDPELVIS CLAVICLE COCCYX COLON CORNEA CORONARYARTERY CSPINE CTSPINE DUCT DUODENUM EAR ELBOW ESOPHAGUS
+            EXTREMITY EYE EYELID FACE FEMUR FETUS FINGER FOOT FOREARM GALLBLADDER GLAND HAND HEAD HEADNECK HEART HIP
+            HUMERUS ILEUM ILIUM INTESTINE JAW JEJUNUM JOINT KIDNEY KNEE LARGE LARYNX LEFT LEG LIVER LOWER LSPINE LSSPINE
+            LUMBAR LUNG LUNGS MANDIBLE MAXILLA MEDIASTINUM MOUTH NECK NECKCHEST NECKCHESTABDOMEN NECKCHESTABDPELV NOSE
+            ORBIT OVARY PANCREAS PAROTID PATELLA PELVIS PENIS PHARYNX PROSTATE RADIUS RECTUM RIB RIBS RIGHT SACRAL
+            SACRUM SCAPULA SCROTUM SELLA SHOULDER SINUS SINUSES SKULL SMALL SPINE SPLEEN SSPINE STERNUM STOMACH
+            SUBMANDIBULAR TESTIS THIGH THORACIC THORAX THUMB THYMUS THYROID TIBIA TLSPINE TMJ TOE TONGUE TRACHEA TSPINE
+            ULNA UPPER URETER URETHRA UTERUS VAGINA VULVA WHOLE WHOLEBODY WRIST ZYGOMA C T L S AND TO
+        """),
+    ),
+    'view': (
+        'ViewPosition',
+        _words("""
+            AP PA L R LL RL LAT LATERAL LLD RLD LLO RLO LPO RPO LAO RAO FRONTAL POSTERIOR ANTERIOR ANTEROPOSTERIOR
+            POSTEROANTERIOR OBL OBLIQUE DECUBITUS LEFT RIGHT SUPINE PRONE ERECT UPRIGHT SITTING STANDING SEMI PORTABLE
+            BEDSIDE HORIZONTAL VERTICAL AXIAL SAGITTAL CORONAL TRANSVERSE COSTAL LORDOTIC APICAL INSPIRATION EXPIRATION
+            INTERNAL EXTERNAL ROTATION FLEXION EXTENSION SWIMMERS SUNRISE TANGENTIAL AX FROG CROSSTABLE CROSS TABLE
+            CC MLO ML LM LMO XCC XCCL XCCM FB SIO ISO CV AT RM TAN SPOT MAG
+        """),
+    ),
+    'sex': ('PatientSex', _words('M F O')),
+    'laterality': ('ImageLaterality', _words('L R B U')),
+    'scanner': (
+        'Manufacturer',
+        _words("""
+            AGFA GEVAERT ALOKA BRUKER CANON CARESTREAM CURVEBEAM DEL DETECTION ESAOTE FISCHER FONAR FUJI FUJIFILM PHOTO
+            FILM GE G E GENDEX GMM HITACHI HOLOGIC IMAGING DYNAMICS KODAK EASTMAN KONICA MINOLTA LODOX LORAD LUMISYS
+            MARCONI MINDRAY NEUSOFT OEC PHILIPS PICKER PLANMECA RAYENCE SAMSUNG MEDISON SECTRA SHIMADZU SIEMENS
+            HEALTHINEERS SONOSITE STERLING SUPERSONIC SWISSRAY TOSHIBA TOSHIBA MEC TROPHY UNITED UIH VAREX VARIAN
+            VATECH VIEWORKS VIDAR ZIEHM MEDICAL SYSTEMS SYSTEM HEALTH HEALTHCARE ELECTRONICS COMPANY CORPORATION CORP CO
+            LTD INC GMBH AG NV N V BV AND DIAGNOSTICS DIGITAL
+        """),
+    ),
+    'burned_in': ('BurnedInAnnotation', _words('YES NO')),
 }
 
 
@@ -102,7 +150,7 @@ def shape(data: bytes) -> tuple[int, int]:
 
 def facts(data: bytes) -> dict[str, str | float]:
     """Modality, body part, view, side, sex, age in years, scanner, spacing in mm, and whether text is burned in
-    ('YES'). A value that is no plain short word is left out: such fields have held names.
+    ('YES'). A value with a word that is not among WORDS is left out: such fields have held names.
     """
     try:
         return _facts(_open(io.BytesIO(data), header_only=True))
@@ -158,12 +206,11 @@ def pixels(data: bytes, frame: int = 0) -> np.ndarray:
 
 def _facts(file: Any) -> dict[str, str | float]:
     found: dict[str, str | float] = {}
-    for name, tag in WORDS.items():
-        word = str(_get(file, tag) or '').strip()
-        if re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9 ,.&/()_-]{0,39}', word):
-            found[name] = word
-    if found.get('sex') not in ('M', 'F', 'O'):
-        found.pop('sex', None)
+    for name, (tag, known) in WORDS.items():
+        value = str(_get(file, tag) or '').strip()
+        words = re.findall('[A-Z0-9]+', value.upper())
+        if words and known.issuperset(words) and re.fullmatch(r'[A-Za-z0-9 ,.&/()_-]{1,40}', value):
+            found[name] = value
     if (age := _years(str(_get(file, 'PatientAge') or ''))) is not None and age <= IMPOSSIBLE:
         found['age'] = min(age, OLDEST)
     for tag in ('PixelSpacing', 'ImagerPixelSpacing', 'NominalScannedPixelSpacing'):
@@ -176,11 +223,15 @@ def _facts(file: Any) -> dict[str, str | float]:
 
 def _kind(file: Any) -> str:
     """What an object without pixels is, by its class: 'Encapsulated PDF Storage'."""
-    from pydicom.uid import UID
-
     given = _get(file, 'SOPClassUID') or _get(file.file_meta, 'MediaStorageSOPClassUID') or ''
-    name = UID(str(given)).name
-    return name if re.search('[A-Za-z]', name) else 'an object of an unknown class'
+    return _name(given) or 'an object of an unknown class'
+
+
+def _name(uid: Any) -> str:
+    """The standard's name of a UID; '' where it has none, whatever the field holds then."""
+    from pydicom.uid import UID_dictionary
+
+    return UID_dictionary[str(uid)][0] if str(uid) in UID_dictionary else ''
 
 
 def _frames(file: Any, size: int) -> int:
@@ -316,10 +367,10 @@ def _check_plugins(file: Any) -> None:
     try:
         missing = not get_decoder(syntax).is_available
     except NotImplementedError:
-        named = 'unknown to the standard' if syntax.name == syntax else syntax.name  # what is no UID may be any text
-        raise Unreadable(f'a DICOM file in a coding that nothing here decodes ({named})') from None
+        told = f'the coding {_name(syntax)}' if _name(syntax) else 'an unknown coding'
+        raise Unreadable(f'a DICOM file in {told}, which nothing here decodes') from None
     if missing:
-        raise Unreadable(f"a DICOM file in {syntax.name}; its decoder comes with: pip install 'medjax[dicom]'")
+        raise Unreadable(f"a DICOM file in {_name(syntax)}; its decoder comes with: pip install 'medjax[dicom]'")
 
 
 def _get(file: Any, tag: str) -> Any:

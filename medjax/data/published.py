@@ -168,6 +168,11 @@ def differences(name: str, images: Iterable[tuple[str, str]]) -> list[str]:
     return said
 
 
+def named(name: str, differences: Sequence[str]) -> str:
+    """How a data set is to call its list: by a published name only where it is that list."""
+    return f'{name}, altered' if differences else name
+
+
 def read_split(root: pathlib.Path, name: str, source: str) -> dict[str, str]:
     """image -> split from DIR/<name>/{train,val,test}.txt, one a line: lists that others published, as `source`."""
     listed: dict[str, str] = {}

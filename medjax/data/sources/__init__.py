@@ -37,7 +37,7 @@ class Origin(NamedTuple):
     namespace: str  # of the other data set: its builder's
     image: str  # its plain ids there
     patient: str
-    via: tuple[str, str] | None = None  # (namespace, image id) in the derived set that it came through
+    via: tuple[str, str] | None = None  # (namespace, image id) of the set that it came through: RSNA's film of NIH's
 
 
 class Entry(NamedTuple):
@@ -87,6 +87,6 @@ class Source(NamedTuple):
     dropped: Sequence[Drop] = ()  # set aside before any image was opened
     stamp: str = ''  # another one when a table changes, or an option: a resumed build then starts anew
     notes: Sequence[str] = ()  # what the person at the keyboard should know; printed by `medjax build`
-    splits: str = ''  # the published list that the entries' splits are: 'nih/official' of `data.published`
+    splits: str = ''  # the published list that the splits are, by `published.named`: 'nih/official', or '…, altered'
     size: int | None = None  # bound of the longer stored side in pixels; never enlarges
     key: bytes | None = None  # a fixed public key for invented ids; None: the private key of `data.ids`

@@ -83,8 +83,12 @@ def source(folder: str, size: int | None = None, split: str = 'official') -> Sou
             _read(root / name, part, images, paths, dropped)
     listed = split != 'drawn' and any(named.split in ('train', 'val') for named in images.values())
     notes = _differences(images)
+    read = len(images)
     if (root / PLUS).exists():
         _read_plus(root, images, dropped)
+    if listed and (more := len(images) - read):
+        notes.append(f'{more:,} images are in CheXpert Plus alone, so they are not in the list chexpert/official')
+    name_of_list = published.named('chexpert/official', notes) if listed else ''
 
     entries, labels, facts, files = [], [], [], []
     for image, named in images.items():
@@ -115,7 +119,7 @@ def source(folder: str, size: int | None = None, split: str = 'official') -> Sou
     return Source(
         name='chexpert', version='1', namespace='chexpert', labels=tuple(map(coding.label_name, CHEXPERT)),
         license=LICENSE, size=size, entries=entries, label=labels.__getitem__, load=load, dropped=dropped,
-        notes=notes, splits='chexpert/official' if listed else '',
+        notes=notes, splits=name_of_list,
     )  # fmt: skip
 
 

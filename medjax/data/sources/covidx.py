@@ -13,7 +13,8 @@ Labels: covid19, pneumonia (of another cause), normal are the classes of the A l
 lists and 6 say positive or negative of covid19 alone, the others are blank. Lines that disagree give conflicting.
 
 Splits: `given` is the one list in the folder, or `--split 9A` names it. Lists up to 9B have no val. RSNA's films have
-their image of RSNA as origin, or of NIH where the challenge's mapping (see rsna_pneumonia) is in DIR.
+their image of RSNA as origin, or that of NIH, by way of RSNA's, where the challenge's mapping (see rsna_pneumonia) is
+in DIR.
 
 Checked: all twelve lists (lindawangg/COVID-Net, labels/: counts, digests, patients in two parts, sources, blanks); the
 counts of CXR-4 (yangzhou12/BenchX, whose lists lost the first line of each). Recalled, not checked: the folders; that
@@ -168,7 +169,10 @@ def _entry(line: Line, origins: dict[str, Origin], stamp: str) -> Entry:
     origin = None
     if line.source in RSNA:
         image = pathlib.PurePosixPath(line.file).stem
-        origin = origins.get(image) or Origin('rsna_pneumonia', image, f'image/{image}')
+        if image in origins:
+            origin = origins[image]._replace(via=('rsna_pneumonia', image))
+        else:  # the patient as data.splits has it of RSNA's own entries, which name none
+            origin = Origin('rsna_pneumonia', image, f'study/image/{image}')
     return Entry(line.file, patient, f'{patient}/{line.file}', line.split, line.where, origin, stamp)
 
 
@@ -180,7 +184,7 @@ def _version(parts: dict[str, str], split: str) -> tuple[str, list[str]]:
     """The name of the published list that this is, and what is to be said of it."""
     if split in VERSIONS:
         differ = published.differences(f'covidx/{split}', parts.items())
-        return f'covidx/{split}', differ or [f'the list is COVIDx {split} as published']
+        return published.named(f'covidx/{split}', differ), differ or [f'the list is COVIDx {split} as published']
     digest = published.digest(parts.items())
     same = [version for version in VERSIONS if published.LISTS[f'covidx/{version}'].digest == digest]
     near = [version for version in VERSIONS if not published.differences(f'covidx/{version}', parts.items())]

@@ -155,6 +155,7 @@ def source(file: str, split: str = 'official') -> Source:
     counts = [(f'{part}/{i}', part) for part, stack in stacks.items() for i in range(len(stack))]
     ids = {part: _ids(name, part, len(stack)) for part, stack in stacks.items()}
     stamp = release.stamp(path)
+    name_of_list, notes = _compared(path, name, counts)
 
     def entry(part: str, k: int) -> Entry:
         i, z = divmod(k, depth[part])
@@ -177,8 +178,8 @@ def source(file: str, split: str = 'official') -> Source:
     return Source(
         name=path.stem, version='1', namespace=name, labels=names, entries=[entry(*at) for at in place],
         license='CC BY-NC 4.0' if name == 'dermamnist' else 'CC BY 4.0', label=label, load=load,
-        notes=[*_compared(path, name, counts), f'the file names no patients: {each}', *filter(None, [NOTES.get(name)])],
-        splits=f'medmnist/{name}',
+        notes=[*notes, f'the file names no patients: {each}', *filter(None, [NOTES.get(name)])],
+        splits=name_of_list,
     )  # fmt: skip
 
 
@@ -211,17 +212,17 @@ def _ids(name: str, part: str, count: int) -> str:
     return f'{part}/{{}}' if count == official else f'{part}/{{}} of {count}'
 
 
-def _compared(path: pathlib.Path, name: str, counts: Sequence[tuple[str, str]]) -> list[str]:
-    """Whether the file is a published one, and in what it differs where it is not."""
+def _compared(path: pathlib.Path, name: str, counts: Sequence[tuple[str, str]]) -> tuple[str, list[str]]:
+    """The name of the file's split, and whether it is a published one or in what it differs."""
+    current, older = f'medmnist/{name}', f'medmnist/{name} before 2.2.4'
     with path.open('rb') as file:
         md5 = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
     if md5 in SETS[name].md5:
         size = (28, 64, 128, 224)[SETS[name].md5.index(md5)]
-        return [f'the file is the published one of {size} px: its MD5 is in medmnist/info.py 3.0.2']
-    older = f'medmnist/{name} before 2.2.4'
+        return current, [f'the file is the published one of {size} px: its MD5 is in medmnist/info.py 3.0.2']
     if older in published.LISTS and not published.differences(older, counts):
-        return [
+        return older, [
             f'the file is of {name} before MedMNIST 2.2.4, which took blank images out: not comparable image by image'
         ]
-    differ = published.differences(f'medmnist/{name}', counts)
-    return [f'the file is none of the published ones (MD5 {md5})', *differ]
+    differ = published.differences(current, counts)
+    return published.named(current, differ), [f'the file is none of the published ones (MD5 {md5})', *differ]

@@ -57,6 +57,7 @@ def source(
     table = release.read_table(_table(root, 'metadata'), ['dicom_id', 'subject_id', 'study_id', 'ViewPosition'])
     dropped = list(table.dropped)
     split_of, notes = _splits(root, split, dropped)
+    name_of_list = published.named('mimic_cxr/official', notes) if split_of else ''
     labelled = _labels(_table(root, labeler), labeler, dropped)
     if named := next((path for path in (root / RADIOLOGISTS, root / f'{RADIOLOGISTS}.gz') if path.exists()), None):
         labelled |= _labels(named, 'radiologists', dropped)
@@ -105,7 +106,7 @@ def source(
     return Source(
         name='mimic_cxr', version='1', namespace='mimic_cxr', labels=tuple(map(coding.label_name, CHEXPERT)),
         license=LICENSE, size=size, entries=entries, label=lambda i: labels[i][0], load=load, dropped=dropped,
-        notes=notes, splits='mimic_cxr/official' if split_of else '',
+        notes=notes, splits=name_of_list,
     )  # fmt: skip
 
 

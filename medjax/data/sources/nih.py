@@ -63,6 +63,7 @@ def source(folder: str, size: int | None = None, split: str = 'official', lists:
     root = release.folder(folder, '|'.join(TABLES), layout=LAYOUT)
     table = release.read_table(next(root / name for name in TABLES if (root / name).exists()), COLUMNS)
     split_of, notes = _splits(root, split, lists)
+    name_of_list = published.named(f'nih/{split}', notes) if split_of else ''
     files = release.files(root, '.png')
     by_name = {name.rsplit('/', 1)[-1]: name for name in sorted(files, reverse=True)}  # the first of equal names
 
@@ -109,7 +110,7 @@ def source(folder: str, size: int | None = None, split: str = 'official', lists:
     return Source(
         name='nih', version='1', namespace='nih', labels=LABELS, license=LICENSE, size=size,
         entries=entries, label=labels.__getitem__, load=load, dropped=dropped, notes=notes,
-        splits=f'nih/{split}' if split_of else '',
+        splits=name_of_list,
     )  # fmt: skip
 
 

@@ -11,9 +11,9 @@ archives unpack. Columns and counts agree in several public loaders and descript
 
 Splits: the official ones. They are drawn by image: of ROCO's 46,597 articles 9,274 have figures in more than one, and
 4,972 of the 7,984 articles of test images are in train too; 86 figures are there under several ids, 22 of them in two
-splits (computed from its lists). The build says what it finds of that. UMLS concepts are told as `concepts`,
-'C0040405;C1306645'; there are no labels. Licences are per article. Only their code is kept; whoever shows an image
-needs the release's own attribution.
+splits (computed from its lists). The build says what it finds of that, and in what the captions differ from the
+published list. UMLS concepts are told as `concepts`, 'C0040405;C1306645'; there are no labels. Licences are per
+article. Only their code is kept; whoever shows an image needs the release's own attribution.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator
 
-from medjax.data import coding, figures, release
+from medjax.data import coding, figures, published, release
 from medjax.data.figures import Figure
 from medjax.data.sources import Drop, Source
 from medjax.errors import UserError
@@ -63,10 +63,12 @@ def source(folder: str, size: int | None = None, split: str = 'official') -> Sou
     else:
         found = [figure for part in first for figure in _first(root, part, dropped)]
         name, splits = 'roco', 'roco/v1' if any('non-' in part for part in first) else 'roco/v1_radiology'
+    differ = published.differences(splits, {figure.image: str(figure.split) for figure in found}.items())
+    notes += differ
     wanted = ('train', 'valid', 'test') if second else ('train', 'validation', 'test')
     if missing := [s for s in wanted if not any(part.split('/')[0] == s for part in second or first)]:
         notes.append(f'there are no captions of {" and ".join(missing)}')
-    return figures.source(root, name, found, dropped, notes, LICENSE, size, splits)
+    return figures.source(root, name, found, dropped, notes, LICENSE, size, published.named(splits, differ))
 
 
 def _first(root: pathlib.Path, part: str, dropped: list[Drop]) -> Iterator[Figure]:

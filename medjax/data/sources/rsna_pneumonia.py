@@ -82,8 +82,11 @@ def source(folder: str, size: int | None = None, split: str = 'given') -> Source
         raise UserError(f'{root}: none of the {len(lines)} images of {table.path.name} is there; give {LAYOUT}')
     named = {place[image] for image in [*lines, *tests] if image in place}
     notes = _notes(origins, entries, release.not_named(files, named, 'the table'))
+    name_of_list = ''
     if listed:
-        notes += published.differences('rsna_pneumonia/benchx', listed.items())
+        differ = published.differences('rsna_pneumonia/benchx', listed.items())
+        name_of_list = published.named('rsna_pneumonia/benchx', differ)
+        notes += differ
         entries, apart = published.keep_apart(entries)
         dropped += apart
 
@@ -102,7 +105,7 @@ def source(folder: str, size: int | None = None, split: str = 'given') -> Source
     return Source(
         name='rsna_pneumonia', version='1', namespace='rsna_pneumonia', labels=LABELS, license=LICENSE, size=size,
         entries=entries, label=lambda i: told[entries[i].image], load=load, dropped=dropped, notes=notes,
-        splits='rsna_pneumonia/benchx' if listed else '',
+        splits=name_of_list,
     )  # fmt: skip
 
 

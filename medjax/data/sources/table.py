@@ -2,7 +2,8 @@
 
 Recognised columns: image (required), patient_id, study_id, split, text, age, sex, view, mask, license.
 Labels: the named columns; by default those that hold only 0, 1, -1 (uncertain) or nothing. A DICOM file of several
-frames gives a record for each, and what the table does not say of age, sex and view is taken from its header.
+frames gives a record for each, and what the table does not say of age, sex and view is taken from its header. Ages
+above 90 are told as 90, those that nobody reaches are left out; sexes are told as M and F where the word is known.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import functools
 import pathlib
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 
@@ -51,8 +53,8 @@ def source(folder: str, labels: str | None = None, size: int | None = None, name
         mask, note = _mask(root, cells.get('mask', '')) if frame is None else (None, '')
         if frame is not None and cells.get('mask'):
             note = 'the mask is left out: it cannot be told which of the frames it belongs to'
-        age = coding.years(cells.get('age', ''))
-        told = coding.known(sex=cells.get('sex'), view=cells.get('view'), license=cells.get('license'), age=age)
+        age, sex = coding.age(cells.get('age', '')), _sex(cells.get('sex', ''))
+        told = coding.known(sex=sex, view=cells.get('view'), license=cells.get('license'), age=age)
         facts = (dicom.facts(data) if dicom.looks_like(data) else {}) | told
         view = str(facts.get('view', ''))
         return Example(
@@ -154,6 +156,11 @@ def _given(column: str, cells: Mapping[str, str]) -> int:
 
 def _is(column: str, value: str, cells: Mapping[str, str]) -> int:
     return int(cells[column] == value) if cells[column] else BLANK
+
+
+def _sex(cell: str) -> str | None:
+    """'M' or 'F' for words that mean so, other words ('O', 'unknown') as they are; no numbers and no sentences."""
+    return coding.sex(cell) or (cell if re.fullmatch(r'[^\W\d_]{1,12}', cell) else None)
 
 
 def _mask(root: pathlib.Path, cell: str) -> tuple[bytes | None, str]:

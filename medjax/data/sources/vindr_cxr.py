@@ -74,7 +74,8 @@ def source(folder: str, size: int | None = None, split: str = 'official') -> Sou
         tabled |= dict.fromkeys(votes, part)
     if not entries:
         raise UserError(f'{root}: none of the images that the tables name is there; give {LAYOUT}')
-    notes += published.differences(f'vindr_cxr/{split}', (benchx or tabled).items()) if split in SPLITS else []
+    differ = published.differences(f'vindr_cxr/{split}', (benchx or tabled).items()) if split in SPLITS else []
+    notes += differ
 
     def load(i: int) -> Example:
         data = release.content(release.inside(root, place[entries[i].image]))
@@ -87,7 +88,8 @@ def source(folder: str, size: int | None = None, split: str = 'official') -> Sou
     return Source(
         name='vindr_cxr', version='1', namespace='vindr_cxr', labels=tuple(names), license=LICENSE, size=size,
         entries=entries, label=lambda i: [told[entries[i].image].get(name, BLANK) for name in names],
-        load=load, dropped=dropped, notes=notes, splits=f'vindr_cxr/{split}',
+        load=load, dropped=dropped, notes=notes,
+        splits=published.named(f'vindr_cxr/{split}', differ) if split in SPLITS else '',
     )  # fmt: skip
 
 
