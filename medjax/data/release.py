@@ -22,9 +22,11 @@ from medjax.data import dicom
 from medjax.data.sources import Drop, Unreadable
 from medjax.errors import UserError, suggest
 
-SPLITS = {'train': 'train', 'val': 'val', 'valid': 'val', 'validate': 'val', 'validation': 'val', 'test': 'test'}
-
-
+SPLITS = (  # how tables, folders and shards call a split -> its name in `data.splits`
+    dict.fromkeys(('train', 'training'), 'train')
+    | dict.fromkeys(('val', 'valid', 'validate', 'validation'), 'val')
+    | dict.fromkeys(('test', 'testing'), 'test')
+)
 SUFFIXES = ('.png', '.jpg', '.jpeg')  # of files that hold one picture and need no look inside to know it
 LONGEST = 64 << 20  # bytes of a line of JSON
 

@@ -28,7 +28,6 @@ from medjax.errors import UserError
 
 LICENSE = ''
 LAYOUT = 'a folder with a folder of images for each class, perhaps below train, val and test'
-SPLITS_HERE = release.SPLITS | {'training': 'train', 'testing': 'test'}
 
 Picture = tuple[int, str, tuple[str, ...], str | None, int | None]  # number, path, class, split, frame
 
@@ -104,7 +103,7 @@ def _no_image(file: pathlib.Path) -> str:
 
 def _splits(root: pathlib.Path, images: list[tuple[int, str]]) -> list[str | None]:
     """The split of each image where the first folders are called so, else None for all."""
-    splits = [SPLITS_HERE.get(path.split('/')[0].lower()) if '/' in path else None for _, path in images]
+    splits = [release.SPLITS.get(path.split('/')[0].lower()) if '/' in path else None for _, path in images]
     release.all_or_none(root, splits, 'images')
     return splits
 

@@ -8,7 +8,9 @@ the article, `article_accession_id` or `pmcid`, is the study (BIOMEDICA's names,
 Nothing is extracted. The members of every shard are listed once, by their headers; an image is then read from its place
 in the shard. Set aside with their reason: links, sparse files, devices, names that are absolute or have '..', a key and
 extension that were there before, texts without an image, members over 256 MB, and what a damaged or cut-off shard
-no longer holds. Splits are given where all shards are called so (train/0001.tar, val-0001.tar), else drawn.
+no longer holds. Drops say `shard 3 member 17`, since names may tell of people: the third line of
+`find . -name '*.tar' ! -path '*/.*' | LC_ALL=C sort` and the 17th of its `tar -tf`. Splits are given where all shards
+are called so (train/0001.tar, val-0001.tar, Testing/0001.tar), else drawn.
 """
 
 from __future__ import annotations
@@ -106,7 +108,7 @@ def source(folder: str, size: int | None = None, namespace: str | None = None) -
         entries=[
             Entry(
                 f'{shards[s.shard]}/{s.key}', None, s.article or f'{shards[s.shard]}/{s.key}', splits[s.shard],
-                f'{shards[s.shard]} member {s.image.number}', stamp=f'{stamps[s.shard]} {s.image.at}',
+                f'shard {s.shard + 1} member {s.image.number}', stamp=f'{stamps[s.shard]} {s.image.at}',
             )
             for s in samples
         ],
@@ -131,6 +133,7 @@ def _listed(root: pathlib.Path, shards: list[str]) -> Iterator[Listed]:
 
 def _list(path: pathlib.Path, name: str, shard: int) -> Listed:
     """One pass over the headers of a shard, and over its JSON."""
+    where = f'shard {shard + 1}'
     members: dict[str, dict[str, Place]] = {}
     facts: dict[str, dict[str, Any]] = {}
     dropped: list[Drop] = []
@@ -153,7 +156,7 @@ def _list(path: pathlib.Path, name: str, shard: int) -> Listed:
                     elif kind == 'json' and member.size <= MOST_JSON:
                         facts[key] = _facts(file, place)
                 except Unreadable as error:
-                    dropped.append(Drop(release.plain(f'{name}/{member.name}'), f'{name} member {number}', str(error)))
+                    dropped.append(Drop(release.plain(f'{name}/{member.name}'), f'{where} member {number}', str(error)))
             file.seek(tar.offset)
             block = file.read(512)
             ended = bool(block)
@@ -161,14 +164,12 @@ def _list(path: pathlib.Path, name: str, shard: int) -> Listed:
                 raise tarfile.ReadError('a damaged header')
     except (tarfile.TarError, OSError, ValueError, OverflowError, EOFError) as error:
         what = 'the rest of it' if members else 'it'
-        dropped.append(
-            Drop('', name, f'{what} cannot be read as a tar file: {str(error)[:80] or type(error).__name__}')
-        )
+        dropped.append(Drop('', where, f'{what} cannot be read as a tar file: {_why(error)}'))
     samples = []
     for key, parts in members.items():
         if 'image' not in parts:
             number = next(iter(parts.values())).number
-            dropped.append(Drop(f'{name}/{key}', f'{name} member {number}', 'a text without a JPEG or PNG'))
+            dropped.append(Drop(f'{name}/{key}', f'{where} member {number}', 'a text without a JPEG or PNG'))
             continue
         article, license = facts.get(key, {}).get('article', ''), facts.get(key, {}).get('license', '')
         samples.append(Sample(shard, key, parts['image'], parts.get('txt'), parts.get('json'), article, license))
@@ -179,6 +180,13 @@ def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     while (member := tar.next()) is not None:
         tar.members.clear()  # type: ignore[attr-defined]  # it would keep all of them
         yield member
+
+
+def _why(error: Exception) -> str:
+    """Why a shard cannot be read, in words that quote neither its name nor what is in it."""
+    if isinstance(error, OSError):
+        return error.strerror or type(error).__name__
+    return str(error)[:80] if isinstance(error, tarfile.TarError) and str(error) else type(error).__name__
 
 
 def _key(member: tarfile.TarInfo, total: int) -> tuple[str, str]:
