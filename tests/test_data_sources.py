@@ -87,6 +87,25 @@ def test_encodings_and_delimiters(folder, encoding, delimiter, newline):
     assert [entry.patient for entry in source.entries] == ['p1', 'p2']
 
 
+def test_quotes(folder):
+    csv(folder, 'image,text\nimages/0.png,"one\r\ntwo, ""three"""\nimages/1.png,5" wide\nimages/2.png,""\n')
+    source = table.source(str(folder))
+    assert [source.load(i).text for i in range(3)] == [{'report': 'one\r\ntwo, "three"'}, {'report': '5" wide'}, {}]
+    csv(folder, 'image,text\nimages/0.png,"one\ntwo"\nimages/1.png,"open\nimages/2.png,x\nimages/3.png,y\n')
+    with pytest.raises(UserError, match=r'metadata\.csv, line 4: a quote opens there and is never closed'):
+        table.source(str(folder))
+    csv(folder, 'image,text\nimages/0.png,"a "quoted" word"\n')
+    with pytest.raises(UserError, match=r"metadata\.csv, line 2: something other than ',' follows a closed quote"):
+        table.source(str(folder))
+
+
+@pytest.mark.parametrize('encoding', ['utf-16-le', 'utf-16-be'])
+def test_utf_16_without_its_mark_is_told(folder, encoding):
+    csv(folder, 'image,mass\nimages/0.png,1\n', encoding)
+    with pytest.raises(UserError, match=r'metadata\.csv looks like UTF-16 without a byte order mark; save it'):
+        table.source(str(folder))
+
+
 def test_lines_that_cannot_be_used_are_set_aside_with_their_reason(folder, tmp_path):
     secret = tmp_path / 'secret.png'
     Image.fromarray(np.zeros((4, 4), np.uint8)).save(secret)
