@@ -141,6 +141,7 @@ def test_every_word_is_in_exactly_one_section_and_no_identity_is_in_any():
         ('The XXXX is XXXX-year-old. XX/XX/XXXX, xxxx.', 'The ___ is ___-year-old. ___, ___.'),
         ('[**First Name8 (NamePattern2) **] [**Last Name**] on [**2101-1-1**]', '___ on ___'),
         ('By <NAME>, <DATE_1>; [REDACTED], [Patient ID 3], [PERSONALNAME].', 'By ___, ___; ___, ___, ___.'),
+        ('Seen by !PERSONALNAME! <###>, <#> <##>: <####>.', 'Seen by ___, ___: ___.'),
         ('from ____ to ___ ___, Dr. *** said', 'from ___ to ___, Dr. ___ said'),
         ('Factor XX, [AP] view, <5 mm and >3 mm, [see above], snake_case', None),
         ('', None),

@@ -76,7 +76,8 @@ def test_reports_and_films_are_joined(folder, tmp_path):
 
     places = by_image(source)
     first = source.load(places['CXR1_1_IM-0001-3001'])
-    assert first.text['findings'] == 'There are no XXXX of a pleural effusion.' and set(first.text) == openi.SECTIONS
+    assert first.text['findings'] == 'There are no ___ of a pleural effusion.' and set(first.text) == openi.SECTIONS
+    assert first.text['impression'] == 'Normal chest x-___.'
     assert source.load(places['CXR2_IM-0652-1001']).text == {'findings': 'Heart <mildly> enlarged.'}
     assert source.load(places['CXR3_IM-1384-1001']).text == {'findings': 'x', 'report': 'y'}
     entry = source.entries[places['CXR1_1_IM-0001-3001']]
