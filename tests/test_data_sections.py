@@ -160,7 +160,20 @@ def test_tokens(text, expected):
         'pt': ['Pulmões sem alterações.', 'Não há derrame pleural. Área cardíaca normal.'],
         'de': ['Kein Erguss.', 'Herz normal groß, keine Infiltrate.'],
         'fr': ["Pas d'épanchement pleural.", 'Cœur de taille normale. Pas de foyer.'],
-        '': ['', '123', 'xyz', '肺清', 'Il cuore è di dimensioni normali.', 'Geen afwijkingen van het hart'],
+        '': [
+            'Pneumothorax.',
+            'Thorax normal.',
+            'Chest',
+            'Normal, normal.',
+            'no de',
+            'Consolidation, stable.',
+            '',
+            '123',
+            'xyz',
+            '肺清',
+            'Il cuore è di dimensioni normali.',
+            'Geen afwijkingen van het hart',
+        ],
     }.items(),
 )
 def test_language(name, texts):
