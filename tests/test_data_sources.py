@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medjax.data import write
+from medjax.data import release, write
 from medjax.data.sources import npz, table
 from medjax.errors import UserError
 
@@ -137,6 +137,32 @@ def test_lines_that_cannot_be_used_are_set_aside_with_their_reason(folder, tmp_p
     assert reasons.keys() == expected.keys()
     for line, words in expected.items():
         assert words in reasons[line], (line, reasons[line])
+
+
+def test_the_stamp_of_a_line_is_that_of_image_and_mask(folder):
+    csv(folder, 'image,mask\nimages/0.png,images/1.png\nimages/2.png,images/none.png\nimages/3.png,\n')
+    before = [entry.stamp for entry in table.source(str(folder)).entries]
+    Image.fromarray(np.zeros((9, 9), np.uint8)).save(folder / 'images' / '1.png')
+    Image.fromarray(np.zeros((9, 9), np.uint8)).save(folder / 'images' / '3.png')
+    after = [entry.stamp for entry in table.source(str(folder)).entries]
+    assert [a != b for a, b in zip(before, after, strict=True)] == [True, False, True]
+
+
+def test_what_a_source_reads_is_noted(folder):
+    csv(folder, 'image\nimages/0.png\n')
+    (folder / 'list.txt').write_text('a\n')
+    (folder / 'facts.json').write_text('{}')
+    (folder / 'lines.jsonl').write_text('{}\n')
+    with release.noted() as files:
+        table.source(str(folder))
+        with release.noted() as inner:
+            release.read_list(folder / 'list.txt')
+        release.read_json(folder / 'facts.json')
+        list(release.json_lines(folder / 'lines.jsonl'))
+    release.numbered(folder / 'list.txt')  # too late
+    names = ('metadata.csv', 'facts.json', 'lines.jsonl')
+    assert files == [f'{name} {release.stamp(folder / name)}' for name in names]
+    assert inner == [f'list.txt {release.stamp(folder / "list.txt")}']
 
 
 def test_a_blank_split_among_given_ones_is_set_aside(folder):

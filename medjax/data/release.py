@@ -6,6 +6,7 @@ Nothing outside the folder is opened, whatever a table or a link says.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import gzip
 import io
@@ -64,6 +65,29 @@ def folder(path: str, *needed: str, layout: str) -> pathlib.Path:
     return root
 
 
+_noted: list[str] | None = None
+
+
+@contextlib.contextmanager
+def noted() -> Iterator[list[str]]:
+    """The tables and lists that are read within it, 'name stamp' of each in the order of reading.
+
+    A source's labels and texts come from them, and no entry's stamp says so: a build that is resumed compares these.
+    """
+    global _noted
+    outer, _noted = _noted, []
+    try:
+        yield _noted
+    finally:
+        _noted = outer
+
+
+def note(path: pathlib.Path) -> None:
+    """Says to `noted` that a file is read; for sources that read one with no function of this module."""
+    if _noted is not None:
+        _noted.append(f'{path.name} {stamp(path)}')
+
+
 def read_table(path: pathlib.Path, columns: Sequence[str] = (), lower: Sequence[str] = ()) -> Table:
     """A CSV file, perhaps gzipped: UTF-8, or UTF-16 with its BOM; , ; tab or |. Empty lines are skipped. A quoted cell
     may have line breaks, and quotes that are doubled.
@@ -105,6 +129,7 @@ def json_lines(path: pathlib.Path) -> Iterator[tuple[int, int, dict[str, Any] | 
     Such files have millions of lines with long texts: keep of an object what you need, and read the rest again with
     `json_line`. UserError where not one line is an object, or one is too long for such a file.
     """
+    note(path)
     at, good = 0, 0
     try:
         with path.open('rb') as file:
@@ -175,6 +200,7 @@ def _rows(path: pathlib.Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
 
 
 def _text(path: pathlib.Path) -> str:
+    note(path)
     try:
         data = path.read_bytes()
         data = gzip.decompress(data) if path.suffix == '.gz' else data
@@ -363,8 +389,13 @@ def content(file: pathlib.Path) -> bytes:
         raise Unreadable(f'cannot be opened: {error.strerror}') from None
 
 
-def stamp(file: pathlib.Path) -> str:
-    """Size and time of change, for `Entry.stamp`; '' where that cannot be told."""
+def stamp(*files: pathlib.Path) -> str:
+    """Size and time of change of each of the files that make a record, for `Entry.stamp`; '' where they cannot be
+    told."""
+    return ', '.join(map(_stamp, files))
+
+
+def _stamp(file: pathlib.Path) -> str:
     try:
         facts = os.stat(file)
     except OSError:

@@ -105,7 +105,9 @@ def source(folder: str, size: int | None = None) -> Source:
                 dropped.append(Drop(image, where, str(error)))
                 continue
             seen.add(image)
-            entries.append(Entry(image, report.patient, report.patient, None, where, stamp=release.stamp(file)))
+            entries.append(
+                Entry(image, report.patient, report.patient, None, where, stamp=release.stamp(file, reports[name]))
+            )
             told.append(report)
     if not entries:
         raise UserError(f'{root}: no report has a .png film in the folder; give {LAYOUT}')
