@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import json
 import pkgutil
 import sys
 import textwrap
@@ -19,7 +20,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from medjax.data import beam, published, records, sources, workers, write
+from medjax.data import beam, published, records, release, sources, workers, write
 from medjax.data.sources import Source, npz
 from medjax.errors import UserError, find
 
@@ -62,7 +63,9 @@ def make(kind: str, options: Mapping[str, Any]) -> Source:
     warnings.filterwarnings('ignore', module='pydicom')  # its warnings quote the files' own fields
     module = find(kind, sources.__name__, 'build')
     lists = {'split': options['split']} if hasattr(module, 'SPLITS') else {}
-    source = module.source(**{name: value for name, value in options.items() if name != 'split'}, **lists)
+    with release.noted() as tables:
+        source = module.source(**{name: value for name, value in options.items() if name != 'split'}, **lists)
+    source = source._replace(stamp=json.dumps([kind, dict(options), tables, source.stamp], default=str))
     if options['split'] == 'drawn':
         source = source._replace(entries=[entry._replace(split=None) for entry in source.entries], splits='')
     return source
@@ -112,7 +115,7 @@ def _told(out: str, summary: dict[str, Any], namespace: str) -> list[str]:
         f'  fingerprint {summary["fingerprint"]}, id key {summary["key_fingerprint"]}',
         f'  namespace of the ids {namespace!r}: equal ids are one patient in all data sets of this namespace',
     ]
-    if known := published.LISTS.get(summary['split_list']):
+    if known := published.LISTS.get(summary['split_list'].removesuffix(', altered')):
         lines.append(f'  splits: {summary["split_list"]}, {known.about}')
     lines += [f'  note: {note}' for note in summary['notes']]
     lines += [f'  audit: {sentence}' for sentence in summary['audit']['verdict']]

@@ -303,7 +303,7 @@ def _check_patches(feature: features.Feature, config: Config) -> None:
     size, tower = config['views'][feature.view].get('size'), config['towers'][feature.tower]
     patch = str(tower.get('variant', '')).rpartition('/')[2]
     for side in size if isinstance(size, tuple) else (size,):
-        if patch.isdigit() and _is_whole(side) and side % int(patch):
+        if patch.isdecimal() and _is_whole(side) and side % int(patch):
             below = side // int(patch) * int(patch)
             raise UserError(
                 f'views.{feature.view}.size={size}: the tower {feature.tower!r} ({tower["variant"]}) sees patches of '

@@ -63,7 +63,7 @@ def _entry(place: Any, name: str, key: str, where: str) -> Any:
             f'--config.{key}: {where} is {place!r} and has no keys; write the whole of it, for example '
             f'--config.{whole}="dict({name}=…)"'
         )
-    if not name.isdigit() or int(name) >= len(place):
+    if not name.isdecimal() or int(name) >= len(place):
         raise UserError(f'--config.{key}: {where} is a list of {len(place)}; its entries are 0 to {len(place) - 1}')
     return int(name)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medjax import cli
+from medjax import build, cli
 from medjax.data import records
 
 
@@ -115,3 +115,13 @@ def test_the_source_of_the_docs(tmp_path, monkeypatch):
     assert sum(data.splits.values()) == 99
     assert data.labels == ('large',)
     assert 'dot 13: unlucky' in out
+
+
+def test_a_resumed_build_sees_another_table_or_option(folder):
+    options = dict(folder=str(folder), labels=None, size=None, namespace=None, split='given')
+    first = build.make('table', options).stamp
+    assert build.make('table', options).stamp == first
+    assert build.make('table', options | {'size': 16}).stamp != first
+    with (folder / 'metadata.csv').open('a') as file:
+        file.write('\n')
+    assert build.make('table', options).stamp != first

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medjax.data import records, write
+from medjax.data import records, release, write
 from medjax.data.sources import npz, table
 from medjax.errors import UserError
 
@@ -87,6 +87,25 @@ def test_encodings_and_delimiters(folder, encoding, delimiter, newline):
     assert [entry.patient for entry in source.entries] == ['p1', 'p2']
 
 
+def test_quotes(folder):
+    csv(folder, 'image,text\nimages/0.png,"one\r\ntwo, ""three"""\nimages/1.png,5" wide\nimages/2.png,""\n')
+    source = table.source(str(folder))
+    assert [source.load(i).text for i in range(3)] == [{'report': 'one\r\ntwo, "three"'}, {'report': '5" wide'}, {}]
+    csv(folder, 'image,text\nimages/0.png,"one\ntwo"\nimages/1.png,"open\nimages/2.png,x\nimages/3.png,y\n')
+    with pytest.raises(UserError, match=r'metadata\.csv, line 4: a quote opens there and is never closed'):
+        table.source(str(folder))
+    csv(folder, 'image,text\nimages/0.png,"a "quoted" word"\n')
+    with pytest.raises(UserError, match=r"metadata\.csv, line 2: something other than ',' follows a closed quote"):
+        table.source(str(folder))
+
+
+@pytest.mark.parametrize('encoding', ['utf-16-le', 'utf-16-be'])
+def test_utf_16_without_its_mark_is_told(folder, encoding):
+    csv(folder, 'image,mass\nimages/0.png,1\n', encoding)
+    with pytest.raises(UserError, match=r'metadata\.csv looks like UTF-16 without a byte order mark; save it'):
+        table.source(str(folder))
+
+
 def test_lines_that_cannot_be_used_are_set_aside_with_their_reason(folder, tmp_path):
     secret = tmp_path / 'secret.png'
     Image.fromarray(np.zeros((4, 4), np.uint8)).save(secret)
@@ -118,6 +137,32 @@ def test_lines_that_cannot_be_used_are_set_aside_with_their_reason(folder, tmp_p
     assert reasons.keys() == expected.keys()
     for line, words in expected.items():
         assert words in reasons[line], (line, reasons[line])
+
+
+def test_the_stamp_of_a_line_is_that_of_image_and_mask(folder):
+    csv(folder, 'image,mask\nimages/0.png,images/1.png\nimages/2.png,images/none.png\nimages/3.png,\n')
+    before = [entry.stamp for entry in table.source(str(folder)).entries]
+    Image.fromarray(np.zeros((9, 9), np.uint8)).save(folder / 'images' / '1.png')
+    Image.fromarray(np.zeros((9, 9), np.uint8)).save(folder / 'images' / '3.png')
+    after = [entry.stamp for entry in table.source(str(folder)).entries]
+    assert [a != b for a, b in zip(before, after, strict=True)] == [True, False, True]
+
+
+def test_what_a_source_reads_is_noted(folder):
+    csv(folder, 'image\nimages/0.png\n')
+    (folder / 'list.txt').write_text('a\n')
+    (folder / 'facts.json').write_text('{}')
+    (folder / 'lines.jsonl').write_text('{}\n')
+    with release.noted() as files:
+        table.source(str(folder))
+        with release.noted() as inner:
+            release.read_list(folder / 'list.txt')
+        release.read_json(folder / 'facts.json')
+        list(release.json_lines(folder / 'lines.jsonl'))
+    release.numbered(folder / 'list.txt')  # too late
+    names = ('metadata.csv', 'facts.json', 'lines.jsonl')
+    assert files == [f'{name} {release.stamp(folder / name)}' for name in names]
+    assert inner == [f'list.txt {release.stamp(folder / "list.txt")}']
 
 
 def test_a_blank_split_among_given_ones_is_set_aside(folder):

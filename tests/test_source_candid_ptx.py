@@ -24,8 +24,8 @@ def folder(tmp_path):
     csv(
         root / 'Pneumothorax_reports.csv',
         HEAD,
-        f's1,{uid(1)},e,3 2 19 1,"Chest: seen by !PERSONALNAME!.\nLeft pneumothorax.",P0012_a.dcm',
-        f's1,{uid(1)},e,60 5,"Chest: seen by !PERSONALNAME!.\nLeft pneumothorax.",P0012_a.dcm',
+        f's1,{uid(1)},e,3 2 19 1,"Chest: seen by !PERSONALNAME! <###>.\nLeft pneumothorax.",P0012_a.dcm',
+        f's1,{uid(1)},e,60 5,"Chest: seen by !PERSONALNAME! <###>.\nLeft pneumothorax.",P0012_a.dcm',
         f's1,{uid(2)},e,-1,,P0012_b.dcm',
         f's2,{uid(3)},e,,No change.,P13_a.dcm',
         f's2,{uid(4)},e,-1,No change.,P13_b.dcm',

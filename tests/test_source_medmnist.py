@@ -10,7 +10,7 @@ import pytest
 from releases_pub2 import build
 
 from medjax.data import published
-from medjax.data.sources import BLANK, medmnist, npz
+from medjax.data.sources import BLANK, medmnist, nih, npz
 from medjax.errors import UserError
 
 
@@ -52,7 +52,8 @@ def test_several_findings_and_missing_labels(tmp_path):
     several[1, [2, 12]] = 1
     path = save(tmp_path / 'chestmnist.npz', train_labels=several, val_labels=several[:2], test_labels=several[:3])
     source = medmnist.source(path)
-    assert [source.labels[k] for k in np.flatnonzero(source.label(1))] == ['effusion', 'pleural_thickening']
+    assert [source.labels[k] for k in np.flatnonzero(source.label(1))] == ['pleural_effusion', 'pleural_thickening']
+    assert sorted(source.labels) == sorted(set(nih.LABELS) - {'no_finding'})  # a finding has one name in all sets
     assert any('NIH' in note for note in source.notes)
     arrays = dict(np.load(path))
     np.savez(path, **{name: array for name, array in arrays.items() if name != 'val_labels'})

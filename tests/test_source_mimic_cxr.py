@@ -114,6 +114,11 @@ def test_the_other_labeler_and_reports_elsewhere(folder, tmp_path):
     reports(tmp_path / 'mimic-cxr')
     source = mimic_cxr.source(str(folder), labeler='negbio', reports=str(tmp_path / 'mimic-cxr'))
     assert labels(source)['d1']['lung_opacity'] == 0
+    with (tmp_path / 'mimic-cxr/files/p10/p10000032/s50414267.txt').open('a') as file:
+        file.write(' ')
+    again = mimic_cxr.source(str(folder), labeler='negbio', reports=str(tmp_path / 'mimic-cxr'))
+    pairs = zip(source.entries, again.entries, strict=True)
+    assert [old.image for old, new in pairs if old.stamp != new.stamp] == ['d1', 'd2']
     example = source.load(0)
     assert example.text == SECTIONS and example.info['label_source'] == 'negbio'
     with pytest.raises(UserError, match='files/ is missing'):

@@ -35,6 +35,7 @@ def folder(tmp_path):
         line('00000020_000.png', 'Hernia', patient='20'),
         line('00000020_000.png', 'Hernia', patient='21'),
         '00000022_000.png,Edema',
+        line('00000023_000.png', 'Hernia', patient='²'),
     ]
     table(folder / 'Data_Entry_2017.csv', [HEAD, *lines], bom=True)
     table(folder / 'train_val_list.txt', '00000001_000.png\n00000001_001.png\n\n00000013_000.png\n00000018_000.png\n')
@@ -81,6 +82,7 @@ def test_a_release_becomes_records(folder, tmp_path):
         '11': ('record', 'the Patient ID is no number'),
         '12': ('record', 'its lines name several patients'),
         '14': ('record', '2 cells where the header has 12'),
+        '15': ('record', 'the Patient ID is no number'),
     }
     assert any('3 of the 9 images' in note for note in made['notes'])
     assert any('3 image files are not used' in note for note in made['notes'])

@@ -76,9 +76,15 @@ def test_reports_and_films_are_joined(folder, tmp_path):
 
     places = by_image(source)
     first = source.load(places['CXR1_1_IM-0001-3001'])
-    assert first.text['findings'] == 'There are no XXXX of a pleural effusion.' and set(first.text) == openi.SECTIONS
+    assert first.text['findings'] == 'There are no ___ of a pleural effusion.' and set(first.text) == openi.SECTIONS
+    assert first.text['impression'] == 'Normal chest x-___.'
     assert source.load(places['CXR2_IM-0652-1001']).text == {'findings': 'Heart <mildly> enlarged.'}
     assert source.load(places['CXR3_IM-1384-1001']).text == {'findings': 'x', 'report': 'y'}
+    with (folder / 'ecgen-radiology' / '2.xml').open('a') as file:
+        file.write('\n')
+    again = openi.source(str(folder))
+    changed = [a.image for a, b in zip(source.entries, again.entries, strict=True) if a.stamp != b.stamp]
+    assert changed == ['CXR2_IM-0652-1001']
     entry = source.entries[places['CXR1_1_IM-0001-3001']]
     assert entry.patient == entry.study == 'CXR1' and first.role == 'image' and first.info['language'] == 'en'
 

@@ -103,6 +103,19 @@ def test_one_set_alone_and_merged_copies(tmp_path):
     assert source.notes == ['Shenzhen is not in the folder']
 
 
+@pytest.mark.parametrize(
+    'changed',
+    ['ManualMask/leftMask/MCUCXR_0001_0.png', 'ManualMask/rightMask/MCUCXR_0001_0.png']
+    + ['ClinicalReadings/MCUCXR_0001_0.txt', 'CXR_png/MCUCXR_0001_0.png'],
+)
+def test_the_stamp_is_that_of_film_masks_and_reading(folder, changed):
+    before = {entry.image: entry.stamp for entry in tb_lung.source(str(folder)).entries}
+    with (folder / COUNTY / changed).open('ab') as file:
+        file.write(b' ')
+    after = {entry.image: entry.stamp for entry in tb_lung.source(str(folder)).entries}
+    assert [image for image in before if before[image] != after[image]] == ['MCUCXR_0001_0']
+
+
 def test_what_is_refused(tmp_path):
     with pytest.raises(UserError, match=r'no film named like CHNCXR_0001_0\.png'):
         tb_lung.source(str(tmp_path))

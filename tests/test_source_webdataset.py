@@ -103,13 +103,9 @@ def test_pairs(folder, tmp_path):
     assert any('3 images have neither' in note for note in source.notes)
     assert any('1 members key.cls, 1 members key.*.jpg' in note for note in source.notes)
     words = told(tmp_path / 'out', rows, said)
-    assert (
-        '.tar' not in words
-        and 'PMC7' not in words
-        and 'doe' not in words.lower()
-        and 'passwd' not in words
-        and 'lonely' not in words
-    )
+    for secret in ('.tar', 'PMC7', 'passwd', 'lonely'):
+        assert secret not in words, secret
+    assert 'doe' not in words.lower()
 
 
 def test_splits_by_the_names_of_shards(tmp_path):

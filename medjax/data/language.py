@@ -36,7 +36,7 @@ _REMOVED = _words("""
 """)
 _PLACEHOLDERS = re.compile(
     r'_{2,}|\bX{2,}(?:[/-]X{2,})+\b|\bX{3,}\b|\bx{4,}\b|\[\*\*[^\[\]]{0,200}\*\*\]|(?<!\S)\*{3,}(?!\S)'
-    r'|![A-Z]{3,30}!|\[(?P<square>[^\[\]\n]{2,40})\]|<(?P<angle>[^<>\n]{2,40})>'
+    r'|![A-Z]{3,30}!|<#{1,20}>|\[(?P<square>[^\[\]\n]{2,40})\]|<(?P<angle>[^<>\n]{2,40})>'
 )
 
 
@@ -71,15 +71,21 @@ _FREQUENT = dict(
     it='il lo la gli dei della delle di e con senza che non un una per nel nella sono si in destra sinistra del al',
     nl='de het een en van met zonder geen is zijn niet in op voor er links rechts bij naar wordt longen hart',
 )
-_KNOWN = {name: _words(fold(frequent)) for name, frequent in _FREQUENT.items()}
+_EVERYWHERE = _words('consolidation lobe normal patient pleural pneumothorax stable thorax')  # written alike in several
+_KNOWN = {name: _words(fold(frequent)) - _EVERYWHERE for name, frequent in _FREQUENT.items()}
+_OWN = {name: known.difference(*(_KNOWN[n] for n in _KNOWN if n != name)) for name, known in _KNOWN.items()}
 
 
 def language(text: str) -> str:
-    """'en', 'es', 'pt', 'de' or 'fr' by counts of frequent words; '' where these are few, or two languages alike."""
+    """'en', 'es', 'pt', 'de' or 'fr' by counts of frequent words; '' where these are few, or two languages alike.
+
+    At least two different words must speak for it, and one of them for no other language.
+    """
     words = re.findall(r'[^\W\d_]+', fold(text[:20_000]))
     counts = {name: sum(word in known for word in words) for name, known in _KNOWN.items()}
     (best, most), (_, second) = sorted(counts.items(), key=lambda item: -item[1])[:2]
     sure = most >= 0.12 * len(words) and most >= 1.15 * second and most > second
+    sure = sure and len(_KNOWN[best].intersection(words)) >= 2 and not _OWN[best].isdisjoint(words)
     return best if sure and best in ('en', 'es', 'pt', 'de', 'fr') else ''
 
 

@@ -6,6 +6,7 @@ Nothing outside the folder is opened, whatever a table or a link says.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import gzip
 import io
@@ -64,8 +65,32 @@ def folder(path: str, *needed: str, layout: str) -> pathlib.Path:
     return root
 
 
+_noted: list[str] | None = None
+
+
+@contextlib.contextmanager
+def noted() -> Iterator[list[str]]:
+    """The tables and lists that are read within it, 'name stamp' of each in the order of reading.
+
+    A source's labels and texts come from them, and no entry's stamp says so: a build that is resumed compares these.
+    """
+    global _noted
+    outer, _noted = _noted, []
+    try:
+        yield _noted
+    finally:
+        _noted = outer
+
+
+def note(path: pathlib.Path) -> None:
+    """Says to `noted` that a file is read; for sources that read one with no function of this module."""
+    if _noted is not None:
+        _noted.append(f'{path.name} {stamp(path)}')
+
+
 def read_table(path: pathlib.Path, columns: Sequence[str] = (), lower: Sequence[str] = ()) -> Table:
-    """A CSV file, perhaps gzipped: UTF-8 or UTF-16, with or without BOM; , ; tab or |. Empty lines are skipped.
+    """A CSV file, perhaps gzipped: UTF-8, or UTF-16 with its BOM; , ; tab or |. Empty lines are skipped. A quoted cell
+    may have line breaks, and quotes that are doubled.
 
     `columns` must be there, or UserError says what is. Names that are in `lower` in any case are lowered.
     """
@@ -104,6 +129,7 @@ def json_lines(path: pathlib.Path) -> Iterator[tuple[int, int, dict[str, Any] | 
     Such files have millions of lines with long texts: keep of an object what you need, and read the rest again with
     `json_line`. UserError where not one line is an object, or one is too long for such a file.
     """
+    note(path)
     at, good = 0, 0
     try:
         with path.open('rb') as file:
@@ -150,18 +176,40 @@ def _rows(path: pathlib.Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     text = _text(path)
     head = text.split('\n', 1)[0]
     csv.field_size_limit(2**30)  # a long report is no error
-    reader = csv.reader(io.StringIO(text, newline=''), delimiter=max(',;\t|', key=head.count))
+    delimiter = max(',;\t|', key=head.count)
+    # strict: a quote that is never closed would swallow all lines below it as one cell
+    reader = csv.reader(io.StringIO(text, newline=''), delimiter=delimiter, strict=True)
+    names: list[str] = []
+    rows: list[tuple[int, list[str]]] = []
+    begins = 1  # the line that the row begins in; it ends in reader.line_num
     try:
-        return next(reader, []), [(reader.line_num, row) for row in reader]
+        names = next(reader, [])
+        begins = reader.line_num + 1
+        for row in reader:
+            rows.append((reader.line_num, row))
+            begins = reader.line_num + 1
     except csv.Error as error:
-        raise UserError(f'{path}, line {reader.line_num}: {error}') from None
+        if 'unexpected end' in str(error):
+            why = 'a quote opens there and is never closed; close it, or double each quote within a cell'
+        elif 'expected after' in str(error):
+            why = f'something other than {delimiter!r} follows a closed quote; double each quote within a cell'
+        else:
+            why = str(error)
+        raise UserError(f'{path}, line {begins}: {why}') from None
+    return names, rows
 
 
 def _text(path: pathlib.Path) -> str:
+    note(path)
     try:
         data = path.read_bytes()
         data = gzip.decompress(data) if path.suffix == '.gz' else data
-        return data.decode('utf-16' if data[:2] in (b'\xff\xfe', b'\xfe\xff') else 'utf-8-sig')
+        if data[:2] in (b'\xff\xfe', b'\xfe\xff'):
+            return data.decode('utf-16')
+        zeros = sorted(data[start:4096:2].count(0) for start in (0, 1))  # UTF-16 has one in each Latin letter
+        if zeros[0] == 0 and 4 * zeros[1] > len(data[:4096]):
+            raise UserError(f'{path} looks like UTF-16 without a byte order mark; save it as UTF-8')
+        return data.decode('utf-8-sig')
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b'\n') + 1
         raise UserError(f'{path}, line {line}: not UTF-8; save the table as UTF-8') from None
@@ -344,8 +392,13 @@ def content(file: pathlib.Path) -> bytes:
         raise Unreadable(f'cannot be opened: {error.strerror}') from None
 
 
-def stamp(file: pathlib.Path) -> str:
-    """Size and time of change, for `Entry.stamp`; '' where that cannot be told."""
+def stamp(*files: pathlib.Path) -> str:
+    """Size and time of change of each of the files that make a record, for `Entry.stamp`; '' where they cannot be
+    told."""
+    return ', '.join(map(_stamp, files))
+
+
+def _stamp(file: pathlib.Path) -> str:
     try:
         facts = os.stat(file)
     except OSError:

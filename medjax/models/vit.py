@@ -77,7 +77,7 @@ def build(
     dtype        of activations; parameters and statistics are float32, and the outputs are
     """
     size, _, patch = variant.partition('/')
-    if size not in SIZES or not patch.isdigit() or int(patch) < 1:
+    if size not in SIZES or not patch.isdecimal() or int(patch) < 1:
         raise UserError(f'vit: variant {variant!r} is not a size and a patch like "S/14"; sizes: {", ".join(SIZES)}')
     patch = int(patch)
     given = dict(width=width, depth=depth, heads=heads, ffn=ffn)

@@ -80,7 +80,7 @@ def read(run: str | os.PathLike) -> Run:
         health=document(path / 'health.json'),
         results=found,
         damaged=damaged,
-        exports=sorted(int(p.name) for p in children(path / 'exports') if p.name.isdigit()),
+        exports=sorted(int(p.name) for p in children(path / 'exports') if p.name.isdecimal()),
         done=(path / 'DONE').exists(),
     )
 
@@ -111,7 +111,7 @@ def results(folder: Path) -> tuple[list[Result], list[str]]:
     found, damaged = [], []
     for of_encoder in children(folder):
         name = of_encoder.name
-        if not name.isdigit() and name not in BASELINES:
+        if not name.isdecimal() and name not in BASELINES:
             continue
         for path in children(of_encoder):
             if path.suffix == '.json' and not path.name.startswith('.'):
@@ -124,7 +124,7 @@ def results(folder: Path) -> tuple[list[Result], list[str]]:
                 if scores.exists() and not zipfile.is_zipfile(scores):
                     damaged.append(f'Damaged scores are left out: {name}/{scores.name} is no npz.')
                 known = scores if zipfile.is_zipfile(scores) else None
-                found.append(Result(int(name) if name.isdigit() else name, body['data'], body['probe'], body, known))
+                found.append(Result(int(name) if name.isdecimal() else name, body['data'], body['probe'], body, known))
     order = list(BASELINES)
     found.sort(key=lambda r: (r.data, r.probe, -1 if isinstance(r.encoder, int) else order.index(r.encoder), r.encoder))
     return found, damaged

@@ -60,7 +60,7 @@ def read_meta(folder: str | Path) -> dict[str, Any]:
 def steps(run: str | Path) -> list[int]:
     """The steps that a run has exports of, sorted; none where there is no export yet."""
     folder = Path(run) / 'exports'
-    return sorted(int(p.parent.name) for p in folder.glob('*/meta.json') if p.parent.name.isdigit())
+    return sorted(int(p.parent.name) for p in folder.glob('*/meta.json') if p.parent.name.isdecimal())
 
 
 def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:

@@ -90,6 +90,7 @@ def _licenses(path: pathlib.Path, articles: set[str]) -> dict[str, str]:
     """article -> licence, of these articles alone: the list has millions."""
     found = {}
     if path.is_file():
+        release.note(path)
         with path.open(encoding='utf-8', errors='replace') as file:
             for line in file:
                 cells = line.rstrip('\n').split('\t')

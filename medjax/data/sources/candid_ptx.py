@@ -7,7 +7,7 @@
 Traps: several lines an image; a blank EncodedPixels is no answer, '-1' is none there; tubes and fractures have lines of
 '-1' too. The patient is the part of `filename` before the first '_' (P0012_… is 12); an image with lines of two
 patients is set aside. Age and sex are in the DICOM headers. Words that the de-identification took are '!PERSONALNAME!'
-and '<###>' in the reports, which are stored as they are.
+and '<###>' in the reports; stored are '___', as in all sets (`data.language`), and the reports' sections.
 
 Labels: pneumothorax is 1 with runs, 0 with -1, blank without either, conflicting with both. chest_tube and rib_fracture
 are 1 where their table has runs of the image, else 0 as in all public loaders, blank without the table. The mask is

@@ -4,8 +4,9 @@
             {train,val,test}_images uint8 [n,H,W], [n,H,W,3], volumes [n,D,H,W]; {train,val,test}_labels [n,1], [n,14]
 
 Labels have their names: two classes are one label, named by class 1 (breastmnist: 1 is normal or benign); more classes
-are one label each; retinamnist's are grades. A volume becomes D records, its slices along the first axis, all of one
-study and of one patient, so that no split parts them. The files name no patients.
+are one label each; retinamnist's are grades. chestmnist's effusion and pleural are pleural_effusion and
+pleural_thickening, so that a finding has one name in all sets. A volume becomes D records, its slices along the first
+axis, all of one study and of one patient, so that no split parts them. The files name no patients.
 
 The build says whether the file is a published one (MD5), and where its counts differ from the published ones; a
 trimmed file still builds. Positions are ids only where the split has its published size.
@@ -58,7 +59,7 @@ SETS = {
         ' ac42d08fb904d92c244187169d1fd1d9 2c51a510bcdc9cf8ddb2af93af1eadec',
     ),
     'chestmnist': _set(
-        'atelectasis cardiomegaly effusion infiltration mass nodule pneumonia pneumothorax'
+        'atelectasis cardiomegaly pleural_effusion infiltration mass nodule pneumonia pneumothorax'
         ' consolidation edema emphysema fibrosis pleural_thickening hernia',
         '02c8a6516a18b556561a56cbdd36c4a8 9de6cd0b934ebb5b7426cfba5efbae16'
         ' db107e5590b27930b62dbaf558aebee3 45bd33e6f06c3e8cdb481c74a89152aa',

@@ -66,6 +66,7 @@ def source(
     texts = pathlib.Path(reports).expanduser().resolve() if reports else root
     if reports and not (texts / 'files').is_dir():
         raise UserError(f'--reports {reports}: files/ is missing; give the folder that holds files/p10/p10000032/…')
+    told = release.files(texts, '.txt') if reports else files  # the reports that are read, and their stamps
     wanted = bool(reports) or len(files) > pictures
 
     entries, labels, views, paths = [], [], [], []
@@ -85,7 +86,7 @@ def source(
         except Unreadable as error:
             dropped.append(Drop(image, table.where(line), str(error)))
             continue
-        stamp = f'{files[path]} {files.get(study + ".txt", "")}'.strip()
+        stamp = f'{files[path]} {told.get(study + ".txt", "")}'.strip()
         name = split_of.get(image)
         entries.append(Entry(image, subject, f'{subject}/{number}', name, table.where(line), stamp=stamp))
         labels.append(labelled.get(number, ([BLANK] * len(CHEXPERT), '')))

@@ -70,7 +70,7 @@ def source(folder: str, size: int | None = None, split: str = 'official', lists:
     dropped = list(table.dropped)
     lines: dict[str, list[Line]] = {}
     for line in table.lines:
-        if line.cells['Patient ID'].isdigit():
+        if (number := line.cells['Patient ID']).isascii() and number.isdecimal():  # '²' is a digit, but no number
             lines.setdefault(line.cells['Image Index'], []).append(line)
         else:
             dropped.append(Drop(line.cells['Image Index'], table.where(line), 'the Patient ID is no number'))

@@ -5,8 +5,9 @@
     DIR/…/indiana_projections.csv    if there: uid, filename, projection (Frontal, Lateral), from the Kaggle copy
 
 Traps: 104 reports have no film; sections are empty in part (530 findings, 34 impressions); 'XXXX' stands for words
-that the de-identification took, ordinary ones too, and stays; the films tell no view. A report is one examination and
-its number the patient: nobody is named, and whether people came twice is unknown. Automatic MeSH terms are not used.
+that the de-identification took, ordinary ones too, and is stored as '___', as in all sets; the films tell no view. A
+report is one examination and its number the patient: nobody is named, and whether people came twice is unknown.
+Automatic MeSH terms are not used.
 
 Labels: a finding is 1 where one of its headings is among the report's MeSH/major terms (the part before the first
 slash), 0 where not; all are blank where the report says 'No Indexing' (95 reports) or has no term. 'normal' stands
@@ -29,7 +30,7 @@ from typing import NamedTuple
 from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
-from medjax.data import coding, release
+from medjax.data import coding, language, release
 from medjax.data.sources import BLANK, Drop, Entry, Example, Source, Unreadable
 from medjax.errors import UserError
 
@@ -104,7 +105,9 @@ def source(folder: str, size: int | None = None) -> Source:
                 dropped.append(Drop(image, where, str(error)))
                 continue
             seen.add(image)
-            entries.append(Entry(image, report.patient, report.patient, None, where, stamp=release.stamp(file)))
+            entries.append(
+                Entry(image, report.patient, report.patient, None, where, stamp=release.stamp(file, reports[name]))
+            )
             told.append(report)
     if not entries:
         raise UserError(f'{root}: no report has a .png film in the folder; give {LAYOUT}')
@@ -138,6 +141,7 @@ def _report(data: bytes) -> tuple[Report, list[str]]:
         if words:
             name = name if name in SECTIONS else 'report'
             text[name] = f'{text[name]} {words}' if name in text else words
+    text = {name: language.tokens(words) for name, words in text.items()}
     terms = [(term.text or '').strip().lower() for term in root.findall('.//MeSH/major')]
     images = [image.get('id', '').strip() for image in root.iter('parentImage')]
     return Report(patient, text, _labels(terms)), images

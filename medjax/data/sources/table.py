@@ -42,7 +42,10 @@ def source(folder: str, labels: str | None = None, size: int | None = None, name
     lines, files, unusable = _usable(root, table)
     names, label_of = _labels(lines, table.columns, labels)
     pictures = [picture for n, file in enumerate(files) for picture in _pictures(n, file)]
-    entries = [_entry(table.where(lines[n]), lines[n].cells, frame, files[n]) for n, frame in pictures]
+    entries = [
+        _entry(table.where(lines[n]), lines[n].cells, frame, _stamp(root, files[n], lines[n].cells))
+        for n, frame in pictures
+    ]
 
     def label(i: int) -> list[int]:
         return [of(lines[pictures[i][0]].cells) for of in label_of]
@@ -110,13 +113,21 @@ def _pictures(n: int, file: pathlib.Path) -> list[tuple[int, int | None]]:
     return [(n, frame) for frame in range(count)] if count > 1 else [(n, None)]
 
 
-def _entry(where: str, cells: Mapping[str, str], frame: int | None, file: pathlib.Path) -> Entry:
+def _entry(where: str, cells: Mapping[str, str], frame: int | None, stamp: str) -> Entry:
     """Ids as they are; a study number means something only within its patient; blanks stand alone."""
     image, patient = cells['image'], cells.get('patient_id') or None
     study = f'{patient or ""}/{cells["study_id"]}' if cells.get('study_id') else f'image/{image}'
     which = '' if frame is None else f' frame {frame + 1}'
     split = release.SPLITS.get(cells.get('split', '').lower())
-    return Entry(image + which, patient, study, split, where + which, stamp=release.stamp(file))
+    return Entry(image + which, patient, study, split, where + which, stamp=stamp)
+
+
+def _stamp(root: pathlib.Path, file: pathlib.Path, cells: Mapping[str, str]) -> str:
+    """Of the image and of its mask."""
+    try:
+        return release.stamp(file, release.inside(root, cells['mask'])) if cells.get('mask') else release.stamp(file)
+    except Unreadable:  # the mask is left out
+        return release.stamp(file)
 
 
 def _labels(lines: list[Line], columns: list[str], named: str | None) -> tuple[tuple[str, ...], list[Label]]:

@@ -63,7 +63,9 @@ def source(folder: str, size: int | None = None) -> Source:
             continue
         seen.add(file.stem)
         patient = f'{match[1]}_{match[2]}'
-        entries.append(Entry(file.stem, patient, patient, None, where, stamp=release.stamp(file)))
+        parts = [pictures[mask] for mask in masks.get(file.stem, [])]
+        parts += [readings[texts[file.stem]]] if file.stem in texts else []
+        entries.append(Entry(file.stem, patient, patient, None, where, stamp=release.stamp(file, *parts)))
         place.append(name)
     if not entries:
         raise UserError(
