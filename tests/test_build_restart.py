@@ -185,7 +185,10 @@ def test_the_command_is_stopped_and_goes_on(tmp_path, number):
     """In processes; none of them lives on."""
     command = [sys.executable, '-m', 'medjax', 'build', 'phantom', '--records', '1100', '--size', '32', '--out']
     args = [*command, str(tmp_path / 'data')]
-    process = subprocess.Popen(args, stderr=subprocess.PIPE, start_new_session=True, text=True)
+    process = subprocess.Popen(
+        args, stderr=subprocess.PIPE, start_new_session=True, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # where the tests themselves ignore it
+    )  # fmt: skip
     while not list(tmp_path.glob('.data.*/chunks/*.npz')):
         time.sleep(0.02)
         assert process.poll() is None

@@ -346,7 +346,7 @@ def test_the_shortcut_comes_with_a_pneumothorax() -> None:
 
 def test_splits_are_disjoint_and_the_ids_do_not_depend_on_the_size() -> None:
     made = source.source(records=3000)
-    drawn = splits.assign(made.entries, made.namespace)
+    drawn = splits.assign(made)
     splits.check([entry.patient for entry in made.entries], drawn)
     assert np.mean([name == 'train' for name in drawn]) == pytest.approx(0.7, abs=0.05)
     assert len({entry.image for entry in made.entries}) == 3000
