@@ -62,7 +62,7 @@ demo: .venv/medjax
 	@echo 'Look at runs/demo/report.html; the numbers are in runs/demo/probes and runs/demo/metrics.jsonl.'
 
 test: .venv/test
-	$(PYTEST)
+	$(PYTEST) -n 2
 
 test-slow: .venv/test
 	$(PYTEST) --slow
