@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.experimental import multihost_utils
 
 from medjax.errors import UserError
 from medjax.objectives.schedules import schedule
@@ -166,3 +167,18 @@ def test_a_checkpoint_of_other_shapes_or_dtypes_is_refused(tmp_path):
         with pytest.raises(UserError, match=words):
             checkpoints.restore(1, abstract(changed, jax.tree.map(lambda x: x.sharding, changed)))
     checkpoints.close()
+
+
+def test_jax_is_asked_to_stop_at_the_loops_own_steps_alone(tmp_path, monkeypatch):
+    """Asked for an older step at the end of a save, it would agree on a step that is over, and the run never stop."""
+    asked = []
+    monkeypatch.setattr(multihost_utils, 'reached_preemption_sync_point', lambda step: bool(asked.append(step)))
+    zero = jnp.zeros((), jnp.int32)
+    state = TrainState(zero, {'w': jnp.ones((2, 3))}, {}, {}, jax.random.key(0), {'total': zero})
+    checkpoints = Checkpoints(tmp_path / 'checkpoints', every=1, keep=2)
+    for step in range(1, 5):
+        assert not checkpoints.stopping(step)
+        assert checkpoints.due(step)
+        checkpoints.save(step, state)
+    checkpoints.close()
+    assert asked == [1, 2, 3, 4]

@@ -12,11 +12,23 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 from orbax.checkpoint import checkpoint_managers as policies
 
 from medjax.errors import UserError
 from medjax.types import TrainState
+
+
+class _Manager(ocp.CheckpointManager):
+    """A manager that never asks jax about preemption.
+
+    jax agrees on a step to stop at by the last step that it was asked about. Orbax asks again for the step before from
+    the thread that finishes a save; a SIGTERM that came then would agree on a step that is over, and never stop.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
 
 
 class Checkpoints:
@@ -25,7 +37,7 @@ class Checkpoints:
     def __init__(self, folder: Path, every: int, keep: int) -> None:
         logging.getLogger('absl').setLevel(logging.ERROR)  # orbax narrates every save
         self.folder = folder
-        self.manager = ocp.CheckpointManager(
+        self.manager = _Manager(
             folder.absolute(),
             options=ocp.CheckpointManagerOptions(
                 save_decision_policy=policies.FixedIntervalPolicy(every),
@@ -77,7 +89,7 @@ class Checkpoints:
 
     def stopping(self, step: int) -> bool:
         """True on every process at the same step after a SIGTERM to any of them; to be called every step."""
-        return self.manager.reached_preemption(step)
+        return multihost_utils.reached_preemption_sync_point(step)
 
     def wait(self) -> None:
         self.manager.wait_until_finished()
