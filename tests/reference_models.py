@@ -14,6 +14,7 @@ from medjax.models import heads, vit
 from medjax.models.layers import add_residual, kept_count
 from medjax.types import Mask, View
 from medjax.weights import dinov2
+from medjax.weights.fit import check_like
 
 FORWARD, GRADIENT = 2e-5, 1e-4  # of the tensor's largest value
 HEADS = 3  # of attention, in all backbones of the reference
@@ -80,7 +81,7 @@ def tower_and_module(params: dict) -> tuple:
         remat='products',
         dtype=jnp.float32,
     )
-    dinov2.check_like(params, jax.eval_shape(tower.init, jax.random.key(0)), 'reference')
+    check_like(params, jax.eval_shape(tower.init, jax.random.key(0)), 'reference')
     return tower, module
 
 
