@@ -16,9 +16,11 @@ from medjax.errors import UserError
 from medjax.models import build, heads
 from medjax.objectives.compose import objective
 from medjax.parallel import sharding
+from medjax.train import start_from
 from medjax.training.optimizer import optimizer, parameter_groups
 from medjax.training.step import create, gradients, make_step
 from medjax.types import View
+from medjax.weights import export
 
 TEXT = dict(tower='text', width=32, depth=2, heads=2, vocabulary=40, context=8)
 RESNET = dict(tower='resnet', variant='18', stem=8, depths=(1, 2))
@@ -148,6 +150,25 @@ def test_absent_pictures_enter_no_statistics():
     nobody = run(params, whole._replace(present=jnp.zeros((4, 1), bool)))
     jax.tree.map(np.testing.assert_array_equal, nobody['stats'], params['stats'])
     assert np.isfinite(nobody['cls']).all()
+
+
+def test_weights_of_two_files_come_with_their_statistics(tmp_path):
+    """A tower of another name in the file; the student and every copy that holds it, statistics with it."""
+    goal, _, state = started(recipe())
+    params, aux = goal.init(jax.random.key(7))
+    stats = jax.tree.map(lambda x: x + 3, aux['stats']['student'])
+    tree = goal.export(params, {**aux, 'stats': {'student': stats}}, 'student', ('towers/image', 'towers/text'))
+    export.save(tmp_path / '1', {'towers': {'cxr': jax.device_get(tree['towers']['image'])}}, dict(step=1))
+    export.save(tmp_path / '2', {'towers': {'text': jax.device_get(tree['towers']['text'])}}, dict(step=1))
+    state = start_from(str(tmp_path / '1'), state, parts=['towers/image=towers/cxr'])
+    state = start_from(str(tmp_path / '2'), state)
+    for found in (state.params['towers'], state.aux['copies']['teacher']['towers']):
+        jax.tree.map(np.testing.assert_array_equal, found['image'], params['towers']['image'])
+    jax.tree.map(np.testing.assert_array_equal, state.params['towers']['text'], params['towers']['text'])
+    for copy in ('student', 'teacher'):
+        jax.tree.map(np.testing.assert_array_equal, state.aux['stats'][copy], stats)
+    with pytest.raises(UserError, match="'towers/text' must be in the recipe and 'towers/txt' in"):
+        start_from(str(tmp_path / '2'), state, parts=['towers/text=towers/txt'])
 
 
 def test_layers_and_what_is_stored_change_nothing():
