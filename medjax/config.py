@@ -20,7 +20,7 @@ It returns a dict or an `ml_collections.ConfigDict` with these keys:
     optim        lr, schedules, groups                                    see medjax.training.optimizer
     mesh         sizes of data, fsdp, tensor; one may be -1
     export       copy, towers, heads, every          checkpoint   every, keep          log   every
-    init_from    None or dict(path=...): weights to start from
+    init_from    None, dict(path=..., parts=[...]) or a list of these: weights to start from, see medjax.train
 
 Builders check the keys of their own sections. Every mistake is a `UserError` that names the key.
 """
@@ -270,10 +270,11 @@ def _check_numbers(config: Config) -> None:
     _known(config['image']['channels'], (1, 3, None), 'image.channels')
     _check_levels('image.mean', config['image']['mean'], config['image']['channels'], -math.inf)
     _check_levels('image.std', config['image']['std'], config['image']['channels'], 0)
-    start = config['init_from']
-    if start is not None and not (isinstance(start, Mapping) and start.get('path') and isinstance(start['path'], str)):
-        form = """--config.init_from='dict(path="x.safetensors")'"""
-        raise UserError(f'init_from={start!r}: must be None or a dict with the path of weights, {form}')
+    starts = config['init_from']
+    for start in starts if isinstance(starts, tuple) else () if starts is None else (starts,):
+        if not (isinstance(start, Mapping) and start.get('path') and isinstance(start['path'], str)):
+            form = """--config.init_from='dict(path="x.safetensors")'"""
+            raise UserError(f'init_from={start!r}: must be None or a dict with the path of weights, {form}, or a list')
     for name, part in config['data'].items():
         for source, weight in part['sources'].items():
             if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight < math.inf:
@@ -301,7 +302,7 @@ def _features(value: Any) -> Iterable[str]:
 
 def _check_patches(feature: features.Feature, config: Config) -> None:
     size, tower = config['views'][feature.view].get('size'), config['towers'][feature.tower]
-    patch = str(tower.get('variant', '')).rpartition('/')[2]
+    patch = str(tower.get('variant', '')).partition('/')[2]
     for side in size if isinstance(size, tuple) else (size,):
         if patch.isdecimal() and _is_whole(side) and side % int(patch):
             below = side // int(patch) * int(patch)

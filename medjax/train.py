@@ -27,7 +27,7 @@ from medjax import config as configs
 from medjax.data import records
 from medjax.data.stream import Stream
 from medjax.errors import UserError, build, suggest
-from medjax.objectives.compose import Objective, objective, pick
+from medjax.objectives.compose import Objective, objective, with_stats, without_stats
 from medjax.parallel import runtime, sharding
 from medjax.training import checkpoint, health, metrics
 from medjax.training.flops import model_flops
@@ -35,7 +35,8 @@ from medjax.training.optimizer import optimizer
 from medjax.training.step import check_rows, create, make_step
 from medjax.types import TrainState
 from medjax.views import make
-from medjax.weights import dinov2, export
+from medjax.weights import export
+from medjax.weights.load import load
 
 MAX_SKIPPED = 20  # steps in a row with numbers that are not finite, after which the run stops
 
@@ -93,9 +94,10 @@ def run(config: Mapping[str, Any], datasets: dict[str, records.DataSet], folder:
         else:
             new = jax.jit(lambda key: create(goal, lambda _: optim, key), out_shardings=shardings)
             state = new(jax.random.key(config['seed']))
-            if config['init_from']:
-                channels = config['image']['channels']
-                state = build(start_from, config['init_from'], 'init_from', state=state, channels=channels)
+            files = config['init_from'] or ()
+            for i, cfg in enumerate([files] if isinstance(files, Mapping) else files):
+                where = 'init_from' if isinstance(files, Mapping) else f'init_from[{i}]'
+                state = build(start_from, cfg, where, state=state)
         start = int(state.step)
 
         # Batches, and the step with its cost.
@@ -190,12 +192,15 @@ def check_finite(skipped: int, done: int, start: int, saved: int | None, folder:
 
 
 def grids(goal: Objective, config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
-    """view -> rows and columns of patches in the tower that sees it."""
+    """view -> rows and columns of patches in the tower that sees it, of views of images."""
     found = {}
     for feature in goal.needs:
+        grid = goal.towers[feature.tower].grid
+        if grid is None:
+            continue
         size = config['views'][feature.view]['size']
         height, width = (size, size) if isinstance(size, int) else size
-        found[feature.view] = goal.towers[feature.tower].grid((height, width))
+        found[feature.view] = grid((height, width))
     return found
 
 
@@ -222,39 +227,57 @@ def state_shardings(goal: Objective, abstract: TrainState, mesh: jax.sharding.Me
     return TrainState(whole, params, opt, aux, whole, dict.fromkeys(abstract.skipped, whole))
 
 
-def start_from(path: str, state: TrainState, channels: int, parts: Sequence[str] | None = None) -> TrainState:
+def start_from(path: str, state: TrainState, parts: Sequence[str] | None = None) -> TrainState:
     """Weights of an export or a public file, into the student and into every copy that holds the part.
 
-    `parts` ('towers/image', 'heads/dino'): None takes every tower of the recipe that is in the file. What is not
-    taken stays new, as heads on DINOv2's backbone must (Meta never released them).
+    `parts`: what is taken, as 'towers/image', or 'towers/cxr=towers/image' where the recipe has another name for it
+    than the file. None takes every tower that both have. What is not taken stays new, as heads on DINOv2's backbone
+    must (Meta never released them). Running statistics of batch norms come with their tower.
     """
-    grids = {name: tower['pos_grid'].shape[:2] for name, tower in state.params['towers'].items() if 'pos_grid' in tower}
-    tower, grid = next(iter(grids.items()), ('image', None))
-    heads = state.params['towers'][tower]['blocks']['attn']['qkv']['kernel'].shape[3] if grids else None
-    loaded = dinov2.load(path, tower=tower, heads=heads, grid=grid, channels=channels)
-    found = {f'{kind}/{name}': tree for kind, trees in loaded.items() for name, tree in trees.items()}
-    if parts is None:
-        parts = [part for part in found if part.startswith('towers/') and part.split('/')[1] in state.params['towers']]
-    for part in parts:
-        kind, _, name = part.partition('/')
-        if part not in found or name not in state.params.get(kind, {}):
-            both = [p for p in found if p.split('/')[1] in state.params.get(p.split('/')[0], {})]
-            raise UserError(f'init_from.parts: {part!r} must be in {path} and in the recipe{suggest(part, both)}')
-        dinov2.check_like(found[part], state.params[kind][name], f'init_from: {part} of {path}')
-    if not parts:
-        raise UserError(f'init_from.path: {path} holds {", ".join(found)}, and no tower of this recipe')
+    weights = load(path)
+    ours = [f'{kind}/{name}' for kind in ('towers', 'heads') for name in state.params[kind]]
+    both = [part for part in weights.parts if part in ours]
+    taken: dict[str, str] = {part: part for part in both if part.startswith('towers/')}
+    if parts is not None:
+        taken = {part.partition('=')[0]: part.partition('=')[2] or part for part in parts}
+    if not taken:
+        raise UserError(f'init_from.path: {path} holds {", ".join(weights.parts)}, and no tower of this recipe')
+    params = with_stats(state.params, state.aux['stats']['student'])
+    new: dict[str, Any] = {}
+    for part, theirs in taken.items():
+        if part not in ours or theirs not in weights.parts:
+            raise UserError(
+                f'init_from.parts: {part!r} must be in the recipe and {theirs!r} in {path}{suggest(theirs, both)}'
+            )
+        kind, name = part.split('/')
+        try:
+            new[part] = weights.read(theirs, params[kind][name])
+        except UserError as error:
+            raise UserError(f'init_from: {error}') from None
 
-    def place(tree: Any) -> Any:
-        def one(kind: str, name: str, part: Any) -> Any:
-            if f'{kind}/{name}' not in parts:
-                return part
-            new = found[f'{kind}/{name}']
-            return jax.tree.map(lambda old, n: jax.device_put(np.asarray(n, old.dtype), old.sharding), part, new)
+    def place(tree: Any, stats: Any) -> tuple[Any, Any]:
+        def one(part: str, old: Any) -> Any:
+            if part not in new:
+                return old
+            put = lambda old, n: jax.device_put(np.asarray(n, old.dtype), old.sharding)  # noqa: E731
+            return jax.tree.map(put, old, new[part])
 
-        return {kind: {name: one(kind, name, part) for name, part in group.items()} for kind, group in tree.items()}
+        whole = with_stats(tree, stats)
+        whole = {k: {n: one(f'{k}/{n}', part) for n, part in group.items()} for k, group in whole.items()}
+        towers, stats = without_stats(whole.get('towers', {}))
+        return whole | ({'towers': towers} if 'towers' in whole else {}), stats
 
-    copies = {name: place(copy) for name, copy in state.aux['copies'].items()}
-    return state._replace(params=place(state.params), aux={**state.aux, 'copies': copies})
+    aux = state.aux
+    placed = {name: place(copy, aux['stats'][name]) for name, copy in aux['copies'].items()}
+    student, stats = place(state.params, aux['stats']['student'])
+    return state._replace(
+        params=student,
+        aux={
+            **aux,
+            'copies': {name: tree for name, (tree, _) in placed.items()},
+            'stats': {'student': stats} | {name: stats for name, (_, stats) in placed.items()},
+        },
+    )
 
 
 def step_flops(goal: Objective, make_views: Any, state: TrainState, batch: Any) -> float:
@@ -263,7 +286,7 @@ def step_flops(goal: Objective, make_views: Any, state: TrainState, batch: Any) 
     views, masks = jax.eval_shape(make_views, batch, state.key, state.step)
 
     def loss(params: Any, aux: Any, views: Any, masks: Any, key: Any, step: Any) -> Any:
-        found = goal.features(params, aux, views, masks, key, step)
+        found, _ = goal.features(params, aux, views, masks, key, step)
         return goal.terms(params, aux, found, views, masks, key, step)[0]
 
     return model_flops(loss, shapes.params, shapes.aux, views, masks, shapes.key, shapes.step)
@@ -275,12 +298,12 @@ def write_export(
     """RUN/exports/<step>: the towers and heads of a copy, with all that a reader of them needs."""
     cfg = config['export']
     paths = tuple(f'{kind}/{name}' for kind in ('towers', 'heads') for name in cfg[kind])
-    tree = pick(state.params if cfg['copy'] == 'student' else state.aux['copies'][cfg['copy']], paths)
+    tree = goal.export(state.params, state.aux, cfg['copy'], paths)
     tree = jax.device_get(sharding.gather(tree))
     if not main_process:
         return
     seen = folder / 'data' / 'seen.npz'
-    sizes = [v['size'] if isinstance(v['size'], int) else max(v['size']) for v in config['views'].values()]
+    sizes = [np.max(view['size']) for view in config['views'].values() if 'size' in view]  # texts have none
     meta = dict(
         format=1,
         step=step,
@@ -288,7 +311,7 @@ def write_export(
         towers={name: config['towers'][name] for name in cfg['towers']},
         heads={name: config['heads'][name] for name in cfg['heads']},
         image=dict(config['image']),
-        size=max(sizes),
+        size=int(max(sizes, default=0)),
         config_fingerprint=configs.fingerprint(config),
         seen=hashlib.sha256(seen.read_bytes()).hexdigest() if seen.exists() else None,
         medjax=medjax.__version__,

@@ -30,12 +30,12 @@ Batch = Mapping[str, Mapping[str, Array]]
 
 
 class View(NamedTuple):
-    """What a tower sees: V crops of each row, image-major."""
+    """What a tower sees: V crops or texts of each row, image-major."""
 
-    x: Array  # float32 [B,V,H,W,C], normalised
+    x: Array  # float32 [B,V,H,W,C], normalised; of texts int32 [B,V,T] token ids
     row: Array  # uint32 [B], the global row numbers
     present: Array  # bool [B,V]
-    valid: Array | None  # bool [B,V,N] where tokens can be padding, else None
+    valid: Array | None  # bool [B,V,N] where tokens can be padding, else None; a text is the first of its T tokens
     meta: dict[str, Array]  # boxes float32 [B,V,4] (top, left, height, width, in picture pixels), flip bool [B,V], …
 
 
@@ -63,19 +63,27 @@ MakeViews = Callable[[Batch, Array, Array], tuple[Views, Masks]]
 class Tower(NamedTuple):
     """An encoder as pure functions; made by `medjax.models.<name>.build(**cfg)`."""
 
-    init: Callable[[Array], Tree]  # key -> params
+    init: Callable[[Array], Tree]
+    """key -> params. Running statistics of batch norms lie in them as 'stats': the objective takes them out and keeps
+    them in aux, where neither gradient nor optimiser reaches them, and an export holds them again."""
     axes: Tree  # like params: a tuple of logical axis names (or None) for each array
-    apply: Callable[..., dict[str, Array]]
+    apply: Callable[..., dict[str, Any]]
     """(params, view, mask=None, *, train=False, key=None, rows_per_group=1, layers=1) -> outputs by name.
 
-    Image towers give cls [B,V,D], patches [B,V,N,D], and, where they have them, registers [B,V,R,D]; all after the
-    final norm. `layers=n` adds 'layers/cls' [B,V,n,D] and 'layers/patches' [B,V,n,N,D] of the last n blocks, normed.
+    Every tower gives cls [B,V,D], the one feature of an image or a text; image towers patches [B,V,N,D], and, where
+    they have them, registers [B,V,R,D]; text towers tokens [B,V,T,D]; all after the final norm. `layers=n` adds
+    'layers/cls' [B,V,n,D] and 'layers/patches' [B,V,n,N,D] (or 'layers/tokens') of the last n blocks, normed.
     `train` turns drop path on; its draws depend on `key`, the group number (view.row // rows_per_group), nothing else.
+    It also has batch norms use the batch, and the outputs hold the running statistics that follow as 'stats'.
     """
     width: int  # D
-    grid: Callable[[tuple[int, int]], tuple[int, int]]  # image height and width -> rows and columns of patches
+    grid: Callable[[tuple[int, int]], tuple[int, int]] | None = None
+    """Image height and width -> rows and columns of patches; None: the tower reads texts."""
     check: Callable[..., None] = lambda **_: None
     """(crops: dict[view, V], rows_per_group) -> raises UserError where the drop rate cannot be met within .02."""
+    batch_statistics: bool = False  # in training a row's features depend on the other rows: no micro-batches
+    vocabulary: int = 0  # of a text tower: how many token ids it knows …
+    context: int = 0  # … and how many tokens of a text it can read
 
 
 class Head(NamedTuple):
@@ -96,7 +104,7 @@ class TrainState(NamedTuple):
     step: Array  # int32 [], steps done, the skipped ones included
     params: Tree  # {'towers', 'heads', 'terms'}
     opt: Tree
-    aux: Tree  # {'copies', 'terms'}
+    aux: Tree  # {'copies', 'stats', 'terms'}
     key: Array  # typed PRNG key; folded with the step, never advanced
     skipped: dict[str, Array]  # int32: in_a_row, total
 

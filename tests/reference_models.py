@@ -14,6 +14,7 @@ from medjax.models import heads, vit
 from medjax.models.layers import add_residual, kept_count
 from medjax.types import Mask, View
 from medjax.weights import dinov2
+from medjax.weights.fit import check_like
 
 FORWARD, GRADIENT = 2e-5, 1e-4  # of the tensor's largest value
 HEADS = 3  # of attention, in all backbones of the reference
@@ -32,7 +33,7 @@ def check_vit(path: Path) -> None:
         images = expected.pop('x').transpose(0, 2, 3, 1)
         bits = expected.pop('mask')
         grid = tower.grid(images.shape[1:3])
-        got = {'tokens_after_embed_mask': vit.embed(params, images, bits, module.antialias, module.offset)}
+        got = {'tokens_after_embed_mask': vit.embed(params, images, bits, module.antialias, module.layout.offset)}
         for name, masked in (('nomask', None), ('mask', bits)):
             outputs = run(tower, params, images, masked)
             got[f'{name}/x_norm_clstoken'] = outputs['cls'][:, 0]
@@ -60,12 +61,11 @@ def tower_and_module(params: dict) -> tuple:
         heads=HEADS,
         ffn=ffn,
         registers=registers,
-        layerscale=1.0 if 'gamma1' in blocks else None,
         qkv_bias='bias' in blocks['attn']['qkv'],
     )
-    tower = vit.build(
-        channels, f'S/{patch}', width=width, native_size=tuple(patch * n for n in native), mlp_ratio=4.0, **shared
-    )
+    layerscale = 1.0 if 'gamma1' in blocks else None
+    size = tuple(patch * n for n in native)
+    tower = vit.build(channels, f'S/{patch}', width=width, native_size=size, layerscale=layerscale, **shared)
     hidden = 4 * width
     module = vit.Vit(
         **shared,
@@ -75,12 +75,12 @@ def tower_and_module(params: dict) -> tuple:
         channels=channels,
         native=native,
         antialias=registers > 0,
-        offset=0.0 if registers else 0.1,
+        layout=vit.LAYOUTS['dinov2']._replace(layerscale=layerscale, offset=0.0 if registers else 0.1),
         attention='xla',
         remat='products',
         dtype=jnp.float32,
     )
-    dinov2.check_like(params, jax.eval_shape(tower.init, jax.random.key(0)), 'reference')
+    check_like(params, jax.eval_shape(tower.init, jax.random.key(0)), 'reference')
     return tower, module
 
 

@@ -143,7 +143,7 @@ def check_step(path: Path) -> None:
     m = int(d['batch/masks'].sum())
 
     # What the towers and heads give, in between.
-    found = goal.features(state.params, state.aux, views, masks, state.key, state.step)
+    found, _ = goal.features(state.params, state.aux, views, masks, state.key, state.step)
     close(crop_major(found['student/image/global~block/cls']), d['out/student_global_cls'], 2e-5, 'student global CLS')
     close(crop_major(found['student/image/local/cls']), d['out/student_local_cls'], 2e-5, 'student local CLS')
 

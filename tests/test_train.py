@@ -222,18 +222,18 @@ def test_weights_to_start_from(tmp_path):
     state = recipes.start(goal, optim)
     other = goal.towers['image'].init(jax.random.key(7))
     save_file({k: np.ascontiguousarray(v) for k, v in dinov2.to_meta(other).items()}, tmp_path / 'public.safetensors')
-    started_from = start_from(str(tmp_path / 'public.safetensors'), state, channels=1)
+    started_from = start_from(str(tmp_path / 'public.safetensors'), state)
     for tower in (started_from.params['towers'], started_from.aux['copies']['teacher']['towers']):
         jax.tree.map(np.testing.assert_array_equal, tower['image'], other)
     for heads in (started_from.params['heads'], started_from.aux['copies']['teacher']['heads']):
         jax.tree.map(np.testing.assert_array_equal, heads, state.params['heads'])
     with pytest.raises(UserError, match="'heads/dino' must be in"):
-        start_from(str(tmp_path / 'public.safetensors'), state, channels=1, parts=['heads/dino'])
+        start_from(str(tmp_path / 'public.safetensors'), state, parts=['heads/dino'])
     wide = recipes.tiny()
     wide['towers']['image'].update(width=48)
     goal, optim, _ = recipes.parts(wide)
     with pytest.raises(UserError, match='init_from: towers/image'):
-        start_from(str(tmp_path / 'public.safetensors'), recipes.start(goal, optim), channels=1)
+        start_from(str(tmp_path / 'public.safetensors'), recipes.start(goal, optim))
 
 
 def test_a_run_does_not_go_on_with_other_data(data, tmp_path):

@@ -12,6 +12,8 @@ from medjax.errors import UserError
 from medjax.models import heads, vit
 from medjax.types import Mask, View
 from medjax.weights import dinov2, export
+from medjax.weights.fit import adapt_channels, check_like, fit
+from medjax.weights.load import load
 
 torch = pytest.importorskip('torch')
 transformers = pytest.importorskip('transformers')
@@ -84,7 +86,8 @@ def test_files_of_transformers_load(kind, tmp_path):
     """save_pretrained writes older names than modules have; another size of image resizes the positions."""
     model = theirs(kind)
     model.save_pretrained(tmp_path)
-    params = dinov2.load(tmp_path / 'model.safetensors', heads=HEADS)['towers']['image']
+    wanted = jax.eval_shape(ours(kind).init, jax.random.key(0))
+    params = load(tmp_path / 'model.safetensors').read('towers/image', wanted)
     jax.tree.map(np.testing.assert_array_equal, params, dinov2.backbone(arrays(model.named_parameters()), heads=HEADS))
     images = np.random.default_rng(0).normal(size=(2, 21, 42, 3)).astype(np.float32)
     expected = model(torch.from_numpy(images).permute(0, 3, 1, 2)).last_hidden_state.detach()
@@ -107,7 +110,7 @@ def test_there_and_back(state):
     assert state['pos_embed'].shape == (1, 17, WIDTH)
     for name in state:
         np.testing.assert_array_equal(again[name], state[name])
-    dinov2.check_like(params, jax.eval_shape(ours('registers').init, jax.random.key(0)), 'init_from')
+    check_like(params, jax.eval_shape(ours('registers').init, jax.random.key(0)), 'init_from')
 
 
 def test_chunked_blocks_have_the_names_of_both(state):
@@ -120,24 +123,26 @@ def test_chunked_blocks_have_the_names_of_both(state):
 
 
 def test_one_channel_is_three_equal_ones(state):
-    grey = dinov2.backbone(state, heads=HEADS, channels=1)
+    tower = vit.build(1, 'S/7', width=WIDTH, depth=DEPTH, heads=HEADS, native_size=28, registers=4)
+    wanted = jax.eval_shape(tower.init, jax.random.key(0))
+    grey = fit(dinov2.backbone(state, heads=HEADS), wanted, antialias=True, offset=0.0)
     images = np.random.default_rng(0).normal(size=(1, 28, 28, 1)).astype(np.float32)
-    one = all_tokens(
-        vit.build(1, 'S/7', width=WIDTH, depth=DEPTH, heads=HEADS, native_size=28, registers=4), grey, images
-    )
+    one = all_tokens(tower, grey, images)
     three = all_tokens(ours('registers'), dinov2.backbone(state, heads=HEADS), np.repeat(images, 3, axis=3))
     np.testing.assert_allclose(one, three, atol=1e-5)
-    again = dinov2.adapt_channels(grey['patch_embed']['kernel'], 3)
+    again = adapt_channels(grey['patch_embed']['kernel'], 3)
     np.testing.assert_allclose(again.sum(2, keepdims=True), grey['patch_embed']['kernel'], rtol=1e-6)
     with pytest.raises(UserError, match='3 channels cannot be changed to 2'):
-        dinov2.adapt_channels(np.zeros((7, 7, 3, 4)), 2)
+        adapt_channels(np.zeros((7, 7, 3, 4)), 2)
 
 
 def test_another_grid_stores_the_resized_positions(state):
-    resized = dinov2.backbone(state, heads=HEADS, grid=(3, 5))
+    tower = ours('registers', native_size=(21, 35))
+    wanted = jax.eval_shape(tower.init, jax.random.key(0))
+    resized = fit(dinov2.backbone(state, heads=HEADS), wanted, antialias=True, offset=0.0)
     images = np.random.default_rng(0).normal(size=(1, 21, 35, 3)).astype(np.float32)
     expected = all_tokens(ours('registers'), dinov2.backbone(state, heads=HEADS), images)
-    got = all_tokens(ours('registers', native_size=(21, 35)), resized, images)
+    got = all_tokens(tower, resized, images)
     np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
@@ -149,11 +154,16 @@ def test_a_training_checkpoint_holds_backbone_and_heads(state, tmp_path):
         {name: np.ascontiguousarray(a) for name, a in ({f'backbone.{n}': a for n, a in state.items()} | named).items()},
         path,
     )
-    params = dinov2.load(path, heads=HEADS)
-    jax.tree.map(np.testing.assert_array_equal, params['heads']['dino'], jax.tree.map(np.asarray, head))
-    assert params['towers']['image']['registers'].shape == (4, WIDTH)
-    export.save(tmp_path / '7', params, dict(step=7))
-    jax.tree.map(np.testing.assert_array_equal, dinov2.load(tmp_path / '7'), params)
+    weights, wanted = load(path), jax.eval_shape(ours('registers').init, jax.random.key(0))
+    assert set(weights.parts) == {'towers/image', 'heads/dino'}
+    head = jax.tree.map(np.asarray, head)
+    jax.tree.map(np.testing.assert_array_equal, weights.read('heads/dino', head), head)
+    tower = weights.read('towers/image', wanted)
+    assert tower['registers'].shape == (4, WIDTH)
+    export.save(tmp_path / '7', dict(towers=dict(image=tower), heads=dict(dino=head)), dict(step=7))
+    again = load(tmp_path / '7')
+    jax.tree.map(np.testing.assert_array_equal, again.read('towers/image', wanted), tower)
+    jax.tree.map(np.testing.assert_array_equal, again.read('heads/dino', head), head)
 
 
 def test_mistakes_get_a_sentence(state, tmp_path):
@@ -168,14 +178,14 @@ def test_mistakes_get_a_sentence(state, tmp_path):
     with pytest.raises(UserError, match=r'mask_token has shape \(3,\)'):
         dinov2.backbone(state | {'mask_token': np.zeros(3)}, heads=HEADS)
     with pytest.raises(UserError, match='is a pickle'):
-        dinov2.load(tmp_path / 'dinov2_vits14_pretrain.pth')
+        load(tmp_path / 'dinov2_vits14_pretrain.pth')
     with pytest.raises(UserError, match='there is no such file'):
-        dinov2.load(tmp_path / 'none.safetensors')
+        load(tmp_path / 'none.safetensors')
     params, wanted = dinov2.backbone(state, heads=HEADS), jax.eval_shape(ours('plain').init, jax.random.key(0))
     with pytest.raises(UserError, match='init_from: the weights have registers, this configuration does not'):
-        dinov2.check_like(params, wanted, 'init_from')
+        check_like(params, wanted, 'init_from')
     with pytest.raises(UserError, match=r'registers is missing from the weights'):
-        dinov2.check_like({n: a for n, a in params.items() if n != 'registers'}, params, 'init_from')
+        check_like({n: a for n, a in params.items() if n != 'registers'}, params, 'init_from')
 
 
 def test_an_export_is_adapted_like_a_public_file(tmp_path):
@@ -183,7 +193,8 @@ def test_an_export_is_adapted_like_a_public_file(tmp_path):
     tower = vit.build(3, 'S/8', width=16, depth=1, heads=2, native_size=32)
     params = jax.tree.map(np.asarray, tower.init(jax.random.key(0)))
     export.save(tmp_path / 'export', {'towers': {'image': params}}, {'format': 1, 'step': 1})
-    ours = dinov2.load(tmp_path / 'export', grid=(6, 6), channels=1)['towers']['image']
-    theirs = dinov2.backbone(dinov2.to_meta(params), heads=2, grid=(6, 6), channels=1)
+    wanted = jax.eval_shape(vit.build(1, 'S/8', width=16, depth=1, heads=2, native_size=48).init, jax.random.key(0))
+    ours = load(tmp_path / 'export').read('towers/image', wanted)
+    theirs = fit(dinov2.backbone(dinov2.to_meta(params), heads=2), wanted, antialias=False, offset=0.1)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), ours, theirs)
     assert ours['pos_grid'].shape == (6, 6, 16) and ours['patch_embed']['kernel'].shape == (8, 8, 1, 16)

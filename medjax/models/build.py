@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,10 +15,14 @@ def tower(cfg: Mapping[str, Any], image_channels: int, where: str, dtype: str = 
     """`dict(tower='vit', **arguments)` -> the tower made by `medjax.models.vit.build`, or the user's 'mypkg.mymodule'.
 
     `where` is the config path that messages name; `dtype`, the recipe's for activations, gives way to the tower's own.
+    A tower whose `build` has a parameter `channels` is told how many channels images have.
     """
     name, arguments = split_name(cfg, 'tower', where)
     build = errors.find(name, 'medjax.models', where).build
-    return errors.build(build, dict(dtype=dtype) | arguments, where, channels=image_channels)
+    sees_images = 'channels' in inspect.signature(build).parameters
+    return errors.build(
+        build, dict(dtype=dtype) | arguments, where, **(dict(channels=image_channels) if sees_images else {})
+    )
 
 
 def head(cfg: Mapping[str, Any], width: int, where: str, dtype: str = 'float32') -> Head:

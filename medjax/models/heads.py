@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from medjax.errors import UserError
-from medjax.models.layers import uniform_fan_in, weight_init
+from medjax.errors import UserError, suggest
+from medjax.models.layers import ACTIVATIONS, uniform_fan_in, weight_init
 from medjax.types import Head, Tree
 
 
@@ -69,3 +70,69 @@ def dino_head(
         return products * (params['prototypes']['gain'] * jax.lax.rsqrt(jnp.square(direction).sum(0)))
 
     return Head(init=init, axes=axes, apply=apply, prototypes=logits, prototype_count=prototypes)
+
+
+def linear(width: int, out: int, bias: bool = False, dtype: str = 'float32') -> Head:
+    """z = x W (+ b): the projection of CLIP (arXiv 2103.00020), with a bias SigLIP's of texts; float32 [...,out]."""
+    return perceptron([width, out], 'relu', False, bias, dtype)
+
+
+def mlp(
+    width: int,
+    out: int,
+    hidden: int | None = None,
+    activation: str = 'relu',
+    norm: bool = False,
+    bias: bool = True,
+    dtype: str = 'float32',
+) -> Head:
+    """z = fc2(norm(activation(fc1 x))): ConVIRT's projection (arXiv 2010.00747); float32 [...,out].
+
+    hidden      width of the layer between; None: as wide as z, which is CXR-BERT's
+    activation  see layers.ACTIVATIONS; CXR-BERT (arXiv 2204.09817) has 'gelu' and norm=True, a LayerNorm of eps 1e-12
+    """
+    if activation not in ACTIVATIONS:
+        raise UserError(f'mlp: unknown activation {activation!r}{suggest(activation, ACTIVATIONS)}')
+    return perceptron([width, out if hidden is None else hidden, out], activation, norm, bias, dtype)
+
+
+def perceptron(widths: Sequence[int], activation: str, norm: bool, bias: bool, dtype: str) -> Head:
+    """Linear layers fc1, fc2, … of these widths; after all but the last one an activation and, if asked for, a norm."""
+    for size in widths:
+        if not isinstance(size, int) or size < 1:
+            raise UserError(f'widths of a head are whole numbers of at least 1, got {size!r}')
+    last = len(widths) - 1
+    names = [('embed', 'hidden')[i % 2] for i in range(last + 1)]
+
+    def init(key: Array) -> Tree:
+        params: Tree = {}
+        for i, shape in enumerate(pairwise(widths), 1):
+            params[f'fc{i}'] = dict(kernel=weight_init(jax.random.fold_in(key, i), shape))
+            if bias:
+                params[f'fc{i}']['bias'] = jnp.zeros(shape[1])
+            if norm and i < last:
+                params[f'norm{i}'] = dict(scale=jnp.ones(shape[1]), bias=jnp.zeros(shape[1]))
+        return params
+
+    axes: Tree = {f'fc{i}': dict(kernel=(names[i - 1], names[i])) for i in range(1, last + 1)}
+    for i in range(1, last + 1):
+        if bias:
+            axes[f'fc{i}']['bias'] = (names[i],)
+        if norm and i < last:
+            axes[f'norm{i}'] = dict(scale=(names[i],), bias=(names[i],))
+
+    def apply(params: Tree, x: Array) -> Array:
+        for i in range(1, last + 1):
+            layer = params[f'fc{i}']
+            x = jnp.matmul(x.astype(dtype), layer['kernel'].astype(dtype), preferred_element_type=jnp.float32)
+            if bias:
+                x += layer['bias']
+            if i < last:
+                x = ACTIVATIONS[activation](x)
+            if norm and i < last:
+                x -= x.mean(-1, keepdims=True)
+                x *= jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + 1e-12)
+                x = x * params[f'norm{i}']['scale'] + params[f'norm{i}']['bias']
+        return x
+
+    return Head(init=init, axes=axes, apply=apply, prototypes=None, prototype_count=0)

@@ -1,12 +1,12 @@
-"""The Vision Transformer of DINOv2: patches, tokens, position embeddings, scanned blocks, final norm.
+"""The Vision Transformer in the layouts of DINOv2, ViT, CLIP and SigLIP: patches, positions, scanned blocks, norm.
 
 ViT: arXiv 2010.11929. DINOv2: arXiv 2304.07193. Registers: arXiv 2309.16588. LayerScale: arXiv 2103.17239.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,14 +15,19 @@ from einops import rearrange
 from flax import linen as nn
 from jax import Array
 
-from medjax.errors import UserError, suggest
+from medjax.errors import UserError
 from medjax.models.layers import (
-    Block,
+    ACTIVATIONS,
     LayerNorm,
+    Pool,
+    check_choice,
+    check_compute,
     draw_kept,
     kept_count,
     logical_axes,
     parameter,
+    scan_blocks,
+    sizes,
     unbox,
     uniform_fan_in,
     weight_init,
@@ -31,31 +36,40 @@ from medjax.models.layers import (
 from medjax.parallel.sharding import constrain_rows
 from medjax.types import Mask, Tower, View
 
-SIZES = {  # width, depth, heads, FFN
-    'Ti': dict(width=192, depth=12, heads=3, ffn='mlp'),
-    'S': dict(width=384, depth=12, heads=6, ffn='mlp'),
-    'B': dict(width=768, depth=12, heads=12, ffn='mlp'),
-    'L': dict(width=1024, depth=24, heads=16, ffn='mlp'),
-    'g': dict(width=1536, depth=40, heads=24, ffn='swiglu'),
-}
-REMAT = {  # what the backward pass of a block finds stored; it computes the rest again
-    'products': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # products with weights, no attention scores
-    'blocks': jax.checkpoint_policies.nothing_saveable,  # the block's input alone: least memory, a third more FLOPs
-    'none': jax.checkpoint_policies.everything_saveable,
+
+class Layout(NamedTuple):
+    """What public families of ViT differ in."""
+
+    eps: float = 1e-6  # of the norms
+    activation: str = 'gelu'
+    layerscale: float | None = None
+    cls: bool = True  # a CLS token; without it, attention pools the patches ('pool')
+    patch_bias: bool = True
+    embed_norm: bool = False  # a norm between the embeddings and the blocks
+    offset: float = 0.0  # of position embeddings, see `cubic_weights`
+
+
+LAYOUTS = {
+    'dinov2': Layout(layerscale=1e-5, offset=0.1),  # and DINO, iBOT with layerscale=None
+    'vit': Layout(eps=1e-12),  # Google's and Hugging Face's ViT, arXiv 2010.11929
+    'clip': Layout(eps=1e-5, activation='quick_gelu', patch_bias=False, embed_norm=True),  # arXiv 2103.00020
+    'siglip': Layout(activation='gelu_tanh', cls=False),  # arXiv 2303.15343
 }
 
 
 def build(
     channels: int,
     variant: str = 'S/14',
+    layout: str = 'dinov2',
     width: int | None = None,
     depth: int | None = None,
     heads: int | None = None,
-    mlp_ratio: float = 4.0,
+    mlp_ratio: float | None = None,
     ffn: str | None = None,
+    activation: str | None = None,
     native_size: int | tuple[int, int] = 224,
     registers: int = 0,
-    layerscale: float | None = 1e-5,
+    layerscale: float | str | None = 'layout',
     qkv_bias: bool = True,
     drop_path: float = 0.0,
     antialias: bool | None = None,
@@ -66,56 +80,59 @@ def build(
 ) -> Tower:
     """A ViT tower for images of `channels` channels and of any size that the patch divides.
 
-    variant      'S/14': a size of SIZES and the patch side; width, depth, heads, ffn ('mlp'|'swiglu') replace its own
+    variant      'S/14': a size of layers.SIZES and the patch side; width, depth, heads, mlp_ratio and ffn
+                 ('mlp'|'swiglu') replace its own
+    layout       the family of public models that it is like, see LAYOUTS; activation replaces its own ('gelu' in most
+                 of open_clip's models)
     native_size  image side, or (height, width), whose grid of patches the position embeddings are stored for
-    layerscale   start of the factors on both residual branches; None leaves them out
+    layerscale   start of the factors on both residual branches; None leaves them out; 'layout': as the layout has it
     drop_path    share of a row group's sequences that a residual branch leaves out in training, one rate for all blocks
-    antialias, offset  how position embeddings are resized, see `cubic_weights`. Default: as the public DINOv2 models,
-                 True and 0 with registers, False and .1 without
+    antialias, offset  how position embeddings are resized, see `cubic_weights`. Default: as the public models, which
+                 is True and 0 for DINOv2 with registers, False and .1 for DINOv2 without, False and 0 for the others
     attention    'xla', or 'cudnn' (flash attention of NVIDIA GPUs; bfloat16)
-    remat        what is stored for the backward pass, see REMAT
+    remat        what is stored for the backward pass, see layers.REMAT
     dtype        of activations; parameters and statistics are float32, and the outputs are
+
+    Its `cls` is the CLS token; in the layout 'siglip', which has none, what attention pools of the patches.
     """
     size, _, patch = variant.partition('/')
-    if size not in SIZES or not patch.isdecimal() or int(patch) < 1:
-        raise UserError(f'vit: variant {variant!r} is not a size and a patch like "S/14"; sizes: {", ".join(SIZES)}')
-    patch = int(patch)
-    given = dict(width=width, depth=depth, heads=heads, ffn=ffn)
-    sizes: dict[str, Any] = SIZES[size] | {name: value for name, value in given.items() if value is not None}
-    check_choice('ffn', sizes['ffn'], ('mlp', 'swiglu'))
-    check_choice('attention', attention, ('xla', 'cudnn'))
-    check_choice('remat', remat, REMAT)
-    check_choice('dtype', dtype, ('float32', 'bfloat16'))
-    for name in ('width', 'depth', 'heads'):
-        if not isinstance(sizes[name], int) or sizes[name] < 1:
-            raise UserError(f'vit: {name}={sizes[name]!r}: must be a whole number of at least 1')
-    if sizes['width'] % sizes['heads']:
-        raise UserError(f'vit: width {sizes["width"]} is not divisible by {sizes["heads"]} heads')
+    if not patch.isdecimal() or int(patch) < 1:
+        size = ''
+    given = dict(width=width, depth=depth, heads=heads, ffn=ffn, mlp_ratio=mlp_ratio)
+    shape = sizes('vit', size, f'variant {variant!r} is not a size and a patch like "S/14"', given)
+    side = int(patch)
+    check_choice('vit', 'layout', layout, LAYOUTS)
+    family = LAYOUTS[layout]
+    activation = activation or family.activation
+    check_choice('vit', 'ffn', shape['ffn'], ('mlp', 'swiglu'))
+    check_choice('vit', 'activation', activation, ACTIVATIONS)
+    check_compute('vit', attention, remat, dtype)
     if not 0 <= drop_path < 1:
         raise UserError(f'vit: drop_path is a share from 0 to below 1, got {drop_path}')
-    if attention == 'cudnn' and (jax.default_backend() != 'gpu' or dtype != 'bfloat16'):
-        raise UserError("vit: attention='cudnn' needs a GPU and dtype='bfloat16'; attention='xla' runs anywhere")
     if antialias is None:
         antialias = registers > 0
-    hidden = int(sizes['width'] * mlp_ratio)
+    hidden = round(shape['width'] * shape.pop('mlp_ratio'))
     module = Vit(
-        **sizes,
-        hidden=swiglu_hidden(hidden) if sizes['ffn'] == 'swiglu' else hidden,
-        patch=patch,
+        **shape,
+        hidden=swiglu_hidden(hidden) if shape['ffn'] == 'swiglu' else hidden,
+        patch=side,
         channels=channels,
-        native=patch_grid((native_size, native_size) if isinstance(native_size, int) else tuple(native_size), patch),
+        native=patch_grid((native_size, native_size) if isinstance(native_size, int) else tuple(native_size), side),
         registers=registers,
-        layerscale=layerscale,
+        layout=family._replace(
+            activation=activation,
+            layerscale=family.layerscale if layerscale == 'layout' else layerscale,
+            offset=(0.0 if antialias else family.offset) if offset is None else offset,
+        ),
         qkv_bias=qkv_bias,
         antialias=antialias,
-        offset=(0.0 if antialias else 0.1) if offset is None else offset,
         attention=attention,
         remat=remat,
         dtype=jnp.dtype(dtype),
     )
 
     def start(key: Array) -> Any:
-        return module.init(key, jnp.zeros((1, patch, patch, channels)), None, None, 1)
+        return module.init(key, jnp.zeros((1, side, side, channels)), None, None, 1)
 
     def apply(
         params: Any,
@@ -136,27 +153,23 @@ def build(
             groups = view.row.reshape(-1, rows_per_group)[:, 0] // rows_per_group
             kept = draw_kept(key, groups, rows_per_group * v, module.depth, drop_path)
         images = view.x.reshape(b * v, *view.x.shape[2:])
-        last: Any = module.apply({'params': params}, images, bits, kept, layers)[1]
-        last = jnp.moveaxis(last, 0, 1).reshape(b, v, layers, *last.shape[2:])  # [B,V,layers,1+R+N,D]
-        first = 1 + registers
-        outputs = dict(cls=last[:, :, -1, 0], patches=last[:, :, -1, first:])
+        found: Any = module.apply({'params': params}, images, bits, kept, layers)
+        # [B,V,layers,1+R+N,D] and [B,V,layers,D]
+        last, pooled = [jnp.moveaxis(x, 0, 1).reshape(b, v, layers, *x.shape[2:]) for x in found[1:]]
+        first = family.cls + registers
+        outputs = dict(cls=pooled[:, :, -1], patches=last[:, :, -1, first:])
         if registers:
-            outputs['registers'] = last[:, :, -1, 1:first]
-        return outputs | {'layers/cls': last[:, :, :, 0], 'layers/patches': last[:, :, :, first:]}
+            outputs['registers'] = last[:, :, -1, family.cls : first]
+        return outputs | {'layers/cls': pooled, 'layers/patches': last[:, :, :, first:]}
 
     return Tower(
         init=jax.jit(lambda key: unbox(start(key))),  # jitted: only the parameters are made, nothing is computed
         axes=logical_axes(start),
         apply=apply,
         width=module.width,
-        grid=lambda size: patch_grid(size, patch),
+        grid=lambda size: patch_grid(size, side),
         check=lambda crops, rows_per_group: check_drop_path(drop_path, crops, rows_per_group),
     )
-
-
-def check_choice(name: str, value: str, known: Iterable[str]) -> None:
-    if value not in known:
-        raise UserError(f'vit: unknown {name} {value!r}{suggest(value, known)}')
 
 
 def swiglu_hidden(hidden: int) -> int:
@@ -227,7 +240,7 @@ def resize_grid(grid: Array, shape: tuple[int, int], antialias: bool, offset: fl
 
 
 def embed(params: Mapping[str, Any], images: Array, bits: Array | None, antialias: bool, offset: float) -> Array:
-    """Images [S,H,W,C] -> tokens [S,1+R+N,D] in float32: CLS, registers, then patches row by row.
+    """Images [S,H,W,C] -> tokens [S,1+R+N,D] in float32: CLS and registers if there are any, then patches row by row.
 
     A masked patch (bits bool [S,N]) becomes the mask token BEFORE the position embedding is added, so that the tower
     knows where it is; registers come in AFTER it and have no position.
@@ -236,19 +249,23 @@ def embed(params: Mapping[str, Any], images: Array, bits: Array | None, antialia
     p = kernel.shape[0]
     grid = images.shape[1] // p, images.shape[2] // p
     patches = rearrange(images, 's (h p) (w q) c -> s (h w) (p q c)', p=p, q=p)
-    x = patches @ kernel.reshape(-1, kernel.shape[-1]) + params['patch_embed']['bias']
+    x = patches @ kernel.reshape(-1, kernel.shape[-1])
+    if 'bias' in params['patch_embed']:
+        x += params['patch_embed']['bias']
     if bits is not None:
         x = jnp.where(bits[..., None], params['mask_token'], x)
     x += resize_grid(params['pos_grid'], grid, antialias, offset).reshape(-1, x.shape[-1])
-    first = [(params['cls'] + params['pos_cls'])[None]]
+    first = jnp.zeros((0, x.shape[-1]))
+    if 'cls' in params:
+        first = (params['cls'] + params['pos_cls'])[None]
     if 'registers' in params:
-        first.append(params['registers'])
-    first = jnp.concatenate(first)
+        first = jnp.concatenate([first, params['registers']])
     return jnp.concatenate([jnp.broadcast_to(first, (x.shape[0], *first.shape)), x], axis=1)
 
 
 class Vit(nn.Module):
-    """Images [S,H,W,C] -> tokens of the last `layers` blocks, before and after the norm: each [layers,S,1+R+N,D]."""
+    """Images [S,H,W,C] -> tokens of the last `layers` blocks before and after the norm, each [layers,S,1+R+N,D], and
+    the feature `cls` of each, [layers,S,D]."""
 
     width: int
     depth: int
@@ -259,57 +276,57 @@ class Vit(nn.Module):
     channels: int
     native: tuple[int, int]  # the grid of patches that pos_grid is stored for
     registers: int
-    layerscale: float | None
+    layout: Layout
     qkv_bias: bool
     antialias: bool
-    offset: float
     attention: str
     remat: str
     dtype: Any
 
     @nn.compact
-    def __call__(self, images: Array, bits: Array | None, kept: Array | None, layers: int) -> tuple[Array, Array]:
-        tokens = embed(self.embeddings(), constrain_rows(images), bits, self.antialias, self.offset)
-        tokens = tokens.astype(self.dtype)
-        # prevent_cse is for code outside of a scan, where the compiler could merge both passes
-        block = nn.remat(Block, prevent_cse=False, policy=REMAT[self.remat])
-        blocks = block(
+    def __call__(
+        self, images: Array, bits: Array | None, kept: Array | None, layers: int
+    ) -> tuple[Array, Array, Array]:
+        layout = self.layout
+        how = dict(activation=layout.activation, eps=layout.eps, attention=self.attention, dtype=self.dtype)
+        tokens = embed(self.embeddings(), constrain_rows(images), bits, self.antialias, layout.offset)
+        if layout.embed_norm:
+            tokens = LayerNorm(layout.eps, name='embed_norm')(tokens)
+        last = scan_blocks(
+            tokens.astype(self.dtype),
+            self.depth,
+            self.remat,
+            layers,
+            kept,
             heads=self.heads,
             hidden=self.hidden,
             ffn=self.ffn,
             qkv_bias=self.qkv_bias,
-            layerscale=self.layerscale,
-            attention=self.attention,
-            dtype=self.dtype,
-            name='blocks',
+            layerscale=layout.layerscale,
+            **how,
         )
-
-        def one(block: nn.Module, last: Array, kept: Array | None) -> tuple[Array, None]:
-            return jnp.concatenate([last[1:], block(last[-1], kept)[None]]), None
-
-        scan = nn.scan(
-            one,
-            variable_axes={'params': 0},
-            split_rngs={'params': True},
-            length=self.depth,
-            metadata_params={nn.PARTITION_NAME: None},
-        )
-        last, _ = scan(blocks, jnp.broadcast_to(tokens, (layers, *tokens.shape)), kept)
-        return last, LayerNorm(name='norm')(last)
+        normed = LayerNorm(layout.eps, name='norm')(last)
+        if layout.cls:
+            return last, normed, normed[:, :, 0]
+        pool = Pool('attention', self.heads, self.hidden, **how, name='pool')
+        rows = normed[:, :, self.registers :]
+        pooled = pool(rows.reshape(-1, *rows.shape[2:]))
+        return last, normed, pooled.reshape(layers, -1, self.width)
 
     def embeddings(self) -> dict[str, Any]:
-        """The parameters that `embed` reads; starts as in the original."""
+        """The parameters that `embed` reads; starts as in the original DINOv2."""
         p, d = self.patch, self.width
         params = dict(
-            cls=parameter(self, 'cls', jax.nn.initializers.normal(1e-6), (d,), ('embed',)),
-            pos_cls=parameter(self, 'pos_cls', weight_init, (d,), ('embed',)),
             pos_grid=parameter(self, 'pos_grid', weight_init, (*self.native, d), (None, None, 'embed')),
             mask_token=parameter(self, 'mask_token', zeros, (d,), ('embed',)),
-            patch_embed=PatchEmbed((p, p, self.channels, d), name='patch_embed')(),
+            patch_embed=PatchEmbed((p, p, self.channels, d), self.layout.patch_bias, name='patch_embed')(),
         )
+        tiny = jax.nn.initializers.normal(1e-6)
+        if self.layout.cls:
+            params['cls'] = parameter(self, 'cls', tiny, (d,), ('embed',))
+            params['pos_cls'] = parameter(self, 'pos_cls', weight_init, (d,), ('embed',))
         if self.registers:
-            normal = jax.nn.initializers.normal(1e-6)
-            params['registers'] = parameter(self, 'registers', normal, (self.registers, d), (None, 'embed'))
+            params['registers'] = parameter(self, 'registers', tiny, (self.registers, d), (None, 'embed'))
         return params
 
 
@@ -317,11 +334,12 @@ class PatchEmbed(nn.Module):
     """The convolution's kernel [p,p,C,D] and bias [D]; `embed` applies them as one matrix product over patches."""
 
     shape: tuple[int, int, int, int]
+    bias: bool = True
 
     @nn.compact
     def __call__(self) -> dict[str, Array]:
         init = uniform_fan_in(int(np.prod(self.shape[:3])))
-        return dict(
-            kernel=parameter(self, 'kernel', init, self.shape, (None, None, None, 'embed')),
-            bias=parameter(self, 'bias', init, self.shape[3:], ('embed',)),
-        )
+        found = dict(kernel=parameter(self, 'kernel', init, self.shape, (None, None, None, 'embed')))
+        if self.bias:
+            found['bias'] = parameter(self, 'bias', init, self.shape[3:], ('embed',))
+        return found

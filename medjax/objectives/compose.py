@@ -26,18 +26,29 @@ Features = dict[str, Array]
 
 
 class Objective(NamedTuple):
-    """Pure functions of (params, aux); params = {'towers', 'heads', 'terms'}, aux = {'copies', 'terms'}."""
+    """Pure functions of (params, aux); params = {'towers', 'heads', 'terms'}, aux = {'copies', 'stats', 'terms'}.
+
+    aux['stats'] holds running statistics of batch norms: copy -> tower -> statistics, for the student and
+    every copy that holds such a tower. The student's follow its passes, in the order of `needs`; another copy's follow
+    the student's as its parameters do, and its passes use them (arXiv 2101.08482).
+    """
 
     init: Callable[[Array], tuple[Tree, Tree]]  # key -> params, aux
     axes: tuple[Tree, Tree]  # tuples of logical axis names, like params and aux
-    features: Callable[..., Features]  # (params, aux, views, masks, key, step): row-wise, so micro-batches may run it
+    features: Callable[..., tuple[Features, Tree]]
+    """(params, aux, views, masks, key, step) -> features, the student's statistics; row-wise, so micro-batches may run
+    it, unless `batch_statistics` names a tower."""
     terms: Callable[..., tuple[Array, tuple[Metrics, Tree]]]
     """(params, aux, features, views, masks, key, step) -> loss, (metrics, carry); sees the whole batch."""
-    update: Callable[..., Tree]  # (params, aux, carry, step) -> aux, after the optimiser: copies, centres
+    update: Callable[..., Tree]
+    """(params, aux, carry, stats, step) -> aux, after the optimiser: copies, centres, the statistics of `features`."""
     project: Callable[[Tree], Tree]  # params -> params, after the optimiser
+    export: Callable[[Tree, Tree, str, tuple[str, ...]], Tree]
+    """(params, aux, copy, ('towers/image', …)) -> {'towers': {'image': …}} with statistics, as towers take them."""
     moves: Callable[[int, dict[str, tuple[int, ...]]], int]  # rows, shapes of features -> elements between devices
     towers: dict[str, Tower]
     needs: tuple[Feature, ...]
+    batch_statistics: tuple[str, ...]  # towers whose features of a row depend on the other rows
 
 
 class Copy(NamedTuple):
@@ -59,6 +70,7 @@ def objective(recipe: Mapping[str, Any]) -> Objective:
     needs = tuple({name: parse(name, f'terms.{t}') for t, term in terms.items() for name in term.needs}.values())
     for feature in needs:
         _check(feature, recipe, copies)
+    batch_statistics = {f.tower for f in needs if f.copy == 'student' and towers[f.tower].batch_statistics}
     for tower, views in _crops(needs, recipe).items():
         towers[tower].check(crops=views, rows_per_group=recipe['rows_per_group'])
     ranked = {'/'.join((*f.tower_pass, 'cls')): f for f in needs if f.copy == 'student' and f.output == 'cls'}
@@ -68,13 +80,15 @@ def objective(recipe: Mapping[str, Any]) -> Objective:
             return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
         own = {name: term.init(keyed(f'terms/{name}')) for name, term in terms.items()}
+        made, stats = without_stats({name: tower.init(keyed(f'towers/{name}')) for name, tower in towers.items()})
         params = {
-            'towers': {name: tower.init(keyed(f'towers/{name}')) for name, tower in towers.items()},
+            'towers': made,
             'heads': {name: head.init(keyed(f'heads/{name}')) for name, head in heads.items()},
             'terms': {name: p for name, (p, _) in own.items()},
         }
         aux = {
             'copies': {name: pick(params, copy.of) for name, copy in copies.items()},
+            'stats': {'student': stats} | {name: _held(stats, copy) for name, copy in copies.items()},
             'terms': {name: a for name, (_, a) in own.items()},
         }
         return params, aux
@@ -82,19 +96,26 @@ def objective(recipe: Mapping[str, Any]) -> Objective:
     def of_copy(params: Tree, aux: Tree, copy: str) -> Tree:
         return params if copy == 'student' else jax.lax.stop_gradient(aux['copies'][copy])
 
-    def features(params: Tree, aux: Tree, views: Views, masks: Masks, key: Array, step: Array) -> Features:
+    def features(params: Tree, aux: Tree, views: Views, masks: Masks, key: Array, step: Array) -> tuple[Features, Tree]:
         out: dict[tuple[str, str, str], dict[str, Array]] = {}
         found: Features = {}
+        moved = aux['stats']['student']
         for f in needs:
             if f.tower_pass not in out:
+                stats = moved if f.copy == 'student' else aux['stats'][f.copy]
                 out[f.tower_pass] = towers[f.tower].apply(
-                    of_copy(params, aux, f.copy)['towers'][f.tower],
+                    with_stats(of_copy(params, aux, f.copy), stats)['towers'][f.tower],
                     views[f.view],
                     masks[f.inputs] if f.mask else None,
                     train=f.copy == 'student',
                     key=jax.random.fold_in(key, zlib.crc32('/'.join(f.tower_pass).encode())),
                     rows_per_group=recipe['rows_per_group'],
                 )
+                if 'stats' in out[f.tower_pass]:
+                    moved = {**moved, f.tower: out[f.tower_pass]['stats']}
+            if f.output not in out[f.tower_pass]:
+                known = set(out[f.tower_pass]) - {'stats'}
+                raise UserError(f'feature {f.name!r}: there is no output {f.output!r}{suggest(f.output, known)}')
             x = out[f.tower_pass][f.output]
             if f.at:
                 x = at_mask(x, masks[f'{f.view}~{f.at}'])
@@ -103,7 +124,7 @@ def objective(recipe: Mapping[str, Any]) -> Objective:
             found[f.name] = x
         for name, f in ranked.items():
             found[name] = out[f.tower_pass]['cls']
-        return found
+        return found, moved
 
     def terms_(
         params: Tree, aux: Tree, found: Features, views: Views, masks: Masks, key: Array, step: Array
@@ -129,33 +150,45 @@ def objective(recipe: Mapping[str, Any]) -> Objective:
             metrics['momentum' if len(copies) == 1 else f'momentum/{name}'] = copy.momentum(step)
         return total, ({'loss': total, **metrics}, jax.lax.stop_gradient(carry))
 
-    def update(params: Tree, aux: Tree, carry: Tree, step: Array) -> Tree:
-        def follow(name: str, copy: Copy) -> Tree:
+    def update(params: Tree, aux: Tree, carry: Tree, stats: Tree, step: Array) -> Tree:
+        def follow(copy: Copy, old: Tree, new: Tree) -> Tree:
             m = copy.momentum(step)
-            return jax.tree.map(lambda t, s: m * t + (1 - m) * s, aux['copies'][name], pick(params, copy.of))
+            return jax.tree.map(lambda t, s: m * t + (1 - m) * s, old, new)
+
+        def statistics(name: str, copy: Copy) -> Tree:
+            return follow(copy, aux['stats'][name], _held(stats, copy))
 
         return {
-            'copies': {name: follow(name, copy) for name, copy in copies.items()},
+            'copies': {name: follow(copy, aux['copies'][name], pick(params, copy.of)) for name, copy in copies.items()},
+            'stats': {'student': stats} | {name: statistics(name, copy) for name, copy in copies.items()},
             'terms': {name: term.update(aux['terms'][name], carry[name], step) for name, term in terms.items()},
         }
 
     def project(params: Tree) -> Tree:
         return {**params, 'terms': {name: term.project(params['terms'][name]) for name, term in terms.items()}}
 
+    def export(params: Tree, aux: Tree, copy: str, paths: tuple[str, ...]) -> Tree:
+        return pick(with_stats(params if copy == 'student' else aux['copies'][copy], aux['stats'][copy]), paths)
+
     def moves(rows: int, shapes: dict[str, tuple[int, ...]]) -> int:
         gauges = sum(shapes[name][-1] ** 2 + shapes[name][-1] + 4 for name in ranked)
         return sum(term.moves(rows, shapes) for term in terms.values()) + gauges
 
+    towers_axes, stats_axes = without_stats({name: tower.axes for name, tower in towers.items()})
     params_axes = {
-        'towers': {name: tower.axes for name, tower in towers.items()},
+        'towers': towers_axes,
         'heads': {name: head.axes for name, head in heads.items()},
         'terms': {name: term.axes[0] for name, term in terms.items()},
     }
     aux_axes = {
         'copies': {name: pick(params_axes, copy.of) for name, copy in copies.items()},
+        'stats': {'student': stats_axes} | {name: _held(stats_axes, copy) for name, copy in copies.items()},
         'terms': {name: term.axes[1] for name, term in terms.items()},
     }
-    return Objective(init, (params_axes, aux_axes), features, terms_, update, project, moves, towers, needs)
+    return Objective(
+        init, (params_axes, aux_axes), features, terms_, update, project, export, moves, towers, needs,
+        tuple(sorted(batch_statistics)),
+    )  # fmt: skip
 
 
 def pick(tree: Tree, paths: tuple[str, ...]) -> Tree:
@@ -165,6 +198,23 @@ def pick(tree: Tree, paths: tuple[str, ...]) -> Tree:
         kind, name = path.split('/')
         out.setdefault(kind, {})[name] = tree[kind][name]
     return out
+
+
+def without_stats(towers: Tree) -> tuple[Tree, Tree]:
+    """Trees of towers -> the same without running statistics, and the statistics of those that have some."""
+    stats = {name: tree['stats'] for name, tree in towers.items() if 'stats' in tree}
+    return {name: {k: v for k, v in tree.items() if k != 'stats'} for name, tree in towers.items()}, stats
+
+
+def with_stats(params: Tree, stats: Tree) -> Tree:
+    """{'towers': …} with the statistics in their towers again."""
+    towers = params.get('towers', {})
+    return {**params, 'towers': {n: {**t, 'stats': stats[n]} if n in stats else t for n, t in towers.items()}}
+
+
+def _held(stats: Tree, copy: Copy) -> Tree:
+    """The statistics of the towers that a copy holds."""
+    return {name: tree for name, tree in stats.items() if f'towers/{name}' in copy.of}
 
 
 def at_mask(x: Array, mask: Mask) -> Array:

@@ -141,14 +141,14 @@ def _rows(factor: float, rows: re.Match[str] | None, shape: tuple[int, ...]) -> 
 
 
 def _layer(path: str, base: float, paths: list[str], shapes: dict[str, tuple[int, ...]]) -> Any:
-    """base ** (depth + 1 - layer): layer 0 is before the blocks, block i is layer i + 1, the final norm depth + 1."""
+    """base ** (depth + 1 - layer): before the blocks 0, block i i + 1, norm and pool after them depth + 1."""
     tower = '/'.join(path.split('/')[:2])
     depth = next((shapes[p][0] for p in paths if p.startswith(f'{tower}/blocks/')), 0)
     rest = path[len(tower) + 1 :]
     if rest.startswith('blocks/'):
         powers = depth - np.arange(depth, dtype=np.float32)
         return (base**powers).reshape(depth, *[1] * (len(shapes[path]) - 1)).astype(np.float32)
-    return 1.0 if rest.startswith('norm/') or not depth else base ** (depth + 1)
+    return 1.0 if rest.startswith(('norm/', 'pool/')) or not depth else base ** (depth + 1)
 
 
 def _is_group(x: Any) -> bool:

@@ -35,6 +35,12 @@ def create(objective: Objective, optimizer: Callable[[Tree], Optimizer], key: Ar
 
 def make_step(objective: Objective, optimizer: Optimizer, make_views: MakeViews, micro_batches: int = 1) -> Step:
     """`micro_batches` > 1 gives the same gradient in less memory: see `gradients`."""
+    if micro_batches > 1 and objective.batch_statistics:
+        name = objective.batch_statistics[0]
+        raise UserError(
+            f'micro_batches={micro_batches}: towers.{name} normalises by the statistics of the whole batch, which a '
+            f"micro-batch does not have; give it norm='frozen', or micro_batches=1"
+        )
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(state.key, state.step)
@@ -44,10 +50,10 @@ def make_step(objective: Objective, optimizer: Optimizer, make_views: MakeViews,
         return finish(state, jax.random.fold_in(state.key, state.step), (views, masks), lambda part: part)
 
     def finish(state: TrainState, key: Array, inputs: Any, prepare: Callable) -> tuple[TrainState, Metrics]:
-        loss, metrics, carry, grads = gradients(objective, state, inputs, prepare, key, micro_batches)
+        loss, metrics, (carry, stats), grads = gradients(objective, state, inputs, prepare, key, micro_batches)
         params, opt, moved = optimizer.update(grads, state.opt, state.params, state.step)
         params = objective.project(params)
-        aux = objective.update(params, state.aux, carry, state.step)
+        aux = objective.update(params, state.aux, carry, stats, state.step)
 
         # A step with a number that is not finite advances the clock and nothing else. Copies are checked through
         # the loss and the gradients they are made from.
@@ -74,7 +80,7 @@ def make_step(objective: Objective, optimizer: Optimizer, make_views: MakeViews,
 def gradients(
     objective: Objective, state: TrainState, inputs: Any, prepare: Callable, key: Array, n: int
 ) -> tuple[Array, Metrics, Tree, Tree]:
-    """Loss, metrics, carry and the gradient by the parameters.
+    """Loss, metrics, what `Objective.update` takes (the terms' carry, statistics), the gradient by the parameters.
 
     With n micro-batches, exact for every term: run the features of each micro-batch without gradient; differentiate
     the terms once over the whole batch, by the features and by the parameters they use themselves; run each
@@ -83,9 +89,9 @@ def gradients(
     """
     aux, step = state.aux, state.step
 
-    def features(params: Tree, part: Any) -> tuple[Tree, tuple[Views, Masks]]:
+    def features(params: Tree, part: Any) -> tuple[Tree, Tree, tuple[Views, Masks]]:
         views, masks = prepare(jax.tree.map(constrain_rows, part))
-        return objective.features(params, aux, views, masks, key, step), (views, masks)
+        return *objective.features(params, aux, views, masks, key, step), (views, masks)
 
     def terms(params: Tree, found: Tree, views: Views, masks: Masks):
         return objective.terms(params, aux, found, views, masks, key, step)
@@ -93,8 +99,9 @@ def gradients(
     if n == 1:
 
         def whole(params: Tree):
-            found, (views, masks) = features(params, inputs)
-            return terms(params, found, views, masks)
+            found, stats, (views, masks) = features(params, inputs)
+            loss, (metrics, carry) = terms(params, found, views, masks)
+            return loss, (metrics, (carry, stats))
 
         (loss, (metrics, carry)), grads = jax.value_and_grad(whole, has_aux=True)(state.params)
         return loss, metrics, carry, grads
@@ -102,7 +109,7 @@ def gradients(
     parts = split_rows(inputs, n)
 
     def forward(_, part: Any):
-        found, (views, masks) = features(state.params, part)
+        found, _, (views, masks) = features(state.params, part)  # `make_step` has refused statistics that move
         return None, (found, {name: view._replace(x=None) for name, view in views.items()}, masks)  # pixels stay behind
 
     _, stacked = jax.lax.scan(forward, None, parts)
@@ -117,7 +124,7 @@ def gradients(
         return jax.tree.map(jnp.add, grads, pull(cotangents)[0]), None
 
     grads, _ = jax.lax.scan(backward, grads, (parts, split_rows(cotangents, n)))
-    return loss, metrics, carry, grads
+    return loss, metrics, (carry, aux['stats']['student']), grads
 
 
 def check_rows(rows: dict[str, int], rows_per_group: int, micro_batches: int, shards: int) -> None:

@@ -8,19 +8,13 @@ Only renames, transposes and reshapes, so gradients map by the same functions. N
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from einops import rearrange
 
-from medjax.errors import UserError, suggest
-from medjax.models.vit import resize_grid
+from medjax.errors import UserError
 from medjax.weights import export
-
-State = Mapping[str, np.ndarray]
-Params = dict[str, Any]
+from medjax.weights.fit import Params, State, back, put, turn
 
 # Hugging Face's names -> Meta's, after the three projections of attention (and SwiGLU's two) have been joined.
 # The names in brackets are those that transformers 5 gives to modules in memory; files keep the older ones.
@@ -69,14 +63,10 @@ OUTSIDE = {
 }
 
 
-def backbone(
-    state: State, heads: int | None = None, grid: tuple[int, int] | None = None, channels: int | None = None
-) -> Params:
+def backbone(state: State, heads: int | None = None) -> Params:
     """A DINOv2 backbone in Meta's or Hugging Face's names -> params of our ViT.
 
     heads     of attention, which the arrays do not tell; None: one for 64 features, as in every public model
-    grid      (rows, columns) of patches that the position embeddings are resized to, None: as they are
-    channels  of the images; 3 -> 1 sums the patch embedding over them (as if grey were repeated), 1 -> n shares it out
     """
     state = to_meta_names(state)
     params: Params = {}
@@ -114,18 +104,6 @@ def backbone(
         raise UserError(f'pos_embed has {len(positions) - 1} positions beside CLS: no square grid')
     params['pos_cls'] = positions[0]
     params['pos_grid'] = positions[1:].reshape(side, side, width)
-    return adapt(params, grid, channels)
-
-
-def adapt(params: Params, grid: tuple[int, int] | None, channels: int | None) -> Params:
-    """A ViT's params for another grid of position embeddings and other image channels, see `backbone`."""
-    if grid is not None:
-        antialias = 'registers' in params
-        resized = resize_grid(params['pos_grid'], tuple(grid), antialias, 0.0 if antialias else 0.1)
-        params = params | dict(pos_grid=np.asarray(resized))
-    if channels is not None:
-        kernel = adapt_channels(params['patch_embed']['kernel'], channels)
-        params = params | dict(patch_embed=params['patch_embed'] | dict(kernel=kernel))
     return params
 
 
@@ -181,65 +159,6 @@ def head_to_meta(params: Params) -> dict[str, np.ndarray]:
     return state
 
 
-def load(
-    path: str | Path,
-    tower: str = 'image',
-    heads: int | None = None,
-    grid: tuple[int, int] | None = None,
-    channels: int | None = None,
-) -> Params:
-    """Parameters to start a run from: an export folder of ours, or a .safetensors file of public weights.
-
-    Returns {'towers': {name: params}, 'heads': {name: params}} with what is there. In a file, names under 'backbone.'
-    (or under nothing) are the tower called `tower`; those under 'dino_head.' and 'ibot_head.', or a head alone, are
-    the heads 'dino' and 'ibot'. The other arguments are those of `backbone`; an export knows its heads of attention.
-    """
-    path = Path(path)
-    if path.is_dir():
-        ours = export.load(path)[0]
-        if 'pos_grid' in ours.get('towers', {}).get(tower, {}):
-            ours['towers'][tower] = adapt(ours['towers'][tower], grid, channels)
-        return ours
-    if path.suffix in ('.pth', '.pt', '.bin', '.ckpt', '.pkl'):
-        raise UserError(
-            f'{path} is a pickle, which can run code when it is opened, so it is not read; save it as safetensors, '
-            'with safetensors.torch.save_file(state_dict, "weights.safetensors"), or take the .safetensors file'
-        )
-    state = export.read_safetensors(path)
-    parts: dict[str, dict[str, np.ndarray]] = {}
-    for name, array in state.items():
-        part = re.match(r'(backbone|dino_head|ibot_head)\.', name)
-        parts.setdefault(part[1] if part else '', {})[name[part.end() :] if part else name] = array
-    if '' in parts:
-        alone = parts.pop('')
-        parts['backbone' if any('cls_token' in name for name in alone) else 'dino_head'] = alone
-    params: Params = dict(towers={}, heads={})
-    try:
-        for part, arrays in parts.items():
-            if part == 'backbone':
-                params['towers'][tower] = backbone(arrays, heads, grid, channels)
-            else:
-                params['heads'][part.removesuffix('_head')] = head(arrays)
-    except UserError as error:
-        raise UserError(f'{path}: {error}') from None
-    return params
-
-
-def check_like(params: Params, wanted: Params, where: str) -> None:
-    """A UserError that names the first array of `params` that is missing, extra or of another shape than `wanted`'s."""
-    have, want = export.flatten(params, shapes=True), export.flatten(wanted, shapes=True)
-    for name in want:
-        if name not in have:
-            raise UserError(f'{where}: {name} is missing from the weights')
-        if have[name] != want[name]:
-            raise UserError(
-                f'{where}: {name} has shape {have[name]} in the weights, {want[name]} in this configuration'
-            )
-    for name in have:
-        if name not in want:
-            raise UserError(f'{where}: the weights have {name}, this configuration does not{suggest(name, want)}')
-
-
 def to_meta_names(state: State) -> dict[str, np.ndarray]:
     """Hugging Face's names -> Meta's; Meta's stay as they are."""
     renamed = {}
@@ -255,32 +174,3 @@ def to_meta_names(state: State) -> dict[str, np.ndarray]:
                 raise UserError(f'{name} is there without {absent[0]}')
             renamed[name.replace(parts[0], whole)] = np.concatenate([renamed.pop(n) for n in names])
     return renamed
-
-
-def adapt_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
-    """Patch embedding [p,p,C,D] for another number of channels, exact for grey images repeated over the channels."""
-    if kernel.shape[2] == channels:
-        return kernel
-    if 1 not in (kernel.shape[2], channels):
-        raise UserError(f'a patch embedding of {kernel.shape[2]} channels cannot be changed to {channels}, only to 1')
-    grey = kernel.sum(2, keepdims=True)
-    return np.repeat(grey, channels, axis=2) / np.float32(channels)
-
-
-def turn(name: str, array: np.ndarray, pattern: str, **sizes: int) -> np.ndarray:
-    try:
-        return rearrange(array, pattern, **sizes)
-    except Exception as error:  # einops has no error class of its own for a shape that does not fit
-        raise UserError(f'{name} has shape {np.shape(array)}, which does not fit {pattern!r} with {sizes}') from error
-
-
-def back(array: np.ndarray, pattern: str) -> np.ndarray:
-    torch, ours = pattern.split(' -> ')
-    return rearrange(array, f'{ours} -> {torch}')
-
-
-def put(tree: Params, path: str, value: np.ndarray) -> None:
-    *parents, last = path.split('/')
-    for key in parents:
-        tree = tree.setdefault(key, {})
-    tree[last] = value

@@ -1,0 +1,246 @@
+"""ResNet (arXiv 1512.03385) in its version 1.5, whose stride lies in the 3 x 3 convolution: scanned blocks, and batch
+norms whose running statistics are no parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+
+from medjax.errors import UserError
+from medjax.models.layers import REMAT, check_choice, logical_axes, ones, parameter, unbox, zeros
+from medjax.parallel.sharding import constrain_rows
+from medjax.types import Mask, Tower, View
+
+SIZES = {  # blocks of each stage, and how much wider a block's output is than its 3 x 3 convolution
+    '18': ((2, 2, 2, 2), 1),
+    '34': ((3, 4, 6, 3), 1),
+    '50': ((3, 4, 6, 3), 4),
+    '101': ((3, 4, 23, 3), 4),
+}
+kernel_init = jax.nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')  # arXiv 1502.01852
+EPS, MOMENTUM = 1e-5, 0.1
+
+
+def build(
+    channels: int,
+    variant: str = '50',
+    stem: int = 64,
+    depths: Sequence[int] | None = None,
+    norm: str = 'batch',
+    remat: str = 'none',
+    dtype: str = 'float32',
+) -> Tower:
+    """A ResNet tower for images of `channels` channels and of any size.
+
+    variant  '18', '34', '50' or '101'; depths (blocks of each stage) replace its own
+    stem     channels after the first convolution, doubled with every stage but the first
+    norm     'batch': in training by the mean and variance of the global batch, absent rows left out; running
+             statistics r <- .9 r + .1 batch (variance unbiased) are used otherwise, and follow in the order in which
+             the recipe's views are run. 'frozen': by the running statistics always, which then never change
+    remat    what is stored for the backward pass: 'blocks' (the blocks' inputs) or 'none' (nothing is computed again)
+    dtype    of activations; parameters and statistics are float32, and the outputs are
+
+    Outputs: patches [B,V,N,D], the last feature map row by row, ceil(side / 32) a side with four stages; cls [B,V,D],
+    their mean. With layers=n also 'layers/cls' and 'layers/patches' of the last n blocks; where the last stage has
+    fewer, its first stands for those before it.
+    """
+    if variant not in SIZES:
+        raise UserError(f'resnet: unknown variant {variant!r}; sizes: {", ".join(SIZES)}')
+    check_choice('resnet', 'norm', norm, ('batch', 'frozen'))
+    check_choice('resnet', 'remat', remat, ('blocks', 'none'))
+    check_choice('resnet', 'dtype', dtype, ('float32', 'bfloat16'))
+    blocks, expansion = SIZES[variant]
+    depths = tuple(depths or blocks)
+    if not all(isinstance(n, int) and n > 0 for n in (stem, *depths)):
+        raise UserError(f'resnet: stem={stem!r} and depths={depths!r} must be whole numbers of at least 1')
+    module = Resnet(channels, stem, depths, expansion, remat, jnp.dtype(dtype))
+    side = 2 ** len(depths) * 2  # the stem halves twice, every stage but the first once
+
+    def start(key: Array) -> Any:
+        return module.init(key, jnp.zeros((1, side, side, channels)), jnp.ones(1), 1)
+
+    def apply(
+        params: Any,
+        view: View,
+        mask: Mask | None = None,
+        *,
+        train: bool = False,
+        key: Array | None = None,
+        rows_per_group: int = 1,
+        layers: int = 1,
+    ) -> dict[str, Any]:
+        if mask is not None:
+            raise UserError('resnet: this tower takes no masks')
+        b, v = view.x.shape[:2]
+        images = view.x.reshape(b * v, *view.x.shape[2:])
+        variables = dict(params={name: p for name, p in params.items() if name != 'stats'}, stats=params['stats'])
+        moving = train and norm == 'batch'
+        found: Any = module.clone(train=moving).apply(
+            variables, images, view.present.reshape(-1).astype(jnp.float32), layers, mutable=['stats'] if moving else ()
+        )
+        last, moved = found
+        last = last.astype(jnp.float32).reshape(layers, b, v, -1, last.shape[-1])
+        patches = jnp.moveaxis(last, 0, 2)  # [B,V,layers,N,D]
+        cls = patches.mean(3)
+        outputs = dict(cls=cls[:, :, -1], patches=patches[:, :, -1]) | {'layers/cls': cls, 'layers/patches': patches}
+        return outputs | (dict(stats=moved['stats']) if moving else {})
+
+    def grid(size: tuple[int, int]) -> tuple[int, int]:
+        return -(-size[0] // side), -(-size[1] // side)
+
+    def init(key: Array) -> Any:
+        variables = start(key)
+        return unbox(variables) | dict(stats=variables['stats'])
+
+    stats = jax.eval_shape(start, jax.random.key(0))['stats']
+    return Tower(
+        init=jax.jit(init),
+        axes=logical_axes(start) | dict(stats=jax.tree.map(lambda x: (None,) * x.ndim, stats)),
+        apply=apply,
+        width=stem * 2 ** (len(depths) - 1) * expansion,
+        grid=grid,
+        batch_statistics=norm == 'batch',
+    )
+
+
+class BatchNorm(nn.Module):
+    """scale (x - mean) / sqrt(variance + eps) + bias for each channel of x [S,H,W,C], in float32.
+
+    In training by the weighted mean and variance over images and pixels, `weight` [S] being 1 for present images and 0
+    for absent ones; else, and where no image is present, by the running ones.
+    """
+
+    train: bool
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Array, weight: Array) -> Array:
+        c = x.shape[-1]
+        scale = parameter(self, 'scale', ones, (c,), ('embed',))
+        bias = parameter(self, 'bias', zeros, (c,), ('embed',))
+        mean = self.variable('stats', 'mean', lambda: jnp.zeros(c))
+        variance = self.variable('stats', 'variance', lambda: jnp.ones(c))
+        x = x.astype(jnp.float32)
+        m, v = mean.value, variance.value
+        if self.train:
+            w = weight[:, None, None, None]
+            n = weight.sum() * x.shape[1] * x.shape[2]
+            # one channel's sums at a time over global rows: what devices exchange has the shape of `scale`
+            batch_mean = (w * x).sum((0, 1, 2)) / jnp.maximum(n, 1)
+            batch_variance = (w * jnp.square(x - batch_mean)).sum((0, 1, 2)) / jnp.maximum(n, 1)
+            unbiased = batch_variance * n / jnp.maximum(n - 1, 1)
+            move = jnp.where(n > 0, MOMENTUM, 0.0)
+            mean.value = jax.lax.stop_gradient((1 - move) * m + move * batch_mean)
+            variance.value = jax.lax.stop_gradient((1 - move) * v + move * unbiased)
+            m, v = jnp.where(n > 0, batch_mean, m), jnp.where(n > 0, batch_variance, v)
+        return ((x - m) * (jax.lax.rsqrt(v + EPS) * scale) + bias).astype(self.dtype)
+
+
+class ConvNorm(nn.Module):
+    """A convolution without bias, padded by half its kernel, and a batch norm: [S,H,W,C] -> [S,H',W',out]."""
+
+    out: int
+    size: int
+    stride: int
+    train: bool
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Array, weight: Array) -> Array:
+        shape = (self.size, self.size, x.shape[-1], self.out)
+        kernel = parameter(self, 'kernel', kernel_init, shape, (None, None, None, 'embed'))
+        half = self.size // 2
+        x = jax.lax.conv_general_dilated(
+            x.astype(self.dtype), kernel.astype(self.dtype), (self.stride,) * 2, [(half, half)] * 2,
+            dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+        )  # fmt: skip
+        return BatchNorm(self.train, self.dtype, name='norm')(x, weight)
+
+
+class ResidualBlock(nn.Module):
+    """relu(shortcut(x) + convolutions(x)): 1 x 1, 3 x 3, 1 x 1 where `expansion` > 1, else 3 x 3 twice."""
+
+    out: int
+    expansion: int
+    stride: int
+    train: bool
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Array, weight: Array) -> Array:
+        def conv(name: str, out: int, size: int, stride: int = 1) -> ConvNorm:
+            return ConvNorm(out, size, stride, self.train, self.dtype, name=name)
+
+        x = constrain_rows(x)
+        inner = self.out // self.expansion
+        if self.expansion > 1:
+            y = jax.nn.relu(conv('conv1', inner, 1)(x, weight))
+            y = jax.nn.relu(conv('conv2', inner, 3, self.stride)(y, weight))
+            y = conv('conv3', self.out, 1)(y, weight)
+        else:
+            y = jax.nn.relu(conv('conv1', self.out, 3, self.stride)(x, weight))
+            y = conv('conv2', self.out, 3)(y, weight)
+        if x.shape[-1] != self.out or self.stride > 1:
+            x = conv('shortcut', self.out, 1, self.stride)(x, weight)
+        return jax.nn.relu(x + y)
+
+
+class Stage(nn.Module):
+    """A block that may halve the picture and the others, scanned: feature maps after the last `layers` blocks."""
+
+    out: int
+    depth: int
+    expansion: int
+    stride: int
+    remat: str
+    train: bool
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Array, weight: Array, layers: int) -> Array:
+        block = nn.remat(ResidualBlock, prevent_cse=False, policy=REMAT[self.remat])
+        x = block(self.out, self.expansion, self.stride, self.train, self.dtype, name='first')(x, weight)
+        last = jnp.broadcast_to(x, (layers, *x.shape))
+        if self.depth == 1:
+            return last
+
+        def one(block: nn.Module, last: Array, weight: Array) -> tuple[Array, None]:
+            return jnp.concatenate([last[1:], block(last[-1], weight)[None]]), None
+
+        scan = nn.scan(
+            one,
+            variable_axes={'params': 0, 'stats': 0},
+            split_rngs={'params': True},
+            in_axes=nn.broadcast,
+            length=self.depth - 1,
+            metadata_params={nn.PARTITION_NAME: None},
+        )
+        return scan(block(self.out, self.expansion, 1, self.train, self.dtype, name='rest'), last, weight)[0]
+
+
+class Resnet(nn.Module):
+    """Images [S,H,W,C] -> feature maps of the last `layers` blocks of the last stage [layers,S,h,w,D]."""
+
+    channels: int
+    stem: int
+    depths: tuple[int, ...]
+    expansion: int
+    remat: str
+    dtype: Any
+    train: bool = False
+
+    @nn.compact
+    def __call__(self, images: Array, weight: Array, layers: int) -> Array:
+        x = ConvNorm(self.stem, 7, 2, self.train, self.dtype, name='stem')(constrain_rows(images), weight)
+        x = nn.max_pool(jax.nn.relu(x), (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+        for i, depth in enumerate(self.depths):
+            out, stride = self.stem * 2**i * self.expansion, 1 if i == 0 else 2
+            stage = Stage(out, depth, self.expansion, stride, self.remat, self.train, self.dtype, name=f'stage{i + 1}')
+            maps = stage(x, weight, layers if i == len(self.depths) - 1 else 1)
+            x = maps[-1]
+        return maps

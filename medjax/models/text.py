@@ -1,0 +1,188 @@
+"""Text towers: BERT, the text half of CLIP and that of SigLIP, as one stack of scanned blocks.
+
+BERT: arXiv 1810.04805; ClinicalBERT, PubMedBERT (2007.15779) and CXR-BERT (2204.09817) differ in vocabulary and
+weights alone. CLIP: arXiv 2103.00020. SigLIP: arXiv 2303.15343.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+
+from medjax.errors import UserError
+from medjax.models.layers import (
+    ACTIVATIONS,
+    POOLS,
+    LayerNorm,
+    Pool,
+    check_choice,
+    check_compute,
+    logical_axes,
+    parameter,
+    scan_blocks,
+    sizes,
+    unbox,
+    weight_init,
+)
+from medjax.parallel.sharding import constrain_rows
+from medjax.types import Mask, Tower, View
+
+
+class Layout(NamedTuple):
+    """What the families of text towers differ in."""
+
+    vocabulary: int
+    context: int
+    eps: float  # of the norms
+    activation: str
+    pool: str
+    post_norm: bool = False  # BERT: a norm after each branch and after the embeddings, none at the end
+    causal: bool = False
+    padding: bool = False  # padding is read like words, so every text must fill the context
+
+
+LAYOUTS = {
+    'bert': Layout(30_522, 512, 1e-12, 'gelu', 'cls', post_norm=True),
+    'clip': Layout(49_408, 77, 1e-5, 'quick_gelu', 'last', causal=True),
+    'siglip': Layout(32_000, 64, 1e-6, 'gelu_tanh', 'last', padding=True),
+}
+
+
+def build(
+    layout: str = 'bert',
+    variant: str = 'B',
+    width: int | None = None,
+    depth: int | None = None,
+    heads: int | None = None,
+    mlp_ratio: float | None = None,
+    activation: str | None = None,
+    vocabulary: int | None = None,
+    context: int | None = None,
+    pool: str | None = None,
+    attention: str = 'xla',
+    remat: str = 'products',
+    dtype: str = 'float32',
+) -> Tower:
+    """A text tower for a view of token ids x int32 [B,V,T], T at most `context`, whose texts are the first
+    sum(valid) of the T tokens (`valid` bool [B,V,T], or None: all of them). Attention is given these lengths.
+
+    layout       'bert', 'clip' or 'siglip', see LAYOUTS; activation, vocabulary (how many token ids there are), context
+                 and pool replace its own. open_clip's models mostly have 'gelu'
+    variant      a size of layers.SIZES, as a ViT's; width, depth, heads, mlp_ratio replace its own. The text tower of
+                 CLIP ViT-B has width=512, heads=8; of ViT-L it is 'B'
+    pool         how `cls` is made of the tokens, see layers.Pool: 'cls', 'last' (the end-of-text token of CLIP),
+                 'mean', 'max' or 'attention'
+    attention    'xla', or 'cudnn' (flash attention of NVIDIA GPUs; bfloat16)
+    remat        what is stored for the backward pass, see layers.REMAT
+    dtype        of activations; parameters and statistics are float32, and the outputs are
+
+    Outputs: cls [B,V,D] and tokens [B,V,T,D], after the final norm where there is one; with layers=n also 'layers/cls'
+    [B,V,n,D] and 'layers/tokens' [B,V,n,T,D]. Tokens after a text's end hold nothing of use. An absent text counts as
+    one token long, so that its features are finite. Token ids outside of the vocabulary give NaN.
+    """
+    check_choice('text', 'layout', layout, LAYOUTS)
+    given = dict(activation=activation, vocabulary=vocabulary, context=context, pool=pool)
+    family = LAYOUTS[layout]._replace(**{name: value for name, value in given.items() if value is not None})
+    shape = sizes('text', variant, f'unknown variant {variant!r}', dict(
+        width=width, depth=depth, heads=heads, mlp_ratio=mlp_ratio
+    ))  # fmt: skip
+    check_choice('text', 'activation', family.activation, ACTIVATIONS)
+    check_choice('text', 'pool', family.pool, POOLS)
+    check_compute('text', attention, remat, dtype)
+    for name in ('vocabulary', 'context'):
+        if not isinstance(getattr(family, name), int) or getattr(family, name) < 1:
+            raise UserError(f'text: {name}={getattr(family, name)!r}: must be a whole number of at least 1')
+    module = Text(
+        width=shape['width'],
+        depth=shape['depth'],
+        heads=shape['heads'],
+        hidden=round(shape['width'] * shape['mlp_ratio']),
+        layout=family,
+        attention=attention,
+        remat=remat,
+        dtype=jnp.dtype(dtype),
+    )
+
+    def start(key: Array) -> Any:
+        return module.init(key, jnp.zeros((1, 1), jnp.int32), jnp.ones((1,), jnp.int32), 1)
+
+    def apply(
+        params: Any,
+        view: View,
+        mask: Mask | None = None,
+        *,
+        train: bool = False,
+        key: Array | None = None,
+        rows_per_group: int = 1,
+        layers: int = 1,
+    ) -> dict[str, Array]:
+        if mask is not None:
+            raise UserError('text: this tower takes no masks')
+        b, v, t = view.x.shape
+        if t > family.context or (family.padding and t < family.context):
+            most = 'exactly' if family.padding else 'at most'
+            raise UserError(f'text: texts of {t} tokens, but this tower reads {most} {family.context} (`context`)')
+        lengths = None
+        if view.valid is not None and not family.padding:
+            lengths = jnp.maximum(view.valid.sum(-1, dtype=jnp.int32), 1).reshape(b * v)
+        found: Any = module.apply({'params': params}, view.x.reshape(b * v, t), lengths, layers)
+        tokens, pooled = [jnp.moveaxis(x, 0, 1).reshape(b, v, layers, *x.shape[2:]) for x in found]
+        last = dict(cls=pooled[:, :, -1], tokens=tokens[:, :, -1])
+        return last | {'layers/cls': pooled, 'layers/tokens': tokens}
+
+    return Tower(
+        init=jax.jit(lambda key: unbox(start(key))),  # jitted: only the parameters are made, nothing is computed
+        axes=logical_axes(start),
+        apply=apply,
+        width=module.width,
+        vocabulary=family.vocabulary,
+        context=family.context,
+    )
+
+
+class Text(nn.Module):
+    """Token ids [S,T] and lengths [S] -> tokens of the last `layers` blocks [layers,S,T,D], and each one's pooled
+    feature [layers,S,D]; float32."""
+
+    width: int
+    depth: int
+    heads: int
+    hidden: int
+    layout: Layout
+    attention: str
+    remat: str
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, ids: Array, lengths: Array | None, layers: int) -> tuple[Array, Array]:
+        layout, d = self.layout, self.width
+        how = dict(activation=layout.activation, eps=layout.eps, attention=self.attention, dtype=self.dtype)
+        words = parameter(self, 'words', weight_init, (layout.vocabulary, d), (None, 'embed'))
+        positions = parameter(self, 'positions', weight_init, (layout.context, d), (None, 'embed'))
+        x = jnp.take(words, constrain_rows(ids), axis=0, mode='fill') + positions[: ids.shape[1]]
+        if layout.post_norm:
+            # BERT's embedding of which of two texts a token is in: here it is always the first
+            x += parameter(self, 'segments', weight_init, (2, d), (None, 'embed'))[0]
+            x = LayerNorm(layout.eps, name='embed_norm')(x)
+        tokens = scan_blocks(
+            x.astype(self.dtype),
+            self.depth,
+            self.remat,
+            layers,
+            lengths=lengths,
+            heads=self.heads,
+            hidden=self.hidden,
+            layerscale=None,
+            causal=layout.causal,
+            post_norm=layout.post_norm,
+            **how,
+        )
+        tokens = tokens.astype(jnp.float32) if layout.post_norm else LayerNorm(layout.eps, name='norm')(tokens)
+        pool = Pool(layout.pool, self.heads, self.hidden, **how, name='pool')
+        repeated = None if lengths is None else jnp.tile(lengths, layers)
+        pooled = pool(tokens.reshape(-1, *tokens.shape[2:]), repeated)
+        return tokens, pooled.reshape(layers, -1, d)
