@@ -25,18 +25,23 @@ Batch = Mapping[str, Mapping[str, Array]]
     image/extent   int32 [B,S,2]         height and width of the picture on the canvas
     label          int8 [B,L]            1, 0, -1 uncertain, -2 blank, over one vocabulary
     key/patient    uint32 [B,2]          the two halves of the hashed 64-bit id; key/study likewise
+    key/text       uint32 [B,2]          a hash of all that the part's text views may draw from; 0: nothing
+    text/<view>           int32 [B,R,T]  R texts of each row as tokens, filled up; <view> is the name of a text view
+    text/<view>/length    int32 [B,R]    tokens of each text; 0 = absent
     index          uint32 [B]            the record's number in its source (provenance)
 """
 
 
 class View(NamedTuple):
-    """What a tower sees: V crops of each row, image-major."""
+    """What a tower sees: V crops or texts of each row, image-major."""
 
-    x: Array  # float32 [B,V,H,W,C], normalised
+    x: Array  # float32 [B,V,H,W,C], normalised; of texts int32 [B,V,T] token ids
     row: Array  # uint32 [B], the global row numbers
     present: Array  # bool [B,V]
-    valid: Array | None  # bool [B,V,N] where tokens can be padding, else None
-    meta: dict[str, Array]  # boxes float32 [B,V,4] (top, left, height, width, in picture pixels), flip bool [B,V], …
+    valid: Array | None  # bool [B,V,N] where tokens can be padding, else None; a text is the first of its T tokens
+    meta: dict[str, Array]
+    """What terms may read: label and key/… of the rows; of crops boxes float32 [B,V,4] (top, left, height, width, in
+    picture pixels), flip bool [B,V], …; of texts length int32 [B,V]."""
 
 
 @jax.tree_util.register_dataclass
@@ -76,6 +81,8 @@ class Tower(NamedTuple):
     grid: Callable[[tuple[int, int]], tuple[int, int]]  # image height and width -> rows and columns of patches
     check: Callable[..., None] = lambda **_: None
     """(crops: dict[view, V], rows_per_group) -> raises UserError where the drop rate cannot be met within .02."""
+    vocabulary: int = 0  # of a text tower: how many token ids it knows …
+    context: int = 0  # … and how many tokens of a text it can read
 
 
 class Head(NamedTuple):
