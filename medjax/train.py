@@ -24,7 +24,7 @@ import numpy as np
 
 import medjax
 from medjax import config as configs
-from medjax.data import records
+from medjax.data import records, tokenizer
 from medjax.data.stream import Stream
 from medjax.errors import UserError, build, suggest
 from medjax.objectives.compose import Objective, objective, pick
@@ -74,7 +74,7 @@ def run(config: Mapping[str, Any], datasets: dict[str, records.DataSet], folder:
     mesh = sharding.make_mesh(**config['mesh'])
     jax.set_mesh(mesh)
     goal = objective(config)
-    stream = Stream(config['data'], datasets, config['seed'])
+    stream = Stream(config['data'], datasets, config['seed'], views=config['views'], tokenizer=reader(config))
     check_rows(stream.rows, config['rows_per_group'], config['micro_batches'], sharding.row_shards())
     make_views = make.build(
         config['views'], config['masks'], config['image'], grids(goal, config), config['rows_per_group']
@@ -189,11 +189,19 @@ def check_finite(skipped: int, done: int, start: int, saved: int | None, folder:
         )
 
 
+def reader(config: Mapping[str, Any]) -> tokenizer.Tokenizer | None:
+    """The tokenizer of the config's text views."""
+    cfg = config['tokenizer']
+    return tokenizer.load(cfg['path'], cfg['pad']) if cfg['path'] else None
+
+
 def grids(goal: Objective, config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
     """view -> rows and columns of patches in the tower that sees it."""
     found = {}
     for feature in goal.needs:
-        size = config['views'][feature.view]['size']
+        size = config['views'][feature.view].get('size')
+        if size is None:  # a text
+            continue
         height, width = (size, size) if isinstance(size, int) else size
         found[feature.view] = goal.towers[feature.tower].grid((height, width))
     return found
@@ -280,7 +288,7 @@ def write_export(
     if not main_process:
         return
     seen = folder / 'data' / 'seen.npz'
-    sizes = [v['size'] if isinstance(v['size'], int) else max(v['size']) for v in config['views'].values()]
+    sizes = [v['size'] for v in config['views'].values() if 'size' in v]
     meta = dict(
         format=1,
         step=step,
@@ -288,12 +296,19 @@ def write_export(
         towers={name: config['towers'][name] for name in cfg['towers']},
         heads={name: config['heads'][name] for name in cfg['heads']},
         image=dict(config['image']),
-        size=max(sizes),
+        size=max(np.max(size).item() for size in sizes),
         config_fingerprint=configs.fingerprint(config),
         seen=hashlib.sha256(seen.read_bytes()).hexdigest() if seen.exists() else None,
         medjax=medjax.__version__,
     )
-    export.save(folder / 'exports' / str(step), tree, meta)
+    files = {}
+    if any(goal.towers[name].vocabulary for name in cfg['towers']):
+        words = reader(config)
+        length = max(v['length'] for v in config['views'].values() if v['view'] == 'text')
+        meta['tokenizer'] = dict(file=words.path.name, pad=config['tokenizer']['pad'], length=length)
+        meta['tokenizer'] |= dict(fingerprint=words.fingerprint, tokens=words.tokens._asdict())
+        files = {words.path.name: words.path.read_bytes()}
+    export.save(folder / 'exports' / str(step), tree, meta, files)
 
 
 @contextlib.contextmanager
