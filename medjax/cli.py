@@ -17,6 +17,7 @@ COMMANDS = {
     'audit': 'data sets -> leaks, duplicates and contradictions in and between them; exit code 1 for a leak',
     'reduce': 'a data set -> one without the training slices that repeat others of their volume',
     'show': 'a data set -> one HTML page to look at',
+    'tokenizer': 'data sets -> a vocabulary trained on their texts',
     'train': 'a config and records -> checkpoints, exports, metrics',
     'probe': 'exports and records -> results with intervals',
     'report': 'a run -> one HTML page to look at',
@@ -25,7 +26,7 @@ HELP = f"""medjax {__version__}: pretraining of medical image encoders; every me
 
     medjax <command> [options]
 
-{chr(10).join(f'    {name:8} {text}' for name, text in COMMANDS.items())}
+{chr(10).join(f'    {name:10} {text}' for name, text in COMMANDS.items())}
 
 The way from a folder of images to a judged encoder:
 

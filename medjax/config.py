@@ -11,7 +11,9 @@ It returns a dict or an `ml_collections.ConfigDict` with these keys:
     image        channels, mean, std     in units of [0,1]; None: from the data
     data         part -> rows, canvas, sources {name: weight}    None: the rest of the batch; the longest stored side
     data_paths   source -> folder        filled in from --data
+    tokenizer    path, pad               None: that beside the data, of `medjax tokenizer`; its own filler
     views        name -> dict(view='crop', part=, count=, size=, ...)     see medjax.views.make
+                 name -> dict(view='text', part=, count=, length=, ...)   see medjax.data.texts
     masks        'view~mask' -> dict(mask='blocks', ...)                  see medjax.views.masks
     towers       name -> dict(tower='vit', variant='S/14', ...)           see medjax.models
     heads        name -> dict(head='dino_head', ...)                      see medjax.models.heads
@@ -39,6 +41,7 @@ from typing import Any, NoReturn
 
 from ml_collections import ConfigDict
 
+from medjax.data import texts, tokenizer
 from medjax.errors import UserError, suggest
 from medjax.objectives import features
 from medjax.overrides import override, split_overrides
@@ -67,6 +70,7 @@ DEFAULTS: dict[str, Any] = dict(
     data=dict(images=dict(sources=dict(main=1.0))),
     data_paths={},
     image=dict(channels=None, mean=None, std=None),
+    tokenizer=dict(path=None, pad=None),
     masks={},
     heads={},
     copies={},
@@ -77,7 +81,7 @@ DEFAULTS: dict[str, Any] = dict(
     init_from=None,
 )
 PART: dict[str, Any] = dict(rows=None, canvas=None, sources=dict(main=1.0))
-CLOSED = ('image', 'export', 'checkpoint', 'log', 'mesh')  # sections with exactly the keys above
+CLOSED = ('image', 'tokenizer', 'export', 'checkpoint', 'log', 'mesh')  # sections with exactly the keys above
 # What does not change what a run computes: where and how often things are read, written and placed.
 NOT_IN_FINGERPRINT = ('data_paths', 'mesh', 'log', 'checkpoint', 'micro_batches')
 
@@ -194,7 +198,8 @@ def _by_source(opened: list[tuple[str, Any]], config: ConfigDict) -> dict[str, A
 
 
 def resolve(config: ConfigDict, datasets: Mapping[str, Any]) -> Config:
-    """Fills in what is None from the data: channels, mean and std of the image, canvas and rows of the parts.
+    """Fills in what is None from the data: channels, mean and std of the image, canvas and rows of the parts; and what
+    files say: the tokenizer's tokens, the prompts of text views.
 
     The mean is that of a pixel of the mixture, sum_s w_s m_s, and the variance sum_s w_s (std_s^2 + m_s^2) - mean^2,
     with w_s the share of a source in the batch.
@@ -212,7 +217,32 @@ def resolve(config: ConfigDict, datasets: Mapping[str, Any]) -> Config:
             if part['canvas'] is None:
                 part['canvas'] = max(int(datasets[source].size) for source in part['sources'])
         found['image'] = _resolve_image(found['image'], parts, datasets)
+    found_texts = texts.of_views(found['views'])
+    for name, text in found_texts.items():
+        if text.prompts:
+            found['views'][name]['prompts'] = text.prompts
+    if found_texts:
+        found['tokenizer'] = _resolve_tokenizer(found['tokenizer'], datasets)
     return _frozen(found)
+
+
+def _resolve_tokenizer(given: dict[str, Any], datasets: Mapping[str, Any]) -> dict[str, Any]:
+    """Its path, and of the file the fingerprint and the tokens that the towers have to know."""
+    path = given['path']
+    if path is None and datasets:
+        beside = {source: Path(data.path) / tokenizer.NAME for source, data in datasets.items()}
+        there = {source: file for source, file in beside.items() if file.is_file()}
+        if len({file.read_bytes() for file in there.values()}) != 1:
+            which = f'the sources {" and ".join(there)} have different ones' if there else 'no data set has one'
+            raise UserError(
+                f'tokenizer.path: text views need a tokenizer, and {which}; give --config.tokenizer.path=FILE, a '
+                'tokenizer.json or a vocab.txt, or make one with `medjax tokenizer DATA`'
+            )
+        path = str(next(iter(there.values())))
+    if path is None:  # without data a config goes as far as it can
+        return given
+    loaded = tokenizer.load(path, given['pad'])
+    return dict(path=str(path), pad=given['pad'], fingerprint=loaded.fingerprint, tokens=loaded.tokens._asdict())
 
 
 def _resolve_image(image: dict[str, Any], parts: Mapping[str, Any], datasets: Mapping[str, Any]) -> dict[str, Any]:
@@ -248,6 +278,7 @@ def check(config: Config) -> Config:
     check_rows(rows, config['rows_per_group'], config['micro_batches'], math.prod(fixed))  # -1: seen with the devices
     for name, view in config['views'].items():
         _known(view.get('part'), config['data'], f'views.{name}.part')
+    texts.of_views(config['views'])
     for name in _features(config['terms']):
         feature = features.parse(name, 'terms')
         if feature.tower in config['towers'] and feature.view in config['views']:
@@ -384,4 +415,8 @@ def difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
 
 
 def _computed(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in config.items() if name not in NOT_IN_FINGERPRINT}
+    computed = {name: value for name, value in config.items() if name not in NOT_IN_FINGERPRINT}
+    tokenizer = computed.pop('tokenizer', {})
+    if 'tokens' in tokenizer:  # the file counts, wherever it lies, and only where there are texts
+        computed['tokenizer'] = {name: value for name, value in tokenizer.items() if name != 'path'}
+    return computed

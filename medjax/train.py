@@ -24,7 +24,7 @@ import numpy as np
 
 import medjax
 from medjax import config as configs
-from medjax.data import records
+from medjax.data import records, tokenizer
 from medjax.data.stream import Stream
 from medjax.errors import UserError, build, suggest
 from medjax.objectives.compose import Objective, objective, with_stats, without_stats
@@ -75,7 +75,7 @@ def run(config: Mapping[str, Any], datasets: dict[str, records.DataSet], folder:
     mesh = sharding.make_mesh(**config['mesh'])
     jax.set_mesh(mesh)
     goal = objective(config)
-    stream = Stream(config['data'], datasets, config['seed'])
+    stream = Stream(config['data'], datasets, config['seed'], views=config['views'], tokenizer=reader(config))
     check_rows(stream.rows, config['rows_per_group'], config['micro_batches'], sharding.row_shards())
     make_views = make.build(
         config['views'], config['masks'], config['image'], grids(goal, config), config['rows_per_group']
@@ -189,6 +189,12 @@ def check_finite(skipped: int, done: int, start: int, saved: int | None, folder:
             f'last checkpoint is of step {saved}. A lower optim.lr, a longer warm-up or optim.clip would help; look at '
             f'{folder}/metrics.jsonl'
         )
+
+
+def reader(config: Mapping[str, Any]) -> tokenizer.Tokenizer | None:
+    """The tokenizer of the config's text views."""
+    cfg = config['tokenizer']
+    return tokenizer.load(cfg['path'], cfg['pad']) if cfg['path'] else None
 
 
 def grids(goal: Objective, config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
@@ -316,7 +322,14 @@ def write_export(
         seen=hashlib.sha256(seen.read_bytes()).hexdigest() if seen.exists() else None,
         medjax=medjax.__version__,
     )
-    export.save(folder / 'exports' / str(step), tree, meta)
+    files = {}
+    if any(goal.towers[name].vocabulary for name in cfg['towers']):
+        words = reader(config)
+        length = max(v['length'] for v in config['views'].values() if v['view'] == 'text')
+        meta['tokenizer'] = dict(file=words.path.name, pad=config['tokenizer']['pad'], length=length)
+        meta['tokenizer'] |= dict(fingerprint=words.fingerprint, tokens=words.tokens._asdict())
+        files = {words.path.name: words.path.read_bytes()}
+    export.save(folder / 'exports' / str(step), tree, meta, files)
 
 
 @contextlib.contextmanager

@@ -25,6 +25,9 @@ Batch = Mapping[str, Mapping[str, Array]]
     image/extent   int32 [B,S,2]         height and width of the picture on the canvas
     label          int8 [B,L]            1, 0, -1 uncertain, -2 blank, over one vocabulary
     key/patient    uint32 [B,2]          the two halves of the hashed 64-bit id; key/study likewise
+    key/text       uint32 [B,2]          a hash of all that the part's text views may draw from; 0: nothing
+    text/<view>           int32 [B,R,T]  R texts of each row as tokens, filled up; <view> is the name of a text view
+    text/<view>/length    int32 [B,R]    tokens of each text; 0 = absent
     index          uint32 [B]            the record's number in its source (provenance)
 """
 
@@ -36,7 +39,9 @@ class View(NamedTuple):
     row: Array  # uint32 [B], the global row numbers
     present: Array  # bool [B,V]
     valid: Array | None  # bool [B,V,N] where tokens can be padding, else None; a text is the first of its T tokens
-    meta: dict[str, Array]  # boxes float32 [B,V,4] (top, left, height, width, in picture pixels), flip bool [B,V], …
+    meta: dict[str, Array]
+    """What terms may read: label and key/… of the rows; of crops boxes float32 [B,V,4] (top, left, height, width, in
+    picture pixels), flip bool [B,V], …; of texts length int32 [B,V]."""
 
 
 @jax.tree_util.register_dataclass

@@ -11,7 +11,20 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / 'medjax').rglob('*.py'))
-COMMANDS = {'cli', '__main__', 'config', 'overrides', 'build', 'audit', 'reduce', 'show', 'train', 'probe', 'report'}
+COMMANDS = {
+    'cli',
+    '__main__',
+    'config',
+    'overrides',
+    'build',
+    'audit',
+    'reduce',
+    'show',
+    'tokenizer',
+    'train',
+    'probe',
+    'report',
+}
 
 # Where a library may be imported: a prefix of the module, under medjax.
 HOMES = {
@@ -22,6 +35,7 @@ HOMES = {
     'array_record': ('data',),
     'apache_beam': ('data',),
     'pydicom': ('data',),
+    'tokenizers': ('data.tokenizer',),
     'ml_collections': tuple(COMMANDS),
     'absl': tuple(COMMANDS),
     'jinja2': ('reports',),
@@ -137,7 +151,7 @@ def test_importing_everything_imports_no_other_framework():
 def test_training_and_what_is_below_needs_few_packages():
     """jax, flax, optax, orbax, einops, numpy (and what they bring along) are enough; the rest is imported when used."""
     blocked = ['grain', 'tensorflow_datasets', 'array_record', 'ml_collections', 'PIL', 'pydicom', 'simplejpeg',
-               'tensorboardX', 'tqdm', 'jinja2', 'matplotlib']  # fmt: skip
+               'tensorboardX', 'tqdm', 'jinja2', 'matplotlib', 'tokenizers']  # fmt: skip
     out = python(
         WALK
         + f'sys.modules.update(dict.fromkeys({blocked!r}))\n'  # None makes an import raise ModuleNotFoundError

@@ -68,6 +68,7 @@ def test_a_batch_holds_its_records(datasets):
             'label': (np.int8, (8, 3)),
             'key/patient': (np.uint32, (8, 2)),
             'key/study': (np.uint32, (8, 2)),
+            'key/text': (np.uint32, (8, 2)),
             'index': (np.uint32, (8,)),
         }
         np.testing.assert_array_equal(batch['row'], np.arange(8))
@@ -137,7 +138,7 @@ def test_channels_and_bits_of_a_part_are_made_equal(datasets):
     for part, index, image in zip(
         [stream.parts['cxr'].order[i] for i in range(8)], range(8), batches[0][:, 0], strict=True
     ):
-        source, record = part
+        source, record, _ = part
         pixels = datasets[('many', 'deep', 'colour')[source]].split('train')[record].image
         wide = pixels if source == 1 else pixels.astype(np.uint16) * 257
         np.testing.assert_array_equal(

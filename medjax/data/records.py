@@ -86,6 +86,10 @@ class Split:
         """The image alone, uint8 or uint16 [H,W,C], with the channels and bits of the data set or those given."""
         return decode.decode(self.raw(i)['image'], channels or self.data.channels, bits or self.data.bits)
 
+    def text(self, i: int) -> dict[str, str]:
+        """The texts of record i by section, without decoding its image."""
+        return json.loads(self.raw(i)['text'])
+
     def mask(self, i: int) -> np.ndarray | None:
         """The mask of record i, uint8 [H,W] in the size of its image, or None."""
         png = self.raw(i)['mask']

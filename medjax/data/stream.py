@@ -1,14 +1,17 @@
-"""The stream: a batch is a function of the step. The host decodes; chance beyond the order is left to the device.
+"""The stream: a batch is a function of the step. The host decodes, and chooses and tokenizes texts; chance beyond the
+order and the choice of words is left to the device.
 
 Global row r of step t of a part is element t*B + r of an endless sequence: each source shuffled anew every epoch and
 repeated, the sources mixed by weight (exact over windows). grain computes that element from its number alone, so the
-position is one integer, and which host or thread decodes a row changes nothing.
+position is one integer, and which host or thread decodes a row changes nothing. What is drawn for the texts of a row
+depends on the seed, the view, the epoch of the source and the record, and on nothing else.
 """
 
 from __future__ import annotations
 
 import collections
 import hashlib
+import json
 import math
 import os
 from collections.abc import Generator, Mapping
@@ -17,12 +20,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from medjax.data import decode
+from medjax.data import decode, prompts, texts
 from medjax.data.chunks import KINDS
 from medjax.data.records import DataSet, Split
+from medjax.data.texts import Texts
+from medjax.data.tokenizer import Tokenizer
 from medjax.errors import UserError, build, suggest
 
 AHEAD = 2  # batches decoded while one is in use
+LOOKED_AT = 64  # records of a source in which a text view looks for its first text
 HostBatch = dict[str, dict[str, np.ndarray]]
 Batches = Generator[HostBatch, None, None]  # endless; close() ends its threads
 
@@ -35,8 +41,12 @@ class Part(NamedTuple):
     channels: int
     bits: int
     splits: tuple[Split, ...]  # the train split of each source
-    order: Any  # a grain.MapDataset: element number -> (source, record)
+    sources: tuple[str, ...]
+    order: Any  # a grain.MapDataset: element number -> (source number, record, epoch)
     columns: tuple[np.ndarray, ...]  # for each source: the vocabulary's position of each of its labels
+    texts: dict[str, Texts]  # the text views of the part
+    tokenizer: Tokenizer | None
+    seed: int
 
 
 class Stream:
@@ -44,11 +54,18 @@ class Stream:
 
     `parts` is the config's `data`: part -> dict(rows=…, sources={source: weight}, canvas=None). A picture larger than
     the canvas is reduced to it (antialiased); without a canvas, it is the longest stored side of the part's sources.
-    Grey and colour sources, 8 and 16 bits, may share a part: grey is repeated, 8 bits are spread.
+    Grey and colour sources, 8 and 16 bits, may share a part: grey is repeated, 8 bits are spread. `views` are the
+    config's: the text views among them become fields of their parts, by `tokenizer`.
     """
 
     def __init__(
-        self, parts: Mapping[str, Any], datasets: Mapping[str, DataSet], seed: int, threads: int | None = None
+        self,
+        parts: Mapping[str, Any],
+        datasets: Mapping[str, DataSet],
+        seed: int,
+        threads: int | None = None,
+        views: Mapping[str, Mapping[str, Any]] | None = None,
+        tokenizer: Tokenizer | None = None,
     ):
         self.threads = threads or os.cpu_count() or 1
         used = [source for cfg in parts.values() for source in (cfg.get('sources') or {})]
@@ -59,10 +76,17 @@ class Stream:
         # one vocabulary over all parts, in order of first appearance
         self.vocabulary = tuple(dict.fromkeys(label for source in used for label in datasets[source].labels))
         place = {label: k for k, label in enumerate(self.vocabulary)}
+        chosen = texts.of_views(views or {})
         self.parts = {
-            name: build(_part, cfg, f'data.{name}', name=name, datasets=datasets, seed=seed, place=place)
+            name: build(
+                _part, cfg, f'data.{name}', name=name, datasets=datasets, seed=seed, place=place, tokenizer=tokenizer,
+                texts={view: text for view, text in chosen.items() if text.part == name},
+            )
             for name, cfg in parts.items()
-        }
+        }  # fmt: skip
+        for part in self.parts.values():
+            for text in part.texts.values():
+                _check_text(text, part)
         self.rows = {name: part.rows for name, part in self.parts.items()}
 
     def batches(self, start_step: int = 0, rows: Mapping[str, np.ndarray] | None = None) -> Batches:
@@ -109,7 +133,8 @@ class Stream:
 
 def _part(
     rows: int, sources: Mapping[str, float], canvas: int | None = None, *,
-    name: str, datasets: Mapping[str, DataSet], seed: int, place: Mapping[str, int],
+    name: str, datasets: Mapping[str, DataSet], seed: int, place: Mapping[str, int], texts: dict[str, Texts],
+    tokenizer: Tokenizer | None,
 ) -> Part:  # fmt: skip
     where = f'data.{name}'
     if not isinstance(rows, int) or rows < 1:
@@ -129,20 +154,58 @@ def _part(
         channels=max(data.channels for data in chosen),
         bits=max(data.bits for data in chosen),
         splits=splits,
+        sources=tuple(sources),
         order=_order({s: len(split) for s, split in zip(sources, splits, strict=True)}, sources, seed, name),
         columns=tuple(np.array([place[label] for label in data.labels], int) for data in chosen),
+        texts=texts,
+        tokenizer=tokenizer,
+        seed=seed,
     )
 
 
+def _check_text(text: Texts, part: Part) -> None:
+    """A UserError where the view could only see absent texts, or its prompts name no label of the part."""
+    if part.tokenizer is None:
+        raise UserError(f'{text.where}: a text view needs a tokenizer; see tokenizer.path')
+    if text.length <= part.tokenizer.around:
+        raise UserError(
+            f'{text.where}.length: {text.length} tokens have no room for a word: {part.tokenizer.path} puts '
+            f'{part.tokenizer.around} around every text'
+        )
+    if text.prompts:
+        labels = {label for split in part.splits for label in split.data.labels}
+        prompts.check_classes(text.prompts, labels, f'{text.where}.prompts')
+    met: set[str] = set()
+    for split in part.splits:
+        told = split.column('words') > 0
+        if text.prompts:
+            told = told | (split.labels_array != -2).any(1)
+        candidates = np.flatnonzero(told)
+        for i in candidates[:: max(1, len(candidates) // LOOKED_AT)].tolist():
+            said = split.text(i)
+            met |= said.keys()
+            if texts.key([texts.words(text, said, _labels(split, split.labels_array[i]))]) != texts.NO_KEY:
+                return
+    wanted = ', '.join('+'.join(names) for names in text.sections) or 'prompts'
+    there = f'their records have the sections {", ".join(sorted(met))}' if met else 'their records have no text'
+    raise UserError(
+        f'{text.where}: no text for {wanted} in the sources of data.{text.part} ({", ".join(part.sources)}): {there}'
+    )
+
+
+def _labels(split: Split, values: np.ndarray) -> dict[str, int]:
+    return dict(zip(split.data.labels, values.tolist(), strict=True))
+
+
 def _order(lengths: Mapping[str, int], weights: Mapping[str, float], seed: int, part: str) -> Any:
-    """The endless sequence of (source number, record number); every epoch of a source is a new permutation."""
+    """The endless sequence of (source number, record number, epoch), every epoch of a source a new permutation."""
     import grain
 
     shuffled = [
         grain.MapDataset.range(length)
         .shuffle(seed=_seed(seed, part, source))
         .repeat()
-        .map(lambda record, source=number: (source, record))
+        .map_with_index(lambda at, record, source=number, length=length: (source, record, at // length))
         for number, (source, length) in enumerate(lengths.items())
     ]
     return grain.MapDataset.mix(shuffled, [weights[source] for source in lengths])
@@ -155,7 +218,7 @@ def _seed(seed: int, part: str, source: str) -> int:
 
 def _empty(part: Part, numbers: np.ndarray, labels: int) -> dict[str, np.ndarray]:
     n, depth = len(numbers), np.uint8 if part.bits == 8 else np.uint16
-    return {
+    fields = {
         'row': numbers.astype(np.uint32),
         'image': np.zeros((n, 1, part.canvas, part.canvas, part.channels), depth),
         'image/present': np.ones((n, 1), bool),
@@ -163,8 +226,15 @@ def _empty(part: Part, numbers: np.ndarray, labels: int) -> dict[str, np.ndarray
         'label': np.full((n, labels), -2, np.int8),
         'key/patient': np.zeros((n, 2), np.uint32),
         'key/study': np.zeros((n, 2), np.uint32),
+        'key/text': np.zeros((n, 2), np.uint32),
         'index': np.zeros(n, np.uint32),
     }
+    for name, text in part.texts.items():
+        fields |= {
+            f'text/{name}': np.full((n, text.number, text.length), part.tokenizer.tokens.pad, np.int32),
+            f'text/{name}/length': np.zeros((n, text.number), np.int32),
+        }
+    return fields
 
 
 def _fill(part: Part, fields: dict[str, np.ndarray], at: int, element: int) -> None:
@@ -172,8 +242,8 @@ def _fill(part: Part, fields: dict[str, np.ndarray], at: int, element: int) -> N
 
     All of it comes from the record: at random places of millions, the columns would be two more reads of a page.
     """
-    source, number = part.order[element]
-    raw = part.splits[source].raw(number)
+    source, record, epoch = part.order[element]
+    raw = part.splits[source].raw(record)
     picture = decode.bounded(decode.decode(raw['image'], part.channels, part.bits), part.canvas)
     height, width = picture.shape[:2]
     fields['image'][at, 0, :height, :width] = picture
@@ -182,4 +252,16 @@ def _fill(part: Part, fields: dict[str, np.ndarray], at: int, element: int) -> N
     keys = raw['keys'].view(np.uint64)
     for kind in ('patient', 'study'):
         fields[f'key/{kind}'][at] = divmod(int(keys[KINDS.index(kind)]), 2**32)
-    fields['index'][at] = number
+    fields['index'][at] = record
+    if not part.texts:
+        return
+    said, labels = json.loads(raw['text']), _labels(part.splits[source], raw['label'])
+    words = {name: texts.words(text, said, labels) for name, text in part.texts.items()}
+    fields['key/text'][at] = np.frombuffer(texts.key(words.values()), '>u4')
+    for name, text in part.texts.items():
+        chance = hashlib.sha256(f'{part.seed}:{name}:{part.sources[source]}:{epoch}:{record}'.encode()).digest()
+        rng = np.random.default_rng(int.from_bytes(chance[:8], 'big'))
+        for r, drawn in enumerate(texts.draw(text, words[name], rng)):
+            ids = part.tokenizer.encode(drawn, text.length)
+            fields[f'text/{name}'][at, r, : len(ids)] = ids
+            fields[f'text/{name}/length'][at, r] = len(ids)

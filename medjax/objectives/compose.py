@@ -70,6 +70,7 @@ def objective(recipe: Mapping[str, Any]) -> Objective:
     needs = tuple({name: parse(name, f'terms.{t}') for t, term in terms.items() for name in term.needs}.values())
     for feature in needs:
         _check(feature, recipe, copies)
+        _check_kind(feature, recipe, towers[feature.tower])
     batch_statistics = {f.tower for f in needs if f.copy == 'student' and towers[f.tower].batch_statistics}
     for tower, views in _crops(needs, recipe).items():
         towers[tower].check(crops=views, rows_per_group=recipe['rows_per_group'])
@@ -310,6 +311,28 @@ def _check(f: Feature, recipe: Mapping[str, Any], copies: dict[str, Copy]) -> No
                 raise UserError(
                     f'feature {f.name!r}: the copy {f.copy!r} does not hold {path!r}; add it to copies.{f.copy}.of'
                 )
+
+
+def _check_kind(f: Feature, recipe: Mapping[str, Any], tower: Tower) -> None:
+    """Text towers see text views, with ids that they can embed and no more of them than they have positions."""
+    view, where = recipe['views'][f.view], f'feature {f.name!r}'
+    is_text = view.get('view') == 'text'
+    if is_text != (tower.vocabulary > 0):
+        sees = 'texts' if tower.vocabulary else 'images'
+        raise UserError(f'{where}: the tower {f.tower!r} sees {sees}, and the view {f.view!r} has none')
+    if not is_text:
+        return
+    ids = recipe.get('tokenizer', {}).get('tokens', {}).get('vocabulary', 0)  # known once the config is resolved
+    if ids > tower.vocabulary:
+        raise UserError(
+            f'towers.{f.tower}: the tower knows {tower.vocabulary:,} token ids and the tokenizer '
+            f'{recipe["tokenizer"]["path"]} (tokenizer.path) has {ids:,}; give the one that the tower was made for, or '
+            'set the vocabulary of the tower'
+        )
+    if tower.context and view['length'] > tower.context:
+        raise UserError(
+            f'views.{f.view}.length={view["length"]}: the tower {f.tower!r} takes at most {tower.context} tokens'
+        )
 
 
 def _crops(needs: tuple[Feature, ...], recipe: Mapping[str, Any]) -> dict[str, dict[str, int]]:

@@ -27,7 +27,7 @@ Draws = dict[str, Array]
 
 
 class Crops(NamedTuple):
-    """One view of a config: V crops of each row of a part."""
+    """One image view of a config: V crops of each row of a part."""
 
     part: str
     number: int  # V
@@ -102,7 +102,8 @@ def build(
     """
     if image['channels'] not in (1, 3):
         raise UserError(f'image.channels: 1 or 3, not {image["channels"]!r}')
-    crops = {name: _view(cfg, f'views.{name}') for name, cfg in views.items()}
+    made_by = {name: _view(name, cfg, f'views.{name}') for name, cfg in views.items()}
+    crops = {name: view for name, view in made_by.items() if isinstance(view, Crops)}
     order = _boxes_first(crops)
     generators = {name: _mask(name, cfg, crops, grids, rows_per_group) for name, cfg in masks.items()}
 
@@ -120,8 +121,10 @@ def build(
             picture = to_unit(rows['image'][:, 0], image['channels'])
             x = jax.vmap(view.show)(picture, extent, draws[name])
             present = jnp.repeat(rows['image/present'][:, :1], view.number, axis=1)
-            labels = {field: rows[field] for field in rows if field == 'label' or field.startswith('key/')}
-            seen[name] = View(normalise(x, **image), rows['row'], present, None, {**draws[name], **labels})
+            seen[name] = View(normalise(x, **image), rows['row'], present, None, {**draws[name], **_facts(rows)})
+        for name, view in made_by.items():
+            if not isinstance(view, Crops):
+                seen[name] = view(batch)
 
         made: Masks = {}
         for name, generator in generators.items():
@@ -133,7 +136,7 @@ def build(
             group = masked.row[::rows_per_group] // rows_per_group
             drawn = jax.vmap(generator.draw)(_each(keys[name], group)).reshape(*masked.present.shape, -1)
             made[name] = from_bits(drawn, len(group), generator.masked)
-        return {name: seen[name] for name in crops}, made
+        return {name: seen[name] for name in views}, made
 
     return make_views
 
@@ -175,10 +178,30 @@ def _each(key: Array, numbers: Array) -> Array:
     return jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
 
 
-def _view(cfg: Mapping[str, Any], where: str) -> Crops:
+def text(name: str, part: str) -> Callable[[Batch], View]:
+    """The texts that the stream chose for the view `name` of `part`, as tokens; absent where the length is 0."""
+
+    def view(batch: Batch) -> View:
+        rows = batch[part]
+        x, length = rows[f'text/{name}'], rows[f'text/{name}/length']
+        valid = jnp.arange(x.shape[2]) < length[..., None]
+        return View(x, rows['row'], length > 0, valid, {'length': length, **_facts(rows)})
+
+    return view
+
+
+def _facts(rows: Mapping[str, Array]) -> dict[str, Array]:
+    """What terms may read of the rows, whatever the view."""
+    return {field: rows[field] for field in rows if field == 'label' or field.startswith('key/')}
+
+
+def _view(name: str, cfg: Mapping[str, Any], where: str) -> Crops | Callable[[Batch], View]:
     given = dict(cfg)
-    if (kind := given.pop('view', None)) != 'crop':
-        raise UserError(f'{where}.view: there is no view {kind!r}{suggest(str(kind), ["crop"])}')
+    kind = given.pop('view', None)
+    if kind == 'text':
+        return text(name, given['part'])  # the other keys are the stream's, which checks them
+    if kind != 'crop':
+        raise UserError(f'{where}.view: there is no view {kind!r}{suggest(str(kind), ["crop", "text"])}')
     return errors.build(crop, given, where, name=where)
 
 
@@ -192,7 +215,9 @@ def _mask(
     where, given = f'masks.{name}', dict(cfg)
     view, _, own = name.partition('~')
     if view not in crops or not own:
-        raise UserError(f'{where}: a mask is called view~mask; there is no view {view!r}{suggest(view, crops)}')
+        raise UserError(
+            f'{where}: a mask is called view~mask; there is no view of images {view!r}{suggest(view, crops)}'
+        )
     if (kind := given.pop('mask', None)) != 'blocks':
         raise UserError(f'{where}.mask: there is no mask {kind!r}{suggest(str(kind), ["blocks"])}')
     total = crops[view].number * rows_per_group

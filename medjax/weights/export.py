@@ -1,6 +1,7 @@
 """Exports: what a run gives to everybody else, RUN/exports/<step>/{meta.json, weights.safetensors}. No orbax, no flax.
 
-meta.json says what the arrays are: step, copy, the configs of towers and heads, the preprocessing of images.
+meta.json says what the arrays are: step, copy, the configs of towers and heads, the preprocessing of images. With a
+text tower the file of its tokenizer lies beside it, and meta's `tokenizer` says how it is used.
 An export appears whole or not at all: it is written into a hidden folder beside it, then renamed.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,8 @@ from medjax.errors import UserError
 FORMAT = 1
 
 
-def save(folder: str | Path, params: Any, meta: dict[str, Any]) -> Path:
-    """Writes nested dicts of arrays and their meta as the export `folder`; an export of that name is replaced."""
+def save(folder: str | Path, params: Any, meta: dict[str, Any], files: Mapping[str, bytes] | None = None) -> Path:
+    """Writes nested dicts of arrays, their meta and other `files` as the export `folder`, replacing what is there."""
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     hidden = folder.parent / f'.{folder.name}.{os.getpid()}'
@@ -31,6 +33,8 @@ def save(folder: str | Path, params: Any, meta: dict[str, Any]) -> Path:
     arrays = {name: np.ascontiguousarray(array) for name, array in flatten(params).items()}
     save_file(arrays, hidden / 'weights.safetensors')
     (hidden / 'meta.json').write_text(json.dumps(dict(format=FORMAT) | meta, indent=1))
+    for name, content in (files or {}).items():
+        (hidden / name).write_bytes(content)
     if folder.exists():
         shutil.rmtree(folder)
     hidden.rename(folder)
