@@ -221,11 +221,11 @@ class Pairs(NamedTuple):
         first = jnp.argsort(~both['present'], stable=True)[: self.queue]
         return {'queue': jax.tree.map(lambda x: x[first], both)}
 
-    def moves(self, shapes: dict[str, tuple[int, ...]], row_sums: int, column_sums: int) -> int:
-        """Elements that are exchanged, where a term walks for so many results a row (column) and combination.
+    def moves(self, shapes: dict[str, tuple[int, ...]], column_sums: int, walks: int) -> int:
+        """Elements that are exchanged by a term with so many results of a column, the gradient among its walks.
 
-        The columns go out, once for every walk in a ring, and their gradient comes back; results of columns are added
-        up over devices; and some sums over rows.
+        The columns go out, in a ring once for every walk, and their gradient comes back; results of columns are added
+        up over devices, and some sums over rows. (Who takes part is found by what is known of the columns alone.)
         """
         (_, v, _), (n, w, d) = shapes[self.rows.name], shapes[self.columns.name]
         about = 2 + 3 * len(self.positives.kinds)
@@ -237,8 +237,7 @@ class Pairs(NamedTuple):
         scalars = 64 + 16 * v * w
         if not self.ring:
             return n * w * (d + about + back + v * column_sums) + scalars
-        walks = 4  # who takes part, maxima, sums, and the gradient
-        return n * w * (walks * (d + about + v * (column_sums + 2)) + back) + scalars
+        return n * w * (about + v + walks * (d + about + v * (column_sums + 2)) + back) + scalars
 
 
 class Scale(NamedTuple):

@@ -85,7 +85,8 @@ def build(
         return params | {'bias': jnp.asarray(bias, jnp.float32)}, aux
 
     def moves(rows: int, shapes: dict[str, tuple[int, ...]]) -> int:
-        return of.moves(shapes, 4, 1) + 2 * shapes[columns][0] * shapes[columns][1]
+        n, w, _ = shapes[columns]
+        return of.moves(shapes, 1, 2) + 2 * n * w  # the bias beside each column
 
     axes = of.axes[0] | {'bias': ()}, of.axes[1]
     return Term(of.needs, loss, moves, init, axes, of.update, of.project)

@@ -118,7 +118,7 @@ def build(
 
     def moves(rows: int, shapes: dict[str, tuple[int, ...]]) -> int:
         # of a column: part, top, its sums, of which exp, chosen and positives, and as many more for soft positives
-        return of.moves(shapes, 3, 3 + 2 * kinds + 3 * soft)
+        return of.moves(shapes, 3 + 2 * kinds + 3 * soft, 3)
 
     return Term(of.needs, loss, moves, of.init, of.axes, of.update, of.project)
 
