@@ -500,7 +500,7 @@ def test_what_a_batch_lacks_is_named():
 @pytest.mark.parametrize('spec', ['identity', ['text', dict(soft='teacher', alpha=0.4)]], ids=str)
 @pytest.mark.parametrize('module', [pair_softmax, pair_sigmoid])
 def test_what_devices_exchange_is_what_the_term_says(module, spec, means):
-    """In a ring every message is sent seven times, and no device ever holds all columns."""
+    """And in a ring no device ever holds all columns."""
     from test_sharding import collectives
 
     mesh = use(means)
@@ -518,9 +518,10 @@ def test_what_devices_exchange_is_what_the_term_says(module, spec, means):
 
     placed = jax.device_put((found, views), sharding.rows_sharding(mesh))
     compiled = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(placed[0], params, placed[1]).compile()
-    sent = collectives(compiled.as_text())
+    elsewhere, entry = compiled.as_text().split('\nENTRY ')
+    sent = collectives(elsewhere) * 7 + collectives(entry)  # the loop of a ring goes around seven times
     says = term.moves(n, {name: x.shape for name, x in found.items()})
-    moved = sum(math.prod(dims) * (7 if kind == 'collective-permute' else 1) for kind, dims in sent)
+    moved = sum(math.prod(dims) for _, dims in sent)
     assert moved <= says <= 1.5 * moved, f'{moved} elements move, the term says {says}: {sent}'
     if means == 'ring':
         assert max(math.prod(dims) for _, dims in sent) <= n // 8 * (d + 1)
