@@ -66,7 +66,7 @@ def objective(recipe: Mapping[str, Any]) -> Objective:
     }
     copies = {name: _copy(cfg, recipe, f'copies.{name}') for name, cfg in recipe['copies'].items()}
     heads = _heads(recipe, towers)
-    terms, weights = _terms(recipe, heads)
+    terms, weights = _terms(recipe, towers, heads)
     needs = tuple({name: parse(name, f'terms.{t}') for t, term in terms.items() for name in term.needs}.values())
     for feature in needs:
         _check(feature, recipe, copies)
@@ -269,7 +269,18 @@ def _heads(recipe: Mapping[str, Any], towers: dict[str, Tower]) -> dict[str, Hea
     }
 
 
-def _terms(recipe: Mapping[str, Any], heads: dict[str, Head]) -> tuple[dict[str, Term], dict[str, Schedule]]:
+def _terms(
+    recipe: Mapping[str, Any], towers: dict[str, Tower], heads: dict[str, Head]
+) -> tuple[dict[str, Term], dict[str, Schedule]]:
+    def width(name: str) -> int:
+        f = parse(name, 'terms')
+        x = jax.ShapeDtypeStruct((1, towers[f.tower].width), jnp.float32)
+        if f.head is None:
+            return x.shape[-1]
+        head = heads[f.head]
+        return jax.eval_shape(lambda key, x: head.apply(head.init(key), x), jax.random.key(0), x).shape[-1]
+
+    parts = {name: cfg.get('part') for name, cfg in recipe['views'].items()}
     terms: dict[str, Term] = {}
     weights: dict[str, Schedule] = {}
     for i, cfg in enumerate(recipe['terms']):
@@ -283,7 +294,7 @@ def _terms(recipe: Mapping[str, Any], heads: dict[str, Head]) -> tuple[dict[str,
         where = f'terms[{i}] ({name})'
         weights[name] = schedule(rest.pop('weight', 1.0), recipe['total_steps'], f'{where}.weight')
         module = find(kind, 'medjax.objectives.terms', where)
-        context = Context(where, recipe['total_steps'], recipe['rows_per_group'], heads)
+        context = Context(where, recipe['total_steps'], recipe['rows_per_group'], heads, parts, width)
         terms[name] = build(module.build, rest, where, context=context)
     if not terms:
         raise UserError('terms: a recipe needs at least one term')

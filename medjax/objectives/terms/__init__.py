@@ -6,7 +6,7 @@ user's own. See docs/add_a_term.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from jax import Array
@@ -21,6 +21,10 @@ class Context(NamedTuple):
     total_steps: int
     rows_per_group: int
     heads: dict[str, Head]
+    parts: Mapping[str, str] = {}  # view -> the part of the batch that it shows
+    width: Callable[[str], int] = lambda name: (
+        0
+    )  # name of a feature -> the length of its last axis; once the recipe is checked
 
 
 class Net(NamedTuple):
