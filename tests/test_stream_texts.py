@@ -271,7 +271,7 @@ def test_a_text_view_is_what_the_stream_chose(batch):
 def test_features_of_a_text_view_by_the_text_tower(batch, importable):
     goal, make_views, state = started(recipe())
     views, masks = make_views(batch, state.key, state.step)
-    found = goal.features(state.params, state.aux, views, masks, state.key, state.step)
+    found, _ = goal.features(state.params, state.aux, views, masks, state.key, state.step)
     assert found['student/text/report/cls'].shape == (8, 1, 16)
     assert found['student/text/sentence/cls>vt'].shape == (8, 3, 8)
     p = state.params['towers']['text']

@@ -54,7 +54,7 @@ def recipe(norm: str = 'batch', **changes: Any) -> dict[str, Any]:
             views={
                 'global': dict(view='crop', part='cxr', count=2, size=(16, 24)),
                 'local': dict(view='crop', part='cxr', count=2, size=16),
-                'report': dict(view='text', part='cxr'),
+                'report': dict(view='text', part='cxr', length=8),
             },
             masks={},
             towers=dict(image=dict(RESNET, norm=norm), text=dict(TEXT, pool='max')),

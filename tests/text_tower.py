@@ -24,4 +24,4 @@ def build(
         return {'cls': mean @ params['kernel'], 'tokens': tokens}
 
     axes = {'embedding': (None, None), 'kernel': (None, None)}
-    return Tower(init, axes, apply, width, grid=lambda size: (0, 0), vocabulary=vocabulary, context=context)
+    return Tower(init, axes, apply, width, vocabulary=vocabulary, context=context)
