@@ -39,7 +39,10 @@ The way from a folder of images to a judged encoder:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command; its exit code, or 2 for a user's mistake, 70 for a bug, 130 after Ctrl-C, 143 after SIGTERM."""
+    """Runs one command; its exit code, or 2 for a user's mistake, 70 for a bug, 130 after Ctrl-C, 143 after SIGTERM.
+
+    141 where nobody reads the output any more.
+    """
     name, *rest = (sys.argv[1:] if argv is None else argv) or ['--help']
     if argv is None and name != 'train':  # the process is ours; train saves its step at a SIGTERM
         signal.signal(signal.SIGTERM, terminate)

@@ -13,13 +13,14 @@ def main(argv: list[str]) -> int:
         prog='medjax report', description='Write RUN/report.html: curves, health, results, features, data.'
     )
     parser.add_argument('--run', required=True, metavar='RUN', help='the folder of a run (--workdir of medjax train)')
-    parser.add_argument('--data', metavar='DATA', help='the data set to show; default: the first that the run used')
+    parser.add_argument('--data', metavar='DATA', help='the data set to show; default: all that the run used')
     args = parser.parse_args(argv)
 
     run = read.read(args.run)
+    out = base.target('--run', str(run.path / 'report.html'))
     data = dataset.find(run, args.data)
     html = page.render(run, pictures.gather(run, data), [dataset.summary(one) for one in data.sets], data.words)
 
-    base.write(run.path / 'report.html', html)
+    base.write(out, html)
     print(f'{os.path.join(args.run, "report.html")}: {len(html) / 1e6:.1f} MB')
     return 0

@@ -56,6 +56,11 @@ def test_a_folder_that_workers_do_not_share_is_one_sentence(tmp_path):
         beam._write(str(tmp_path / 'job'), 0)
 
 
+def test_options_that_cannot_be_split_are_one_sentence(tmp_path):
+    with pytest.raises(UserError, match="--beam --runner='x: these are no options"):
+        beam.run("--runner='x", source(), source, b'key', [], tmp_path)
+
+
 def test_a_worker_makes_the_source_once(tmp_path):
     made = []
     job = tmp_path / 'job'

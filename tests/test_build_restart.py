@@ -68,6 +68,18 @@ def test_whole_chunks_are_kept_and_used(tmp_path, whole, error):
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith('.')] == []
 
 
+@pytest.mark.parametrize('kept', [0, 50, -50])
+def test_a_chunk_that_lost_its_end_is_made_again(tmp_path, whole, kept):
+    """As after a power cut: the file is there, its content is not."""
+    out = tmp_path / 'data'
+    with pytest.raises(KeyboardInterrupt):
+        write.write(source(stopping(58, KeyboardInterrupt())), out)
+    damaged = sorted(tmp_path.glob('.data.*/chunks/*.npz'))[0]
+    damaged.write_bytes(damaged.read_bytes()[:kept])
+    write.write(source(), out)
+    assert content(out) == whole
+
+
 def test_a_changed_file_is_read_again(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         write.write(source(stopping(58, KeyboardInterrupt())), tmp_path / 'data')

@@ -38,6 +38,11 @@ def test_key_comes_from_the_environment_or_a_private_file(monkeypatch, tmp_path)
     with pytest.raises(UserError, match='chmod 600'):
         ids.private_key()
 
+    ids.key_file().unlink()
+    ids.key_file().mkdir(mode=0o700)
+    with pytest.raises(UserError, match='cannot be read'):
+        ids.private_key()
+
 
 def test_fingerprint_does_not_hold_the_key():
     assert len(ids.fingerprint(b'secret')) == 16

@@ -277,6 +277,10 @@ def test_a_wrong_folder_is_a_sentence(tmp_path):
         report.main(['--run', str(tmp_path / 'nowhere')])
     with pytest.raises(UserError, match=r'no config\.json'):
         report.main(['--run', str(tmp_path)])
+    (tmp_path / 'config.json').write_text('{}')
+    (tmp_path / 'report.html').mkdir()
+    with pytest.raises(UserError, match='report.html: that is a folder'):
+        report.main(['--run', str(tmp_path)])
 
 
 def test_components_are_those_of_a_singular_value_decomposition():

@@ -143,8 +143,8 @@ def test_chexpert_plus_alone(tmp_path):
     ]  # fmt: skip
     assert b'12345678' not in on_disk(tmp_path / 'out')
     assert len(chexpert.source(str(folder), split='drawn').entries) == 3
-    table(folder / 'chexbert_labels' / 'impression_fixed.json', '{"Edema": 1.0}\n')
-    with pytest.raises(UserError, match='line 1: no JSON object with path_to_image'):
+    table(folder / 'chexbert_labels' / 'impression_fixed.json', '\n{"Edema": 1.0}\n')
+    with pytest.raises(UserError, match='line 2: no JSON object with path_to_image'):
         chexpert.source(str(folder))
 
 

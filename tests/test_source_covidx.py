@@ -17,6 +17,7 @@ TRAIN = [
     f'{RSNA[0]} {RSNA[0]}.png normal rsna',
     'ANON191 CR.1.2.840.png COVID-19 actmed',
     'ANON191 gone.png COVID-19 actmed',
+    '',
     'a line of words',
     '3 SARS-10.1148rg.jpeg normal cohen',
 ]
@@ -56,7 +57,7 @@ def test_a_list_of_three_classes(folder, tmp_path):
     }
     assert reasons(source) == {
         'train_COVIDx7A.txt line 6': 'there is no such file',
-        'train_COVIDx7A.txt line 7': 'not: patient, file, class and source',
+        'train_COVIDx7A.txt line 8': 'not: patient, file, class and source',
         'test_COVIDx7A.txt line 3': 'the film is in train too',
         'train_COVIDx7A.txt line 5': 'in train of the published list, but its patient is in test too',
     }
@@ -119,7 +120,7 @@ def test_two_classes_three_parts_and_lists_without_sources(tmp_path):
 def test_lists_are_named(folder, monkeypatch):
     source = covidx.source(str(folder), split='7A')
     assert source.splits == 'covidx/7A, altered' and 'covidx/7A has 15111 train images, this list 6' in source.notes
-    parts = [(line.split()[-3], 'train') for line in TRAIN if 'words' not in line]
+    parts = [(line.split()[-3], 'train') for line in TRAIN if line and 'words' not in line]
     parts += [(line.split()[-3], 'test') for line in TEST if 'COVID(1)' not in line]
     mine = published.Published('', {'train': 6, 'test': 3}, published.digest(dict(parts).items()))
     monkeypatch.setitem(published.LISTS, 'covidx/8A', mine)

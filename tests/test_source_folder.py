@@ -100,6 +100,20 @@ def test_frames_are_records_of_one_study(tmp_path, real_dicom):
 
 
 @pytest.mark.parametrize(
+    ('view', 'role'),
+    [
+        ('AP SUPINE', 'frontal'),
+        ('SUPINE AP', 'frontal'),
+        ('LEFT LATERAL', 'lateral'),
+        ('LEFT LATERAL DECUBITUS', 'image'),
+    ],
+)
+def test_the_role_is_by_the_word_of_the_view_that_tells(tmp_path, view, role):
+    save(tmp_path / 'set/a/one', dicom(ViewPosition=view))
+    assert folder.source(str(tmp_path / 'set')).load(0).role == role
+
+
+@pytest.mark.parametrize(
     ('options', 'words'),
     [
         (dict(patient='person'), '0 groups; put one around'),

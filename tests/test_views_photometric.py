@@ -86,11 +86,6 @@ def test_dinov2_draws_with_the_published_shares():
     assert (crops['grey'][:, 0] != crops['grey'][:, 1]).any()  # drawn for each crop
 
 
-def test_published_blur_is_one_minus_the_nominal():
-    for view, nominal in photometric.DINOV2_BLUR['nominal'].items():
-        np.testing.assert_allclose(photometric.DINOV2_BLUR['published'][view], 1 - np.array(nominal), atol=1e-12)
-
-
 def test_radiograph_equals_its_equation():
     x = picture(1, levels=False)
     p = dict(brightness=np.float32(0.08), contrast=np.float32(1.2), gamma=np.float32(0.8))

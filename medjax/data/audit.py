@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import collections
 import csv
-import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -146,8 +145,6 @@ def _first(split: Split, kind: str) -> tuple[np.ndarray, np.ndarray]:
 def _near(parts: Sequence[Part]) -> tuple[list[Pair], list[str]]:
     """Near-duplicates in and between all parts: candidates by thumbnails, then looked at as pixels; and what was not
     looked for. Phantoms are left out: their bodies are as alike as a second look can tell, and who is who is known."""
-    from tqdm import tqdm
-
     chosen = [n for n, part in enumerate(parts) if not part.split.data.invented]
     notes = (
         ['near-duplicates were not looked for among phantoms: who is who is known'] if len(chosen) < len(parts) else []
@@ -163,27 +160,28 @@ def _near(parts: Sequence[Part]) -> tuple[list[Pair], list[str]]:
         at = int(np.searchsorted(start, i, 'right')) - 1
         return chosen[at], i - int(start[at])
 
-    @functools.lru_cache(64)
     def picture(i: int) -> np.ndarray:
         part, record = place(i)
         return parts[part].split.image(record)
 
-    alike: dict[tuple[int, int], float] = {}
-    both = list(zip(found.first.tolist(), found.second.tolist(), strict=True))
-    for i, j in tqdm(both, 'near-duplicates', unit=' pairs', disable=None, leave=False):
-        if (agreement := similar.agree(picture(i), picture(j))) >= similar.ALIKE:
-            alike[i, j] = agreement
-    one = np.array(list(alike), np.int64).reshape(-1, 2)
-    group = similar.groups(one[:, 0], one[:, 1], start[-1])
+    agreed = similar.agreed(found.first, found.second, picture)
+    first, second = (side[agreed >= similar.ALIKE] for side in (found.first, found.second))
+    group = similar.groups(first, second, start[-1])
+    alike = dict(zip(zip(first.tolist(), second.tolist()), agreed[agreed >= similar.ALIKE].tolist(), strict=True))
     pixels = np.concatenate([parts[n].split.keys('pixels') for n in chosen])
+    told = {
+        (min(i, j), max(i, j))
+        for i, j in _within(group, [place(i)[0] for i in range(len(group))], alike)
+        if pixels[i] != pixels[j]  # else they are found as that
+    }
+    others = np.array(sorted(told - alike.keys()), np.int64).reshape(-1, 2)
+    again = similar.agreed(others[:, 0], others[:, 1], picture)
+    alike |= zip(map(tuple, others.tolist()), again.tolist(), strict=True)
     pairs = []
-    for i, j in _within(group, [place(i)[0] for i in range(len(group))], alike):
-        if pixels[i] == pixels[j]:
-            continue  # found as that
-        agreement = alike.get((min(i, j), max(i, j))) or similar.agree(picture(i), picture(j))
+    for i, j in told:
         (a, x), (b, y) = sorted([place(i), place(j)], key=lambda p: (RANK[parts[p[0]].split.name], *p))
-        pairs.append(Pair(a, x, b, y, round(agreement, 4)))
-    return sorted(set(pairs)), notes
+        pairs.append(Pair(a, x, b, y, round(alike[i, j], 4)))
+    return sorted(pairs), notes
 
 
 def _within(

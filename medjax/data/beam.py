@@ -31,6 +31,10 @@ def run(
     """Like `workers.run`, in a pipeline with Beam's `options` ('--runner=FlinkRunner --parallelism=64'; '' runs on this
     machine). UserError where the workers do not share `folder`."""
     try:
+        words = shlex.split(options)
+    except ValueError as error:
+        raise UserError(f'--beam {options}: these are no options ({error})') from None
+    try:
         import apache_beam as beam
         from apache_beam.options.pipeline_options import PipelineOptions
     except ImportError:
@@ -39,12 +43,12 @@ def run(
         pickle.dump((again, key, plan), job)
         job.flush()
         try:
-            with beam.Pipeline(options=PipelineOptions(shlex.split(options))) as pipeline:
+            with beam.Pipeline(options=PipelineOptions(words)) as pipeline:
                 numbers = pipeline | beam.Create(range(len(plan))) | beam.Reshuffle()
                 numbers | 'make chunks' >> beam.Map(functools.partial(_write, job.name))
         except Exception as error:  # a worker's, with ' [while running …]' behind it, or a RuntimeError that quotes it
-            words = ''.join(traceback.format_exception_only(error))
-            if said := re.search(r'medjax\.errors\.UserError: (.+?)(?: \[while running|$)', words, re.MULTILINE):
+            lines = ''.join(traceback.format_exception_only(error))
+            if said := re.search(r'medjax\.errors\.UserError: (.+?)(?: \[while running|$)', lines, re.MULTILINE):
                 raise UserError(said[1]) from None
             raise
 

@@ -7,7 +7,6 @@ it was, chunks are made by as many processes as there are, and a finished chunk 
 from __future__ import annotations
 
 import collections
-import contextlib
 import functools
 import hashlib
 import itertools
@@ -276,9 +275,11 @@ def _digest(entries: list[Entry], labels: list[np.ndarray]) -> str:
 def _made(folder: pathlib.Path, chunk: Chunk, digest: str) -> bool:
     if not (folder / f'{chunk.name}.array_record').is_file():
         return False
-    with contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile):
-        return str(read(folder, chunk)['digest']) == digest
-    return False
+    try:
+        with np.load(folder / f'{chunk.name}.npz', allow_pickle=False) as file:  # which reads what is asked for alone
+            return str(file['digest']) == digest
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
+        return False
 
 
 def _in_order(pool: Executor | None, function: Callable[[Any], Any], items: list[Any]) -> Iterator[Any]:

@@ -45,7 +45,7 @@ def sex(cell: str) -> str | None:
 
 def role(view: str) -> str:
     """'frontal' or 'lateral' by the first word of a view that tells: 'AP Supine', 'AP_horizontal'; else 'image'."""
-    words = view.lower().replace('_', ' ').split()
+    words = view.lower().replace('_', ' ').replace('lateral decubitus', 'decubitus').split()  # frontal, of one who lies
     return next((ROLES[word] for word in words if word in ROLES), 'image')
 
 

@@ -1,6 +1,6 @@
 """Columns: what is cheap to know of every record, one .npy file for each split and fact, mapped and never read whole.
 
-DATA/columns/<split>/label.npy   int8 [n,L]     keys.npy uint64 [n,6]     info/age.npy float32 [n], …
+DATA/columns/<split>/label.npy   int8 [n,L]     keys.npy uint64 [n,7]     info/age.npy float32 [n], …
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Gathered(NamedTuple):
 def gather(folder: pathlib.Path, plan: Sequence[Chunk], out: pathlib.Path) -> Gathered:
     """Joins the columns of the chunks in `folder` into files below `out`, a chunk in memory at a time."""
     shards: dict[str, list[int]] = defaultdict(list)
-    kinds: dict[str, dict[str, np.dtype]] = defaultdict(dict)  # split -> column -> dtype that holds all chunks' values
+    kinds: dict[str, np.dtype] = {}  # column -> dtype that holds the values of all chunks, so every split has it
     shapes: dict[str, tuple[int, ...]] = {}
     moments: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(3))
     drops: list[Dropped] = []
@@ -52,18 +52,15 @@ def gather(folder: pathlib.Path, plan: Sequence[Chunk], out: pathlib.Path) -> Ga
         if not n:
             continue
         for name in (*PUBLIC, *(name for name in read if name.startswith('info/'))):
-            known = kinds[chunk.split].get(name, read[name].dtype)
-            kinds[chunk.split][name] = _both(known, read[name].dtype)
+            kinds[name] = _both(kinds.get(name, read[name].dtype), read[name].dtype)
             shapes[name] = read[name].shape[1:]
         moments[chunk.split] += read['moments'].sum(0)
         digest.update(read['content'].tobytes())
         channels, bits = max(channels, int(read['shape'][:, 2].max())), max(bits, int(read['bits'].max()))
         size = max(size, int(read['shape'][:, :2].max()))
     shards = {split: lengths for split, lengths in shards.items() if sum(lengths)}
-    facts = {name: dtype for split in shards for name, dtype in kinds[split].items()}  # every split has every column
     for split in shards:
-        kinds[split] = {name: kinds[split].get(name, dtype) for name, dtype in facts.items()}
-        _join(folder, [c for c in plan if c.split == split], sum(shards[split]), kinds[split], shapes, out / split)
+        _join(folder, [c for c in plan if c.split == split], sum(shards[split]), kinds, shapes, out / split)
     people = {split: _distinct(out / split / 'keys.npy', KINDS.index('patient')) for split in shards}
     patients = {split: len(keys) for split, keys in people.items()}
     everyone = len(np.unique(np.concatenate(list(people.values())))) if people else 0

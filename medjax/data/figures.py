@@ -80,7 +80,7 @@ def source(
 
 
 def _joined(figures: Iterable[Figure]) -> list[Figure | Drop]:
-    """One figure for each image id; a line that puts it in another split or article than its first line is a drop."""
+    """One figure for each image id; a line that puts it in another split or file than its first line is a drop."""
     found: dict[str, Figure] = {}
     drops = []
     for figure in figures:

@@ -45,12 +45,11 @@ def _groups(source: Source, unknown: list[int]) -> dict[int, str]:
     if len(readable) < 2:
         return {}
     pairs = similar.candidates(np.stack([thumb for thumb in thumbs if thumb is not None]))
-    load = functools.lru_cache(64)(lambda i: chunks.opened(source.load(int(readable[i]))))
     nobody = np.isin(readable, unknown)
     asked = nobody[pairs.first] | nobody[pairs.second]  # of two known patients it is the audit that tells
     first, second = pairs.first[asked], pairs.second[asked]
-    alike = [similar.agree(load(a), load(b)) >= similar.ALIKE for a, b in zip(first, second, strict=True)]
-    kept = np.asarray(alike, bool)
+    agreed = similar.agreed(first, second, lambda n: chunks.opened(source.load(int(readable[n]))))
+    kept = agreed >= similar.ALIKE
     # an image is also with its patient's others, or with those of its study where nobody is known
     _, head, member = np.unique(
         [splits.patient(source.entries[i]) for i in readable], return_index=True, return_inverse=True

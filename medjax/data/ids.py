@@ -43,9 +43,12 @@ def private_key() -> bytes:
             _make(path)
     except OSError as error:
         raise UserError(f'the id key {path} cannot be made ({error.strerror}); set MEDJAX_ID_KEY instead') from None
-    if path.stat().st_mode & 0o077:
-        raise UserError(f'the id key {path} can be read by others; run: chmod 600 {path}')
-    key = path.read_bytes().strip()
+    try:
+        if path.stat().st_mode & 0o077:
+            raise UserError(f'the id key {path} can be read by others; run: chmod 600 {path}')
+        key = path.read_bytes().strip()
+    except OSError as error:
+        raise UserError(f'the id key {path} cannot be read ({error.strerror}); set MEDJAX_ID_KEY instead') from None
     if not key:
         raise UserError(f'the id key {path} is empty; restore it from a copy, or delete it to start with a new key')
     return key

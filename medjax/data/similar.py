@@ -1,7 +1,7 @@
 """Near-duplicates: one picture stored twice, at another size, coded again, brightened, marked or slightly cropped.
 
     found = similar.candidates(thumbs)              # of every picture its `thumbnail`, kept in the data set
-    same = np.array([similar.agree(image(i), image(j)) >= similar.ALIKE for i, j in zip(found.first, found.second)])
+    same = similar.agreed(found.first, found.second, image) >= similar.ALIKE        # image(i) -> pixels [H,W,C]
     similar.groups(found.first[same], found.second[same], len(thumbs))
 
 Three looks, each finer and dearer than the one before:
@@ -21,6 +21,7 @@ from __future__ import annotations
 import concurrent.futures
 import functools
 import os
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -135,6 +136,16 @@ def agree(a: np.ndarray, b: np.ndarray) -> float:
     image, target = sign * pair[turn], pair[1 - turn]
     laid = align.laid(image, target, places[start], steps=10)
     return max(0.0, float(align.agreement(align.curved(laid, target), target).max()))
+
+
+def agreed(first: np.ndarray, second: np.ndarray, image: Callable[[int], np.ndarray]) -> np.ndarray:
+    """float64 [m]: `agree` of m pairs of pictures, which `image` opens by number. A progress bar on a terminal."""
+    from tqdm import tqdm
+
+    picture = functools.lru_cache(64)(image)  # a picture has several pairs, near each other
+    pairs = list(zip(first.tolist(), second.tolist(), strict=True))
+    bar = tqdm(pairs, 'near-duplicates', unit=' pairs', disable=None, leave=False)
+    return np.array([agree(picture(i), picture(j)) for i, j in bar], np.float64)
 
 
 def groups(first: np.ndarray, second: np.ndarray, n: int) -> np.ndarray:

@@ -63,9 +63,8 @@ def facts(data: records.DataSet) -> list[tuple[str, str]]:
 
 def drops(path: Path) -> str:
     """How many records the build left out, and why; reasons only, no ids and no file names."""
-    if not path.exists():
-        return 'unknown'
-    rows = [row for row in csv.DictReader(path.read_text().splitlines()) if row['part'] == 'record']
+    with path.open(newline='') as file:
+        rows = [row for row in csv.DictReader(file) if row['part'] == 'record']
     reasons = collections.Counter(row['reason'] for row in rows).most_common(REASONS)
     listed = '; '.join(f'{n:,} x {reason}' for reason, n in reasons)
     return f'{len(rows):,} records ({listed})' if rows else 'no record'

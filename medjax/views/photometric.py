@@ -3,7 +3,9 @@
 A set is two pure functions, `draw` and `apply`. Parameters are drawn apart from being used, so that they travel in the
 view's meta. Images are float32 [H,W,C] in [0,1] with one or three channels. Blur is not here: it is part of the
 crop's matrix (geometry.py), which for these sets means before and not after them; grey-value changes and blur
-commute but for the clipping to [0,1] and for gamma.
+commute but for the clipping to [0,1] and for gamma. How often DINOv2 blurs is not what its code names: that hands 1 - p
+to a wrapper that expects p, so the published models saw (0, .9) of the global crops and .5 of the local ones blurred,
+not (1, .1) and .5.
 """
 
 from __future__ import annotations
@@ -19,13 +21,6 @@ from medjax.errors import UserError, build, suggest
 from medjax.views.geometry import between
 
 LUMINANCE = (0.299, 0.587, 0.114)
-
-# How often DINOv2 blurs the crops of a view, for a view's key `blur`. Its code hands 1 - p to a wrapper that expects
-# p, so the published models were trained with other probabilities than the file names; sigma is uniform in (.1, 2).
-DINOV2_BLUR = {
-    'published': {'global': (0.0, 0.9), 'local': 0.5},
-    'nominal': {'global': (1.0, 0.1), 'local': 0.5},
-}
 
 
 class Photometric(NamedTuple):

@@ -70,8 +70,8 @@ def draw_exposure(rng: np.random.Generator, site: Site) -> Exposure:
     )
 
 
-def camera(pose: Pose, size: int, centre: float = 0.0) -> Camera:
-    """Pixels are squares of field / size; the isocentre is the origin, `centre` cm to the back for a lateral."""
+def camera(pose: Pose, size: int) -> Camera:
+    """Pixels are squares of field / size; the isocentre is the origin."""
     turn, roll, tip = pose.angles
     (ct, cr, cp), (st, sr, sp) = np.cos(pose.angles), np.sin(pose.angles)
     about_body = np.array([[ct, 0, st], [0, 1, 0], [-st, 0, ct]])

@@ -16,7 +16,6 @@ SIZES = dict(  # the range of what `Finding.size` measures
     cardiomegaly=(0.55, 0.66),  # width of the heart over the width of the chest
 )
 NORMAL_HEART = (0.41, 0.51)
-CHANGES = ('new', 'larger', 'smaller', 'unchanged', 'resolved')
 
 
 class Finding(NamedTuple):
@@ -33,7 +32,7 @@ class Status(NamedTuple):
     """One study of a patient."""
 
     present: dict[str, Finding]
-    change: dict[str, str]  # finding -> one of CHANGES, for all that are there now or were before; first study: empty
+    change: dict[str, str]  # finding -> 'new', 'larger', … for all that are there or were before; first study: empty
 
 
 def history(rng: np.random.Generator, studies: int) -> list[Status]:

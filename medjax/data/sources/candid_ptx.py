@@ -82,7 +82,7 @@ def source(folder: str, size: int | None = None) -> Source:
         except Unreadable as error:
             note = f'the mask is left out: {error}'
         facts = dicom.facts(data) | {'language': 'en'}
-        role = coding.ROLES.get(str(facts.get('view', '')).lower(), 'image')
+        role = coding.role(str(facts.get('view', '')))
         return Example(data, role, _text(lines[image]), facts, mask, note=note)
 
     return Source(

@@ -151,6 +151,7 @@ def _read(
             reason = 'its Path names no view of a study'
         if not names:
             dropped.append(Drop(cells[key], where, reason))
+            continue
         codes, wrong = coding.codes(cells, CHEXPERT)
         if wrong:
             reason = f'neither 1, 0, -1 nor blank, taken as blank: {", ".join(wrong)}'
@@ -193,7 +194,7 @@ def _read_plus(root: pathlib.Path, images: dict[str, Named], dropped: list[Drop]
 
 def _chexbert(path: pathlib.Path) -> Iterator[tuple[str, list[int]]]:
     """image -> labels of a file with one JSON object a line: 1.0, 0.0, -1.0 or null."""
-    for number, line in enumerate(release.read_list(path), 1):
+    for number, line in release.numbered(path):
         try:
             told = json.loads(line)
             cells = {name: '' if told.get(name) is None else str(told[name]) for name in CHEXPERT}

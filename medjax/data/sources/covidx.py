@@ -66,7 +66,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def source(folder: str, size: int | None = None, split: str = 'given') -> Source:
     root = release.folder(folder, layout=LAYOUT)
-    files = release.paths(root, '.png', '.jpg', '.jpeg')
+    files = release.files(root, '.png', '.jpg', '.jpeg')
     lines, dropped = _lines(_lists(root, split if split in VERSIONS else ''))
     parts: dict[str, str] = {}
     for line in lines:
@@ -141,7 +141,7 @@ def _lines(lists: dict[str, pathlib.Path]) -> tuple[list[Line], list[Drop]]:
     """The lines of the lists, read from the right, since patients may have blanks in them."""
     lines, dropped = [], []
     for split, path in lists.items():
-        for number, text in enumerate(release.read_list(path), 1):
+        for number, text in release.numbered(path):
             words, where = text.split(), f'{path.name} line {number}'
             has_source = len(words) > 3 and words[-2].lower() in CLASSES
             *patient, file, kind = words[:-1] if has_source else words if len(words) > 2 else ['', '', '']

@@ -21,12 +21,12 @@ import multiprocessing
 import os
 import pathlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from medjax.data import coding, dicom, release
 from medjax.data.dicom import Header
-from medjax.data.sources import BLANK, CONFLICTING, Drop, Entry, Example, Source, Unreadable
+from medjax.data.sources import BLANK, Drop, Entry, Example, Source, Unreadable
 from medjax.errors import UserError
 
 LICENSE = ''
@@ -125,10 +125,11 @@ def _person(header: Header) -> str | None:
 
 
 def _role(header: Header) -> str:
-    view = str(header.facts.get('view', '')).lower().split(' ')[0]
-    if header.facts.get('modality') == 'MG' and re.fullmatch('[a-z]{2,6}', view):
-        return view
-    return coding.ROLES.get(view, 'image')
+    view = str(header.facts.get('view', ''))
+    first = view.lower().split(' ')[0]
+    if header.facts.get('modality') == 'MG' and re.fullmatch('[a-z]{2,6}', first):
+        return first
+    return coding.role(view)
 
 
 def _labels(
@@ -150,7 +151,7 @@ def _labels(
     for line in table.lines:
         lines.setdefault(line.cells[column], []).append(line.cells)
     lines.pop('', None)
-    joined = {of: [_joined(cells[name] for cells in several) for name in names] for of, several in lines.items()}
+    joined = {of: coding.join([coding.codes(cells, names)[0] for cells in several]) for of, several in lines.items()}
     own = [getattr(header, KEYS[key]) for _, _, header, _ in pictures]
     if not set(own) & joined.keys():
         raise UserError(
@@ -168,11 +169,6 @@ def _labels(
 
 def _is_label(cells: list[str]) -> bool:
     return any(cells) and all(coding.label(cell) is not None for cell in cells if cell)
-
-
-def _joined(cells: Iterable[str]) -> int:
-    values = {coding.label(cell) for cell in cells if cell}
-    return CONFLICTING if len(values) > 1 else int(values.pop() or 0) if values else BLANK
 
 
 def _notes(pictures: list[Picture]) -> list[str]:

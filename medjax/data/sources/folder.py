@@ -75,8 +75,7 @@ def source(
         _, path, _, _, frame = pictures[i]
         data = release.content(root / path)
         facts = dicom.facts(data) if dicom.looks_like(data) else {}
-        view = str(facts.get('view', '')).lower()
-        return Example(data, frame=frame or 0, role=coding.ROLES.get(view, 'image'), info=facts)
+        return Example(data, frame=frame or 0, role=coding.role(str(facts.get('view', ''))), info=facts)
 
     entries = [_entry(root, picture, patient_of) for picture in pictures]
     return Source(

@@ -117,7 +117,7 @@ def source(folder: str, size: int | None = None) -> Source:
         data = release.content(release.inside(root, place[image]))
         view = views.get(_bare(image), '')
         info = coding.known(view=view, license=LICENSE, language='en')
-        return Example(data, coding.ROLES.get(view.lower(), 'image'), told[i].text, info)
+        return Example(data, coding.role(view), told[i].text, info)
 
     notes = [f'{filmless} report{"s have" if filmless > 1 else " has"} no film'] if filmless else []
     notes += release.not_named(pictures, {place[image] for image in seen}, 'the reports')

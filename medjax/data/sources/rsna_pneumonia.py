@@ -99,7 +99,7 @@ def source(folder: str, size: int | None = None, split: str = 'given') -> Source
         except Unreadable as error:
             note = f'the mask is left out: {error}'
         facts = dicom.facts(data)
-        role = coding.ROLES.get(str(facts.get('view', '')).lower(), 'image')
+        role = coding.role(str(facts.get('view', '')))
         return Example(data, role, info=facts, mask=mask, note=note)
 
     return Source(

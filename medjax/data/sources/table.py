@@ -59,11 +59,10 @@ def source(folder: str, labels: str | None = None, size: int | None = None, name
         age, sex = coding.age(cells.get('age', '')), _sex(cells.get('sex', ''))
         told = coding.known(sex=sex, view=cells.get('view'), license=cells.get('license'), age=age)
         facts = (dicom.facts(data) if dicom.looks_like(data) else {}) | told
-        view = str(facts.get('view', ''))
         return Example(
             image=data,
             frame=frame or 0,
-            role=coding.ROLES.get(view.lower().split(' ')[0], 'image'),  # 'AP Supine' is frontal
+            role=coding.role(str(facts.get('view', ''))),
             text={'report': cells['text']} if cells.get('text') else {},
             info=facts,
             mask=mask,
