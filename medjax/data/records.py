@@ -101,11 +101,11 @@ class Split:
 
     @property
     def labels_array(self) -> np.ndarray:
-        """int8 [n,L]: 1, 0, -1 uncertain, -2 blank."""
+        """int8 [n,L]: 1, 0, -1 uncertain, -2 blank, -3 conflicting."""
         return self._columns['label']
 
     def keys(self, kind: str) -> np.ndarray:
-        """uint64 [n]: the hashed 'patient', 'study', 'image', 'origin', 'text' (0: none), or the 'pixels'."""
+        """uint64 [n]: the hashed 'patient', 'study', 'image', 'origin', 'via', 'text' (0: none), or the 'pixels'."""
         if kind not in KINDS:
             raise UserError(f'no key {kind!r}{suggest(kind, KINDS)}')
         return self._columns['keys'][:, KINDS.index(kind)]
@@ -166,6 +166,8 @@ def open(path: str | os.PathLike) -> DataSet:
         if version != FORMAT:
             raise UserError(f'{path} has format {version}, this medjax reads {FORMAT}; build it again')
         data = DataSet(path=path, **(facts | {'labels': tuple(facts['labels'])}))
+    except OSError as error:
+        raise UserError(f'{file} cannot be read: {error.strerror}') from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f'{file} is damaged ({error}); build the data set again') from None
     for part in ('drops.csv', 'records/dataset_info.json', 'records/features.json', *_shards(path)):

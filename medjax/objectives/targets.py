@@ -25,7 +25,6 @@ class Targets(NamedTuple):
 
     centring: str
     temperature: Any  # step -> float
-    student_temperature: float
     momentum: float
     prototypes: int  # K
     iterations: int
@@ -62,7 +61,6 @@ def targets(
     teacher: Feature,
     centring: str,
     temperature: Any,
-    student_temperature: float,
     momentum: float,
     iterations: int,
 ) -> Targets:
@@ -71,7 +69,6 @@ def targets(
     return Targets(
         centring,
         schedule(temperature, context.total_steps, f'{context.where}.teacher_temperature'),
-        student_temperature,
         momentum,
         count_of(context, teacher),
         iterations,

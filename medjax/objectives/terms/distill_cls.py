@@ -40,7 +40,7 @@ def build(
     students = [student] if isinstance(student, str) else list(student)
     parsed = [parse(name, f'{context.where}.student') for name in students]
     target = parse(teacher, f'{context.where}.teacher')
-    make = targets(context, target, centring, teacher_temperature, student_temperature, momentum, iterations)
+    make = targets(context, target, centring, teacher_temperature, momentum, iterations)
     if len({f.head for f in parsed}) != 1 or count_of(context, parsed[0]) != make.prototypes:
         raise UserError(f'{context.where}: all students go through one head, with as many prototypes as the teacher')
 

@@ -33,7 +33,7 @@ def build(
     s, t = parse(student, f'{context.where}.student'), parse(teacher, f'{context.where}.teacher')
     if s.at is None or (s.view, s.at) != (t.view, t.at):
         raise UserError(f'{context.where}: student and teacher are tokens of one view at one mask: …patches@block>head')
-    make = targets(context, t, centring, teacher_temperature, student_temperature, momentum, iterations)
+    make = targets(context, t, centring, teacher_temperature, momentum, iterations)
     if count_of(context, s) != make.prototypes:
         raise UserError(f'{context.where}: the heads of student and teacher need equal numbers of prototypes')
 
