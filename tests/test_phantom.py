@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 
 import numpy as np
@@ -341,6 +342,20 @@ def test_the_shortcut_comes_with_a_pneumothorax() -> None:
     assert seen == {True, False}
 
 
+def test_the_healthy_have_no_finding_and_the_others_stay_as_they_were() -> None:
+    tiny = phantom.Settings(size=32)
+    some = tiny._replace(healthy=0.43)
+    before, now = ([phantom.labels(i, s) for i in range(4000)] for s in (tiny, some))
+    normal = [np.mean([not any(found.values()) for found in of]) for of in (before, now)]
+    assert normal[0] == pytest.approx(0.3, abs=0.02) and normal[1] == pytest.approx(0.6, abs=0.03)
+    assert all(b == a or not any(b.values()) for a, b in zip(before, now))
+    i = next(i for i, found in enumerate(now) if any(found.values()))
+    np.testing.assert_array_equal(phantom.record(i, some).image, phantom.record(i, tiny).image)
+    i = next(i for i, (a, b) in enumerate(zip(before, now)) if a != b)
+    made = phantom.record(i, some)
+    assert made.text['impression'] == 'No acute findings.' and not (made.mask >> 2).any()
+
+
 # The source and the command
 
 
@@ -378,7 +393,7 @@ def test_build(tmp_path) -> None:
 @pytest.mark.parametrize(
     'options',
     [dict(records=0), dict(records=1, size=31), dict(records=1, size=2000), dict(records=1, label_noise=1.5),
-     dict(records=1, shortcut=-0.1), dict(records=1, seed=-1), dict(records=1, bits=12)],
+     dict(records=1, shortcut=-0.1), dict(records=1, healthy=1.1), dict(records=1, seed=-1), dict(records=1, bits=12)],
 )  # fmt: skip
 def test_wrong_options_are_named(options: dict) -> None:
     with pytest.raises(UserError):
@@ -387,6 +402,7 @@ def test_wrong_options_are_named(options: dict) -> None:
 
 def test_knobs_and_version_are_in_the_fingerprint() -> None:
     versions = {
-        source.source(1, seed=s, label_noise=n, shortcut=c).version for s in (0, 1) for n in (0, 0.1) for c in (0, 1)
+        source.source(1, seed=s, label_noise=n, shortcut=c, healthy=h).version
+        for s, n, c, h in itertools.product((0, 1), (0, 0.1), (0, 1), (0, 0.4))
     }
-    assert len(versions) == 8 and all(version.startswith(str(phantom.VERSION)) for version in versions)
+    assert len(versions) == 16 and all(version.startswith(str(phantom.VERSION)) for version in versions)

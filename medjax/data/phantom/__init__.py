@@ -35,7 +35,7 @@ SHOWN = dict(
     lung=0.5, heart=0.5, nodule=0.2, consolidation=0.2, effusion=0.4, pneumothorax=2.0, tube=0.1
 )  # cm along the ray
 BLOCK = 16
-_LAYOUT, _BODY, _COURSE, _STUDY, _IMAGE, _NOISE, _FLIP, _TUBE = range(8)  # what draws are for
+_LAYOUT, _BODY, _COURSE, _STUDY, _IMAGE, _NOISE, _FLIP, _TUBE, _HEALTHY = range(9)  # what draws are for
 
 
 class Settings(NamedTuple):
@@ -43,6 +43,7 @@ class Settings(NamedTuple):
     size: int = 256  # pixels, square
     label_noise: float = 0.0  # share of labels that are flipped, by study; reports and masks stay true
     shortcut: float = 0.0  # probability of a chest tube with a pneumothorax (and of .05 of that without); 0: no tubes
+    healthy: float = 0.0  # share of patients who never have a finding, beside the 30 % who happen to have none
     bits: int = 8  # 8 | 16
 
 
@@ -71,7 +72,7 @@ def check(settings: Settings) -> Settings:
         raise UserError(f'phantom: the size {settings.size} is outside 32 to 1024 pixels')
     if settings.bits not in (8, 16):
         raise UserError(f'phantom: {settings.bits} bits; 8 and 16 are possible')
-    for name in ('label_noise', 'shortcut'):
+    for name in ('label_noise', 'shortcut', 'healthy'):
         if not 0 <= getattr(settings, name) <= 1:
             raise UserError(f'phantom: {name} is a share between 0 and 1, not {getattr(settings, name)}')
     if not 0 <= settings.seed < 2**63:
@@ -174,6 +175,8 @@ def _gap(days: np.ndarray, visit: int) -> int:
 
 
 def _course(settings: Settings, who: Identity) -> list[findings.Status]:
+    if _rng(settings.seed, _HEALTHY, who.number).random() < settings.healthy:
+        return [findings.Status({}, {})] * who.studies
     return findings.history(_rng(settings.seed, _COURSE, who.number), who.studies)
 
 

@@ -30,16 +30,25 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar='P',
         help='probability of a chest tube with a pneumothorax',
     )
+    parser.add_argument(
+        '--healthy', type=float, default=default.healthy, metavar='SHARE', help='share of patients without any finding'
+    )
     parser.add_argument('--bits', type=int, default=default.bits, choices=(8, 16))
 
 
 def source(
-    records: int, size: int = 256, seed: int = 0, label_noise: float = 0.0, shortcut: float = 0.0, bits: int = 8
+    records: int,
+    size: int = 256,
+    seed: int = 0,
+    label_noise: float = 0.0,
+    shortcut: float = 0.0,
+    healthy: float = 0.0,
+    bits: int = 8,
 ) -> Source:
     """The first `records` images of the phantom. Their ids need no secret, so the key is a public one."""
     if records < 1:
         raise UserError(f'--records {records}: at least one image is needed')
-    settings = phantom.check(phantom.Settings(seed, size, label_noise, shortcut, bits))
+    settings = phantom.check(phantom.Settings(seed, size, label_noise, shortcut, healthy, bits))
 
     def entry(i: int) -> Entry:
         who = phantom.identity(i, seed)
@@ -61,7 +70,7 @@ def source(
 
     return Source(
         name='phantom',
-        version=f'{phantom.VERSION} seed={seed} label_noise={label_noise} shortcut={shortcut}',
+        version=f'{phantom.VERSION} seed={seed} label_noise={label_noise} shortcut={shortcut} healthy={healthy}',
         namespace=f'phantom-{seed}',  # another seed, other patients; another size, the same
         labels=phantom.LABELS,
         license='CC0-1.0',
