@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -198,11 +200,17 @@ def test_several_views_and_texts(module, means):
     agree(module, means, ['identity', 'text', dict(soft='teacher', alpha=0.4)], *batch(2, 3))
 
 
-def test_the_gathered_side_detached_is_noticed(monkeypatch):
+@pytest.mark.parametrize('means', ['dense', 'ring'])
+@pytest.mark.parametrize('module', [pair_softmax, pair_sigmoid])
+def test_the_gathered_side_detached_is_noticed(module, means, monkeypatch):
     """The classic mistake has the right value and a wrong gradient: the comparison must fail on it, and on that."""
-    monkeypatch.setattr(pairs, 'everywhere', lambda x: jax.lax.stop_gradient(sharding.everywhere(x)))
+    stop, gathered, around = jax.lax.stop_gradient, sharding.everywhere, pairs.ring_sums
+    if means == 'dense':
+        monkeypatch.setattr(pairs, 'everywhere', lambda x: stop(gathered(x)))
+    else:
+        monkeypatch.setattr(pairs, 'ring_sums', lambda block, x, y, *about: around(block, x, stop(y), *about))
     with pytest.raises(AssertionError, match='by the columns'):
-        agree(pair_softmax, 'dense', 'identity', *batch())
+        agree(module, means, 'identity', *batch())
 
 
 def test_ring_where_devices_share_rows():
@@ -243,23 +251,81 @@ def test_clip_of_transformers(means):
     assert own['log_scale'] == pytest.approx(scale.grad.item(), rel=1e-4)
 
 
-def test_siglip_of_transformers():
-    """The formula of SiglipModel.forward, with its own parameters, in float64."""
+@pytest.mark.parametrize('means', MEANS)
+def test_siglip_of_transformers(means):
+    """SiglipModel itself, towers that give our embeddings in the place of its own."""
     torch = pytest.importorskip('torch')
+    siglip = pytest.importorskip('transformers.models.siglip')
+    outputs = pytest.importorskip('transformers.modeling_outputs').BaseModelOutputWithPooling
     found, views = batch()
-    x, y = (torch.tensor(np.float64(found[name][:, 0]), requires_grad=True) for name in (ROWS, COLUMNS))
-    scale, bias = (torch.tensor(np.float64(z), requires_grad=True) for z in (math.log(10), -10.0))
-    u, v = (z / z.norm(dim=-1, keepdim=True) for z in (x, y))
-    logits = v @ u.t() * scale.exp() + bias
-    sign = 2 * torch.eye(N, dtype=torch.float64) - 1
-    theirs = -torch.nn.functional.logsigmoid(sign * logits).sum(-1).mean()
+    x, y = (torch.tensor(found[name][:, 0], requires_grad=True) for name in (ROWS, COLUMNS))
+
+    class Gives(torch.nn.Module):
+        def __init__(self, z):
+            super().__init__()
+            self.z = z
+
+        def forward(self, *_, **__):
+            return outputs(last_hidden_state=self.z, pooler_output=self.z)
+
+    tiny = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+    model = siglip.SiglipModel(siglip.SiglipConfig(text_config=dict(tiny, vocab_size=9), vision_config=tiny))
+    model.vision_model, model.text_model = Gives(x), Gives(y)
+    scale, bias = model.logit_scale, model.logit_bias
+    with torch.no_grad():
+        scale.fill_(math.log(10))
+        bias.fill_(-10.0)
+    theirs = model(input_ids=None, pixel_values=None, return_loss=True).loss
     theirs.backward()
-    value, _, _, (grads, own) = run(build(pair_sigmoid), 'alone', found, all_present(views))
+    value, _, _, (grads, own) = run(build(pair_sigmoid, means), means, found, all_present(views))
     assert value == pytest.approx(theirs.item(), rel=1e-5)
     close(grads[ROWS][:, 0], x.grad, 1e-5, 'image')
     close(grads[COLUMNS][:, 0], y.grad, 1e-5, 'text')
     assert own['log_scale'] == pytest.approx(scale.grad.item(), rel=1e-4)
     assert own['bias'] == pytest.approx(bias.grad.item(), rel=1e-4)
+
+
+@pytest.fixture(scope='module')
+def open_clip_losses():
+    """open_clip's own loss.py. It needs torch alone; the package would ask for torchvision, whose wheels for Linux are
+    built for CUDA, and so no extra of medjax names it."""
+    pytest.importorskip('torch')
+    package = importlib.util.find_spec('open_clip')
+    if package is None:
+        pytest.skip('open_clip is not there: pip install --no-deps open_clip_torch')
+    spec = importlib.util.spec_from_file_location('open_clip_loss', Path(package.origin).with_name('loss.py'))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize('means', MEANS)
+@pytest.mark.parametrize('module', [pair_softmax, pair_sigmoid])
+def test_losses_of_open_clip(module, means, open_clip_losses):
+    """ClipLoss and SigLipLoss: the value, and the gradients by both embeddings, ln scale and bias."""
+    import torch
+
+    found, views = batch(n=24)
+    start = dict(temperature=dict(learned=0.07)) if module is pair_softmax else dict(bias=-4.0)
+    term = build(module, means, **start)
+    params, _ = term.init(jax.random.key(0))
+    x, y = (torch.tensor(np.float64(found[name][:, 0]), requires_grad=True) for name in (ROWS, COLUMNS))
+    theirs = {name: torch.tensor(np.float64(p), requires_grad=True) for name, p in params.items()}
+    sides = [torch.nn.functional.normalize(z, dim=-1) for z in (x, y)]
+    scale = theirs['log_scale'].exp()
+    if module is pair_softmax:
+        loss = open_clip_losses.ClipLoss()(*sides, scale)
+    else:
+        loss = open_clip_losses.SigLipLoss()(*sides, scale, theirs['bias'])
+    loss.backward()
+    value, metrics, _, (grads, own) = run(term, means, found, all_present(views))
+    assert value == pytest.approx(loss.item(), rel=1e-5)
+    assert int(metrics['rows']) == 24
+    close(grads[ROWS][:, 0], x.grad, 1e-5, 'image')
+    close(grads[COLUMNS][:, 0], y.grad, 1e-5, 'text')
+    assert own.keys() == theirs.keys()
+    for name, value in theirs.items():
+        assert own[name] == pytest.approx(value.grad.item(), rel=1e-4), name
 
 
 @pytest.mark.parametrize('means', ['alone', 'ring'])
