@@ -55,7 +55,8 @@ def batch(v=1, w=1, n=N, seed=0):
     draw = lambda k: rng.normal(size=(n, k, D)).astype(np.float32)  # noqa: E731
     found = {ROWS: draw(v), COLUMNS: draw(w)}
     found |= {name.replace('student', 'teacher'): draw(x.shape[1]) for name, x in found.items()}
-    key = lambda choices: np.stack([rng.integers(1, choices, n), np.zeros(n, int)], 1).astype(np.uint32)  # noqa: E731
+    # both halves of a key tell keys apart
+    key = lambda choices: np.stack(np.divmod(rng.integers(1, choices, n), 2), 1).astype(np.uint32)  # noqa: E731
     study, text = key(6), key(4)
     text[7] = 0  # no key: equal to nothing
     label = rng.choice([1, 0, -1, -2], p=[0.3, 0.5, 0.1, 0.1], size=(n, 3)).astype(np.int8)
@@ -198,6 +199,18 @@ def test_every_kind_of_positives(module, spec, means):
 @pytest.mark.parametrize('module', [pair_softmax, pair_sigmoid])
 def test_several_views_and_texts(module, means):
     agree(module, means, ['identity', 'text', dict(soft='teacher', alpha=0.4)], *batch(2, 3))
+
+
+@pytest.mark.parametrize('means', MEANS)
+@pytest.mark.parametrize('spec', ['text', dict(soft='teacher')], ids=str)
+def test_the_lowest_temperature(spec, means):
+    """Similarities of up to 100: exponentials are relative to the largest of all devices, not to anything else."""
+    found, views = batch()
+    value, _, _, (grads, _) = run(build(pair_softmax, means, positives=spec, temperature=0.01), means, found, views)
+    total, dx, dy, *_ = expected(pair_softmax, spec, found, views, scale=100.0, weight=0.5)
+    assert value == pytest.approx(total, rel=1e-5)
+    close(grads[ROWS][:, 0], dx, 1e-4, 'by the rows')
+    close(grads[COLUMNS][:, 0], dy, 1e-4, 'by the columns')
 
 
 @pytest.mark.parametrize('means', ['dense', 'ring'])
@@ -462,7 +475,7 @@ def test_queue(module, means):
     with_queue = context(1)._replace(width=lambda name: D)
     term = module.build(with_queue, ROWS, teacher, queue=20, **options)
     _, aux = term.init(jax.random.key(0))
-    past, studies = np.zeros((0, D)), np.zeros(0, int)
+    past, studies = np.zeros((0, D)), np.zeros((0, 2), int)
     for seed in range(3):
         found, views = batch(seed=seed)
         del found[COLUMNS]
@@ -472,7 +485,7 @@ def test_queue(module, means):
         crop, report = views['crop'], views['report']
         x, x_soft, y = (found[n][:, 0] for n in (ROWS, ROWS.replace('student', 'teacher'), teacher))
         h = np.maximum(same('identity', crop, report, 0, 0), same('study', crop, report, 0, 0))
-        h_past = (crop.meta['key/study'][:, :1] == studies[None]) * crop.present
+        h_past = (crop.meta['key/study'][:, None] == studies).all(-1) * crop.present
         i, j = np.flatnonzero(h.any(1) | h_past.any(1)), np.flatnonzero(h.any(0))
         h, h_past = h[np.ix_(i, j)], h_past[i]
         every, all_h = np.concatenate([y[j], past]), np.concatenate([h, h_past], 1)
@@ -488,7 +501,7 @@ def test_queue(module, means):
         assert not grads[teacher].any() and int(metrics['queue']) == len(past)
         assert own['log_scale'] == pytest.approx(rest[0], rel=1e-4)
         past = np.concatenate([reference.normal(np.float64(y[j])), past])[:20]
-        studies = np.concatenate([report.meta['key/study'][j, 0], studies])[:20]
+        studies = np.concatenate([report.meta['key/study'][j], studies])[:20]
     assert int(aux['queue']['present'].sum()) == 20 and not aux['queue']['known'][:, 0].any()
     np.testing.assert_allclose(aux['queue']['x'], past, rtol=1e-5, atol=1e-6)
 
