@@ -356,6 +356,20 @@ def test_a_batch_without_the_absent_rows_is_the_same(means):
     assert int(metrics['rows']) == 13 and int(metrics['left_out']) == 3
 
 
+@pytest.mark.parametrize('module', [pair_softmax, pair_sigmoid])
+def test_a_view_that_no_row_has_is_in_no_mean(module):
+    """Two crops of which all second ones are absent give the loss of the first ones, not half of it."""
+    found, views = batch()
+    one, metrics, _, _ = run(build(module), 'alone', found, views)
+    found[ROWS] = np.concatenate([found[ROWS], found[ROWS][::-1]], 1)
+    here = views['crop'].present
+    views['crop'] = views['crop']._replace(present=np.concatenate([here, np.zeros_like(here)], 1))
+    two, more, _, (grads, _) = run(build(module), 'alone', found, views)
+    assert two == pytest.approx(one, rel=1e-6) and not grads[ROWS][:, 1].any()
+    assert float(more['start']) == pytest.approx(float(metrics['start']))
+    assert int(more['rows']) == int(metrics['rows'])
+
+
 @pytest.mark.parametrize('means', MEANS)
 @pytest.mark.parametrize('module', [pair_softmax, pair_sigmoid])
 def test_a_batch_without_a_positive_gives_zero(module, means):
