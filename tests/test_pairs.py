@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -53,7 +55,8 @@ def batch(v=1, w=1, n=N, seed=0):
     draw = lambda k: rng.normal(size=(n, k, D)).astype(np.float32)  # noqa: E731
     found = {ROWS: draw(v), COLUMNS: draw(w)}
     found |= {name.replace('student', 'teacher'): draw(x.shape[1]) for name, x in found.items()}
-    key = lambda choices: np.stack([rng.integers(1, choices, n), np.zeros(n, int)], 1).astype(np.uint32)  # noqa: E731
+    # both halves of a key tell keys apart
+    key = lambda choices: np.stack(np.divmod(rng.integers(1, choices, n), 2), 1).astype(np.uint32)  # noqa: E731
     study, text = key(6), key(4)
     text[7] = 0  # no key: equal to nothing
     label = rng.choice([1, 0, -1, -2], p=[0.3, 0.5, 0.1, 0.1], size=(n, 3)).astype(np.int8)
@@ -198,11 +201,29 @@ def test_several_views_and_texts(module, means):
     agree(module, means, ['identity', 'text', dict(soft='teacher', alpha=0.4)], *batch(2, 3))
 
 
-def test_the_gathered_side_detached_is_noticed(monkeypatch):
+@pytest.mark.parametrize('means', MEANS)
+@pytest.mark.parametrize('spec', ['text', dict(soft='teacher')], ids=str)
+def test_the_lowest_temperature(spec, means):
+    """Similarities of up to 100: exponentials are relative to the largest of all devices, not to anything else."""
+    found, views = batch()
+    value, _, _, (grads, _) = run(build(pair_softmax, means, positives=spec, temperature=0.01), means, found, views)
+    total, dx, dy, *_ = expected(pair_softmax, spec, found, views, scale=100.0, weight=0.5)
+    assert value == pytest.approx(total, rel=1e-5)
+    close(grads[ROWS][:, 0], dx, 1e-4, 'by the rows')
+    close(grads[COLUMNS][:, 0], dy, 1e-4, 'by the columns')
+
+
+@pytest.mark.parametrize('means', ['dense', 'ring'])
+@pytest.mark.parametrize('module', [pair_softmax, pair_sigmoid])
+def test_the_gathered_side_detached_is_noticed(module, means, monkeypatch):
     """The classic mistake has the right value and a wrong gradient: the comparison must fail on it, and on that."""
-    monkeypatch.setattr(pairs, 'everywhere', lambda x: jax.lax.stop_gradient(sharding.everywhere(x)))
+    stop, gathered, around = jax.lax.stop_gradient, sharding.everywhere, pairs.ring_sums
+    if means == 'dense':
+        monkeypatch.setattr(pairs, 'everywhere', lambda x: stop(gathered(x)))
+    else:
+        monkeypatch.setattr(pairs, 'ring_sums', lambda block, x, y, *about: around(block, x, stop(y), *about))
     with pytest.raises(AssertionError, match='by the columns'):
-        agree(pair_softmax, 'dense', 'identity', *batch())
+        agree(module, means, 'identity', *batch())
 
 
 def test_ring_where_devices_share_rows():
@@ -243,23 +264,81 @@ def test_clip_of_transformers(means):
     assert own['log_scale'] == pytest.approx(scale.grad.item(), rel=1e-4)
 
 
-def test_siglip_of_transformers():
-    """The formula of SiglipModel.forward, with its own parameters, in float64."""
+@pytest.mark.parametrize('means', MEANS)
+def test_siglip_of_transformers(means):
+    """SiglipModel itself, towers that give our embeddings in the place of its own."""
     torch = pytest.importorskip('torch')
+    siglip = pytest.importorskip('transformers.models.siglip')
+    outputs = pytest.importorskip('transformers.modeling_outputs').BaseModelOutputWithPooling
     found, views = batch()
-    x, y = (torch.tensor(np.float64(found[name][:, 0]), requires_grad=True) for name in (ROWS, COLUMNS))
-    scale, bias = (torch.tensor(np.float64(z), requires_grad=True) for z in (math.log(10), -10.0))
-    u, v = (z / z.norm(dim=-1, keepdim=True) for z in (x, y))
-    logits = v @ u.t() * scale.exp() + bias
-    sign = 2 * torch.eye(N, dtype=torch.float64) - 1
-    theirs = -torch.nn.functional.logsigmoid(sign * logits).sum(-1).mean()
+    x, y = (torch.tensor(found[name][:, 0], requires_grad=True) for name in (ROWS, COLUMNS))
+
+    class Gives(torch.nn.Module):
+        def __init__(self, z):
+            super().__init__()
+            self.z = z
+
+        def forward(self, *_, **__):
+            return outputs(last_hidden_state=self.z, pooler_output=self.z)
+
+    tiny = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+    model = siglip.SiglipModel(siglip.SiglipConfig(text_config=dict(tiny, vocab_size=9), vision_config=tiny))
+    model.vision_model, model.text_model = Gives(x), Gives(y)
+    scale, bias = model.logit_scale, model.logit_bias
+    with torch.no_grad():
+        scale.fill_(math.log(10))
+        bias.fill_(-10.0)
+    theirs = model(input_ids=None, pixel_values=None, return_loss=True).loss
     theirs.backward()
-    value, _, _, (grads, own) = run(build(pair_sigmoid), 'alone', found, all_present(views))
+    value, _, _, (grads, own) = run(build(pair_sigmoid, means), means, found, all_present(views))
     assert value == pytest.approx(theirs.item(), rel=1e-5)
     close(grads[ROWS][:, 0], x.grad, 1e-5, 'image')
     close(grads[COLUMNS][:, 0], y.grad, 1e-5, 'text')
     assert own['log_scale'] == pytest.approx(scale.grad.item(), rel=1e-4)
     assert own['bias'] == pytest.approx(bias.grad.item(), rel=1e-4)
+
+
+@pytest.fixture(scope='module')
+def open_clip_losses():
+    """open_clip's own loss.py. It needs torch alone; the package would ask for torchvision, whose wheels for Linux are
+    built for CUDA, and so no extra of medjax names it."""
+    pytest.importorskip('torch')
+    package = importlib.util.find_spec('open_clip')
+    if package is None:
+        pytest.skip('open_clip is not there: pip install --no-deps open_clip_torch')
+    spec = importlib.util.spec_from_file_location('open_clip_loss', Path(package.origin).with_name('loss.py'))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize('means', MEANS)
+@pytest.mark.parametrize('module', [pair_softmax, pair_sigmoid])
+def test_losses_of_open_clip(module, means, open_clip_losses):
+    """ClipLoss and SigLipLoss: the value, and the gradients by both embeddings, ln scale and bias."""
+    import torch
+
+    found, views = batch(n=24)
+    start = dict(temperature=dict(learned=0.07)) if module is pair_softmax else dict(bias=-4.0)
+    term = build(module, means, **start)
+    params, _ = term.init(jax.random.key(0))
+    x, y = (torch.tensor(np.float64(found[name][:, 0]), requires_grad=True) for name in (ROWS, COLUMNS))
+    theirs = {name: torch.tensor(np.float64(p), requires_grad=True) for name, p in params.items()}
+    sides = [torch.nn.functional.normalize(z, dim=-1) for z in (x, y)]
+    scale = theirs['log_scale'].exp()
+    if module is pair_softmax:
+        loss = open_clip_losses.ClipLoss()(*sides, scale)
+    else:
+        loss = open_clip_losses.SigLipLoss()(*sides, scale, theirs['bias'])
+    loss.backward()
+    value, metrics, _, (grads, own) = run(term, means, found, all_present(views))
+    assert value == pytest.approx(loss.item(), rel=1e-5)
+    assert int(metrics['rows']) == 24
+    close(grads[ROWS][:, 0], x.grad, 1e-5, 'image')
+    close(grads[COLUMNS][:, 0], y.grad, 1e-5, 'text')
+    assert own.keys() == theirs.keys()
+    for name, value in theirs.items():
+        assert own[name] == pytest.approx(value.grad.item(), rel=1e-4), name
 
 
 @pytest.mark.parametrize('means', ['alone', 'ring'])
@@ -275,6 +354,20 @@ def test_a_batch_without_the_absent_rows_is_the_same(means):
     assert whole == pytest.approx(alone, rel=1e-6)
     assert float(metrics['start']) == pytest.approx(float(expected_metrics['start'])) == pytest.approx(math.log(13))
     assert int(metrics['rows']) == 13 and int(metrics['left_out']) == 3
+
+
+@pytest.mark.parametrize('module', [pair_softmax, pair_sigmoid])
+def test_a_view_that_no_row_has_is_in_no_mean(module):
+    """Two crops of which all second ones are absent give the loss of the first ones, not half of it."""
+    found, views = batch()
+    one, metrics, _, _ = run(build(module), 'alone', found, views)
+    found[ROWS] = np.concatenate([found[ROWS], found[ROWS][::-1]], 1)
+    here = views['crop'].present
+    views['crop'] = views['crop']._replace(present=np.concatenate([here, np.zeros_like(here)], 1))
+    two, more, _, (grads, _) = run(build(module), 'alone', found, views)
+    assert two == pytest.approx(one, rel=1e-6) and not grads[ROWS][:, 1].any()
+    assert float(more['start']) == pytest.approx(float(metrics['start']))
+    assert int(more['rows']) == int(metrics['rows'])
 
 
 @pytest.mark.parametrize('means', MEANS)
@@ -396,7 +489,7 @@ def test_queue(module, means):
     with_queue = context(1)._replace(width=lambda name: D)
     term = module.build(with_queue, ROWS, teacher, queue=20, **options)
     _, aux = term.init(jax.random.key(0))
-    past, studies = np.zeros((0, D)), np.zeros(0, int)
+    past, studies = np.zeros((0, D)), np.zeros((0, 2), int)
     for seed in range(3):
         found, views = batch(seed=seed)
         del found[COLUMNS]
@@ -406,7 +499,7 @@ def test_queue(module, means):
         crop, report = views['crop'], views['report']
         x, x_soft, y = (found[n][:, 0] for n in (ROWS, ROWS.replace('student', 'teacher'), teacher))
         h = np.maximum(same('identity', crop, report, 0, 0), same('study', crop, report, 0, 0))
-        h_past = (crop.meta['key/study'][:, :1] == studies[None]) * crop.present
+        h_past = (crop.meta['key/study'][:, None] == studies).all(-1) * crop.present
         i, j = np.flatnonzero(h.any(1) | h_past.any(1)), np.flatnonzero(h.any(0))
         h, h_past = h[np.ix_(i, j)], h_past[i]
         every, all_h = np.concatenate([y[j], past]), np.concatenate([h, h_past], 1)
@@ -422,7 +515,7 @@ def test_queue(module, means):
         assert not grads[teacher].any() and int(metrics['queue']) == len(past)
         assert own['log_scale'] == pytest.approx(rest[0], rel=1e-4)
         past = np.concatenate([reference.normal(np.float64(y[j])), past])[:20]
-        studies = np.concatenate([report.meta['key/study'][j, 0], studies])[:20]
+        studies = np.concatenate([report.meta['key/study'][j], studies])[:20]
     assert int(aux['queue']['present'].sum()) == 20 and not aux['queue']['known'][:, 0].any()
     np.testing.assert_allclose(aux['queue']['x'], past, rtol=1e-5, atol=1e-6)
 

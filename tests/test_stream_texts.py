@@ -22,7 +22,7 @@ from medjax.data.stream import Stream
 from medjax.errors import UserError, build
 from medjax.objectives.compose import objective
 from medjax.training.optimizer import optimizer
-from medjax.training.step import gradients
+from medjax.training.step import gradients, make_step
 from medjax.views import make
 from medjax.weights import export
 
@@ -302,6 +302,76 @@ def test_micro_batches_of_texts_give_one_gradient(datasets, words, importable):
     assert float(jnp.abs(one['towers']['text']['embedding']).max()) > 0
 
 
+ODD = {
+    'empty': '',
+    'one word': 'effusion',
+    'ten thousand words': 'no effusion. ' * 5_000,
+    'non-Latin': '胸部X線。異常なし。',
+    'control characters': 'no\x00 effu\x07sion\x1b[0m \u200b\ud800',
+    'nothing but control characters': '\x00\x07\x1f\u200b',
+    'an ordinary one': 'nodule two.',
+    'the same again': 'nodule two.',
+}
+PAIRED = [
+    dict(term=term, rows='student/image/global/cls>vi', columns='student/text/report/cls>vt', positives=positives)
+    for term, positives in [('pair_softmax', ['identity', 'text']), ('pair_sigmoid', 'text')]
+]
+"""Both terms over pairs; by their texts alone, rows without one have no key either."""
+
+
+def pair_recipe():
+    one = dict(head='linear', out=8)
+    views = dict(recipes.tiny()['views'])
+    views = {'global': dict(views['global'], count=1), 'report': dict(view='text', part='cxr', length=12)}
+    optim = dict(lr=1e-2, weight_decay=0.0)
+    return recipe(views=views, heads=dict(vi=one, vt=one), terms=PAIRED, optim=optim)
+
+
+def one_step(cfg, batch):
+    goal, make_views, state = started(cfg)
+    optim = build(optimizer, cfg['optim'], 'optim', params=state.params, total_steps=cfg['total_steps'])
+    after, metrics = jax.jit(make_step(goal, optim, make_views).train_step)(state, batch)
+    return state, after, jax.device_get(metrics)
+
+
+def test_odd_texts_through_a_train_step(tmp_path, words, importable):
+    """Every text is trained on or is absent and counted, and the step is finite."""
+    source = data_set(tmp_path, 'odd', len(ODD), lambda i: {'impression': [*ODD.values()][i]})
+    cfg = pair_recipe()
+    stream = Stream(
+        {'cxr': dict(rows=8, sources=dict(odd=1.0))}, {'odd': source}, 0, views=cfg['views'], tokenizer=words
+    )
+    (batch,) = take(stream, 1)
+    lengths = dict(zip([[*ODD][i] for i in batch['index']], batch['text/report/length'][:, 0].tolist()))
+    assert {name for name, length in lengths.items() if not length} == {
+        'empty',
+        'non-Latin',  # this vocabulary knows nothing of it; test_tokenizer.py has one that does
+        'nothing but control characters',
+    }
+    assert lengths['one word'] == 3 and lengths['ten thousand words'] == 12  # cut to the view's length
+    assert batch['text/report'].max() < words.tokens.vocabulary
+    state, after, metrics = one_step(cfg, {'cxr': batch})
+    assert metrics['skipped'] == 0 and all(np.isfinite(x).all() for x in jax.tree.leaves((metrics, after.params)))
+    assert metrics['term/pair_softmax/rows'] == metrics['term/pair_sigmoid/rows'] == 5
+    assert metrics['term/pair_softmax/left_out'] == metrics['term/pair_sigmoid/left_out'] == 3
+    assert metrics['term/pair_softmax/start'] == pytest.approx(np.log(5))
+    assert metrics['term/pair_sigmoid/positives'] == pytest.approx((3 * 1 + 2 * 2) / 5)  # two texts are equal
+    assert recipes.worst(after.params, state.params) > 0
+
+
+def test_a_batch_without_a_positive_through_a_train_step(batch, importable):
+    """No text at all: both terms are 0 and count no row; the step counts and moves nothing."""
+    rows = dict(batch['cxr'])
+    rows['text/report/length'] = np.zeros_like(rows['text/report/length'])
+    rows['key/text'] = np.zeros_like(rows['key/text'])
+    state, after, metrics = one_step(pair_recipe(), {'cxr': rows})
+    for name in ('pair_softmax', 'pair_sigmoid'):
+        assert metrics[f'term/{name}/loss'] == metrics[f'term/{name}/start'] == metrics[f'term/{name}/rows'] == 0
+        assert metrics[f'term/{name}/left_out'] == 8
+    assert metrics['loss'] == 0 and metrics['skipped'] == 0 and metrics['grad_norm/all'] == 0
+    assert recipes.worst(after.params, state.params) == 0 and int(after.step) == 1
+
+
 def started(cfg):
     goal = objective(cfg)
     shapes, _ = jax.eval_shape(goal.init, jax.random.key(0))
@@ -418,7 +488,7 @@ def test_the_tokenizer_beside_the_data_is_found(command, words, datasets, tmp_pa
         (datasets['bare'].path / tokenizer.NAME).unlink(missing_ok=True)
 
 
-def test_mistakes_in_a_config_are_sentences(command, words, tmp_path):
+def test_mistakes_in_a_config_are_sentences(command, words, tmp_path, monkeypatch):
     file, data = command
     load = lambda *overrides: configs.load(str(file), data, [f'tokenizer.path={words.path}', *overrides])  # noqa: E731
     (tmp_path / 'prompts.json').write_text(json.dumps(PROMPTS))
@@ -435,6 +505,11 @@ def test_mistakes_in_a_config_are_sentences(command, words, tmp_path):
         with pytest.raises(UserError) as error:
             load(text)
         assert sentence in str(error.value)
+    monkeypatch.syspath_prepend(str(ROOT))
+    with pytest.raises(
+        UserError, match=f'the tower knows 20 token ids and the tokenizer .* has {len(WORDS)}; give the'
+    ):
+        objective(load('towers.text.vocabulary=20')[0])
     (tmp_path / 'config.py').write_text(CONFIG.replace('length=12', 'lenght=12'))
     with pytest.raises(UserError, match=r"views.report: unknown key 'lenght'; did you mean 'length'"):
         load()

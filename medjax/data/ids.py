@@ -22,7 +22,8 @@ from medjax.errors import UserError
 
 def hashed(key: bytes, namespace: str, plain: str) -> np.uint64:
     """The first 8 bytes of HMAC-SHA256(key, 'namespace:plain'), big-endian."""
-    digest = hmac.new(key, f'{namespace}:{plain}'.encode(), hashlib.sha256).digest()
+    # a lone surrogate, as JSON may hold, is hashed as it stands
+    digest = hmac.new(key, f'{namespace}:{plain}'.encode('utf-8', 'surrogatepass'), hashlib.sha256).digest()
     return np.uint64(int.from_bytes(digest[:8], 'big'))
 
 
