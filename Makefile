@@ -19,7 +19,7 @@ PYTHON_NEWEST ?= python3.12
 # What touches the interfaces of jax most. Not in .ci/run: a second environment of a gigabyte for what rarely changes.
 NEWEST_TESTS ?= tests/test_config.py tests/test_runtime.py tests/test_vit.py tests/test_step.py
 # A CPU build, which few indexes hold. Where there is none the tests that compare with torch skip; TORCH=torch takes the
-# default build, gigabytes of CUDA on Linux.
+# default build, gigabytes of CUDA on Linux. open_clip comes alone: its torchvision has no CPU build, and its losses need none.
 TORCH ?= torch==2.13.0+cpu
 
 BIN := .venv/bin
@@ -49,7 +49,8 @@ venv: .venv/medjax
 .venv/test: pyproject.toml .venv/medjax
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[test]'
 	@{ $(BIN)/python -m pip install -q --disable-pip-version-check '$(TORCH)' 2>/dev/null \
-		&& $(BIN)/python -m pip install -q --disable-pip-version-check -e '.[reference]'; } \
+		&& $(BIN)/python -m pip install -q --disable-pip-version-check -e '.[reference]' \
+		&& $(BIN)/python -m pip install -q --disable-pip-version-check --no-deps open_clip_torch; } \
 		|| echo 'No CPU build of torch at hand: the tests that compare with torch skip (TORCH=torch make … takes any).'
 	@touch $@
 
