@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from medjax import config as configs
 from medjax.errors import UserError, build
 from medjax.objectives.compose import objective
+from medjax.train import grids
 from medjax.training.optimizer import optimizer
 from medjax.views import make
 
@@ -51,12 +52,14 @@ def test_every_golden_dump_has_its_config():
 @pytest.mark.parametrize('path', SHIPPED, ids=lambda path: path.stem)
 def test_builders_take_every_shipped_config(path):
     """Towers, heads, copies, terms, views, masks and parameter groups exist under the names that the recipes use."""
-    config = configs.resolve(configs.read(str(path), ['image.channels=3', 'image.mean=.5', 'image.std=.2']), {})
+    config = configs.read(str(path))
+    of_data = dict(channels=3, mean=0.5, std=0.2)
+    config.image.update({name: of_data[name] for name, value in config.image.items() if value is None})
+    config = configs.resolve(config, {})
     goal = objective(config)
     params, _ = jax.eval_shape(goal.init, jax.random.key(0))
     build(optimizer, config['optim'], 'optim', params=params, total_steps=config['total_steps'])
-    grids = {name: goal.towers['image'].grid((view['size'],) * 2) for name, view in config['views'].items()}
-    make.build(config['views'], config['masks'], config['image'], grids, config['rows_per_group'])
+    make.build(config['views'], config['masks'], config['image'], grids(goal, config), config['rows_per_group'])
 
 
 # Overrides.

@@ -20,7 +20,7 @@ from medjax.objectives.compose import objective
 from medjax.objectives.terms import pair_sigmoid, pair_softmax
 from medjax.parallel import sharding
 from medjax.training.step import gradients
-from medjax.types import View
+from medjax.types import TrainState, View
 
 ROWS, COLUMNS = 'student/image/crop/cls>vi', 'student/text/report/cls>vt'
 STEP = jnp.zeros((), jnp.int32)
@@ -631,24 +631,64 @@ def contrast(**softmax):
     return recipe
 
 
+def image_and_text():
+    """A recipe with a ViT and a BERT: a softmax with a queue and soft positives of the teacher's, and a sigmoid."""
+    recipe = recipes.tiny(rows_per_group=2, drop_path=0.25)
+    image, text = 'student/image/global/cls>vi', 'student/text/report/cls>vt'
+    learned = dict(temperature=dict(learned=0.07))
+    soft = dict(positives=['identity', dict(soft='teacher', alpha=0.4)], queue=6, **learned)
+    changes = dict(
+        views={
+            'global': recipe['views']['global'],
+            'report': dict(view='text', part='cxr', length=6),
+        },
+        masks={},
+        heads={name: dict(head='linear', out=16) for name in ('vi', 'vt')},
+        copies=dict(teacher=dict(of=['towers/image', 'towers/text', 'heads/vi', 'heads/vt'], rule='ema', momentum=0.9)),
+        terms=[
+            dict(term='pair_softmax', rows=image, columns=text.replace('student', 'teacher'), **soft),
+            dict(term='pair_sigmoid', rows=image, columns=text, **learned),
+        ],
+    )
+    recipe['towers']['text'] = dict(tower='text', width=32, depth=2, heads=2, vocabulary=50, context=6)
+    return recipe | changes
+
+
 def test_micro_batches_give_one_gradient():
-    recipe = contrast(positives=['identity', dict(soft='teacher', alpha=[0.0, 0.4])], temperature=dict(learned=0.07))
-    goal, optim, step = recipes.parts(recipe)
-    state, images = recipes.start(goal, optim), recipes.batch(8)
-    images['cxr']['image/present'][5] = False
-    make_views = recipes.views(recipe, goal)
-    assert state.aux['terms']['pair_softmax']['queue']['x'].shape == (6, 16)
-    after, _ = jax.jit(step.train_step)(state, images)  # so that the queue holds something
-    assert int(after.aux['terms']['pair_softmax']['queue']['present'].sum()) == 6
-    found = {}
-    for n in (1, 2, 4):
-        found[n] = jax.jit(
-            lambda state, batch, n=n: gradients(
-                goal, state, batch, lambda b: make_views(b, state.key, state.step), state.key, n
-            )
-        )(after, images)
+    """One, two and four micro-batches of a whole recipe: the same loss, gradients, queue and counts."""
+    goal = objective(image_and_text())
+    rng = np.random.default_rng(0)
+    row = np.arange(8, dtype=np.uint32)
+    valid = np.arange(6) < rng.integers(1, 7, (8, 1, 1))
+    views = {  # as make_views would give them, whose micro-batches tests/test_step.py compares
+        'global': View(rng.normal(size=(8, 2, 32, 32, 1)).astype(np.float32), row, np.ones((8, 2), bool), None, {}),
+        'report': View(rng.integers(0, 50, (8, 1, 6), np.int32), row, np.ones((8, 1), bool), valid, {}),
+    }
+    views['global'].present[5] = views['report'].present[2] = False
+
+    @jax.jit
+    def start(key):
+        params, aux = goal.init(key)
+        leaves, structure = jax.tree.flatten(params)
+        keys = jax.random.split(key, len(leaves))
+        moved = [x + 0.3 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+        queue = aux['terms']['pair_softmax']['queue']
+        queue['x'] = jax.random.normal(key, queue['x'].shape)
+        queue['present'] = jnp.arange(6) < 4
+        return TrainState(STEP, jax.tree.unflatten(structure, moved), {}, aux, key, {})
+
+    state = start(jax.random.key(0))
+    found = {
+        n: jax.jit(lambda state, views, n=n: gradients(goal, state, (views, {}), lambda part: part, state.key, n))(
+            state, views
+        )
+        for n in (1, 2, 4)
+    }
     loss, metrics, carry, grads = found[1]
-    assert all(float(jnp.abs(g).max()) > 0 for g in jax.tree.leaves(grads['terms']))
+    assert int(metrics['term/pair_softmax/queue']) == 4
+    assert int(metrics['term/pair_sigmoid/rows']) == 6 and int(metrics['term/pair_sigmoid/left_out']) == 2
+    for part in ('terms', 'heads'):
+        assert all(float(jnp.abs(g).max()) > 0 for g in jax.tree.leaves(grads[part]))
     for n in (2, 4):
         assert abs(found[n][0] - loss) <= 1e-5 * abs(loss)
         assert recipes.worst(found[n][3], grads) <= 1e-5

@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from medjax.data import decode, records, write
+from medjax.data import decode, order, records, write
 from medjax.data.sources import Entry, Example, Source
 from medjax.data.stream import Stream
 from medjax.errors import UserError
@@ -118,6 +118,58 @@ def test_mixtures_are_exact_over_windows(datasets, share):
     for start in (0, 1234, 10**9):
         drawn = np.array([order[start + i][0] for i in range(200)])
         assert abs(drawn.sum() - 200 * share) <= 1
+
+
+@pytest.mark.parametrize(
+    ('rows', 'weights'),
+    [
+        (8, dict(many=0.5, few=0.25, deep=0.25)),
+        (13, dict(many=6.0, few=7.0)),  # shares that are no binary numbers
+        (6, dict(many=1 / 3, few=2 / 3)),
+        (7, dict(many=5, few=1, deep=1)),
+    ],
+)
+def test_every_batch_has_the_same_composition(datasets, rows, weights):
+    """Over epochs of the short sources, far into a run; and each source goes on through its own permutations."""
+    drawn_by = Stream({'cxr': dict(rows=rows, sources=weights)}, datasets, 0).parts['cxr'].order
+    wanted = [round(rows * w / sum(weights.values())) for w in weights.values()]
+    drawn = {}
+    for step in (*range(50), *range(10**9, 10**9 + 20)):
+        batch = [drawn_by[step * rows + r] for r in range(rows)]
+        assert np.bincount([source for source, _, _ in batch], minlength=len(weights)).tolist() == wanted
+        for source, record, epoch in batch:
+            if step < 50:
+                drawn.setdefault((source, epoch), []).append(record)
+    assert max(epoch for source, epoch in drawn if source == 1) > 10
+    for source, name in enumerate(weights):
+        length, epochs = len(datasets[name].split('train')), [e for s, e in drawn if s == source]
+        for epoch in epochs[:-1]:
+            assert sorted(drawn[source, epoch]) == list(range(length))
+
+
+def test_compositions_where_shares_are_not_whole():
+    """A source has the next lower or next higher number of rows, and keeps to its share over any number of batches."""
+    draw = np.random.default_rng(0)
+    for trial in range(100):
+        rows, n = int(draw.integers(1, 40)), int(draw.integers(1, 8))
+        weights = draw.integers(1, 10, n).astype(float) if trial % 4 else draw.random(n)
+        table = order.compositions(rows, {str(s): float(w) for s, w in enumerate(weights)}, 'data.cxr.sources')
+        quota = rows * weights / weights.sum()
+        assert (table.sum(1) == rows).all() and (np.abs(table - quota) < 1).all()
+        after = np.arange(1, len(table) + 1)[:, None]
+        assert np.abs(table.cumsum(0) - after * table.mean(0)).max() < 1.1
+        assert np.abs(table.mean(0) - quota).max() <= 2 / order.PERIOD
+    with pytest.raises(
+        UserError, match=r'data.cxr.sources.rare: the weight 1e-09 gives it less than one row in 10,000'
+    ):
+        order.compositions(8, dict(all=1.0, rare=1e-9), 'data.cxr.sources')
+
+
+def test_rows_of_a_source_are_spread_over_the_batch(datasets):
+    """So that devices, which hold consecutive rows, get like shares."""
+    mixed = Stream({'cxr': dict(rows=16, sources=dict(many=0.5, few=0.25, deep=0.25))}, datasets, 0).parts['cxr'].order
+    sources = np.array([mixed[r][0] for r in range(16)]).reshape(4, 4)
+    assert (np.sort(sources) == [0, 0, 1, 2]).all()
 
 
 def test_a_source_smaller_than_the_batch_repeats(datasets):

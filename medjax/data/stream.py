@@ -2,9 +2,9 @@
 order and the choice of words is left to the device.
 
 Global row r of step t of a part is element t*B + r of an endless sequence: each source shuffled anew every epoch and
-repeated, the sources mixed by weight (exact over windows). grain computes that element from its number alone, so the
-position is one integer, and which host or thread decodes a row changes nothing. What is drawn for the texts of a row
-depends on the seed, the view, the epoch of the source and the record, and on nothing else.
+repeated, every batch with as many rows of each source as the weights say (order.py). That element is computed from its
+number alone, so the position is one integer, and which host or thread decodes a row changes nothing. What is drawn for
+the texts of a row depends on the seed, the view, the epoch of the source and the record, and on nothing else.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import numpy as np
 
 from medjax.data import decode, prompts, texts
 from medjax.data.chunks import KINDS
+from medjax.data.order import Order
 from medjax.data.records import DataSet, Split
 from medjax.data.texts import Texts
 from medjax.data.tokenizer import Tokenizer
@@ -42,7 +43,7 @@ class Part(NamedTuple):
     bits: int
     splits: tuple[Split, ...]  # the train split of each source
     sources: tuple[str, ...]
-    order: Any  # a grain.MapDataset: element number -> (source number, record, epoch)
+    order: Order  # element number -> (source number, record, epoch)
     columns: tuple[np.ndarray, ...]  # for each source: the vocabulary's position of each of its labels
     texts: dict[str, Texts]  # the text views of the part
     tokenizer: Tokenizer | None
@@ -155,7 +156,7 @@ def _part(
         bits=max(data.bits for data in chosen),
         splits=splits,
         sources=tuple(sources),
-        order=_order({s: len(split) for s, split in zip(sources, splits, strict=True)}, sources, seed, name),
+        order=Order(rows, {s: len(split) for s, split in zip(sources, splits, strict=True)}, sources, seed, name),
         columns=tuple(np.array([place[label] for label in data.labels], int) for data in chosen),
         texts=texts,
         tokenizer=tokenizer,
@@ -195,25 +196,6 @@ def _check_text(text: Texts, part: Part) -> None:
 
 def _labels(split: Split, values: np.ndarray) -> dict[str, int]:
     return dict(zip(split.data.labels, values.tolist(), strict=True))
-
-
-def _order(lengths: Mapping[str, int], weights: Mapping[str, float], seed: int, part: str) -> Any:
-    """The endless sequence of (source number, record number, epoch), every epoch of a source a new permutation."""
-    import grain
-
-    shuffled = [
-        grain.MapDataset.range(length)
-        .shuffle(seed=_seed(seed, part, source))
-        .repeat()
-        .map_with_index(lambda at, record, source=number, length=length: (source, record, at // length))
-        for number, (source, length) in enumerate(lengths.items())
-    ]
-    return grain.MapDataset.mix(shuffled, [weights[source] for source in lengths])
-
-
-def _seed(seed: int, part: str, source: str) -> int:
-    digest = hashlib.sha256(f'{seed}:{part}:{source}'.encode()).digest()
-    return int.from_bytes(digest[:4], 'big')
 
 
 def _empty(part: Part, numbers: np.ndarray, labels: int) -> dict[str, np.ndarray]:
