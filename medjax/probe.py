@@ -29,7 +29,7 @@ from medjax.probes.encode import Encoder
 from medjax.probes.judge import Task
 
 BASELINES = {'random': encode.random_init, 'pixels': encode.raw_pixels}
-ALL = 'knn,linear,zero_shot'
+ALL = 'knn,linear,zero_shot,retrieval'
 
 
 def main(argv: list[str]) -> int:
