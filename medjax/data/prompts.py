@@ -51,7 +51,7 @@ class ZeroShot(NamedTuple):
     """
 
     present: dict[str, list[str]]  # in the order of the file, templates filled in
-    absent: dict[str, list[str]]  # for 'pair' of every class
+    absent: dict[str, list[str]]  # with 'pair' of every class of `present`
     normal: list[str]
     score: str
     ensemble: str
@@ -123,8 +123,8 @@ def _zero_shot(
 
     present, absent, normal = prompts['present'], prompts['absent'], prompts['normal']
     if score == 'pair':
-        absent = {name: absent.get(name, normal) for name in present}
-        if bare := [name for name, pool in absent.items() if not pool]:
+        absent = dict.fromkeys(present, normal) | absent
+        if bare := [name for name in present if not absent[name]]:
             raise UserError(
                 f'{file}: absent: there is no sentence for {bare[0]!r}, against which the score "pair" holds it; give '
                 'one, or `normal` for all, or take another score'
@@ -133,8 +133,8 @@ def _zero_shot(
         raise UserError(f'{file}: present: the score "classes" holds classes against one another, and there is one')
     return ZeroShot(
         present={name: filled(pool) for name, pool in present.items()},
-        absent={name: filled(pool) for name, pool in absent.items()} if score == 'pair' else {},
-        normal=filled(normal) if score == 'classes' else [],
+        absent={name: filled(pool) for name, pool in absent.items()},
+        normal=filled(normal),
         score=score,
         ensemble=ensemble,
         temperature=temperature,

@@ -44,8 +44,8 @@ def run(task: Task) -> Result:
         raise UserError(f'{task.data.name}: no class of the prompts can be judged ({why})')
     columns = [task.data.labels.index(name) for name in names]
     splits = Splits(None, None, test._replace(labels=test.labels[:, columns]), names, skipped, 'nothing is chosen')
-    sentences = [s for pools in (prompts.present, prompts.absent) for pool in pools.values() for s in pool]
-    sentences += prompts.normal
+    pools = (prompts.present, prompts.absent, {'': prompts.normal})
+    sentences = [s for pool in pools for some in pool.values() for s in some]
     chosen = dict(
         score=prompts.score,
         ensemble=ENSEMBLES[prompts.ensemble],
@@ -69,7 +69,7 @@ def score(images: np.ndarray, prompts: ZeroShot, both: Pair) -> dict[str, np.nda
     temperature = prompts.temperature or both.temperature
     present = _cosines(images, prompts.present, prompts.ensemble, both)
     if prompts.score == 'pair':
-        absent = _cosines(images, prompts.absent, prompts.ensemble, both)
+        absent = _cosines(images, {name: prompts.absent[name] for name in present}, prompts.ensemble, both)
         return {name: (present[name] - absent[name]) / temperature for name in present}
     if prompts.score == 'classes':
         normal = {'': prompts.normal} if prompts.normal else {}  # no label has an empty name
