@@ -3,37 +3,48 @@
     medjax probe --run RUN --data DATA                  # the newest export
     medjax probe --run RUN --data DATA --steps all      # or 1000,2000
     medjax probe --run RUN --data DATA --follow         # beside a training, until it is done or long silent
+    medjax probe --run RUN --data DATA --probes zero_shot,retrieval --prompts configs/prompts/phantom.json
 
 A job of its own, which needs only RUN/exports and the records. Each split is encoded once for all probes and kept in
-RUN/cache; results that are there with the same settings are not computed again. The same tower before training and
-raw pixels are probed as well, once.
+RUN/cache; results that are there with the same settings are not computed again. The same towers before training and
+raw pixels are probed as well, once. Without --probes, all probes that the export and the data allow.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import pathlib
 import pkgutil
 import sys
+from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 from medjax import probes as package
-from medjax.data import records
+from medjax.data import prompts, records
 from medjax.errors import UserError, find, suggest
 from medjax.probes import encode, policy, results, statistics, watch
 from medjax.probes.encode import Encoder
-from medjax.probes.judge import judge, prepare
+from medjax.probes.judge import Task
 
 BASELINES = {'random': encode.random_init, 'pixels': encode.raw_pixels}
+ALL = 'knn,linear,zero_shot,retrieval'
 
 
 def main(argv: list[str]) -> int:
     """Probes exports and baselines, prints one table; 1 where a probe or an export failed."""
     args = _parser().parse_args(argv)
     run, data = pathlib.Path(args.run), records.open(args.data)
-    probes = {probe.name: probe for probe in map(_probe, args.probes.split(','))}
+    probes = {probe.name: probe for probe in map(_probe, (args.probes or ALL).split(','))}
     baselines, labels = _baselines(args.baselines), policy.parse(args.policy)
+    sentences = None if args.prompts is None else prompts.zero_shot(args.prompts, '--prompts')
+    if sentences:
+        prompts.check_classes(sentences._asdict(), data.labels, f'--prompts {args.prompts}')
     _can_be_probed(run, data, args)
+
+    def task(encoder: Encoder) -> Task:
+        return Task(encoder, data, _features(encoder, data, run, labels), sentences, args.seed, args.draws)
 
     exports = (
         watch.follow(run, encode.load) if args.follow else watch.each(run, watch.chosen(run, args.steps), encode.load)
@@ -43,9 +54,12 @@ def main(argv: list[str]) -> int:
         if isinstance(encoder, Exception):
             failures += _failed(f'export {step}', encoder)
             continue
-        for one in (*(BASELINES[name](encoder.meta) for name in baselines), encoder):
-            failures += _probe_encoder(run, one, data, probes, labels, args.seed, args.draws)
-        baselines = []  # once a run is enough: its exports share tower and preprocessing
+        possible, lacking = _possible(task(encoder), probes)
+        if args.probes or not possible:
+            failures += sum(_failed(f'{name} on {_name(encoder)}', error) for name, error in lacking.items())
+        for one in (*(BASELINES[name](encoder) for name in baselines), encoder):
+            failures += _probe_encoder(run, task(one), possible, labels)
+        baselines = []  # once a run is enough: its exports share towers and preprocessing
 
     if (run / 'probes').is_dir():  # not where a run that was followed never came to an export
         print(results.table(run, data, list(probes)), flush=True)
@@ -54,35 +68,48 @@ def main(argv: list[str]) -> int:
     return 1 if failures else 0
 
 
-def _probe_encoder(
-    run: pathlib.Path,
-    encoder: Encoder,
-    data: records.DataSet,
-    probes: dict[str, ModuleType],
-    labels: dict[str, str],
-    seed: int,
-    draws: int,
-) -> int:
-    """All probes that have no result yet; one that fails does not stop the others. Returns the number of failures."""
-    origin = results.provenance(run, encoder, data) | {'policy': labels}
-    todo = {}
+def _features(
+    encoder: Encoder, data: records.DataSet, run: pathlib.Path, labels: dict[str, str]
+) -> Callable[[str], encode.Features]:
+    @functools.cache
+    def features(split: str) -> encode.Features:
+        found = encode.features(encoder, data, split, run / 'cache')
+        return found._replace(labels=policy.decided(found.labels, labels))
+
+    return features
+
+
+def _possible(task: Task, probes: dict[str, ModuleType]) -> tuple[dict[str, ModuleType], dict[str, UserError]]:
+    """The probes that can be run on this encoder and data, and why the others cannot."""
+    lacking = {}
     for name, probe in probes.items():
-        key = results.settings_key(encoder, probe, data, origin, seed, draws)
-        file = results.path(run, encoder.name, data.name, name)
-        if not results.is_there(file, key):
-            todo[name] = probe, file, key
-    if not todo:
-        return 0
-    try:
-        features = {split: encode.features(encoder, data, split, run / 'cache') for split in data.splits}
-        features = {split: f._replace(labels=policy.decided(f.labels, labels)) for split, f in features.items()}
-        splits = prepare(features['train'], features.get('val'), features['test'], data.labels, seed, data.name)
-    except Exception as error:  # one encoder may not stop the others, so any error is told and counted
-        return _failed(f'{_name(encoder)} on {data.name}', error)
-    failures = 0
-    for name, (probe, file, key) in todo.items():
         try:
-            result, arrays = judge(probe, splits, seed, draws)
+            _needs(probe, task)
+        except UserError as error:
+            lacking[name] = error
+    return {name: probe for name, probe in probes.items() if name not in lacking}, lacking
+
+
+def _needs(probe: ModuleType, task: Task) -> dict[str, Any]:
+    return probe.needs(task) if hasattr(probe, 'needs') else {}
+
+
+def _probe_encoder(run: pathlib.Path, task: Task, probes: dict[str, ModuleType], labels: dict[str, str]) -> int:
+    """All probes that have no result yet; one that fails does not stop the others. Returns the number of failures."""
+    encoder, data = task.encoder, task.data
+    origin = results.provenance(run, encoder, data) | {'policy': labels}
+    possible, lacking = _possible(task, probes)
+    for name, reason in lacking.items():  # a baseline's: the export itself has what its probes need
+        print(f'{_name(encoder)}, {name}: left out, {reason}', flush=True)
+    failures = done = 0
+    for name, probe in possible.items():
+        try:
+            key = results.settings_key(task, probe, origin | _needs(probe, task))
+            file = results.path(run, encoder.name, data.name, name)
+            if results.is_there(file, key):
+                continue
+            done += 1
+            result, arrays = probe.run(task)
             about = dict(
                 probe=name,
                 data=data.name,
@@ -91,11 +118,14 @@ def _probe_encoder(
                 split='test',
             )
             results.write(file, about | result | origin | dict(key=key), arrays)
-            at = result['results']['auroc']['mean']
-            print(f'{_name(encoder)}, {name}: AUROC {at["value"]:.3f} [{at["low"]:.3f}, {at["high"]:.3f}]', flush=True)
-        except Exception as error:
+            figure, rows = next(iter(result['results'].items()))
+            at, title = rows['mean'], results.COLUMNS.get(figure, figure)
+            told = f'{_name(encoder)}, {name}: {title} {at["value"]:.3f} [{at["low"]:.3f}, {at["high"]:.3f}]'
+            print(told, flush=True)
+        except Exception as error:  # one may not stop the others, so any error is told and counted
             failures += _failed(f'{name} on {_name(encoder)} and {data.name}', error)
-    print(f'{_name(encoder)}: {origin["provenance"]}', flush=True)
+    if done:
+        print(f'{_name(encoder)}: {origin["provenance"]}', flush=True)
     return failures
 
 
@@ -113,10 +143,10 @@ def _name(encoder: Encoder) -> str:
 def _can_be_probed(run: pathlib.Path, data: records.DataSet, args: argparse.Namespace) -> None:
     if not run.is_dir() and (run.exists() or not args.follow):
         raise UserError(f'--run {args.run}: there is no such folder; it is the --workdir of a `medjax train`')
-    if not data.labels:
-        raise UserError(f'--data {args.data}: the data set has no labels, so there is nothing to probe')
-    if missing := [split for split in ('train', 'test') if not data.splits.get(split)]:
-        raise UserError(f'--data {args.data}: no record in {" and ".join(missing)}; a probe needs train and test')
+    if not data.splits.get('test'):
+        raise UserError(f'--data {args.data}: no record in test, so there is nothing to probe')
+    if not data.labels and not (data.split('test').column('words') > 0).any():
+        raise UserError(f'--data {args.data}: the data set has no labels and no texts, so there is nothing to probe')
     if args.draws < 1:
         raise UserError(f'--draws: at least 1 bootstrap draw, not {args.draws}')
     if args.seed < 0:
@@ -156,7 +186,10 @@ def _parser() -> argparse.ArgumentParser:
         '--follow', action='store_true', help='probe exports as they come, until the run is done or silent for an hour'
     )
     parser.add_argument(
-        '--probes', default='knn,linear', metavar='NAMES', help='default: %(default)s; or mypkg.myprobe'
+        '--probes', metavar='NAMES', help=f'of {ALL}, or mypkg.myprobe; default: all that export and data allow'
+    )
+    parser.add_argument(
+        '--prompts', metavar='FILE', help='sentences for the classes, and how they become scores, for zero_shot'
     )
     parser.add_argument('--baselines', default='random,pixels', metavar='NAMES', help='default: %(default)s; or none')
     parser.add_argument(

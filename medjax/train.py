@@ -20,14 +20,17 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import medjax
 from medjax import config as configs
 from medjax.data import records, tokenizer
 from medjax.data.stream import Stream
+from medjax.data.texts import FALLBACKS
 from medjax.errors import UserError, build, suggest
 from medjax.objectives.compose import Objective, objective, with_stats, without_stats
+from medjax.objectives.features import Feature
 from medjax.parallel import runtime, sharding
 from medjax.training import checkpoint, health, metrics
 from medjax.training.flops import model_flops
@@ -305,7 +308,8 @@ def write_export(
     cfg = config['export']
     paths = tuple(f'{kind}/{name}' for kind in ('towers', 'heads') for name in cfg[kind])
     tree = goal.export(state.params, state.aux, cfg['copy'], paths)
-    tree = jax.device_get(sharding.gather(tree))
+    temperatures = jax.jit(lambda p, step: {name: jnp.asarray(t(p, step)) for name, (*_, t) in goal.pairs.items()})
+    tree, warmth = jax.device_get(sharding.gather((tree, temperatures(state.params, state.step))))
     if not main_process:
         return
     seen = folder / 'data' / 'seen.npz'
@@ -316,6 +320,11 @@ def write_export(
         copy=cfg['copy'],
         towers={name: config['towers'][name] for name in cfg['towers']},
         heads={name: config['heads'][name] for name in cfg['heads']},
+        pairs=[
+            dict(term=name, temperature=float(warmth[name])) | pair
+            for name, (a, b, _) in goal.pairs.items()
+            if (pair := pair_of_texts(a, b, goal, config))
+        ],
         image=dict(config['image']),
         size=int(max(sizes, default=0)),
         config_fingerprint=configs.fingerprint(config),
@@ -330,6 +339,23 @@ def write_export(
         meta['tokenizer'] |= dict(fingerprint=words.fingerprint, tokens=words.tokens._asdict())
         files = {words.path.name: words.path.read_bytes()}
     export.save(folder / 'exports' / str(step), tree, meta, files)
+
+
+def pair_of_texts(a: Feature, b: Feature, goal: Objective, config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """How a reader of the export brings images and texts into one space: of each side the tower, whose cls, and the
+    head after it; of texts also what the view showed. None where a side is another feature or is not exported."""
+    if goal.towers[a.tower].vocabulary:
+        a, b = b, a
+    exported, sides = config['export'], (a, b)
+    if goal.towers[a.tower].vocabulary or not goal.towers[b.tower].vocabulary:
+        return None
+    if not all(f.output == 'cls' and f.tower in exported['towers'] for f in sides):
+        return None
+    if not all(f.head is None or f.head in exported['heads'] for f in sides):
+        return None
+    view = config['views'][b.view]
+    text = dict(tower=b.tower, head=b.head, length=view['length'], sections=list(view.get('sections', FALLBACKS)))
+    return dict(image=dict(tower=a.tower, head=a.head), text=text)
 
 
 @contextlib.contextmanager

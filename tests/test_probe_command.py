@@ -292,7 +292,7 @@ def test_one_failing_probe_stops_nothing(tmp_path, data, monkeypatch, capsys):
     module = tmp_path / 'broken_probe' / 'mine.py'
     module.parent.mkdir()
     (module.parent / '__init__.py').touch()
-    module.write_text("name = 'mine'\ndef run(train, val, test, seed):\n    raise ValueError('not today')\n")
+    module.write_text("name = 'mine'\ndef run(task):\n    raise ValueError('not today')\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     run = tmp_path / 'run'
     make_export(run, 1)

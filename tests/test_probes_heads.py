@@ -60,7 +60,7 @@ def test_a_constant_feature_changes_nothing():
 
 def test_validation_chooses_and_the_grid_is_told():
     train, val, test = (examples(s, layers=4, patches=True) for s in range(3))
-    out = linear.run(train, val, test, seed=0)
+    out = linear.learn(train, val, test, seed=0)
     grid = out.details['grid']
     assert len(grid) == 4 * len(linear.PENALTIES)
     assert out.chosen['validation_auroc'] == max(g['validation_auroc'] for g in grid)
@@ -100,12 +100,12 @@ def test_knn_equals_a_loop():
 
 def test_knn_in_chunks_and_with_few_records(monkeypatch):
     train, val, test = examples(0, n=150), examples(1, n=30), examples(2, n=41)
-    whole = knn.run(train, val, test, 0)
+    whole = knn.learn(train, val, test, 0)
     monkeypatch.setattr(knn, 'CHUNK_ELEMENTS', 150 * 7)
     knn._score.clear_cache()
-    np.testing.assert_allclose(knn.run(train, val, test, 0).scores, whole.scores, atol=1e-5)
+    np.testing.assert_allclose(knn.learn(train, val, test, 0).scores, whole.scores, atol=1e-5)
     assert whole.chosen['k'] == 20 and set(whole.others) == {'k=10', 'k=100'}
-    few = knn.run(examples(0, n=7), val, test, 0)
+    few = knn.learn(examples(0, n=7), val, test, 0)
     assert few.chosen['k'] == 7 and few.scores.shape == (41, 3)
 
 
@@ -138,8 +138,8 @@ def test_without_validation_a_tenth_of_the_patients_is_held_out():
 @pytest.mark.parametrize('probe', [knn, linear])
 def test_judge_is_json_and_deterministic(probe):
     splits = judge.prepare(examples(0), examples(1), examples(2, n=120, patients=50), ('a', 'b', 'c'), 0, 'data')
-    result, arrays = judge.judge(probe, splits, seed=0, draws=50)
-    again, _ = judge.judge(probe, splits, seed=0, draws=50)
+    result, arrays = judge.judge(lambda: probe.learn(*splits[:3], 0), splits, seed=0, draws=50)
+    again, _ = judge.judge(lambda: probe.learn(*splits[:3], 0), splits, seed=0, draws=50)
     json.dumps(result, allow_nan=False)
     assert result['results'] == again['results']
     assert set(result['results']) == {'auroc', 'auprc', 'accuracy', 'balanced_accuracy'}

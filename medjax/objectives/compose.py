@@ -46,6 +46,8 @@ class Objective(NamedTuple):
     export: Callable[[Tree, Tree, str, tuple[str, ...]], Tree]
     """(params, aux, copy, ('towers/image', …)) -> {'towers': {'image': …}} with statistics, as towers take them."""
     moves: Callable[[int, dict[str, tuple[int, ...]]], int]  # rows, shapes of features -> elements between devices
+    pairs: dict[str, tuple[Feature, Feature, Callable[[Tree, Array], Array]]]
+    """Of each term that brings two features into one space: the features, and (params, step) -> the temperature."""
     towers: dict[str, Tower]
     needs: tuple[Feature, ...]
     batch_statistics: tuple[str, ...]  # towers whose features of a row depend on the other rows
@@ -175,6 +177,11 @@ def objective(recipe: Mapping[str, Any]) -> Objective:
         gauges = sum(shapes[name][-1] ** 2 + shapes[name][-1] + 4 for name in ranked)
         return sum(term.moves(rows, shapes) for term in terms.values()) + gauges
 
+    def pair(name: str, a: str, b: str, own: Callable) -> tuple[Feature, Feature, Callable[[Tree, Array], Array]]:
+        return parse(a, name), parse(b, name), lambda params, step: own(params['terms'][name], step)
+
+    pairs = {name: pair(name, *term.pair) for name, term in terms.items() if term.pair}
+
     towers_axes, stats_axes = without_stats({name: tower.axes for name, tower in towers.items()})
     params_axes = {
         'towers': towers_axes,
@@ -187,7 +194,7 @@ def objective(recipe: Mapping[str, Any]) -> Objective:
         'terms': {name: term.axes[1] for name, term in terms.items()},
     }
     return Objective(
-        init, (params_axes, aux_axes), features, terms_, update, project, export, moves, towers, needs,
+        init, (params_axes, aux_axes), features, terms_, update, project, export, moves, pairs, towers, needs,
         tuple(sorted(batch_statistics)),
     )  # fmt: skip
 

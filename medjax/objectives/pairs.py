@@ -200,6 +200,11 @@ class Pairs(NamedTuple):
         low, high = math.log(self.scale.low), math.log(self.scale.high)
         return {**params, 'log_scale': jnp.clip(params['log_scale'], low, high)}
 
+    @property
+    def pair(self) -> tuple[str, str, Callable[[Tree, Array], Array]]:
+        """The two features, and the temperature of their cosines as a function of (params, step)."""
+        return self.rows.name, self.columns.name, lambda params, step: 1 / self.scale.value(params, step)
+
     def carry(self, sides: Sides) -> Tree:
         """What `update` puts into the queue: the columns that took part, without their row numbers."""
         if not self.queue:

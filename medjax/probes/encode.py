@@ -16,6 +16,7 @@ import json
 import os
 import pathlib
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -53,6 +54,8 @@ class Encoder(NamedTuple):
     size: int  # pixels of the square that the tower sees
     image: Mapping[str, Any]  # channels, mean, std
     meta: Mapping[str, Any]  # the export's meta.json
+    parts: Tree | None = None  # {'towers', 'heads'}: all that the export has, for `pairs.load`; None: pixels
+    folder: pathlib.Path | None = None  # of the export
 
 
 class Features(NamedTuple):
@@ -69,17 +72,27 @@ def load(folder: str | os.PathLike) -> Encoder:
     folder = pathlib.Path(folder)
     params, meta = export.load(folder)
     weights = hashlib.sha256((folder / 'weights.safetensors').read_bytes()).hexdigest()
-    return _of_tower(meta, int(meta['step']), params['towers']['image'], weights)
+    return _of_towers(meta, int(meta['step']), params, weights, folder)
 
 
-def random_init(meta: Mapping[str, Any], seed: int = 0) -> Encoder:
-    """The tower of an export before any training, drawn from a fixed seed."""
-    params = jax.jit(_tower(*_settings(meta)).init)(jax.random.key(seed))
-    return _of_tower(meta, 'random', params, f'random init {seed}')
+def random_init(trained: Encoder, seed: int = 0) -> Encoder:
+    """The towers of an export, and the heads that pair them, before any training, drawn from a fixed seed."""
+    meta, key = trained.meta, jax.random.key(seed)
+    parts: Tree = {'towers': {image_tower(meta): jax.jit(_tower(*_settings(meta)).init)(key)}, 'heads': {}}
+    for side in (side for pair in meta.get('pairs', ())[:1] for side in (pair['image'], pair['text'])):
+        name, head = side['tower'], side['head']
+        tower = _tower(json.dumps(meta['towers'][name]), json.dumps(meta['image']))
+        if name not in parts['towers']:
+            parts['towers'][name] = jax.jit(tower.init)(jax.random.fold_in(key, zlib.crc32(name.encode())))
+        if head:
+            init = models.head(meta['heads'][head], tower.width, where=f'heads.{head}').init
+            parts['heads'][head] = init(jax.random.fold_in(key, zlib.crc32(f'>{head}'.encode())))
+    return _of_towers(meta, 'random', parts, f'random init {seed}', trained.folder)
 
 
-def raw_pixels(meta: Mapping[str, Any]) -> Encoder:
+def raw_pixels(trained: Encoder) -> Encoder:
     """The preprocessed picture as one long feature, at no more than 64 x 64."""
+    meta = trained.meta
     image, size = meta['image'], min(int(meta['size']), PIXELS)
 
     def apply(params: Tree, images: jax.Array, extent: jax.Array, size: int) -> dict[str, jax.Array]:
@@ -88,10 +101,19 @@ def raw_pixels(meta: Mapping[str, Any]) -> Encoder:
     return Encoder('pixels', _digest('pixels', image, size), {}, apply, size, image, meta)
 
 
-def _of_tower(meta: Mapping[str, Any], name: int | str, params: Tree, weights: str) -> Encoder:
-    apply = _apply(*_settings(meta))
-    digest = _digest(weights, meta['towers']['image'], meta['image'], meta['size'])
-    return Encoder(name, digest, params, apply, int(meta['size']), meta['image'], meta)
+def image_tower(meta: Mapping[str, Any]) -> str:
+    """The name of the tower that sees images: the one that is paired with texts, else 'image'."""
+    pairs = meta.get('pairs') or [dict(image=dict(tower='image'))]
+    return pairs[0]['image']['tower']
+
+
+def _of_towers(
+    meta: Mapping[str, Any], name: int | str, parts: Tree, weights: str, folder: pathlib.Path | None
+) -> Encoder:
+    apply, tower = _apply(*_settings(meta)), image_tower(meta)
+    digest = _digest(weights, meta['towers'][tower], meta['image'], meta['size'])
+    params = parts['towers'][tower]
+    return Encoder(name, digest, params, apply, int(meta['size']), meta['image'], meta, parts, folder)
 
 
 def _digest(*parts: Any) -> str:
@@ -100,13 +122,13 @@ def _digest(*parts: Any) -> str:
 
 def _settings(meta: Mapping[str, Any]) -> tuple[str, str]:
     """The tower's and the image's settings as text, to remember compiled functions by."""
-    if 'image' not in meta['towers']:
-        raise UserError(f'the export of step {meta["step"]} has no image tower, only {", ".join(meta["towers"])}')
-    return json.dumps(meta['towers']['image']), json.dumps(meta['image'])
+    if (name := image_tower(meta)) not in meta['towers']:
+        raise UserError(f'the export of step {meta["step"]} has no tower {name!r}, only {", ".join(meta["towers"])}')
+    return json.dumps(meta['towers'][name]), json.dumps(meta['image'])
 
 
 def _tower(cfg: str, image: str) -> Any:
-    return models.tower(json.loads(cfg), json.loads(image)['channels'], where='towers.image')
+    return models.tower(json.loads(cfg), json.loads(image)['channels'], where='the towers of the export')
 
 
 @functools.cache  # the exports of a run share one function, so it is compiled once

@@ -9,14 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from medjax.probes.encode import Features
-from medjax.probes.judge import Outcome, mean_auroc
+from medjax.probes.judge import Outcome, Result, Task, mean_auroc, needs_labels, of_labels
 
-name = 'knn'
+name, needs = 'knn', needs_labels
 K, ALL_K, TEMPERATURE = 20, (10, 20, 100, 200), 0.07
 CHUNK_ELEMENTS = 1 << 24  # similarities that are in memory at once
 
 
-def run(train: Features, val: Features, test: Features, seed: int) -> Outcome:
+def run(task: Task) -> Result:
+    return of_labels(task, learn)
+
+
+def learn(train: Features, val: Features, test: Features, seed: int) -> Outcome:
     """Scores test by the 20 nearest records of train. k is fixed, not chosen; the other k are reported beside."""
     ks = tuple(k for k in ALL_K if k <= len(train.labels)) or (len(train.labels),)
     k = K if K in ks else max(ks)

@@ -18,9 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from medjax.probes.encode import Features
-from medjax.probes.judge import Outcome, mean_auroc
+from medjax.probes.judge import Outcome, Result, Task, mean_auroc, needs_labels, of_labels
 
-name = 'linear'
+name, needs = 'linear', needs_labels
 PENALTIES = tuple(10.0 ** (e / 2) for e in range(2, -9, -1))  # 10 … 1e-4 in half decades; of equals the first is taken
 THRESHOLD = 0.0  # in log-odds: probability .5
 
@@ -39,7 +39,13 @@ class Heads(NamedTuple):
     residual: float  # the greatest preconditioned gradient norm that was left
 
 
-def run(train: Features, val: Features, test: Features, seed: int, penalties: tuple[float, ...] = PENALTIES) -> Outcome:
+def run(task: Task) -> Result:
+    return of_labels(task, learn)
+
+
+def learn(
+    train: Features, val: Features, test: Features, seed: int, penalties: tuple[float, ...] = PENALTIES
+) -> Outcome:
     """Fits all heads on train, chooses one combination for all labels by mean AUROC on val, scores test in log-odds."""
     grid: list[dict[str, Any]] = []
     best: tuple[float, int, Heads] | None = None

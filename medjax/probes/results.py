@@ -21,6 +21,7 @@ import numpy as np
 import medjax
 from medjax.data import records
 from medjax.probes.encode import Encoder, write_npz
+from medjax.probes.judge import Task
 
 DIGITS = 6  # of a data set's fingerprint, where its name alone is not enough
 COLUMNS = {'auroc': 'AUROC', 'auprc': 'AUPRC', 'accuracy': 'accuracy', 'balanced_accuracy': 'balanced accuracy'}
@@ -30,10 +31,10 @@ def path(run: pathlib.Path, encoder: int | str, data: str, probe: str) -> pathli
     return run / 'probes' / str(encoder) / f'{data}.{probe}.json'
 
 
-def settings_key(encoder: Encoder, probe: ModuleType, data: Any, about: dict[str, Any], seed: int, draws: int) -> str:
-    """A digest of all that a result depends on, the probe's own source included; `about`: what it says of itself."""
-    source = inspect.getsource(probe)
-    parts = [encoder.digest, data.fingerprint, probe.__name__, source, about, seed, draws, medjax.__version__]
+def settings_key(task: Task, probe: ModuleType, about: dict[str, Any]) -> str:
+    """A digest of all that a result depends on, the probe's own source included; `about`: what else."""
+    module = [probe.__name__, inspect.getsource(probe)]
+    parts = [task.encoder.digest, task.data.fingerprint, *module, about, task.seed, task.draws, medjax.__version__]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -110,19 +111,29 @@ def table(run: pathlib.Path, data: Any, probes: Sequence[str]) -> str:
     found.sort(key=lambda r: (list(probes).index(r['probe']), _order(r['encoder']['step'])))
     if not found:
         return ''
-    bootstrap, labels = found[0]['bootstrap'], found[0]['results']['auroc']['mean']['labels']
+    by_figure: dict[str, list[dict[str, Any]]] = {}  # one table for all probes with one first figure
+    for result in found:
+        by_figure.setdefault(next(iter(result['results'])), []).append(result)
+    return '\n\n'.join(map(_one_table, by_figure.values()))
+
+
+def _one_table(found: list[dict[str, Any]]) -> str:
+    bootstrap, first = found[0]['bootstrap'], next(iter(found[0]['results'].values()))
+    ways = ' and '.join(way for way in first if way != 'mean')
+    over = f'{first["mean"]["labels"]} label(s)' if 'labels' in first['mean'] else ways
+    figures = dict.fromkeys(figure for result in found for figure in result['results'])
     lines = [
         f'{found[0]["data"]}, test split: {found[0]["records"]["test"]:,} records of '
-        f'{bootstrap["patients"]:,} patients; means over {labels} label(s) with '
+        f'{bootstrap["patients"]:,} patients; means over {over} with '
         f'{100 * bootstrap["level"]:.0f} % intervals over patients',
         '',
-        '| encoder | probe | ' + ' | '.join(COLUMNS.values()) + ' |',
-        '|---|---|' + '---|' * len(COLUMNS),
+        '| encoder | probe | ' + ' | '.join(COLUMNS.get(figure, figure) for figure in figures) + ' |',
+        '|---|---|' + '---|' * len(figures),
     ]
     for result in found:
         step = result['encoder']['step']
         name = {'random': 'random init', 'pixels': 'raw pixels'}.get(step, f'step {step}')
-        cells = [_cell(result['results'][metric]['mean']) for metric in COLUMNS]
+        cells = [_cell(result['results'].get(figure, {}).get('mean')) for figure in figures]
         lines.append(f'| {name} | {result["probe"]} | ' + ' | '.join(cells) + ' |')
     return '\n'.join(lines)
 
@@ -132,7 +143,9 @@ def _order(step: int | str) -> tuple[bool, str, int]:
     return (False, step, 0) if isinstance(step, str) else (True, '', step)
 
 
-def _cell(at: dict[str, Any]) -> str:
+def _cell(at: dict[str, Any] | None) -> str:
+    if at is None:
+        return ''
     interval = '' if at['low'] is None else f' [{_short(at["low"])}, {_short(at["high"])}]'
     return _short(at['value']) + interval
 

@@ -15,6 +15,7 @@ import numpy as np
 from medjax.probes import metrics
 
 DRAWS, LEVEL = 1000, 0.95
+THRESHOLDED = dict(accuracy=metrics.accuracy, balanced_accuracy=metrics.balanced_accuracy)
 
 
 def draws_of(groups: np.ndarray, draws: int, seed: int, chunk_elements: int = 1 << 22) -> Iterator[np.ndarray]:
@@ -31,15 +32,13 @@ def draws_of(groups: np.ndarray, draws: int, seed: int, chunk_elements: int = 1 
 def figures(
     scores: np.ndarray, labels: np.ndarray, thresholds: dict[str, float], weights: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """All metrics of one label, [R] each. Only records with a known label may come in."""
+    """All metrics of one label, [R] each; of those that need a threshold the ones that have it. Only records with a
+    known label may come in."""
     c = metrics.curve(scores, labels, weights)
     both = (c.true[:, -1] > 0) & (c.false[:, -1] > 0)
-    values = dict(
-        auroc=metrics.auroc(c),
-        auprc=metrics.auprc(c),
-        accuracy=metrics.accuracy(scores, labels, thresholds['accuracy'], weights),
-        balanced_accuracy=metrics.balanced_accuracy(scores, labels, thresholds['balanced_accuracy'], weights),
-    )
+    values = dict(auroc=metrics.auroc(c), auprc=metrics.auprc(c))
+    for name, threshold in thresholds.items():
+        values[name] = THRESHOLDED[name](scores, labels, threshold, weights)
     return {name: np.where(both, value, np.nan) for name, value in values.items()}
 
 
@@ -56,7 +55,7 @@ def intervals(
     """Every metric of every label, and its mean over labels, with percentile intervals over patients.
 
     Args: scores [n,L]; labels int8 [n,L], of which only 0 and 1 are known; names of the L labels; groups int [n], the
-    patient of each record as 0…P-1; thresholds: 'accuracy' and 'balanced_accuracy' [L] each.
+    patient of each record as 0…P-1; thresholds: of some of THRESHOLDED [L] each.
     Returns {metric: {'mean': {value, low, high, labels}, label: {value, low, high, positives, negatives, undefined}}}.
 
     A draw in which a label lost a class says nothing about it: it is left out of that label's percentiles and counted
@@ -99,3 +98,27 @@ def intervals(
             )
         results[metric] = table
     return results
+
+
+def of_means(
+    values: dict[str, dict[str, np.ndarray]],
+    groups: np.ndarray,
+    seed: int = 0,
+    draws: int = DRAWS,
+    level: float = LEVEL,
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Figures that are means over records, in several ways each, and the mean over the ways, with percentile intervals.
+
+    Args: values {metric: {way: [n]}}; groups int [n], the patient of each record as 0…P-1.
+    Returns {metric: {'mean': {value, low, high}, way: {value, low, high}}}.
+    """
+    columns = {(metric, way): x for metric, ways in values.items() for way, x in ways.items()}
+    columns |= {(metric, 'mean'): np.mean(list(ways.values()), 0) for metric, ways in values.items()}
+    table = np.stack([np.asarray(x, np.float64) for x in columns.values()], 1)  # [n,M]
+    drawn = np.concatenate([w @ table / w.sum(1, keepdims=True) for w in draws_of(groups, draws, seed)])
+    lows, highs = np.percentile(drawn, [50 * (1 - level), 50 * (1 + level)], axis=0)
+    at = {
+        key: dict(value=float(table[:, k].mean()), low=float(lows[k]), high=float(highs[k]))
+        for k, key in enumerate(columns)
+    }
+    return {metric: {way: at[metric, way] for way in ('mean', *ways)} for metric, ways in values.items()}

@@ -24,6 +24,7 @@ SECTIONS = (
     ('rates', 'Rates and speed'),
     ('patches', 'Patch features'),
     ('neighbours', 'Neighbours'),
+    ('findings', 'Words over patches'),
     ('data', 'Data'),
     ('config', 'Configuration'),
 )

@@ -1,32 +1,38 @@
-"""What an export sees: principal components of its patch features, and nearest neighbours of test images."""
+"""What an export sees: principal components of its patch features, nearest neighbours of test images, and where in
+them it finds the findings' words."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import matplotlib
 import numpy as np
 from PIL import Image
 
+from medjax.data.prompts import ZeroShot
 from medjax.data.records import DataSet
 from medjax.errors import UserError
-from medjax.probes import encode
+from medjax.probes import encode, pairs, zero_shot
 from medjax.reports import choice, images
 from medjax.reports.dataset import Found
 from medjax.reports.read import Run
 
 IMAGES = 8  # pictures with patch components
 QUERIES, NEIGHBOURS = 6, 5  # the first of them are queries as well
+FINDINGS = 6  # maps beside an image
 TRAIN = 20_000  # more train records than this are not encoded for a report: a probe has cached them, or it says so
 
 
 class Pictures(NamedTuple):
-    """Two galleries; where one is empty, its words say why."""
+    """Three galleries; where one is empty, its words say why."""
 
     patches: Sequence[Mapping[str, str]] = ()  # image and map as data URIs, words
     patch_words: str = ''
     neighbours: Sequence[Sequence[Mapping[str, Any]]] = ()  # rows of a query and its neighbours
     neighbour_words: str = ''
+    findings: Sequence[Sequence[Mapping[str, Any]]] = ()  # rows of an image and where it is like each finding's words
+    finding_words: str = ''
 
 
 def gather(run: Run, found: Found) -> Pictures:
@@ -49,6 +55,10 @@ def gather(run: Run, found: Found) -> Pictures:
         rows, row_words = neighbours(run, encoder, data, seen['cls'][:QUERIES, -1], pictures, labels)
     except UserError as error:
         rows, row_words = [], str(error)
+    try:
+        found_words, finding_words = findings(run, encoder, data, seen['patches'], pictures, labels)
+    except UserError as error:
+        found_words, finding_words = [], str(error)
     colours, shares = components(seen['patches'])
     return Pictures(
         patches=[
@@ -65,11 +75,13 @@ def gather(run: Run, found: Found) -> Pictures:
         neighbour_words=row_words
         or f'{of.capitalize()} (left), and the {NEIGHBOURS} train images of the most similar '
         'features (CLS of the last block, cosine). Green: the same labels.',
+        findings=found_words,
+        finding_words=finding_words,
     )
 
 
 def missing(reason: str) -> Pictures:
-    return Pictures(patch_words=reason, neighbour_words=reason)
+    return Pictures(patch_words=reason, neighbour_words=reason, finding_words=reason)
 
 
 def neighbours(
@@ -99,6 +111,61 @@ def neighbours(
             row.append({'image': image, 'words': other, 'same': other == label, 'similarity': f'{value:.3f}'})
         rows.append(row)
     return rows, ''
+
+
+def findings(
+    run: Run,
+    encoder: encode.Encoder,
+    data: DataSet,
+    patches: np.ndarray,
+    pictures: Sequence[np.ndarray],
+    labels: Sequence[str],
+) -> tuple[list[list[dict[str, Any]]], str]:
+    """Rows of a picture and, for each finding of the newest zero-shot result, a map of its similarity; and words.
+
+    The map is the cosine of each projected patch feature [n,h,w,D] with the direction of the finding's sentences. The
+    head was trained on cls: that it says something of single patches is what the maps show or do not show.
+    """
+    told = [r for r in run.results if (r.encoder, r.data, r.probe) == (encoder.name, data.name, zero_shot.name)]
+    if not told:
+        return [], (
+            'No sentences to look for: `medjax probe --probes zero_shot --prompts FILE` on an export of an image and a '
+            'text tower leaves some.'
+        )
+    prompts, both = ZeroShot(**told[0].body['details']['prompts']), pairs.load(encoder)
+    towards = list(zero_shot.directions(prompts.present, prompts.ensemble, both).items())[:FINDINGS]
+    directions = np.stack([direction for _, direction in towards], 1)
+    cosine = pairs.unit(both.images(patches)) @ directions  # [n,h,w,findings]
+    low, high = np.percentile(cosine, (2, 98), axis=(0, 1, 2))
+    shade = np.clip((cosine - low) / np.maximum(high - low, 1e-12), 0, 1)
+    rows = []
+    for i, (picture, label) in enumerate(zip(pictures[:QUERIES], labels, strict=False)):
+        centre = images.centre(picture)
+        row: list[dict[str, Any]] = [{'image': images.uri(centre), 'words': label, 'there': False, 'range': ''}]
+        for j, (name, _) in enumerate(towards):
+            at = cosine[i, :, :, j]
+            row.append(
+                {
+                    'image': images.uri(warm(centre, shade[i, :, :, j])),
+                    'words': name,
+                    'there': name in label.split(', '),
+                    'range': f'{at.min():.2f} to {at.max():.2f}',
+                }
+            )
+        rows.append(row)
+    words = (
+        'Left a test image, then where its patches are like the sentences of each finding: the cosine of the projected '
+        "patch features and the sentences' direction, from dark (2nd percentile of all patches) to bright (98th), "
+        'with its range in that image. Green: the finding is labelled. The head was trained on whole images.'
+    )
+    return rows, words
+
+
+def warm(image: Image.Image, shade: np.ndarray) -> Image.Image:
+    """Numbers [h,w] in [0,1], bilinear between the patches' centres, as colours over the image they come from."""
+    smooth = Image.fromarray(shade.astype(np.float32)).resize(image.size, Image.Resampling.BILINEAR)
+    colours = matplotlib.colormaps['inferno'](np.asarray(smooth))[..., :3]
+    return Image.blend(image, Image.fromarray((255 * colours).round().astype(np.uint8)), 0.55)
 
 
 def components(patches: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -33,6 +33,8 @@ class Result(NamedTuple):
         if self.scores is None:
             return {}
         with np.load(self.scores, allow_pickle=False) as file:
+            if 'scores' not in file:  # of a probe whose figures are not of labels
+                return {}
             scores, labels, names = file['scores'], file['labels'], file['names']
         known = {str(name): labels[:, i] >= 0 for i, name in enumerate(names)}
         return {name: (scores[at, i], labels[at, i]) for i, (name, at) in enumerate(known.items())}

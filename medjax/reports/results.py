@@ -19,30 +19,43 @@ Group = Mapping[int | str, Result]  # encoder -> result of one probe on one data
 Figure = Mapping[str, Any]  # value, low, high; the bounds may be None
 
 
-def mean(result: Result) -> Figure | None:
-    """The mean AUROC over labels, None where no label could be judged."""
-    found = result.body['results'].get('auroc', {}).get('mean')
+def figure_of(group: Group) -> str:
+    """The figure that headlines and curves show: the first of a result, the AUROC where there are labels."""
+    return next((figure for result in group.values() for figure in result.body['results']), 'auroc')
+
+
+def named(figure: str) -> str:
+    return FIGURES.get(figure) or plain(figure)
+
+
+def mean(result: Result, figure: str) -> Figure | None:
+    """The mean over labels (or over both ways of a retrieval), None where there is none."""
+    found = result.body['results'].get(figure, {}).get('mean')
     return found if found and found.get('value') is not None else None
 
 
+def steps_of(group: Group) -> dict[int, Result]:
+    return {encoder: result for encoder, result in group.items() if isinstance(encoder, int)}
+
+
 def newest_of(group: Group) -> int | None:
-    return max((encoder for encoder in group if isinstance(encoder, int)), default=None)
+    return max(steps_of(group), default=None)
 
 
-def baselines(group: Group) -> dict[str, Figure]:
-    """Mean AUROC of random init and raw pixels, by name."""
-    return {BASELINES[e]: found for e in BASELINES if e in group and (found := mean(group[e]))}
+def baselines(group: Group, figure: str) -> dict[str, Figure]:
+    """The mean of random init and raw pixels, by name."""
+    return {BASELINES[e]: found for e in BASELINES if e in group and (found := mean(group[e], figure))}
 
 
 def headlines(run: Run) -> list[dict[str, Any]]:
-    """The mean AUROC of the newest export, a tile for each probe and data set, and how it stands to the baselines."""
+    """The mean of the newest export, a tile for each probe and data set, and how it stands to the baselines."""
     tiles = []
     for (data, probe), group in run.grouped().items():
-        step = newest_of(group)
-        at = mean(group[step]) if step is not None else None
+        step, figure = newest_of(group), figure_of(group)
+        at = mean(group[step], figure) if step is not None else None
         if at:
-            words = [compare(at, other, name) for name, other in baselines(group).items()]
-            title = f'{probe} on {data}, mean AUROC, step {step:,}'
+            words = [compare(at, other, name) for name, other in baselines(group, figure).items()]
+            title = f'{probe} on {data}, mean {named(figure)}, step {step:,}'
             tiles.append({'title': title, 'at': at, 'words': '; '.join(words) or 'no baseline yet'})
     return tiles
 
@@ -62,12 +75,13 @@ def level(run: Run) -> str:
 
 
 def progress(run: Run) -> list[Markup]:
-    """Mean AUROC over the steps of the exports, one panel for each data set and probe."""
+    """The mean over the steps of the exports, one panel for each data set and probe."""
     panels = []
     for (data, probe), group in run.grouped().items():
-        points = sorted((e, mean(result)) for e, result in group.items() if isinstance(e, int) and mean(result))
-        if points or baselines(group):
-            panels.append(plots.progress(f'{data}, {probe}: mean AUROC', points, baselines(group)))
+        figure = figure_of(group)
+        points = [(e, at) for e, one in sorted(steps_of(group).items()) if (at := mean(one, figure))]
+        if points or baselines(group, figure):
+            panels.append(plots.progress(f'{data}, {probe}: mean {named(figure)}', points, baselines(group, figure)))
     return panels
 
 
@@ -76,19 +90,18 @@ def tables(run: Run) -> list[dict[str, Any]]:
 
 
 def table(data: str, probe: str, group: Group) -> dict[str, Any]:
-    """All figures of the newest export for each label, with the baselines' AUROC beside them."""
+    """All figures of the newest export for each label, with the baselines' first figure beside them."""
     step = newest_of(group)
     shown = next(iter(group)) if step is None else step
     body = group[shown].body
     figures = sorted(body['results'], key=lambda figure: ([*list(FIGURES), figure]).index(figure))
     others = [e for e in BASELINES if e in group and e != shown]
-    columns = [FIGURES.get(figure) or plain(figure) for figure in figures] + [
-        f'AUROC of {BASELINES[e]}' for e in others
-    ]
+    first = figure_of(group)
+    columns = [named(figure) for figure in figures] + [f'{named(first)} of {BASELINES[e]}' for e in others]
     rows = []
     for label in dict.fromkeys(['mean', *(label for figure in figures for label in body['results'][figure])]):
         cells = [body['results'][figure].get(label) for figure in figures]
-        cells += [group[e].body['results'].get('auroc', {}).get(label) for e in others]
+        cells += [group[e].body['results'].get(first, {}).get(label) for e in others]
         counts = next(((c['positives'], c['negatives']) for c in cells if c and 'positives' in c), ())
         usable = [c if c and c.get('value') is not None else None for c in cells]
         rows.append({'label': label, 'counts': counts, 'cells': usable})
@@ -136,11 +149,14 @@ def discrimination(run: Run) -> dict[str, Any]:
     if not scored:
         return {'panels': [], 'words': ''}
     data = scored[0].data
-    drawn = {r.probe: r.curves() for r in reversed(scored) if r.data == data}  # linear before kNN
-    first = next(iter(drawn))
-    for r in run.results:
-        if (r.encoder, r.data, r.probe) == ('pixels', data, first):
-            drawn[f'raw pixels ({first})'] = r.curves()
+    drawn = {r.probe: curves for r in reversed(scored) if r.data == data and (curves := r.curves())}
+    if not drawn:
+        return {'panels': [], 'words': ''}
+    pixels = {r.probe: r for r in run.results if (r.encoder, r.data) == ('pixels', data)}
+    first = next((probe for probe in drawn if probe in pixels), next(iter(drawn)))
+    drawn = {first: drawn[first]} | drawn  # the first is drawn boldest
+    if first in pixels:
+        drawn[f'raw pixels ({first})'] = pixels[first].curves()
     count = {name: int(np.sum(truth)) for name, (_, truth) in drawn[first].items() if 0 < np.sum(truth) < len(truth)}
     names = sorted(count, key=lambda name: -count[name])[:LABELS]
     words = f'Newest export with results (step {newest:,}), test split of {data}. Dotted: chance.'

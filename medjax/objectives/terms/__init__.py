@@ -44,6 +44,8 @@ class Term(NamedTuple):
     update   (aux, carry, step) -> aux, after the optimiser
     project  params -> params, after the optimiser (a clamp, unit norm)
     moves    (rows, features: name -> shape) -> how many elements it exchanges between devices in a step
+    pair     of a term that brings two features into one space: their names, and (params, step) -> the temperature of
+             their cosines; exports tell it to whoever compares the two
     """
 
     needs: tuple[str, ...]
@@ -53,3 +55,4 @@ class Term(NamedTuple):
     axes: tuple[Tree, Tree] = ({}, {})
     update: Callable[[Tree, Any, Array], Tree] = lambda aux, carry, step: aux
     project: Callable[[Tree], Tree] = lambda params: params
+    pair: tuple[str, str, Callable[[Tree, Array], Array]] | None = None

@@ -89,7 +89,7 @@ def build(
         return of.moves(shapes, 1, 2) + 2 * n * w  # the bias beside each column
 
     axes = of.axes[0] | {'bias': ()}, of.axes[1]
-    return Term(of.needs, loss, moves, init, axes, of.update, of.project)
+    return Term(of.needs, loss, moves, init, axes, of.update, of.project, of.pair)
 
 
 def _biased(sides: Sides, bias: Array, soft: bool, alpha: Array) -> Sides:

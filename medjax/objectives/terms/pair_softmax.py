@@ -120,7 +120,7 @@ def build(
         # of a column: part, top, its sums, of which exp, chosen and positives, and as many more for soft positives
         return of.moves(shapes, 3 + 2 * kinds + 3 * soft, 3)
 
-    return Term(of.needs, loss, moves, of.init, of.axes, of.update, of.project)
+    return Term(of.needs, loss, moves, of.init, of.axes, of.update, of.project, of.pair)
 
 
 def _relative(sides: Sides, tops: tuple[Tree, Tree]) -> Sides:
