@@ -5,7 +5,7 @@ lower or the next higher number, in turn, so that after any number of batches ev
 within a row or so. Each source goes through its records in epochs of its own, every one a new permutation. All of it is
 arithmetic on the element's number: no order is kept, and any host computes any element.
 
-(grain's own mix was tried: of 60 random mixtures whose shares are whole, 13 gave some batch one row more of a source and
+(grain's own mix was tried: of 60 random mixtures of whole shares, 13 gave some batch one row more of a source and
 one row less of another.)
 """
 
