@@ -3,8 +3,8 @@
     python benchmarks/same_text.py --out FOLDER
 
 Builds a phantom 43 % of whose patients never have a finding, so that six reports in ten say "No acute findings.",
-trains configs/phantom_reports.py with SigLIP's loss (arXiv 2303.15343) for some hundred steps, once with the diagonal as the
-positives and once with equal texts as well, for each seed, and asks both by configs/prompts/phantom_impression.json.
+trains configs/phantom_reports.py with SigLIP's loss (arXiv 2303.15343) for some hundred steps, once with the diagonal
+as the positives and once with equal texts as well, for each seed, and asks configs/prompts/phantom_impression.json.
 With a softmax there would be nothing to see: there equal texts of equal embeddings have the diagonal's gradients.
 What lies in FOLDER already is not made again.
 """
