@@ -49,7 +49,7 @@ venv: .venv/medjax
 .venv/test: pyproject.toml .venv/medjax
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[test]'
 	@{ $(BIN)/python -m pip install -q --disable-pip-version-check '$(TORCH)' 2>/dev/null \
-		&& $(BIN)/python -m pip install -q --disable-pip-version-check -e '.[reference]' \
+		&& $(BIN)/python -m pip install -q --disable-pip-version-check -e '.[parity]' \
 		&& $(BIN)/python -m pip install -q --disable-pip-version-check --no-deps open_clip_torch; } \
 		|| echo 'No CPU build of torch at hand: the tests that compare with torch skip (TORCH=torch make … takes any).'
 	@touch $@
