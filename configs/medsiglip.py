@@ -59,7 +59,7 @@ def get_config() -> ConfigDict:
                     rows='student/image/picture/cls',
                     columns='student/text/report/cls>text',
                     positives='identity',
-                    temperature=dict(learned=0.1),
+                    temperature=dict(learned=0.1, low=0.001),  # SigLIP's has no bound and ends below .01
                     bias=-10.0,
                 ),
             ],

@@ -78,7 +78,8 @@ def run(config: Mapping[str, Any], datasets: dict[str, records.DataSet], folder:
     mesh = sharding.make_mesh(**config['mesh'])
     jax.set_mesh(mesh)
     goal = objective(config)
-    stream = Stream(config['data'], datasets, config['seed'], views=config['views'], tokenizer=reader(config))
+    words = reader(config)
+    stream = Stream(config['data'], datasets, config['seed'], views=config['views'], tokenizer=words)
     check_rows(stream.rows, config['rows_per_group'], config['micro_batches'], sharding.row_shards())
     make_views = make.build(
         config['views'], config['masks'], config['image'], grids(goal, config), config['rows_per_group']
@@ -129,7 +130,7 @@ def run(config: Mapping[str, Any], datasets: dict[str, records.DataSet], folder:
             if done % MAX_SKIPPED == 0 or done == total:
                 check_finite(int(state.skipped['in_a_row']), done, start, checkpoints.latest(), folder)
             if done % config['export']['every'] == 0 or done == total:
-                write_export(folder, done, state, goal, config, main_process)
+                write_export(folder, done, state, goal, config, words, main_process)
             stopped = checkpoints.stopping(done)
             if checkpoints.due(done) or stopped or done == total:
                 checkpoints.save(done, state)
@@ -302,8 +303,9 @@ def step_flops(goal: Objective, make_views: Any, state: TrainState, batch: Any) 
 
 
 def write_export(
-    folder: Path, step: int, state: TrainState, goal: Objective, config: Mapping[str, Any], main_process: bool
-) -> None:
+    folder: Path, step: int, state: TrainState, goal: Objective, config: Mapping[str, Any],
+    words: tokenizer.Tokenizer | None, main_process: bool,
+) -> None:  # fmt: skip
     """RUN/exports/<step>: the towers and heads of a copy, with all that a reader of them needs."""
     cfg = config['export']
     paths = tuple(f'{kind}/{name}' for kind in ('towers', 'heads') for name in cfg[kind])
@@ -332,12 +334,11 @@ def write_export(
         medjax=medjax.__version__,
     )
     files = {}
-    if any(goal.towers[name].vocabulary for name in cfg['towers']):
-        words = reader(config)
+    if words and any(goal.towers[name].vocabulary for name in cfg['towers']):
         length = max(v['length'] for v in config['views'].values() if v['view'] == 'text')
         meta['tokenizer'] = dict(file=words.path.name, pad=config['tokenizer']['pad'], length=length)
         meta['tokenizer'] |= dict(fingerprint=words.fingerprint, tokens=words.tokens._asdict())
-        files = {words.path.name: words.path.read_bytes()}
+        files = {words.path.name: words.raw}
     export.save(folder / 'exports' / str(step), tree, meta, files)
 
 

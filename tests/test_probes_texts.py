@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score, top_k_accuracy_score
 
-from medjax import cli
+from medjax import cli, config as configs, train
 from medjax.data import prompts, records
 from medjax.errors import UserError
 from medjax.probes import encode, pairs, retrieval, statistics, zero_shot
@@ -80,6 +80,36 @@ def test_an_export_says_which_towers_and_heads_are_a_pair(encoder):
     assert pair['image'] == dict(tower='image', head='vi')
     assert pair['text'] == dict(tower='words', head='vt', length=32, sections=list(retrieval.texts.FALLBACKS))
     assert pair['term'] == 'pair_softmax' and 0.05 < pair['temperature'] < 0.1 and pair['temperature'] != 0.07
+
+
+def test_means_over_other_labels_stand_in_another_table(run, data, tmp_path, capsys):
+    mine = shutil.copytree(run, tmp_path / 'run')
+    prompts = json.loads(Path(PROMPTS).read_text())
+    prompts['present'] = dict(list(prompts['present'].items())[:2])
+    (tmp_path / 'two.json').write_text(json.dumps(prompts))
+    argv = ('--probes', 'knn,zero_shot', '--prompts', str(tmp_path / 'two.json'), '--baselines', 'none')
+    assert probe(mine, data, *argv) == 0
+    first, second = capsys.readouterr().out.split('means over ')[1:]
+    assert '| knn |' in first and '| zero_shot |' not in first and not first.startswith('2 label(s)')
+    assert '| zero_shot |' in second and second.startswith('2 label(s)')
+
+
+def test_an_export_has_the_tokenizer_that_its_run_began_with(tmp_path, data, monkeypatch):
+    mine = shutil.copytree(data, tmp_path / 'data')
+    (tmp_path / 'config.py').write_text(CONFIG)
+    config, datasets = configs.load(str(tmp_path / 'config.py'), [str(mine)])
+    before = (mine / 'tokenizer.json').read_bytes()
+    export_of = train.write_export
+
+    def later(*arguments):
+        (mine / 'tokenizer.json').write_text('{}')  # as by `medjax tokenizer --overwrite` beside the training
+        export_of(*arguments)
+
+    monkeypatch.setattr(train, 'write_export', later)
+    assert train.run(config, datasets, tmp_path / 'run') == 0
+    folder = tmp_path / 'run' / 'exports' / '4'
+    assert (folder / 'tokenizer.json').read_bytes() == before
+    assert export.read_meta(folder)['tokenizer']['fingerprint'] == config['tokenizer']['fingerprint']
 
 
 def test_defaults_are_what_export_and_data_allow(run, data, capsys, monkeypatch):

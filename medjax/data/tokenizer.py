@@ -37,6 +37,7 @@ class Tokens(NamedTuple):
 
 class Tokenizer(NamedTuple):
     path: Path
+    raw: bytes  # the file, for exports: it may be another one by then
     fingerprint: str  # of the file, 16 hex digits
     tokens: Tokens
     encode: Callable[[str, int], list[int]]  # text, the most ids -> ids; pure, so any thread may call it
@@ -88,7 +89,7 @@ def _load(path: Path, raw: bytes, pad: str | None) -> Tokenizer:
         ids = ids[: most - len(before) - len(after)]
         return [*before, *ids, *after] if any(k != unknown for k in ids) else []
 
-    return Tokenizer(path, hashlib.sha256(raw).hexdigest()[:16], tokens, encode, len(before) + len(after))
+    return Tokenizer(path, raw, hashlib.sha256(raw).hexdigest()[:16], tokens, encode, len(before) + len(after))
 
 
 def train(datasets: Iterable[DataSet], size: int) -> str:

@@ -111,10 +111,12 @@ def table(run: pathlib.Path, data: Any, probes: Sequence[str]) -> str:
     found.sort(key=lambda r: (list(probes).index(r['probe']), _order(r['encoder']['step'])))
     if not found:
         return ''
-    by_figure: dict[str, list[dict[str, Any]]] = {}  # one table for all probes with one first figure
+    # one table for all probes with one first figure, a mean over the same labels
+    tables: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for result in found:
-        by_figure.setdefault(next(iter(result['results'])), []).append(result)
-    return '\n\n'.join(map(_one_table, by_figure.values()))
+        figure, rows = next(iter(result['results'].items()))
+        tables.setdefault((figure, *rows), []).append(result)
+    return '\n\n'.join(map(_one_table, tables.values()))
 
 
 def _one_table(found: list[dict[str, Any]]) -> str:
