@@ -5,7 +5,20 @@
     medjax train --config configs/phantom_reports.py --data data/phantom --workdir runs/reports
     medjax probe --run runs/reports --data data/phantom --prompts configs/prompts/phantom_impression.json
 
-COST
+Cost: 17 CPU minutes (160,000 images), compilation included; 21 minutes on two cores that had other work as well.
+
+Expect, test split (3,206 records, 1,075 patients), AUROC with 95 % patient-bootstrap intervals, seed 0, in words never
+learned from labels: effusion .997 [.995, .999], cardiomegaly .981 [.974, .987], pneumothorax .953 [.940, .963], nodule
+.829 [.801, .854], consolidation .753 [.719, .783]. Their mean beside the probes that learn from labels:
+
+    encoder          kNN(20)              linear               zero-shot
+    raw pixels       .602 [.590, .613]    .600 [.587, .612]
+    random init      .623 [.611, .634]    .617 [.606, .628]    .491 [.480, .502]
+    step 2,500       .902 [.894, .910]    .916 [.908, .922]    .903 [.894, .911]
+
+Retrieval is poor by design of the data: R@10 is .134 for image to text and .637 for text to image, .288 by chance. A
+normal image's nearest text is "Resolved nodule. No acute findings." or the like, which one picture cannot tell from
+the plain "No acute findings." that 27 % of the reports are, and another text counts as a miss.
 """
 
 from ml_collections import ConfigDict

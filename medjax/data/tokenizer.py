@@ -147,7 +147,9 @@ def _from_json(path: Path, content: str) -> Any:
 
 
 def _from_vocabulary(path: Path, content: str) -> Any:
-    words = content.rstrip('\n').split('\n')  # not splitlines: a vocabulary has odd blanks of its own
+    words = (
+        content.replace('\r\n', '\n').rstrip('\n').split('\n')
+    )  # not splitlines: a vocabulary has odd blanks of its own
     missing = [word for word in ('[UNK]', '[CLS]', '[SEP]') if word not in words]
     if missing:
         raise UserError(f'tokenizer.path: {path} is no vocab.txt of a BERT: it has no line {missing[0]}')

@@ -4,7 +4,9 @@ In a config, `positives` is one of these or a list of them:
 
     'identity'    of the same row of the same part: the diagonal
     'study'       of the same study ('key/study')
-    'text'        with the same text ('key/text'): "no acute findings" is a positive of every other one
+    'text'        with the same text ('key/text'): "no acute findings" is a positive of every other one. Same is what
+                  all text views of the part would read or draw from: with impressions alone, equal impressions; with
+                  a view of findings beside them, equal impressions and equal findings
     'label'       with the same set of labels that are present and of labels that are uncertain, and not all blank;
                   what is absent and what is not mentioned count alike
     dict(soft='labels')              softmax, over the other side, of the cosine of the label sets (MedCLIP, 2210.10163)

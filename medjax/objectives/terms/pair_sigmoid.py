@@ -37,7 +37,8 @@ def build(
     queue: int = 0,
     ring: bool = False,
 ) -> Term:
-    """`temperature`: None for dict(learned=.1); `bias`: what the learned bias starts from; the others as in `pairs`."""
+    """`temperature`: None for dict(learned=.1), which is kept from .01 to 100; `bias`: what the learned bias starts
+    from; the others as in `pairs`."""
     if not is_number(bias) or not math.isfinite(bias):
         raise UserError(f'{context.where}.bias={bias!r}: must be a number')
     of = pairs(
