@@ -200,3 +200,9 @@ def test_the_command_writes_it_beside_the_records(reports, tmp_path, capsys):
     silent = data_set(tmp_path, ['no report in train', '', ''], 'silent')
     code, _, err = medjax(silent.path)
     assert code == 2 and 'no training record has a text' in err
+
+
+def test_a_vocabulary_saved_on_windows_is_the_same(vocabulary):
+    before = tokenizer.load(vocabulary).encode('no pleural effusion', 9)
+    vocabulary.write_bytes(vocabulary.read_bytes().replace(b'\n', b'\r\n'))
+    assert tokenizer.load(vocabulary).encode('no pleural effusion', 9) == before
