@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     left_out = [item for item in items if ('slow' in item.keywords) != wanted]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]
+
+
+@pytest.fixture(autouse=True)
+def no_mesh_left() -> Iterator[None]:
+    """Tests of a process share jax's mesh, and a run within a test leaves its own."""
+    yield
+    if 'jax' in sys.modules:
+        import jax
+        import numpy as np
+
+        from medjax.parallel import sharding
+
+        jax.set_mesh(jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), sharding.AXES))
 
 
 @pytest.fixture(scope='session')

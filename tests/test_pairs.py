@@ -28,12 +28,6 @@ N, D = 16, 6
 MEANS = ['alone', 'dense', 'ring']  # one device; eight, every one looking at all columns; eight in a ring
 
 
-@pytest.fixture(autouse=True)
-def no_mesh_left():
-    yield
-    use('alone')
-
-
 def use(means):
     """One device or eight, as the rows are split."""
     if means != 'alone' and jax.device_count() != 8:

@@ -39,12 +39,6 @@ def one_device() -> jax.sharding.Mesh:
     return jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), sharding.AXES)
 
 
-@pytest.fixture(autouse=True)
-def no_mesh_left():
-    yield
-    jax.set_mesh(one_device())
-
-
 def as_numpy(tree: Any) -> Any:
     return jax.tree.map(
         lambda x: np.asarray(jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x), tree
