@@ -81,6 +81,7 @@ def test_equal_pixels_and_near_duplicates(tmp_path):
     assert found['labels']['pairs'][0][:4] == ['leaky/train', 6, 'leaky/train', 7]
 
 
+@pytest.mark.slow
 def test_all_copies_are_counted_however_many(tmp_path):
     """The search keeps some of the nearest pairs of a picture; the audit tells the whole group."""
     copies = [jpeg(np.asarray(Image.fromarray(PICTURES[3]).resize((n, n)))) for n in range(80, 125)]

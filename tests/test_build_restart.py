@@ -192,7 +192,9 @@ def alive(group: int) -> list[str]:
     return [line for line in said.splitlines() if line.split()[0] == str(group) and 'Z' not in line]
 
 
-@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    'number', [signal.SIGINT, signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)]
+)
 def test_the_command_is_stopped_and_goes_on(tmp_path, number):
     """In processes; none of them lives on."""
     command = [sys.executable, '-m', 'medjax', 'build', 'phantom', '--records', '1100', '--size', '32', '--out']

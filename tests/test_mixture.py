@@ -115,6 +115,7 @@ def test_compositions_hold_over_epochs_and_hosts(datasets):
         assert ((lengths == 0) == (sources(stream, 'cxr', step) == 'bare')).all()
 
 
+@pytest.mark.slow
 def test_images_alone_as_a_part_of_their_own_at_another_size(datasets):
     config = recipe()
     config.data = configs.ConfigDict(

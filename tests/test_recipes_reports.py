@@ -117,6 +117,7 @@ def trained(config: configs.Config, datasets: dict) -> list[dict[str, float]]:
     return lines
 
 
+@pytest.mark.slow
 def test_a_system_from_the_command_line(data, tmp_path):
     """`medjax train` to the end, with the overrides that people would write, and what it leaves."""
     run = tmp_path / 'run'

@@ -119,7 +119,12 @@ def plain(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 @pytest.mark.parametrize(
-    ('shape', 'micro_batches'), [((8, 1, 1), 1), ((1, 8, 1), 1), pytest.param((8, 1, 1), 2, marks=pytest.mark.slow)]
+    ('shape', 'micro_batches'),
+    [
+        ((8, 1, 1), 1),
+        pytest.param((1, 8, 1), 1, marks=pytest.mark.slow),
+        pytest.param((8, 1, 1), 2, marks=pytest.mark.slow),
+    ],
 )
 def test_each_device_does_an_eighth_and_moves_what_the_terms_say(shape, micro_batches):
     recipe = recipes.tiny(rows_per_group=2, drop_path=0.25)
