@@ -19,8 +19,8 @@ from medjax.training.step import gradients
 if jax.device_count() != 8:
     pytest.skip('needs 8 (virtual) devices', allow_module_level=True)
 
-# compiling for 8 devices takes half a minute: the meshes that (2, 2, 2) contains are slow tests
-MESHES = [pytest.param((8, 1, 1), marks=pytest.mark.slow), pytest.param((1, 8, 1), marks=pytest.mark.slow), (2, 2, 2)]
+# compiling for 8 devices takes half a minute; test_towers and test_pairs compare one device with eight in little time
+MESHES = [(8, 1, 1), (1, 8, 1), (2, 2, 2)]
 
 
 def on_mesh(shape, recipe, batch, micro_batches=1):
@@ -68,6 +68,7 @@ def gradients_of(goal, recipe):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('shape', MESHES)
 def test_a_mesh_gives_what_one_device_gives(shape, alone):
     recipe, batch, state1, loss1, grads1, after1 = alone
