@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import medjax
@@ -310,8 +309,9 @@ def write_export(
     cfg = config['export']
     paths = tuple(f'{kind}/{name}' for kind in ('towers', 'heads') for name in cfg[kind])
     tree = goal.export(state.params, state.aux, cfg['copy'], paths)
-    temperatures = jax.jit(lambda p, step: {name: jnp.asarray(t(p, step)) for name, (*_, t) in goal.pairs.items()})
-    tree, warmth = jax.device_get(sharding.gather((tree, temperatures(state.params, state.step))))
+    # the functions stay the same, so jax compiles each at the first export alone
+    warmth = {name: jax.jit(temperature)(state.params, state.step) for name, (*_, temperature) in goal.pairs.items()}
+    tree, warmth = jax.device_get(sharding.gather((tree, warmth)))
     if not main_process:
         return
     seen = folder / 'data' / 'seen.npz'
