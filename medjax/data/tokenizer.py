@@ -89,7 +89,12 @@ def _load(path: Path, raw: bytes, pad: str | None) -> Tokenizer:
         ids = ids[: most - len(before) - len(after)]
         return [*before, *ids, *after] if any(k != unknown for k in ids) else []
 
-    return Tokenizer(path, raw, hashlib.sha256(raw).hexdigest()[:16], tokens, encode, len(before) + len(after))
+    return Tokenizer(path, raw, fingerprint(raw), tokens, encode, len(before) + len(after))
+
+
+def fingerprint(raw: bytes) -> str:
+    """Of a tokenizer's file: equal files are one tokenizer."""
+    return hashlib.sha256(raw).hexdigest()[:16]
 
 
 def train(datasets: Iterable[DataSet], size: int) -> str:

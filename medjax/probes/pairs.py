@@ -7,7 +7,6 @@ pairs.unit(both.images(features.cls[:, -1])) @ pairs.unit(both.texts(['No pleura
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -101,7 +100,7 @@ def _tokenizer(encoder: Encoder) -> Tokenizer:
     said, where = encoder.meta['tokenizer'], encoder.folder / encoder.meta['tokenizer']['file']
     if not where.is_file():
         raise UserError(f'the export lacks its tokenizer {where}; copy the whole folder of the export')
-    if hashlib.sha256(where.read_bytes()).hexdigest()[:16] != said['fingerprint']:
+    if tokenizer.fingerprint(where.read_bytes()) != said['fingerprint']:
         raise UserError(f'{where} is damaged or not the tokenizer of this export; copy the folder of the export again')
     return tokenizer.load(where, said['pad'])
 
