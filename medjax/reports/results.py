@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from medjax.probes.results import COLUMNS
 from medjax.reports import plots
 from medjax.reports.read import BASELINES, Result, Run
 
-FIGURES = {'auroc': 'AUROC', 'auprc': 'AUPRC', 'accuracy': 'accuracy'}
 LABELS = 12  # panels of ROC and PR curves; the labels with the most positives come first
 OVERLAP = {'patient': 'are of patients', 'image': 'are images', 'pixels': 'have pixels'}
 
@@ -25,7 +25,7 @@ def figure_of(group: Group) -> str:
 
 
 def named(figure: str) -> str:
-    return FIGURES.get(figure) or plain(figure)
+    return COLUMNS.get(figure) or plain(figure)
 
 
 def mean(result: Result, figure: str) -> Figure | None:
@@ -94,7 +94,7 @@ def table(data: str, probe: str, group: Group) -> dict[str, Any]:
     step = newest_of(group)
     shown = next(iter(group)) if step is None else step
     body = group[shown].body
-    figures = sorted(body['results'], key=lambda figure: ([*list(FIGURES), figure]).index(figure))
+    figures = sorted(body['results'], key=lambda figure: ([*list(COLUMNS), figure]).index(figure))
     others = [e for e in BASELINES if e in group and e != shown]
     first = figure_of(group)
     columns = [named(figure) for figure in figures] + [f'{named(first)} of {BASELINES[e]}' for e in others]
