@@ -30,7 +30,8 @@ import numpy as np
 
 from medjax.data import chunks, records, write
 from medjax.data.chunks import Chunk, Stored
-from medjax.data.sources import Entry, Example, Source
+from medjax.data.format import FORMAT, schema
+from medjax.data.types import Entry, Example, Source
 
 STEPS = ('imports', 'open', 'first record', 'stream and first batch', '20 batches', '1,000 records')
 LABELS = ('odd', 'blank')
@@ -90,7 +91,7 @@ def synthetic(count: int, out: pathlib.Path) -> float:
     )  # fmt: skip
     said = {name: value for name, value in dataclasses.asdict(data).items() if name != 'path'}
     (made / 'drops.csv').write_text('part,where,reason,image_key\n')
-    (made / 'medjax.json').write_text(json.dumps({'format': chunks.FORMAT} | said))
+    (made / 'medjax.json').write_text(json.dumps({'format': FORMAT} | said))
     (made / 'chunks').rmdir()
     os.sync()  # what is not on the disk cannot be put out of the page cache
     made.rename(out)
@@ -102,7 +103,7 @@ def write_chunk(stored: Stored, folder: pathlib.Path, chunk: Chunk) -> None:
     from array_record.python.array_record_module import ArrayRecordWriter
     from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
-    features = chunks.schema(len(LABELS))
+    features = schema(len(LABELS))
     serializer = ExampleSerializer(features.get_serialized_info())
     example = serializer.get_tf_example(features.encode_example(stored.record | {'index': 0}))
     index = example.features.feature['index'].int64_list.value

@@ -21,7 +21,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from medjax.data import beam, published, records, release, sources, workers, write
-from medjax.data.sources import Source, npz
+from medjax.data.sources import npz
+from medjax.data.types import Source
 from medjax.errors import UserError, find
 
 LISTED = 20  # drops that are printed; all of them are in drops.csv

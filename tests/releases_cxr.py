@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from medjax.data import records, write
-from medjax.data.sources import Source
+from medjax.data.types import Source
 
 
 def image(path: pathlib.Path, value: int, mode: str = 'L', side: int = 16) -> None:

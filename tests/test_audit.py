@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from medjax.data import audit, phantom, records, write
-from medjax.data.sources import Entry, Example, Origin, Source, npz
+from medjax.data.sources import npz
+from medjax.data.types import Entry, Example, Origin, Source
 
 PICTURES = [phantom.record(i, phantom.Settings(size=128)).image for i in range(0, 160, 4)]  # of different patients
 SPLIT = ['train'] * 24 + ['val'] * 6 + ['test'] * 10

@@ -11,7 +11,7 @@ from pages import Page, browse, needs_browser
 
 from medjax import cli
 from medjax.data import records, write
-from medjax.data.sources import Drop, Entry, Example, Source
+from medjax.data.types import Drop, Entry, Example, Source
 from medjax.reports import audit as page
 
 LABELS = ('nodule', '<b>R&D</b>')

@@ -10,7 +10,7 @@ from test_build_restart import content, source
 
 from medjax import build
 from medjax.data import beam, chunks, write
-from medjax.data.sources import Example, Source
+from medjax.data.types import Example, Source
 from medjax.errors import UserError
 
 MISSING = "Apache Beam is not installed: pip install 'medjax[beam]'"

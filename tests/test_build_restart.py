@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from medjax.data import chunks, records, workers, write
-from medjax.data.sources import Entry, Example, Source
+from medjax.data.types import Entry, Example, Source
 from medjax.errors import UserError
 
 COUNT = 60

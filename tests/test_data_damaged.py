@@ -30,7 +30,8 @@ from PIL import Image, ImageOps
 from test_data_decode import dicom, file, smooth
 
 from medjax.data import decode, dicom as films, headers
-from medjax.data.sources import Unreadable, npz
+from medjax.data.sources import npz
+from medjax.data.types import Unreadable
 from medjax.errors import UserError
 
 MUTANTS = 10_000  # of all families together

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from medjax.data import chunks, decode
-from medjax.data.sources import Unreadable
+from medjax.data.types import Unreadable
 
 rng = np.random.default_rng(0)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from medjax.data import ids, splits
-from medjax.data.sources import Entry, Source
+from medjax.data.types import SPLIT_NAMES, Entry, Source
 from medjax.errors import UserError
 
 
@@ -61,7 +61,7 @@ def test_stratified_splits_keep_patients_together_and_labels_in_their_shares():
     whole = source([Entry(str(i), p, p, None) for i, p in enumerate(patients)], ('a', 'b', 'c'), lambda i: labels[i])
     drawn = np.array(splits.assign(whole, ['a', 'b', 'c']))
     assert all(len(set(drawn[i : i + 3])) == 1 for i in range(0, 3000, 3))
-    for name, share in zip(splits.NAMES, splits.FRACTIONS, strict=True):
+    for name, share in zip(SPLIT_NAMES, splits.FRACTIONS, strict=True):
         assert abs((drawn == name).mean() - share) < 0.002
         for column in labels.T:
             assert abs((drawn[column] == name).sum() - share * column.sum()) <= 3  # a patient has three images
@@ -78,7 +78,7 @@ def test_drawn_splits_keep_patients_together_and_meet_their_shares():
     patients = [f'p{i // 3}' for i in range(9000)]
     drawn = np.array(splits.assign(source([Entry(str(i), p, p, None) for i, p in enumerate(patients)])))
     assert all(len(set(drawn[i : i + 3])) == 1 for i in range(0, 9000, 3))
-    for name, share in zip(splits.NAMES, splits.FRACTIONS, strict=True):
+    for name, share in zip(SPLIT_NAMES, splits.FRACTIONS, strict=True):
         assert abs((drawn == name).mean() - share) < 4 * (share * (1 - share) / 3000) ** 0.5
     # fixed by definition, on every machine and for every key
     u = int.from_bytes(hashlib.sha256(b'0:x:p5').digest()[:8], 'big') / 2**64

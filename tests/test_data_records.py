@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from medjax.data import chunks, decode, ids, records, splits, write
-from medjax.data.sources import Drop, Entry, Example, Source, Unreadable, npz, table
+from medjax.data.sources import npz, table
+from medjax.data.types import SPLIT_NAMES, Drop, Entry, Example, Source, Unreadable
 from medjax.errors import UserError
 
 rng = np.random.default_rng(0)
@@ -49,7 +50,7 @@ def test_records_come_back_as_they_were(built):
     data = records.open(out)
     assert data.labels == ('a', 'b') and (data.channels, data.bits, data.size) == (1, 8, 30)
     usable = [i for i in range(40) if i % 7 != 6]
-    by_split = {s: [i for i in usable if splits.draw('invented', f'patient{i % 10}') == s] for s in splits.NAMES}
+    by_split = {s: [i for i in usable if splits.draw('invented', f'patient{i % 10}') == s] for s in SPLIT_NAMES}
     assert data.splits == {s: len(chosen) for s, chosen in by_split.items() if chosen}
     assert len(data.splits) > 1
     for name, chosen in by_split.items():

@@ -14,7 +14,8 @@ from sklearn.metrics import normalized_mutual_info_score
 
 from medjax import cli
 from medjax.data import audit, chunks, records, reduce, similar, write
-from medjax.data.sources import Drop, Entry, Example, Source, Unreadable
+from medjax.data.format import KINDS
+from medjax.data.types import Drop, Entry, Example, Source, Unreadable
 from medjax.errors import UserError
 from medjax.models import build as models
 from medjax.weights import export
@@ -76,7 +77,7 @@ def test_duplicates_of_a_volume_go_and_all_else_stays(data, less):
         for name in old.facts:
             np.testing.assert_array_equal(new.column(name), np.asarray(old.column(name))[numbers])
         np.testing.assert_array_equal(new.labels_array, np.asarray(old.labels_array)[numbers])
-        for kind in chunks.KINDS:
+        for kind in KINDS:
             np.testing.assert_array_equal(new.keys(kind), np.asarray(old.keys(kind))[numbers])
         for n, i in enumerate(numbers):
             a, b = new[n], old[i]

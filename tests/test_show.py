@@ -13,7 +13,7 @@ from PIL import Image
 
 from medjax import cli
 from medjax.data import records, write
-from medjax.data.sources import Entry, Example, Source
+from medjax.data.types import Entry, Example, Source
 from medjax.reports import choice, images, show as page
 
 SECRET = 'DOE^JANE 1234'

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from releases_pub2 import assert_hidden, build, by_image, csv, dicom, labels, reasons
 
-from medjax.data.sources import BLANK, CONFLICTING, candid_ptx
+from medjax.data.sources import candid_ptx
+from medjax.data.types import BLANK, CONFLICTING
 from medjax.errors import UserError
 
 HEAD = 'StudyInstanceUID,SOPInstanceUID,SeriesInstanceUID,EncodedPixels,Report,filename'

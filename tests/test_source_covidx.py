@@ -5,8 +5,9 @@ import json
 import pytest
 from releases_pub2 import assert_hidden, build, by_image, csv, dicom, labels, png, reasons
 
-from medjax.data import published, splits
-from medjax.data.sources import BLANK, CONFLICTING, Origin, covidx, rsna_pneumonia
+from medjax.data import published
+from medjax.data.sources import covidx, rsna_pneumonia
+from medjax.data.types import BLANK, CONFLICTING, Origin
 from medjax.errors import UserError
 
 RSNA = ('003d8fa0-6bf1-40ed-b54c-ac657f8495c5', '009eb222-eabc-4150-8121-d5a6d06b8ebf')
@@ -96,7 +97,7 @@ def test_an_origin_without_the_mapping_is_the_patient_of_rsnas_own_entry(folder,
     dicom(tmp_path / 'rsna' / 'stage_2_train_images' / f'{RSNA[0]}.dcm')
     (theirs,) = rsna_pneumonia.source(str(tmp_path / 'rsna')).entries
     (ours,) = (entry for entry in covidx.source(str(folder)).entries if entry.image == f'{RSNA[0]}.png')
-    assert ours.origin == ('rsna_pneumonia', theirs.image, splits.patient(theirs), None)
+    assert ours.origin == ('rsna_pneumonia', theirs.image, patient_of(theirs), None)
 
 
 def test_two_classes_three_parts_and_lists_without_sources(tmp_path):

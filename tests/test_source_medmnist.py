@@ -10,7 +10,8 @@ import pytest
 from releases_pub2 import build
 
 from medjax.data import published
-from medjax.data.sources import BLANK, medmnist, nih, npz
+from medjax.data.sources import medmnist, nih, npz
+from medjax.data.types import BLANK
 from medjax.errors import UserError
 
 

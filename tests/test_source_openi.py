@@ -3,7 +3,8 @@
 import pytest
 from releases_pub2 import assert_hidden, build, by_image, csv, labels, png, reasons
 
-from medjax.data.sources import BLANK, Unreadable, openi
+from medjax.data.sources import openi
+from medjax.data.types import BLANK, Unreadable
 from medjax.errors import UserError
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from releases_pub2 import assert_hidden, build, by_image, csv, dicom, labels, reasons
 
-from medjax.data.sources import BLANK, CONFLICTING, Origin, rsna_pneumonia
+from medjax.data.sources import rsna_pneumonia
+from medjax.data.types import BLANK, CONFLICTING, Origin
 from medjax.errors import UserError
 
 A, B, C, D, E, F, TEST = (f'{n:08x}-3906-4c2f-b5b4-8aa1280f6181' for n in range(7))

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from releases_pub2 import assert_hidden, build, by_image, csv, dicom, labels, reasons
 
-from medjax.data.sources import BLANK, CONFLICTING, vindr_cxr
+from medjax.data.sources import vindr_cxr
+from medjax.data.types import BLANK, CONFLICTING
 from medjax.errors import UserError
 
 A, B, C, D, E, F, G = (f'{n:032x}' for n in range(0xABC0, 0xABC7))

@@ -8,7 +8,8 @@ import tarfile
 import pytest
 from text_releases import build, image, reasons, save, told
 
-from medjax.data.sources import Unreadable, webdataset
+from medjax.data.sources import webdataset
+from medjax.data.types import Unreadable
 from medjax.errors import UserError
 
 

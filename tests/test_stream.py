@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from medjax.data import decode, order, records, write
-from medjax.data.sources import Entry, Example, Source
 from medjax.data.stream import Stream
+from medjax.data.types import Entry, Example, Source
 from medjax.errors import UserError
 
 rng = np.random.default_rng(0)

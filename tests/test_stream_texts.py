@@ -17,8 +17,8 @@ import recipes
 
 from medjax import config as configs
 from medjax.data import records, tokenizer, write
-from medjax.data.sources import Entry, Example, Source
 from medjax.data.stream import Stream
+from medjax.data.types import Entry, Example, Source
 from medjax.errors import UserError, build
 from medjax.objectives.compose import objective
 from medjax.training.optimizer import optimizer

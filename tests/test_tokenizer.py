@@ -12,7 +12,7 @@ import pytest
 
 from medjax import cli
 from medjax.data import records, tokenizer, write
-from medjax.data.sources import Entry, Example, Source
+from medjax.data.types import Entry, Example, Source
 from medjax.errors import UserError
 
 WORDS = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', 'no', 'pleural', 'eff', '##usion', '.', ',', 'a', '##l', 'der']

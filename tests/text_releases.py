@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from medjax.data import records, write
-from medjax.data.sources import Source
+from medjax.data.types import Source
 
 
 def pixels(seed: int, height: int = 16, width: int = 20) -> np.ndarray:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 
 from medjax.data import chunks
 from medjax.data.chunks import Chunk
-from medjax.data.sources import Source
+from medjax.data.types import Source
 from medjax.errors import UserError
 
 _once = threading.Lock()  # a worker's threads share one source

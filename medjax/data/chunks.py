@@ -21,12 +21,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from medjax.data import decode, ids, language, similar, splits
-from medjax.data.sources import Drop, Entry, Example, Source, Unreadable
+from medjax.data import decode, ids, language, similar
+from medjax.data.format import schema
+from medjax.data.types import SPLIT_NAMES, Drop, Entry, Example, Source, Unreadable, patient_of
 
-FORMAT = 2
-# The hashed keys of a record, in the order of their columns.
-KINDS = ('patient', 'study', 'image', 'origin', 'via', 'text', 'pixels')
 SIZE = 1024  # entries of a chunk, at least: a killed build loses as many at most for each process
 MOST = 256  # chunks of a split, about: files that a reader opens
 
@@ -62,7 +60,7 @@ def plan(named: Iterable[str]) -> list[Chunk]:
     """The entries of each split in their order, cut into chunks; `named` is the split of each entry."""
     named = np.asarray(list(named))
     chunks = []
-    for split in splits.NAMES:
+    for split in SPLIT_NAMES:
         chunks += cut(split, np.flatnonzero(named == split))
     return chunks
 
@@ -121,20 +119,6 @@ def read(folder: pathlib.Path, chunk: Chunk) -> dict[str, np.ndarray]:
     """The columns of a chunk that `write` made: n records and `digest`, `drops` (JSON rows)."""
     with np.load(folder / f'{chunk.name}.npz', allow_pickle=False) as file:
         return {name: file[name] for name in file.files}
-
-
-@functools.cache
-def schema(labels: int) -> Any:
-    """What a record holds on disk, as tfds features: encoded images, labels, hashed keys; text and info as JSON."""
-    import tensorflow_datasets as tfds
-
-    text, names = tfds.features.Text(), ('image', 'mask', 'role', 'text', 'info')  # Text holds any bytes
-    features = dict.fromkeys(names, text) | {
-        'index': np.int64,
-        'label': tfds.features.Tensor(shape=(labels,), dtype=np.int8),
-        'keys': tfds.features.Tensor(shape=(len(KINDS),), dtype=np.int64),  # the bits of uint64, which protos lack
-    }
-    return tfds.features.FeaturesDict(features)
 
 
 @functools.cache
@@ -212,7 +196,7 @@ def moments(pixels: np.ndarray) -> np.ndarray:
 
 def _hashed_ids(key: bytes, namespace: str, entry: Entry) -> list[np.uint64]:
     """Keys of patient, study, image, origin and what it came through; 0 where an image has no origin."""
-    own = [ids.hashed(key, namespace, plain) for plain in (splits.patient(entry), entry.study, entry.image)]
+    own = [ids.hashed(key, namespace, plain) for plain in (patient_of(entry), entry.study, entry.image)]
     none = np.uint64(0)
     if (origin := entry.origin) is None:
         return [*own, none, none]

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from medjax.data.dicom import IMPOSSIBLE, OLDEST
-from medjax.data.sources import BLANK, CONFLICTING
+from medjax.data.types import BLANK, CONFLICTING
 
 CHEXPERT = (  # the labels of CheXpert's and NegBio's labelers, as their tables name them
     'No Finding', 'Enlarged Cardiomediastinum', 'Cardiomegaly', 'Lung Opacity', 'Lung Lesion', 'Edema', 'Consolidation',

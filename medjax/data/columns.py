@@ -15,10 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from medjax.data import chunks
-from medjax.data.chunks import KINDS, Chunk, Dropped
-
-# Of what a chunk knows, besides info/…
-PUBLIC = ('label', 'keys', 'thumb', 'hash', 'shape', 'bits', 'words', 'sentences', 'role')
+from medjax.data.chunks import Chunk, Dropped
+from medjax.data.format import COLUMNS, KINDS
 
 
 class Gathered(NamedTuple):
@@ -51,7 +49,7 @@ def gather(folder: pathlib.Path, plan: Sequence[Chunk], out: pathlib.Path) -> Ga
         shards[chunk.split].append(n)
         if not n:
             continue
-        for name in (*PUBLIC, *(name for name in read if name.startswith('info/'))):
+        for name in (*COLUMNS, *(name for name in read if name.startswith('info/'))):
             kinds[name] = _both(kinds.get(name, read[name].dtype), read[name].dtype)
             shapes[name] = read[name].shape[1:]
         moments[chunk.split] += read['moments'].sum(0)
@@ -66,20 +64,6 @@ def gather(folder: pathlib.Path, plan: Sequence[Chunk], out: pathlib.Path) -> Ga
     everyone = len(np.unique(np.concatenate(list(people.values())))) if people else 0
     counted = moments['train'] if 'train' in shards else sum(moments.values())
     return Gathered(shards, patients, everyone, drops, counted, channels, bits, size, digest.hexdigest())
-
-
-def opened(folder: pathlib.Path) -> dict[str, np.ndarray]:
-    """The columns of a split, mapped read-only."""
-    files = sorted(folder.rglob('*.npy'))
-    return {file.relative_to(folder).with_suffix('').as_posix(): np.load(file, mmap_mode='r') for file in files}
-
-
-def rows(file: pathlib.Path) -> int | None:
-    """The rows of a column, None where it cannot be mapped."""
-    try:
-        return len(np.load(file, mmap_mode='r'))
-    except (OSError, ValueError, EOFError, TypeError):
-        return None
 
 
 def _join(

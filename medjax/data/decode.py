@@ -12,7 +12,7 @@ import zlib
 import numpy as np
 
 from medjax.data import dicom, headers
-from medjax.data.sources import Unreadable
+from medjax.data.types import Unreadable
 
 
 def decode(data: bytes, channels: int, bits: int) -> np.ndarray:

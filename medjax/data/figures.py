@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from medjax.data import release
-from medjax.data.sources import Drop, Entry, Example, Source, Unreadable
+from medjax.data.types import Drop, Entry, Example, Source, Unreadable
 from medjax.errors import UserError
 
 NAMESPACE = 'pmc'

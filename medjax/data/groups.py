@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from medjax.data import chunks, similar, splits
-from medjax.data.sources import Source, Unreadable
+from medjax.data import chunks, similar
+from medjax.data.types import Source, Unreadable, patient_of
 
 
 def of_near_duplicates(
@@ -52,7 +52,7 @@ def _groups(source: Source, unknown: list[int]) -> dict[int, str]:
     kept = agreed >= similar.ALIKE
     # an image is also with its patient's others, or with those of its study where nobody is known
     _, head, member = np.unique(
-        [splits.patient(source.entries[i]) for i in readable], return_index=True, return_inverse=True
+        [patient_of(source.entries[i]) for i in readable], return_index=True, return_inverse=True
     )
     group = similar.groups(
         np.concatenate([first[kept], head[member]]),

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from medjax.data.sources import Unreadable
+from medjax.data.types import Unreadable
 
 # A picture or a frame. The largest mammograms have 28 million, films scanned at 50 micrometres 60; on the way to what
 # is stored a pixel takes up to 40 bytes, so that such a picture needs 3 GB. Below it Pillow's own limits never speak.

@@ -12,8 +12,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from medjax.data import release, splits
-from medjax.data.sources import Drop, Entry
+from medjax.data import release
+from medjax.data.types import SPLIT_NAMES, Drop, Entry, patient_of
 from medjax.errors import UserError
 
 
@@ -140,7 +140,7 @@ _MEDMNIST = {
 }
 LISTS |= {
     f'medmnist/{name}': Published(
-        'the file; 3D sets are counted in volumes', dict(zip(splits.NAMES, counts, strict=True))
+        'the file; 3D sets are counted in volumes', dict(zip(SPLIT_NAMES, counts, strict=True))
     )
     for name, counts in _MEDMNIST.items()
 }
@@ -176,7 +176,7 @@ def named(name: str, differences: Sequence[str]) -> str:
 def read_split(root: pathlib.Path, name: str, source: str) -> dict[str, str]:
     """image -> split from DIR/<name>/{train,val,test}.txt, one a line: lists that others published, as `source`."""
     listed: dict[str, str] = {}
-    for split in splits.NAMES:
+    for split in SPLIT_NAMES:
         path = root / name / f'{split}.txt'
         if not path.is_file():
             raise UserError(f'{path} is missing; --split {name} reads train.txt, val.txt and test.txt there ({source})')
@@ -189,15 +189,15 @@ def read_split(root: pathlib.Path, name: str, source: str) -> dict[str, str]:
 def keep_apart(entries: Sequence[Entry]) -> tuple[list[Entry], list[Drop]]:
     """For published splits that share patients: a patient in several is kept in test, or else in val, and the
     images of that patient in the others are set aside, so that no score is told of people who were trained on."""
-    rank = {name: place for place, name in enumerate(splits.NAMES)}
+    rank = {name: place for place, name in enumerate(SPLIT_NAMES)}
     last: dict[str, str] = {}
     for entry in entries:
-        patient = splits.patient(entry)
+        patient = patient_of(entry)
         if rank[str(entry.split)] >= rank[last.get(patient, 'train')]:
             last[patient] = str(entry.split)
     kept, dropped = [], []
     for entry in entries:
-        if (split := last[splits.patient(entry)]) == entry.split:
+        if (split := last[patient_of(entry)]) == entry.split:
             kept.append(entry)
         else:
             reason = f'in {entry.split} of the published list, but its patient is in {split} too'

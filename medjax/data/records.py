@@ -24,8 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from medjax.data import columns, decode, similar
-from medjax.data.chunks import FORMAT, KINDS
+from medjax.data import decode, similar
+from medjax.data.format import COLUMNS, FORMAT, KINDS, column_rows, map_columns
 from medjax.errors import UserError, suggest
 from medjax.types import Record
 
@@ -127,7 +127,7 @@ class Split:
 
     @functools.cached_property
     def _columns(self) -> dict[str, np.ndarray]:
-        return columns.opened(self.data.path / 'columns' / self.name)
+        return map_columns(self.data.path / 'columns' / self.name)
 
     def raw(self, i: int) -> dict[str, Any]:
         """Record i as it is stored (`chunks.schema`): coded image, label, keys as int64, …; no column is touched."""
@@ -174,8 +174,8 @@ def open(path: str | os.PathLike) -> DataSet:
         if not (path / part).exists():
             raise UserError(f'{path} is incomplete: {part} is missing; copy it again, or build it again')
     for split, count in data.splits.items():
-        for name in columns.PUBLIC:
-            if columns.rows(path / 'columns' / split / f'{name}.npy') != count:
+        for name in COLUMNS:
+            if column_rows(path / 'columns' / split / f'{name}.npy') != count:
                 raise UserError(
                     f'{path} is damaged: columns/{split}/{name}.npy is missing or has not {count} rows; copy it again, '
                     'or build it again'

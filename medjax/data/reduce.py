@@ -25,6 +25,7 @@ import numpy as np
 
 from medjax.data import chunks, columns, write
 from medjax.data.chunks import Chunk, Dropped
+from medjax.data.format import map_columns
 from medjax.data.records import DataSet, Split
 from medjax.errors import UserError
 
@@ -271,9 +272,7 @@ def _copy(
             writer.write(stored)
         advance(len(numbers[start : start + FEW]))
     writer.close()
-    values = {
-        name: column[numbers] for name, column in columns.opened(split.data.path / 'columns' / split.name).items()
-    }
+    values = {name: column[numbers] for name, column in map_columns(split.data.path / 'columns' / split.name).items()}
     moments = np.zeros((len(numbers), 3))
     if split.name == SPLIT:
         moments = np.stack(list(pool.map(lambda i: chunks.moments(split.image(i)), chunk.entries)))

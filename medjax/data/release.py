@@ -20,7 +20,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from medjax.data import dicom, headers
-from medjax.data.sources import Drop, Unreadable
+from medjax.data.types import Drop, Unreadable
 from medjax.errors import UserError, suggest
 
 SPLITS = (  # how tables, folders and shards call a split -> its name in `data.splits`

@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 
-from medjax.data.sources import BLANK, NEGATIVE, POSITIVE, Unreadable
+from medjax.data.types import BLANK, NEGATIVE, POSITIVE, Unreadable
 
 
 def label(cell: str) -> int | None:

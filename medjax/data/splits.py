@@ -8,10 +8,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from medjax.data.sources import Entry, Source
+from medjax.data.types import SPLIT_NAMES, Source, patient_of
 from medjax.errors import UserError, suggest
 
-NAMES = ('train', 'val', 'test')
 FRACTIONS = (0.7, 0.1, 0.2)
 SEED = 0
 
@@ -27,26 +26,18 @@ def assign(source: Source, stratify: Sequence[str] = ()) -> list[str]:
             raise UserError(f'--stratify: there is no label {name!r}{suggest(name, source.labels)}')
     if all(entry.split is None for entry in entries):
         if not stratify:
-            return [draw(space, patient(entry)) for entry in entries]
+            return [draw(space, patient_of(entry)) for entry in entries]
         columns = [source.labels.index(name) for name in stratify]
         positive = np.array([[source.label(i)[k] == 1 for k in columns] for i in range(len(entries))])
-        return draw_stratified(space, [patient(entry) for entry in entries], positive)
+        return draw_stratified(space, [patient_of(entry) for entry in entries], positive)
     if stratify:
         raise UserError('--stratify: this source has splits of its own; add --split drawn to draw others')
     given = [str(entry.split) for entry in entries]
-    if unknown := sorted(set(given) - set(NAMES)):
+    if unknown := sorted(set(given) - set(SPLIT_NAMES)):
         raise UserError(f'unknown split {", ".join(map(repr, unknown))}; use train, val or test for every image')
     named = [(entry, split) for entry, split in zip(entries, given, strict=True) if entry.patient or entry.origin]
-    check([patient(entry) for entry, _ in named], [split for _, split in named])  # the audit tells of torn studies
+    check([patient_of(entry) for entry, _ in named], [split for _, split in named])  # the audit tells of torn studies
     return given
-
-
-def patient(entry: Entry) -> str:
-    """Its patient's id; that of its origin where it has one; the study (slices of a volume, figures of an article)
-    where nobody is known."""
-    if entry.origin is not None:
-        return f'{entry.origin.namespace}:{entry.origin.patient}'
-    return f'study/{entry.study}' if entry.patient is None else entry.patient
 
 
 def draw(namespace: str, patient: str, seed: int = SEED) -> str:
@@ -82,7 +73,7 @@ def draw_stratified(namespace: str, patients: Sequence[str], positive: np.ndarra
             part = best[np.argmax(wanted[best, -1])]
             of_patient[p] = part
             wanted[part] -= [*has[p], images[p]]
-    return [NAMES[part] for part in of_patient[member]]
+    return [SPLIT_NAMES[part] for part in of_patient[member]]
 
 
 def _uniform(namespace: str, patient: str, seed: int) -> float:
@@ -98,7 +89,7 @@ def check(patients: Sequence, split: Sequence[str]) -> None:
     mixed = [frozenset(names) for names in seen.values() if len(names) > 1]
     if mixed:
         pairs = ', '.join(
-            f'{mixed.count(names)} in {" and ".join(n for n in NAMES if n in names)}'
+            f'{mixed.count(names)} in {" and ".join(n for n in SPLIT_NAMES if n in names)}'
             for names in sorted(set(mixed), key=sorted)
         )
         raise UserError(

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from medjax.data import decode, prompts, texts
-from medjax.data.chunks import KINDS
+from medjax.data.format import KINDS
 from medjax.data.order import Order
 from medjax.data.records import DataSet, Split
 from medjax.data.texts import Texts

@@ -13,7 +13,7 @@ from typing import Any
 
 from medjax.data import chunks
 from medjax.data.chunks import Chunk
-from medjax.data.sources import Source
+from medjax.data.types import Source
 from medjax.errors import UserError
 
 FEW = 512  # entries that are not worth starting processes for

@@ -28,9 +28,10 @@ import numpy as np
 
 from medjax import __version__
 from medjax.data import audit, chunks, columns, groups, ids, records, splits, workers
-from medjax.data.chunks import FORMAT, Chunk, Dropped
+from medjax.data.chunks import Chunk, Dropped
 from medjax.data.columns import Gathered
-from medjax.data.sources import Source
+from medjax.data.format import FORMAT, schema
+from medjax.data.types import SPLIT_NAMES, Source
 from medjax.errors import UserError
 
 LARGE = 1024  # px; decoding time and memory grow with the area, and few encoders see more
@@ -165,7 +166,7 @@ def _as_tfds(
         )
         infos.append(tfds.core.SplitInfo(split, [n for _, n in filled], size, template))
     tfds.folder_dataset.write_metadata(
-        data_dir=out, features=chunks.schema(labels), split_infos=infos, version=f'{FORMAT}.0.0', check_data=False,
+        data_dir=out, features=schema(labels), split_infos=infos, version=f'{FORMAT}.0.0', check_data=False,
         disable_shuffling=True,
     )  # fmt: skip
 
@@ -188,7 +189,7 @@ def _notes(data: records.DataSet) -> list[str]:
         notes.append(f'{deep} of {len(depths)} images have 16 bits: the data set has 16, 8-bit values are spread')
     if (longest := int(shapes[:, :2].max())) > LARGE:
         notes.append(f'the longest side has {longest} px; training reads smaller images faster (--size bounds them)')
-    if missing := [split for split in splits.NAMES if split not in parts]:
+    if missing := [split for split in SPLIT_NAMES if split not in parts]:
         notes.append(f'no record in {" and ".join(missing)}')
     return notes
 

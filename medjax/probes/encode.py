@@ -28,7 +28,7 @@ from einops import rearrange, reduce
 from tqdm import tqdm
 
 from medjax.data import decode
-from medjax.data.sources import Unreadable
+from medjax.data.types import Unreadable
 from medjax.errors import UserError
 from medjax.models import build as models
 from medjax.parallel.sharding import make_mesh, replicated, rows_sharding

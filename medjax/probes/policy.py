@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from medjax.data.sources import BLANK, CONFLICTING, NEGATIVE, POSITIVE, UNCERTAIN
+from medjax.data.types import BLANK, CONFLICTING, NEGATIVE, POSITIVE, UNCERTAIN
 from medjax.errors import UserError, suggest
 
 CODES = dict(uncertain=UNCERTAIN, blank=BLANK, conflicting=CONFLICTING)

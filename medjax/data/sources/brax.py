@@ -26,7 +26,7 @@ import re
 from medjax.data import coding, release
 from medjax.data.coding import CHEXPERT
 from medjax.data.release import Line
-from medjax.data.sources import Drop, Entry, Example, Source
+from medjax.data.types import Drop, Entry, Example, Source
 
 LICENSE = 'PhysioNet credentialed 1.5.0'
 TABLES = ('master_spreadsheet_update.csv', 'master_spreadsheet.csv')

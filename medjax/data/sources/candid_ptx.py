@@ -29,7 +29,7 @@ from collections import defaultdict
 
 from medjax.data import coding, dicom, language, release, rle, sections
 from medjax.data.release import Line, Table
-from medjax.data.sources import BLANK, Drop, Entry, Example, Source, Unreadable
+from medjax.data.types import BLANK, Drop, Entry, Example, Source, Unreadable
 from medjax.errors import UserError
 
 LICENSE = 'CANDID-PTX data use agreement'

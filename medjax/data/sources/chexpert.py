@@ -38,7 +38,7 @@ from typing import NamedTuple
 
 from medjax.data import coding, published, release
 from medjax.data.coding import CHEXPERT
-from medjax.data.sources import BLANK, Drop, Entry, Example, Source
+from medjax.data.types import BLANK, Drop, Entry, Example, Source
 from medjax.errors import UserError
 
 LICENSE = 'Stanford research use agreement'

@@ -29,9 +29,9 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from medjax.data import coding, published, release, splits
-from medjax.data.sources import BLANK, Drop, Entry, Example, Origin, Source, Unreadable
+from medjax.data import coding, published, release
 from medjax.data.sources.rsna_pneumonia import nih_origins
+from medjax.data.types import BLANK, SPLIT_NAMES, Drop, Entry, Example, Origin, Source, Unreadable
 from medjax.errors import UserError
 
 LICENSE = 'of each source; Kaggle copies say non-commercial'
@@ -117,7 +117,7 @@ def _lists(root: pathlib.Path, version: str) -> dict[str, pathlib.Path]:
     """split -> its list: of that version, or the only ones there are."""
     there: dict[str, dict[str, pathlib.Path]] = {}  # what follows train, val, test in the name -> split -> file
     for place in (root, root / 'labels'):
-        for part in splits.NAMES:
+        for part in SPLIT_NAMES:
             for path in sorted(place.glob(f'{part}*.txt')):
                 there.setdefault(path.stem.removeprefix(part), {}).setdefault(part, path)
     there = {ending: lists for ending, lists in there.items() if {'train', 'test'} <= lists.keys()}

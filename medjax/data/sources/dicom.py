@@ -26,7 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from medjax.data import coding, dicom, release
 from medjax.data.dicom import Header
-from medjax.data.sources import BLANK, Drop, Entry, Example, Source, Unreadable
+from medjax.data.types import BLANK, Drop, Entry, Example, Source, Unreadable
 from medjax.errors import UserError
 
 LICENSE = ''

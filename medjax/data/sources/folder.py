@@ -23,7 +23,7 @@ import re
 from collections.abc import Callable
 
 from medjax.data import coding, dicom, release
-from medjax.data.sources import BLANK, NEGATIVE, POSITIVE, Drop, Entry, Example, Source
+from medjax.data.types import BLANK, NEGATIVE, POSITIVE, Drop, Entry, Example, Source
 from medjax.errors import UserError
 
 LICENSE = ''

@@ -27,8 +27,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from medjax.data import published, release, splits
-from medjax.data.sources import BLANK, Entry, Example, Source, npz
+from medjax.data import published, release
+from medjax.data.sources import npz
+from medjax.data.types import BLANK, SPLIT_NAMES, Entry, Example, Source
 from medjax.errors import UserError, suggest
 
 LICENSE = 'CC BY 4.0; dermamnist CC BY-NC 4.0'
@@ -140,7 +141,7 @@ def source(file: str, split: str = 'official') -> Source:
     name = _named(path)
     names = SETS[name].labels
     held = npz.arrays(path)
-    stacks = {part: held[f'{part}_images'] for part in splits.NAMES if f'{part}_images' in held}
+    stacks = {part: held[f'{part}_images'] for part in SPLIT_NAMES if f'{part}_images' in held}
     labels = {part: _labels(held[f'{part}_labels'], names) for part in stacks if f'{part}_labels' in held}
     volume = name.endswith('3d')
     slices: dict[str, np.ndarray] = {}

@@ -30,7 +30,7 @@ from collections import Counter
 
 from medjax.data import coding, language, published, release, sections
 from medjax.data.coding import CHEXPERT
-from medjax.data.sources import BLANK, Drop, Entry, Example, Source, Unreadable
+from medjax.data.types import BLANK, Drop, Entry, Example, Source, Unreadable
 from medjax.errors import UserError
 
 LICENSE = 'PhysioNet credentialed 1.5.0'

@@ -34,7 +34,7 @@ from collections import Counter
 
 from medjax.data import coding, published, release
 from medjax.data.release import Line
-from medjax.data.sources import BLANK, CONFLICTING, NEGATIVE, POSITIVE, Drop, Entry, Example, Source
+from medjax.data.types import BLANK, CONFLICTING, NEGATIVE, POSITIVE, Drop, Entry, Example, Source
 from medjax.errors import UserError
 
 LICENSE = 'NIH Clinical Center, free with acknowledgement'

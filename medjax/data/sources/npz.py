@@ -17,9 +17,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from medjax.data import headers, release, splits
+from medjax.data import headers, release
 from medjax.data.records import DataSet
-from medjax.data.sources import BLANK, Entry, Example, Source, Unreadable
+from medjax.data.types import BLANK, SPLIT_NAMES, Entry, Example, Source, Unreadable
 from medjax.errors import UserError
 
 MOST_CLASSES = 1000
@@ -35,7 +35,7 @@ def source(file: str) -> Source:
     """The file as a source. Labels: one for a binary [n,1] of 0/1, one per class for more, [n,L] as they are."""
     path = pathlib.Path(file).expanduser()
     held = arrays(path)
-    images = {split: held[f'{split}_images'] for split in splits.NAMES if f'{split}_images' in held}
+    images = {split: held[f'{split}_images'] for split in SPLIT_NAMES if f'{split}_images' in held}
     labels = _labels({split: held[f'{split}_labels'] for split in images if f'{split}_labels' in held})
     for split, stack in images.items():
         check(path, split, stack, labels.get(split))
@@ -113,7 +113,7 @@ def arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
         with zipfile.ZipFile(path) as file:
             names = {info.filename.removesuffix('.npy'): info for info in file.infolist()}
-            wanted = [f'{split}_{part}' for split in splits.NAMES for part in ('images', 'labels')]
+            wanted = [f'{split}_{part}' for split in SPLIT_NAMES for part in ('images', 'labels')]
             if not any(name in names for name in wanted[::2]):
                 raise UserError(
                     f'{path} holds {", ".join(sorted(names)[:8]) or "nothing"}; MedMNIST has train_images, '

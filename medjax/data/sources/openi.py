@@ -31,7 +31,7 @@ from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
 from medjax.data import coding, language, release
-from medjax.data.sources import BLANK, Drop, Entry, Example, Source, Unreadable
+from medjax.data.types import BLANK, Drop, Entry, Example, Source, Unreadable
 from medjax.errors import UserError
 
 LICENSE = 'CC BY-NC-ND 4.0'

@@ -30,7 +30,7 @@ from collections.abc import Mapping, Sequence
 
 from medjax.data import coding, release
 from medjax.data.release import Line
-from medjax.data.sources import BLANK, NEGATIVE, POSITIVE, Drop, Entry, Example, Source
+from medjax.data.types import BLANK, NEGATIVE, POSITIVE, Drop, Entry, Example, Source
 
 LICENSE = 'BIMCV PadChest research use agreement'
 TABLE = 'PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv'

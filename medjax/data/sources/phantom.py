@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from medjax.data import phantom
-from medjax.data.sources import Entry, Example, Source
+from medjax.data.types import Entry, Example, Source
 from medjax.errors import UserError
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from medjax.data import coding, figures, release
 from medjax.data.figures import Figure
-from medjax.data.sources import Drop, Source, Unreadable
+from medjax.data.types import Drop, Source, Unreadable
 from medjax.errors import UserError
 
 LICENSE = ''

@@ -27,7 +27,7 @@ from collections.abc import Iterator
 
 from medjax.data import coding, figures, published, release
 from medjax.data.figures import Figure
-from medjax.data.sources import Drop, Source
+from medjax.data.types import Drop, Source
 from medjax.errors import UserError
 
 LICENSE = 'of each article: CC BY, CC BY-NC, …'

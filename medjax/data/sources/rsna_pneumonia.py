@@ -33,7 +33,7 @@ import numpy as np
 
 from medjax.data import coding, dicom, published, release
 from medjax.data.release import Line
-from medjax.data.sources import BLANK, Drop, Entry, Example, Origin, Source, Unreadable
+from medjax.data.types import BLANK, Drop, Entry, Example, Origin, Source, Unreadable
 from medjax.errors import UserError
 
 LICENSE = 'Kaggle competition rules: non-commercial use'

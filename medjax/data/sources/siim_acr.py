@@ -22,7 +22,7 @@ from collections import defaultdict
 
 from medjax.data import coding, dicom, release, rle
 from medjax.data.release import Line
-from medjax.data.sources import BLANK, Drop, Entry, Example, Source, Unreadable
+from medjax.data.types import BLANK, Drop, Entry, Example, Source, Unreadable
 from medjax.errors import UserError
 
 LICENSE = 'Kaggle competition rules: non-commercial use'

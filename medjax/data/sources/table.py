@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 
 from medjax.data import coding, dicom, release
 from medjax.data.release import Line, Table
-from medjax.data.sources import BLANK, Drop, Entry, Example, Source, Unreadable
+from medjax.data.types import BLANK, Drop, Entry, Example, Source, Unreadable
 from medjax.errors import UserError, suggest
 
 RECOGNISED = ('image', 'patient_id', 'study_id', 'split', 'text', 'age', 'sex', 'view', 'mask', 'license')

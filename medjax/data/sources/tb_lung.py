@@ -28,7 +28,7 @@ import re
 import numpy as np
 
 from medjax.data import coding, decode, release
-from medjax.data.sources import Drop, Entry, Example, Source, Unreadable
+from medjax.data.types import Drop, Entry, Example, Source, Unreadable
 from medjax.errors import UserError
 
 LICENSE = 'NLM: open, with attribution'

@@ -25,7 +25,7 @@ import pathlib
 from collections import defaultdict
 
 from medjax.data import coding, dicom, published, release
-from medjax.data.sources import BLANK, Drop, Entry, Example, Source, Unreadable
+from medjax.data.types import BLANK, Drop, Entry, Example, Source, Unreadable
 from medjax.errors import UserError
 
 LICENSE = 'PhysioNet credentialed 1.5.0'

@@ -28,7 +28,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from medjax.data import coding, figures, release
-from medjax.data.sources import Drop, Entry, Example, Source, Unreadable
+from medjax.data.types import Drop, Entry, Example, Source, Unreadable
 from medjax.errors import UserError
 
 LICENSE = ''
