@@ -35,7 +35,8 @@ from PIL import Image, ImageEnhance, ImageFilter
 from pydicom.uid import ExplicitVRLittleEndian
 
 from medjax import build
-from medjax.data import decode, phantom, records
+from medjax.data import phantom, records
+from medjax.data.images import decode
 from medjax.data.stream import Stream
 from medjax.views import make
 

@@ -14,7 +14,8 @@ import json
 import statistics
 import time
 
-from medjax.data import decode, phantom
+from medjax.data import phantom
+from medjax.data.images import decode
 
 
 def main() -> None:

@@ -16,7 +16,8 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
-from medjax.data import reduce, similar
+from medjax.data import reduce
+from medjax.data.audit import near_duplicates
 from medjax.data.phantom import anatomy
 from medjax.data.phantom.projection import Ellipsoid, Plate, Solid
 from medjax.probes import encode
@@ -35,7 +36,7 @@ def main() -> None:
     encoder = encode.load(options.export) if options.export else None
     for name, stacks in volumes(options.nifti):
         print(f'\n{name}: {len(stacks)} of {len(stacks[0])} slices')
-        thumbs = [np.stack([similar.thumbnail(s[..., None]) for s in stack]) for stack in stacks]
+        thumbs = [np.stack([near_duplicates.thumbnail(s[..., None]) for s in stack]) for stack in stacks]
         slices = [np.concatenate([whole_dhash(s) for s in stack]) for stack in stacks]
         show('slice', reduce.MEASURES['hash'], slices)
         show('hash', reduce.MEASURES['hash'], [reduce.dhash(t) for t in thumbs])

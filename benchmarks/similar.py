@@ -19,7 +19,8 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
-from medjax.data import records, similar
+from medjax.data import records
+from medjax.data.audit import near_duplicates
 
 
 def main() -> None:
@@ -53,16 +54,16 @@ def load(path: str, most: int) -> tuple[list[np.ndarray], np.ndarray]:
 
 
 def thumbnails(pictures: list[np.ndarray]) -> np.ndarray:
-    return np.stack([similar.thumbnail(picture) for picture in pictures])
+    return np.stack([near_duplicates.thumbnail(picture) for picture in pictures])
 
 
-def everything(thumbs: np.ndarray, others: np.ndarray | None = None) -> similar.Pairs:
+def everything(thumbs: np.ndarray, others: np.ndarray | None = None) -> near_duplicates.Pairs:
     """The candidates before the look at thumbnails, with what that look says of them."""
-    kept, similar.LIKELY = similar.LIKELY, -2.0
+    kept, near_duplicates.LIKELY = near_duplicates.LIKELY, -2.0
     try:
-        return similar.candidates(thumbs, others)
+        return near_duplicates.candidates(thumbs, others)
     finally:
-        similar.LIKELY = kept
+        near_duplicates.LIKELY = kept
 
 
 def false_pairs(pictures: list[np.ndarray], patients: np.ndarray, name: str) -> None:
@@ -70,9 +71,9 @@ def false_pairs(pictures: list[np.ndarray], patients: np.ndarray, name: str) -> 
     start = time.perf_counter()
     found = everything(thumbs)
     seconds = time.perf_counter() - start
-    likely = np.flatnonzero(found.alike >= similar.LIKELY)
+    likely = np.flatnonzero(found.alike >= near_duplicates.LIKELY)
     start = time.perf_counter()
-    agreed = np.array([similar.agree(pictures[found.first[k]], pictures[found.second[k]]) for k in likely])
+    agreed = np.array([near_duplicates.agree(pictures[found.first[k]], pictures[found.second[k]]) for k in likely])
     each = 1e3 * (time.perf_counter() - start) / max(1, len(likely))
     same = patients[found.first] == patients[found.second]
     n, (_, of) = len(patients), np.unique(patients, return_counts=True)
@@ -82,7 +83,7 @@ def false_pairs(pictures: list[np.ndarray], patients: np.ndarray, name: str) -> 
         ended = np.sort(agreed[mine[likely]])[::-1]
         print(
             f'  pairs of {whose} patient(s): {pairs}; near {mine.sum()} ({mine.sum() / max(1, pairs):.1e}), '
-            f'alike as thumbnails {mine[likely].sum()}, as pixels {(ended >= similar.ALIKE).sum()}; '
+            f'alike as thumbnails {mine[likely].sum()}, as pixels {(ended >= near_duplicates.ALIKE).sum()}; '
             f'agreement, highest: {" ".join(f"{value:.3f}" for value in ended[:8])}'
         )
 
@@ -95,10 +96,12 @@ def recall(pictures: list[np.ndarray]) -> None:
         copies = [change(pictures[i]) for i in chosen]
         found = everything(thumbnails(copies), thumbs)
         right = found.second == chosen[found.first]
-        near, likely = (len(np.unique(found.first[right & (found.alike >= least)])) for least in (-2, similar.LIKELY))
-        passed = set(found.first[right & (found.alike >= similar.LIKELY)].tolist())
-        agreed = np.array([similar.agree(pictures[i], copy) for i, copy in zip(chosen, copies)])
-        ended = sum(agreed[k] >= similar.ALIKE for k in passed)
+        near, likely = (
+            len(np.unique(found.first[right & (found.alike >= least)])) for least in (-2, near_duplicates.LIKELY)
+        )
+        passed = set(found.first[right & (found.alike >= near_duplicates.LIKELY)].tolist())
+        agreed = np.array([near_duplicates.agree(pictures[i], copy) for i, copy in zip(chosen, copies)])
+        ended = sum(agreed[k] >= near_duplicates.ALIKE for k in passed)
         values = ' '.join(f'{value:.3f}' for value in np.quantile(agreed, (0, 0.05, 0.5)))
         n = len(chosen)
         print(f'  {name:17} {near / n:5.2f} {likely / n:8.2f} {ended / n:10.2f}   {values}', flush=True)
@@ -187,7 +190,7 @@ def million(real: list[np.ndarray], n: int) -> None:
     seconds, spent = time.perf_counter() - start, time.process_time() - spent
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     near = len(pairs.first)
-    pairs = similar.Pairs(*(column[pairs.alike >= similar.LIKELY] for column in pairs[:4]), pairs.every)
+    pairs = near_duplicates.Pairs(*(column[pairs.alike >= near_duplicates.LIKELY] for column in pairs[:4]), pairs.every)
     key = set((np.minimum(pairs.first, pairs.second) * n + np.maximum(pairs.first, pairs.second)).tolist())
     hit = np.array([min(i, j) * n + max(i, j) in key for i, j in zip(origin, copy)])
     print(

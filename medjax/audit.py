@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 
-from medjax.data import audit, records
+from medjax.data import records
+from medjax.data.audit import leaks
 from medjax.errors import UserError
 from medjax.reports import audit as page, base
 
@@ -34,7 +35,7 @@ def main(argv: list[str]) -> int:
     if html and result and html.resolve() == result.resolve():
         raise UserError(f'--out and --json both name {args.out}; give each a file of its own')
 
-    told = audit.audit(datasets)
+    told = leaks.audit(datasets)
     print('\n'.join(told['verdict']))
     if result:
         base.write(result, json.dumps(told, indent=1) + '\n')

@@ -13,7 +13,7 @@ It returns a dict or an `ml_collections.ConfigDict` with these keys:
     data_paths   source -> folder        filled in from --data
     tokenizer    path, pad               None: that beside the data, of `medjax tokenizer`; its own filler
     views        name -> dict(view='crop', part=, count=, size=, ...)     see medjax.views.make
-                 name -> dict(view='text', part=, count=, length=, ...)   see medjax.data.texts
+                 name -> dict(view='text', part=, count=, length=, ...)   see medjax.data.text.views
     masks        'view~mask' -> dict(mask='blocks', ...)                  see medjax.views.masks
     towers       name -> dict(tower='vit', variant='S/14', ...)           see medjax.models
     heads        name -> dict(head='dino_head', ...)                      see medjax.models.heads
@@ -41,7 +41,7 @@ from typing import Any, NoReturn
 
 from ml_collections import ConfigDict
 
-from medjax.data import texts, tokenizer
+from medjax.data.text import tokenizer, views as text_views
 from medjax.errors import UserError, suggest
 from medjax.objectives import features
 from medjax.overrides import override, split_overrides
@@ -217,7 +217,7 @@ def resolve(config: ConfigDict, datasets: Mapping[str, Any]) -> Config:
             if part['canvas'] is None:
                 part['canvas'] = max(int(datasets[source].size) for source in part['sources'])
         found['image'] = _resolve_image(found['image'], parts, datasets)
-    found_texts = texts.of_views(found['views'])
+    found_texts = text_views.of_views(found['views'])
     for name, text in found_texts.items():
         if text.prompts:
             found['views'][name]['prompts'] = text.prompts
@@ -278,7 +278,7 @@ def check(config: Config) -> Config:
     check_rows(rows, config['rows_per_group'], config['micro_batches'], math.prod(fixed))  # -1: seen with the devices
     for name, view in config['views'].items():
         _known(view.get('part'), config['data'], f'views.{name}.part')
-    texts.of_views(config['views'])
+    text_views.of_views(config['views'])
     for name in _features(config['terms']):
         feature = features.parse(name, 'terms')
         if feature.tower in config['towers'] and feature.view in config['views']:

@@ -22,7 +22,8 @@ from types import ModuleType
 from typing import Any
 
 from medjax import probes as package
-from medjax.data import prompts, records
+from medjax.data import records
+from medjax.data.text import prompts
 from medjax.errors import UserError, find, suggest
 from medjax.probes import encode, policy, results, statistics, watch
 from medjax.probes.encode import Encoder

@@ -13,7 +13,8 @@ import argparse
 import os
 from pathlib import Path
 
-from medjax.data import records, tokenizer
+from medjax.data import records
+from medjax.data.text import tokenizer
 from medjax.errors import UserError
 
 SIZE = 8_000

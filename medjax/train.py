@@ -24,9 +24,11 @@ import numpy as np
 
 import medjax
 from medjax import config as configs
-from medjax.data import records, tokenizer
+from medjax.data import records
+from medjax.data.audit import seen
 from medjax.data.stream import Stream
-from medjax.data.texts import FALLBACKS
+from medjax.data.text import tokenizer
+from medjax.data.text.views import FALLBACKS
 from medjax.errors import UserError, build, suggest
 from medjax.objectives.compose import Objective, objective, with_stats, without_stats
 from medjax.objectives.features import Feature
@@ -177,7 +179,7 @@ def claim(folder: Path, config: Mapping[str, Any], data: Mapping[str, Any], data
     if (folder / 'config.json').exists():
         return
     (folder / 'data').mkdir(exist_ok=True)
-    records.write_seen(datasets, folder / 'data' / 'seen.npz')
+    seen.write_seen(datasets, folder / 'data' / 'seen.npz')
     (folder / 'data' / 'sources.json').write_text(json.dumps(data, indent=1) + '\n')
     hidden = folder / '.config.json'
     hidden.write_text(configs.to_json(config))

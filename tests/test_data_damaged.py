@@ -29,7 +29,7 @@ import pytest
 from PIL import Image, ImageOps
 from test_data_decode import dicom, file, smooth
 
-from medjax.data import decode, dicom as films, headers
+from medjax.data.images import decode, dicom as films, headers
 from medjax.data.sources import npz
 from medjax.data.types import Unreadable
 from medjax.errors import UserError

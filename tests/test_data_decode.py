@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medjax.data import chunks, decode
+from medjax.data import chunks
+from medjax.data.images import decode
 from medjax.data.types import Unreadable
 
 rng = np.random.default_rng(0)
@@ -282,7 +283,7 @@ def test_real_dicom_keeps_its_bits(real_dicom):
 
 
 def test_real_dicom_frames(real_dicom):
-    from medjax.data import dicom as files
+    from medjax.data.images import dicom as files
 
     data = real_dicom('emri_small.dcm')
     assert files.frames(io.BytesIO(data)) == 10
@@ -308,7 +309,7 @@ def test_dicom_without_preamble_or_transfer_syntax(implicit):
 
 
 def test_only_plain_words_leave_a_header():
-    from medjax.data import dicom as files
+    from medjax.data.images import dicom as files
 
     data = dicom(
         stored12,
@@ -330,7 +331,7 @@ def test_only_plain_words_leave_a_header():
 
 
 def test_only_known_words_leave_a_header():
-    from medjax.data import dicom as files
+    from medjax.data.images import dicom as files
 
     told = dict(
         Modality='MG', BodyPartExamined='LEFT BREAST', ViewPosition='MLO', ImageLaterality='L',
@@ -349,7 +350,7 @@ def test_only_known_words_leave_a_header():
 
 
 def test_what_a_header_says_is_in_no_reason():
-    from medjax.data import dicom as files
+    from medjax.data.images import dicom as files
 
     with pytest.raises(Unreadable, match=r'^a DICOM file in an unknown colour space') as error:
         files.pixels(dicom(stored12, PhotometricInterpretation='DOE JANE'))

@@ -8,7 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from medjax.data import chunks, decode, ids, records, splits, write
+from medjax.data import chunks, ids, records, splits, write
+from medjax.data.audit import seen
+from medjax.data.images import decode
 from medjax.data.sources import npz, table
 from medjax.data.types import SPLIT_NAMES, Drop, Entry, Example, Source, Unreadable
 from medjax.errors import UserError
@@ -258,11 +260,11 @@ def test_opening_what_is_no_data_set(tmp_path, built):
 
 def test_overlap_finds_people_images_and_pixels(tmp_path, built):
     data = records.open(built[0])
-    records.write_seen({'main': data}, tmp_path / 'run' / 'seen.npz')
-    assert records.overlap(tmp_path / 'run' / 'seen.npz', data.split('train')) == dict(
+    seen.write_seen({'main': data}, tmp_path / 'run' / 'seen.npz')
+    assert seen.overlap(tmp_path / 'run' / 'seen.npz', data.split('train')) == dict(
         patient=1.0, image=1.0, pixels=1.0, near=1.0, comparable=True
     )
-    assert records.overlap(tmp_path / 'run' / 'seen.npz', data.split('test')) == dict(
+    assert seen.overlap(tmp_path / 'run' / 'seen.npz', data.split('test')) == dict(
         patient=0.0, image=0.0, pixels=0.0, near=0.0, comparable=True
     )
     with np.load(tmp_path / 'run' / 'seen.npz', allow_pickle=False) as file:
@@ -275,18 +277,18 @@ def test_patients_are_never_compared_across_keys(tmp_path, built):
     train = records.open(built[0])
     write.write(source(key=b'public'), tmp_path / 'public')
     other = records.open(tmp_path / 'public')
-    records.write_seen({'main': train}, tmp_path / 'seen.npz')
-    got = records.overlap(tmp_path / 'seen.npz', other.split('train'))
+    seen.write_seen({'main': train}, tmp_path / 'seen.npz')
+    got = seen.overlap(tmp_path / 'seen.npz', other.split('train'))
     assert got == dict(patient=None, image=None, pixels=1.0, near=1.0, comparable=False)
-    records.write_seen({'a': train, 'b': other}, tmp_path / 'both.npz')
-    got = records.overlap(tmp_path / 'both.npz', other.split('train'))
+    seen.write_seen({'a': train, 'b': other}, tmp_path / 'both.npz')
+    got = seen.overlap(tmp_path / 'both.npz', other.split('train'))
     assert got == dict(patient=1.0, image=1.0, pixels=1.0, near=1.0, comparable=False)
 
 
 def test_equal_data_give_an_equal_seen_file(tmp_path, built):
     data = records.open(built[0])
-    records.write_seen({'x': data}, tmp_path / 'a.npz')
-    records.write_seen({'y': data}, tmp_path / 'b.npz')
+    seen.write_seen({'x': data}, tmp_path / 'a.npz')
+    seen.write_seen({'y': data}, tmp_path / 'b.npz')
     assert (tmp_path / 'a.npz').read_bytes() == (tmp_path / 'b.npz').read_bytes()
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from medjax.data import language, sections
+from medjax.data.text import language, sections
 
 FORMS = sorted((Path(__file__).parent / 'data' / 'reports').glob('*.txt'))
 NAMES = {

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medjax.data import decode, similar
+from medjax.data.audit import near_duplicates
+from medjax.data.images import decode
 
 N = 120
 
@@ -63,7 +64,7 @@ CHANGES = {
     'colour': lambda x: np.repeat(x, 3, axis=2),
 }
 PICTURES = [picture(seed) for seed in range(N)]
-THUMBS = np.stack([similar.thumbnail(x) for x in PICTURES])
+THUMBS = np.stack([near_duplicates.thumbnail(x) for x in PICTURES])
 
 
 def distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -83,17 +84,17 @@ def test_the_bits_are_signs_of_the_cosine_transform():
         [(t * np.outer(np.cos(u * at), np.cos(v * at))).sum() > 0 for u in range(17) for v in range(17)][1:257]
         for t in thumbs.astype(float)
     ]
-    hashed = similar.hashes(thumbs)
+    hashed = near_duplicates.hashes(thumbs)
     assert hashed.shape == (3, 32) and hashed.dtype == np.uint8
     np.testing.assert_array_equal(np.unpackbits(hashed, axis=1), np.array(expected, int))
 
 
 def test_thumbnails_do_not_depend_on_depth_colour_or_contrast():
-    first = similar.thumbnail(PICTURES[0])
+    first = near_duplicates.thumbnail(PICTURES[0])
     assert first.shape == (32, 32) and first.dtype == np.uint8 and first.min() == 0 and first.max() == 255
     for change in ('16 bits', 'colour'):
-        np.testing.assert_array_equal(similar.thumbnail(CHANGES[change](PICTURES[0])), first)
-    assert abs(similar.thumbnail(CHANGES['darker'](PICTURES[0])).astype(int) - first).max() <= 2
+        np.testing.assert_array_equal(near_duplicates.thumbnail(CHANGES[change](PICTURES[0])), first)
+    assert abs(near_duplicates.thumbnail(CHANGES['darker'](PICTURES[0])).astype(int) - first).max() <= 2
 
 
 @pytest.mark.parametrize('bank', [0, 1, 3000, 70_000])
@@ -106,17 +107,17 @@ def test_the_search_is_exact(bank):
         flipped[rng.permutation(256)[: 50 + k]] = 1  # 50 to 69 bits: on both sides of the radius
         asked[k] = known[number] ^ np.packbits(flipped)
     truth = distances(asked, known) if bank else np.zeros((30, 0), int)
-    for radius in (similar.RADIUS, 95):
-        first, second, bits = similar.near(asked, known, radius)
+    for radius in (near_duplicates.RADIUS, 95):
+        first, second, bits = near_duplicates.near(asked, known, radius)
         assert as_set(first, second) == as_set(*np.nonzero(truth <= radius))
         np.testing.assert_array_equal(bits, truth[first, second])
     if bank:
-        assert 10 <= (truth <= similar.RADIUS).sum() < 20
+        assert 10 <= (truth <= near_duplicates.RADIUS).sum() < 20
 
 
 def test_the_search_within_a_set_is_exact():
     hashed = np.random.default_rng(0).integers(0, 256, (1300, 32)).astype(np.uint8)
-    first, second, bits = similar._search(hashed, hashed, 98, half=True)
+    first, second, bits = near_duplicates._search(hashed, hashed, 98, half=True)
     truth = np.triu(distances(hashed, hashed) <= 98, 1)
     assert as_set(first, second) == as_set(*np.nonzero(truth)) and truth.sum() > 50
 
@@ -128,97 +129,100 @@ def test_of_a_crowd_the_nearest_are_kept():
     for k, row in enumerate(crowd):
         row ^= np.packbits(np.arange(256) < k // 4)
     order = rng.permutation(200)
-    first, second, bits = similar.near(one[None], crowd[order])
-    assert sorted(order[second].tolist()) == list(range(similar.MOST))
+    first, second, bits = near_duplicates.near(one[None], crowd[order])
+    assert sorted(order[second].tolist()) == list(range(near_duplicates.MOST))
     np.testing.assert_array_equal(bits, order[second] // 4)
 
 
 @pytest.mark.parametrize('change', CHANGES)
 def test_copies_are_found_and_others_are_not(change):
     copies = [CHANGES[change](x) for x in PICTURES]
-    thumbs = np.stack([similar.thumbnail(x) for x in copies])
+    thumbs = np.stack([near_duplicates.thumbnail(x) for x in copies])
     numbers = np.arange(N)
-    found = similar.candidates(thumbs, THUMBS)
+    found = near_duplicates.candidates(thumbs, THUMBS)
     right = found.first == found.second
     assert right.sum() >= {'crop 5 %': 0.9, 'crop and jpeg': 0.9, 'marker': 0.9}.get(change, 1) * N
     assert not (~right).any() and found.every
-    turned = similar.candidates(THUMBS, thumbs)  # the crop may be on either side
+    turned = near_duplicates.candidates(THUMBS, thumbs)  # the crop may be on either side
     # which of two views equally near is laid upon the other depends on the order, and may fail for a pair in a hundred
     assert len(as_set(turned.second, turned.first) ^ as_set(found.first, found.second)) <= 2
-    both = similar.candidates(np.concatenate([THUMBS, thumbs]))
+    both = near_duplicates.candidates(np.concatenate([THUMBS, thumbs]))
     assert len(as_set(both.first, both.second - N) ^ as_set(found.first, found.second)) <= 2
     for i in numbers[:10]:
-        assert similar.agree(PICTURES[i], copies[i]) >= similar.ALIKE
-        assert similar.agree(copies[i], PICTURES[i]) >= similar.ALIKE
-        assert similar.agree(PICTURES[i], copies[i - 1]) < 0.8
+        assert near_duplicates.agree(PICTURES[i], copies[i]) >= near_duplicates.ALIKE
+        assert near_duplicates.agree(copies[i], PICTURES[i]) >= near_duplicates.ALIKE
+        assert near_duplicates.agree(PICTURES[i], copies[i - 1]) < 0.8
 
 
 def test_pixels_tell_apart_what_thumbnails_do_not():
     """Two pictures that differ in a nodule-sized part of their details have nearly one thumbnail."""
     other = (0.75 * PICTURES[0] + 0.25 * PICTURES[1]).astype(np.uint8)
-    assert similar.agree(PICTURES[0], other) < similar.ALIKE
+    assert near_duplicates.agree(PICTURES[0], other) < near_duplicates.ALIKE
     mirrored = np.ascontiguousarray(PICTURES[0][:, ::-1])
-    assert similar.agree(PICTURES[0], mirrored) < similar.ALIKE
-    assert similar.agree(PICTURES[0], PICTURES[0]) > 0.9999
+    assert near_duplicates.agree(PICTURES[0], mirrored) < near_duplicates.ALIKE
+    assert near_duplicates.agree(PICTURES[0], PICTURES[0]) > 0.9999
 
 
 def test_flat_pictures_are_near_to_nothing():
     black = np.zeros((1000, 32, 32), np.uint8)
-    assert not len(similar.candidates(np.concatenate([black, THUMBS])).first)
-    assert not len(similar.near(similar.hashes(black), similar.hashes(black))[0])
+    assert not len(near_duplicates.candidates(np.concatenate([black, THUMBS])).first)
+    assert not len(near_duplicates.near(near_duplicates.hashes(black), near_duplicates.hashes(black))[0])
     for value, shape in ((0, (1, 1, 1)), (255, (1, 1, 3)), (7, (40, 30, 1)), (65_535, (40, 30, 1))):
         flat = np.full(shape, value, np.uint16 if value > 255 else np.uint8)
-        assert not similar.thumbnail(flat).any() and not similar.hashes(similar.thumbnail(flat)[None]).any()
-        assert similar.agree(flat, flat) == similar.agree(flat, PICTURES[0]) == 0
+        assert (
+            not near_duplicates.thumbnail(flat).any()
+            and not near_duplicates.hashes(near_duplicates.thumbnail(flat)[None]).any()
+        )
+        assert near_duplicates.agree(flat, flat) == near_duplicates.agree(flat, PICTURES[0]) == 0
     # a hash of zeros is that of a flat picture only: a hash of a picture has about as many ones as zeros
-    assert np.unpackbits(similar.hashes(THUMBS), axis=1).sum(1).min() > 64
+    assert np.unpackbits(near_duplicates.hashes(THUMBS), axis=1).sum(1).min() > 64
 
 
 def test_very_small_and_very_narrow_pictures():
     for shape in ((2, 2, 1), (1, 9, 1), (300, 2, 3)):
         pixels = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
-        assert similar.thumbnail(pixels).shape == (32, 32)
-        assert similar.agree(pixels, pixels) >= similar.ALIKE
+        assert near_duplicates.thumbnail(pixels).shape == (32, 32)
+        assert near_duplicates.agree(pixels, pixels) >= near_duplicates.ALIKE
 
 
 @pytest.mark.parametrize('n', [0, 1])
 def test_no_picture_and_one(n):
-    for found in (similar.candidates(THUMBS[:n]), similar.candidates(THUMBS[:0], THUMBS[:n])):
+    for found in (near_duplicates.candidates(THUMBS[:n]), near_duplicates.candidates(THUMBS[:0], THUMBS[:n])):
         assert [len(column) for column in found[:4]] == [0] * 4 and found.every
-    assert similar.hashes(THUMBS[:n]).shape == (n, 32)
-    assert similar.groups(*np.zeros((2, 0), int), n).tolist() == list(range(n))
+    assert near_duplicates.hashes(THUMBS[:n]).shape == (n, 32)
+    assert near_duplicates.groups(*np.zeros((2, 0), int), n).tolist() == list(range(n))
 
 
 def test_many_copies_make_few_pairs():
     thumbs = np.concatenate([np.repeat(THUMBS[:1], 10_000, axis=0), THUMBS])
-    found = similar.candidates(thumbs)
+    found = near_duplicates.candidates(thumbs)
     assert as_set(found.first, found.second) == {(0, k) for k in range(1, 10_001)}
     assert (found.bits == 0).all() and (found.alike == 1).all()
-    assert np.bincount(similar.groups(found.first, found.second, len(thumbs))).max() == 10_001
+    assert np.bincount(near_duplicates.groups(found.first, found.second, len(thumbs))).max() == 10_001
 
 
 def test_between_sets_every_copy_is_told():
     mine = THUMBS[[5, 1, 5, 7, 1, 5]]
-    found = similar.candidates(mine, np.concatenate([THUMBS[:6], THUMBS[:6]]))
+    found = near_duplicates.candidates(mine, np.concatenate([THUMBS[:6], THUMBS[:6]]))
     assert as_set(found.first, found.second) == {(0, 5), (2, 5), (5, 5), (1, 1), (4, 1)}
 
 
 def test_cells_find_what_the_full_search_finds(monkeypatch):
     copies = [CHANGES['crop 10 %'](x) for x in PICTURES]
-    thumbs = np.concatenate([THUMBS, [similar.thumbnail(x) for x in copies], [255 - THUMBS[3]]])
-    monkeypatch.setattr(similar, 'LIKELY', -2)
-    monkeypatch.setattr(similar, 'RADIUS', similar.TIGHT)
-    full = similar.candidates(thumbs)
-    monkeypatch.setattr(similar, 'EVERY', 0)
-    cells = similar.candidates(thumbs)  # six cells, of which all are asked
+    thumbs = np.concatenate([THUMBS, [near_duplicates.thumbnail(x) for x in copies], [255 - THUMBS[3]]])
+    monkeypatch.setattr(near_duplicates, 'LIKELY', -2)
+    monkeypatch.setattr(near_duplicates, 'RADIUS', near_duplicates.TIGHT)
+    full = near_duplicates.candidates(thumbs)
+    monkeypatch.setattr(near_duplicates, 'EVERY', 0)
+    cells = near_duplicates.candidates(thumbs)  # six cells, of which all are asked
     assert full.every and not cells.every
     for mine, theirs in zip(cells[:4], full[:4]):
         np.testing.assert_array_equal(mine, theirs)
     assert len(as_set(full.first, full.second) & {(i, N + i) for i in range(N)}) > 0.9 * N
-    monkeypatch.setattr(similar, 'PROBES', 1)
-    few = similar.candidates(thumbs)
+    monkeypatch.setattr(near_duplicates, 'PROBES', 1)
+    few = near_duplicates.candidates(thumbs)
     assert as_set(few.first, few.second) < as_set(full.first, full.second) and len(few.first) > len(full.first) / 2
-    between = similar.candidates(thumbs[N : 2 * N], THUMBS)
+    between = near_duplicates.candidates(thumbs[N : 2 * N], THUMBS)
     assert len(as_set(between.first, between.second) & {(i, i) for i in range(N)}) > N / 2
 
 
@@ -230,9 +234,9 @@ def test_groups_are_connected_components():
     for _ in range(n):
         for i, j in zip(first, second):
             expected[i] = expected[j] = min(expected[i], expected[j])
-    assert similar.groups(first, second, n).tolist() == expected
+    assert near_duplicates.groups(first, second, n).tolist() == expected
     chain = rng.permutation(5000)
-    assert not similar.groups(chain[:-1], chain[1:], 5000).any()
+    assert not near_duplicates.groups(chain[:-1], chain[1:], 5000).any()
 
 
 def test_radiographs(real_data):
@@ -241,17 +245,18 @@ def test_radiographs(real_data):
     with open(folder / 'metadata.csv', newline='') as file:
         rows = list(csv.DictReader(file))
     pictures = [decode.read((folder / row['image']).read_bytes()) for row in rows]
-    thumbs = np.stack([similar.thumbnail(x) for x in pictures])
-    found = similar.candidates(thumbs)
+    thumbs = np.stack([near_duplicates.thumbnail(x) for x in pictures])
+    found = near_duplicates.candidates(thumbs)
     assert 20 < len(found.first) < 100  # follow-ups that thumbnails do not tell apart
-    agreed = [similar.agree(pictures[i], pictures[j]) for i, j in zip(found.first, found.second)]
-    assert max(agreed) < similar.ALIKE
+    agreed = [near_duplicates.agree(pictures[i], pictures[j]) for i, j in zip(found.first, found.second)]
+    assert max(agreed) < near_duplicates.ALIKE
     chosen = np.arange(0, len(pictures), 12)
     for change, least in {'crop 5 %': 0.9, 'crop 10 %': 0.9, 'half': 1, 'jpeg': 1, 'gamma': 1, 'negative': 1}.items():
         copies = [CHANGES[change](pictures[i]) for i in chosen]
-        found = similar.candidates(np.stack([similar.thumbnail(x) for x in copies]), thumbs)
+        found = near_duplicates.candidates(np.stack([near_duplicates.thumbnail(x) for x in copies]), thumbs)
         right = found.second == chosen[found.first]
         assert right.sum() >= least * len(chosen), change
-        assert all(similar.agree(copies[k], pictures[chosen[k]]) >= similar.ALIKE for k in found.first[right][:20]), (
-            change
-        )
+        assert all(
+            near_duplicates.agree(copies[k], pictures[chosen[k]]) >= near_duplicates.ALIKE
+            for k in found.first[right][:20]
+        ), change

@@ -35,7 +35,7 @@ HOMES = {
     'array_record': ('data',),
     'apache_beam': ('data',),
     'pydicom': ('data',),
-    'tokenizers': ('data.tokenizer',),
+    'tokenizers': ('data.text',),
     'ml_collections': tuple(COMMANDS),
     'absl': tuple(COMMANDS),
     'jinja2': ('reports',),

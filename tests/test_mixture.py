@@ -11,9 +11,10 @@ from PIL import Image
 from test_recipes_reports import PROMPTS, SIDE, small, trained
 
 from medjax import config as configs, train
-from medjax.data import records, tokenizer, write
+from medjax.data import records, write
 from medjax.data.sources import phantom, table
 from medjax.data.stream import Stream
+from medjax.data.text import tokenizer
 from medjax.objectives.compose import objective
 from medjax.views import make
 

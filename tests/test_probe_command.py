@@ -16,6 +16,7 @@ from PIL import Image
 
 from medjax import cli
 from medjax.data import records
+from medjax.data.audit import seen
 from medjax.errors import UserError
 from medjax.models import build as models
 from medjax.probes import encode, results, watch
@@ -71,7 +72,7 @@ def probed(tmp_path_factory, data):
     run = tmp_path_factory.mktemp('run')
     make_export(run, 10)
     make_export(run, 20)
-    records.write_seen({'main': records.open(data)}, run / 'data' / 'seen.npz')
+    seen.write_seen({'main': records.open(data)}, run / 'data' / 'seen.npz')
     assert cli.main(['probe', '--run', str(run), '--data', str(data), '--draws', '50']) == 0
     return run
 

@@ -14,7 +14,8 @@ import pytest
 from sklearn.metrics import roc_auc_score, top_k_accuracy_score
 
 from medjax import cli, config as configs, train
-from medjax.data import prompts, records
+from medjax.data import records
+from medjax.data.text import prompts
 from medjax.errors import UserError
 from medjax.probes import encode, pairs, retrieval, statistics, zero_shot
 from medjax.weights import export

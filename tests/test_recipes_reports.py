@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 from medjax import config as configs, train
-from medjax.data import records, tokenizer, write
+from medjax.data import records, write
 from medjax.data.sources import phantom
 from medjax.data.stream import Stream
+from medjax.data.text import tokenizer
 from medjax.errors import build
 from medjax.objectives.compose import objective
 from medjax.training.optimizer import optimizer

@@ -13,7 +13,8 @@ from PIL import Image
 from sklearn.metrics import normalized_mutual_info_score
 
 from medjax import cli
-from medjax.data import audit, chunks, records, reduce, similar, write
+from medjax.data import chunks, records, reduce, write
+from medjax.data.audit import leaks, near_duplicates
 from medjax.data.format import KINDS
 from medjax.data.types import Drop, Entry, Example, Source, Unreadable
 from medjax.errors import UserError
@@ -95,7 +96,7 @@ def test_what_is_told_of_it(data, less):
     assert (less.name, less.license, less.labels, less.split_list) == ('ct', 'CC0', ('odd',), 'given')
     assert less.patients == data.patients and less.dropped == data.dropped + 4 == 6
     told = json.loads((less.path / 'audit.json').read_text())
-    assert told == json.loads(json.dumps(audit.audit([less])))
+    assert told == json.loads(json.dumps(leaks.audit([less])))
     reasons = {drop['reason']: drop['count'] for drop in told['sets'][0]['drops']}
     assert reasons['at most 0 bits from a kept record of its study'] == 4, 'equal reasons, which reports count'
 
@@ -152,7 +153,7 @@ def test_what_is_printed(data, tmp_path, capsys):
 
 
 def test_hash_is_imagehash_dhash_of_the_thumbnail():
-    thumbs = np.stack([similar.thumbnail(picture(name)[..., None]) for name in ('a0', 'a1', 'b1')])
+    thumbs = np.stack([near_duplicates.thumbnail(picture(name)[..., None]) for name in ('a0', 'a1', 'b1')])
     hashes = reduce.dhash(thumbs)
     for thumb, hashed in zip(thumbs, hashes):
         small = np.asarray(Image.fromarray(thumb).resize((9, 8), Image.Resampling.LANCZOS)).astype(int)
@@ -275,7 +276,7 @@ def test_nearer_thresholds_keep_more():
     """A smooth volume: the kept slices of a wider threshold are fewer."""
     z, y, x = np.mgrid[:40, :32, :32] / 32
     stack = np.sin(5 * x + 3 * z) + np.cos(4 * y * z + 2 * x) + np.sin(9 * y - 4 * z)
-    thumbs = np.stack([similar.thumbnail((50 * (s + 3)).astype(np.uint8)[..., None]) for s in stack])
+    thumbs = np.stack([near_duplicates.thumbnail((50 * (s + 3)).astype(np.uint8)[..., None]) for s in stack])
     for name, described, thresholds in (
         ('hash', reduce.dhash(thumbs), (0, 3, 6, 12)),
         ('information', reduce.levels(thumbs), (0.99, 0.7, 0.5, 0.3)),

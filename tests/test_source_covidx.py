@@ -7,7 +7,7 @@ from releases_pub2 import assert_hidden, build, by_image, csv, dicom, labels, pn
 
 from medjax.data import published
 from medjax.data.sources import covidx, rsna_pneumonia
-from medjax.data.types import BLANK, CONFLICTING, Origin
+from medjax.data.types import BLANK, CONFLICTING, Origin, patient_of
 from medjax.errors import UserError
 
 RSNA = ('003d8fa0-6bf1-40ed-b54c-ac657f8495c5', '009eb222-eabc-4150-8121-d5a6d06b8ebf')

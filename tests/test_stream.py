@@ -7,7 +7,8 @@ import time
 import numpy as np
 import pytest
 
-from medjax.data import decode, order, records, write
+from medjax.data import order, records, write
+from medjax.data.images import decode
 from medjax.data.stream import Stream
 from medjax.data.types import Entry, Example, Source
 from medjax.errors import UserError

@@ -16,8 +16,9 @@ import pytest
 import recipes
 
 from medjax import config as configs
-from medjax.data import records, tokenizer, write
+from medjax.data import records, write
 from medjax.data.stream import Stream
+from medjax.data.text import tokenizer
 from medjax.data.types import Entry, Example, Source
 from medjax.errors import UserError, build
 from medjax.objectives.compose import objective

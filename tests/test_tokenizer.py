@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from medjax import cli
-from medjax.data import records, tokenizer, write
+from medjax.data import records, write
+from medjax.data.text import tokenizer
 from medjax.data.types import Entry, Example, Source
 from medjax.errors import UserError
 

@@ -21,8 +21,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from medjax.data import decode, ids, language, similar
+from medjax.data import ids
+from medjax.data.audit import near_duplicates
 from medjax.data.format import schema
+from medjax.data.images import decode
+from medjax.data.text import language
 from medjax.data.types import SPLIT_NAMES, Drop, Entry, Example, Source, Unreadable, patient_of
 
 SIZE = 1024  # entries of a chunk, at least: a killed build loses as many at most for each process
@@ -152,7 +155,7 @@ def _store(source: Source, key: bytes, pair: tuple[int, np.ndarray]) -> tuple[St
     if (words := ' '.join(text.values())) and 'language' not in info and (spoken := language.language(words)):
         info['language'] = spoken
     keys = np.array([*_hashed_ids(key, source.namespace, entry), _text_key(key, words), pixel_hash(picture)], np.uint64)
-    thumb = similar.thumbnail(picture)
+    thumb = near_duplicates.thumbnail(picture)
     content = [int(keys[-1]), label.tolist(), example.role, text, info, bool(mask)]
     record = dict(
         image=image, mask=mask, label=label, keys=keys.view(np.int64), role=example.role,
@@ -162,7 +165,7 @@ def _store(source: Source, key: bytes, pair: tuple[int, np.ndarray]) -> tuple[St
         label=label,
         keys=keys,
         thumb=thumb,
-        hash=similar.hashes(thumb[None])[0],
+        hash=near_duplicates.hashes(thumb[None])[0],
         shape=np.array(small.shape, np.int32),
         bits=np.uint8(small.dtype.itemsize * 8),
         words=np.int32(len(words.split())),

@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from medjax.data.dicom import IMPOSSIBLE, OLDEST
+from medjax.data.images.dicom import IMPOSSIBLE, OLDEST
 from medjax.data.types import BLANK, CONFLICTING
 
 CHEXPERT = (  # the labels of CheXpert's and NegBio's labelers, as their tables name them

@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from medjax.data import chunks, similar
+from medjax.data import chunks
+from medjax.data.audit import near_duplicates
 from medjax.data.types import Source, Unreadable, patient_of
 
 
@@ -44,17 +45,17 @@ def _groups(source: Source, unknown: list[int]) -> dict[int, str]:
     readable = np.array([i for i, thumb in zip(everyone, thumbs, strict=True) if thumb is not None])
     if len(readable) < 2:
         return {}
-    pairs = similar.candidates(np.stack([thumb for thumb in thumbs if thumb is not None]))
+    pairs = near_duplicates.candidates(np.stack([thumb for thumb in thumbs if thumb is not None]))
     nobody = np.isin(readable, unknown)
     asked = nobody[pairs.first] | nobody[pairs.second]  # of two known patients it is the audit that tells
     first, second = pairs.first[asked], pairs.second[asked]
-    agreed = similar.agreed(first, second, lambda n: chunks.opened(source.load(int(readable[n]))))
-    kept = agreed >= similar.ALIKE
+    agreed = near_duplicates.agreed(first, second, lambda n: chunks.opened(source.load(int(readable[n]))))
+    kept = agreed >= near_duplicates.ALIKE
     # an image is also with its patient's others, or with those of its study where nobody is known
     _, head, member = np.unique(
         [patient_of(source.entries[i]) for i in readable], return_index=True, return_inverse=True
     )
-    group = similar.groups(
+    group = near_duplicates.groups(
         np.concatenate([first[kept], head[member]]),
         np.concatenate([second[kept], np.arange(len(readable))]),
         len(readable),
@@ -69,7 +70,7 @@ def _groups(source: Source, unknown: list[int]) -> dict[int, str]:
 
 def _thumbnail(source: Source, i: int) -> np.ndarray | None:
     try:
-        return similar.thumbnail(chunks.opened(source.load(i)))
+        return near_duplicates.thumbnail(chunks.opened(source.load(i)))
     except Unreadable:  # set aside when it is written
         return None
 

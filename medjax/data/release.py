@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from medjax.data import dicom, headers
+from medjax.data.images import dicom, headers
 from medjax.data.types import Drop, Unreadable
 from medjax.errors import UserError, suggest
 

@@ -20,12 +20,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from medjax.data import decode, prompts, texts
 from medjax.data.format import KINDS
+from medjax.data.images import decode
 from medjax.data.order import Order
 from medjax.data.records import DataSet, Split
-from medjax.data.texts import Texts
-from medjax.data.tokenizer import Tokenizer
+from medjax.data.text import prompts, views as text_views
+from medjax.data.text.tokenizer import Tokenizer
+from medjax.data.text.views import Texts
 from medjax.errors import UserError, build, suggest
 
 AHEAD = 2  # batches decoded while one is in use
@@ -77,7 +78,7 @@ class Stream:
         # one vocabulary over all parts, in order of first appearance
         self.vocabulary = tuple(dict.fromkeys(label for source in used for label in datasets[source].labels))
         place = {label: k for k, label in enumerate(self.vocabulary)}
-        chosen = texts.of_views(views or {})
+        chosen = text_views.of_views(views or {})
         self.parts = {
             name: build(
                 _part, cfg, f'data.{name}', name=name, datasets=datasets, seed=seed, place=place, tokenizer=tokenizer,
@@ -185,7 +186,10 @@ def _check_text(text: Texts, part: Part) -> None:
         for i in candidates[:: max(1, len(candidates) // LOOKED_AT)].tolist():
             said = split.text(i)
             met |= said.keys()
-            if texts.key([texts.words(text, said, _labels(split, split.labels_array[i]))]) != texts.NO_KEY:
+            if (
+                text_views.key([text_views.words(text, said, _labels(split, split.labels_array[i]))])
+                != text_views.NO_KEY
+            ):
                 return
     wanted = ', '.join('+'.join(names) for names in text.sections) or 'prompts'
     there = f'their records have the sections {", ".join(sorted(met))}' if met else 'their records have no text'
@@ -238,12 +242,12 @@ def _fill(part: Part, fields: dict[str, np.ndarray], at: int, element: int) -> N
     if not part.texts:
         return
     said, labels = json.loads(raw['text']), _labels(part.splits[source], raw['label'])
-    words = {name: texts.words(text, said, labels) for name, text in part.texts.items()}
-    fields['key/text'][at] = np.frombuffer(texts.key(words.values()), '>u4')
+    words = {name: text_views.words(text, said, labels) for name, text in part.texts.items()}
+    fields['key/text'][at] = np.frombuffer(text_views.key(words.values()), '>u4')
     for name, text in part.texts.items():
         chance = hashlib.sha256(f'{part.seed}:{name}:{part.sources[source]}:{epoch}:{record}'.encode()).digest()
         rng = np.random.default_rng(int.from_bytes(chance[:8], 'big'))
-        for r, drawn in enumerate(texts.draw(text, words[name], rng)):
+        for r, drawn in enumerate(text_views.draw(text, words[name], rng)):
             ids = part.tokenizer.encode(drawn, text.length)
             fields[f'text/{name}'][at, r, : len(ids)] = ids
             fields[f'text/{name}/length'][at, r] = len(ids)

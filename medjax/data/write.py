@@ -27,7 +27,8 @@ from typing import Any
 import numpy as np
 
 from medjax import __version__
-from medjax.data import audit, chunks, columns, groups, ids, records, splits, workers
+from medjax.data import chunks, columns, groups, ids, records, splits, workers
+from medjax.data.audit import leaks
 from medjax.data.chunks import Chunk, Dropped
 from medjax.data.columns import Gathered
 from medjax.data.format import FORMAT, schema
@@ -140,7 +141,7 @@ def assembled(
 def audited(work: pathlib.Path) -> tuple[records.DataSet, dict[str, Any]]:
     """The finished data set in `work`, opened, and its audit, which is kept in audit.json."""
     data = records.open(work)
-    found = audit.audit([data])
+    found = leaks.audit([data])
     (work / 'audit.json').write_text(json.dumps(found, indent=1) + '\n')
     return data, found
 

@@ -27,7 +27,7 @@ import numpy as np
 from einops import rearrange, reduce
 from tqdm import tqdm
 
-from medjax.data import decode
+from medjax.data.images import decode
 from medjax.data.types import Unreadable
 from medjax.errors import UserError
 from medjax.models import build as models

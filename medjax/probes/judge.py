@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from medjax.data.prompts import ZeroShot
 from medjax.data.records import DataSet
+from medjax.data.text.prompts import ZeroShot
 from medjax.errors import UserError
 from medjax.probes import metrics, statistics
 from medjax.probes.encode import Encoder, Features

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from medjax.data import language, texts, tokenizer
-from medjax.data.tokenizer import Tokenizer
+from medjax.data.text import language, tokenizer, views as text_views
+from medjax.data.text.tokenizer import Tokenizer
 from medjax.errors import UserError
 from medjax.models import build as models
 from medjax.parallel.sharding import make_mesh, replicated, rows_sharding
@@ -30,11 +30,11 @@ class Pair(NamedTuple):
     """What the first pair of an export computes; vectors are not normalised yet."""
 
     images: Callable[[np.ndarray], np.ndarray]  # features [...,D] of the image tower -> float32 [...,d]
-    texts: Callable[[Sequence[str]], np.ndarray]  # n texts with at least one known token each -> float32 [n,d]
+    text_views: Callable[[Sequence[str]], np.ndarray]  # n texts with at least one known token each -> float32 [n,d]
     tokens: Callable[[str], list[int]]  # what the tower reads of a text; [] where its tokenizer knows no word of it
     whole: Callable[[str], bool]  # whether it reads all of a text, or only the beginning
     temperature: float
-    sections: texts.Texts  # which words of a record are its text
+    sections: text_views.Texts  # which words of a record are its text
 
 
 def about(encoder: Encoder) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def load(encoder: Encoder) -> Pair:
         tokens=tokens,
         whole=lambda one: len(words.encode(_clean(one), length + 1)) <= length,
         temperature=float(settings['pair']['temperature']),
-        sections=texts.text('', length, sections=text['sections'] or texts.FALLBACKS, name='the text view'),
+        sections=text_views.text('', length, sections=text['sections'] or text_views.FALLBACKS, name='the text view'),
     )
 
 

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 
 import medjax
-from medjax.data import records
 from medjax.probes.encode import Encoder, write_npz
 from medjax.probes.judge import Task
 
@@ -88,7 +87,7 @@ def provenance(run: pathlib.Path, encoder: Encoder, data: Any) -> dict[str, Any]
     if said and said != hashlib.sha256(seen.read_bytes()).hexdigest():
         why = f'data/seen.npz is not the one that export {encoder.name} was trained on'
         return dict(overlap={}, provenance=f'overlap with pretraining unknown: {why}')
-    shares = records.overlap(seen, data.split('test'))
+    shares = seen.overlap(seen, data.split('test'))
     if not any(shares[kind] for kind in ('patient', 'image', 'pixels', 'near')):
         told = 'none of the test records was seen in pretraining, as far as hashes tell'
     else:

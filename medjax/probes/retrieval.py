@@ -20,8 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from medjax.data import texts
 from medjax.data.records import Split
+from medjax.data.text import views as text_views
 from medjax.errors import UserError
 from medjax.probes import pairs, statistics
 from medjax.probes.judge import Result, Task, bootstrap
@@ -77,7 +77,7 @@ def said_of(split: Split, both: Pair) -> list[str]:
     """The text of each record, '' where it has none."""
     found = []
     for i in range(len(split)):
-        sections = texts.words(both.sections, split.text(i), {}).sections
+        sections = text_views.words(both.sections, split.text(i), {}).sections
         found.append(' '.join(sections[0]) if sections else '')
     return found
 

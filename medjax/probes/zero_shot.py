@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from medjax.data.prompts import ENSEMBLES, SCORES, ZeroShot
+from medjax.data.text.prompts import ENSEMBLES, SCORES, ZeroShot
 from medjax.errors import UserError
 from medjax.probes import pairs
 from medjax.probes.judge import Outcome, Result, Splits, Task, judge, lacks

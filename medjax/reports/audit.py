@@ -1,6 +1,6 @@
 """The page of an audit: the verdict, a table of leaks, and the pairs themselves side by side.
 
-The words and numbers come from the result of `medjax.data.audit`, the pictures from the data sets that it names.
+The words and numbers come from the result of `medjax.data.audit.leaks`, the pictures from the data sets that it names.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from medjax.data.audit import WORDS
+from medjax.data.audit.leaks import WORDS
 from medjax.data.records import DataSet, Split
 from medjax.reports import base, dataset, images
 

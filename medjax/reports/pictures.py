@@ -10,8 +10,8 @@ import matplotlib
 import numpy as np
 from PIL import Image
 
-from medjax.data.prompts import ZeroShot
 from medjax.data.records import DataSet
+from medjax.data.text.prompts import ZeroShot
 from medjax.errors import UserError
 from medjax.probes import encode, pairs, zero_shot
 from medjax.reports import choice, images

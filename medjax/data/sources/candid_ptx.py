@@ -27,8 +27,10 @@ import pathlib
 import re
 from collections import defaultdict
 
-from medjax.data import coding, dicom, language, release, rle, sections
+from medjax.data import coding, release, rle
+from medjax.data.images import dicom
 from medjax.data.release import Line, Table
+from medjax.data.text import language, sections
 from medjax.data.types import BLANK, Drop, Entry, Example, Source, Unreadable
 from medjax.errors import UserError
 

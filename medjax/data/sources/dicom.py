@@ -24,8 +24,9 @@ import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
-from medjax.data import coding, dicom, release
-from medjax.data.dicom import Header
+from medjax.data import coding, release
+from medjax.data.images import dicom
+from medjax.data.images.dicom import Header
 from medjax.data.types import BLANK, Drop, Entry, Example, Source, Unreadable
 from medjax.errors import UserError
 

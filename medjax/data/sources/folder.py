@@ -22,7 +22,8 @@ import pathlib
 import re
 from collections.abc import Callable
 
-from medjax.data import coding, dicom, release
+from medjax.data import coding, release
+from medjax.data.images import dicom
 from medjax.data.types import BLANK, NEGATIVE, POSITIVE, Drop, Entry, Example, Source
 from medjax.errors import UserError
 

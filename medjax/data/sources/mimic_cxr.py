@@ -28,8 +28,9 @@ import argparse
 import pathlib
 from collections import Counter
 
-from medjax.data import coding, language, published, release, sections
+from medjax.data import coding, published, release
 from medjax.data.coding import CHEXPERT
+from medjax.data.text import language, sections
 from medjax.data.types import BLANK, Drop, Entry, Example, Source, Unreadable
 from medjax.errors import UserError
 

@@ -17,7 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from medjax.data import headers, release
+from medjax.data import release
+from medjax.data.images import headers
 from medjax.data.records import DataSet
 from medjax.data.types import BLANK, SPLIT_NAMES, Entry, Example, Source, Unreadable
 from medjax.errors import UserError

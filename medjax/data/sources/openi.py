@@ -30,7 +30,8 @@ from typing import NamedTuple
 from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
-from medjax.data import coding, language, release
+from medjax.data import coding, release
+from medjax.data.text import language
 from medjax.data.types import BLANK, Drop, Entry, Example, Source, Unreadable
 from medjax.errors import UserError
 

@@ -31,7 +31,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from medjax.data import coding, dicom, published, release
+from medjax.data import coding, published, release
+from medjax.data.images import dicom
 from medjax.data.release import Line
 from medjax.data.types import BLANK, Drop, Entry, Example, Origin, Source, Unreadable
 from medjax.errors import UserError

@@ -20,7 +20,8 @@ from __future__ import annotations
 import argparse
 from collections import defaultdict
 
-from medjax.data import coding, dicom, release, rle
+from medjax.data import coding, release, rle
+from medjax.data.images import dicom
 from medjax.data.release import Line
 from medjax.data.types import BLANK, Drop, Entry, Example, Source, Unreadable
 from medjax.errors import UserError

@@ -15,7 +15,8 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 
-from medjax.data import coding, dicom, release
+from medjax.data import coding, release
+from medjax.data.images import dicom
 from medjax.data.release import Line, Table
 from medjax.data.types import BLANK, Drop, Entry, Example, Source, Unreadable
 from medjax.errors import UserError, suggest

@@ -27,7 +27,8 @@ import re
 
 import numpy as np
 
-from medjax.data import coding, decode, release
+from medjax.data import coding, release
+from medjax.data.images import decode
 from medjax.data.types import Drop, Entry, Example, Source, Unreadable
 from medjax.errors import UserError
 

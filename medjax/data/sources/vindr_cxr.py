@@ -24,7 +24,8 @@ import argparse
 import pathlib
 from collections import defaultdict
 
-from medjax.data import coding, dicom, published, release
+from medjax.data import coding, published, release
+from medjax.data.images import dicom
 from medjax.data.types import BLANK, Drop, Entry, Example, Source, Unreadable
 from medjax.errors import UserError
 

@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from medjax.data.language import sentences
 from medjax.data.records import DataSet
+from medjax.data.text.language import sentences
 from medjax.errors import UserError
 
 NAME = 'tokenizer.json'  # beside the records: the tokenizer that was trained on them

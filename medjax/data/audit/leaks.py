@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from medjax.data import records, similar
+from medjax.data.audit import near_duplicates, seen
 from medjax.data.records import DataSet, Split
 
 RANK = {'train': 0, 'val': 1, 'test': 2}
@@ -117,7 +117,7 @@ def _by_key(parts: Sequence[Part], kind: str) -> Iterator[Pair]:
             continue
         (a, x), (b, y) = sorted([(a, x), (b, y)], key=lambda item: (RANK[item[1].split.name], item[0]))
         keys, known = firsts[a]
-        mine = [(hashed, np.arange(len(hashed))) for hashed in records.ids(y.split, kind)]
+        mine = [(hashed, np.arange(len(hashed))) for hashed in seen.ids(y.split, kind)]
         done: set[int] = set()
         for hashed, numbers in mine:
             at = np.searchsorted(keys, hashed)
@@ -137,7 +137,7 @@ def _by_key(parts: Sequence[Part], kind: str) -> Iterator[Pair]:
 
 def _first(split: Split, kind: str) -> tuple[np.ndarray, np.ndarray]:
     """The sorted keys of a kind and, of each, the first record that has it."""
-    hashed = np.concatenate(records.ids(split, kind))
+    hashed = np.concatenate(seen.ids(split, kind))
     keys, first = np.unique(hashed, return_index=True)
     return keys, first % len(split)
 
@@ -152,7 +152,7 @@ def _near(parts: Sequence[Part]) -> tuple[list[Pair], list[str]]:
     if not chosen:
         return [], notes
     start = np.cumsum([0, *(len(parts[n].split) for n in chosen)])
-    found = similar.candidates(np.concatenate([parts[n].split.column('thumb') for n in chosen]))
+    found = near_duplicates.candidates(np.concatenate([parts[n].split.column('thumb') for n in chosen]))
     if not found.every:
         notes.append('so many images are searched for crops in the likeliest places only: some crops may be missed')
 
@@ -164,10 +164,12 @@ def _near(parts: Sequence[Part]) -> tuple[list[Pair], list[str]]:
         part, record = place(i)
         return parts[part].split.image(record)
 
-    agreed = similar.agreed(found.first, found.second, picture)
-    first, second = (side[agreed >= similar.ALIKE] for side in (found.first, found.second))
-    group = similar.groups(first, second, start[-1])
-    alike = dict(zip(zip(first.tolist(), second.tolist()), agreed[agreed >= similar.ALIKE].tolist(), strict=True))
+    agreed = near_duplicates.agreed(found.first, found.second, picture)
+    first, second = (side[agreed >= near_duplicates.ALIKE] for side in (found.first, found.second))
+    group = near_duplicates.groups(first, second, start[-1])
+    alike = dict(
+        zip(zip(first.tolist(), second.tolist()), agreed[agreed >= near_duplicates.ALIKE].tolist(), strict=True)
+    )
     pixels = np.concatenate([parts[n].split.keys('pixels') for n in chosen])
     told = {
         (min(i, j), max(i, j))
@@ -175,7 +177,7 @@ def _near(parts: Sequence[Part]) -> tuple[list[Pair], list[str]]:
         if pixels[i] != pixels[j]  # else they are found as that
     }
     others = np.array(sorted(told - alike.keys()), np.int64).reshape(-1, 2)
-    again = similar.agreed(others[:, 0], others[:, 1], picture)
+    again = near_duplicates.agreed(others[:, 0], others[:, 1], picture)
     alike |= zip(map(tuple, others.tolist()), again.tolist(), strict=True)
     pairs = []
     for i, j in told:

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from medjax.data import headers
+from medjax.data.images import headers
 from medjax.data.types import Unreadable
 
 BARE = (b'\x02\x00\x00\x00', b'\x08\x00')  # how files without the preamble begin: with group 0002 or 0008

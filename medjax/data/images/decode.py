@@ -11,7 +11,7 @@ import zlib
 
 import numpy as np
 
-from medjax.data import dicom, headers
+from medjax.data.images import dicom, headers
 from medjax.data.types import Unreadable
 
 

@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from medjax.data import align
+from medjax.data.audit import alignment
 
 SIDE = 32  # pixels of a thumbnail
 WAVES = 17  # frequencies of an axis that enter the hash: 17 x 17 without the mean, 256 of 288
@@ -55,7 +55,7 @@ class Pairs(NamedTuple):
 def thumbnail(pixels: np.ndarray) -> np.ndarray:
     """uint8|uint16 [H,W,C] -> uint8 [32,32]: the whole picture squeezed, grey, stretched from its darkest to its
     brightest value, so that size, aspect, depth and window matter little. A flat picture gives zeros."""
-    small = align.squeezed(pixels, SIDE)
+    small = alignment.squeezed(pixels, SIDE)
     low, high = small.min(), small.max()
     return np.round((small - low) * (255 / max(high - low, 1e-6))).astype(np.uint8)
 
@@ -122,20 +122,20 @@ def agree(a: np.ndarray, b: np.ndarray) -> float:
     one agrees with nothing: 0.
     """
     side = LOOK if max(min(a.shape[:2]), min(b.shape[:2])) >= 48 else LOOK // 2
-    pair = np.stack([align.squeezed(a, side), align.squeezed(b, side)])
+    pair = np.stack([alignment.squeezed(a, side), alignment.squeezed(b, side)])
     low, high = pair.min((1, 2), keepdims=True), pair.max((1, 2), keepdims=True)
     if (high - low < 1e-3).any():
         return 0.0
     pair = (pair - low) / (high - low)
     places = np.concatenate([_crops(1.0)[:1], _crops(CROP), _crops(0.84)])
     both = ((pair[0], pair[1]), (pair[1], pair[0]))
-    wide = [align.band(align.warped(one[None], places)) for one, _ in both]
-    met = np.stack([(seen * align.band(other[None])).mean((1, 2)) for seen, (_, other) in zip(wide, both)])
+    wide = [alignment.band(alignment.warped(one[None], places)) for one, _ in both]
+    met = np.stack([(seen * alignment.band(other[None])).mean((1, 2)) for seen, (_, other) in zip(wide, both)])
     turn, start = np.unravel_index(np.argsort(-abs(met), axis=None)[:3], met.shape)
     sign = np.sign(met[turn, start])[:, None, None]
     image, target = sign * pair[turn], pair[1 - turn]
-    laid = align.laid(image, target, places[start], steps=10)
-    return max(0.0, float(align.agreement(align.curved(laid, target), target).max()))
+    laid = alignment.laid(image, target, places[start], steps=10)
+    return max(0.0, float(alignment.agreement(alignment.curved(laid, target), target).max()))
 
 
 def agreed(first: np.ndarray, second: np.ndarray, image: Callable[[int], np.ndarray]) -> np.ndarray:
@@ -181,7 +181,10 @@ def _basis(view: int) -> np.ndarray:
     at, waves = (np.arange(SIDE) + 0.5) / SIDE, np.arange(WAVES)[:, None]
     cosines = np.cos(np.pi * waves * at) * np.sqrt(np.where(waves > 0, 2, 1) / SIDE)
     place = _PLACES[view : view + 1]
-    down, across = cosines @ align.sampling(place[:, :2], SIDE)[0], cosines @ align.sampling(place[:, 2:], SIDE)[0]
+    down, across = (
+        cosines @ alignment.sampling(place[:, :2], SIDE)[0],
+        cosines @ alignment.sampling(place[:, 2:], SIDE)[0],
+    )
     basis = np.einsum('ui,vj->ijuv', down, across).reshape(SIDE * SIDE, WAVES * WAVES)[:, 1:257]
     return np.ascontiguousarray(-basis if view == _NEGATIVE else basis, np.float32)
 
@@ -361,7 +364,7 @@ def _agreements(thumbs: np.ndarray, others: np.ndarray, first: np.ndarray, secon
         wide, tight = np.where(turned, b, a), np.where(turned, a, b)
         seen = abs(view[chosen])
         wide *= np.where(seen == _NEGATIVE, -1, 1).astype(np.float32)[:, None, None]
-        return align.agreement(align.laid(wide, tight, _PLACES[seen], steps=5), tight)
+        return alignment.agreement(alignment.laid(wide, tight, _PLACES[seen], steps=5), tight)
 
     parts = [np.arange(start, min(start + 64, len(first))) for start in range(0, len(first), 64)]  # 64 fit the cache
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:

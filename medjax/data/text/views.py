@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from medjax.data import prompts as prompt_files
-from medjax.data.language import sentences as cut
+from medjax.data.text import prompts as prompt_files
+from medjax.data.text.language import sentences as cut
 from medjax.errors import UserError, build
 
 FALLBACKS = ('impression', 'findings', 'report', 'caption')
@@ -72,7 +72,7 @@ def text(
     `sentences`: instead, the sentences of the best section are dealt in random packs of so many, without putting back:
     1 is a drawn sentence, and with a large `count` every sentence of a short report. Within a text they keep their
     order unless `shuffle`. A record with fewer texts than `count` has the others absent (length 0).
-    `prompts`: for records that have none of the sections, sentences from their labels (see medjax.data.prompts: a file
+    `prompts`: for records that have none of the sections, sentences from their labels (see prompts.py: a file
     or its content), of all findings that are present, and of up to `absent` that are known to be absent.
     """
     for key, value, least in (('length', length, 3), ('count', count, 1), ('absent', absent, 0)):

@@ -17,7 +17,7 @@ from functools import lru_cache
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
-from medjax.data.language import clean, ends, fold
+from medjax.data.text.language import clean, ends, fold
 
 # What `parse` gives. 'report' is running text that no heading names more closely. 'preliminary' (a wet read) is apart
 # because the report proper repeats or corrects it, 'addendum' because it corrects the report.
