@@ -16,8 +16,8 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
-from medjax.data import reduce
 from medjax.data.audit import near_duplicates
+from medjax.data.builder import reduce
 from medjax.data.phantom import anatomy
 from medjax.data.phantom.projection import Ellipsoid, Plate, Solid
 from medjax.probes import encode

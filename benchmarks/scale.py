@@ -28,8 +28,9 @@ from typing import Any
 
 import numpy as np
 
-from medjax.data import chunks, records, write
-from medjax.data.chunks import Chunk, Stored
+from medjax.data import records
+from medjax.data.builder import chunks, write
+from medjax.data.builder.chunks import Chunk, Stored
 from medjax.data.format import FORMAT, schema
 from medjax.data.types import Entry, Example, Source
 

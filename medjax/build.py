@@ -20,8 +20,9 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from medjax.data import beam, published, records, release, sources, workers, write
-from medjax.data.sources import npz
+from medjax.data import records, sources
+from medjax.data.builder import beam, npz_export, workers, write
+from medjax.data.releases import published_splits, tables
 from medjax.data.types import Source
 from medjax.errors import UserError, find
 
@@ -45,7 +46,7 @@ def main(argv: list[str]) -> int:
         raise UserError(f'--size {size}: the longer side must have at least one pixel')
 
     if as_npz:
-        npz.writable(as_npz)
+        npz_export.writable(as_npz)
 
     again = functools.partial(make, kind, options)
     source = again()
@@ -54,7 +55,7 @@ def main(argv: list[str]) -> int:
     summary = write.write(source, out, overwrite, labels, again, run)
     print('\n'.join(_told(out, summary, source.namespace)))
     if as_npz:
-        npz.write(records.open(out), as_npz)
+        npz_export.write(records.open(out), as_npz)
         print(f'{out} -> {as_npz}')
     return 0
 
@@ -64,9 +65,9 @@ def make(kind: str, options: Mapping[str, Any]) -> Source:
     warnings.filterwarnings('ignore', module='pydicom')  # its warnings quote the files' own fields
     module = find(kind, sources.__name__, 'build')
     lists = {'split': options['split']} if hasattr(module, 'SPLITS') else {}
-    with release.noted() as tables:
+    with tables.noted() as read:
         source = module.source(**{name: value for name, value in options.items() if name != 'split'}, **lists)
-    source = source._replace(stamp=json.dumps([kind, dict(options), tables, source.stamp], default=str))
+    source = source._replace(stamp=json.dumps([kind, dict(options), read, source.stamp], default=str))
     if options['split'] == 'drawn':
         source = source._replace(entries=[entry._replace(split=None) for entry in source.entries], splits='')
     return source
@@ -116,7 +117,7 @@ def _told(out: str, summary: dict[str, Any], namespace: str) -> list[str]:
         f'  fingerprint {summary["fingerprint"]}, id key {summary["key_fingerprint"]}',
         f'  namespace of the ids {namespace!r}: equal ids are one patient in all data sets of this namespace',
     ]
-    if known := published.LISTS.get(summary['split_list'].removesuffix(', altered')):
+    if known := published_splits.LISTS.get(summary['split_list'].removesuffix(', altered')):
         lines.append(f'  splits: {summary["split_list"]}, {known.about}')
     lines += [f'  note: {note}' for note in summary['notes']]
     lines += [f'  audit: {sentence}' for sentence in summary['audit']['verdict']]

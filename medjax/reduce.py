@@ -12,7 +12,8 @@ import functools
 
 import numpy as np
 
-from medjax.data import records, reduce
+from medjax.data import records
+from medjax.data.builder import reduce
 from medjax.errors import UserError, suggest
 
 

@@ -14,6 +14,7 @@ import os
 from pathlib import Path
 
 from medjax.data import records
+from medjax.data.builder import vocabulary
 from medjax.data.text import tokenizer
 from medjax.errors import UserError
 
@@ -35,7 +36,7 @@ def main(argv: list[str]) -> int:
     if out.exists() and not args.overwrite:
         raise UserError(f'{out} exists; runs may have been trained with it. Choose another --out, or add --overwrite')
 
-    made = tokenizer.train([records.open(path) for path in args.data], args.size)
+    made = vocabulary.train([records.open(path) for path in args.data], args.size)
     hidden = out.with_name(f'.{out.name}.{os.getpid()}')
     try:
         hidden.write_text(made, encoding='utf-8')

@@ -9,7 +9,8 @@ from collections.abc import Iterable
 import numpy as np
 from PIL import Image
 
-from medjax.data import records, write
+from medjax.data import records
+from medjax.data.builder import write
 from medjax.data.types import Source
 
 

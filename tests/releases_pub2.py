@@ -8,7 +8,8 @@ from PIL import Image
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
-from medjax.data import records, write
+from medjax.data import records
+from medjax.data.builder import write
 
 
 def png(path: Path, value: int = 0, shape: tuple[int, int] = (20, 16), mode: str = 'L') -> None:

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medjax.data import phantom, records, write
+from medjax.data import phantom, records
 from medjax.data.audit import leaks
+from medjax.data.builder import write
 from medjax.data.sources import npz
 from medjax.data.types import Entry, Example, Origin, Source
 

@@ -10,7 +10,8 @@ import pytest
 from pages import Page, browse, needs_browser
 
 from medjax import cli
-from medjax.data import records, write
+from medjax.data import records
+from medjax.data.builder import write
 from medjax.data.types import Drop, Entry, Example, Source
 from medjax.reports import audit as page
 

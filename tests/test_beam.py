@@ -9,7 +9,7 @@ import pytest
 from test_build_restart import content, source
 
 from medjax import build
-from medjax.data import beam, chunks, write
+from medjax.data.builder import beam, chunks, write
 from medjax.data.types import Example, Source
 from medjax.errors import UserError
 

@@ -14,7 +14,8 @@ import time
 import numpy as np
 import pytest
 
-from medjax.data import chunks, records, workers, write
+from medjax.data import records
+from medjax.data.builder import chunks, workers, write
 from medjax.data.types import Entry, Example, Source
 from medjax.errors import UserError
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medjax.data import chunks
+from medjax.data.builder import chunks
 from medjax.data.images import decode
 from medjax.data.types import Unreadable
 

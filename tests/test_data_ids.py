@@ -6,7 +6,7 @@ import hmac
 import numpy as np
 import pytest
 
-from medjax.data import ids, splits
+from medjax.data.builder import ids, splits
 from medjax.data.types import SPLIT_NAMES, Entry, Source
 from medjax.errors import UserError
 

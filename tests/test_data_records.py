@@ -8,8 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from medjax.data import chunks, ids, records, splits, write
+from medjax.data import records
 from medjax.data.audit import seen
+from medjax.data.builder import chunks, ids, splits, write
 from medjax.data.images import decode
 from medjax.data.sources import npz, table
 from medjax.data.types import SPLIT_NAMES, Drop, Entry, Example, Source, Unreadable

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medjax.data import records, release, write
+from medjax.data import records
+from medjax.data.builder import npz_export, write
+from medjax.data.releases import folders, tables
 from medjax.data.sources import npz, table
 from medjax.errors import UserError
 
@@ -153,16 +155,16 @@ def test_what_a_source_reads_is_noted(folder):
     (folder / 'list.txt').write_text('a\n')
     (folder / 'facts.json').write_text('{}')
     (folder / 'lines.jsonl').write_text('{}\n')
-    with release.noted() as files:
+    with tables.noted() as files:
         table.source(str(folder))
-        with release.noted() as inner:
-            release.read_list(folder / 'list.txt')
-        release.read_json(folder / 'facts.json')
-        list(release.json_lines(folder / 'lines.jsonl'))
-    release.numbered(folder / 'list.txt')  # too late
+        with tables.noted() as inner:
+            tables.read_list(folder / 'list.txt')
+        tables.read_json(folder / 'facts.json')
+        list(tables.json_lines(folder / 'lines.jsonl'))
+    tables.numbered(folder / 'list.txt')  # too late
     names = ('metadata.csv', 'facts.json', 'lines.jsonl')
-    assert files == [f'{name} {release.stamp(folder / name)}' for name in names]
-    assert inner == [f'list.txt {release.stamp(folder / "list.txt")}']
+    assert files == [f'{name} {folders.stamp(folder / name)}' for name in names]
+    assert inner == [f'list.txt {folders.stamp(folder / "list.txt")}']
 
 
 def test_a_blank_split_among_given_ones_is_set_aside(folder):
@@ -269,12 +271,12 @@ def test_npz_round_trip(tmp_path):
     )
     write.write(source, tmp_path / 'data')
     data = records.open(tmp_path / 'data')
-    npz.write(data, str(tmp_path / 'again.npz'))
+    npz_export.write(data, str(tmp_path / 'again.npz'))
     again = npz.source(str(tmp_path / 'again.npz'))
     np.testing.assert_array_equal([again.load(i).image for i in range(7)], [source.load(i).image for i in range(7)])
     np.testing.assert_array_equal(labels_of(again), labels_of(source))
     with pytest.raises(UserError, match='exists'):
-        npz.write(data, str(tmp_path / 'again.npz'))
+        npz_export.write(data, str(tmp_path / 'again.npz'))
 
 
 def test_frames_of_a_dicom_file_are_records_of_one_patient(folder, tmp_path, real_dicom):

@@ -11,7 +11,8 @@ from PIL import Image
 from test_recipes_reports import PROMPTS, SIDE, small, trained
 
 from medjax import config as configs, train
-from medjax.data import records, write
+from medjax.data import records
+from medjax.data.builder import vocabulary, write
 from medjax.data.sources import phantom, table
 from medjax.data.stream import Stream
 from medjax.data.text import tokenizer
@@ -39,7 +40,7 @@ def datasets(tmp_path_factory):
         (folder / f'{name}_files' / 'metadata.csv').write_text('\n'.join(lines) + '\n')
         write.write(table.source(str(folder / f'{name}_files')), folder / name)
     opened = {name: records.open(folder / name) for name in COMPOSITION}
-    (folder / 'paired' / tokenizer.NAME).write_text(tokenizer.train([opened['paired']], 400))
+    (folder / 'paired' / tokenizer.NAME).write_text(vocabulary.train([opened['paired']], 400))
     return opened
 
 

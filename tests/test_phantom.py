@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from medjax.cli import main
-from medjax.data import phantom, records, splits
+from medjax.data import phantom, records
+from medjax.data.builder import splits
 from medjax.data.phantom import anatomy, detector, findings, projection, report as reports
 from medjax.data.sources import phantom as source
 from medjax.errors import UserError

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from medjax import config as configs, train
-from medjax.data import records, write
+from medjax.data import records
+from medjax.data.builder import vocabulary, write
 from medjax.data.sources import phantom
 from medjax.data.stream import Stream
 from medjax.data.text import tokenizer
@@ -51,7 +52,7 @@ def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp('recipes') / 'phantom'
     write.write(phantom.source(64, SIDE), folder)
     opened = records.open(folder)
-    (folder / tokenizer.NAME).write_text(tokenizer.train([opened], 400))
+    (folder / tokenizer.NAME).write_text(vocabulary.train([opened], 400))
     return opened
 
 

@@ -13,8 +13,9 @@ from PIL import Image
 from sklearn.metrics import normalized_mutual_info_score
 
 from medjax import cli
-from medjax.data import chunks, records, reduce, write
+from medjax.data import records
 from medjax.data.audit import leaks, near_duplicates
+from medjax.data.builder import chunks, reduce, write
 from medjax.data.format import KINDS
 from medjax.data.types import Drop, Entry, Example, Source, Unreadable
 from medjax.errors import UserError

@@ -12,7 +12,8 @@ from pages import Page, browse, needs_browser
 from PIL import Image
 
 from medjax import cli
-from medjax.data import records, write
+from medjax.data import records
+from medjax.data.builder import write
 from medjax.data.types import Entry, Example, Source
 from medjax.reports import choice, images, show as page
 

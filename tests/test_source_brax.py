@@ -8,7 +8,7 @@ import pytest
 from pydicom.dataset import FileDataset, FileMetaDataset
 from releases_cxr import built, examples, image, labels, on_disk, table
 
-from medjax.data.coding import CHEXPERT
+from medjax.data.releases.coding import CHEXPERT
 from medjax.data.sources import brax
 from medjax.errors import UserError
 

@@ -5,8 +5,8 @@ import json
 import pytest
 from releases_cxr import built, examples, image, labels, on_disk, table
 
-from medjax.data import published
-from medjax.data.coding import CHEXPERT
+from medjax.data.releases import published_splits
+from medjax.data.releases.coding import CHEXPERT
 from medjax.data.sources import chexpert
 from medjax.errors import UserError
 
@@ -171,4 +171,4 @@ def test_what_is_refused(folder, tmp_path):
 
 
 def test_the_published_lists_have_digests():
-    assert all(len(published.LISTS[name].digest) == 64 for name in ('chexpert/official', 'chexpert/test'))
+    assert all(len(published_splits.LISTS[name].digest) == 64 for name in ('chexpert/official', 'chexpert/test'))

@@ -5,7 +5,7 @@ import json
 import pytest
 from releases_pub2 import assert_hidden, build, by_image, csv, dicom, labels, png, reasons
 
-from medjax.data import published
+from medjax.data.releases import published_splits
 from medjax.data.sources import covidx, rsna_pneumonia
 from medjax.data.types import BLANK, CONFLICTING, Origin, patient_of
 from medjax.errors import UserError
@@ -123,8 +123,8 @@ def test_lists_are_named(folder, monkeypatch):
     assert source.splits == 'covidx/7A, altered' and 'covidx/7A has 15111 train images, this list 6' in source.notes
     parts = [(line.split()[-3], 'train') for line in TRAIN if line and 'words' not in line]
     parts += [(line.split()[-3], 'test') for line in TEST if 'COVID(1)' not in line]
-    mine = published.Published('', {'train': 6, 'test': 3}, published.digest(dict(parts).items()))
-    monkeypatch.setitem(published.LISTS, 'covidx/8A', mine)
+    mine = published_splits.Published('', {'train': 6, 'test': 3}, published_splits.digest(dict(parts).items()))
+    monkeypatch.setitem(published_splits.LISTS, 'covidx/8A', mine)
     source = covidx.source(str(folder))
     assert source.splits == 'covidx/8A' and 'the list is COVIDx 8A as published' in source.notes
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from releases_pub2 import build
 
-from medjax.data import published
+from medjax.data.releases import published_splits
 from medjax.data.sources import medmnist, nih, npz
 from medjax.data.types import BLANK
 from medjax.errors import UserError
@@ -85,8 +85,8 @@ def test_a_published_file_is_told_by_its_md5(tmp_path, monkeypatch):
 
 
 def test_older_files_are_recognised_by_their_counts(tmp_path, monkeypatch):
-    old = published.LISTS['medmnist/organamnist before 2.2.4']._replace(images={'train': 6, 'val': 2, 'test': 3})
-    monkeypatch.setitem(published.LISTS, 'medmnist/organamnist before 2.2.4', old)
+    old = published_splits.LISTS['medmnist/organamnist before 2.2.4']._replace(images={'train': 6, 'val': 2, 'test': 3})
+    monkeypatch.setitem(published_splits.LISTS, 'medmnist/organamnist before 2.2.4', old)
     source = medmnist.source(save(tmp_path / 'organamnist.npz', classes=11))
     assert 'before MedMNIST 2.2.4' in source.notes[0] and source.splits == 'medmnist/organamnist before 2.2.4'
 
@@ -107,7 +107,7 @@ def test_large_arrays_are_read_from_a_file_that_is_gone_after(tmp_path, monkeypa
 def test_every_set_is_known():
     assert len(medmnist.SETS) == 18 and sum(name.endswith('3d') for name in medmnist.SETS) == 6
     for name, known in medmnist.SETS.items():
-        assert f'medmnist/{name}' in published.LISTS
+        assert f'medmnist/{name}' in published_splits.LISTS
         assert len(known.md5) == (2 if name.endswith('3d') else 4) and {len(md5) for md5 in known.md5} == {32}
         assert all(label.isidentifier() for label in known.labels) and len({*known.labels}) == len(known.labels)
     assert len({md5 for known in medmnist.SETS.values() for md5 in known.md5}) == 12 * 4 + 6 * 2

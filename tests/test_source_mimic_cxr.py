@@ -5,7 +5,7 @@ import gzip
 import pytest
 from releases_cxr import built, examples, image, labels, on_disk, table
 
-from medjax.data.coding import CHEXPERT
+from medjax.data.releases.coding import CHEXPERT
 from medjax.data.sources import mimic_cxr
 from medjax.errors import UserError
 

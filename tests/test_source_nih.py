@@ -3,7 +3,7 @@
 import pytest
 from releases_cxr import built, examples, image, labels, on_disk, table
 
-from medjax.data import published
+from medjax.data.releases import published_splits
 from medjax.data.sources import nih
 from medjax.errors import UserError
 
@@ -143,13 +143,13 @@ def test_what_is_refused(folder, tmp_path):
 def test_a_list_that_is_the_published_one_has_its_name(folder, monkeypatch):
     names = [(f'{name}.png', 'train') for name in ('00000001_000', '00000001_001', '00000013_000', '00000018_000')]
     names += [(f'{name}.png', 'test') for name in ('00000014_000', '00000015_000', '00000016_000')]
-    whole = published.Published('', {'train': 4, 'test': 3}, published.digest(names))
-    monkeypatch.setitem(published.LISTS, 'nih/official', whole)
+    whole = published_splits.Published('', {'train': 4, 'test': 3}, published_splits.digest(names))
+    monkeypatch.setitem(published_splits.LISTS, 'nih/official', whole)
     assert nih.source(str(folder)).splits == 'nih/official'
     table(folder / 'test_list.txt', '00000014_000.png\n00000015_000.png\n')  # a partial list
     assert nih.source(str(folder)).splits == 'nih/official, altered'
 
 
 def test_the_published_lists_have_digests():
-    assert all(len(published.LISTS[f'nih/{name}'].digest) == 64 for name in nih.SPLITS)
-    assert all(sum(published.LISTS[f'nih/{name}'].images.values()) == 112_120 for name in nih.SPLITS)
+    assert all(len(published_splits.LISTS[f'nih/{name}'].digest) == 64 for name in nih.SPLITS)
+    assert all(sum(published_splits.LISTS[f'nih/{name}'].images.values()) == 112_120 for name in nih.SPLITS)

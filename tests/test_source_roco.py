@@ -3,7 +3,7 @@
 import pytest
 from text_releases import build, image, reasons, save, told
 
-from medjax.data import published
+from medjax.data.releases import published_splits
 from medjax.data.sources import roco
 from medjax.errors import UserError
 
@@ -64,8 +64,8 @@ def test_a_whole_list_has_its_name(first, monkeypatch):
         'ROCO_00002': 'train', 'ROCO_00003': 'train', 'ROCO_00004': 'train', 'ROCO_81826': 'train',
         'ROCO_00020': 'val', 'ROCO_00001': 'test', 'ROCO_00006': 'test',
     }  # fmt: skip
-    whole = published.Published('', {'train': 4, 'val': 1, 'test': 2}, published.digest(parts.items()))
-    monkeypatch.setitem(published.LISTS, 'roco/v1', whole)
+    whole = published_splits.Published('', {'train': 4, 'val': 1, 'test': 2}, published_splits.digest(parts.items()))
+    monkeypatch.setitem(published_splits.LISTS, 'roco/v1', whole)
     assert roco.source(str(first)).splits == 'roco/v1'  # the image of one was lost, its line was not
 
 

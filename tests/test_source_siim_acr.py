@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from releases_pub2 import assert_hidden, build, by_image, csv, dicom, labels, reasons
 
-from medjax.data import rle
+from medjax.data.releases import rle
 from medjax.data.sources import siim_acr
 from medjax.data.types import BLANK, CONFLICTING, Unreadable
 from medjax.errors import UserError

@@ -7,7 +7,8 @@ import time
 import numpy as np
 import pytest
 
-from medjax.data import order, records, write
+from medjax.data import mixing, records
+from medjax.data.builder import write
 from medjax.data.images import decode
 from medjax.data.stream import Stream
 from medjax.data.types import Entry, Example, Source
@@ -154,16 +155,16 @@ def test_compositions_where_shares_are_not_whole():
     for trial in range(100):
         rows, n = int(draw.integers(1, 40)), int(draw.integers(1, 8))
         weights = draw.integers(1, 10, n).astype(float) if trial % 4 else draw.random(n)
-        table = order.compositions(rows, {str(s): float(w) for s, w in enumerate(weights)}, 'data.cxr.sources')
+        table = mixing.compositions(rows, {str(s): float(w) for s, w in enumerate(weights)}, 'data.cxr.sources')
         quota = rows * weights / weights.sum()
         assert (table.sum(1) == rows).all() and (np.abs(table - quota) < 1).all()
         after = np.arange(1, len(table) + 1)[:, None]
         assert np.abs(table.cumsum(0) - after * table.mean(0)).max() < 1.1
-        assert np.abs(table.mean(0) - quota).max() <= 2 / order.PERIOD
+        assert np.abs(table.mean(0) - quota).max() <= 2 / mixing.PERIOD
     with pytest.raises(
         UserError, match=r'data.cxr.sources.rare: the weight 1e-09 gives it less than one row in 10,000'
     ):
-        order.compositions(8, dict(all=1.0, rare=1e-9), 'data.cxr.sources')
+        mixing.compositions(8, dict(all=1.0, rare=1e-9), 'data.cxr.sources')
 
 
 def test_rows_of_a_source_are_spread_over_the_batch(datasets):

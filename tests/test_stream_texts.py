@@ -16,7 +16,8 @@ import pytest
 import recipes
 
 from medjax import config as configs
-from medjax.data import records, write
+from medjax.data import records
+from medjax.data.builder import vocabulary, write
 from medjax.data.stream import Stream
 from medjax.data.text import tokenizer
 from medjax.data.types import Entry, Example, Source
@@ -476,7 +477,7 @@ def test_the_tokenizer_beside_the_data_is_found(command, words, datasets, tmp_pa
     with pytest.raises(UserError, match='tokenizer.path: text views need a tokenizer, and no data set has one'):
         configs.load(str(file), data)
     beside = datasets['paired'].path / tokenizer.NAME
-    made = tokenizer.train([datasets['paired']], 100)
+    made = vocabulary.train([datasets['paired']], 100)
     beside.write_text(made)
     try:
         config, _ = configs.load(str(file), data)

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from medjax import cli
-from medjax.data import records, write
+from medjax.data import records
+from medjax.data.builder import vocabulary, write
 from medjax.data.text import tokenizer
 from medjax.data.types import Entry, Example, Source
 from medjax.errors import UserError
@@ -29,7 +30,7 @@ TEXTS = [
 
 
 @pytest.fixture
-def vocabulary(tmp_path):
+def vocab_file(tmp_path):
     (tmp_path / 'vocab.txt').write_text('\n'.join(WORDS) + '\n')
     return tmp_path / 'vocab.txt'
 
@@ -55,13 +56,13 @@ def bpe(tmp_path):
 
 @pytest.mark.parametrize('most', [4, 8, 64])
 @pytest.mark.parametrize('cased', [False, True])
-def test_a_vocabulary_cuts_as_bert_does(vocabulary, most, cased):
+def test_a_vocabulary_cuts_as_bert_does(vocab_file, most, cased):
     transformers = pytest.importorskip('transformers')
     if cased:
-        vocabulary.write_text('\n'.join([*WORDS, 'No', 'Al']) + '\n')
-    words = {word: k for k, word in enumerate(vocabulary.read_text().split())}
+        vocab_file.write_text('\n'.join([*WORDS, 'No', 'Al']) + '\n')
+    words = {word: k for k, word in enumerate(vocab_file.read_text().split())}
     theirs = transformers.BertTokenizer(vocab=words, do_lower_case=not cased)
-    ours = tokenizer.load(vocabulary)
+    ours = tokenizer.load(vocab_file)
     for text in TEXTS:
         expected = theirs(text, truncation=True, max_length=most)['input_ids']
         assert ours.encode(text, most) == ([] if set(expected) <= {1, 2, 3} else expected), text
@@ -82,7 +83,7 @@ def test_a_json_file_is_taken_as_it_is(bpe, most):
     assert ours.tokens.vocabulary == len(json.loads(bpe.read_text())['model']['vocab'])
 
 
-def test_the_filler_is_the_files_own_or_the_one_that_is_named(vocabulary, bpe, tmp_path):
+def test_the_filler_is_the_files_own_or_the_one_that_is_named(vocab_file, bpe, tmp_path):
     from tokenizers import Tokenizer
 
     inner = Tokenizer.from_file(str(bpe))
@@ -94,11 +95,11 @@ def test_the_filler_is_the_files_own_or_the_one_that_is_named(vocabulary, bpe, t
     assert filled.encode(TEXTS[0], 64) == tokenizer.load(bpe).encode(TEXTS[0], 64)  # neither cut nor filled
     assert tokenizer.load(bpe, pad='<|start|>').tokens.pad == 0
     with pytest.raises(UserError, match="tokenizer.pad: .* has no token '</s>'"):
-        tokenizer.load(vocabulary, pad='</s>')
+        tokenizer.load(vocab_file, pad='</s>')
 
 
-def test_hard_texts(vocabulary):
-    encode = tokenizer.load(vocabulary).encode
+def test_hard_texts(vocab_file):
+    encode = tokenizer.load(vocab_file).encode
     assert encode('', 8) == encode(' \n\t', 8) == encode('\x00\x07\u200b', 8) == []
     assert encode('hjärta', 8) == encode('中文 胸部', 8) == []  # nothing that it knows
     assert encode('no', 8) == [2, 5, 3]
@@ -160,7 +161,7 @@ def reports(tmp_path_factory):
 
 
 def test_a_trained_vocabulary_knows_the_words_of_its_corpus(reports, tmp_path):
-    made = tokenizer.train([reports], 200)
+    made = vocabulary.train([reports], 200)
     (tmp_path / 'tokenizer.json').write_text(made)
     ours = tokenizer.load(tmp_path / 'tokenizer.json')
     assert ours.tokens == tokenizer.Tokens(ours.tokens.vocabulary, pad=0, first=2, last=3, mask=4, unknown=1)
@@ -169,7 +170,7 @@ def test_a_trained_vocabulary_knows_the_words_of_its_corpus(reports, tmp_path):
     assert {'effusion', 'pneumothorax', 'große'} <= words.keys()
     assert ours.encode('Pneumothorax EFFUSION.', 9) == [2, words['pneumothorax'], words['effusion'], words['.'], 3]
     assert 'z' not in words  # the test split is not read
-    assert len(json.loads(tokenizer.train([reports], 100))['model']['vocab']) <= 100
+    assert len(json.loads(vocabulary.train([reports], 100))['model']['vocab']) <= 100
 
 
 def test_the_same_texts_give_the_same_file_in_every_process(reports):
@@ -177,8 +178,8 @@ def test_the_same_texts_give_the_same_file_in_every_process(reports):
     program = f'from medjax.data import records, tokenizer\nprint(tokenizer.train([records.open({path!r})], 200))'
     env = os.environ | {'PYTHONPATH': os.pathsep.join(sys.path), 'JAX_PLATFORMS': 'cpu'}
     other = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, env=env, check=True).stdout
-    assert other.strip() == tokenizer.train([reports], 200).strip()
-    assert {tokenizer.train([reports], 200) for _ in range(5)} == {other.strip()}
+    assert other.strip() == vocabulary.train([reports], 200).strip()
+    assert {vocabulary.train([reports], 200) for _ in range(5)} == {other.strip()}
 
 
 def test_the_command_writes_it_beside_the_records(reports, tmp_path, capsys):
@@ -203,7 +204,7 @@ def test_the_command_writes_it_beside_the_records(reports, tmp_path, capsys):
     assert code == 2 and 'no training record has a text' in err
 
 
-def test_a_vocabulary_saved_on_windows_is_the_same(vocabulary):
-    before = tokenizer.load(vocabulary).encode('no pleural effusion', 9)
-    vocabulary.write_bytes(vocabulary.read_bytes().replace(b'\n', b'\r\n'))
-    assert tokenizer.load(vocabulary).encode('no pleural effusion', 9) == before
+def test_a_vocabulary_saved_on_windows_is_the_same(vocab_file):
+    before = tokenizer.load(vocab_file).encode('no pleural effusion', 9)
+    vocab_file.write_bytes(vocab_file.read_bytes().replace(b'\n', b'\r\n'))
+    assert tokenizer.load(vocab_file).encode('no pleural effusion', 9) == before

@@ -8,7 +8,8 @@ import zlib
 import numpy as np
 from PIL import Image
 
-from medjax.data import records, write
+from medjax.data import records
+from medjax.data.builder import write
 from medjax.data.types import Source
 
 

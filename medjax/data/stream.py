@@ -22,7 +22,7 @@ import numpy as np
 
 from medjax.data.format import KINDS
 from medjax.data.images import decode
-from medjax.data.order import Order
+from medjax.data.mixing import Order
 from medjax.data.records import DataSet, Split
 from medjax.data.text import prompts, views as text_views
 from medjax.data.text.tokenizer import Tokenizer

@@ -11,8 +11,8 @@ A module `medjax/data/sources/<kind>.py` has two functions, and `medjax build <k
 its labels, without opening it either. `Source.load(i)` opens or renders entry i and gives the rest; it is called from
 several threads and processes at once and in any order, so it must be a pure function of i. A file that cannot be read
 raises `Unreadable(reason)`: the entry is set aside with the reason and the build goes on.
-`medjax.data.write.write(source, out)` then does, for every source alike: splits, hashed ids, bounded size, encoding,
-pixel and perceptual hashes, mean and deviation, the list of what was set aside, the audit, publishing.
+`medjax.data.builder.write.write(source, out)` then does, for every source alike: splits, hashed ids, bounded size,
+encoding, pixel and perceptual hashes, mean and deviation, the list of what was set aside, the audit, publishing.
 
 Ids are plain strings, unique within `Source.namespace` for their kind; they never reach the disk unhashed.
 """

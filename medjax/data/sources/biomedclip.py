@@ -17,8 +17,8 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from medjax.data import coding, figures, release
-from medjax.data.figures import Figure
+from medjax.data.releases import coding, folders, pubmed_figures, tables
+from medjax.data.releases.pubmed_figures import Figure
 from medjax.data.types import Drop, Source, Unreadable
 from medjax.errors import UserError, suggest
 
@@ -32,13 +32,13 @@ KNOWN = ('CC0', 'CC BY', 'CC BY-SA', 'CC BY-ND', 'CC BY-NC', 'CC BY-NC-SA', 'CC 
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    release.arguments(parser, LAYOUT)
+    folders.arguments(parser, LAYOUT)
     parser.add_argument('--licenses', metavar='A,B', help=f'only articles of these: {", ".join(KNOWN)} (default: all)')
 
 
 def source(folder: str, licenses: str | None = None, size: int | None = None) -> Source:
     """The figures as a source; captions stay in the file until their image is opened."""
-    root = release.folder(folder, 'pubmed_parsed_data.jsonl|pubmed_parsed_data.json', FILES, layout=LAYOUT)
+    root = folders.release_folder(folder, 'pubmed_parsed_data.jsonl|pubmed_parsed_data.json', FILES, layout=LAYOUT)
     names = ('pubmed_parsed_data.jsonl', 'pubmed_parsed_data.json')
     lines = next(root / name for name in names if (root / name).exists())
     chosen = _chosen(licenses)
@@ -60,22 +60,22 @@ def source(folder: str, licenses: str | None = None, size: int | None = None) ->
 
     def read(place: Any) -> str:
         at, k = place
-        caption = release.json_line(lines, at)['figures'][k].get('fig_caption')
+        caption = tables.json_line(lines, at)['figures'][k].get('fig_caption')
         if not isinstance(caption, str):
             raise Unreadable('it is no text')
         return caption
 
-    return figures.source(root, 'biomedclip', kept, dropped, [], LICENSE, size, read=read)
+    return pubmed_figures.source(root, 'biomedclip', kept, dropped, [], LICENSE, size, read=read)
 
 
 def _found(lines: pathlib.Path, dropped: list[Drop]) -> Iterator[Figure]:
-    for number, at, line in release.json_lines(lines):
+    for number, at, line in tables.json_lines(lines):
         where = f'{lines.name} line {number}'
         listed = line.get('figures') if isinstance(line, dict) else None
         if isinstance(line, str) or not isinstance(listed, list):
             dropped.append(Drop('', where, line if isinstance(line, str) else 'the article has no list of figures'))
             continue
-        article = figures.article(str(line.get('pmc') or ''))
+        article = pubmed_figures.article(str(line.get('pmc') or ''))
         for k, figure in enumerate(listed):
             path = figure.get('graphic_ref') if isinstance(figure, dict) else None
             here = f'{where} figure {k + 1}'
@@ -83,19 +83,21 @@ def _found(lines: pathlib.Path, dropped: list[Drop]) -> Iterator[Figure]:
                 dropped.append(Drop('', here, 'no file is named'))
                 continue
             image = '/'.join(path.replace('\\', '/').split(f'{FILES}/')[-1].split('/')[-2:])
-            yield Figure(release.plain(image), f'{FILES}/{image}', article or figures.article(image), here, ((at, k),))
+            yield Figure(
+                folders.plain(image), f'{FILES}/{image}', article or pubmed_figures.article(image), here, ((at, k),)
+            )
 
 
 def _licenses(path: pathlib.Path, articles: set[str]) -> dict[str, str]:
     """article -> licence, of these articles alone: the list has millions."""
     found = {}
     if path.is_file():
-        release.note(path)
+        tables.note(path)
         with path.open(encoding='utf-8', errors='replace') as file:
             for line in file:
                 cells = line.rstrip('\n').split('\t')
                 if len(cells) >= 4 and cells[2] in articles:
-                    found[cells[2]] = figures.license(cells[-1])
+                    found[cells[2]] = pubmed_figures.license(cells[-1])
     return found
 
 

@@ -23,9 +23,9 @@ from __future__ import annotations
 import argparse
 import re
 
-from medjax.data import coding, release
-from medjax.data.coding import CHEXPERT
-from medjax.data.release import Line
+from medjax.data.releases import coding, folders, tables
+from medjax.data.releases.coding import CHEXPERT
+from medjax.data.releases.tables import Line
 from medjax.data.types import Drop, Entry, Example, Source
 
 LICENSE = 'PhysioNet credentialed 1.5.0'
@@ -34,14 +34,14 @@ LAYOUT = 'the folder that holds master_spreadsheet_update.csv, images/ and perha
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    release.arguments(parser, LAYOUT)
+    folders.arguments(parser, LAYOUT)
 
 
 def source(folder: str, size: int | None = None) -> Source:
-    root = release.folder(folder, '|'.join(TABLES), layout=LAYOUT)
+    root = folders.release_folder(folder, '|'.join(TABLES), layout=LAYOUT)
     path = next(root / name for name in TABLES if (root / name).exists())
-    table = release.read_table(path, ['PngPath', 'PatientID', 'AccessionNumber', 'ViewPosition', *CHEXPERT])
-    files = release.files(root, '.png', '.dcm')
+    table = tables.read_table(path, ['PngPath', 'PatientID', 'AccessionNumber', 'ViewPosition', *CHEXPERT])
+    files = folders.files(root, '.png', '.dcm')
     dropped = list(table.dropped)
     lines: dict[str, list[Line]] = {}
     for line in table.lines:
@@ -68,7 +68,7 @@ def source(folder: str, size: int | None = None) -> Source:
         facts.append({name: cells[name] for name in cells if len({line.cells[name] for line in same}) == 1})
         paths.append(there[0])
     pictures = max(sum(name.endswith(end) for name in files) for end in ('.png', '.dcm'))
-    notes = release.account(root, path.name, LAYOUT, len(lines), len(entries), pictures)
+    notes = folders.account(root, path.name, LAYOUT, len(lines), len(entries), pictures)
 
     def load(i: int) -> Example:
         cells = facts[i]  # what all lines of the image agree on
@@ -79,7 +79,7 @@ def source(folder: str, size: int | None = None) -> Source:
             view=view,
             scanner=f'manufacturer {scanner}' if re.fullmatch(r'\d+(\.0)?', scanner) else None,
         )
-        data = release.content(release.inside(root, paths[i]))
+        data = folders.content(folders.inside(root, paths[i]))
         return Example(data, coding.role(view), info=facts_told)
 
     return Source(

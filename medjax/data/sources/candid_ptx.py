@@ -27,9 +27,9 @@ import pathlib
 import re
 from collections import defaultdict
 
-from medjax.data import coding, release, rle
 from medjax.data.images import dicom
-from medjax.data.release import Line, Table
+from medjax.data.releases import coding, folders, rle, tables
+from medjax.data.releases.tables import Line, Table
 from medjax.data.text import language, sections
 from medjax.data.types import BLANK, Drop, Entry, Example, Source, Unreadable
 from medjax.errors import UserError
@@ -41,14 +41,14 @@ SMALL = {'chest_tube': ('chest_tube.csv',), 'rib_fracture': ('acute_rib_fracture
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    release.arguments(parser, LAYOUT)
+    folders.arguments(parser, LAYOUT)
 
 
 def source(folder: str, size: int | None = None) -> Source:
-    root = release.folder(folder, 'Pneumothorax_reports.csv', layout=LAYOUT)
-    table = release.read_table(root / 'Pneumothorax_reports.csv', ['SOPInstanceUID', 'EncodedPixels'])
+    root = folders.release_folder(folder, 'Pneumothorax_reports.csv', layout=LAYOUT)
+    table = tables.read_table(root / 'Pneumothorax_reports.csv', ['SOPInstanceUID', 'EncodedPixels'])
     small = {label: _small(root, names) for label, names in SMALL.items()}
-    films = {name: file for name, file in release.paths(root).items() if file.suffix.lower() not in ('.csv', '.txt')}
+    films = {name: file for name, file in folders.paths(root).items() if file.suffix.lower() not in ('.csv', '.txt')}
     place = {file.name.removesuffix('.dcm'): name for name, file in films.items()}
     lines: defaultdict[str, list[Line]] = defaultdict(list)
     for line in table.lines:
@@ -58,7 +58,7 @@ def source(folder: str, size: int | None = None) -> Source:
     for image, mine in lines.items():
         where = table.where(mine[0])
         try:
-            file = release.inside(root, place.get(image, f'chest_radiographs/{image}') if image else '')
+            file = folders.inside(root, place.get(image, f'chest_radiographs/{image}') if image else '')
             patient = _patient(mine)
         except Unreadable as error:
             dropped.append(Drop(image, where, str(error)))
@@ -69,7 +69,7 @@ def source(folder: str, size: int | None = None) -> Source:
             dropped.append(Drop(image, table.where(line), reason, 'part'))
         study = next((line.cells['StudyInstanceUID'] for line in mine if line.cells.get('StudyInstanceUID')), '')
         named = f'{patient}/{study}' if patient and study else f'study/{study}' if study else f'image/{image}'
-        entries.append(Entry(image, patient, named, None, where, stamp=release.stamp(file)))
+        entries.append(Entry(image, patient, named, None, where, stamp=folders.stamp(file)))
         others = [BLANK if has is None else int(image in has) for has in small.values()]
         told.append([label, *others])
     if not entries:
@@ -77,7 +77,7 @@ def source(folder: str, size: int | None = None) -> Source:
 
     def load(i: int) -> Example:
         image = entries[i].image
-        data, mask, note = release.content(release.inside(root, place[image])), None, ''
+        data, mask, note = folders.content(folders.inside(root, place[image])), None, ''
         try:
             if told[i][0] != BLANK:
                 mask = rle.mask([line.cells['EncodedPixels'] for line in lines[image]], dicom.shape(data))
@@ -90,7 +90,7 @@ def source(folder: str, size: int | None = None) -> Source:
     return Source(
         name='candid_ptx', version='1', namespace='candid_ptx', labels=LABELS, license=LICENSE, size=size,
         entries=entries, label=lambda i: told[i], load=load, dropped=dropped,
-        notes=_notes(table, small, release.not_named(films, {place[i] for i in lines if i in place}, table.path.name)),
+        notes=_notes(table, small, folders.not_named(films, {place[i] for i in lines if i in place}, table.path.name)),
     )  # fmt: skip
 
 
@@ -99,7 +99,7 @@ def _small(root: pathlib.Path, names: tuple[str, ...]) -> set[str] | None:
     path = next((root / name for name in names if (root / name).is_file()), None)
     if path is None:
         return None
-    lines = release.read_table(path, ['anon_SOPUID', 'mask_rle']).lines
+    lines = tables.read_table(path, ['anon_SOPUID', 'mask_rle']).lines
     return {line.cells['anon_SOPUID'] for line in lines if rle.label(line.cells['mask_rle']) == 1}
 
 

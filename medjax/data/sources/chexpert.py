@@ -36,8 +36,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from medjax.data import coding, published, release
-from medjax.data.coding import CHEXPERT
+from medjax.data.releases import coding, folders, published_splits, tables
+from medjax.data.releases.coding import CHEXPERT
 from medjax.data.types import BLANK, Drop, Entry, Example, Source
 from medjax.errors import UserError
 
@@ -67,12 +67,12 @@ class Named(NamedTuple):
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    release.arguments(parser, LAYOUT)
+    folders.arguments(parser, LAYOUT)
 
 
 def source(folder: str, size: int | None = None, split: str = 'official') -> Source:
-    root = release.folder(folder, '|'.join([*TABLES, PLUS]), layout=LAYOUT)
-    found = release.files(root, *SUFFIXES)
+    root = folders.release_folder(folder, '|'.join([*TABLES, PLUS]), layout=LAYOUT)
+    found = folders.files(root, *SUFFIXES)
     paths = {}  # without its suffix: train/patient00001/study1/view1_frontal -> the file; JPEG before PNG before DICOM
     for path in sorted(found, key=lambda path: (SUFFIXES.index(path[-4:].lower()), path), reverse=True):
         paths[_image(path)[:-4]] = path
@@ -88,7 +88,7 @@ def source(folder: str, size: int | None = None, split: str = 'official') -> Sou
         _read_plus(root, images, dropped)
     if listed and (more := len(images) - read):
         notes.append(f'{more:,} images are in CheXpert Plus alone, so they are not in the list chexpert/official')
-    name_of_list = published.named('chexpert/official', notes) if listed else ''
+    name_of_list = published_splits.named('chexpert/official', notes) if listed else ''
 
     entries, labels, facts, files = [], [], [], []
     for image, named in images.items():
@@ -104,7 +104,7 @@ def source(folder: str, size: int | None = None, split: str = 'official') -> Sou
         labels.append(coding.join(named.labels))
         facts.append(named.cells)
         files.append(path)
-    notes += release.account(root, 'its table', LAYOUT, len(images), len(entries), len(found))
+    notes += folders.account(root, 'its table', LAYOUT, len(images), len(entries), len(found))
 
     def load(i: int) -> Example:
         cells = facts[i]
@@ -113,7 +113,7 @@ def source(folder: str, size: int | None = None, split: str = 'official') -> Sou
             sex=coding.sex(cells.get('sex', '')),
             **{name: cells.get(name) for name in ('view', 'race', 'ethnicity', 'insurance', 'label_source')},
         )
-        data = release.content(release.inside(root, files[i]))
+        data = folders.content(folders.inside(root, files[i]))
         return Example(data, coding.role(cells.get('plane', '')), text=_text(cells), info=told)
 
     return Source(
@@ -134,7 +134,7 @@ def _read(
 ) -> None:
     """Adds what train.csv, valid.csv, test_labels.csv (by Path) or groundtruth.csv (by Study) says to `images`."""
     key = 'Study' if path.name == 'groundtruth.csv' else 'Path'
-    table = release.read_table(path, [key, *CHEXPERT])
+    table = tables.read_table(path, [key, *CHEXPERT])
     dropped += table.dropped
     views: dict[str, list[str]] = {}
     if key == 'Study':
@@ -168,7 +168,7 @@ def _read(
 
 def _read_plus(root: pathlib.Path, images: dict[str, Named], dropped: list[Drop]) -> None:
     """Adds reports and groups of CheXpert Plus to `images`, and the images that it alone names."""
-    table = release.read_table(root / PLUS, ['path_to_image', 'split'])
+    table = tables.read_table(root / PLUS, ['path_to_image', 'split'])
     dropped += table.dropped
     labels = dict(_chexbert(root / CHEXBERT)) if (root / CHEXBERT).exists() else {}
     for line in table.lines:
@@ -186,7 +186,7 @@ def _read_plus(root: pathlib.Path, images: dict[str, Named], dropped: list[Drop]
         if name not in images:
             codes = labels.get(name, [BLANK] * len(CHEXPERT))
             facts['label_source'] = 'chexbert' if name in labels else ''
-            part = release.SPLITS.get(cells['split'].lower())
+            part = folders.SPLITS.get(cells['split'].lower())
             images[name] = Named(table.where(line), part, [codes], {})
         told = images[name].cells
         told |= {fact: value for fact, value in facts.items() if value and not told.get(fact)}
@@ -194,7 +194,7 @@ def _read_plus(root: pathlib.Path, images: dict[str, Named], dropped: list[Drop]
 
 def _chexbert(path: pathlib.Path) -> Iterator[tuple[str, list[int]]]:
     """image -> labels of a file with one JSON object a line: 1.0, 0.0, -1.0 or null."""
-    for number, line in release.numbered(path):
+    for number, line in tables.numbered(path):
         try:
             told = json.loads(line)
             cells = {name: '' if told.get(name) is None else str(told[name]) for name in CHEXPERT}
@@ -209,7 +209,7 @@ def _differences(images: Mapping[str, Named]) -> list[str]:
     said = []
     for name, splits in parts.items():
         if chosen := [(image, str(named.split)) for image, named in images.items() if named.split in splits]:
-            said += published.differences(name, chosen)
+            said += published_splits.differences(name, chosen)
     return said
 
 

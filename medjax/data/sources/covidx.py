@@ -29,7 +29,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from medjax.data import coding, published, release
+from medjax.data.releases import coding, folders, published_splits, tables
 from medjax.data.sources.rsna_pneumonia import nih_origins
 from medjax.data.types import BLANK, SPLIT_NAMES, Drop, Entry, Example, Origin, Source, Unreadable
 from medjax.errors import UserError
@@ -46,7 +46,7 @@ CLASSES = {  # class of a list -> values of LABELS
     'positive': (1, BLANK, BLANK),
     'negative': (0, BLANK, BLANK),
 }
-VERSIONS = tuple(name.removeprefix('covidx/') for name in published.LISTS if name.startswith('covidx/'))
+VERSIONS = tuple(name.removeprefix('covidx/') for name in published_splits.LISTS if name.startswith('covidx/'))
 SPLITS = ('given', *VERSIONS)
 RSNA = ('rsna', 'rnsa')
 
@@ -61,12 +61,12 @@ class Line(NamedTuple):
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    release.arguments(parser, LAYOUT)
+    folders.arguments(parser, LAYOUT)
 
 
 def source(folder: str, size: int | None = None, split: str = 'given') -> Source:
-    root = release.folder(folder, layout=LAYOUT)
-    files = release.files(root, '.png', '.jpg', '.jpeg')
+    root = folders.release_folder(folder, layout=LAYOUT)
+    files = folders.files(root, '.png', '.jpg', '.jpeg')
     lines, dropped = _lines(_lists(root, split if split in VERSIONS else ''))
     parts: dict[str, str] = {}
     for line in lines:
@@ -92,18 +92,18 @@ def source(folder: str, size: int | None = None, split: str = 'given') -> Source
             dropped.append(Drop(line.file, line.where, str(error)))
             continue
         told[line.file] = list(CLASSES[line.kind])
-        entries.append(_entry(line, origins, release.stamp(root / place[line.file])))
+        entries.append(_entry(line, origins, folders.stamp(root / place[line.file])))
     if not entries:
         raise UserError(f'{root}: none of the {len(parts)} films of the lists is there; give {LAYOUT}')
-    entries, apart = published.keep_apart(entries) if split != 'drawn' else (entries, [])
+    entries, apart = published_splits.keep_apart(entries) if split != 'drawn' else (entries, [])
     sources = {line.file: line.source for line in lines}
 
     def load(i: int) -> Example:
         file = entries[i].image
-        data = release.content(release.inside(root, place[file]))
+        data = folders.content(folders.inside(root, place[file]))
         return Example(data, info=coding.known(site=_site(sources[file])))
 
-    notes += [_table(lines), *release.not_named(files, {path for file in parts for path in places[file]}, 'the lists')]
+    notes += [_table(lines), *folders.not_named(files, {path for file in parts for path in places[file]}, 'the lists')]
     if rsna := sum(entry.origin is not None for entry in entries):
         notes.append(f'{rsna} films are from the RSNA challenge, which took them from NIH ChestX-ray14')
     return Source(
@@ -141,7 +141,7 @@ def _lines(lists: dict[str, pathlib.Path]) -> tuple[list[Line], list[Drop]]:
     """The lines of the lists, read from the right, since patients may have blanks in them."""
     lines, dropped = [], []
     for split, path in lists.items():
-        for number, text in release.numbered(path):
+        for number, text in tables.numbered(path):
             words, where = text.split(), f'{path.name} line {number}'
             has_source = len(words) > 3 and words[-2].lower() in CLASSES
             *patient, file, kind = words[:-1] if has_source else words if len(words) > 2 else ['', '', '']
@@ -159,7 +159,7 @@ def _place(root: pathlib.Path, places: Sequence[str], line: Line) -> str:
     if len(mine) > 1:
         raise Unreadable('several files have this name')
     name = mine[0] if mine else line.file
-    release.inside(root, name)
+    folders.inside(root, name)
     return name
 
 
@@ -183,11 +183,11 @@ def _site(source: str) -> str:
 def _version(parts: dict[str, str], split: str) -> tuple[str, list[str]]:
     """The name of the published list that this is, and what is to be said of it."""
     if split in VERSIONS:
-        differ = published.differences(f'covidx/{split}', parts.items())
-        return published.named(f'covidx/{split}', differ), differ or [f'the list is COVIDx {split} as published']
-    digest = published.digest(parts.items())
-    same = [version for version in VERSIONS if published.LISTS[f'covidx/{version}'].digest == digest]
-    near = [version for version in VERSIONS if not published.differences(f'covidx/{version}', parts.items())]
+        differ = published_splits.differences(f'covidx/{split}', parts.items())
+        return published_splits.named(f'covidx/{split}', differ), differ or [f'the list is COVIDx {split} as published']
+    digest = published_splits.digest(parts.items())
+    same = [version for version in VERSIONS if published_splits.LISTS[f'covidx/{version}'].digest == digest]
+    near = [version for version in VERSIONS if not published_splits.differences(f'covidx/{version}', parts.items())]
     if version := next(iter(same + near), ''):
         return f'covidx/{version}', [f'the list is COVIDx {version} as published']
     counts = Counter(parts.values())

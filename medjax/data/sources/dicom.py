@@ -24,9 +24,9 @@ import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
-from medjax.data import coding, release
 from medjax.data.images import dicom
 from medjax.data.images.dicom import Header
+from medjax.data.releases import coding, folders, tables
 from medjax.data.types import BLANK, Drop, Entry, Example, Source, Unreadable
 from medjax.errors import UserError
 
@@ -40,15 +40,15 @@ Picture = tuple[int, str, Header, int | None]  # number of the file, its path, i
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    release.arguments(parser, LAYOUT)
+    folders.arguments(parser, LAYOUT)
     parser.add_argument('--labels', metavar='FILE.csv', help=f'labels by {", ".join(KEYS)}; columns of 0, 1, -1, blank')
     parser.add_argument('--namespace', help="exports with one namespace share their patients (default: DIR's name)")
 
 
 def source(folder: str, labels: str | None = None, size: int | None = None, namespace: str | None = None) -> Source:
     """The export as a source: every header is read once. UserError where no file holds a picture."""
-    root = release.folder(folder, layout=LAYOUT)
-    found, dropped, notes = release.tree(root)
+    root = folders.release_folder(folder, layout=LAYOUT)
+    found, dropped, notes = folders.tree(root)
     pictures, unusable = _pictures(root, found)
     if not pictures:
         raise UserError(f'{root}: none of its {len(found)} files is a DICOM file with a picture; give {LAYOUT}')
@@ -57,7 +57,7 @@ def source(folder: str, labels: str | None = None, size: int | None = None, name
 
     def load(i: int) -> Example:
         _, path, header, frame = pictures[i]
-        return Example(release.content(root / path), frame=frame or 0, role=_role(header), info=header.facts)
+        return Example(folders.content(root / path), frame=frame or 0, role=_role(header), info=header.facts)
 
     return Source(
         name=root.name, version='1', namespace=namespace or root.name, labels=names, license=LICENSE, size=size,
@@ -117,7 +117,7 @@ def _entry(root: pathlib.Path, picture: Picture) -> Entry:
     study = header.study or header.accession
     return Entry(
         image + which, patient, f'{patient or ""}/{study}' if study else f'image/{image}', None,
-        f'file {number}{which}', stamp=release.stamp(root / path),
+        f'file {number}{which}', stamp=folders.stamp(root / path),
     )  # fmt: skip
 
 
@@ -139,7 +139,7 @@ def _labels(
     """The names of the labels, and those of each picture, or None where the table has no line for it."""
     if not path.is_file():
         raise UserError(f'--labels {path}: there is no such file; give a CSV file')
-    table = release.read_table(path)
+    table = tables.read_table(path)
     known = {re.sub('[ _]', '', name).lower(): name for name in table.columns}
     key = next((key for key in KEYS if key.lower() in known), None)
     if key is None:

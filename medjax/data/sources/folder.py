@@ -22,8 +22,8 @@ import pathlib
 import re
 from collections.abc import Callable
 
-from medjax.data import coding, release
 from medjax.data.images import dicom
+from medjax.data.releases import coding, folders
 from medjax.data.types import BLANK, NEGATIVE, POSITIVE, Drop, Entry, Example, Source
 from medjax.errors import UserError
 
@@ -34,7 +34,7 @@ Picture = tuple[int, str, tuple[str, ...], str | None, int | None]  # number, pa
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    release.arguments(parser, LAYOUT)
+    folders.arguments(parser, LAYOUT)
     parser.add_argument('--levels', type=int, default=1, help='how many levels of folders are classes (default: 1)')
     parser.add_argument('--patient', metavar='REGEX', help="finds the patient in an image's path; with one group")
     parser.add_argument('--namespace', help="sets with one namespace share their patients' ids (default: DIR's name)")
@@ -44,11 +44,11 @@ def source(
     folder: str, levels: int = 1, patient: str | None = None, size: int | None = None, namespace: str | None = None
 ) -> Source:
     """The tree as a source; UserError where no file of it is an image, or only some lie in folders of splits."""
-    root = release.folder(folder, layout=LAYOUT)
+    root = folders.release_folder(folder, layout=LAYOUT)
     if levels < 1:
         raise UserError(f'--levels {levels}: at least one level of folders is the class')
     patient_of = _patient(patient)
-    found, dropped, notes = release.tree(root)
+    found, dropped, notes = folders.tree(root)
     images = []
     for number, path in found:
         if problem := _no_image(root / path):
@@ -74,7 +74,7 @@ def source(
 
     def load(i: int) -> Example:
         _, path, _, _, frame = pictures[i]
-        data = release.content(root / path)
+        data = folders.content(root / path)
         facts = dicom.facts(data) if dicom.looks_like(data) else {}
         return Example(data, frame=frame or 0, role=coding.role(str(facts.get('view', ''))), info=facts)
 
@@ -88,7 +88,7 @@ def source(
 
 def _no_image(file: pathlib.Path) -> str:
     """Why a file is no image, told by its name or, where that says nothing, by how it begins; '' where it is one."""
-    if file.suffix.lower() in release.SUFFIXES:
+    if file.suffix.lower() in folders.SUFFIXES:
         return ''
     try:
         with file.open('rb') as opened:
@@ -103,8 +103,8 @@ def _no_image(file: pathlib.Path) -> str:
 
 def _splits(root: pathlib.Path, images: list[tuple[int, str]]) -> list[str | None]:
     """The split of each image where the first folders are called so, else None for all."""
-    splits = [release.SPLITS.get(path.split('/')[0].lower()) if '/' in path else None for _, path in images]
-    release.all_or_none(root, splits, 'images')
+    splits = [folders.SPLITS.get(path.split('/')[0].lower()) if '/' in path else None for _, path in images]
+    folders.all_or_none(root, splits, 'images')
     return splits
 
 
@@ -114,7 +114,7 @@ def _classes(path: str, levels: int, below: bool) -> tuple[str, ...]:
 
 
 def _frames(file: pathlib.Path) -> list[int | None]:
-    count = release.frames(file)
+    count = folders.frames(file)
     return [None] if count == 1 else list(range(count))
 
 
@@ -141,7 +141,7 @@ def _entry(root: pathlib.Path, picture: Picture, patient_of: Callable[[str], str
         f'image/{path}',
         split,
         f'file {number}{which}',
-        stamp=release.stamp(root / path),
+        stamp=folders.stamp(root / path),
     )
 
 

@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from medjax.data import published, release
+from medjax.data.releases import folders, published_splits
 from medjax.data.sources import npz
 from medjax.data.types import BLANK, SPLIT_NAMES, Entry, Example, Source
 from medjax.errors import UserError, suggest
@@ -156,7 +156,7 @@ def source(file: str, split: str = 'official') -> Source:
     place = [(part, k) for part, pictures in slices.items() for k in range(len(pictures))]
     counts = [(f'{part}/{i}', part) for part, stack in stacks.items() for i in range(len(stack))]
     ids = {part: _ids(name, part, len(stack)) for part, stack in stacks.items()}
-    stamp = release.stamp(path)
+    stamp = folders.stamp(path)
     name_of_list, notes = _compared(path, name, counts)
 
     def entry(part: str, k: int) -> Entry:
@@ -210,7 +210,7 @@ def _labels(given: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
 
 def _ids(name: str, part: str, count: int) -> str:
     """Format of an image's id. In a trimmed file, position 17 is another image than in the published one."""
-    official = published.LISTS[f'medmnist/{name}'].images[part]
+    official = published_splits.LISTS[f'medmnist/{name}'].images[part]
     return f'{part}/{{}}' if count == official else f'{part}/{{}} of {count}'
 
 
@@ -222,9 +222,9 @@ def _compared(path: pathlib.Path, name: str, counts: Sequence[tuple[str, str]]) 
     if md5 in SETS[name].md5:
         size = (28, 64, 128, 224)[SETS[name].md5.index(md5)]
         return current, [f'the file is the published one of {size} px: its MD5 is in medmnist/info.py 3.0.2']
-    if older in published.LISTS and not published.differences(older, counts):
+    if older in published_splits.LISTS and not published_splits.differences(older, counts):
         return older, [
             f'the file is of {name} before MedMNIST 2.2.4, which took blank images out: not comparable image by image'
         ]
-    differ = published.differences(current, counts)
-    return published.named(current, differ), [f'the file is none of the published ones (MD5 {md5})', *differ]
+    differ = published_splits.differences(current, counts)
+    return published_splits.named(current, differ), [f'the file is none of the published ones (MD5 {md5})', *differ]

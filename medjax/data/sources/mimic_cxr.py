@@ -28,8 +28,8 @@ import argparse
 import pathlib
 from collections import Counter
 
-from medjax.data import coding, published, release
-from medjax.data.coding import CHEXPERT
+from medjax.data.releases import coding, folders, published_splits, tables
+from medjax.data.releases.coding import CHEXPERT
 from medjax.data.text import language, sections
 from medjax.data.types import BLANK, Drop, Entry, Example, Source, Unreadable
 from medjax.errors import UserError
@@ -46,7 +46,7 @@ Labelled = dict[str, tuple[list[int], str]]  # study -> its labels and who gave 
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    release.arguments(parser, LAYOUT)
+    folders.arguments(parser, LAYOUT)
     parser.add_argument('--labeler', choices=LABELERS, default=LABELERS[0], help="whose labels, but radiologists'")
     parser.add_argument('--reports', metavar='DIR', help='holds files/p10/p10000032/s50414267.txt … (default: DIR)')
 
@@ -54,20 +54,20 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def source(
     folder: str, size: int | None = None, split: str = 'official', labeler: str = 'chexpert', reports: str | None = None
 ) -> Source:
-    root = release.folder(folder, 'files', layout=LAYOUT)
-    table = release.read_table(_table(root, 'metadata'), ['dicom_id', 'subject_id', 'study_id', 'ViewPosition'])
+    root = folders.release_folder(folder, 'files', layout=LAYOUT)
+    table = tables.read_table(_table(root, 'metadata'), ['dicom_id', 'subject_id', 'study_id', 'ViewPosition'])
     dropped = list(table.dropped)
     split_of, notes = _splits(root, split, dropped)
-    name_of_list = published.named('mimic_cxr/official', notes) if split_of else ''
+    name_of_list = published_splits.named('mimic_cxr/official', notes) if split_of else ''
     labelled = _labels(_table(root, labeler), labeler, dropped)
     if named := next((path for path in (root / RADIOLOGISTS, root / f'{RADIOLOGISTS}.gz') if path.exists()), None):
         labelled |= _labels(named, 'radiologists', dropped)
-    files = release.files(root, '.jpg', '.txt')
+    files = folders.files(root, '.jpg', '.txt')
     pictures = sum(name.endswith('.jpg') for name in files)
     texts = pathlib.Path(reports).expanduser().resolve() if reports else root
     if reports and not (texts / 'files').is_dir():
         raise UserError(f'--reports {reports}: files/ is missing; give the folder that holds files/p10/p10000032/…')
-    told = release.files(texts, '.txt') if reports else files  # the reports that are read, and their stamps
+    told = folders.files(texts, '.txt') if reports else files  # the reports that are read, and their stamps
     wanted = bool(reports) or len(files) > pictures
 
     entries, labels, views, paths = [], [], [], []
@@ -93,7 +93,7 @@ def source(
         labels.append(labelled.get(number, ([BLANK] * len(CHEXPERT), '')))
         views.append(line.cells['ViewPosition'])
         paths.append((path, f'{study}.txt'))
-    notes += release.account(root, table.path.name, LAYOUT, len(seen), len(entries), pictures)
+    notes += folders.account(root, table.path.name, LAYOUT, len(seen), len(entries), pictures)
     notes += _told(entries, labels)
     if not wanted:
         notes.append('no reports: they come with MIMIC-CXR, not with MIMIC-CXR-JPG; --reports DIR says where they are')
@@ -102,7 +102,7 @@ def source(
         path, report = paths[i]
         text, note = _report(texts, report) if wanted else ({}, '')
         facts = coding.known(view=views[i], label_source=labels[i][1])
-        data = release.content(release.inside(root, path))
+        data = folders.content(folders.inside(root, path))
         return Example(data, coding.role(views[i]), text=text, info=facts, note=note)
 
     return Source(
@@ -115,7 +115,7 @@ def source(
 def _table(root: pathlib.Path, name: str) -> pathlib.Path:
     """A table of the release, packed or not."""
     paths = [root / f'mimic-cxr-2.0.0-{name}.csv{end}' for end in ('.gz', '')]
-    release.folder(str(root), '|'.join(path.name for path in paths), layout=LAYOUT)
+    folders.release_folder(str(root), '|'.join(path.name for path in paths), layout=LAYOUT)
     return next(path for path in paths if path.exists())
 
 
@@ -123,20 +123,20 @@ def _splits(root: pathlib.Path, split: str, dropped: list[Drop]) -> tuple[dict[s
     """dicom_id -> split, and in what the table differs from the published one; nothing for 'drawn'."""
     if split == 'drawn':
         return {}, []
-    table = release.read_table(_table(root, 'split'), ['dicom_id', 'split'])
+    table = tables.read_table(_table(root, 'split'), ['dicom_id', 'split'])
     dropped += table.dropped
     named = {}
     for line in table.lines:
-        if line.cells['split'] in release.SPLITS:
-            named[line.cells['dicom_id']] = release.SPLITS[line.cells['split']]
+        if line.cells['split'] in folders.SPLITS:
+            named[line.cells['dicom_id']] = folders.SPLITS[line.cells['split']]
         else:
             dropped.append(Drop(line.cells['dicom_id'], table.where(line), 'its split is no train, validate or test'))
-    return named, published.differences('mimic_cxr/official', named.items())
+    return named, published_splits.differences('mimic_cxr/official', named.items())
 
 
 def _labels(path: pathlib.Path, who: str, dropped: list[Drop]) -> Labelled:
     """The labels of each study of a table; several lines of one are joined."""
-    table = release.read_table(path, ['study_id'])
+    table = tables.read_table(path, ['study_id'])
     names = ['Airspace Opacity' if name == 'Lung Opacity' and name not in table.columns else name for name in CHEXPERT]
     for name in names:
         if name not in table.columns:
@@ -170,7 +170,7 @@ def _told(entries: list[Entry], labels: list[tuple[list[int], str]]) -> list[str
 def _report(root: pathlib.Path, name: str) -> tuple[dict[str, str], str]:
     """The report of a study by sections, or nothing and why."""
     try:
-        text = release.content(release.inside(root, name)).decode('utf-8', 'replace')
+        text = folders.content(folders.inside(root, name)).decode('utf-8', 'replace')
         return sections.parse(language.tokens(text)), ''
     except Unreadable as error:
         return {}, f'the report is left out: {error}'

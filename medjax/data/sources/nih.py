@@ -32,8 +32,8 @@ import hashlib
 import pathlib
 from collections import Counter
 
-from medjax.data import coding, published, release
-from medjax.data.release import Line
+from medjax.data.releases import coding, folders, published_splits, tables
+from medjax.data.releases.tables import Line
 from medjax.data.types import BLANK, CONFLICTING, NEGATIVE, POSITIVE, Drop, Entry, Example, Source
 from medjax.errors import UserError
 
@@ -55,16 +55,16 @@ VALIDATION = 0.125  # of the patients of train_val_list.txt
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    release.arguments(parser, LAYOUT)
+    folders.arguments(parser, LAYOUT)
     parser.add_argument('--lists', metavar='DIR', help='train.txt, val.txt and test.txt, for all splits but official')
 
 
 def source(folder: str, size: int | None = None, split: str = 'official', lists: str | None = None) -> Source:
-    root = release.folder(folder, '|'.join(TABLES), layout=LAYOUT)
-    table = release.read_table(next(root / name for name in TABLES if (root / name).exists()), COLUMNS)
+    root = folders.release_folder(folder, '|'.join(TABLES), layout=LAYOUT)
+    table = tables.read_table(next(root / name for name in TABLES if (root / name).exists()), COLUMNS)
     split_of, notes = _splits(root, split, lists)
-    name_of_list = published.named(f'nih/{split}', notes) if split_of else ''
-    files = release.files(root, '.png')
+    name_of_list = published_splits.named(f'nih/{split}', notes) if split_of else ''
+    files = folders.files(root, '.png')
     by_name = {name.rsplit('/', 1)[-1]: name for name in sorted(files, reverse=True)}  # the first of equal names
 
     dropped = list(table.dropped)
@@ -98,13 +98,13 @@ def source(folder: str, size: int | None = None, split: str = 'official', lists:
         labels.append(coding.join(codes))
         facts.append({name: first[name] for name in first if len({line.cells[name] for line in same}) == 1})
         paths.append(path)
-    notes += release.account(root, table.path.name, LAYOUT, len(lines), len(entries), len(files))
+    notes += folders.account(root, table.path.name, LAYOUT, len(lines), len(entries), len(files))
 
     def load(i: int) -> Example:
         cells = facts[i]  # what all lines of the image agree on
         view = cells.get('View Position', '')
         age, sex = coding.age(cells.get('Patient Age', '')), coding.sex(cells.get('Patient Gender', ''))
-        data = release.content(release.inside(root, paths[i]))
+        data = folders.content(folders.inside(root, paths[i]))
         return Example(data, coding.role(view), info=coding.known(age=age, sex=sex, view=view))
 
     return Source(
@@ -119,7 +119,9 @@ def _splits(root: pathlib.Path, split: str, lists: str | None) -> tuple[dict[str
     if split == 'drawn':
         return {}, []
     if split == 'official':
-        release.folder(str(root), 'train_val_list.txt', 'test_list.txt', layout=f'{LAYOUT}; or add --split drawn')
+        folders.release_folder(
+            str(root), 'train_val_list.txt', 'test_list.txt', layout=f'{LAYOUT}; or add --split drawn'
+        )
         paths = {'train': root / 'train_val_list.txt', 'test': root / 'test_list.txt'}
     else:
         if lists is None:
@@ -133,12 +135,12 @@ def _splits(root: pathlib.Path, split: str, lists: str | None) -> tuple[dict[str
             paths[part] = next((path for path in choices if path.is_file()), choices[0])
             if not paths[part].is_file():
                 raise UserError(f'{given}: {" or ".join(path.name for path in choices)} is missing')
-    named = [(_image(line), part) for part, path in paths.items() for line in release.read_list(path)]
+    named = [(_image(line), part) for part, path in paths.items() for line in tables.read_list(path)]
     if twice := sum(n > 1 for n in Counter(image for image, _ in set(named)).values()):
         raise UserError(
             f'{" and ".join(path.name for path in paths.values())}: {twice} images are in more than one list'
         )
-    return dict(named), published.differences(f'nih/{split}', dict(named).items())
+    return dict(named), published_splits.differences(f'nih/{split}', dict(named).items())
 
 
 def _image(line: str) -> str:

@@ -30,7 +30,7 @@ from typing import NamedTuple
 from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
-from medjax.data import coding, release
+from medjax.data.releases import coding, folders, tables
 from medjax.data.text import language
 from medjax.data.types import BLANK, Drop, Entry, Example, Source, Unreadable
 from medjax.errors import UserError
@@ -77,12 +77,12 @@ class Report(NamedTuple):
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    release.arguments(parser, LAYOUT)
+    folders.arguments(parser, LAYOUT)
 
 
 def source(folder: str, size: int | None = None) -> Source:
-    root = release.folder(folder, layout=LAYOUT)
-    reports, pictures = release.paths(root, '.xml'), release.paths(root, '.png')
+    root = folders.release_folder(folder, layout=LAYOUT)
+    reports, pictures = folders.paths(root, '.xml'), folders.paths(root, '.png')
     if not reports:
         raise UserError(f'{root}: no .xml report is there; give {LAYOUT}')
     place = {file.stem: name for name, file in pictures.items()}
@@ -92,7 +92,7 @@ def source(folder: str, size: int | None = None) -> Source:
     for number, name in enumerate(sorted(reports, key=_by_number), 1):
         where = f'report {number} of {len(reports)}'  # its name is its id
         try:
-            report, images = _report(release.content(release.inside(root, name)))
+            report, images = _report(folders.content(folders.inside(root, name)))
         except Unreadable as error:
             dropped.append(Drop('', where, str(error)))
             continue
@@ -101,13 +101,13 @@ def source(folder: str, size: int | None = None) -> Source:
             try:
                 if image in seen:
                     raise Unreadable('the image is named twice')
-                file = release.inside(root, place.get(image, f'{image}.png') if image else '')
+                file = folders.inside(root, place.get(image, f'{image}.png') if image else '')
             except Unreadable as error:
                 dropped.append(Drop(image, where, str(error)))
                 continue
             seen.add(image)
             entries.append(
-                Entry(image, report.patient, report.patient, None, where, stamp=release.stamp(file, reports[name]))
+                Entry(image, report.patient, report.patient, None, where, stamp=folders.stamp(file, reports[name]))
             )
             told.append(report)
     if not entries:
@@ -115,13 +115,13 @@ def source(folder: str, size: int | None = None) -> Source:
 
     def load(i: int) -> Example:
         image = entries[i].image
-        data = release.content(release.inside(root, place[image]))
+        data = folders.content(folders.inside(root, place[image]))
         view = views.get(_bare(image), '')
         info = coding.known(view=view, license=LICENSE, language='en')
         return Example(data, coding.role(view), told[i].text, info)
 
     notes = [f'{filmless} report{"s have" if filmless > 1 else " has"} no film'] if filmless else []
-    notes += release.not_named(pictures, {place[image] for image in seen}, 'the reports')
+    notes += folders.not_named(pictures, {place[image] for image in seen}, 'the reports')
     notes += [] if views else [f'no views are known: put {PROJECTIONS} of the Kaggle copy into DIR to have them']
     return Source(
         name='openi', version='1', namespace='openi', labels=tuple(FINDINGS), license=LICENSE, entries=entries,
@@ -176,10 +176,10 @@ def parse(data: bytes) -> Element:
 
 def _views(root: pathlib.Path) -> dict[str, str]:
     """Bare image name -> 'Frontal' or 'Lateral', from the Kaggle copy's table; {} without it."""
-    path = next(iter(release.paths(root, PROJECTIONS).values()), None)
+    path = next(iter(folders.paths(root, PROJECTIONS).values()), None)
     if path is None:
         return {}
-    lines = release.read_table(path, ['filename', 'projection']).lines
+    lines = tables.read_table(path, ['filename', 'projection']).lines
     return {_bare(line.cells['filename'].split('.')[0]): line.cells['projection'] for line in lines}
 
 

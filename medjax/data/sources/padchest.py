@@ -28,8 +28,8 @@ import argparse
 import re
 from collections.abc import Mapping, Sequence
 
-from medjax.data import coding, release
-from medjax.data.release import Line
+from medjax.data.releases import coding, folders, tables
+from medjax.data.releases.tables import Line
 from medjax.data.types import BLANK, NEGATIVE, POSITIVE, Drop, Entry, Example, Source
 
 LICENSE = 'BIMCV PadChest research use agreement'
@@ -42,13 +42,13 @@ SCANNER = r'[A-Za-z0-9][A-Za-z0-9 .&_-]{0,39}'  # a maker's name and nothing lon
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    release.arguments(parser, LAYOUT)
+    folders.arguments(parser, LAYOUT)
 
 
 def source(folder: str, size: int | None = None) -> Source:
-    root = release.folder(folder, f'{TABLE}|{TABLE}.gz', layout=LAYOUT)
-    table = release.read_table(next(path for path in (root / TABLE, root / f'{TABLE}.gz') if path.exists()), COLUMNS)
-    files = release.files(root, '.png')
+    root = folders.release_folder(folder, f'{TABLE}|{TABLE}.gz', layout=LAYOUT)
+    table = tables.read_table(next(path for path in (root / TABLE, root / f'{TABLE}.gz') if path.exists()), COLUMNS)
+    files = folders.files(root, '.png')
     by_name = {path.rsplit('/', 1)[-1]: path for path in sorted(files, reverse=True)}
     dropped = list(table.dropped)
     lines: dict[str, list[Line]] = {}
@@ -73,7 +73,7 @@ def source(folder: str, size: int | None = None) -> Source:
         cells_of.append(tuple(line.cells['Labels'] for line in same))
         facts.append({name: first[name] for name in first if len({line.cells[name] for line in same}) == 1})
         paths.append(path)
-    notes = release.account(root, table.path.name, LAYOUT, len(lines), len(entries), len(files))
+    notes = folders.account(root, table.path.name, LAYOUT, len(lines), len(entries), len(files))
     if inverse := sum(cells.get('PhotometricInterpretation_DICOM') == 'MONOCHROME1' for cells in facts):
         notes.append(f'{inverse:,} films were MONOCHROME1: look whether their bones are bright (column photometric)')
 
@@ -81,7 +81,7 @@ def source(folder: str, size: int | None = None) -> Source:
         cells = facts[i]  # what all lines of the image agree on
         view = cells.get('Projection', '')
         role = 'costal' if view == 'COSTAL' else coding.role(view)
-        data = release.content(release.inside(root, paths[i]))
+        data = folders.content(folders.inside(root, paths[i]))
         return Example(data, role, text=_sections(cells.get('Report', '')), info=_info(cells))
 
     return Source(

@@ -17,8 +17,8 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from medjax.data import coding, figures, release
-from medjax.data.figures import Figure
+from medjax.data.releases import coding, folders, pubmed_figures, tables
+from medjax.data.releases.pubmed_figures import Figure
 from medjax.data.types import Drop, Source, Unreadable
 from medjax.errors import UserError
 
@@ -28,12 +28,12 @@ PICTURES = 'caption_T060_filtered_top4_sep_v0_subfigures'
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    release.arguments(parser, LAYOUT)
+    folders.arguments(parser, LAYOUT)
 
 
 def source(folder: str, size: int | None = None) -> Source:
     """The sub-figures as a source; captions stay in the file until their image is opened."""
-    root = release.folder(folder, 'pmc_oa.jsonl|pmc_oa_beta.jsonl', layout=LAYOUT)
+    root = folders.release_folder(folder, 'pmc_oa.jsonl|pmc_oa_beta.jsonl', layout=LAYOUT)
     lines = next(root / name for name in ('pmc_oa.jsonl', 'pmc_oa_beta.jsonl') if (root / name).exists())
     pictures = next((f for f in (PICTURES, f'images/{PICTURES}', 'images') if (root / f).is_dir()), None)
     if pictures is None:
@@ -42,16 +42,16 @@ def source(folder: str, size: int | None = None) -> Source:
     found = _found(lines, pictures, dropped)
 
     def read(at: Any) -> str:
-        caption = release.json_line(lines, at).get('caption')
+        caption = tables.json_line(lines, at).get('caption')
         if not isinstance(caption, str):
             raise Unreadable('it is no text')
         return caption
 
-    return figures.source(root, 'pmc_oa', found, dropped, [], LICENSE, size, read=read)
+    return pubmed_figures.source(root, 'pmc_oa', found, dropped, [], LICENSE, size, read=read)
 
 
 def _found(lines: pathlib.Path, pictures: str, dropped: list[Drop]) -> Iterator[Figure]:
-    for number, at, line in release.json_lines(lines):
+    for number, at, line in tables.json_lines(lines):
         where = f'{lines.name} line {number}'
         if isinstance(line, str):
             dropped.append(Drop('', where, line))
@@ -60,4 +60,6 @@ def _found(lines: pathlib.Path, pictures: str, dropped: list[Drop]) -> Iterator[
         else:
             score = line.get('alignment_score')
             known = coding.known(alignment_score=score if isinstance(score, float) else None)
-            yield Figure(release.plain(image), f'{pictures}/{image}', figures.article(image), where, (at,), info=known)
+            yield Figure(
+                folders.plain(image), f'{pictures}/{image}', pubmed_figures.article(image), where, (at,), info=known
+            )

@@ -25,8 +25,8 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator
 
-from medjax.data import coding, figures, published, release
-from medjax.data.figures import Figure
+from medjax.data.releases import coding, folders, published_splits, pubmed_figures, tables
+from medjax.data.releases.pubmed_figures import Figure
 from medjax.data.types import Drop, Source
 from medjax.errors import UserError
 
@@ -40,12 +40,12 @@ GROUPS = ('radiology', 'non-radiology')
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    release.arguments(parser, LAYOUT)
+    folders.arguments(parser, LAYOUT)
 
 
 def source(folder: str, size: int | None = None, split: str = 'official') -> Source:
     """Whichever of the two the folder holds; UserError where it holds none or both."""
-    root = release.folder(folder, layout=LAYOUT)
+    root = folders.release_folder(folder, layout=LAYOUT)
     second = [s for s in ('train', 'valid', 'test') if (root / f'{s}_captions.csv').is_file()]
     first = [
         f'{s}/{group}'
@@ -63,12 +63,14 @@ def source(folder: str, size: int | None = None, split: str = 'official') -> Sou
     else:
         found = [figure for part in first for figure in _first(root, part, dropped)]
         name, splits = 'roco', 'roco/v1' if any('non-' in part for part in first) else 'roco/v1_radiology'
-    differ = published.differences(splits, {figure.image: str(figure.split) for figure in found}.items())
+    differ = published_splits.differences(splits, {figure.image: str(figure.split) for figure in found}.items())
     notes += differ
     wanted = ('train', 'valid', 'test') if second else ('train', 'validation', 'test')
     if missing := [s for s in wanted if not any(part.split('/')[0] == s for part in second or first)]:
         notes.append(f'there are no captions of {" and ".join(missing)}')
-    return figures.source(root, name, found, dropped, notes, LICENSE, size, published.named(splits, differ))
+    return pubmed_figures.source(
+        root, name, found, dropped, notes, LICENSE, size, published_splits.named(splits, differ)
+    )
 
 
 def _first(root: pathlib.Path, part: str, dropped: list[Drop]) -> Iterator[Figure]:
@@ -76,7 +78,7 @@ def _first(root: pathlib.Path, part: str, dropped: list[Drop]) -> Iterator[Figur
     here = root / part
     names, licenses = _origins(here)
     there = set(os.listdir(here / 'images')) if (here / 'images').is_dir() else set()
-    for number, line in release.numbered(here / 'captions.txt'):
+    for number, line in tables.numbered(here / 'captions.txt'):
         where = f'{part}/captions.txt line {number}'
         image, _, caption = line.partition('\t')
         if not re.fullmatch(r'ROCO_\d+', image):
@@ -85,8 +87,8 @@ def _first(root: pathlib.Path, part: str, dropped: list[Drop]) -> Iterator[Figur
         name = names.get(image, '')
         file = name if name in there and f'{image}.jpg' not in there else f'{image}.jpg'
         yield Figure(
-            image, f'{part}/images/{file}', figures.article(name), where, (caption,),
-            release.SPLITS[part.split('/')[0]],
+            image, f'{part}/images/{file}', pubmed_figures.article(name), where, (caption,),
+            folders.SPLITS[part.split('/')[0]],
             coding.known(license=licenses.get(image), group=part.split('/')[1]),
         )  # fmt: skip
 
@@ -95,19 +97,19 @@ def _origins(here: pathlib.Path) -> tuple[dict[str, str], dict[str, str]]:
     """id -> 'PMC4083729_AMHSR-4-14-g002.jpg', the article and its file, and id -> licence."""
     names, licenses = {}, {}
     if (here / 'dlinks.txt').is_file():
-        for line in release.read_list(here / 'dlinks.txt'):
+        for line in tables.read_list(here / 'dlinks.txt'):
             image, link, name = (*line.split('\t'), '', '')[:3]
-            names[image.strip()] = f'{figures.article(link)}_{name.strip()}'
+            names[image.strip()] = f'{pubmed_figures.article(link)}_{name.strip()}'
     if (here / 'licences.txt').is_file():
-        for row in release.read_table(here / 'licences.txt', ['ROCO_ID', 'PMC_ID', 'CC']).lines:
+        for row in tables.read_table(here / 'licences.txt', ['ROCO_ID', 'PMC_ID', 'CC']).lines:
             names[row.cells['ROCO_ID']] = row.cells['PMC_ID']
-            licenses[row.cells['ROCO_ID']] = figures.license(row.cells['CC'])
+            licenses[row.cells['ROCO_ID']] = pubmed_figures.license(row.cells['CC'])
     return names, licenses
 
 
 def _second(root: pathlib.Path, split: str, dropped: list[Drop], notes: list[str]) -> Iterator[Figure]:
     """The figures of one split of ROCOv2."""
-    table = release.read_table(root / f'{split}_captions.csv', ['ID', 'Caption'])
+    table = folders.read_table(root / f'{split}_captions.csv', ['ID', 'Caption'])
     dropped += table.dropped
     facts: dict[str, dict[str, str]] = defaultdict(dict)
     for name, file in (
@@ -115,17 +117,17 @@ def _second(root: pathlib.Path, split: str, dropped: list[Drop], notes: list[str
         ('concepts_manual', f'{split}_concepts_manual.csv'),
     ):
         if (root / file).is_file():
-            for line in release.read_table(root / file, ['ID', 'CUIs']).lines:
+            for line in folders.read_table(root / file, ['ID', 'CUIs']).lines:
                 facts[line.cells['ID']][name] = line.cells['CUIs']
     articles = {}
     if (root / 'license_information.csv').is_file():
-        for line in release.read_table(root / 'license_information.csv', ['ID', 'PMCID', 'Attribution']).lines:
-            articles[line.cells['ID']] = figures.article(line.cells['PMCID'])
-            facts[line.cells['ID']]['license'] = figures.license(line.cells['Attribution'])
-    folders = (split, f'{split}_images/{split}', f'{split}_images', 'images')
-    folder = next((f for f in folders if (root / f).is_dir() and any((root / f).glob('*.jpg'))), split)
+        for line in folders.read_table(root / 'license_information.csv', ['ID', 'PMCID', 'Attribution']).lines:
+            articles[line.cells['ID']] = pubmed_figures.article(line.cells['PMCID'])
+            facts[line.cells['ID']]['license'] = pubmed_figures.license(line.cells['Attribution'])
+    candidates = (split, f'{split}_images/{split}', f'{split}_images', 'images')
+    folder = next((f for f in candidates if (root / f).is_dir() and any((root / f).glob('*.jpg'))), split)
     if not (root / folder).is_dir():
-        notes.append(f'there is no folder {" or ".join(folders)}: unpack {split}_images.zip')
+        notes.append(f'there is no folder {" or ".join(candidates)}: unpack {split}_images.zip')
     for line in table.lines:
         image, where = line.cells['ID'], table.where(line)
         if not re.fullmatch(r'\w+', image):
@@ -133,5 +135,5 @@ def _second(root: pathlib.Path, split: str, dropped: list[Drop], notes: list[str
             continue
         yield Figure(
             image, f'{folder}/{image}.jpg', articles.get(image, ''), where, (line.cells['Caption'],),
-            release.SPLITS[split], coding.known(**facts.get(image, {})),
+            folders.SPLITS[split], coding.known(**facts.get(image, {})),
         )  # fmt: skip

@@ -31,9 +31,9 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from medjax.data import coding, published, release
 from medjax.data.images import dicom
-from medjax.data.release import Line
+from medjax.data.releases import coding, folders, published_splits, tables
+from medjax.data.releases.tables import Line
 from medjax.data.types import BLANK, Drop, Entry, Example, Origin, Source, Unreadable
 from medjax.errors import UserError
 
@@ -47,15 +47,15 @@ BOX = ('x', 'y', 'width', 'height')
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    release.arguments(parser, LAYOUT)
+    folders.arguments(parser, LAYOUT)
 
 
 def source(folder: str, size: int | None = None, split: str = 'given') -> Source:
-    root = release.folder(folder, 'stage_2_train_labels.csv', layout=LAYOUT)
-    table = release.read_table(root / 'stage_2_train_labels.csv', ['patientId', 'Target', *BOX])
+    root = folders.release_folder(folder, 'stage_2_train_labels.csv', layout=LAYOUT)
+    table = tables.read_table(root / 'stage_2_train_labels.csv', ['patientId', 'Target', *BOX])
     classes, origins = _classes(root), nih_origins(root)
-    listed = published.read_split(root, 'benchx', 'from yangzhou12/BenchX') if split == 'benchx' else {}
-    files = release.paths(root, '.dcm')
+    listed = published_splits.read_split(root, 'benchx', 'from yangzhou12/BenchX') if split == 'benchx' else {}
+    files = folders.paths(root, '.dcm')
     place = {file.stem: name for name, file in files.items()}
     lines: defaultdict[str, list[Line]] = defaultdict(list)
     for line in table.lines:
@@ -67,7 +67,7 @@ def source(folder: str, size: int | None = None, split: str = 'given') -> Source
         mine = lines.get(image, [])
         where = table.where(mine[0]) if mine else 'stage_2_test_images'
         try:
-            file = release.inside(root, place.get(image, f'stage_2_train_images/{image}.dcm') if image else '')
+            file = folders.inside(root, place.get(image, f'stage_2_train_images/{image}.dcm') if image else '')
             if listed and image not in listed:
                 raise Unreadable('in no list of the split benchx')
         except Unreadable as error:
@@ -77,23 +77,23 @@ def source(folder: str, size: int | None = None, split: str = 'given') -> Source
         if wrong:
             dropped.append(Drop(image, where, wrong, 'part'))
         entries.append(
-            Entry(image, None, f'image/{image}', listed.get(image), where, origins.get(image), release.stamp(file))
+            Entry(image, None, f'image/{image}', listed.get(image), where, origins.get(image), folders.stamp(file))
         )
     if not entries:
         raise UserError(f'{root}: none of the {len(lines)} images of {table.path.name} is there; give {LAYOUT}')
     named = {place[image] for image in [*lines, *tests] if image in place}
-    notes = _notes(origins, entries, release.not_named(files, named, 'the table'))
+    notes = _notes(origins, entries, folders.not_named(files, named, 'the table'))
     name_of_list = ''
     if listed:
-        differ = published.differences('rsna_pneumonia/benchx', listed.items())
-        name_of_list = published.named('rsna_pneumonia/benchx', differ)
+        differ = published_splits.differences('rsna_pneumonia/benchx', listed.items())
+        name_of_list = published_splits.named('rsna_pneumonia/benchx', differ)
         notes += differ
-        entries, apart = published.keep_apart(entries)
+        entries, apart = published_splits.keep_apart(entries)
         dropped += apart
 
     def load(i: int) -> Example:
         image = entries[i].image
-        data, mask, note = release.content(release.inside(root, place[image])), None, ''
+        data, mask, note = folders.content(folders.inside(root, place[image])), None, ''
         try:
             if told[image][0] in (0, 1):
                 mask = _boxes(lines[image], dicom.shape(data))
@@ -115,7 +115,7 @@ def nih_origins(root: pathlib.Path) -> dict[str, Origin]:
     path = root / MAPPING
     if not path.exists():
         return {}
-    rows = release.read_json(path)
+    rows = tables.read_json(path)
     named = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
     found = {}
     for row in named:
@@ -131,7 +131,7 @@ def _classes(root: pathlib.Path) -> dict[str, list[str]]:
     """image -> its cells of the class table, once for each line; {} without the table."""
     path = root / 'stage_2_detailed_class_info.csv'
     found: defaultdict[str, list[str]] = defaultdict(list)
-    for line in release.read_table(path, ['patientId', 'class']).lines if path.exists() else []:
+    for line in tables.read_table(path, ['patientId', 'class']).lines if path.exists() else []:
         found[line.cells['patientId']].append(line.cells['class'])
     return found
 

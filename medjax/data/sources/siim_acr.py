@@ -20,9 +20,9 @@ from __future__ import annotations
 import argparse
 from collections import defaultdict
 
-from medjax.data import coding, release, rle
 from medjax.data.images import dicom
-from medjax.data.release import Line
+from medjax.data.releases import coding, folders, rle, tables
+from medjax.data.releases.tables import Line
 from medjax.data.types import BLANK, Drop, Entry, Example, Source, Unreadable
 from medjax.errors import UserError
 
@@ -31,13 +31,13 @@ LAYOUT = 'the folder that holds train-rle.csv and dicom-images-train/ of SIIM-AC
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    release.arguments(parser, LAYOUT)
+    folders.arguments(parser, LAYOUT)
 
 
 def source(folder: str, size: int | None = None) -> Source:
-    root = release.folder(folder, 'train-rle.csv', layout=LAYOUT)
-    table = release.read_table(root / 'train-rle.csv', ['ImageId', 'EncodedPixels'])
-    files = release.paths(root, '.dcm')
+    root = folders.release_folder(folder, 'train-rle.csv', layout=LAYOUT)
+    table = tables.read_table(root / 'train-rle.csv', ['ImageId', 'EncodedPixels'])
+    files = folders.paths(root, '.dcm')
     place = {file.stem: name for name, file in files.items()}
     lines: defaultdict[str, list[Line]] = defaultdict(list)
     for line in table.lines:
@@ -47,7 +47,7 @@ def source(folder: str, size: int | None = None) -> Source:
     for image, mine in lines.items():
         where, cells = table.where(mine[0]), [line.cells['EncodedPixels'] for line in mine]
         try:
-            file = release.inside(root, place.get(image, f'dicom-images-train/{image}.dcm') if image else '')
+            file = folders.inside(root, place.get(image, f'dicom-images-train/{image}.dcm') if image else '')
         except Unreadable as error:
             dropped.append(Drop(image, where, str(error)))
             continue
@@ -55,14 +55,14 @@ def source(folder: str, size: int | None = None) -> Source:
         if None in said:
             reason = 'EncodedPixels is neither runs nor -1; this line says nothing'
             dropped.append(Drop(image, table.where(mine[said.index(None)]), reason, 'part'))
-        entries.append(Entry(image, None, f'image/{image}', None, where, stamp=release.stamp(file)))
+        entries.append(Entry(image, None, f'image/{image}', None, where, stamp=folders.stamp(file)))
         labels.append(coding.fuse(BLANK if value is None else value for value in said))
         masks.append(cells)
     if not entries:
         raise UserError(f'{root}: none of the {len(lines)} images of train-rle.csv is there; give {LAYOUT}')
 
     def load(i: int) -> Example:
-        data, mask, note = release.content(release.inside(root, place[entries[i].image])), None, ''
+        data, mask, note = folders.content(folders.inside(root, place[entries[i].image])), None, ''
         try:
             if labels[i] != BLANK:
                 mask = rle.mask(masks[i], dicom.shape(data))
@@ -75,7 +75,7 @@ def source(folder: str, size: int | None = None) -> Source:
     notes = [
         'the films are from NIH ChestX-ray14 and nobody published which: do not test on SIIM-ACR after training on NIH',
         'no patients are named: where splits are drawn, near-duplicates stay together; people may still be in two',
-        *release.not_named(files, {place[image] for image in lines if image in place}, 'train-rle.csv'),
+        *folders.not_named(files, {place[image] for image in lines if image in place}, 'train-rle.csv'),
     ]
     return Source(
         name='siim_acr', version='1', namespace='siim_acr', labels=('pneumothorax',), license=LICENSE,

@@ -15,9 +15,9 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 
-from medjax.data import coding, release
 from medjax.data.images import dicom
-from medjax.data.release import Line, Table
+from medjax.data.releases import coding, folders, tables
+from medjax.data.releases.tables import Line, Table
 from medjax.data.types import BLANK, Drop, Entry, Example, Source, Unreadable
 from medjax.errors import UserError, suggest
 
@@ -31,15 +31,15 @@ Label = Callable[[Mapping[str, str]], int]  # cells -> 1, 0, -1 or -2
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    release.arguments(parser, 'holds metadata.csv and its images')
+    folders.arguments(parser, 'holds metadata.csv and its images')
     parser.add_argument('--labels', help='columns, separated by commas; a text column gives one label per value')
     parser.add_argument('--namespace', help="tables with one namespace share their patients' ids (default: DIR's name)")
 
 
 def source(folder: str, labels: str | None = None, size: int | None = None, namespace: str | None = None) -> Source:
     """The table as a source; lines that cannot be used are set aside with a reason, `UserError` where none can be."""
-    root = release.folder(folder, 'metadata.csv', layout=LAYOUT)
-    table = release.read_table(root / 'metadata.csv', ['image'], lower=RECOGNISED)
+    root = folders.release_folder(folder, 'metadata.csv', layout=LAYOUT)
+    table = tables.read_table(root / 'metadata.csv', ['image'], lower=RECOGNISED)
     lines, files, unusable = _usable(root, table)
     names, label_of = _labels(lines, table.columns, labels)
     pictures = [picture for n, file in enumerate(files) for picture in _pictures(n, file)]
@@ -53,7 +53,7 @@ def source(folder: str, labels: str | None = None, size: int | None = None, name
 
     def load(i: int) -> Example:
         n, frame = pictures[i]
-        cells, data = lines[n].cells, release.content(files[n])
+        cells, data = lines[n].cells, folders.content(files[n])
         mask, note = _mask(root, cells.get('mask', '')) if frame is None else (None, '')
         if frame is not None and cells.get('mask'):
             note = 'the mask is left out: it cannot be told which of the frames it belongs to'
@@ -83,7 +83,7 @@ def _usable(root: pathlib.Path, table: Table) -> tuple[list[Line], list[pathlib.
     """The lines whose image may be opened, their files, and the others with a reason."""
     lines = table.lines
     split_given = any(line.cells.get('split') for line in lines)
-    if wrong := {s for line in lines if (s := line.cells.get('split', '')) and s.lower() not in release.SPLITS}:
+    if wrong := {s for line in lines if (s := line.cells.get('split', '')) and s.lower() not in folders.SPLITS}:
         raise UserError(
             f'metadata.csv: the column split holds {", ".join(map(repr, sorted(wrong)[:3]))}; use train, val or test'
         )
@@ -92,7 +92,7 @@ def _usable(root: pathlib.Path, table: Table) -> tuple[list[Line], list[pathlib.
     for line in lines:
         cell = line.cells['image']
         try:
-            file = release.inside(root, cell)
+            file = folders.inside(root, cell)
             if file in first:
                 same = 'again' if line.cells == first[file].cells else 'again with other values'
                 raise Unreadable(f'the image of line {first[file].number} {same}')
@@ -109,7 +109,7 @@ def _usable(root: pathlib.Path, table: Table) -> tuple[list[Line], list[pathlib.
 
 def _pictures(n: int, file: pathlib.Path) -> list[tuple[int, int | None]]:
     """(line, None) for a file of one picture; (line, frame) for each frame of a DICOM file of several."""
-    count = release.frames(file)
+    count = folders.frames(file)
     return [(n, frame) for frame in range(count)] if count > 1 else [(n, None)]
 
 
@@ -118,16 +118,16 @@ def _entry(where: str, cells: Mapping[str, str], frame: int | None, stamp: str) 
     image, patient = cells['image'], cells.get('patient_id') or None
     study = f'{patient or ""}/{cells["study_id"]}' if cells.get('study_id') else f'image/{image}'
     which = '' if frame is None else f' frame {frame + 1}'
-    split = release.SPLITS.get(cells.get('split', '').lower())
+    split = folders.SPLITS.get(cells.get('split', '').lower())
     return Entry(image + which, patient, study, split, where + which, stamp=stamp)
 
 
 def _stamp(root: pathlib.Path, file: pathlib.Path, cells: Mapping[str, str]) -> str:
     """Of the image and of its mask."""
     try:
-        return release.stamp(file, release.inside(root, cells['mask'])) if cells.get('mask') else release.stamp(file)
+        return folders.stamp(file, folders.inside(root, cells['mask'])) if cells.get('mask') else folders.stamp(file)
     except Unreadable:  # the mask is left out
-        return release.stamp(file)
+        return folders.stamp(file)
 
 
 def _labels(lines: list[Line], columns: list[str], named: str | None) -> tuple[tuple[str, ...], list[Label]]:
@@ -177,7 +177,7 @@ def _sex(cell: str) -> str | None:
 def _mask(root: pathlib.Path, cell: str) -> tuple[bytes | None, str]:
     """The file of the mask that a line names and '', or None and why it is left out."""
     try:
-        return (release.content(release.inside(root, cell)) if cell else None), ''
+        return (folders.content(folders.inside(root, cell)) if cell else None), ''
     except Unreadable as error:
         return None, f'the mask is left out: {error}'
 

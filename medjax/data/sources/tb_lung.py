@@ -27,8 +27,8 @@ import re
 
 import numpy as np
 
-from medjax.data import coding, release
 from medjax.data.images import decode
+from medjax.data.releases import coding, folders
 from medjax.data.types import Drop, Entry, Example, Source, Unreadable
 from medjax.errors import UserError
 
@@ -40,12 +40,12 @@ YEAR = dict(y=1, m=12, d=365.25)
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    release.arguments(parser, LAYOUT)
+    folders.arguments(parser, LAYOUT)
 
 
 def source(folder: str, size: int | None = None) -> Source:
-    root = release.folder(folder, layout=LAYOUT)
-    pictures, readings = release.paths(root, '.png'), release.paths(root, '.txt')
+    root = folders.release_folder(folder, layout=LAYOUT)
+    pictures, readings = folders.paths(root, '.png'), folders.paths(root, '.txt')
     texts = {file.stem: name for name, file in readings.items() if file.parent.name == 'ClinicalReadings'}
     films = {name: file for name, file in pictures.items() if file.parent.name == 'CXR_png' or file.parent == root}
     masks = _masks(pictures)
@@ -58,7 +58,7 @@ def source(folder: str, size: int | None = None) -> Source:
                 raise Unreadable('the name is not CHNCXR_ or MCUCXR_, a number, _0 or _1')
             if file.stem in seen:
                 raise Unreadable('a film of this name is there twice')
-            release.inside(root, name)
+            folders.inside(root, name)
         except Unreadable as error:
             dropped.append(Drop(file.stem, where, str(error)))
             continue
@@ -66,7 +66,7 @@ def source(folder: str, size: int | None = None) -> Source:
         patient = f'{match[1]}_{match[2]}'
         parts = [pictures[mask] for mask in masks.get(file.stem, [])]
         parts += [readings[texts[file.stem]]] if file.stem in texts else []
-        entries.append(Entry(file.stem, patient, patient, None, where, stamp=release.stamp(file, *parts)))
+        entries.append(Entry(file.stem, patient, patient, None, where, stamp=folders.stamp(file, *parts)))
         place.append(name)
     if not entries:
         raise UserError(
@@ -75,12 +75,12 @@ def source(folder: str, size: int | None = None) -> Source:
 
     def load(i: int) -> Example:
         image = entries[i].image
-        data = release.content(release.inside(root, place[i]))
+        data = folders.content(folders.inside(root, place[i]))
         text: dict[str, str] = {}
         facts: dict[str, str | float] = {}
         notes: list[str] = []
         try:
-            text, facts = reading(release.content(release.inside(root, texts.get(image, f'{image}.txt'))))
+            text, facts = reading(folders.content(folders.inside(root, texts.get(image, f'{image}.txt'))))
         except Unreadable as error:
             notes.append(f'the reading is left out: {error}')
         mask = None
@@ -147,7 +147,7 @@ def _joined(root: pathlib.Path, names: list[str]) -> np.ndarray | None:
     sides = {name.split('/')[-2] for name in names if '/' in name} & {'leftMask', 'rightMask'}
     if len(sides) == 1:
         raise Unreadable(f'only the {sides.pop()} of two is there')
-    lungs = [decode.mask(release.content(release.inside(root, name))) > 0 for name in names]
+    lungs = [decode.mask(folders.content(folders.inside(root, name))) > 0 for name in names]
     if len({lung.shape for lung in lungs}) > 1:
         raise Unreadable('the masks of the two lungs differ in size')
     return functools.reduce(np.logical_or, lungs).astype(np.uint8) * 255 if lungs else None

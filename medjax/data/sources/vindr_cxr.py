@@ -24,8 +24,8 @@ import argparse
 import pathlib
 from collections import defaultdict
 
-from medjax.data import coding, published, release
 from medjax.data.images import dicom
+from medjax.data.releases import coding, folders, published_splits, tables
 from medjax.data.types import BLANK, Drop, Entry, Example, Source, Unreadable
 from medjax.errors import UserError
 
@@ -37,13 +37,13 @@ NO_LABEL = ('image_id', 'rad_id')
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    release.arguments(parser, LAYOUT)
+    folders.arguments(parser, LAYOUT)
 
 
 def source(folder: str, size: int | None = None, split: str = 'official') -> Source:
-    root = release.folder(folder, '|'.join(TABLES.values()), layout=LAYOUT)
-    benchx = published.read_split(root, 'benchx', 'from yangzhou12/BenchX') if split == 'benchx' else {}
-    files = release.paths(root, '.dicom', '.dcm')
+    root = folders.release_folder(folder, '|'.join(TABLES.values()), layout=LAYOUT)
+    benchx = published_splits.read_split(root, 'benchx', 'from yangzhou12/BenchX') if split == 'benchx' else {}
+    files = folders.paths(root, '.dicom', '.dcm')
     notes, dropped, entries = [], [], []
     told: dict[str, dict[str, int]] = {}
     names: dict[str, None] = {}  # in the tables' order
@@ -58,7 +58,7 @@ def source(folder: str, size: int | None = None, split: str = 'official') -> Sou
         for image, said in votes.items():
             file = f'{part}/{image}.dicom'
             try:
-                stamp = release.stamp(release.inside(root, file if image else ''))
+                stamp = folders.stamp(folders.inside(root, file if image else ''))
                 if image in told:
                     raise Unreadable('the image is in both tables')
                 if benchx and image not in benchx:
@@ -71,15 +71,15 @@ def source(folder: str, size: int | None = None, split: str = 'official') -> Sou
             names |= dict.fromkeys(told[image])
             entries.append(Entry(image, None, f'image/{image}', benchx.get(image, part), first[image], stamp=stamp))
         used = {f'{part}/{image}.dicom' for image in votes}
-        notes += release.not_named([name for name in files if name.startswith(f'{part}/')], used, name)
+        notes += folders.not_named([name for name in files if name.startswith(f'{part}/')], used, name)
         tabled |= dict.fromkeys(votes, part)
     if not entries:
         raise UserError(f'{root}: none of the images that the tables name is there; give {LAYOUT}')
-    differ = published.differences(f'vindr_cxr/{split}', (benchx or tabled).items()) if split in SPLITS else []
+    differ = published_splits.differences(f'vindr_cxr/{split}', (benchx or tabled).items()) if split in SPLITS else []
     notes += differ
 
     def load(i: int) -> Example:
-        data = release.content(release.inside(root, place[entries[i].image]))
+        data = folders.content(folders.inside(root, place[entries[i].image]))
         return Example(data, 'frontal', info=dicom.facts(data))
 
     notes += [
@@ -90,13 +90,13 @@ def source(folder: str, size: int | None = None, split: str = 'official') -> Sou
         name='vindr_cxr', version='1', namespace='vindr_cxr', labels=tuple(names), license=LICENSE, size=size,
         entries=entries, label=lambda i: [told[entries[i].image].get(name, BLANK) for name in names],
         load=load, dropped=dropped, notes=notes,
-        splits=published.named(f'vindr_cxr/{split}', differ) if split in SPLITS else '',
+        splits=published_splits.named(f'vindr_cxr/{split}', differ) if split in SPLITS else '',
     )  # fmt: skip
 
 
 def _read(path: pathlib.Path) -> tuple[dict[str, dict[str, list[int]]], dict[str, str], list[Drop]]:
     """image -> label -> what each reader says; image -> its first line; and cells that hold neither 0 nor 1."""
-    table = release.read_table(path, ['image_id'])
+    table = tables.read_table(path, ['image_id'])
     names = {column: _name(column) for column in table.columns if column not in NO_LABEL}
     votes: defaultdict[str, dict[str, list[int]]] = defaultdict(lambda: {name: [] for name in names.values()})
     first: dict[str, str] = {}

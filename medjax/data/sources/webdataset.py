@@ -27,7 +27,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-from medjax.data import coding, figures, release
+from medjax.data.releases import coding, folders, pubmed_figures
 from medjax.data.types import Drop, Entry, Example, Source, Unreadable
 from medjax.errors import UserError
 
@@ -66,14 +66,14 @@ class Listed(NamedTuple):
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    release.arguments(parser, LAYOUT)
+    folders.arguments(parser, LAYOUT)
     parser.add_argument('--namespace', help="sets with one namespace share their ids (default: DIR's name)")
 
 
 def source(folder: str, size: int | None = None, namespace: str | None = None) -> Source:
     """The shards as a source; UserError where there are none, or only compressed ones."""
-    root = release.folder(folder, layout=LAYOUT)
-    found, dropped, _ = release.tree(root)
+    root = folders.release_folder(folder, layout=LAYOUT)
+    found, dropped, _ = folders.tree(root)
     if packed := [path for _, path in found if re.search(r'\.(tgz|tar\.(gz|bz2|xz|zst|lz4))$', path)]:
         raise UserError(
             f'{root}: {packed[0]} is compressed, and images cannot be read from their place in it; '
@@ -83,7 +83,7 @@ def source(folder: str, size: int | None = None, namespace: str | None = None) -
     if not shards:
         raise UserError(f'{root}: there is no .tar file; give {LAYOUT}')
     splits = [_split(path) for path in shards]
-    release.all_or_none(root, splits, 'shards')
+    folders.all_or_none(root, splits, 'shards')
     listed = list(_listed(root, shards))
     samples = [sample for shard in listed for sample in shard.samples]
     dropped = [*dropped, *(drop for shard in listed for drop in shard.dropped)]
@@ -102,7 +102,7 @@ def source(folder: str, size: int | None = None, namespace: str | None = None) -
         info = coding.known(license=sample.license)
         return Example(image, text={'caption': text} if text else {}, info=info, note=note)
 
-    stamps = [release.stamp(root / path) for path in shards]
+    stamps = [folders.stamp(root / path) for path in shards]
     return Source(
         name=root.name, version='1', namespace=namespace or root.name, labels=(), license=LICENSE, size=size,
         entries=[
@@ -119,7 +119,7 @@ def source(folder: str, size: int | None = None, namespace: str | None = None) -
 def _split(path: str) -> str | None:
     """The split that the first folder or the shard's name begins with: train/0.tar, shards/val-0.tar."""
     words = [re.match('[a-z]*', part)[0] for part in path.lower().split('/')]  # type: ignore[index]
-    return next((release.SPLITS[word] for word in words if word in release.SPLITS), None)
+    return next((folders.SPLITS[word] for word in words if word in folders.SPLITS), None)
 
 
 def _listed(root: pathlib.Path, shards: list[str]) -> Iterator[Listed]:
@@ -156,7 +156,7 @@ def _list(path: pathlib.Path, name: str, shard: int) -> Listed:
                     elif kind == 'json' and member.size <= MOST_JSON:
                         facts[key] = _facts(file, place)
                 except Unreadable as error:
-                    dropped.append(Drop(release.plain(f'{name}/{member.name}'), f'{where} member {number}', str(error)))
+                    dropped.append(Drop(folders.plain(f'{name}/{member.name}'), f'{where} member {number}', str(error)))
             file.seek(tar.offset)
             block = file.read(512)
             ended = bool(block)
@@ -199,7 +199,7 @@ def _key(member: tarfile.TarInfo, total: int) -> tuple[str, str]:
     if member.offset_data + member.size > total:
         raise Unreadable('the shard ends within it')
     try:
-        name = release.relative(member.name)
+        name = folders.relative(member.name)
         name.encode()
     except UnicodeEncodeError:
         raise Unreadable('its name is not UTF-8') from None
@@ -228,7 +228,7 @@ def _facts(file: Any, place: Place) -> dict[str, Any]:
         return {}
     article = data.get('article_accession_id') or data.get('pmcid') or ''
     license = data.get('article_license') or data.get('license') or ''
-    return {'article': figures.article(str(article)), 'license': figures.license(str(license))}
+    return {'article': pubmed_figures.article(str(article)), 'license': pubmed_figures.license(str(license))}
 
 
 def _caption(path: pathlib.Path, sample: Sample) -> str:

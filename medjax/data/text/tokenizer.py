@@ -12,12 +12,10 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from medjax.data.records import DataSet
-from medjax.data.text.language import sentences
 from medjax.errors import UserError
 
 NAME = 'tokenizer.json'  # beside the records: the tokenizer that was trained on them
@@ -97,49 +95,6 @@ def fingerprint(raw: bytes) -> str:
     return hashlib.sha256(raw).hexdigest()[:16]
 
 
-def train(datasets: Iterable[DataSet], size: int) -> str:
-    """The JSON of a WordPiece tokenizer with at most `size` tokens, learned from the texts of the train splits.
-
-    Lower case, without accents, cut as BERT does; [CLS] text [SEP]. Each different text counts once, however many
-    images it is told of; a quarter of the tokens at most are single letters, the frequent ones. The same texts give the
-    same file (with one version of the library). UserError where there is no text.
-    """
-    corpus = [' '.join(sentences(text)) for data in datasets for text in _different(data)]
-    if not corpus:
-        raise UserError('no training record has a text, so there is nothing to learn a vocabulary from')
-    if size < 100:
-        raise UserError(f'--size {size}: a vocabulary has at least 100 tokens')
-    from tokenizers import Tokenizer as Inner, models, trainers
-
-    inner = _bert(Inner(models.WordPiece(unk_token='[UNK]')), lower=True)
-    # The library numbers letters within words as it meets them, in the order of a hash table that differs from run to
-    # run, and settles ties by number. Named here as special tokens, they have their numbers before.
-    counts: dict[str, int] = {}
-    for text in corpus:
-        for letter in inner.normalizer.normalize_str(text):
-            counts[letter] = counts.get(letter, 0) + (not letter.isspace())
-    letters = sorted(sorted(filter(counts.get, counts), key=lambda c: (-counts[c], c))[: size // 4])
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=size, min_frequency=2, special_tokens=[*SPECIAL, *(f'##{c}' for c in letters)],
-        initial_alphabet=letters, limit_alphabet=len(letters), show_progress=False,
-    )  # fmt: skip
-    inner.train_from_iterator(corpus, trainer)
-    vocabulary = inner.get_vocab(with_added_tokens=True)
-    return _of_words(sorted(vocabulary, key=vocabulary.__getitem__), lower=True).to_str(pretty=True)
-
-
-def _different(data: DataSet) -> list[str]:
-    """The texts of the train split, each once, in the order of the records."""
-    if 'train' not in data.splits:
-        return []
-    split = data.split('train')
-    found: dict[int, str] = {}
-    for i, key in enumerate(split.keys('text').tolist()):
-        if key and key not in found:
-            found[key] = '\n\n'.join(split.text(i).values())
-    return list(found.values())
-
-
 def _from_json(path: Path, content: str) -> Any:
     from tokenizers import Tokenizer as Inner
 
@@ -159,19 +114,19 @@ def _from_vocabulary(path: Path, content: str) -> Any:
     if missing:
         raise UserError(f'tokenizer.path: {path} is no vocab.txt of a BERT: it has no line {missing[0]}')
     # With capitals in no word, a text in capitals could only be unknown.
-    return _of_words(words, lower=not any(word != word.lower() for word in words if word[:1] != '['))
+    return of_words(words, lower=not any(word != word.lower() for word in words if word[:1] != '['))
 
 
-def _of_words(words: list[str], lower: bool) -> Any:
+def of_words(words: list[str], lower: bool) -> Any:
     from tokenizers import AddedToken, Tokenizer as Inner, models
 
     vocabulary = {word: k for k, word in enumerate(words)}
-    inner = _bert(Inner(models.WordPiece(vocabulary, unk_token='[UNK]')), lower)
+    inner = bert_pieces(Inner(models.WordPiece(vocabulary, unk_token='[UNK]')), lower)
     inner.add_special_tokens([AddedToken(word, special=True) for word in SPECIAL if word in vocabulary])
     return inner
 
 
-def _bert(inner: Any, lower: bool) -> Any:
+def bert_pieces(inner: Any, lower: bool) -> Any:
     """BERT's way to cut a text, around the model that is in `inner`."""
     from tokenizers import decoders, normalizers, pre_tokenizers, processors
 

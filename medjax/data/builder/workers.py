@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from medjax.data import chunks
-from medjax.data.chunks import Chunk
+from medjax.data.builder import chunks
+from medjax.data.builder.chunks import Chunk
 from medjax.data.types import Source
 from medjax.errors import UserError
 

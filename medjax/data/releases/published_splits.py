@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from medjax.data import release
+from medjax.data.releases import tables
 from medjax.data.types import SPLIT_NAMES, Drop, Entry, patient_of
 from medjax.errors import UserError
 
@@ -180,7 +180,7 @@ def read_split(root: pathlib.Path, name: str, source: str) -> dict[str, str]:
         path = root / name / f'{split}.txt'
         if not path.is_file():
             raise UserError(f'{path} is missing; --split {name} reads train.txt, val.txt and test.txt there ({source})')
-        for image in release.read_list(path):
+        for image in tables.read_list(path):
             if listed.setdefault(image, split) != split:
                 raise UserError(f'{path}: an image is in {listed[image]}.txt and in {split}.txt; copy the lists again')
     return listed

@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from medjax.data import chunks, columns, write
-from medjax.data.chunks import Chunk, Dropped
+from medjax.data.builder import chunks, columns, write
+from medjax.data.builder.chunks import Chunk, Dropped
 from medjax.data.format import map_columns
 from medjax.data.records import DataSet, Split
 from medjax.errors import UserError

@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from medjax.data import chunks
 from medjax.data.audit import near_duplicates
+from medjax.data.builder import chunks
 from medjax.data.types import Source, Unreadable, patient_of
 
 

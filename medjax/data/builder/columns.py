@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from medjax.data import chunks
-from medjax.data.chunks import Chunk, Dropped
+from medjax.data.builder import chunks
+from medjax.data.builder.chunks import Chunk, Dropped
 from medjax.data.format import COLUMNS, KINDS
 
 

@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from medjax.data import ids
 from medjax.data.audit import near_duplicates
+from medjax.data.builder import ids
 from medjax.data.format import schema
 from medjax.data.images import decode
 from medjax.data.text import language

@@ -17,8 +17,8 @@ import threading
 import traceback
 from collections.abc import Callable, Sequence
 
-from medjax.data import chunks
-from medjax.data.chunks import Chunk
+from medjax.data.builder import chunks
+from medjax.data.builder.chunks import Chunk
 from medjax.data.types import Source
 from medjax.errors import UserError
 

@@ -13,7 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from medjax.data import release
+from medjax.data.releases import folders
 from medjax.data.types import Drop, Entry, Example, Source, Unreadable
 from medjax.errors import UserError
 
@@ -62,7 +62,7 @@ def source(
     def load(i: int) -> Example:
         figure = kept[i]
         text, note = '', ''
-        data = release.content(release.inside(root, figure.file))
+        data = folders.content(folders.inside(root, figure.file))
         try:
             text = '\n'.join(dict.fromkeys(filter(None, (read(caption).strip() for caption in figure.captions))))
         except Unreadable as error:
@@ -70,7 +70,7 @@ def source(
         return Example(data, text={'caption': text} if text else {}, info=figure.info, note=note)
 
     entries = [
-        Entry(f.image, None, f.article or f'image/{f.image}', f.split, f.where, stamp=release.stamp(root / f.file))
+        Entry(f.image, None, f.article or f'image/{f.image}', f.split, f.where, stamp=folders.stamp(root / f.file))
         for f in kept
     ]
     return Source(
@@ -113,7 +113,7 @@ def _usable(root: pathlib.Path, figures: list[Figure | Drop]) -> tuple[list[Figu
             dropped.append(figure)
             continue
         try:
-            if not there(release.relative(figure.file)):
+            if not there(folders.relative(figure.file)):
                 raise Unreadable('there is no such file')
             kept.append(figure)
         except Unreadable as error:

@@ -27,10 +27,11 @@ from typing import Any
 import numpy as np
 
 from medjax import __version__
-from medjax.data import chunks, columns, groups, ids, records, splits, workers
+from medjax.data import records
 from medjax.data.audit import leaks
-from medjax.data.chunks import Chunk, Dropped
-from medjax.data.columns import Gathered
+from medjax.data.builder import chunks, columns, ids, splits, unknown_patients, workers
+from medjax.data.builder.chunks import Chunk, Dropped
+from medjax.data.builder.columns import Gathered
 from medjax.data.format import FORMAT, schema
 from medjax.data.types import SPLIT_NAMES, Source
 from medjax.errors import UserError
@@ -58,7 +59,7 @@ def write(
     may_write(out, overwrite)
     key = source.key or ids.private_key()
     unknown = sum(entry.patient is None and entry.origin is None for entry in source.entries)
-    source, again, notes = groups.of_near_duplicates(source, again)
+    source, again, notes = unknown_patients.of_near_duplicates(source, again)
     named = splits.assign(source, stratify)
     plan = chunks.plan(named)
     said = [
