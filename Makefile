@@ -17,7 +17,7 @@ USABLE := -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))'
 PYTHON ?= $(shell for p in $(CANDIDATES); do "$$p" $(USABLE) 2>/dev/null && { echo "$$p"; break; }; done)
 PYTHON_NEWEST ?= python3.12
 # What touches the interfaces of jax most. Not in .ci/run: a second environment of a gigabyte for what rarely changes.
-NEWEST_TESTS ?= tests/test_config.py tests/test_runtime.py tests/test_vit.py tests/test_step.py
+NEWEST_TESTS ?= tests/test_config.py tests/parallel/test_runtime.py tests/models/test_vit.py tests/training/test_step.py
 # A CPU build, which few indexes hold. Where there is none the tests that compare with torch skip; TORCH=torch takes the
 # default build, gigabytes of CUDA on Linux. open_clip comes alone: its torchvision has no CPU build, and its losses need none.
 TORCH ?= torch==2.13.0+cpu

@@ -34,7 +34,7 @@ import pydicom
 from PIL import Image, ImageEnhance, ImageFilter
 from pydicom.uid import ExplicitVRLittleEndian
 
-from medjax import build
+from medjax.commands import build
 from medjax.data import phantom, records
 from medjax.data.images import decode
 from medjax.data.stream import Stream

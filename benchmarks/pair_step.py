@@ -11,7 +11,7 @@ seconds of processor time, which waiting for a core is no part of.
 open_clip's side is all its own: CustomTextCLIP with VisionTransformer and HFTextEncoder around transformers' BERT
 (random weights; no dropout, for medjax has none), ClipLoss, and AdamW with the groups of open_clip_train. medjax's side
 is a recipe and the step that `medjax train` runs. FLOPs of both are counted, to show that they do the same work; the
-towers' outputs and the losses are compared in tests/test_huggingface.py and tests/test_pairs.py.
+towers' outputs and the losses are compared in tests/weights/test_huggingface.py and tests/objectives/test_pairs.py.
 """
 
 from __future__ import annotations

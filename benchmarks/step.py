@@ -22,7 +22,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from medjax import build, config as configs, train
+from medjax import config as configs, train
+from medjax.commands import build
 from medjax.data.stream import Stream
 from medjax.objectives.compose import objective
 from medjax.parallel import sharding

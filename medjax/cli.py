@@ -80,7 +80,7 @@ def run(name: str, argv: list[str]) -> int:
         return 0
     if name not in COMMANDS:
         raise UserError(f'there is no command {name!r}{suggest(name, COMMANDS)}')
-    return importlib.import_module(f'medjax.{name}').main(argv)
+    return importlib.import_module(f'medjax.commands.{name}').main(argv)
 
 
 class Terminated(KeyboardInterrupt):

@@ -45,7 +45,7 @@ from medjax.data.text import tokenizer, views as text_views
 from medjax.errors import UserError, suggest
 from medjax.objectives import features
 from medjax.overrides import override, split_overrides
-from medjax.training.step import check_rows
+from medjax.parallel.groups import check_rows
 
 __all__ = [
     'Config',

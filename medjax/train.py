@@ -8,7 +8,6 @@ are functions of the step alone. Ctrl-C and SIGTERM end in a saved step; a secon
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import hashlib
 import json
@@ -29,37 +28,22 @@ from medjax.data.audit import seen
 from medjax.data.stream import Stream
 from medjax.data.text import tokenizer
 from medjax.data.text.views import FALLBACKS
-from medjax.errors import UserError, build, suggest
+from medjax.errors import UserError, suggest
 from medjax.objectives.compose import Objective, objective, with_stats, without_stats
 from medjax.objectives.features import Feature
 from medjax.parallel import runtime, sharding
+from medjax.parallel.groups import check_rows
+from medjax.plugins import call
 from medjax.training import checkpoint, health, metrics
 from medjax.training.flops import model_flops
 from medjax.training.optimizer import optimizer
-from medjax.training.step import check_rows, create, make_step
+from medjax.training.step import create, make_step
 from medjax.types import TrainState
 from medjax.views import make
 from medjax.weights import export
 from medjax.weights.load import load
 
 MAX_SKIPPED = 20  # steps in a row with numbers that are not finite, after which the run stops
-
-
-def main(argv: list[str]) -> int:
-    argv, overrides = configs.split_overrides(argv)
-    parser = argparse.ArgumentParser(prog='medjax train', description=__doc__.split('\n\n')[0])
-    parser.add_argument('--config', required=True, metavar='FILE', help='the recipe, for example configs/demo.py')
-    parser.add_argument('--data', action='append', default=[], metavar='[SOURCE=]DATA', help='a folder of medjax build')
-    parser.add_argument('--workdir', required=True, type=Path, metavar='RUN', help='where the run lies or shall lie')
-    parser.add_argument('--config.KEY=VALUE', dest='_', help='overrides, for example --config.optim.lr=1e-3')
-    args = parser.parse_args(argv)
-
-    runtime.start()
-    try:
-        config, datasets = configs.load(args.config, args.data, overrides)
-        return run(config, datasets, args.workdir)
-    finally:
-        runtime.shutdown()
 
 
 def run(config: Mapping[str, Any], datasets: dict[str, records.DataSet], folder: Path) -> int:
@@ -102,7 +86,7 @@ def run(config: Mapping[str, Any], datasets: dict[str, records.DataSet], folder:
             files = config['init_from'] or ()
             for i, cfg in enumerate([files] if isinstance(files, Mapping) else files):
                 where = 'init_from' if isinstance(files, Mapping) else f'init_from[{i}]'
-                state = build(start_from, cfg, where, state=state)
+                state = call(start_from, cfg, where, state=state)
         start = int(state.step)
 
         # Batches, and the step with its cost.
@@ -219,7 +203,7 @@ def abstract_state(goal: Objective, config: Mapping[str, Any]) -> tuple[TrainSta
     """Shapes of the state, and the optimiser that the config describes for these parameters."""
     params, _ = jax.eval_shape(goal.init, jax.random.key(0))
     cfg = dict(config['optim'])
-    optim = build(optimizer, cfg, 'optim', params=params, total_steps=config['total_steps'])
+    optim = call(optimizer, cfg, 'optim', params=params, total_steps=config['total_steps'])
     return jax.eval_shape(lambda key: create(goal, lambda _: optim, key), jax.random.key(0)), optim
 
 

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from medjax.errors import build
 from medjax.objectives.compose import Objective, objective
+from medjax.plugins import call
 from medjax.training.optimizer import Optimizer, optimizer
 from medjax.training.step import Step, create, make_step
 from medjax.types import MakeViews, TrainState
@@ -93,7 +93,7 @@ def parts(recipe: dict[str, Any], micro_batches: int = 1) -> tuple[Objective, Op
     """Objective, optimiser and step of a recipe, as the train command makes them."""
     goal = objective(recipe)
     shapes, _ = jax.eval_shape(goal.init, jax.random.key(0))
-    optim = build(optimizer, recipe['optim'], 'optim', params=shapes, total_steps=recipe['total_steps'])
+    optim = call(optimizer, recipe['optim'], 'optim', params=shapes, total_steps=recipe['total_steps'])
     return goal, optim, make_step(goal, optim, views(recipe, goal), micro_batches)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from test_masks import compare, generate
+from mask_statistics import compare, generate
 
 from medjax.objectives import numerics
 from medjax.objectives.schedules import schedule

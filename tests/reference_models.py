@@ -1,4 +1,4 @@
-"""Arrays made by the original DINOv2 code against our towers and heads; tests/test_dinov2_reference.py calls these."""
+"""Our towers and heads on arrays of the original DINOv2 code; called by tests/configs/test_dinov2_reference.py."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from medjax.models import heads, vit
+from medjax.models import heads
 from medjax.models.layers import add_residual, kept_count
+from medjax.models.towers import vit
 from medjax.types import Mask, View
 from medjax.weights import dinov2
 from medjax.weights.fit import check_like

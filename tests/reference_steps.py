@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from reference_losses import close, crop_major, image_major, original_groups
 
-from medjax.errors import build
 from medjax.objectives.compose import Objective, objective
+from medjax.plugins import call
 from medjax.training.optimizer import optimizer
 from medjax.training.step import create, gradients, make_step
 from medjax.types import Mask, TrainState, View
@@ -97,7 +97,7 @@ def views_of(global_crops: np.ndarray, local_crops: np.ndarray, bits: np.ndarray
 def start(d: Any, goal: Objective, optim_cfg: dict[str, Any]) -> tuple[TrainState, Any]:
     """The state before the first step and the optimiser."""
     shapes, _ = jax.eval_shape(goal.init, jax.random.key(0))
-    optim = build(optimizer, optim_cfg, 'optim', params=shapes, total_steps=20)
+    optim = call(optimizer, optim_cfg, 'optim', params=shapes, total_steps=20)
     state = jax.jit(lambda key: create(goal, lambda _: optim, key))(jax.random.key(0))
     student = parts_of(d, 'student')
     has_teacher = any(name.startswith('teacher/') for name in d.files)

@@ -18,7 +18,7 @@ def command(monkeypatch):
     """Puts a function in the place of `medjax train`."""
 
     def put(function):
-        monkeypatch.setitem(sys.modules, 'medjax.train', types.SimpleNamespace(main=function))
+        monkeypatch.setitem(sys.modules, 'medjax.commands.train', types.SimpleNamespace(main=function))
 
     return put
 
@@ -83,7 +83,7 @@ def test_sigterm(name, tmp_path):
         'def run(argv):\n'
         '    try: os.kill(os.getpid(), signal.SIGTERM)\n'
         f'    finally: pathlib.Path({str(tmp_path / "cleaned")!r}).touch()\n'
-        f'sys.modules["medjax.{name}"] = types.SimpleNamespace(main=run)\n'
+        f'sys.modules["medjax.commands.{name}"] = types.SimpleNamespace(main=run)\n'
         f'sys.argv = ["medjax", "{name}"]; sys.exit(main())'
     )
     done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True)
@@ -108,7 +108,7 @@ def test_output_into_a_closed_pipe():
     program = (
         'import sys, types; from medjax.cli import main;'
         'main_ = lambda argv: [print(i) for i in range(100_000)] and 0;'
-        'sys.modules["medjax.probe"] = types.SimpleNamespace(main=main_);'
+        'sys.modules["medjax.commands.probe"] = types.SimpleNamespace(main=main_);'
         'sys.exit(main(["probe"]))'
     )
     process = subprocess.Popen(

@@ -15,8 +15,9 @@ import pytest
 from ml_collections import ConfigDict
 
 from medjax import config as configs
-from medjax.errors import UserError, build
+from medjax.errors import UserError
 from medjax.objectives.compose import objective
+from medjax.plugins import call
 from medjax.train import grids
 from medjax.training.optimizer import optimizer
 from medjax.views import make
@@ -58,7 +59,7 @@ def test_builders_take_every_shipped_config(path):
     config = configs.resolve(config, {})
     goal = objective(config)
     params, _ = jax.eval_shape(goal.init, jax.random.key(0))
-    build(optimizer, config['optim'], 'optim', params=params, total_steps=config['total_steps'])
+    call(optimizer, config['optim'], 'optim', params=params, total_steps=config['total_steps'])
     make.build(config['views'], config['masks'], config['image'], grids(goal, config), config['rows_per_group'])
 
 

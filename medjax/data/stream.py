@@ -27,7 +27,8 @@ from medjax.data.records import DataSet, Split
 from medjax.data.text import prompts, views as text_views
 from medjax.data.text.tokenizer import Tokenizer
 from medjax.data.text.views import Texts
-from medjax.errors import UserError, build, suggest
+from medjax.errors import UserError, suggest
+from medjax.plugins import call
 
 AHEAD = 2  # batches decoded while one is in use
 LOOKED_AT = 64  # records of a source in which a text view looks for its first text
@@ -80,7 +81,7 @@ class Stream:
         place = {label: k for k, label in enumerate(self.vocabulary)}
         chosen = text_views.of_views(views or {})
         self.parts = {
-            name: build(
+            name: call(
                 _part, cfg, f'data.{name}', name=name, datasets=datasets, seed=seed, place=place, tokenizer=tokenizer,
                 texts={view: text for view, text in chosen.items() if text.part == name},
             )

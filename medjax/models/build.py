@@ -6,21 +6,21 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from medjax import errors
+from medjax import errors, plugins
 from medjax.models import heads
 from medjax.types import Head, Tower
 
 
 def tower(cfg: Mapping[str, Any], image_channels: int, where: str, dtype: str = 'float32') -> Tower:
-    """`dict(tower='vit', **arguments)` -> the tower made by `medjax.models.vit.build`, or the user's 'mypkg.mymodule'.
+    """`dict(tower='vit', **arguments)` -> the tower that `medjax.models.towers.vit.build` makes, or the user's own.
 
     `where` is the config path that messages name; `dtype`, the recipe's for activations, gives way to the tower's own.
     A tower whose `build` has a parameter `channels` is told how many channels images have.
     """
     name, arguments = split_name(cfg, 'tower', where)
-    build = errors.find(name, 'medjax.models', where).build
+    build = plugins.find(name, 'medjax.models.towers', where).build
     sees_images = 'channels' in inspect.signature(build).parameters
-    return errors.build(
+    return plugins.call(
         build, dict(dtype=dtype) | arguments, where, **(dict(channels=image_channels) if sees_images else {})
     )
 
@@ -32,11 +32,11 @@ def head(cfg: Mapping[str, Any], width: int, where: str, dtype: str = 'float32')
     """
     name, arguments = split_name(cfg, 'head', where)
     module, _, function = name.rpartition('.')
-    home = errors.find(module, 'medjax.models', where) if module else heads
+    home = plugins.find(module, 'medjax.models', where) if module else heads
     if not hasattr(home, function):
         known = [n for n, value in vars(home).items() if getattr(value, '__module__', None) == home.__name__]
         raise errors.UserError(f'{where}: there is no head {name!r}{errors.suggest(name, known)}')
-    return errors.build(getattr(home, function), dict(dtype=dtype) | arguments, where, width=width)
+    return plugins.call(getattr(home, function), dict(dtype=dtype) | arguments, where, width=width)
 
 
 def split_name(cfg: Mapping[str, Any], kind: str, where: str) -> tuple[str, dict[str, Any]]:

@@ -14,12 +14,13 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from medjax.errors import UserError, build, find, suggest
+from medjax.errors import UserError, suggest
 from medjax.models.build import head as build_head, tower as build_tower
 from medjax.objectives import numerics
 from medjax.objectives.features import Feature, parse
 from medjax.objectives.schedules import Schedule, is_number, schedule
 from medjax.objectives.terms import Context, Net, Term
+from medjax.plugins import call, find
 from medjax.types import Head, Mask, Masks, Metrics, Tower, Tree, Views
 
 Features = dict[str, Array]
@@ -248,7 +249,7 @@ def _copy(cfg: Mapping[str, Any], recipe: Mapping[str, Any], where: str) -> Copy
     rest = dict(cfg)
     if (rule := rest.pop('rule', None)) != 'ema':
         raise UserError(f"{where}.rule: 'ema' is what there is, got {rule!r}")
-    return build(ema, rest, where)
+    return call(ema, rest, where)
 
 
 def _heads(recipe: Mapping[str, Any], towers: dict[str, Tower]) -> dict[str, Head]:
@@ -302,7 +303,7 @@ def _terms(
         weights[name] = schedule(rest.pop('weight', 1.0), recipe['total_steps'], f'{where}.weight')
         module = find(kind, 'medjax.objectives.terms', where)
         context = Context(where, recipe['total_steps'], recipe['rows_per_group'], heads, parts, width)
-        terms[name] = build(module.build, rest, where, context=context)
+        terms[name] = call(module.build, rest, where, context=context)
     if not terms:
         raise UserError('terms: a recipe needs at least one term')
     return terms, weights

@@ -19,13 +19,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from medjax.errors import UserError, build
+from medjax.errors import UserError
 from medjax.objectives.features import Feature, parse
 from medjax.objectives.positives import LABELS, Positives, keys, label_sets, positives
 from medjax.objectives.schedules import Schedule, is_number, schedule
 from medjax.objectives.terms import Context
 from medjax.parallel.ring import ring_maxima, ring_sums
 from medjax.parallel.sharding import everywhere
+from medjax.plugins import call
 from medjax.types import Metrics, Tree, Views
 
 MOST_LABELS = 256  # soft labels move the label vectors; how long they are is not known where `moves` is asked
@@ -304,7 +305,7 @@ def _scale(spec: Any, total_steps: int, where: str) -> Scale:
         return Scale(None, 1 / learned, 1 / high, 1 / low)
 
     if isinstance(spec, Mapping) and 'rule' not in spec:
-        return build(learned, spec, where)
+        return call(learned, spec, where)
     if is_number(spec) and spec <= 0:
         raise UserError(f'{where}={spec!r}: must be above 0')
     return Scale(schedule(spec, total_steps, where), None, 0.0, 0.0)

@@ -26,8 +26,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from medjax.errors import UserError, build, suggest
+from medjax.errors import UserError, suggest
 from medjax.objectives.schedules import Schedule, schedule
+from medjax.plugins import call
 from medjax.types import View
 
 KINDS = ('identity', 'study', 'text', 'label')
@@ -51,7 +52,7 @@ def positives(spec: Any, total_steps: int, where: str) -> Positives:
     kinds, soft = [], []
     for one in spec if isinstance(spec, (list, tuple)) else [spec]:
         if isinstance(one, Mapping):
-            soft.append(build(soft_part, one, where))
+            soft.append(call(soft_part, one, where))
         elif one in KINDS:
             kinds.append(one)
         else:

@@ -16,7 +16,8 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
-from medjax.errors import UserError, build, suggest
+from medjax.errors import UserError, suggest
+from medjax.plugins import call
 
 Schedule = Callable[[Array], Array]
 
@@ -33,7 +34,7 @@ def schedule(spec: Any, total_steps: int, where: str) -> Schedule:
                 least = ' of at least 0' if name in STEPS else ''
                 raise UserError(f'{where}.{name}={value!r}: must be a number{least}')
         rest.setdefault('steps', total_steps)
-        return build(RULES[rule], rest, where)
+        return call(RULES[rule], rest, where)
     if isinstance(spec, (list, tuple)):
         if not spec:
             raise UserError(f'{where}: a list of values by step needs at least one value')

@@ -20,7 +20,7 @@ import numpy as np
 
 import medjax
 from medjax.probes.encode import Encoder, write_npz
-from medjax.probes.judge import Task
+from medjax.probes.evaluate import Task
 
 DIGITS = 6  # of a data set's fingerprint, where its name alone is not enough
 COLUMNS = {'auroc': 'AUROC', 'auprc': 'AUPRC', 'accuracy': 'accuracy', 'balanced_accuracy': 'balanced accuracy'}

@@ -13,10 +13,11 @@ from PIL import Image
 from medjax.data.records import DataSet
 from medjax.data.text.prompts import ZeroShot
 from medjax.errors import UserError
-from medjax.probes import encode, pairs, zero_shot
+from medjax.probes import encode, image_text
+from medjax.probes.methods import zero_shot
 from medjax.reports import choice, images
-from medjax.reports.dataset import Found
-from medjax.reports.read import Run
+from medjax.reports.data_facts import Found
+from medjax.reports.run_files import Run
 
 IMAGES = 8  # pictures with patch components
 QUERIES, NEIGHBOURS = 6, 5  # the first of them are queries as well
@@ -132,10 +133,10 @@ def findings(
             'No sentences to look for: `medjax probe --probes zero_shot --prompts FILE` on an export of an image and a '
             'text tower leaves some.'
         )
-    prompts, both = ZeroShot(**told[0].body['details']['prompts']), pairs.load(encoder)
+    prompts, both = ZeroShot(**told[0].body['details']['prompts']), image_text.load(encoder)
     towards = list(zero_shot.directions(prompts.present, prompts.ensemble, both).items())[:FINDINGS]
     directions = np.stack([direction for _, direction in towards], 1)
-    cosine = pairs.unit(both.images(patches)) @ directions  # [n,h,w,findings]
+    cosine = image_text.unit(both.images(patches)) @ directions  # [n,h,w,findings]
     low, high = np.percentile(cosine, (2, 98), axis=(0, 1, 2))
     shade = np.clip((cosine - low) / np.maximum(high - low, 1e-12), 0, 1)
     rows = []

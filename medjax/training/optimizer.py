@@ -25,8 +25,9 @@ import numpy as np
 import optax
 from jax import Array
 
-from medjax.errors import UserError, build
+from medjax.errors import UserError
 from medjax.objectives import schedules
+from medjax.plugins import call
 from medjax.types import Metrics, Tree
 
 
@@ -127,7 +128,7 @@ def parameter_groups(params: Tree, rules: Sequence[Mapping[str, Any]]) -> Tree:
     shapes = {path: leaf.shape for path, (_, leaf) in zip(paths, flat)}
     table = {path: Group(1.0, 1.0, 0, 'all') for path in paths}
     for i, cfg in enumerate(rules):
-        build(rule, cfg, f'optim.groups[{i}]', i=i)
+        call(rule, cfg, f'optim.groups[{i}]', i=i)
     return jax.tree.unflatten(structure, [table[p] for p in paths])
 
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from medjax import errors
+from medjax import plugins
 from medjax.errors import UserError, suggest
 from medjax.types import Batch, MakeViews, Masks, View, Views
 from medjax.views import geometry
@@ -202,7 +202,7 @@ def _view(name: str, cfg: Mapping[str, Any], where: str) -> Crops | Callable[[Ba
         return text(name, given['part'])  # the other keys are the stream's, which checks them
     if kind != 'crop':
         raise UserError(f'{where}.view: there is no view {kind!r}{suggest(str(kind), ["crop", "text"])}')
-    return errors.build(crop, given, where, name=where)
+    return plugins.call(crop, given, where, name=where)
 
 
 def _mask(
@@ -221,7 +221,7 @@ def _mask(
     if (kind := given.pop('mask', None)) != 'blocks':
         raise UserError(f'{where}.mask: there is no mask {kind!r}{suggest(str(kind), ["blocks"])}')
     total = crops[view].number * rows_per_group
-    return errors.build(blocks, given, where, grid=grids[view], crops=total, name=where)
+    return plugins.call(blocks, given, where, grid=grids[view], crops=total, name=where)
 
 
 def _size(size: int | Sequence[int], where: str) -> tuple[int, int]:

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from medjax.errors import UserError, build, suggest
+from medjax.errors import UserError, suggest
+from medjax.plugins import call
 from medjax.views.geometry import between
 
 LUMINANCE = (0.299, 0.587, 0.114)
@@ -114,7 +115,7 @@ def find_set(cfg: str | Mapping[str, Any] | None, where: str) -> Photometric:
     name = given.pop('set', None)
     if name not in SETS:
         raise UserError(f'{where}: there is no photometric set {name!r}{suggest(str(name), SETS)}')
-    return build(SETS[name], given, where)
+    return call(SETS[name], given, where)
 
 
 def per_crop(value: float | Sequence[float], count: int, where: str) -> np.ndarray:

@@ -1,7 +1,7 @@
 """DINOv2's public weights <-> ours: Meta's names, Hugging Face's names, safetensors files.
 
 Only renames, transposes and reshapes, so gradients map by the same functions. Names of our ViT are in
-`medjax.models.vit`, of the head in `medjax.models.heads`; torch's Linear weights are (out, in), its convolutions
+`medjax.models.towers.vit`, of the head in `medjax.models.heads`; torch's Linear weights are (out, in), its convolutions
 (out, in, height, width), and Meta's pos_embed holds the CLS row first.
 """
 

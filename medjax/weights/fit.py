@@ -9,7 +9,7 @@ import numpy as np
 from einops import rearrange
 
 from medjax.errors import UserError, suggest
-from medjax.models.vit import resize_grid
+from medjax.models.towers.vit import resize_grid
 from medjax.weights import export
 
 Params = dict[str, Any]

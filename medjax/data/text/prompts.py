@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from medjax.errors import UserError, build, suggest
+from medjax.errors import UserError, suggest
+from medjax.plugins import call
 
 KEYS = ('present', 'absent', 'normal')
 ZERO_SHOT = 'zero_shot'
@@ -102,7 +103,7 @@ def zero_shot(path: str, where: str) -> ZeroShot:
         )
     if not prompts['present']:
         raise UserError(f'{where}: present: there is no class in it')
-    return build(_zero_shot, given[ZERO_SHOT], f'{where}: {ZERO_SHOT}', prompts=prompts, raw=raw, file=where)
+    return call(_zero_shot, given[ZERO_SHOT], f'{where}: {ZERO_SHOT}', prompts=prompts, raw=raw, file=where)
 
 
 def _zero_shot(

@@ -16,7 +16,8 @@ import numpy as np
 
 from medjax.data.text import prompts as prompt_files
 from medjax.data.text.language import sentences as cut
-from medjax.errors import UserError, build
+from medjax.errors import UserError
+from medjax.plugins import call
 
 FALLBACKS = ('impression', 'findings', 'report', 'caption')
 NO_KEY = bytes(8)
@@ -49,7 +50,7 @@ def of_views(views: Mapping[str, Mapping[str, Any]]) -> dict[str, Texts]:
     for name, cfg in views.items():
         if cfg.get('view') == 'text':
             given = {key: value for key, value in cfg.items() if key != 'view'}
-            found[name] = build(text, given, f'views.{name}', name=f'views.{name}')
+            found[name] = call(text, given, f'views.{name}', name=f'views.{name}')
     return found
 
 

@@ -1,0 +1,368 @@
+"""`medjax probe` from end to end, on a data set that medjax build made and exports that a run would have made."""
+
+import json
+import os
+import pathlib
+import shutil
+import sys
+import threading
+import time
+import types
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from medjax import cli
+from medjax.data import records
+from medjax.data.audit import seen
+from medjax.errors import UserError
+from medjax.models import build as models
+from medjax.probes import encode, results, watch
+from medjax.weights import export
+
+TOWER = dict(tower='vit', variant='Ti/8', width=32, depth=2, heads=2, native_size=32, layerscale=None)
+META = dict(copy='teacher', heads={}, image=dict(channels=1, mean=0.5, std=0.25), size=32, seen=None)
+
+
+def make_table(folder, n=150, splits=('train', 'train', 'train', 'val', 'test'), labels=True, seed=0):
+    """Noise with a bright square (`square`), a brighter left half (`left`), both or neither; two pictures a patient."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True)
+    lines = ['image,patient_id,split' + (',square,left,rare' if labels else '')]
+    for i in range(n):
+        height, width = rng.integers(32, 49, 2)
+        picture = rng.normal(100, 20, (height, width))
+        square, left = rng.random(2) < 0.5
+        if square:
+            picture[12:20, 4:12] += 60
+        if left:
+            picture[:, : width // 2] += 25
+        Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(folder / f'{i}.png')
+        known = '' if i % 17 == 0 else int(square)
+        line = f'{i}.png,p{i // 2},{splits[i // 2 % len(splits)]}'
+        lines.append(line + (f',{known},{int(left)},0' if labels else ''))
+    (folder / 'metadata.csv').write_text('\n'.join(lines) + '\n')
+    return folder
+
+
+def build(table, out):
+    assert cli.main(['build', 'table', str(table), '--out', str(out)]) == 0
+    return out
+
+
+def make_export(run, step, seed=None, meta=META):
+    tower = models.tower(TOWER, meta['image']['channels'], where='towers.image')
+    params = tower.init(jax.random.key(step if seed is None else seed))
+    export.save(
+        run / 'exports' / str(step), {'towers': {'image': params}}, meta | dict(step=step, towers=dict(image=TOWER))
+    )
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('data')
+    return build(make_table(folder / 'shapes'), folder / 'built')
+
+
+@pytest.fixture(scope='module')
+def probed(tmp_path_factory, data):
+    """A run with two exports, probed by the defaults."""
+    run = tmp_path_factory.mktemp('run')
+    make_export(run, 10)
+    make_export(run, 20)
+    seen.write_seen({'main': records.open(data)}, run / 'data' / 'seen.npz')
+    assert cli.main(['probe', '--run', str(run), '--data', str(data), '--draws', '50']) == 0
+    return run
+
+
+def files(run):
+    return {str(p.relative_to(run / 'probes')) for p in (run / 'probes').rglob('*.json')}
+
+
+def test_whoever_reads_decides_on_blank_labels(probed, data, tmp_path):
+    name, folder = records.open(data).name, tmp_path / 'run'
+    shutil.copytree(probed, folder)
+    args = ['probe', '--run', str(folder), '--data', str(data), '--draws', '10', '--probes', 'knn']
+    assert cli.main([*args, '--baselines', 'none', '--policy', 'blank=negative,uncertain=negative']) == 0
+    result = json.loads((folder / 'probes' / '20' / f'{name}.knn.json').read_text())
+    assert result['policy'] == {'blank': 'negative', 'uncertain': 'negative'}
+    square = result['results']['auroc']['square']
+    assert square['positives'] + square['negatives'] == len(records.open(data).split('test'))
+
+
+@pytest.mark.parametrize(('policy', 'words'), [('blnk=negative', "mean 'blank'"), ('blank=0', 'positive, negative')])
+def test_policies_that_are_refused(probed, data, capsys, policy, words):
+    assert cli.main(['probe', '--run', str(probed), '--data', str(data), '--policy', policy]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_the_newest_export_and_both_baselines(probed, data):
+    name = records.open(data).name
+    assert files(probed) == {f'{e}/{name}.{p}.json' for e in ('20', 'random', 'pixels') for p in ('knn', 'linear')}
+    result = json.loads((probed / 'probes' / '20' / f'{name}.linear.json').read_text())
+    assert result['skipped_labels'] == {'rare': 'no positive record in train; no positive record in test'}
+    assert set(result['results']['auroc']) == {'mean', 'square', 'left'}
+    assert result['encoder']['step'] == 20 and result['data_fingerprint'] == records.open(data).fingerprint
+    assert result['overlap'] == dict(patient=0.0, image=0.0, pixels=0.0, near=0.0, comparable=True)
+    assert result['results']['auroc']['left']['value'] > 0.9, 'brightness is easy even for random weights'
+    split = records.open(data).split('test')
+    with np.load(probed / 'probes' / '20' / result['scores'], allow_pickle=False) as arrays:
+        assert arrays['names'].tolist() == ['square', 'left']
+        assert np.array_equal(arrays['labels'], split.labels_array[:, :2])
+        assert arrays['scores'].shape == arrays['labels'].shape
+        assert arrays['patient'].max() < len(split)
+    square = result['results']['auroc']['square']
+    assert square['positives'] + square['negatives'] == (split.labels_array[:, 0] >= 0).sum() < len(split)
+
+
+def test_pixels_are_probed_like_an_encoder(probed, data):
+    result = json.loads((probed / 'probes' / 'pixels' / f'{records.open(data).name}.linear.json').read_text())
+    assert result['encoder']['step'] == 'pixels' and result['overlap'] == {}
+    assert result['results']['auroc']['square']['value'] > 0.9
+
+
+def test_nothing_is_computed_twice_and_changed_settings_are(probed, data, capsys, monkeypatch):
+    command = ['probe', '--run', str(probed), '--data', str(data), '--draws', '50']
+    with monkeypatch.context() as patch:
+        patch.setattr(encode, 'features', lambda *a, **k: pytest.fail('encoded again'))
+        assert cli.main(command) == 0
+    table = capsys.readouterr().out
+    assert '| random init | linear |' in table and '| raw pixels | knn |' in table and '| step 20 | linear |' in table
+    assert table.count('\n|') == 8 and 'balanced accuracy' in table
+    with monkeypatch.context() as patch:
+        patch.setattr(encode, '_run', lambda *a, **k: pytest.fail('encoded again in spite of the cache'))
+        assert cli.main([*command[:-1], '40', '--probes', 'knn']) == 0
+    name = records.open(data).name
+    assert json.loads((probed / 'probes' / '20' / f'{name}.knn.json').read_text())['bootstrap']['draws'] == 40
+
+
+def test_steps(probed, data):
+    assert cli.main(['probe', '--run', str(probed), '--data', str(data), '--steps', 'all', '--probes', 'knn']) == 0
+    assert (probed / 'probes' / '10' / f'{records.open(data).name}.knn.json').exists()
+    assert watch.chosen(probed, '20,10') == [20, 10]
+    with pytest.raises(UserError, match='no export of step 15; it has 10, 20'):
+        watch.chosen(probed, '15')
+    with pytest.raises(UserError, match="'all' or numbers"):
+        watch.chosen(probed, 'last')
+
+
+def test_the_cache_follows_weights_and_preprocessing(tmp_path, data):
+    opened = records.open(data)
+    make_export(tmp_path, 1, seed=1)
+    first = encode.features(encode.load(tmp_path / 'exports' / '1'), opened, 'test', tmp_path / 'cache')
+    again = encode.features(encode.load(tmp_path / 'exports' / '1'), opened, 'test', tmp_path / 'cache')
+    assert np.array_equal(first.cls, again.cls)
+    make_export(tmp_path, 1, seed=2)
+    other = encode.features(encode.load(tmp_path / 'exports' / '1'), opened, 'test', tmp_path / 'cache')
+    assert np.abs(first.cls - other.cls).max() > 0.1
+    make_export(tmp_path, 1, seed=2, meta=META | dict(image=dict(channels=1, mean=0.4, std=0.25)))
+    lighter = encode.features(encode.load(tmp_path / 'exports' / '1'), opened, 'test', tmp_path / 'cache')
+    assert np.abs(other.cls - lighter.cls).max() > 1e-3
+    (cached,) = (tmp_path / 'cache').rglob('*.npz')
+    cached.write_bytes(cached.read_bytes()[:100])
+    healed = encode.features(encode.load(tmp_path / 'exports' / '1'), opened, 'test', tmp_path / 'cache')
+    np.testing.assert_allclose(healed.cls, lighter.cls, atol=1e-6)
+
+
+def test_features_are_those_of_the_pictures_one_by_one(tmp_path, data):
+    """Batches, padding and canvases change nothing, and the order is that of the records."""
+    make_export(tmp_path, 1)
+    encoder, split = encode.load(tmp_path / 'exports' / '1'), records.open(data).split('test')
+    whole = encode.features(encoder, records.open(data), 'test')
+    assert whole.cls.shape == (len(split), 4, 32) and whole.patches.shape == (len(split), 32)
+    for i in (0, 7, len(split) - 1):
+        one = encode.encode(encoder, [split[i].image])
+        assert one['patches'].shape == (1, 4, 4, 32)
+        np.testing.assert_allclose(one['cls'][0], whole.cls[i], atol=2e-5)
+        np.testing.assert_allclose(one['patches'][0].mean((0, 1)), whole.patches[i], atol=2e-5)
+    assert len(np.unique(whole.patients)) == whole.patients.max() + 1 == len(np.unique(split.keys('patient')))
+
+
+def test_encode_takes_paths_and_mixed_pictures(tmp_path, data):
+    make_export(tmp_path, 1)
+    encoder = encode.load(tmp_path / 'exports' / '1')
+    grey = np.random.default_rng(0).integers(0, 256, (40, 36), dtype=np.uint8)
+    Image.fromarray(grey).save(tmp_path / 'a.png')
+    deep = grey.astype(np.uint16)[..., None] * 257
+    out = encode.encode(encoder, [tmp_path / 'a.png', grey, deep, np.repeat(grey[..., None], 3, 2)])
+    for i in (1, 2, 3):
+        np.testing.assert_allclose(out['cls'][i], out['cls'][0], atol=2e-3)
+    with pytest.raises(UserError, match='there is no file'):
+        encode.encode(encoder, [tmp_path / 'b.png'])
+    with pytest.raises(UserError, match='uint8|uint16'):
+        encode.encode(encoder, [grey.astype(np.float32)])
+
+
+def test_params_are_differentiable_at_another_size(tmp_path):
+    make_export(tmp_path, 1)
+    encoder = encode.load(tmp_path / 'exports' / '1')
+    images, extent = np.full((2, 40, 40, 1), 99, np.uint8), np.full((2, 2), 40, np.int32)
+
+    def loss(params):
+        out = encoder.apply(params, images, extent, 48)
+        return out['cls'][:, -1, 0].sum(), out['patches']
+
+    gradient, patches = jax.jit(jax.grad(loss, has_aux=True))(encoder.params)
+    assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradient))
+    assert np.abs(gradient['patch_embed']['kernel']).max() > 0 and patches.shape == (2, 6, 6, 32)
+
+
+def test_follow_waits_for_exports_and_survives_a_half_written_one(tmp_path, data, monkeypatch, capsys):
+    run = tmp_path / 'run'
+    (run / 'exports' / '2').mkdir(parents=True)
+    monkeypatch.setattr(time, 'sleep', lambda _, sleep=time.sleep: sleep(0.05))
+    make_export(tmp_path / 'aside', 2)
+    make_export(tmp_path / 'aside', 3)
+
+    def train():  # another process, in truth
+        make_export(run, 1)
+        whole = tmp_path / 'aside' / 'exports' / '2'
+        (run / 'exports' / '2' / 'weights.safetensors').write_bytes((whole / 'weights.safetensors').read_bytes()[:200])
+        shutil.copy(whole / 'meta.json', run / 'exports' / '2')
+        time.sleep(0.3)
+        shutil.copy(whole / 'weights.safetensors', run / 'exports' / '2')
+        shutil.copytree(tmp_path / 'aside' / 'exports' / '3', run / 'exports' / '3')
+        (run / 'exports' / '3' / 'weights.safetensors').write_bytes(b'never whole')
+        (run / 'DONE').touch()
+
+    job = threading.Thread(target=train)
+    job.start()
+    code = cli.main(['probe', '--run', str(run), '--data', str(data), '--follow', '--probes', 'knn', '--draws', '20'])
+    job.join()
+    assert {path.split('/')[0] for path in files(run)} == {'1', '2', 'random', 'pixels'}
+    told = capsys.readouterr().err
+    assert code == 1 and 'export 3 failed' in told and 'export 2' not in told and 'Traceback' not in told
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Time that passes in sleep alone, and what happens meanwhile: time -> something done."""
+    now, events = [0.0], {}
+
+    def sleep(seconds):
+        now[0] += seconds
+        assert now[0] < 1e5, 'waits forever'
+        for at in [at for at in events if at <= now[0]]:
+            events.pop(at)()
+
+    monkeypatch.setattr(watch, 'time', types.SimpleNamespace(sleep=sleep, monotonic=lambda: now[0]))
+    return now, events
+
+
+def test_follow_waits_for_the_folder_and_ends_where_a_run_is_silent(tmp_path, clock, capsys):
+    (now, events), run = clock, tmp_path / 'run'
+    events[30_000] = lambda: make_export(run, 1)
+    events[33_000] = lambda: (run / 'metrics.jsonl').write_text('{}\n')
+    events[36_000] = lambda: make_export(run, 2)
+    events[36_100] = lambda: make_export(run, 3)
+
+    def load(folder):  # the third is never whole
+        if folder.name == '3':
+            raise ValueError(folder)
+        return folder.name
+
+    got = [(step, type(one)) for step, one in watch.follow(run, load)]
+    assert got == [(1, str), (2, str), (3, ValueError)], 'what is unreadable is told at the end'
+    assert 36_100 + watch.PATIENCE_S <= now[0] < 36_200 + watch.PATIENCE_S
+    told = capsys.readouterr().err
+    assert 'not there yet: waiting' in told
+    assert 'no new export and no change of metrics.jsonl for 60 minutes' in told
+
+
+def test_follow_of_a_run_that_never_exported(tmp_path, data, clock, capsys):
+    _, events = clock
+    run = tmp_path / 'run'
+    events[10] = lambda: run.mkdir()
+    assert cli.main(['probe', '--run', str(run), '--data', str(data), '--follow']) == 0
+    assert 'seems to have been stopped' in capsys.readouterr().err
+
+
+def test_scores_are_for_those_who_may_read_the_results(tmp_path):
+    before = os.umask(0o027)
+    try:
+        encode.write_npz(tmp_path / 'scores.npz', scores=np.zeros(3))
+    finally:
+        os.umask(before)
+    (path,) = tmp_path.iterdir()
+    assert path.stat().st_mode & 0o777 == 0o640
+
+
+def test_one_failing_probe_stops_nothing(tmp_path, data, monkeypatch, capsys):
+    module = tmp_path / 'broken_probe' / 'mine.py'
+    module.parent.mkdir()
+    (module.parent / '__init__.py').touch()
+    module.write_text("name = 'mine'\ndef run(task):\n    raise ValueError('not today')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    run = tmp_path / 'run'
+    make_export(run, 1)
+    command = ['probe', '--run', str(run), '--data', str(data), '--baselines', 'none', '--draws', '20']
+    assert cli.main([*command, '--probes', 'broken_probe.mine,knn']) == 1
+    told = capsys.readouterr()
+    assert 'mine on step 1' in told.err and 'ValueError: not today' in told.err
+    assert '| step 1 | knn |' in told.out
+    assert 'overlap with pretraining unknown' in told.out
+    sys.modules.pop('broken_probe.mine')
+
+
+def test_seen_records_are_counted(tmp_path, data):
+    run, opened = tmp_path / 'run', records.open(data)
+    encoder = encode.Encoder(1, '', {}, None, 32, {}, dict(seen=None))
+    train, test = opened.split('train'), opened.split('test')
+    seen = dict(keys=np.array([opened.key_fingerprint]), split=np.array(['train']))
+    for kind in ('patient', 'image'):
+        hashes = np.unique(np.concatenate([train.keys(kind), test.keys(kind)[:3]]))
+        seen |= {kind: hashes, f'{kind}/key': np.zeros(len(hashes), np.uint8)}
+    (run / 'data').mkdir(parents=True)
+    np.savez(run / 'data' / 'seen.npz', **seen, pixels=np.unique(train.keys('pixels')))
+    found = results.provenance(run, encoder, opened)
+    assert found['overlap']['image'] == pytest.approx(3 / len(test)) and found['overlap']['pixels'] == 0
+    assert 'with an id' in found['provenance'] and f'{300 / len(test):.1f} %' in found['provenance']
+    other = encoder._replace(meta=dict(seen='0' * 64))
+    assert 'unknown: data/seen.npz is not the one' in results.provenance(run, other, opened)['provenance']
+
+
+def mistakes(tmp_path, data):
+    run = tmp_path / 'run'
+    make_export(run, 1)
+    empty = tmp_path / 'empty'
+    empty.mkdir()
+    unlabelled = build(make_table(tmp_path / 'u', n=10, labels=False), tmp_path / 'unlabelled')
+    trainless = build(make_table(tmp_path / 't', n=10, splits=('train',)), tmp_path / 'testless')
+    yield 'no run', [tmp_path / 'nowhere', data], 'there is no such folder'
+    yield 'no exports', [empty, data], 'has no exports yet'
+    yield 'no data', [run, tmp_path / 'nodata'], 'no data set at'
+    yield 'no labels', [run, unlabelled], 'no labels'
+    yield 'no test', [run, trainless], 'no record in test'
+    yield 'no probe', [run, data, '--probes', 'lineer'], "did you mean 'linear'?"
+    yield 'no baseline', [run, data, '--baselines', 'pixel'], "did you mean 'pixels'?"
+    yield 'no draws', [run, data, '--draws', '0'], 'at least 1 bootstrap draw'
+    yield 'no seed', [run, data, '--seed', '-1'], '--seed: 0 or more, not -1'
+
+
+def test_mistakes_are_sentences(tmp_path, data, capsys):
+    for what, (run, path, *rest), words in mistakes(tmp_path, data):
+        capsys.readouterr()
+        assert cli.main(['probe', '--run', str(run), '--data', str(path), *rest]) == 2, what
+        told = capsys.readouterr().err
+        assert words in told and 'Traceback' not in told, (what, told)
+
+
+def test_an_encoder_of_three_channels_reads_grey_pictures(tmp_path, data):
+    make_export(tmp_path, 1, meta=META | dict(image=dict(channels=3, mean=[0.5] * 3, std=[0.25] * 3)))
+    run = str(tmp_path)
+    assert cli.main(['probe', '--run', run, '--data', str(data), '--probes', 'knn', '--draws', '20']) == 0
+    assert pathlib.Path(run, 'probes', 'pixels').exists()
+
+
+def test_the_page_on_probes_holds(tmp_path, probed, data, monkeypatch):
+    """docs/add_a_probe.md: its probe runs under its own name."""
+    page = (pathlib.Path(__file__).parents[2] / 'docs' / 'add_a_probe.md').read_text()
+    (tmp_path / 'mypkg').mkdir()
+    (tmp_path / 'mypkg' / 'centroids.py').write_text(page.split('```python\n')[1].split('```')[0])
+    monkeypatch.syspath_prepend(str(tmp_path))
+    command = ['probe', '--run', str(probed), '--data', str(data), '--probes', 'mypkg.centroids', '--baselines', 'none']
+    assert cli.main([*command, '--draws', '20']) == 0
+    file = probed / 'probes' / '20' / f'{records.open(data).name}.centroids.json'
+    assert json.loads(file.read_text())['results']['auroc']['left']['value'] > 0.8

@@ -1,0 +1,91 @@
+"""A build on Apache Beam, here with its DirectRunner: the same data set, byte by byte."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+
+import pytest
+from small_source import content, source
+
+from medjax.commands import build
+from medjax.data.builder import beam, chunks, write
+from medjax.data.types import Example, Source
+from medjax.errors import UserError
+
+MISSING = "Apache Beam is not installed: pip install 'medjax[beam]'"
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch):
+    monkeypatch.setattr(chunks, 'SIZE', 8)
+
+
+def on_beam(source, again, key, plan, folder):
+    beam.run('--runner=DirectRunner', source, again, key, plan, folder)
+
+
+def failing() -> Source:
+    def load(i: int) -> Example:
+        raise UserError('a mistake')
+
+    return source(load)
+
+
+def test_the_command_makes_the_same_data_set(tmp_path, monkeypatch):
+    pytest.importorskip('apache_beam', reason=MISSING)
+    phantom = ['phantom', '--records', '40', '--size', '32', '--out']
+    build.main([*phantom, str(tmp_path / 'whole')])
+    build.main([*phantom, str(tmp_path / 'data'), '--beam=--runner=DirectRunner'])
+    assert content(tmp_path / 'data') == content(tmp_path / 'whole')
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['data', 'whole']
+
+
+def test_whole_chunks_are_used(tmp_path, monkeypatch):
+    """What one machine began, Beam goes on with; a worker's mistake is one sentence."""
+    pytest.importorskip('apache_beam', reason=MISSING)
+    write.write(source(), tmp_path / 'whole')
+    with pytest.raises(UserError, match='^a mistake$'):
+        write.write(source(), tmp_path / 'data', again=failing, run=on_beam)
+    write.write(source(), tmp_path / 'data', again=source, run=on_beam)
+    assert content(tmp_path / 'data') == content(tmp_path / 'whole')
+
+
+def test_a_folder_that_workers_do_not_share_is_one_sentence(tmp_path):
+    with pytest.raises(UserError, match='a Beam worker cannot read it .* file system that all workers share'):
+        beam._write(str(tmp_path / 'job'), 0)
+
+
+def test_options_that_cannot_be_split_are_one_sentence(tmp_path):
+    with pytest.raises(UserError, match="--beam --runner='x: these are no options"):
+        beam.run("--runner='x", source(), source, b'key', [], tmp_path)
+
+
+def test_a_worker_makes_the_source_once(tmp_path):
+    made = []
+    job = tmp_path / 'job'
+    plan = [chunks.Chunk('train', k, (2 * k, 2 * k + 1)) for k in range(3)]
+    job.write_bytes(pickle.dumps((Counted(made), b'key', plan)))
+    counter.clear()
+    for number in range(3):
+        beam._write(str(job), number)
+    assert counter == [1] and len(list(tmp_path.glob('*.npz'))) == 3
+
+
+counter: list[int] = []
+
+
+class Counted:
+    def __init__(self, made):
+        pass
+
+    def __call__(self) -> Source:
+        counter.append(1)
+        return source()
+
+
+def test_without_beam_it_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'apache_beam', None)
+    with pytest.raises(UserError, match=r"pip install 'medjax\[beam\]'"):
+        build.main(['phantom', '--records', '4', '--size', '32', '--out', str(tmp_path / 'data'), '--beam='])
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,232 @@
+"""The ViT tower: position embeddings, drop path over subsets, dtypes, what is stored, and its shares on a mesh."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from medjax.errors import UserError
+from medjax.models import build, layers
+from medjax.models.towers import vit
+from medjax.parallel import sharding
+from medjax.types import Mask, View
+
+SMALL = dict(variant='S/4', width=32, depth=3, heads=2, native_size=16, layerscale=0.1)
+
+
+def view(
+    rows: int = 4, crops: int = 2, size: tuple[int, int] = (16, 16), channels: int = 1, first_row: int = 0
+) -> View:
+    x = np.random.default_rng(first_row).normal(size=(rows, crops, *size, channels)).astype(np.float32)
+    row = np.arange(first_row, first_row + rows, dtype=np.uint32)
+    return View(jnp.asarray(x), jnp.asarray(row), jnp.ones((rows, crops), bool), None, {})
+
+
+def start(tower, seed: int = 0):
+    """Parameters that are all far from zero, so that nothing is hidden by a small start."""
+    leaves, tree = jax.tree.flatten(tower.init(jax.random.key(seed)))
+    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
+    return tree.unflatten([x + 0.3 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)])
+
+
+def test_axes_name_every_dimension_of_every_parameter():
+    tower = vit.build(1, **SMALL, registers=2)
+    shapes = jax.eval_shape(tower.init, jax.random.key(0))
+    names = jax.tree.map(lambda leaf, axes: len(axes) == leaf.ndim, shapes, tower.axes)
+    assert all(jax.tree.leaves(names))
+    assert tower.axes['blocks']['attn']['qkv']['kernel'] == (None, 'embed', None, 'heads', None)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(shapes))
+
+
+def test_parameters_start_as_in_the_original():
+    params = vit.build(3, **SMALL | dict(width=384, heads=6), registers=2).init(jax.random.key(0))
+    spread = jax.tree.map(lambda x: float(jnp.std(x)), params)
+    assert spread['blocks']['mlp']['fc1']['kernel'] == pytest.approx(0.02, rel=0.01)
+    assert spread['pos_grid'] == pytest.approx(0.02, rel=0.1)
+    assert spread['patch_embed']['kernel'] == pytest.approx((3 * 4 * 4 * 3) ** -0.5, rel=0.05)  # U(+-1/sqrt(fan in))
+    assert spread['registers'] == pytest.approx(1e-6, rel=0.2)
+    assert not np.any(params['mask_token'])
+    assert np.allclose(params['blocks']['gamma1'], 0.1)
+    a, b = params['blocks']['mlp']['fc1']['kernel'][:2]
+    assert not np.allclose(a, b), 'every block has its own start'
+
+
+@pytest.mark.parametrize('antialias', [False, True])
+@pytest.mark.parametrize('shape', [(3, 3), (5, 9), (16, 11), (37, 37)])
+def test_position_embeddings_equal_torch_interpolation(antialias, shape):
+    torch = pytest.importorskip('torch')
+    grid = np.random.default_rng(0).normal(size=(7, 11, 5)).astype(np.float32)
+    x = torch.from_numpy(grid).permute(2, 0, 1)[None]
+    expected = torch.nn.functional.interpolate(x, shape, mode='bicubic', antialias=antialias)[0].permute(1, 2, 0)
+    np.testing.assert_allclose(vit.resize_grid(jnp.asarray(grid), shape, antialias, 0.0), expected, atol=1e-5)
+
+
+def test_a_tower_takes_any_image_the_patch_divides():
+    tower = vit.build(1, **SMALL)
+    outputs = jax.jit(lambda p, v: tower.apply(p, v))(start(tower), view(size=(8, 24)))
+    assert outputs['cls'].shape == (4, 2, 32)
+    assert outputs['patches'].shape == (4, 2, 12, 32)
+    assert tower.grid((8, 24)) == (2, 6)
+    with pytest.raises(UserError, match='18 px is no multiple of the patch side 4'):
+        tower.grid((16, 18))
+
+
+def test_layers_are_those_of_a_shallower_tower():
+    tower, shallow = vit.build(1, **SMALL), vit.build(1, **SMALL | dict(depth=2))
+    params = start(tower)
+    outputs = tower.apply(params, view(), layers=2)
+    np.testing.assert_allclose(outputs['layers/patches'][:, :, -1], outputs['patches'], atol=1e-6)
+    cut = params | dict(blocks=jax.tree.map(lambda x: x[:2], params['blocks']))
+    expected = shallow.apply(cut, view())
+    np.testing.assert_allclose(outputs['layers/cls'][:, :, 0], expected['cls'], atol=2e-5)
+    np.testing.assert_allclose(outputs['layers/patches'][:, :, 0], expected['patches'], atol=2e-5)
+
+
+def gradients(tower, params, inputs, **how):
+    def objective(params):
+        outputs = tower.apply(params, inputs, **how)
+        return sum(jnp.sum(jnp.sin(x)) for x in (outputs['cls'], outputs['patches']))
+
+    return jax.jit(jax.grad(objective))(params)
+
+
+@pytest.mark.parametrize('remat', ['blocks', 'none'])
+def test_what_is_stored_changes_no_gradient(remat):
+    params = start(vit.build(1, **SMALL))
+    how = dict(train=True, key=jax.random.key(3), rows_per_group=2)
+    expected = gradients(vit.build(1, **SMALL, drop_path=0.5), params, view(), **how)
+    got = gradients(vit.build(1, **SMALL, drop_path=0.5, remat=remat), params, view(), **how)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max()), got, expected)
+
+
+def test_bfloat16_activations_give_nearly_the_same_in_float32():
+    tower, half = vit.build(1, **SMALL), vit.build(1, **SMALL, dtype='bfloat16')
+    params = start(tower)
+    expected, got = tower.apply(params, view()), half.apply(params, view())
+    assert got['cls'].dtype == jnp.float32
+    error = np.abs(got['patches'] - expected['patches']).max() / np.abs(expected['patches']).max()
+    assert 0 < error < 0.05
+    stored = jax.eval_shape(lambda p: gradients(half, p, view()), params)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(stored))
+
+
+def test_drop_path_adds_scaled_residuals_of_the_kept_only():
+    x = np.random.default_rng(0).normal(size=(6, 2, 3)).astype(np.float32)
+    kept = np.array([[2, 0], [1, 2]])  # of two groups of three sequences
+    got = layers.add_residual(jnp.asarray(x), jnp.sin, jnp.asarray(kept))
+    expected = x.copy()
+    for i in (2, 0, 3 + 1, 3 + 2):
+        expected[i] += np.sin(x[i]) * 3 / 2
+    np.testing.assert_allclose(got, expected, rtol=1e-6)
+    slope = jax.grad(lambda x: layers.add_residual(x, jnp.sin, jnp.asarray(kept)).sum())(jnp.asarray(x))
+    expected = np.ones_like(x)
+    for i in (2, 0, 4, 5):
+        expected[i] += np.cos(x[i]) * 3 / 2
+    np.testing.assert_allclose(slope, expected, rtol=1e-6)
+
+
+def test_drop_path_draws_differ_by_layer_branch_group_and_key_and_are_fair():
+    groups = jnp.arange(64, dtype=jnp.uint32)
+    kept = layers.draw_kept(jax.random.key(0), groups, 8, depth=6, rate=0.3)
+    assert kept.shape == (6, 2, 64, 5)
+    assert all(len(set(draw)) == 5 for draw in np.asarray(kept).reshape(-1, 5))
+    flat = np.asarray(jax.nn.one_hot(kept, 8).sum(-2)).reshape(12, 64, 8)
+    assert len({draw.tobytes() for draw in flat}) == 12, 'layers and branches draw separately'
+    assert np.abs(flat.mean((0, 1)) - 5 / 8).max() < 0.08, 'every sequence is kept equally often'
+    other = layers.draw_kept(jax.random.key(1), groups, 8, depth=6, rate=0.3)
+    assert not np.array_equal(kept, other)
+
+
+def test_drop_path_of_a_group_does_not_depend_on_the_other_rows():
+    tower = vit.build(1, **SMALL, drop_path=0.5)
+    params, whole = start(tower), view(rows=6)
+    how = dict(train=True, key=jax.random.key(5), rows_per_group=2)
+    all_rows = tower.apply(params, whole, **how)['cls']
+    part = View(whole.x[2:4], whole.row[2:4], whole.present[2:4], None, {})
+    np.testing.assert_allclose(tower.apply(params, part, **how)['cls'], all_rows[2:4], atol=1e-5)
+    renumbered = part._replace(row=part.row + 2)
+    assert not np.allclose(tower.apply(params, renumbered, **how)['cls'], all_rows[2:4], atol=1e-3)
+    calm = tower.apply(params, whole)['cls']
+    assert not np.allclose(all_rows, calm, atol=1e-3)
+
+
+def test_check_names_the_groups_that_meet_the_drop_rate():
+    tower = vit.build(1, **SMALL, drop_path=0.3)
+    tower.check(crops={'global': 2, 'local': 8}, rows_per_group=5)
+    with pytest.raises(UserError, match=r"rows_per_group=4: it would be 0\.375 for the view 'global'.*fit: 5, 8, 10"):
+        tower.check(crops={'global': 2, 'local': 8}, rows_per_group=4)
+    vit.build(1, **SMALL).check(crops={'global': 1}, rows_per_group=1)
+
+
+@pytest.mark.parametrize(
+    ('cfg', 'message'),
+    [
+        (dict(tower='vit', varient='S/14'), r"towers\.image: unknown key 'varient'; did you mean 'variant'"),
+        (dict(tower='vitt'), r"towers\.image: there is no 'vitt'.*did you mean 'vit'"),
+        (dict(), r"towers\.image: the key 'tower' is missing"),
+        (dict(tower='vit', variant='S14'), r"variant 'S14' is not a size and a patch like \"S/14\""),
+        (dict(tower='vit', width=30, heads=4), 'width 30 is not divisible by 4 heads'),
+        (dict(tower='vit', width=0), 'width=0: must be a whole number of at least 1'),
+        (dict(tower='vit', depth=0), 'depth=0: must be'),
+        (dict(tower='vit', heads=-2), 'heads=-2: must be'),
+        (dict(tower='vit', native_size=100), r'100 px is no multiple of the patch side 14; 98 is'),
+        (dict(tower='vit', remat='block'), "unknown remat 'block'; did you mean 'blocks'"),
+        (dict(tower='vit', drop_path=1.0), 'drop_path is a share'),
+        (dict(tower='vit', attention='cudnn'), "attention='xla' runs anywhere"),
+    ],
+)
+def test_mistakes_get_a_sentence(cfg, message):
+    with pytest.raises(UserError, match=message):
+        build.tower(cfg, 1, 'towers.image')
+
+
+def test_only_replacing_masks_are_taken():
+    tower = vit.build(1, **SMALL)
+    none = jnp.zeros((1, 1, 0))
+    with pytest.raises(UserError, match="masks by mode 'replace', got 'drop'"):
+        tower.apply(start(tower), view(), Mask(jnp.zeros((4, 2, 16), bool), none, none, mode='drop'))
+
+
+def test_rows_stay_on_their_device():
+    """On 8 devices nothing moves but gradients, and each device does an eighth of the work (rule 5)."""
+    if jax.device_count() != 8:
+        pytest.skip('needs 8 (virtual) devices')
+    tower = vit.build(1, **SMALL | dict(width=64), drop_path=0.25)
+    params = start(tower)
+
+    def step(params, x, row):
+        inputs = View(x, row, jnp.ones(x.shape[:2], bool), None, {})
+        bits = jnp.arange(16) % 3 == row[:, None, None] % 3
+        mask = Mask(jnp.broadcast_to(bits, (len(row), 2, 16)), *[jnp.zeros((1, 1, 0))] * 2)
+
+        def objective(params):
+            outputs = tower.apply(params, inputs, mask, train=True, key=jax.random.key(0), rows_per_group=2)
+            return sum(jnp.square(x).mean((1, 2)).sum() for x in (outputs['cls'], outputs['patches']))
+
+        return jax.grad(objective)(params)
+
+    whole, eighth = view(rows=32), view(rows=4)
+    alone = jax.jit(step).lower(params, eighth.x, eighth.row).compile()
+    expected = jax.jit(step)(params, whole.x, whole.row)
+    mesh = sharding.make_mesh(8, 1, 1)
+    with jax.set_mesh(mesh):
+        rows = jax.device_put((whole.x, whole.row), sharding.rows_sharding(mesh))
+        held = jax.device_put(params, sharding.replicated(mesh))
+        many = jax.jit(step, out_shardings=sharding.replicated(mesh)).lower(held, *rows).compile()
+        got = many(held, *rows)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5 * np.abs(b).max()), got, expected)
+    assert many.cost_analysis()['flops'] <= 1.1 * alone.cost_analysis()['flops']
+    sizes = {math.prod(leaf.shape[n:]) for leaf in jax.tree.leaves(params) for n in (0, 1)}
+    moves = re.findall(
+        r'= (.*?) (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)\(', many.as_text()
+    )
+    assert moves
+    for shapes, kind in moves:
+        assert kind == 'all-reduce', (kind, shapes)
+        for shape in re.findall(r'\w+\[([\d,]*)\]', shapes):
+            assert math.prod(int(n) for n in shape.split(',') if n) in sizes, (kind, shape)

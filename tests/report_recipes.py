@@ -1,0 +1,86 @@
+"""Shipped recipes that read reports, at sizes that a test can train."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import jax
+
+from medjax import config as configs, train
+from medjax.data.stream import Stream
+from medjax.objectives.compose import objective
+from medjax.plugins import call
+from medjax.training.optimizer import optimizer
+from medjax.training.step import create, make_step
+from medjax.views import make
+
+ROOT = Path(__file__).parents[1]
+
+
+SIDE, ROWS, STEPS = 32, 10, 6
+
+
+PROMPTS = {
+    'present': {'effusion': ['There is a pleural effusion.'], 'nodule': ['There is a nodule.', 'A nodule.']},
+    'normal': ['No acute findings.'],
+}
+
+
+SMALL = {
+    'vit': dict(width=32, depth=2, heads=2, native_size=SIDE),
+    'resnet': dict(variant='18', stem=8, depths=[1, 1]),
+    'text': dict(width=32, depth=2, heads=2),
+}
+
+
+FILES = {
+    'medimageinsight': dict(report=PROMPTS),
+    'unimed_clip': dict(caption=PROMPTS),
+    'cxr_clip': dict(report=PROMPTS),
+}
+
+
+def small(name: str) -> configs.ConfigDict:
+    """The committed recipe with smaller sizes, and the prompts that its docstring asks for."""
+    config = configs.read(str(ROOT / 'configs' / f'{name}.py'))
+    for tower in config.towers.values():
+        patch = str(tower.get('variant', '')).partition('/')[2]
+        tower.update(SMALL[tower.tower])
+        if patch:
+            tower.variant = 'Ti/16'
+    for head in config.heads.values():
+        head.update({key: 16 for key in ('out', 'hidden', 'prototypes', 'bottleneck') if key in head})
+    if name == 'medsiglip':
+        config.heads.text.out = 32  # as wide as the image tower
+    for view_name, view in config.views.items():
+        if 'size' in view:
+            view.size = SIDE
+        elif name != 'medsiglip':  # SigLIP's texts fill the context
+            view.length = 32
+        view.update(dict(prompts=FILES[name][view_name]) if view_name in FILES.get(name, {}) else {})
+    parts = len(config.data)
+    for part in config.data.values():
+        part.rows = ROWS
+    config.update(total_steps=STEPS, batch_size=ROWS * parts, dtype='float32')
+    if isinstance(config.optim.get('schedule'), configs.ConfigDict):
+        config.optim.schedule.warmup = 1
+    return config
+
+
+def trained(config: configs.Config, datasets: dict) -> list[dict[str, float]]:
+    """The metrics of every step of a run on one device."""
+    goal = objective(config)
+    stream = Stream(config['data'], datasets, config['seed'], views=config['views'], tokenizer=train.reader(config))
+    shapes, _ = jax.eval_shape(goal.init, jax.random.key(0))
+    optim = call(optimizer, config['optim'], 'optim', params=shapes, total_steps=config['total_steps'])
+    views = make.build(
+        config['views'], config['masks'], config['image'], train.grids(goal, config), config['rows_per_group']
+    )
+    step = jax.jit(make_step(goal, optim, views, config['micro_batches']).train_step, donate_argnums=0)
+    state = jax.jit(lambda key: create(goal, lambda _: optim, key))(jax.random.key(0))
+    lines = []
+    for batch in itertools.islice(stream.batches(), config['total_steps']):
+        state, metrics = step(state, batch)
+        lines.append({key: float(value) for key, value in metrics.items()})
+    return lines

@@ -1,0 +1,382 @@
+"""The report of a run: a section from each file, a sentence where a file is missing, nothing from the network."""
+
+import json
+import math
+import re
+import shutil
+
+import numpy as np
+import pytest
+from pages import Page, browse, needs_browser
+
+from medjax.commands import report
+from medjax.errors import UserError
+from medjax.reports import choice, images, pictures, plots, run_files, run_page
+
+LABELS = ('nodule', 'effusion', '<b>R&D</b> $x$')
+LN_K = math.log(4096)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run of its own for each test that changes it."""
+    return make_run(tmp_path)
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+    """A run that nobody changes, and its report."""
+    folder = make_run(tmp_path_factory.mktemp('whole'))
+    return folder, write(folder)
+
+
+def make_run(place):
+    """A run with every file but data and exports."""
+    folder = place / 'a run <1>'
+    folder.mkdir()
+    (folder / 'config.json').write_text(json.dumps(config()))
+    (folder / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines()) + '{"step": 2')
+    verdict = {
+        'step': 2000,
+        'status': 'learning',
+        'since': None,
+        'verdict': 'Learning: cls loss 6.02 of 8.32 at the start.',
+    }
+    (folder / 'health.json').write_text(json.dumps(verdict))
+    for i, encoder in enumerate((500, 1000, 2000, 'random', 'pixels')):
+        for probe in ('knn', 'linear'):
+            write_result(folder, encoder, probe, skill=(0.3, 0.8, 1.2, 0.0, 0.5)[i])
+    return folder
+
+
+def config():
+    return {
+        'total_steps': 2000,
+        'batch_size': 32,
+        'seed': 0,
+        'data': {'cxr': {'rows': 32, 'sources': {'main': 1.0}}},
+        'data_paths': {'main': '/nowhere/phantom'},
+        'views': {
+            'global': {'view': 'crop', 'count': 2, 'size': 64},
+            'local': {'view': 'crop', 'count': 4, 'size': 32},
+        },
+        'towers': {'image': {'tower': 'vit', 'variant': 'S/8'}},
+        'heads': {'dino': {'head': 'dino_head', 'prototypes': 4096}},
+        'terms': [
+            {'term': 'distill_cls', 'name': 'cls'},
+            {'term': 'distill_patch', 'name': 'patch'},
+            {'term': 'koleo', 'weight': 0.1},
+        ],
+        'optim': {'lr': 1e-3},
+    }
+
+
+def lines(n=40):
+    noise = np.random.default_rng(0).normal(0, 0.05, (n, 3))
+    for i in range(n):
+        x = (i + 1) / n
+        yield {
+            'step': 50 * (i + 1),
+            'time': 1.7e9 + i,
+            'images_per_s': 50 + noise[i, 0],
+            'mfu': 0.31,
+            'lr': 1e-3 * min(1, 5 * x) * (1.1 - x),
+            'weight_decay': 0.04 + 0.36 * x,
+            'momentum': 0.992 + 0.008 * x,
+            'loss': None if i == 7 else 14 - 4 * x + noise[i, 1],
+            'term/cls/loss': LN_K * (1.01 - 0.28 * x) + noise[i, 0],
+            'term/cls/loss/image/global~block': LN_K * (1.01 - 0.28 * x) * 2 / 18,
+            'term/cls/loss/image/local': LN_K * (1.01 - 0.28 * x) * 16 / 18,
+            'term/cls/start': LN_K,
+            'term/cls/entropy': LN_K - 1 - 2 * x,
+            'term/cls/entropy_max': LN_K,
+            'term/cls/prototypes': 20 + 30 * x,
+            'term/cls/prototypes_max': 640,
+            'term/patch/loss': LN_K / 2 * (1.01 - 0.1 * x) + noise[i, 2],
+            'term/patch/start': LN_K / 2,
+            'term/koleo/loss': 0.4 - x,
+            'rank/student/image/global~block/cls': 3 + 20 * x,
+            'rank_max/student/image/global~block/cls': 63,
+            'grad_norm/backbone': 2 - x + noise[i, 1],
+            'skipped': 1 if i > 20 else 0,
+        }
+
+
+def write_result(folder, encoder, probe, skill, data='phantom', n=300, labels=LABELS):
+    rng = np.random.default_rng(5)
+    truth = (rng.random((n, len(labels))) < 0.25).astype(np.int8)
+    truth[:10, 0] = -1
+    scores = (truth * skill + rng.normal(0, 1, truth.shape)).astype(np.float32)
+    value = 0.5 + 0.25 * skill
+
+    def around(v, **more):
+        return {'value': v, 'low': v - 0.03, 'high': v + 0.03, **more}
+
+    def figure(v):
+        each = {name: around(v - 0.01 * i, positives=60 + i, negatives=1200 - i) for i, name in enumerate(labels)}
+        return {'mean': around(v, labels=len(labels))} | each
+
+    body = {
+        'probe': probe,
+        'data': data,
+        'data_fingerprint': 'f00',
+        'encoder': {'step': encoder, 'export_digest': None},
+        'split': 'test',
+        'records': {'train': 1000, 'val': 200, 'test': n},
+        'seed': 0,
+        'chosen': {'k': 20} if probe == 'knn' else {'layers': 4, 'l2': 0.01},
+        'results': {'auroc': figure(value), 'auprc': figure(value - 0.3), 'accuracy': figure(value)},
+        'skipped_labels': {'hernia': 'no positive in val'},
+        'bootstrap': {'unit': 'patient', 'patients': 250, 'draws': 1000, 'level': 0.95},
+        'overlap': {'patient': 0.0, 'image': 0.0, 'pixels': 0.125, 'comparable': True},
+        'scores': f'{data}.{probe}.npz',
+    }
+    target = folder / 'probes' / str(encoder)
+    target.mkdir(parents=True, exist_ok=True)
+    (target / f'{data}.{probe}.json').write_text(json.dumps(body))
+    np.savez(target / f'{data}.{probe}.npz', scores=scores, labels=truth, names=np.array(labels), patient=np.arange(n))
+
+
+def write(run, **kwargs):
+    assert report.main(['--run', str(run), *kwargs.get('argv', [])]) == 0
+    return (run / 'report.html').read_text()
+
+
+def test_every_section_from_its_file(whole):
+    run, text = whole
+    found = Page(text)
+    assert set(found.sections) >= {id for id, _ in run_page.SECTIONS}
+    assert 'Learning: cls loss 6.02 of 8.32 at the start.' in found.sections['header']
+    assert '2,000 of 2,000 steps, 64,000 images' in found.sections['header']
+    assert 'above raw pixels (0.625), intervals disjoint' in found.sections['header']
+    assert ['mean', '', '0.800[0.770, 0.830]', '0.500[0.470, 0.530]', '0.800[0.770, 0.830]',
+            '0.500[0.470, 0.530]', '0.625[0.595, 0.655]'] in found.rows  # fmt: skip
+    assert 'mean\t\t\t0.8000\t0.7700\t0.8300' in found.sections['results'], 'the table as text'
+    assert 'hernia (no positive in val)' in found.sections['results']
+    assert '12.5 % have pixels that pretraining saw' in found.sections['data']
+    assert '"total_steps": 2000' in found.sections['config']
+    assert found.figures == {'results': 2, 'curves': 3, 'losses': 4, 'health': 4, 'rates': 5}
+    assert 'start 8.32' in found.sections['losses']
+    assert 'one a row: 640' in found.sections['health']
+    assert not list(run.glob('.report*'))
+
+
+def test_one_file_that_asks_for_nothing(whole):
+    _, text = whole
+    found = Page(text)
+    assert all(address.startswith(('#', 'data:')) for address in found.addresses)
+    assert not re.search(r'url\((?!#)|@import|<script', text)
+    assert {a[1:] for a in found.addresses if a.startswith('#') and not re.fullmatch(r'#[mp][0-9a-f]{10}', a)} <= set(
+        found.ids
+    )
+
+
+def test_words_of_the_user_stay_words(whole):
+    _, text = whole
+    assert '<b>' not in text and '&lt;b&gt;R&amp;D&lt;/b&gt; $x$' in text
+    assert '<title>a run &lt;1&gt; – medjax report</title>' in text
+
+
+def test_the_same_run_gives_the_same_bytes(whole):
+    run, text = whole
+    assert write(run) == text
+
+
+def test_torn_and_missing_numbers_are_left_out(run):
+    found = run_files.read(run)
+    assert len(found.lines) == 40, 'the last line is torn'
+    x, y = run_page.column(found.lines, 'loss')
+    assert len(x) == 39 and np.isfinite(y).all(), 'null is no point'
+
+
+MISSING = {
+    'metrics.jsonl': {'losses': 'No line in metrics.jsonl yet', 'health': 'No gauges', 'rates': 'No rates'},
+    'health.json': {'header': 'No verdict yet'},
+    'probes': {
+        'results': 'No probe results yet',
+        'curves': 'No scores of an export yet',
+        'data': 'Unknown: no probe has compared',
+    },
+}
+
+
+@pytest.mark.parametrize('gone', MISSING)
+def test_what_is_missing_is_said(run, gone):
+    shutil.rmtree(run / gone) if gone == 'probes' else (run / gone).unlink()
+    found = Page(write(run))
+    for section, sentence in MISSING[gone].items():
+        assert sentence in found.sections[section]
+    assert 'No export yet' in found.sections['patches']
+    assert 'No export yet' in found.sections['neighbours']
+    assert 'The data of source main is not where the config says' in found.sections['data']
+
+
+def test_only_a_config(tmp_path):
+    (tmp_path / 'config.json').write_text('{}')
+    found = Page(write(tmp_path))
+    assert found.figures == {}
+    for sentences in MISSING.values():
+        assert all(sentence in found.sections[section] for section, sentence in sentences.items())
+
+
+def test_one_step_and_one_export_without_intervals(run):
+    (run / 'metrics.jsonl').write_text(json.dumps({'step': 1, 'loss': 3.0, 'lr': 1e-3}) + '\n')
+    shutil.rmtree(run / 'probes')
+    write_result(run, 1, 'knn', skill=1.0)
+    path = run / 'probes' / '1' / 'phantom.knn.json'
+    body = json.loads(path.read_text())
+    body['results'] = {'auroc': {'mean': {'value': 0.7, 'low': None, 'high': None}, 'nodule': {'value': None}}}
+    path.write_text(json.dumps(body))
+    (run / 'probes' / '1' / 'phantom.knn.npz').unlink()
+    found = Page(write(run))
+    assert ['mean', '', '0.700'] in found.rows and ['nodule', '', '–'] in found.rows
+    assert 'no baseline yet' in found.sections['header']
+
+
+def test_baselines_alone(run):
+    for step in ('500', '1000', '2000'):
+        shutil.rmtree(run / 'probes' / step)
+    found = Page(write(run))
+    assert 'phantom, knn, random init' in found.sections['results'] and found.figures['results'] == 2
+
+
+def test_damaged_results_are_left_out_and_said(run):
+    at = run / 'probes' / '2000'
+    (at / 'phantom.knn.json').write_text('{"probe": "knn", "da')
+    (at / 'phantom.linear.npz').write_bytes((at / 'phantom.linear.npz').read_bytes()[:200])
+    (run / 'probes' / '500' / 'phantom.knn.json').write_bytes(b'\xff\x00')
+    (run / 'probes' / '500' / 'phantom.linear.json').write_text('{"probe": "linear", "data": "phantom"}')
+    found = Page(write(run))
+    said = found.sections['results']
+    for name in ('2000/phantom.knn.json', '2000/phantom.linear.npz', '500/phantom.knn.json', '500/phantom.linear.json'):
+        assert f'left out: {name} ' in said, said
+    assert said.count(' are left out: ') == 1 and said.count(' is left out: ') == 3
+    assert 'phantom, linear, export of step 2,000' in said and 'phantom, knn, export of step 1,000' in said
+    assert found.figures['results'] == 2
+
+
+def test_why_overlap_is_unknown(run):
+    for path in (run / 'probes' / '2000').glob('*.json'):
+        why = {'overlap': {}, 'provenance': 'overlap with pretraining unknown: the run has no data/seen.npz'}
+        path.write_text(json.dumps(json.loads(path.read_text()) | why))
+    said = Page(write(run)).sections['data']
+    assert 'phantom: overlap with pretraining unknown: the run has no data/seen.npz.' in said
+    assert 'no probe has compared' not in said
+
+
+def test_ticks_of_a_flat_curve_are_its_values():
+    flat = np.log(64) + 1e-7 * np.array([26, 28, 31, 27, 29])
+    svg = str(plots.curves('entropy', {'entropy': (np.arange(5), flat)}))
+    assert 'e−' not in svg and 'e-7' not in svg, 'no offset beside the axis'
+    ticks = [float(text) for text in re.findall(r'>([\d.]+)</text>', svg)]
+    assert sum(abs(tick - flat[0]) < 1e-5 for tick in ticks) >= 3, ticks
+
+
+def test_a_wrong_folder_is_a_sentence(tmp_path):
+    with pytest.raises(UserError, match='no such folder'):
+        report.main(['--run', str(tmp_path / 'nowhere')])
+    with pytest.raises(UserError, match=r'no config\.json'):
+        report.main(['--run', str(tmp_path)])
+    (tmp_path / 'config.json').write_text('{}')
+    (tmp_path / 'report.html').mkdir()
+    with pytest.raises(UserError, match='report.html: that is a folder'):
+        report.main(['--run', str(tmp_path)])
+
+
+def test_components_are_those_of_a_singular_value_decomposition():
+    rng = np.random.default_rng(0)
+    patches = (rng.normal(size=(3, 4, 5, 3)) * [3, 2, 1]) @ np.linalg.qr(rng.normal(size=(8, 8)))[0][:3] + 7
+    colours, shares = pictures.components(patches)
+    assert colours.shape == (3, 4, 5, 3) and colours.min() == 0 and colours.max() == 1
+    values = np.sort(np.linalg.eigvalsh(np.cov(patches.reshape(-1, 8).T)))[::-1]
+    np.testing.assert_allclose(shares, values[:3] / values.sum(), atol=1e-12)
+    again = pictures.components(np.concatenate([patches, patches]))[0]
+    np.testing.assert_allclose(again[:3], colours, atol=0.02), 'one basis for all images'
+
+
+def test_features_of_one_patch_image_have_colours():
+    colours, _ = pictures.components(np.ones((1, 1, 1, 2), np.float32))
+    assert colours.shape == (1, 1, 1, 3) and np.isfinite(colours).all()
+
+
+def test_nearest_is_by_cosine():
+    others = np.array([[1, 0], [10, 10], [0, 3], [-1, 0]], np.float32)
+    numbers, similarities = pictures.nearest(np.array([[2, 0.1]], np.float32), others, 3)
+    assert numbers.tolist() == [[0, 1, 2]]
+    np.testing.assert_allclose(similarities[0, 0], 2 / math.hypot(2, 0.1), rtol=1e-6)
+
+
+@pytest.mark.parametrize(('dtype', 'channels'), [(np.uint8, 1), (np.uint16, 1), (np.uint8, 3)])
+def test_pictures_show_the_centre_square(dtype, channels):
+    image = np.zeros((40, 80, channels), dtype)
+    image[:, 20:60] = np.iinfo(dtype).max
+    shown = np.asarray(images.centre(image))
+    assert shown.shape == (224, 224, 3) and shown.min() == 255
+
+
+@pytest.fixture(scope='module')
+def phantom(tmp_path_factory):
+    """A small data set as `medjax build` makes it."""
+    from medjax.commands import build
+    from medjax.data import records
+
+    path = tmp_path_factory.mktemp('data') / 'phantom'
+    assert build.main(['phantom', '--records', '60', '--size', '32', '--out', str(path)]) == 0
+    return records.open(path)
+
+
+def add_export(run, data):
+    """A tower before any training, as an export."""
+    import jax
+
+    from medjax.models import build
+    from medjax.weights import export
+
+    cfg = {'tower': 'vit', 'variant': 'Ti/8', 'width': 16, 'depth': 4, 'heads': 2}
+    params = jax.jit(build.tower(cfg, 1, 'towers.image').init)(jax.random.key(0))
+    image = {'channels': 1, 'mean': data.mean, 'std': data.std}
+    meta = {'step': 2000, 'copy': 'teacher', 'towers': {'image': cfg}, 'heads': {}, 'image': image, 'size': 32}
+    export.save(run / 'exports' / '2000', {'towers': {'image': params}}, meta)
+
+
+def test_pictures_of_real_records(run, phantom):
+    add_export(run, phantom)
+    text = write(run, argv=['--data', str(phantom.path)])
+    found = Page(text)
+    assert found.figures['patches'] == 2 * pictures.IMAGES
+    assert found.figures['neighbours'] == pictures.QUERIES * (1 + pictures.NEIGHBOURS)
+    assert (run / 'cache' / '2000' / 'phantom.train.npz').exists(), 'encoded once, where the probes keep theirs'
+    train = phantom.split('train').labels_array
+    positives = [f'{np.sum(train[:, i] == 1):,} / {len(train):,}' for i in range(len(phantom.labels))]
+    assert [
+        row[1] for row in found.rows if row[0] in phantom.labels and len(row) == 1 + len(phantom.splits)
+    ] == positives
+    keys = [phantom.split(s).keys(kind) for s in phantom.splits for kind in ('patient', 'study', 'image')]
+    hashed = [form.format(int(key)) for part in keys for key in part for form in ('{:016x}', '{}')]
+    assert not any(key in text for key in hashed), 'no identifier, hashed or not'
+
+
+def test_the_chosen_records_are_of_different_patients(phantom):
+    split = phantom.split('train')
+    chosen = choice.varied(split, 8)
+    assert len(chosen) == len(set(split.keys('patient')[chosen].tolist())) == 8
+    assert (split.labels_array[chosen] == 1).any(0).sum() >= 3, 'positives of several labels'
+
+
+@needs_browser
+def test_in_a_browser(whole, tmp_path):
+    """The page as a browser builds it: no error in the console, no request, and nothing lost on the way."""
+    run, text = whole
+    dom, console, asked = browse(run / 'report.html', tmp_path)
+    assert console == []
+    assert asked == set()
+    built, source = Page(dom), Page(text)
+    assert built.figures == source.figures
+    assert built.rows == source.rows
+    assert built.sections.keys() == source.sections.keys()
+
+    bad = tmp_path / 'bad.html'  # that the browser would tell
+    bad.write_text('<!doctype html><img src="http://127.0.0.1:9/x.png"><script>console.error("oh")</script>')
+    _, console, asked = browse(bad, tmp_path)
+    assert len(console) >= 1
+    assert asked == {'http://127.0.0.1:9/x.png'}

@@ -1,0 +1,201 @@
+"""Public weights: our tower equals transformers' DINOv2 in features and gradients; names, files and mistakes."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from medjax.errors import UserError
+from medjax.models import heads
+from medjax.models.towers import vit
+from medjax.types import Mask, View
+from medjax.weights import dinov2, export
+from medjax.weights.fit import adapt_channels, check_like, fit
+from medjax.weights.load import load
+
+torch = pytest.importorskip('torch')
+transformers = pytest.importorskip('transformers')
+
+KINDS = {'plain': (0, False), 'registers': (4, False), 'swiglu': (0, True)}
+WIDTH, DEPTH, HEADS = 24, 2, 2
+
+
+def theirs(kind: str):
+    """A small model of transformers with random weights, none near its small start."""
+    registers, swiglu = KINDS[kind]
+    sizes = dict(
+        hidden_size=WIDTH, num_hidden_layers=DEPTH, num_attention_heads=HEADS, image_size=28, patch_size=7,
+        use_swiglu_ffn=swiglu,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    if registers:
+        config = transformers.Dinov2WithRegistersConfig(**sizes, num_register_tokens=registers)
+        model = transformers.Dinov2WithRegistersModel(config)
+    else:
+        model = transformers.Dinov2Model(transformers.Dinov2Config(**sizes))
+    for parameter in model.parameters():
+        parameter.data = 0.3 * torch.randn_like(parameter) + (0.5 if parameter.ndim == 1 else 0)
+    return model.eval()
+
+
+def ours(kind: str, **how):
+    """The tower of the same sizes; transformers resizes position embeddings without the offset."""
+    registers, swiglu = KINDS[kind]
+    sizes = dict(width=WIDTH, depth=DEPTH, heads=HEADS, native_size=28, registers=registers, offset=0.0)
+    return vit.build(3, 'S/7', ffn='swiglu' if swiglu else 'mlp', **sizes | how)
+
+
+def arrays(named) -> dict[str, np.ndarray]:
+    return {name: tensor.detach().numpy().copy() for name, tensor in named}
+
+
+def as_view(images: np.ndarray) -> View:
+    rows = len(images)
+    return View(images[:, None], np.arange(rows, dtype=np.uint32), np.ones((rows, 1), bool), None, {})
+
+
+def all_tokens(tower, params, images, bits=None):
+    mask = None if bits is None else Mask(bits[:, None], *[np.zeros((1, 1, 0))] * 2)
+    out = tower.apply(params, as_view(images), mask)
+    parts = [out['cls'][:, :, None], *([out['registers']] if 'registers' in out else []), out['patches']]
+    return jnp.concatenate(parts, axis=2)[:, 0]
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_features_and_gradients_equal_transformers(kind):
+    model, tower = theirs(kind), ours(kind)
+    params = dinov2.backbone(arrays(model.named_parameters()), heads=HEADS)
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(2, 28, 28, 3)).astype(np.float32)
+    bits = rng.random((2, 16)) < 0.4
+    expected = model(torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(bits)).last_hidden_state
+    cotangent = rng.normal(size=expected.shape).astype(np.float32)
+    (expected * torch.from_numpy(cotangent)).sum().backward()
+
+    got = all_tokens(tower, params, images, bits)
+    np.testing.assert_allclose(got, expected.detach(), atol=2e-5 * expected.abs().max().item())
+    grads = jax.jit(jax.grad(lambda p: jnp.sum(all_tokens(tower, p, images, bits) * cotangent)))(params)
+    wanted = dinov2.backbone(arrays((n, p.grad) for n, p in model.named_parameters()), heads=HEADS)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(b).max()), grads, wanted)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_files_of_transformers_load(kind, tmp_path):
+    """save_pretrained writes older names than modules have; another size of image resizes the positions."""
+    model = theirs(kind)
+    model.save_pretrained(tmp_path)
+    wanted = jax.eval_shape(ours(kind).init, jax.random.key(0))
+    params = load(tmp_path / 'model.safetensors').read('towers/image', wanted)
+    jax.tree.map(np.testing.assert_array_equal, params, dinov2.backbone(arrays(model.named_parameters()), heads=HEADS))
+    images = np.random.default_rng(0).normal(size=(2, 21, 42, 3)).astype(np.float32)
+    expected = model(torch.from_numpy(images).permute(0, 3, 1, 2)).last_hidden_state.detach()
+    got = all_tokens(ours(kind), params, images)
+    np.testing.assert_allclose(got, expected, atol=2e-5 * expected.abs().max().item())
+
+
+@pytest.fixture
+def state():
+    """A backbone in Meta's names, from random parameters."""
+    params = ours('registers').init(jax.random.key(0))
+    return dinov2.to_meta(jax.tree.map(np.asarray, params))
+
+
+def test_there_and_back(state):
+    params = dinov2.backbone(state, heads=HEADS)
+    again = dinov2.to_meta(params)
+    assert set(again) == set(state)
+    assert state['blocks.1.attn.qkv.weight'].shape == (3 * WIDTH, WIDTH)
+    assert state['pos_embed'].shape == (1, 17, WIDTH)
+    for name in state:
+        np.testing.assert_array_equal(again[name], state[name])
+    check_like(params, jax.eval_shape(ours('registers').init, jax.random.key(0)), 'init_from')
+
+
+def test_chunked_blocks_have_the_names_of_both(state):
+    """Trained with FSDP, blocks are in chunks: blocks.<chunk>.<block>.…"""
+    chunked = {n.replace('blocks.0.', 'blocks.0.0.').replace('blocks.1.', 'blocks.1.1.'): a for n, a in state.items()}
+    assert 'blocks.1.1.norm1.bias' in chunked
+    jax.tree.map(
+        np.testing.assert_array_equal, dinov2.backbone(chunked, heads=HEADS), dinov2.backbone(state, heads=HEADS)
+    )
+
+
+def test_one_channel_is_three_equal_ones(state):
+    tower = vit.build(1, 'S/7', width=WIDTH, depth=DEPTH, heads=HEADS, native_size=28, registers=4)
+    wanted = jax.eval_shape(tower.init, jax.random.key(0))
+    grey = fit(dinov2.backbone(state, heads=HEADS), wanted, antialias=True, offset=0.0)
+    images = np.random.default_rng(0).normal(size=(1, 28, 28, 1)).astype(np.float32)
+    one = all_tokens(tower, grey, images)
+    three = all_tokens(ours('registers'), dinov2.backbone(state, heads=HEADS), np.repeat(images, 3, axis=3))
+    np.testing.assert_allclose(one, three, atol=1e-5)
+    again = adapt_channels(grey['patch_embed']['kernel'], 3)
+    np.testing.assert_allclose(again.sum(2, keepdims=True), grey['patch_embed']['kernel'], rtol=1e-6)
+    with pytest.raises(UserError, match='3 channels cannot be changed to 2'):
+        adapt_channels(np.zeros((7, 7, 3, 4)), 2)
+
+
+def test_another_grid_stores_the_resized_positions(state):
+    tower = ours('registers', native_size=(21, 35))
+    wanted = jax.eval_shape(tower.init, jax.random.key(0))
+    resized = fit(dinov2.backbone(state, heads=HEADS), wanted, antialias=True, offset=0.0)
+    images = np.random.default_rng(0).normal(size=(1, 21, 35, 3)).astype(np.float32)
+    expected = all_tokens(ours('registers'), dinov2.backbone(state, heads=HEADS), images)
+    got = all_tokens(tower, resized, images)
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+def test_a_training_checkpoint_holds_backbone_and_heads(state, tmp_path):
+    head = heads.dino_head(WIDTH, 20, hidden=16, bottleneck=8).init(jax.random.key(1))
+    named = {f'dino_head.{name}': array for name, array in dinov2.head_to_meta(head).items()}
+    path = tmp_path / 'teacher.safetensors'
+    save_file(
+        {name: np.ascontiguousarray(a) for name, a in ({f'backbone.{n}': a for n, a in state.items()} | named).items()},
+        path,
+    )
+    weights, wanted = load(path), jax.eval_shape(ours('registers').init, jax.random.key(0))
+    assert set(weights.parts) == {'towers/image', 'heads/dino'}
+    head = jax.tree.map(np.asarray, head)
+    jax.tree.map(np.testing.assert_array_equal, weights.read('heads/dino', head), head)
+    tower = weights.read('towers/image', wanted)
+    assert tower['registers'].shape == (4, WIDTH)
+    export.save(tmp_path / '7', dict(towers=dict(image=tower), heads=dict(dino=head)), dict(step=7))
+    again = load(tmp_path / '7')
+    jax.tree.map(np.testing.assert_array_equal, again.read('towers/image', wanted), tower)
+    jax.tree.map(np.testing.assert_array_equal, again.read('heads/dino', head), head)
+
+
+def test_mistakes_get_a_sentence(state, tmp_path):
+    with pytest.raises(UserError, match="1 names are not of a DINOv2 backbone, the first 'fc.weight'"):
+        dinov2.backbone(state | {'fc.weight': np.zeros(1)}, heads=HEADS)
+    with pytest.raises(UserError, match=r"lacks \['cls_token'\]"):
+        dinov2.backbone({n: a for n, a in state.items() if n != 'cls_token'}, heads=HEADS)
+    with pytest.raises(UserError, match=r'norm1.weight is there for blocks \[1\] of 2'):
+        dinov2.backbone({n: a for n, a in state.items() if n != 'blocks.0.norm1.weight'}, heads=HEADS)
+    with pytest.raises(UserError, match='width 24: say how many heads'):
+        dinov2.backbone(state)
+    with pytest.raises(UserError, match=r'mask_token has shape \(3,\)'):
+        dinov2.backbone(state | {'mask_token': np.zeros(3)}, heads=HEADS)
+    with pytest.raises(UserError, match='is a pickle'):
+        load(tmp_path / 'dinov2_vits14_pretrain.pth')
+    with pytest.raises(UserError, match='there is no such file'):
+        load(tmp_path / 'none.safetensors')
+    params, wanted = dinov2.backbone(state, heads=HEADS), jax.eval_shape(ours('plain').init, jax.random.key(0))
+    with pytest.raises(UserError, match='init_from: the weights have registers, this configuration does not'):
+        check_like(params, wanted, 'init_from')
+    with pytest.raises(UserError, match=r'registers is missing from the weights'):
+        check_like({n: a for n, a in params.items() if n != 'registers'}, params, 'init_from')
+
+
+def test_an_export_is_adapted_like_a_public_file(tmp_path):
+    """From 3 channels and a 4 x 4 grid to one channel and 6 x 6, as `backbone` does from Meta's names."""
+    tower = vit.build(3, 'S/8', width=16, depth=1, heads=2, native_size=32)
+    params = jax.tree.map(np.asarray, tower.init(jax.random.key(0)))
+    export.save(tmp_path / 'export', {'towers': {'image': params}}, {'format': 1, 'step': 1})
+    wanted = jax.eval_shape(vit.build(1, 'S/8', width=16, depth=1, heads=2, native_size=48).init, jax.random.key(0))
+    ours = load(tmp_path / 'export').read('towers/image', wanted)
+    theirs = fit(dinov2.backbone(dinov2.to_meta(params), heads=2), wanted, antialias=False, offset=0.1)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), ours, theirs)
+    assert ours['pos_grid'].shape == (6, 6, 16) and ours['patch_embed']['kernel'].shape == (8, 8, 1, 16)
