@@ -30,7 +30,7 @@ class Pair(NamedTuple):
     """What the first pair of an export computes; vectors are not normalised yet."""
 
     images: Callable[[np.ndarray], np.ndarray]  # features [...,D] of the image tower -> float32 [...,d]
-    text_views: Callable[[Sequence[str]], np.ndarray]  # n texts with at least one known token each -> float32 [n,d]
+    texts: Callable[[Sequence[str]], np.ndarray]  # n texts with at least one known token each -> float32 [n,d]
     tokens: Callable[[str], list[int]]  # what the tower reads of a text; [] where its tokenizer knows no word of it
     whole: Callable[[str], bool]  # whether it reads all of a text, or only the beginning
     temperature: float

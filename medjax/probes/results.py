@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 import medjax
+from medjax.data.audit.seen import overlap
 from medjax.probes.encode import Encoder, write_npz
 from medjax.probes.evaluate import Task
 
@@ -87,7 +88,7 @@ def provenance(run: pathlib.Path, encoder: Encoder, data: Any) -> dict[str, Any]
     if said and said != hashlib.sha256(seen.read_bytes()).hexdigest():
         why = f'data/seen.npz is not the one that export {encoder.name} was trained on'
         return dict(overlap={}, provenance=f'overlap with pretraining unknown: {why}')
-    shares = seen.overlap(seen, data.split('test'))
+    shares = overlap(seen, data.split('test'))
     if not any(shares[kind] for kind in ('patient', 'image', 'pixels', 'near')):
         told = 'none of the test records was seen in pretraining, as far as hashes tell'
     else:

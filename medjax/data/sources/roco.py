@@ -109,7 +109,7 @@ def _origins(here: pathlib.Path) -> tuple[dict[str, str], dict[str, str]]:
 
 def _second(root: pathlib.Path, split: str, dropped: list[Drop], notes: list[str]) -> Iterator[Figure]:
     """The figures of one split of ROCOv2."""
-    table = folders.read_table(root / f'{split}_captions.csv', ['ID', 'Caption'])
+    table = tables.read_table(root / f'{split}_captions.csv', ['ID', 'Caption'])
     dropped += table.dropped
     facts: dict[str, dict[str, str]] = defaultdict(dict)
     for name, file in (
@@ -117,11 +117,11 @@ def _second(root: pathlib.Path, split: str, dropped: list[Drop], notes: list[str
         ('concepts_manual', f'{split}_concepts_manual.csv'),
     ):
         if (root / file).is_file():
-            for line in folders.read_table(root / file, ['ID', 'CUIs']).lines:
+            for line in tables.read_table(root / file, ['ID', 'CUIs']).lines:
                 facts[line.cells['ID']][name] = line.cells['CUIs']
     articles = {}
     if (root / 'license_information.csv').is_file():
-        for line in folders.read_table(root / 'license_information.csv', ['ID', 'PMCID', 'Attribution']).lines:
+        for line in tables.read_table(root / 'license_information.csv', ['ID', 'PMCID', 'Attribution']).lines:
             articles[line.cells['ID']] = pubmed_figures.article(line.cells['PMCID'])
             facts[line.cells['ID']]['license'] = pubmed_figures.license(line.cells['Attribution'])
     candidates = (split, f'{split}_images/{split}', f'{split}_images', 'images')

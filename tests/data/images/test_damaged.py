@@ -531,13 +531,14 @@ def read_mutants(name: str, first: int, count: int) -> None:
             films.facts(data)
             films.shape(data)
     faulthandler.cancel_dump_traceback_later()
-    print(json.dumps(dict(ends, megabytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)))
+    peak = re.search(r'VmHWM:\s+(\d+) kB', pathlib.Path('/proc/self/status').read_text())  # ru_maxrss has the parent's
+    print(json.dumps(dict(ends, megabytes=int(peak[1]) >> 10)))
 
 
 def child(*arguments: object, at: int | None = None) -> subprocess.CompletedProcess[str]:
     """This file as a script, with the warnings of libraries on; `at` becomes its file descriptor 3."""
     root = pathlib.Path(__file__).parents[3]
-    paths = os.pathsep.join([str(root), *filter(None, [os.environ.get('PYTHONPATH')])])
+    paths = os.pathsep.join([str(root), str(root / 'tests'), *filter(None, [os.environ.get('PYTHONPATH')])])
     return subprocess.run(
         [sys.executable, '-W', 'always::UserWarning', '-W', 'always::RuntimeWarning', __file__, *map(str, arguments)],
         env=os.environ | {'PYTHONPATH': paths, 'OPENBLAS_NUM_THREADS': '1'},
