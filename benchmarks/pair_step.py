@@ -146,12 +146,12 @@ def recipe(args: argparse.Namespace, shape: dict[str, int]) -> dict[str, Any]:
         masks={},
         towers=dict(
             image=dict(
-                tower='vit', layout='clip', variant=f'B/{PATCH}', activation='gelu', native_size=args.size, **towers
+                tower='vit', family='clip', variant=f'B/{PATCH}', activation='gelu', native_size=args.size, **towers
             ),
-            text=dict(tower='text', layout='bert', vocabulary=shape['vocabulary'], **towers),
+            text=dict(tower='text', family='bert', vocabulary=shape['vocabulary'], **towers),
         ),
         heads=dict(image=dict(head='linear', out=EMBED), text=dict(head='linear', out=EMBED)),
-        copies={},
+        teachers={},
         terms=[
             dict(
                 term='pair_softmax',
@@ -169,17 +169,17 @@ def medjax_step(args, shape, images, ids, lengths) -> tuple[Callable[[], float],
     import jax.numpy as jnp
 
     from medjax import train
-    from medjax.objectives.compose import objective
+    from medjax.objectives.compose import compose
     from medjax.parallel import sharding
     from medjax.training.step import create, make_step
     from medjax.types import View
 
     config = recipe(args, shape)
     jax.set_mesh(sharding.make_mesh())
-    goal = objective(config)
-    _, optim = train.abstract_state(goal, config)
-    step = make_step(goal, optim, lambda batch, key, step: batch)
-    state = jax.jit(lambda key: create(goal, lambda _: optim, key))(jax.random.key(0))
+    objective = compose(config)
+    _, optim = train.abstract_state(objective, config)
+    step = make_step(objective, optim, lambda batch, key, step: batch)
+    state = jax.jit(lambda key: create(objective, lambda _: optim, key))(jax.random.key(0))
     row, there = np.arange(args.batch, dtype=np.uint32), np.ones((args.batch, 1), bool)
     words = np.arange(args.length) < lengths[:, None]
     views = jax.device_put(
@@ -187,7 +187,7 @@ def medjax_step(args, shape, images, ids, lengths) -> tuple[Callable[[], float],
             crop=View(images[:, None], row, there, None, {}), report=View(ids[:, None], row, there, words[:, None], {})
         )
     )
-    flops = train.step_flops(goal, lambda batch, key, step: (batch, {}), state, views)
+    flops = train.step_flops(objective, lambda batch, key, step: (batch, {}), state, views)
     program = jax.jit(step.step_on_views, donate_argnums=0).lower(state, views, {}).compile()
     memory = program.memory_analysis()
 

@@ -16,10 +16,10 @@ def get_config() -> ConfigDict:
     config.towers.image.native_size = 98
     config.heads.dino.prototypes = 4_096
     config.heads.ibot = ConfigDict(config.heads.dino.to_dict())
-    config.copies.teacher.of = ['towers/image', 'heads/dino', 'heads/ibot']
+    config.teachers.teacher.of = ['towers/image', 'heads/dino', 'heads/ibot']
     cls, patch, _ = config.terms
     cls['centring'] = patch['centring'] = 'sinkhorn'
     for feature in ('student', 'teacher'):
         patch[feature] = patch[feature].replace('>dino', '>ibot')
-    config.optim.groups = [*config.optim.groups, dict(match='heads/ibot/*', clip='ibot')]
+    config.optim.groups = [*config.optim.groups, dict(match='heads/ibot/*', clip_group='ibot')]
     return config

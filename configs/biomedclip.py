@@ -57,8 +57,8 @@ def get_config() -> ConfigDict:
                 ),
             ),
             towers=dict(
-                image=dict(tower='vit', variant='B/16', layout='dinov2', layerscale=None, native_size=224),
-                text=dict(tower='text', layout='bert', variant='B', vocabulary=30_522, pool='cls'),
+                image=dict(tower='vit', variant='B/16', family='dinov2', layerscale=None, native_size=224),
+                text=dict(tower='text', family='bert', variant='B', vocabulary=30_522, pool='cls'),
             ),
             heads=dict(
                 vi=dict(head='linear', out=512),
@@ -81,13 +81,13 @@ def get_config() -> ConfigDict:
                 b2=0.98,
                 eps=1e-6,
                 groups=[
-                    dict(match='*/bias', decay=0.0),
-                    dict(match='*/scale', decay=0.0),
-                    dict(match='terms/*', decay=0.0),
+                    dict(match='*/bias', wd_scale=0.0),
+                    dict(match='*/scale', wd_scale=0.0),
+                    dict(match='terms/*', wd_scale=0.0),
                 ],
             ),
             init_from=None,
-            export=dict(copy='student', towers=['image', 'text'], heads=['vi', 'vt'], every=3_730),  # every epoch
+            export=dict(network='student', towers=['image', 'text'], heads=['vi', 'vt'], every=3_730),  # every epoch
             checkpoint=dict(every=1_000, keep=2),
             log=dict(every=50),
         )

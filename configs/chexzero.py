@@ -3,7 +3,7 @@
     medjax build mimic_cxr … --out DATA --size 320
     medjax train --config configs/chexzero.py --data DATA --workdir RUN \\
         --config.tokenizer.path=clip/tokenizer.json --config.init_from='dict(path="clip_vit_b32.safetensors",
-        parts=["towers/image", "towers/text", "heads/image", "heads/text"])'
+        take=["towers/image", "towers/text", "heads/image", "heads/text"])'
 
 DATA: images of all views with reports that have an impression; theirs was MIMIC-CXR. Without CLIP's files: a
 tokenizer of `medjax tokenizer DATA`, and `init_from` left out as below. With them, add the temperature that CLIP ended
@@ -49,8 +49,8 @@ def get_config() -> ConfigDict:
                 impression=dict(view='text', part='cxr', length=77, count=1, sections=['impression']),
             ),
             towers=dict(
-                image=dict(tower='vit', variant='B/32', layout='clip', native_size=224),
-                text=dict(tower='text', layout='clip', variant='B', width=512, heads=8),
+                image=dict(tower='vit', variant='B/32', family='clip', native_size=224),
+                text=dict(tower='text', family='clip', variant='B', width=512, heads=8),
             ),
             heads=dict(image=dict(head='linear', out=512), text=dict(head='linear', out=512)),
             terms=[
@@ -64,7 +64,7 @@ def get_config() -> ConfigDict:
             ],
             optim=dict(lr=1e-5, b1=0.9, b2=0.98, eps=1e-6),
             init_from=None,
-            export=dict(copy='student', towers=['image', 'text'], heads=['image', 'text'], every=9_400),
+            export=dict(network='student', towers=['image', 'text'], heads=['image', 'text'], every=9_400),
             checkpoint=dict(every=1_000, keep=2),
             log=dict(every=50),
         )

@@ -71,7 +71,7 @@ def get_config() -> ConfigDict:
             ),
             towers=dict(
                 image=dict(tower='resnet', variant='50', norm='batch'),
-                text=dict(tower='text', layout='bert', variant='B', vocabulary=28_996, pool='max'),
+                text=dict(tower='text', family='bert', variant='B', vocabulary=28_996, pool='max'),
             ),
             heads=dict(
                 vi=dict(head='mlp', out=512, hidden=1_024),
@@ -94,15 +94,15 @@ def get_config() -> ConfigDict:
                 b1=0.9,
                 b2=0.999,
                 groups=[
-                    dict(match='towers/text/words', rate=0.0),
-                    dict(match='towers/text/positions', rate=0.0),
-                    dict(match='towers/text/segments', rate=0.0),
-                    dict(match='towers/text/embed_norm/*', rate=0.0),
-                    dict(match='towers/text/blocks[0:6]/*', rate=0.0),
+                    dict(match='towers/text/words', lr_scale=0.0),
+                    dict(match='towers/text/positions', lr_scale=0.0),
+                    dict(match='towers/text/segments', lr_scale=0.0),
+                    dict(match='towers/text/embed_norm/*', lr_scale=0.0),
+                    dict(match='towers/text/blocks[0:6]/*', lr_scale=0.0),
                 ],
             ),
             init_from=None,
-            export=dict(copy='student', towers=['image', 'text'], heads=['vi', 'vt'], every=10_000),
+            export=dict(network='student', towers=['image', 'text'], heads=['vi', 'vt'], every=10_000),
             checkpoint=dict(every=2_000, keep=2),
             log=dict(every=50),
         )

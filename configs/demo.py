@@ -68,7 +68,7 @@ def get_config(data: Any = None) -> ConfigDict:
                 dino=dict(head='dino_head', prototypes=1_024, hidden=384, bottleneck=96),
                 ibot=dict(head='dino_head', prototypes=1_024, hidden=384, bottleneck=96),
             ),
-            copies=dict(
+            teachers=dict(
                 teacher=dict(
                     of=['towers/image', 'heads/dino', 'heads/ibot'],
                     rule='ema',
@@ -100,15 +100,15 @@ def get_config(data: Any = None) -> ConfigDict:
                 weight_decay=dict(rule='cosine', start=0.04, end=0.2),
                 clip=3.0,
                 groups=[
-                    dict(match='towers/image/*', clip='image'),
-                    dict(match='heads/dino/*', clip='dino'),
-                    dict(match='heads/ibot/*', clip='ibot'),
-                    dict(match='*/bias', decay=0.0),
-                    dict(match='*/scale', decay=0.0),
-                    dict(match='*/gamma?', decay=0.0),
+                    dict(match='towers/image/*', clip_group='image'),
+                    dict(match='heads/dino/*', clip_group='dino'),
+                    dict(match='heads/ibot/*', clip_group='ibot'),
+                    dict(match='*/bias', wd_scale=0.0),
+                    dict(match='*/scale', wd_scale=0.0),
+                    dict(match='*/gamma?', wd_scale=0.0),
                 ],
             ),
-            export=dict(copy='teacher', towers=['image'], heads=['dino', 'ibot'], every=100),
+            export=dict(network='teacher', towers=['image'], heads=['dino', 'ibot'], every=100),
             checkpoint=dict(every=100, keep=2),
             log=dict(every=10),
         )

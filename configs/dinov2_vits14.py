@@ -65,7 +65,7 @@ def get_config() -> ConfigDict:
             masks={'global~block': dict(mask='blocks', share=0.5, ratio=(0.1, 0.5))},
             towers=dict(image=dict(tower='vit', variant='S/14', native_size=224, layerscale=1e-5, drop_path=0.0)),
             heads=dict(dino=dict(head='dino_head', prototypes=65_536, hidden=2_048, bottleneck=256)),
-            copies=dict(
+            teachers=dict(
                 teacher=dict(
                     of=['towers/image', 'heads/dino'], rule='ema', momentum=dict(rule='cosine', start=0.992, end=1.0)
                 )
@@ -97,16 +97,16 @@ def get_config() -> ConfigDict:
                 b2=0.999,
                 clip=3.0,
                 groups=[
-                    dict(match='towers/image/*', layerwise=0.9, clip='image'),
-                    dict(match='heads/dino/*', clip='dino'),
-                    dict(match='towers/image/patch_embed/*', rate=0.2),
-                    dict(match='*/bias', decay=0.0),
-                    dict(match='*/scale', decay=0.0),
-                    dict(match='*/gamma?', decay=0.0),
+                    dict(match='towers/image/*', layerwise=0.9, clip_group='image'),
+                    dict(match='heads/dino/*', clip_group='dino'),
+                    dict(match='towers/image/patch_embed/*', lr_scale=0.2),
+                    dict(match='*/bias', wd_scale=0.0),
+                    dict(match='*/scale', wd_scale=0.0),
+                    dict(match='*/gamma?', wd_scale=0.0),
                     dict(match='heads/*/prototypes/*', frozen_until=EPOCH),
                 ],
             ),
-            export=dict(copy='teacher', towers=['image'], heads=['dino'], every=12_500),
+            export=dict(network='teacher', towers=['image'], heads=['dino'], every=12_500),
             checkpoint=dict(every=3 * EPOCH, keep=3),
             log=dict(every=50),
         )

@@ -61,7 +61,7 @@ def get_config() -> ConfigDict:
             ),
             towers=dict(
                 image=dict(tower='resnet', variant='50', norm='batch'),
-                text=dict(tower='text', layout='bert', variant='B', vocabulary=28_996, pool='mean'),
+                text=dict(tower='text', family='bert', variant='B', vocabulary=28_996, pool='mean'),
             ),
             heads=dict(vi=dict(head='linear', out=512), vt=dict(head='linear', out=512)),
             terms=[
@@ -78,13 +78,13 @@ def get_config() -> ConfigDict:
                 schedule=dict(rule='cosine', start=1.0, end=0.0, warmup=5_000),
                 weight_decay=1e-4,
                 groups=[
-                    dict(match='*/bias', decay=0.0),
-                    dict(match='*/scale', decay=0.0),
-                    dict(match='terms/*', decay=0.0),
+                    dict(match='*/bias', wd_scale=0.0),
+                    dict(match='*/scale', wd_scale=0.0),
+                    dict(match='terms/*', wd_scale=0.0),
                 ],
             ),
             init_from=None,
-            export=dict(copy='student', towers=['image', 'text'], heads=['vi', 'vt'], every=5_000),
+            export=dict(network='student', towers=['image', 'text'], heads=['vi', 'vt'], every=5_000),
             checkpoint=dict(every=1_000, keep=2),
             log=dict(every=50),
         )

@@ -55,9 +55,9 @@ def get_config() -> ConfigDict:
             ),
             towers=dict(
                 image=dict(
-                    tower='vit', variant='L/16', layout='dinov2', layerscale=None, native_size=480, drop_path=0.2
+                    tower='vit', variant='L/16', family='dinov2', layerscale=None, native_size=480, drop_path=0.2
                 ),
-                text=dict(tower='text', layout='clip', variant='B', width=1_024, depth=16, heads=16),
+                text=dict(tower='text', family='clip', variant='B', width=1_024, depth=16, heads=16),
             ),
             heads=dict(vi=dict(head='linear', out=1_024), vt=dict(head='linear', out=1_024)),
             terms=[
@@ -77,13 +77,13 @@ def get_config() -> ConfigDict:
                 b2=0.98,
                 clip=1.0,
                 groups=[
-                    dict(match='*/bias', decay=0.0),
-                    dict(match='*/scale', decay=0.0),
-                    dict(match='terms/*', decay=0.0),
+                    dict(match='*/bias', wd_scale=0.0),
+                    dict(match='*/scale', wd_scale=0.0),
+                    dict(match='terms/*', wd_scale=0.0),
                 ],
             ),
             init_from=None,
-            export=dict(copy='student', towers=['image', 'text'], heads=['vi', 'vt'], every=5_000),
+            export=dict(network='student', towers=['image', 'text'], heads=['vi', 'vt'], every=5_000),
             checkpoint=dict(every=1_000, keep=2),
             log=dict(every=50),
         )

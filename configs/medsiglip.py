@@ -2,7 +2,7 @@
 
     medjax train --config configs/medsiglip.py --data DATA --workdir RUN \\
         --config.tokenizer.path=siglip/tokenizer.json --config.tokenizer.pad='</s>' \\
-        --config.init_from='dict(path="siglip_so400m.safetensors", parts=["towers/image", "towers/text", "heads/text"])'
+        --config.init_from='dict(path="siglip_so400m.safetensors", take=["towers/image", "towers/text", "heads/text"])'
 
 DATA: images with texts. Theirs mixed medical pairs into natural ones, so that what SigLIP knows is kept: write
 `sources=dict(natural=.98, medical=.02)` or so below and give `--data natural=DATA1 --data medical=DATA2`. Without
@@ -49,8 +49,8 @@ def get_config() -> ConfigDict:
                 report=dict(view='text', part='pairs', length=64, count=1),
             ),
             towers=dict(
-                image=dict(tower='vit', variant='So400m/14', layout='siglip', native_size=448),
-                text=dict(tower='text', variant='So400m', layout='siglip', context=64),
+                image=dict(tower='vit', variant='So400m/14', family='siglip', native_size=448),
+                text=dict(tower='text', variant='So400m', family='siglip', context=64),
             ),
             heads=dict(text=dict(head='linear', out=1_152, bias=True)),  # of the texts alone, as in SigLIP
             terms=[
@@ -71,13 +71,13 @@ def get_config() -> ConfigDict:
                 b2=0.95,
                 clip=1.0,
                 groups=[
-                    dict(match='*/bias', decay=0.0),
-                    dict(match='*/scale', decay=0.0),
-                    dict(match='terms/*', decay=0.0),
+                    dict(match='*/bias', wd_scale=0.0),
+                    dict(match='*/scale', wd_scale=0.0),
+                    dict(match='terms/*', wd_scale=0.0),
                 ],
             ),
             init_from=None,
-            export=dict(copy='student', towers=['image', 'text'], heads=['text'], every=5_000),
+            export=dict(network='student', towers=['image', 'text'], heads=['text'], every=5_000),
             checkpoint=dict(every=1_000, keep=2),
             log=dict(every=50),
         )

@@ -59,14 +59,14 @@ def get_config() -> ConfigDict:
             masks={'global~block': dict(mask='blocks', share=0.5, ratio=(0.1, 0.5))},
             towers=dict(
                 image=dict(tower='vit', variant='S/14', native_size=224, layerscale=1e-5),
-                text=dict(tower='text', layout='bert', variant='S', depth=6, vocabulary=8_000, context=128, pool='cls'),
+                text=dict(tower='text', family='bert', variant='S', depth=6, vocabulary=8_000, context=128, pool='cls'),
             ),
             heads=dict(
                 dino=dict(head='dino_head', prototypes=8_192, hidden=2_048, bottleneck=256),
                 vi=dict(head='mlp', out=256, hidden=512),
                 vt=dict(head='mlp', out=256, hidden=512),
             ),
-            copies=dict(
+            teachers=dict(
                 teacher=dict(
                     of=['towers/image', 'heads/dino'], rule='ema', momentum=dict(rule='cosine', start=0.994, end=1.0)
                 )
@@ -104,17 +104,17 @@ def get_config() -> ConfigDict:
                 weight_decay=dict(rule='cosine', start=0.04, end=0.4),
                 clip=3.0,
                 groups=[
-                    dict(match='towers/image/*', clip='image'),
-                    dict(match='towers/text/*', clip='text'),
-                    dict(match='heads/dino/*', clip='dino'),
-                    dict(match='*/bias', decay=0.0),
-                    dict(match='*/scale', decay=0.0),
-                    dict(match='*/gamma?', decay=0.0),
-                    dict(match='terms/*', decay=0.0),
+                    dict(match='towers/image/*', clip_group='image'),
+                    dict(match='towers/text/*', clip_group='text'),
+                    dict(match='heads/dino/*', clip_group='dino'),
+                    dict(match='*/bias', wd_scale=0.0),
+                    dict(match='*/scale', wd_scale=0.0),
+                    dict(match='*/gamma?', wd_scale=0.0),
+                    dict(match='terms/*', wd_scale=0.0),
                 ],
             ),
             init_from=None,
-            export=dict(copy='student', towers=['image', 'text'], heads=['vi', 'vt'], every=2_000),
+            export=dict(network='student', towers=['image', 'text'], heads=['vi', 'vt'], every=2_000),
             checkpoint=dict(every=1_000, keep=2),
             log=dict(every=50),
         )

@@ -71,7 +71,7 @@ def get_config() -> ConfigDict:
                 dino=dict(head='dino_head', prototypes=1_024, hidden=384, bottleneck=96),
                 ibot=dict(head='dino_head', prototypes=1_024, hidden=384, bottleneck=96),
             ),
-            copies=dict(
+            teachers=dict(
                 teacher=dict(
                     of=['towers/image', 'heads/dino', 'heads/ibot'],
                     rule='ema',
@@ -105,16 +105,16 @@ def get_config() -> ConfigDict:
                 b2=0.999,
                 clip=3.0,
                 groups=[
-                    dict(match='towers/image/*', clip='image'),
-                    dict(match='heads/dino/*', clip='dino'),
-                    dict(match='heads/ibot/*', clip='ibot'),
-                    dict(match='*/bias', decay=0.0),
-                    dict(match='*/scale', decay=0.0),
-                    dict(match='*/gamma?', decay=0.0),
+                    dict(match='towers/image/*', clip_group='image'),
+                    dict(match='heads/dino/*', clip_group='dino'),
+                    dict(match='heads/ibot/*', clip_group='ibot'),
+                    dict(match='*/bias', wd_scale=0.0),
+                    dict(match='*/scale', wd_scale=0.0),
+                    dict(match='*/gamma?', wd_scale=0.0),
                     dict(match='heads/*/prototypes/*', frozen_until=10),
                 ],
             ),
-            export=dict(copy='teacher', towers=['image'], heads=['dino', 'ibot'], every=1_000),
+            export=dict(network='teacher', towers=['image'], heads=['dino', 'ibot'], every=1_000),
             checkpoint=dict(every=1_000, keep=2),
             log=dict(every=20),
         )

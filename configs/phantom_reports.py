@@ -73,12 +73,12 @@ def get_config() -> ConfigDict:
                 b2=0.98,
                 clip=1.0,
                 groups=[
-                    dict(match='*/bias', decay=0.0),
-                    dict(match='*/scale', decay=0.0),
-                    dict(match='terms/*', decay=0.0),
+                    dict(match='*/bias', wd_scale=0.0),
+                    dict(match='*/scale', wd_scale=0.0),
+                    dict(match='terms/*', wd_scale=0.0),
                 ],
             ),
-            export=dict(copy='student', towers=['image', 'text'], heads=['vi', 'vt'], every=500),
+            export=dict(network='student', towers=['image', 'text'], heads=['vi', 'vt'], every=500),
             checkpoint=dict(every=500, keep=1),
             log=dict(every=50),
         )

@@ -28,7 +28,7 @@ def get_config() -> ConfigDict:
             masks={'global~block': dict(mask='blocks', share=0.5, ratio=(0.1, 0.5), min_patches=1)},
             towers=dict(image=dict(tower='vit', variant='Ti/8', width=32, depth=2, heads=2, drop_path=0.0)),
             heads=dict(dino=dict(head='dino_head', prototypes=64, hidden=64, bottleneck=16)),
-            copies=dict(teacher=dict(of=['towers/image', 'heads/dino'], rule='ema', momentum=0.99)),
+            teachers=dict(teacher=dict(of=['towers/image', 'heads/dino'], rule='ema', momentum=0.99)),
             terms=[
                 dict(
                     term='distill_cls',
@@ -48,7 +48,7 @@ def get_config() -> ConfigDict:
                 weight_decay=0.04,
                 clip=3.0,
             ),
-            export=dict(copy='teacher', towers=['image'], heads=['dino'], every=4),
+            export=dict(network='teacher', towers=['image'], heads=['dino'], every=4),
             checkpoint=dict(every=4, keep=2),
             log=dict(every=2),
         )

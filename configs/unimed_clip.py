@@ -3,7 +3,7 @@
     medjax build … --out chexpert …                        # one data set for each source of the mixture
     medjax train --config configs/unimed_clip.py --data DATA --workdir RUN \\
         --config.views.caption.prompts=prompts.json --config.tokenizer.path=biomedbert/vocab.txt \\
-        --config.init_from='[dict(path="metaclip_b16.safetensors", parts=["towers/image"]),
+        --config.init_from='[dict(path="metaclip_b16.safetensors", take=["towers/image"]),
             dict(path="biomedbert.safetensors")]'
 
 DATA: images with texts, with labels, or both. A record with none of the sections is told by its labels: prompts.json
@@ -67,8 +67,8 @@ def get_config() -> ConfigDict:
                 ),
             ),
             towers=dict(
-                image=dict(tower='vit', variant='B/16', layout='clip', native_size=224),
-                text=dict(tower='text', layout='bert', variant='B', vocabulary=30_522, pool='cls'),
+                image=dict(tower='vit', variant='B/16', family='clip', native_size=224),
+                text=dict(tower='text', family='bert', variant='B', vocabulary=30_522, pool='cls'),
             ),
             heads=dict(
                 vi=dict(head='linear', out=512),
@@ -91,13 +91,13 @@ def get_config() -> ConfigDict:
                 b2=0.98,
                 eps=1e-6,
                 groups=[
-                    dict(match='*/bias', decay=0.0),
-                    dict(match='*/scale', decay=0.0),
-                    dict(match='terms/*', decay=0.0),
+                    dict(match='*/bias', wd_scale=0.0),
+                    dict(match='*/scale', wd_scale=0.0),
+                    dict(match='terms/*', wd_scale=0.0),
                 ],
             ),
             init_from=None,
-            export=dict(copy='student', towers=['image', 'text'], heads=['vi', 'vt'], every=2_580),  # every epoch
+            export=dict(network='student', towers=['image', 'text'], heads=['vi', 'vt'], every=2_580),  # every epoch
             checkpoint=dict(every=1_000, keep=2),
             log=dict(every=50),
         )

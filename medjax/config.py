@@ -17,12 +17,12 @@ It returns a dict or an `ml_collections.ConfigDict` with these keys:
     masks        'view~mask' -> dict(mask='blocks', ...)                  see medjax.views.masks
     towers       name -> dict(tower='vit', variant='S/14', ...)           see medjax.models
     heads        name -> dict(head='dino_head', ...)                      see medjax.models.heads
-    copies       name -> dict(of=['towers/image', ...], rule='ema', momentum=)
+    teachers     name -> dict(of=['towers/image', ...], rule='ema', momentum=)
     terms        list of dict(term='koleo', ...)                          see medjax.objectives.terms
     optim        lr, schedules, groups                                    see medjax.training.optimizer
     mesh         sizes of data, fsdp, tensor; one may be -1
-    export       copy, towers, heads, every          checkpoint   every, keep          log   every
-    init_from    None, dict(path=..., parts=[...]) or a list of these: weights to start from, see medjax.train
+    export       network, towers, heads, every          checkpoint   every, keep          log   every
+    init_from    None, dict(path=..., take=[...]) or a list of these: weights to start from, see medjax.train
 
 Builders check the keys of their own sections. Every mistake is a `UserError` that names the key.
 """
@@ -73,8 +73,8 @@ DEFAULTS: dict[str, Any] = dict(
     tokenizer=dict(path=None, pad=None),
     masks={},
     heads={},
-    copies={},
-    export=dict(copy='student', towers=['image'], heads=[], every=1_000),
+    teachers={},
+    export=dict(network='student', towers=['image'], heads=[], every=1_000),
     checkpoint=dict(every=1_000, keep=2),
     log=dict(every=10),
     mesh=dict(data=-1, fsdp=1, tensor=1),
@@ -344,13 +344,13 @@ def _check_patches(feature: features.Feature, config: Config) -> None:
 
 
 def _check_export(config: Config) -> None:
-    copy, copies = config['export']['copy'], config['copies']
-    _known(copy, ('student', *copies), 'export.copy')
+    network, teachers = config['export']['network'], config['teachers']
+    _known(network, ('student', *teachers), 'export.network')
     for kind in ('towers', 'heads'):
         for name in config['export'][kind]:
             _known(name, config[kind], f'export.{kind}')
-            if copy != 'student':
-                _known(f'{kind}/{name}', copies[copy].get('of', ()), f'export.{kind}, of the copy {copy!r}')
+            if network != 'student':
+                _known(f'{kind}/{name}', teachers[network].get('of', ()), f'export.{kind}, of the teacher {network!r}')
 
 
 def _known(name: Any, known: Iterable[Any], where: str) -> None:

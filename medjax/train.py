@@ -29,7 +29,7 @@ from medjax.data.stream import Stream
 from medjax.data.text import tokenizer
 from medjax.data.text.views import FALLBACKS
 from medjax.errors import UserError, suggest
-from medjax.objectives.compose import Objective, objective, with_stats, without_stats
+from medjax.objectives.compose import Objective, compose, with_stats, without_stats
 from medjax.objectives.features import Feature
 from medjax.parallel import runtime, sharding
 from medjax.parallel.groups import check_rows
@@ -62,26 +62,26 @@ def run(config: Mapping[str, Any], datasets: dict[str, records.DataSet], folder:
     peak = metrics.peak_flops(jax.devices(), config['dtype'])  # measured on a CPU, so before a mesh is in use
     mesh = sharding.make_mesh(**config['mesh'])
     jax.set_mesh(mesh)
-    goal = objective(config)
+    objective = compose(config)
     words = reader(config)
     stream = Stream(config['data'], datasets, config['seed'], views=config['views'], tokenizer=words)
     check_rows(stream.rows, config['rows_per_group'], config['micro_batches'], sharding.row_shards())
     make_views = make.build(
-        config['views'], config['masks'], config['image'], grids(goal, config), config['rows_per_group']
+        config['views'], config['masks'], config['image'], grids(objective, config), config['rows_per_group']
     )
-    abstract, optim = abstract_state(goal, config)
-    step = make_step(goal, optim, make_views, config['micro_batches'])
+    abstract, optim = abstract_state(objective, config)
+    step = make_step(objective, optim, make_views, config['micro_batches'])
 
     with contextlib.ExitStack() as at_the_end:
         # The state: of the last checkpoint, or new, born on its shards.
-        shardings = state_shardings(goal, abstract, mesh)
+        shardings = state_shardings(objective, abstract, mesh)
         checkpoints = checkpoint.Checkpoints(folder / 'checkpoints', **config['checkpoint'])
         at_the_end.callback(checkpoints.close)  # waits until what was saved is whole
         if (last := checkpoints.latest()) is not None:
             state = checkpoints.restore(last, checkpoint.abstract(abstract, shardings))
             say(f'going on from step {last:,} of {folder}', main_process)
         else:
-            new = jax.jit(lambda key: create(goal, lambda _: optim, key), out_shardings=shardings)
+            new = jax.jit(lambda key: create(objective, lambda _: optim, key), out_shardings=shardings)
             state = new(jax.random.key(config['seed']))
             files = config['init_from'] or ()
             for i, cfg in enumerate([files] if isinstance(files, Mapping) else files):
@@ -96,7 +96,7 @@ def run(config: Mapping[str, Any], datasets: dict[str, records.DataSet], folder:
         at_the_end.callback(batches.close)
         batch = sharding.global_batch(next(batches), rows, stream.rows)
         train_step = jax.jit(step.train_step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
-        flops = step_flops(goal, make_views, state, batch)
+        flops = step_flops(objective, make_views, state, batch)
         total, every = config['total_steps'], config['log']['every']
         if main_process:  # nothing refused the config, so the folder is this run's
             claim(folder, config, data, datasets)
@@ -115,7 +115,7 @@ def run(config: Mapping[str, Any], datasets: dict[str, records.DataSet], folder:
             if done % MAX_SKIPPED == 0 or done == total:
                 check_finite(int(state.skipped['in_a_row']), done, start, checkpoints.latest(), folder)
             if done % config['export']['every'] == 0 or done == total:
-                write_export(folder, done, state, goal, config, words, main_process)
+                write_export(folder, done, state, objective, config, words, main_process)
             stopped = checkpoints.stopping(done)
             if checkpoints.due(done) or stopped or done == total:
                 checkpoints.save(done, state)
@@ -186,11 +186,11 @@ def reader(config: Mapping[str, Any]) -> tokenizer.Tokenizer | None:
     return tokenizer.load(cfg['path'], cfg['pad']) if cfg['path'] else None
 
 
-def grids(goal: Objective, config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+def grids(objective: Objective, config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
     """view -> rows and columns of patches in the tower that sees it, of views of images."""
     found = {}
-    for feature in goal.needs:
-        grid = goal.towers[feature.tower].grid
+    for feature in objective.needs:
+        grid = objective.towers[feature.tower].grid
         if grid is None:
             continue
         size = config['views'][feature.view]['size']
@@ -199,17 +199,17 @@ def grids(goal: Objective, config: Mapping[str, Any]) -> dict[str, tuple[int, in
     return found
 
 
-def abstract_state(goal: Objective, config: Mapping[str, Any]) -> tuple[TrainState, Any]:
+def abstract_state(objective: Objective, config: Mapping[str, Any]) -> tuple[TrainState, Any]:
     """Shapes of the state, and the optimiser that the config describes for these parameters."""
-    params, _ = jax.eval_shape(goal.init, jax.random.key(0))
+    params, _ = jax.eval_shape(objective.init, jax.random.key(0))
     cfg = dict(config['optim'])
     optim = call(optimizer, cfg, 'optim', params=params, total_steps=config['total_steps'])
-    return jax.eval_shape(lambda key: create(goal, lambda _: optim, key), jax.random.key(0)), optim
+    return jax.eval_shape(lambda key: create(objective, lambda _: optim, key), jax.random.key(0)), optim
 
 
-def state_shardings(goal: Objective, abstract: TrainState, mesh: jax.sharding.Mesh) -> TrainState:
-    """A sharding for every array of the state: parameters, moments and copies by their logical axes."""
-    params_axes, aux_axes = goal.axes
+def state_shardings(objective: Objective, abstract: TrainState, mesh: jax.sharding.Mesh) -> TrainState:
+    """A sharding for every array of the state: parameters, moments and teachers by their logical axes."""
+    params_axes, aux_axes = objective.axes
     params = sharding.param_shardings(params_axes, abstract.params, mesh)
     whole = sharding.replicated(mesh)
 
@@ -222,27 +222,27 @@ def state_shardings(goal: Objective, abstract: TrainState, mesh: jax.sharding.Me
     return TrainState(whole, params, opt, aux, whole, dict.fromkeys(abstract.skipped, whole))
 
 
-def start_from(path: str, state: TrainState, parts: Sequence[str] | None = None) -> TrainState:
-    """Weights of an export or a public file, into the student and into every copy that holds the part.
+def start_from(path: str, state: TrainState, take: Sequence[str] | None = None) -> TrainState:
+    """Weights of an export or a public file, into the student and into every teacher that holds the module.
 
-    `parts`: what is taken, as 'towers/image', or 'towers/cxr=towers/image' where the recipe has another name for it
+    `take`: what is taken, as 'towers/image', or 'towers/cxr=towers/image' where the recipe has another name for it
     than the file. None takes every tower that both have. What is not taken stays new, as heads on DINOv2's backbone
     must (Meta never released them). Running statistics of batch norms come with their tower.
     """
     weights = load(path)
     ours = [f'{kind}/{name}' for kind in ('towers', 'heads') for name in state.params[kind]]
-    both = [part for part in weights.parts if part in ours]
+    both = [part for part in weights.modules if part in ours]
     taken: dict[str, str] = {part: part for part in both if part.startswith('towers/')}
-    if parts is not None:
-        taken = {part.partition('=')[0]: part.partition('=')[2] or part for part in parts}
+    if take is not None:
+        taken = {part.partition('=')[0]: part.partition('=')[2] or part for part in take}
     if not taken:
-        raise UserError(f'init_from.path: {path} holds {", ".join(weights.parts)}, and no tower of this recipe')
+        raise UserError(f'init_from.path: {path} holds {", ".join(weights.modules)}, and no tower of this recipe')
     params = with_stats(state.params, state.aux['stats']['student'])
     new: dict[str, Any] = {}
     for part, theirs in taken.items():
-        if part not in ours or theirs not in weights.parts:
+        if part not in ours or theirs not in weights.modules:
             raise UserError(
-                f'init_from.parts: {part!r} must be in the recipe and {theirs!r} in {path}{suggest(theirs, both)}'
+                f'init_from.take: {part!r} must be in the recipe and {theirs!r} in {path}{suggest(theirs, both)}'
             )
         kind, name = part.split('/')
         try:
@@ -263,40 +263,42 @@ def start_from(path: str, state: TrainState, parts: Sequence[str] | None = None)
         return whole | ({'towers': towers} if 'towers' in whole else {}), stats
 
     aux = state.aux
-    placed = {name: place(copy, aux['stats'][name]) for name, copy in aux['copies'].items()}
+    placed = {name: place(teacher, aux['stats'][name]) for name, teacher in aux['teachers'].items()}
     student, stats = place(state.params, aux['stats']['student'])
     return state._replace(
         params=student,
         aux={
             **aux,
-            'copies': {name: tree for name, (tree, _) in placed.items()},
+            'teachers': {name: tree for name, (tree, _) in placed.items()},
             'stats': {'student': stats} | {name: stats for name, (_, stats) in placed.items()},
         },
     )
 
 
-def step_flops(goal: Objective, make_views: Any, state: TrainState, batch: Any) -> float:
+def step_flops(objective: Objective, make_views: Any, state: TrainState, batch: Any) -> float:
     """Model FLOPs of one step over the global batch, views not counted."""
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
     views, masks = jax.eval_shape(make_views, batch, state.key, state.step)
 
     def loss(params: Any, aux: Any, views: Any, masks: Any, key: Any, step: Any) -> Any:
-        found, _ = goal.features(params, aux, views, masks, key, step)
-        return goal.terms(params, aux, found, views, masks, key, step)[0]
+        found, _ = objective.features(params, aux, views, masks, key, step)
+        return objective.terms(params, aux, found, views, masks, key, step)[0]
 
     return model_flops(loss, shapes.params, shapes.aux, views, masks, shapes.key, shapes.step)
 
 
 def write_export(
-    folder: Path, step: int, state: TrainState, goal: Objective, config: Mapping[str, Any],
+    folder: Path, step: int, state: TrainState, objective: Objective, config: Mapping[str, Any],
     words: tokenizer.Tokenizer | None, main_process: bool,
 ) -> None:  # fmt: skip
-    """RUN/exports/<step>: the towers and heads of a copy, with all that a reader of them needs."""
+    """RUN/exports/<step>: the towers and heads of one network, with all that a reader of them needs."""
     cfg = config['export']
     paths = tuple(f'{kind}/{name}' for kind in ('towers', 'heads') for name in cfg[kind])
-    tree = goal.export(state.params, state.aux, cfg['copy'], paths)
+    tree = objective.export(state.params, state.aux, cfg['network'], paths)
     # the functions stay the same, so jax compiles each at the first export alone
-    warmth = {name: jax.jit(temperature)(state.params, state.step) for name, (*_, temperature) in goal.pairs.items()}
+    warmth = {
+        name: jax.jit(temperature)(state.params, state.step) for name, (*_, temperature) in objective.pairs.items()
+    }
     tree, warmth = jax.device_get(sharding.gather((tree, warmth)))
     if not main_process:
         return
@@ -305,13 +307,13 @@ def write_export(
     meta = dict(
         format=1,
         step=step,
-        copy=cfg['copy'],
+        network=cfg['network'],
         towers={name: config['towers'][name] for name in cfg['towers']},
         heads={name: config['heads'][name] for name in cfg['heads']},
         pairs=[
             dict(term=name, temperature=float(warmth[name])) | pair
-            for name, (a, b, _) in goal.pairs.items()
-            if (pair := pair_of_texts(a, b, goal, config))
+            for name, (a, b, _) in objective.pairs.items()
+            if (pair := pair_of_texts(a, b, objective, config))
         ],
         image=dict(config['image']),
         size=int(max(sizes, default=0)),
@@ -320,7 +322,7 @@ def write_export(
         medjax=medjax.__version__,
     )
     files = {}
-    if words and any(goal.towers[name].vocabulary for name in cfg['towers']):
+    if words and any(objective.towers[name].vocabulary for name in cfg['towers']):
         length = max(v['length'] for v in config['views'].values() if v['view'] == 'text')
         meta['tokenizer'] = dict(file=words.path.name, pad=config['tokenizer']['pad'], length=length)
         meta['tokenizer'] |= dict(fingerprint=words.fingerprint, tokens=words.tokens._asdict())
@@ -328,13 +330,13 @@ def write_export(
     export.save(folder / 'exports' / str(step), tree, meta, files)
 
 
-def pair_of_texts(a: Feature, b: Feature, goal: Objective, config: Mapping[str, Any]) -> dict[str, Any] | None:
+def pair_of_texts(a: Feature, b: Feature, objective: Objective, config: Mapping[str, Any]) -> dict[str, Any] | None:
     """How a reader of the export brings images and texts into one space: of each side the tower, whose cls, and the
     head after it; of texts also what the view showed. None where a side is another feature or is not exported."""
-    if goal.towers[a.tower].vocabulary:
+    if objective.towers[a.tower].vocabulary:
         a, b = b, a
     exported, sides = config['export'], (a, b)
-    if goal.towers[a.tower].vocabulary or not goal.towers[b.tower].vocabulary:
+    if objective.towers[a.tower].vocabulary or not objective.towers[b.tower].vocabulary:
         return None
     if not all(f.output == 'cls' and f.tower in exported['towers'] for f in sides):
         return None

@@ -109,7 +109,7 @@ class TrainState(NamedTuple):
     step: Array  # int32 [], steps done, the skipped ones included
     params: Tree  # {'towers', 'heads', 'terms'}
     opt: Tree
-    aux: Tree  # {'copies', 'stats', 'terms'}
+    aux: Tree  # {'teachers', 'stats', 'terms'}
     key: Array  # typed PRNG key; folded with the step, never advanced
     skipped: dict[str, Array]  # int32: in_a_row, total
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from medjax.objectives.compose import Objective, objective
+from medjax.objectives.compose import Objective, compose
 from medjax.plugins import call
 from medjax.training.optimizer import Optimizer, optimizer
 from medjax.training.step import Step, create, make_step
@@ -42,7 +42,7 @@ def tiny(rows_per_group: int = 1, drop_path: float = 0.0, prototypes: int = 32, 
             )
         ),
         heads=dict(dino=dict(head='dino_head', prototypes=prototypes, hidden=48, bottleneck=16)),
-        copies=dict(teacher=dict(of=['towers/image', 'heads/dino'], rule='ema', momentum=0.9)),
+        teachers=dict(teacher=dict(of=['towers/image', 'heads/dino'], rule='ema', momentum=0.9)),
         terms=[
             dict(
                 term='distill_cls',
@@ -83,32 +83,32 @@ def batch(rows: int, size: int = 40, seed: int = 0) -> dict[str, Any]:
     )
 
 
-def views(recipe: dict[str, Any], goal: Objective) -> MakeViews:
+def views(recipe: dict[str, Any], objective: Objective) -> MakeViews:
     """The recipe's make_views."""
-    grids = {name: goal.towers['image'].grid((v['size'], v['size'])) for name, v in recipe['views'].items()}
+    grids = {name: objective.towers['image'].grid((v['size'], v['size'])) for name, v in recipe['views'].items()}
     return make.build(recipe['views'], recipe['masks'], recipe['image'], grids, recipe['rows_per_group'])
 
 
 def parts(recipe: dict[str, Any], micro_batches: int = 1) -> tuple[Objective, Optimizer, Step]:
     """Objective, optimiser and step of a recipe, as the train command makes them."""
-    goal = objective(recipe)
-    shapes, _ = jax.eval_shape(goal.init, jax.random.key(0))
+    objective = compose(recipe)
+    shapes, _ = jax.eval_shape(objective.init, jax.random.key(0))
     optim = call(optimizer, recipe['optim'], 'optim', params=shapes, total_steps=recipe['total_steps'])
-    return goal, optim, make_step(goal, optim, views(recipe, goal), micro_batches)
+    return objective, optim, make_step(objective, optim, views(recipe, objective), micro_batches)
 
 
-def start(goal: Objective, optim: Optimizer, shardings: Any = None) -> TrainState:
+def start(objective: Objective, optim: Optimizer, shardings: Any = None) -> TrainState:
     """A state in mid-training: at the usual start all CLS tokens nearly coincide, and KoLeo, the logarithm of their
     distances, would blow rounding up. Student and teacher are moved alike by noise of .3 a parameter."""
 
     def moved(key: Any) -> TrainState:
-        state = create(goal, lambda _: optim, key)
+        state = create(objective, lambda _: optim, key)
         leaves, structure = jax.tree.flatten(state.params)
         keys = jax.random.split(key, len(leaves))
         noisy = [x + 0.3 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
         params = jax.tree.unflatten(structure, noisy)
-        copies = {name: {k: params[k] for k in copy} for name, copy in state.aux['copies'].items()}
-        return state._replace(params=params, aux={**state.aux, 'copies': copies})
+        copies = {name: {k: params[k] for k in copy} for name, copy in state.aux['teachers'].items()}
+        return state._replace(params=params, aux={**state.aux, 'teachers': copies})
 
     return jax.jit(moved, out_shardings=shardings)(jax.random.key(0))
 

@@ -34,7 +34,7 @@ def check_vit(path: Path) -> None:
         images = expected.pop('x').transpose(0, 2, 3, 1)
         bits = expected.pop('mask')
         grid = tower.grid(images.shape[1:3])
-        got = {'tokens_after_embed_mask': vit.embed(params, images, bits, module.antialias, module.layout.offset)}
+        got = {'tokens_after_embed_mask': vit.embed(params, images, bits, module.antialias, module.family.offset)}
         for name, masked in (('nomask', None), ('mask', bits)):
             outputs = run(tower, params, images, masked)
             got[f'{name}/x_norm_clstoken'] = outputs['cls'][:, 0]
@@ -76,7 +76,7 @@ def tower_and_module(params: dict) -> tuple:
         channels=channels,
         native=native,
         antialias=registers > 0,
-        layout=vit.LAYOUTS['dinov2']._replace(layerscale=layerscale, offset=0.0 if registers else 0.1),
+        family=vit.FAMILIES['dinov2']._replace(layerscale=layerscale, offset=0.0 if registers else 0.1),
         attention='xla',
         remat='products',
         dtype=jnp.float32,

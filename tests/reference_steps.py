@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from reference_losses import close, crop_major, image_major, original_groups
 
-from medjax.objectives.compose import Objective, objective
+from medjax.objectives.compose import Objective, compose
 from medjax.plugins import call
 from medjax.training.optimizer import optimizer
 from medjax.training.step import create, gradients, make_step
@@ -52,7 +52,7 @@ def recipe_of(
             )
         ),
         heads={'dino': head, **({'ibot': head} if separate else {})},
-        copies=dict(
+        teachers=dict(
             teacher=dict(
                 of=['towers/image', 'heads/dino', *(['heads/ibot'] if separate else [])], rule='ema', momentum=momentum
             )
@@ -94,17 +94,17 @@ def views_of(global_crops: np.ndarray, local_crops: np.ndarray, bits: np.ndarray
     return {'global': view(global_crops, rows), 'local': view(local_crops, rows)}, {'global~block': mask}
 
 
-def start(d: Any, goal: Objective, optim_cfg: dict[str, Any]) -> tuple[TrainState, Any]:
+def start(d: Any, objective: Objective, optim_cfg: dict[str, Any]) -> tuple[TrainState, Any]:
     """The state before the first step and the optimiser."""
-    shapes, _ = jax.eval_shape(goal.init, jax.random.key(0))
+    shapes, _ = jax.eval_shape(objective.init, jax.random.key(0))
     optim = call(optimizer, optim_cfg, 'optim', params=shapes, total_steps=20)
-    state = jax.jit(lambda key: create(goal, lambda _: optim, key))(jax.random.key(0))
+    state = jax.jit(lambda key: create(objective, lambda _: optim, key))(jax.random.key(0))
     student = parts_of(d, 'student')
     has_teacher = any(name.startswith('teacher/') for name in d.files)
     teacher = parts_of(d, 'teacher') if has_teacher else student
     same = jax.tree.structure(state.params['towers']) == jax.tree.structure(student['towers'])
     assert same, 'the mapped names are not the parameters of the tower'
-    aux = {**state.aux, 'copies': {'teacher': jax.tree.map(jnp.asarray, teacher)}}
+    aux = {**state.aux, 'teachers': {'teacher': jax.tree.map(jnp.asarray, teacher)}}
     for term, name in (('distill_cls', 'center/dino_before'), ('distill_patch', 'center/ibot_before')):
         if name in d.files and aux['terms'][term]:
             aux['terms'] = {**aux['terms'], term: {'centre': jnp.asarray(d[name]).reshape(-1)}}
@@ -126,7 +126,7 @@ def optim_of(d: Any, **rest: Any) -> dict[str, Any]:
 def check_step(path: Path) -> None:
     d = np.load(path)
     crops, locals_ = d['batch/global_crops'], d['batch/local_crops']
-    goal = objective(
+    objective = compose(
         recipe_of(
             d,
             float(d['hp/teacher_temp']),
@@ -137,18 +137,18 @@ def check_step(path: Path) -> None:
         )
     )
     optim_cfg = optim_of(d, lr=float(d['hp/lr']), weight_decay=float(d['hp/weight_decay']))
-    state, optim = start(d, goal, optim_cfg)
+    state, optim = start(d, objective, optim_cfg)
     tokens = int(d['batch/upperbound'])
     views, masks = views_of(crops, locals_, d['batch/masks'], tokens)
     m = int(d['batch/masks'].sum())
 
     # What the towers and heads give, in between.
-    found, _ = goal.features(state.params, state.aux, views, masks, state.key, state.step)
+    found, _ = objective.features(state.params, state.aux, views, masks, state.key, state.step)
     close(crop_major(found['student/image/global~block/cls']), d['out/student_global_cls'], 2e-5, 'student global CLS')
     close(crop_major(found['student/image/local/cls']), d['out/student_local_cls'], 2e-5, 'student local CLS')
 
     loss, metrics, carry, grads = jax.jit(
-        lambda s, views, masks: gradients(goal, s, (views, masks), lambda part: part, s.key, 1)
+        lambda s, views, masks: gradients(objective, s, (views, masks), lambda part: part, s.key, 1)
     )(state, views, masks)
     close(metrics['term/distill_cls/loss/local'], d['loss/dino_local_crops_loss'], 1e-5, 'local loss')
     close(metrics['term/distill_cls/loss/global~block'], d['loss/dino_global_crops_loss'], 1e-5, 'global loss')
@@ -164,14 +164,14 @@ def check_step(path: Path) -> None:
         for (where, ours), (_, reference) in zip(_leaves(grads[kind]), _leaves(theirs[kind]), strict=True):
             close(ours, reference, 1e-4, f'gradient of {where}')
 
-    new, moved = jax.jit(make_step(goal, optim, None).step_on_views)(state, views, masks)
+    new, moved = jax.jit(make_step(objective, optim, None).step_on_views)(state, views, masks)
     for part in ('backbone', 'dino_head', 'ibot_head'):
         if f'opt/grad_norm/{part}' in d.files:
             close(moved[f'grad_norm/{part}'], d[f'opt/grad_norm/{part}'], 1e-4, f'norm of {part}')
     # A first AdamW step is nearly lr * sign(gradient): rounding of a gradient, some 2e-6 of the largest, moves
     # a small element's parameter: 1e-5 is allowed, and what that rounding makes of it; where it decides the sign, all.
     rate, share = float(d['hp/lr']), 1 - float(d['hp/teacher_momentum'])
-    after = {'student': new.params, 'teacher': new.aux['copies']['teacher']}
+    after = {'student': new.params, 'teacher': new.aux['teachers']['teacher']}
     for copy, scale in (('student', 1.0), ('teacher', share)):
         reference, compared = parts_of(d, f'new_{copy}'), 0
         for kind in ('towers', 'heads'):
@@ -193,13 +193,13 @@ def check_lockstep(path: Path) -> None:
     d = np.load(path)
     crops, locals_, bits = d['batch/global_crops'], d['batch/local_crops'], d['batch/masks']
     temperature, momentum = d['schedule/teacher_temp'].tolist(), d['schedule/momentum'].tolist()
-    goal = objective(recipe_of(d, temperature, momentum, crops.shape[-1], locals_.shape[-1], crops.shape[2]))
+    objective = compose(recipe_of(d, temperature, momentum, crops.shape[-1], locals_.shape[-1], crops.shape[2]))
     frozen = int((d['schedule/last_layer_lr'] == 0).argmin())
     optim_cfg = optim_of(
         d, lr=1.0, schedule=d['schedule/lr'].tolist(), weight_decay=d['schedule/wd'].tolist(), frozen=frozen
     )
-    state, optim = start(d, goal, optim_cfg)
-    step = jax.jit(make_step(goal, optim, None).step_on_views)
+    state, optim = start(d, objective, optim_cfg)
+    step = jax.jit(make_step(objective, optim, None).step_on_views)
     names = {
         'dino_local': 'term/distill_cls/loss/local', 'dino_global': 'term/distill_cls/loss/global~block',
         'ibot': 'term/distill_patch/loss', 'total': 'loss', 'grad_norm_backbone': 'grad_norm/backbone',
@@ -214,7 +214,7 @@ def check_lockstep(path: Path) -> None:
     teacher = parts_of(d, 'end_teacher')
     for kind in ('towers', 'heads'):
         for (where, ours), (_, reference) in zip(
-            _leaves(state.aux['copies']['teacher'][kind]), _leaves(teacher[kind]), strict=True
+            _leaves(state.aux['teachers']['teacher'][kind]), _leaves(teacher[kind]), strict=True
         ):
             assert np.abs(np.asarray(ours) - reference).max() <= 2e-4, f'end teacher {where}'
 

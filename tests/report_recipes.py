@@ -9,7 +9,7 @@ import jax
 
 from medjax import config as configs, train
 from medjax.data.stream import Stream
-from medjax.objectives.compose import objective
+from medjax.objectives.compose import compose
 from medjax.plugins import call
 from medjax.training.optimizer import optimizer
 from medjax.training.step import create, make_step
@@ -70,15 +70,15 @@ def small(name: str) -> configs.ConfigDict:
 
 def trained(config: configs.Config, datasets: dict) -> list[dict[str, float]]:
     """The metrics of every step of a run on one device."""
-    goal = objective(config)
+    objective = compose(config)
     stream = Stream(config['data'], datasets, config['seed'], views=config['views'], tokenizer=train.reader(config))
-    shapes, _ = jax.eval_shape(goal.init, jax.random.key(0))
+    shapes, _ = jax.eval_shape(objective.init, jax.random.key(0))
     optim = call(optimizer, config['optim'], 'optim', params=shapes, total_steps=config['total_steps'])
     views = make.build(
-        config['views'], config['masks'], config['image'], train.grids(goal, config), config['rows_per_group']
+        config['views'], config['masks'], config['image'], train.grids(objective, config), config['rows_per_group']
     )
-    step = jax.jit(make_step(goal, optim, views, config['micro_batches']).train_step, donate_argnums=0)
-    state = jax.jit(lambda key: create(goal, lambda _: optim, key))(jax.random.key(0))
+    step = jax.jit(make_step(objective, optim, views, config['micro_batches']).train_step, donate_argnums=0)
+    state = jax.jit(lambda key: create(objective, lambda _: optim, key))(jax.random.key(0))
     lines = []
     for batch in itertools.islice(stream.batches(), config['total_steps']):
         state, metrics = step(state, batch)

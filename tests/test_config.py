@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from medjax import config as configs
 from medjax.errors import UserError
-from medjax.objectives.compose import objective
+from medjax.objectives.compose import compose
 from medjax.plugins import call
 from medjax.train import grids
 from medjax.training.optimizer import optimizer
@@ -57,10 +57,10 @@ def test_builders_take_every_shipped_config(path):
     of_data = dict(channels=3, mean=0.5, std=0.2)
     config.image.update({name: of_data[name] for name, value in config.image.items() if value is None})
     config = configs.resolve(config, {})
-    goal = objective(config)
-    params, _ = jax.eval_shape(goal.init, jax.random.key(0))
+    objective = compose(config)
+    params, _ = jax.eval_shape(objective.init, jax.random.key(0))
     call(optimizer, config['optim'], 'optim', params=params, total_steps=config['total_steps'])
-    make.build(config['views'], config['masks'], config['image'], grids(goal, config), config['rows_per_group'])
+    make.build(config['views'], config['masks'], config['image'], grids(objective, config), config['rows_per_group'])
 
 
 # Overrides.
@@ -138,9 +138,9 @@ def test_overrides(text, key, value):
         ('data.cxr.sources.main=-1', ['data.cxr.sources.main', 'above 0']),
         ('views.local.part=xray', ['views.local.part', "'xray'", 'cxr']),
         ('views.local.size=20', ['views.local.size=20', '8 px', '16 or 24']),
-        ('export.copy=techer', ['export.copy', "did you mean 'teacher'?"]),
+        ('export.network=techer', ['export.network', "did you mean 'teacher'?"]),
         ('export.towers=["text"]', ['export.towers', "'text'", 'image']),
-        ('copies.teacher.of=["towers/image"]', ['export.heads', 'teacher']),
+        ('teachers.teacher.of=["towers/image"]', ['export.heads', 'teacher']),
     ],
 )
 def test_mistakes_name_the_key_and_what_would_work(text, words):
@@ -154,9 +154,9 @@ def test_mistakes_name_the_key_and_what_would_work(text, words):
 @pytest.mark.parametrize('momentum', [1.01, -0.5, [0.9, 2.0], dict(rule='linear', start=0.9, end=1.5)])
 def test_a_momentum_beyond_0_to_1(momentum):
     config = configs.read(TINY).to_dict()
-    config['copies']['teacher']['momentum'] = momentum
-    with pytest.raises(UserError, match=r'copies\.teacher\.momentum=.*between 0 and 1'):
-        objective(configs.resolve(ConfigDict(config), {}))
+    config['teachers']['teacher']['momentum'] = momentum
+    with pytest.raises(UserError, match=r'teachers\.teacher\.momentum=.*between 0 and 1'):
+        compose(configs.resolve(ConfigDict(config), {}))
 
 
 def test_overrides_are_split_from_the_other_arguments():

@@ -218,22 +218,22 @@ def test_weights_to_start_from(tmp_path):
     from medjax.train import start_from
     from medjax.weights import dinov2
 
-    goal, optim, _ = recipes.parts(recipes.tiny())
-    state = recipes.start(goal, optim)
-    other = goal.towers['image'].init(jax.random.key(7))
+    objective, optim, _ = recipes.parts(recipes.tiny())
+    state = recipes.start(objective, optim)
+    other = objective.towers['image'].init(jax.random.key(7))
     save_file({k: np.ascontiguousarray(v) for k, v in dinov2.to_meta(other).items()}, tmp_path / 'public.safetensors')
     started_from = start_from(str(tmp_path / 'public.safetensors'), state)
-    for tower in (started_from.params['towers'], started_from.aux['copies']['teacher']['towers']):
+    for tower in (started_from.params['towers'], started_from.aux['teachers']['teacher']['towers']):
         jax.tree.map(np.testing.assert_array_equal, tower['image'], other)
-    for heads in (started_from.params['heads'], started_from.aux['copies']['teacher']['heads']):
+    for heads in (started_from.params['heads'], started_from.aux['teachers']['teacher']['heads']):
         jax.tree.map(np.testing.assert_array_equal, heads, state.params['heads'])
     with pytest.raises(UserError, match="'heads/dino' must be in"):
-        start_from(str(tmp_path / 'public.safetensors'), state, parts=['heads/dino'])
+        start_from(str(tmp_path / 'public.safetensors'), state, take=['heads/dino'])
     wide = recipes.tiny()
     wide['towers']['image'].update(width=48)
-    goal, optim, _ = recipes.parts(wide)
+    objective, optim, _ = recipes.parts(wide)
     with pytest.raises(UserError, match='init_from: towers/image'):
-        start_from(str(tmp_path / 'public.safetensors'), recipes.start(goal, optim))
+        start_from(str(tmp_path / 'public.safetensors'), recipes.start(objective, optim))
 
 
 def test_a_run_does_not_go_on_with_other_data(data, tmp_path):

@@ -1,7 +1,7 @@
 """A recipe's terms -> one objective: the terms in the config decide what is computed.
 
-objective(recipe).features   runs every distinct (copy, tower, view~mask) once and every `>head` once a feature
-objective(recipe).terms      the weighted sum of the terms over those features
+compose(recipe).features   runs every distinct (network, tower, view~mask) once and every `>head` once a feature
+compose(recipe).terms      the weighted sum of the terms over those features
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Features = dict[str, Array]
 
 
 class Objective(NamedTuple):
-    """Pure functions of (params, aux); params = {'towers', 'heads', 'terms'}, aux = {'copies', 'stats', 'terms'}.
+    """Pure functions of (params, aux); params = {'towers', 'heads', 'terms'}, aux = {'teachers', 'stats', 'terms'}.
 
     aux['stats'] holds running statistics of batch norms: copy -> tower -> statistics, for the student and
     every copy that holds such a tower. The student's follow its passes, in the order of `needs`; another copy's follow
@@ -61,23 +61,23 @@ class Copy(NamedTuple):
     momentum: Schedule
 
 
-def objective(recipe: Mapping[str, Any]) -> Objective:
+def compose(recipe: Mapping[str, Any]) -> Objective:
     """The objective of a resolved recipe (views, masks, towers, heads, copies, terms, …); raises UserError by key."""
     towers = {
         name: build_tower(cfg, recipe['image']['channels'], f'towers.{name}', recipe['dtype'])
         for name, cfg in recipe['towers'].items()
     }
-    copies = {name: _copy(cfg, recipe, f'copies.{name}') for name, cfg in recipe['copies'].items()}
+    copies = {name: _copy(cfg, recipe, f'teachers.{name}') for name, cfg in recipe['teachers'].items()}
     heads = _heads(recipe, towers)
     terms, weights = _terms(recipe, towers, heads)
     needs = tuple({name: parse(name, f'terms.{t}') for t, term in terms.items() for name in term.needs}.values())
     for feature in needs:
         _check(feature, recipe, copies)
         _check_kind(feature, recipe, towers[feature.tower])
-    batch_statistics = {f.tower for f in needs if f.copy == 'student' and towers[f.tower].batch_statistics}
+    batch_statistics = {f.tower for f in needs if f.network == 'student' and towers[f.tower].batch_statistics}
     for tower, views in _crops(needs, recipe).items():
         towers[tower].check(crops=views, rows_per_group=recipe['rows_per_group'])
-    ranked = {'/'.join((*f.tower_pass, 'cls')): f for f in needs if f.copy == 'student' and f.output == 'cls'}
+    ranked = {'/'.join((*f.tower_pass, 'cls')): f for f in needs if f.network == 'student' and f.output == 'cls'}
 
     def init(key: Array) -> tuple[Tree, Tree]:
         def keyed(name: str) -> Array:
@@ -91,14 +91,14 @@ def objective(recipe: Mapping[str, Any]) -> Objective:
             'terms': {name: p for name, (p, _) in own.items()},
         }
         aux = {
-            'copies': {name: pick(params, copy.of) for name, copy in copies.items()},
+            'teachers': {name: pick(params, copy.of) for name, copy in copies.items()},
             'stats': {'student': stats} | {name: _held(stats, copy) for name, copy in copies.items()},
             'terms': {name: a for name, (_, a) in own.items()},
         }
         return params, aux
 
     def of_copy(params: Tree, aux: Tree, copy: str) -> Tree:
-        return params if copy == 'student' else jax.lax.stop_gradient(aux['copies'][copy])
+        return params if copy == 'student' else jax.lax.stop_gradient(aux['teachers'][copy])
 
     def features(params: Tree, aux: Tree, views: Views, masks: Masks, key: Array, step: Array) -> tuple[Features, Tree]:
         out: dict[tuple[str, str, str], dict[str, Array]] = {}
@@ -106,12 +106,12 @@ def objective(recipe: Mapping[str, Any]) -> Objective:
         moved = aux['stats']['student']
         for f in needs:
             if f.tower_pass not in out:
-                stats = moved if f.copy == 'student' else aux['stats'][f.copy]
+                stats = moved if f.network == 'student' else aux['stats'][f.network]
                 out[f.tower_pass] = towers[f.tower].apply(
-                    with_stats(of_copy(params, aux, f.copy), stats)['towers'][f.tower],
+                    with_stats(of_copy(params, aux, f.network), stats)['towers'][f.tower],
                     views[f.view],
                     masks[f.inputs] if f.mask else None,
-                    train=f.copy == 'student',
+                    train=f.network == 'student',
                     key=jax.random.fold_in(key, zlib.crc32('/'.join(f.tower_pass).encode())),
                     rows_per_group=recipe['rows_per_group'],
                 )
@@ -124,7 +124,7 @@ def objective(recipe: Mapping[str, Any]) -> Objective:
             if f.at:
                 x = at_mask(x, masks[f'{f.view}~{f.at}'])
             if f.head:
-                x = heads[f.head].apply(of_copy(params, aux, f.copy)['heads'][f.head], x)
+                x = heads[f.head].apply(of_copy(params, aux, f.network)['heads'][f.head], x)
             found[f.name] = x
         for name, f in ranked.items():
             found[name] = out[f.tower_pass]['cls']
@@ -163,7 +163,9 @@ def objective(recipe: Mapping[str, Any]) -> Objective:
             return follow(copy, aux['stats'][name], _held(stats, copy))
 
         return {
-            'copies': {name: follow(copy, aux['copies'][name], pick(params, copy.of)) for name, copy in copies.items()},
+            'teachers': {
+                name: follow(copy, aux['teachers'][name], pick(params, copy.of)) for name, copy in copies.items()
+            },
             'stats': {'student': stats} | {name: statistics(name, copy) for name, copy in copies.items()},
             'terms': {name: term.update(aux['terms'][name], carry[name], step) for name, term in terms.items()},
         }
@@ -172,7 +174,7 @@ def objective(recipe: Mapping[str, Any]) -> Objective:
         return {**params, 'terms': {name: term.project(params['terms'][name]) for name, term in terms.items()}}
 
     def export(params: Tree, aux: Tree, copy: str, paths: tuple[str, ...]) -> Tree:
-        return pick(with_stats(params if copy == 'student' else aux['copies'][copy], aux['stats'][copy]), paths)
+        return pick(with_stats(params if copy == 'student' else aux['teachers'][copy], aux['stats'][copy]), paths)
 
     def moves(rows: int, shapes: dict[str, tuple[int, ...]]) -> int:
         gauges = sum(shapes[name][-1] ** 2 + shapes[name][-1] + 4 for name in ranked)
@@ -190,7 +192,7 @@ def objective(recipe: Mapping[str, Any]) -> Objective:
         'terms': {name: term.axes[0] for name, term in terms.items()},
     }
     aux_axes = {
-        'copies': {name: pick(params_axes, copy.of) for name, copy in copies.items()},
+        'teachers': {name: pick(params_axes, copy.of) for name, copy in copies.items()},
         'stats': {'student': stats_axes} | {name: _held(stats_axes, copy) for name, copy in copies.items()},
         'terms': {name: term.axes[1] for name, term in terms.items()},
     }
@@ -312,7 +314,7 @@ def _terms(
 def _check(f: Feature, recipe: Mapping[str, Any], copies: dict[str, Copy]) -> None:
     """Everything that the feature's name refers to is in the recipe."""
     places = {
-        'copy': (f.copy, ['student', *copies]),
+        'network': (f.network, ['student', *copies]),
         'tower': (f.tower, recipe['towers']),
         'view': (f.view, recipe['views']),
     }
@@ -324,11 +326,12 @@ def _check(f: Feature, recipe: Mapping[str, Any], copies: dict[str, Copy]) -> No
             raise UserError(
                 f'feature {f.name!r}: there is no mask "{f.view}~{mask}"{suggest(f"{f.view}~{mask}", recipe["masks"])}'
             )
-    if f.copy != 'student':
+    if f.network != 'student':
         for path in [f'towers/{f.tower}'] + ([f'heads/{f.head}'] if f.head else []):
-            if path not in copies[f.copy].of:
+            if path not in copies[f.network].of:
                 raise UserError(
-                    f'feature {f.name!r}: the copy {f.copy!r} does not hold {path!r}; add it to copies.{f.copy}.of'
+                    f'feature {f.name!r}: the teacher {f.network!r} does not hold {path!r}; add it to '
+                    f'teachers.{f.network}.of'
                 )
 
 
@@ -358,6 +361,6 @@ def _crops(needs: tuple[Feature, ...], recipe: Mapping[str, Any]) -> dict[str, d
     """tower -> view -> number of crops, of the student's passes."""
     out: dict[str, dict[str, int]] = {}
     for f in needs:
-        if f.copy == 'student':
+        if f.network == 'student':
             out.setdefault(f.tower, {})[f.view] = recipe['views'][f.view].get('count', 1)
     return out

@@ -1,4 +1,4 @@
-"""Names of features: `copy/tower/view[~mask]/output[@mask][>head]`, always in full.
+"""Names of features: `network/tower/view[~mask]/output[@mask][>head]`, always in full.
 
 student/image/global~block/cls               CLS of the masked global view, by the trained parameters
 teacher/image/global/patches@block>dino      the teacher's tokens of the unmasked view at the positions of
@@ -13,13 +13,13 @@ from typing import NamedTuple
 from medjax.errors import UserError
 
 FORM = re.compile(
-    r'(?P<copy>\w+)/(?P<tower>\w+)/(?P<view>\w+)(~(?P<mask>\w+))?/(?P<output>[\w/]+)(@(?P<at>\w+))?(>(?P<head>\w+))?'
+    r'(?P<network>\w+)/(?P<tower>\w+)/(?P<view>\w+)(~(?P<mask>\w+))?/(?P<output>[\w/]+)(@(?P<at>\w+))?(>(?P<head>\w+))?'
 )
 
 
 class Feature(NamedTuple):
     name: str
-    copy: str
+    network: str
     tower: str
     view: str
     mask: str | None
@@ -35,14 +35,15 @@ class Feature(NamedTuple):
     @property
     def tower_pass(self) -> tuple[str, str, str]:
         """What is run once, however many features come of it."""
-        return self.copy, self.tower, self.inputs
+        return self.network, self.tower, self.inputs
 
 
 def parse(name: str, where: str) -> Feature:
     match = FORM.fullmatch(name) if isinstance(name, str) else None
     if not match:
         raise UserError(
-            f'{where}: {name!r} is not the name of a feature; the form is copy/tower/view[~mask]/output[@mask][>head], '
+            f'{where}: {name!r} is not the name of a feature; the form is '
+            'network/tower/view[~mask]/output[@mask][>head], '
             f"for example 'student/image/global~block/patches@block>dino'"
         )
     return Feature(name, **match.groupdict())

@@ -239,7 +239,7 @@ class Pairs(NamedTuple):
             about += MOST_LABELS
         elif self.copies:
             about += shapes[self.copies[1]][-1]
-        back = d if self.columns.copy == 'student' else 0
+        back = d if self.columns.network == 'student' else 0
         scalars = 64 + 16 * v * w
         if not self.ring:
             return n * w * (d + about + back + v * column_sums) + scalars
@@ -285,9 +285,9 @@ def pairs(
         raise UserError(f'{where}.queue: a number of columns, 0 for none, got {queue!r}')
     if queue and not chosen.kinds:
         raise UserError(f"{where}.queue: needs kinds of positives besides the soft ones, for example 'identity'")
-    if queue and (chosen.soft == LABELS or (chosen.soft and chosen.soft != c.copy)):
+    if queue and (chosen.soft == LABELS or (chosen.soft and chosen.soft != c.network)):
         raise UserError(
-            f'{where}.queue: soft positives with a queue come from the copy that gives its columns, {c.copy!r}, '
+            f'{where}.queue: soft positives with a queue come from the copy that gives its columns, {c.network!r}, '
             f'not from {chosen.soft!r}'
         )
     if queue and ring:

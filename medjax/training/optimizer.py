@@ -1,14 +1,17 @@
-"""AdamW with parameter groups and clipping per part; rate and decay are functions of the state's step alone.
+"""AdamW with parameter groups. Learning rate and weight decay are functions of the state's step alone.
 
-A parameter group is a rule `dict(match=pattern, …)` on the path of a parameter ('towers/image/blocks/mlp/fc1/kernel'):
+`optim.groups` in a config is a list of rules `dict(match=pattern, …)`. A pattern is compared with the path of each
+parameter, for example 'towers/image/blocks/mlp/fc1/kernel':
 
-    match         shell pattern; 'blocks[0:6]' in it means rows 0 to 5 of the scanned stack
-    rate, decay   factors of the learning rate and the weight decay
-    layerwise     rate factor layerwise ** (layers above) for a tower: dict(match='towers/image/*', layerwise=.9)
-    frozen_until  until this step rate and decay are 0; gradients still enter norms and moments, as in the original
-    clip          the name of the group whose gradients are clipped together
+    match         shell pattern; 'blocks[0:6]' in it means rows 0 to 5 of the stacked blocks
+    lr_scale      factor of the learning rate
+    wd_scale      factor of the weight decay
+    layerwise     layer-wise decay of the learning rate: layerwise ** (number of layers above), for one tower
+    frozen_until  before this step the parameter does not change; its gradient still enters norms and moments
+    clip_group    name of the set of parameters whose gradients are clipped by their common norm
 
-Factors of all rules that match multiply; for frozen_until and clip the last match decides.
+If several rules match a parameter, their lr_scale and wd_scale multiply: the patch embedding of DINOv2 has
+layerwise .9 of the whole tower times lr_scale .2 of its own rule. For frozen_until and clip_group the last one decides.
 """
 
 from __future__ import annotations
@@ -38,12 +41,12 @@ class Optimizer(NamedTuple):
 
 
 class Group(NamedTuple):
-    """What the rules say of one parameter; factors are floats or arrays [depth,1,…] of a scanned stack."""
+    """The result of all rules for one parameter. Scales are floats, or arrays [depth,1,…] for stacked blocks."""
 
-    rate: Any
-    decay: Any
+    lr_scale: Any
+    wd_scale: Any
     frozen_until: int
-    clip: str
+    clip_group: str
 
 
 def optimizer(
@@ -79,7 +82,7 @@ def optimizer(
 
         def move(p: Array, d: Array, group: Group) -> Array:
             thawed = (step >= group.frozen_until).astype(jnp.float32)
-            return p - rate * group.rate * thawed * (d + decay * group.decay * p)
+            return p - rate * group.lr_scale * thawed * (d + decay * group.wd_scale * p)
 
         params = jax.tree.map(move, params, directions, table)
         return params, opt, {**norms, 'lr': rate, 'weight_decay': decay}
@@ -90,7 +93,7 @@ def optimizer(
 def clip_by_group(grads: Tree, table: Tree, bound: float | None) -> tuple[Tree, Metrics]:
     """Gradients with every clip group's norm bounded, and the norms before."""
     leaves, structure = jax.tree.flatten(grads)
-    names = [group.clip for group in jax.tree.leaves(table, is_leaf=_is_group)]
+    names = [group.clip_group for group in jax.tree.leaves(table, is_leaf=_is_group)]
     norms = {
         name: jnp.sqrt(sum(jnp.sum(g.astype(jnp.float32) ** 2) for g, n in zip(leaves, names) if n == name))
         for name in sorted(set(names))
@@ -105,8 +108,8 @@ def clip_by_group(grads: Tree, table: Tree, bound: float | None) -> tuple[Tree, 
 def parameter_groups(params: Tree, rules: Sequence[Mapping[str, Any]]) -> Tree:
     """A tree like `params` with the Group of every parameter; a rule that matches nothing is an error."""
 
-    def rule(i: int, match: str, rate: float = 1.0, decay: float = 1.0, layerwise: float | None = None,
-             frozen_until: int | None = None, clip: str | None = None):  # fmt: skip
+    def rule(i: int, match: str, lr_scale: float = 1.0, wd_scale: float = 1.0, layerwise: float | None = None,
+             frozen_until: int | None = None, clip_group: str | None = None):  # fmt: skip
         pattern = re.sub(r'\[(\d*):(\d*)\]', '', match)
         rows = re.search(r'\[(\d*):(\d*)\]', match)
         hits = [p for p in paths if fnmatch.fnmatchcase(p, pattern)]
@@ -117,10 +120,12 @@ def parameter_groups(params: Tree, rules: Sequence[Mapping[str, Any]]) -> Tree:
         for path in hits:
             g, shape = table[path], shapes[path]
             table[path] = Group(
-                g.rate * _rows(rate, rows, shape) * (_layer(path, layerwise, paths, shapes) if layerwise else 1.0),
-                g.decay * _rows(decay, rows, shape),
+                g.lr_scale
+                * _rows(lr_scale, rows, shape)
+                * (_layer(path, layerwise, paths, shapes) if layerwise else 1.0),
+                g.wd_scale * _rows(wd_scale, rows, shape),
                 g.frozen_until if frozen_until is None else frozen_until,
-                g.clip if clip is None else clip,
+                g.clip_group if clip_group is None else clip_group,
             )
 
     flat, structure = jax.tree_util.tree_flatten_with_path(params)

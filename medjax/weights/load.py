@@ -15,7 +15,7 @@ from medjax.weights.fit import Params, State, check_like, fit
 
 
 class Weights(NamedTuple):
-    parts: tuple[str, ...]  # what there is: 'towers/image', 'heads/dino', …
+    modules: tuple[str, ...]  # what there is: 'towers/image', 'heads/dino', …
     read: Callable[[str, Params], Params]
     """(part, tree of the shapes that a configuration wants) -> params of these shapes. Position embeddings are resized,
     image channels and context adapted; all else must fit, or it is a UserError that names the array."""
@@ -27,8 +27,8 @@ def load(path: str | Path) -> Weights:
     found = _of_export(path) if path.is_dir() else _of_file(path)
 
     def read(part: str, wanted: Params) -> Params:
-        if part not in found.parts:
-            raise UserError(f'{path} has no {part!r}{suggest(part, found.parts)}')
+        if part not in found.modules:
+            raise UserError(f'{path} has no {part!r}{suggest(part, found.modules)}')
         try:
             params = found.read(part, wanted)
         except UserError as error:
@@ -36,7 +36,7 @@ def load(path: str | Path) -> Weights:
         check_like(params, wanted, f'{part} of {path}')
         return params
 
-    return Weights(found.parts, read)
+    return Weights(found.modules, read)
 
 
 def _of_export(path: Path) -> Weights:
@@ -44,9 +44,9 @@ def _of_export(path: Path) -> Weights:
     parts = {f'{kind}/{name}': params for kind, group in tree.items() for name, params in group.items()}
 
     def read(part: str, wanted: Params) -> Params:
-        layout = meta.get(part.split('/')[0], {}).get(part.split('/')[1], {}).get('layout', 'dinov2')
+        family = meta.get(part.split('/')[0], {}).get(part.split('/')[1], {}).get('family', 'dinov2')
         antialias = 'registers' in parts[part]
-        return fit(parts[part], wanted, antialias, 0.0 if antialias or layout != 'dinov2' else 0.1)
+        return fit(parts[part], wanted, antialias, 0.0 if antialias or family != 'dinov2' else 0.1)
 
     return Weights(tuple(parts), read)
 

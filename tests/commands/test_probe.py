@@ -23,7 +23,7 @@ from medjax.probes import encode, results, watch
 from medjax.weights import export
 
 TOWER = dict(tower='vit', variant='Ti/8', width=32, depth=2, heads=2, native_size=32, layerscale=None)
-META = dict(copy='teacher', heads={}, image=dict(channels=1, mean=0.5, std=0.25), size=32, seen=None)
+META = dict(network='teacher', heads={}, image=dict(channels=1, mean=0.5, std=0.25), size=32, seen=None)
 
 
 def make_table(folder, n=150, splits=('train', 'train', 'train', 'val', 'test'), labels=True, seed=0):

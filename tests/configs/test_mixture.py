@@ -16,7 +16,7 @@ from medjax.data.builder import vocabulary, write
 from medjax.data.sources import phantom, table
 from medjax.data.stream import Stream
 from medjax.data.text import tokenizer
-from medjax.objectives.compose import objective
+from medjax.objectives.compose import compose
 from medjax.views import make
 
 COMPOSITION = dict(paired=8, labelled=4, bare=4)
@@ -74,15 +74,15 @@ def test_what_each_kind_of_row_gives_to_each_term(datasets):
     """Rows without a text change the gradients of DINO's terms and not that of the contrast; both reach the tower."""
     config = configs.check(configs.resolve(recipe(), datasets))
     stream = Stream(config['data'], datasets, 0, views=config['views'], tokenizer=train.reader(config))
-    goal = objective(config)
-    views_of = make.build(config['views'], config['masks'], config['image'], train.grids(goal, config), 8)
-    params, aux = jax.jit(goal.init)(jax.random.key(0))
+    objective = compose(config)
+    views_of = make.build(config['views'], config['masks'], config['image'], train.grids(objective, config), 8)
+    params, aux = jax.jit(objective.init)(jax.random.key(0))
     step, key = np.int32(0), jax.random.key(1)
 
     def losses(params, batch):
         views, masks = views_of(batch, key, step)
-        found, _ = goal.features(params, aux, views, masks, key, step)
-        metrics = goal.terms(params, aux, found, views, masks, key, step)[1][0]
+        found, _ = objective.features(params, aux, views, masks, key, step)
+        metrics = objective.terms(params, aux, found, views, masks, key, step)[1][0]
         return {name: metrics[f'term/{name}/loss'] for name in ('pair_softmax', *DINO)}
 
     run = jax.jit(jax.jacrev(losses))

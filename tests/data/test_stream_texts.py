@@ -22,7 +22,7 @@ from medjax.data.stream import Stream
 from medjax.data.text import tokenizer
 from medjax.data.types import Entry, Example, Source
 from medjax.errors import UserError
-from medjax.objectives.compose import objective
+from medjax.objectives.compose import compose
 from medjax.plugins import call
 from medjax.training.optimizer import optimizer
 from medjax.training.step import gradients, make_step
@@ -233,7 +233,7 @@ def recipe(**changes):
             masks={},
             towers=dict(tiny['towers'], text=dict(tower='tests.text_tower', vocabulary=len(WORDS), context=12)),
             heads=dict(vt=dict(head='dino_head', prototypes=8, hidden=16, bottleneck=8)),
-            copies={},
+            teachers={},
             terms=[
                 dict(term='koleo', name='images', of='student/image/global/cls'),
                 dict(term='koleo', name='reports', of='student/text/report/cls'),
@@ -272,9 +272,9 @@ def test_a_text_view_is_what_the_stream_chose(batch):
 
 
 def test_features_of_a_text_view_by_the_text_tower(batch, importable):
-    goal, make_views, state = started(recipe())
+    objective, make_views, state = started(recipe())
     views, masks = make_views(batch, state.key, state.step)
-    found, _ = goal.features(state.params, state.aux, views, masks, state.key, state.step)
+    found, _ = objective.features(state.params, state.aux, views, masks, state.key, state.step)
     assert found['student/text/report/cls'].shape == (8, 1, 16)
     assert found['student/text/sentence/cls>vt'].shape == (8, 3, 8)
     p = state.params['towers']['text']
@@ -283,7 +283,7 @@ def test_features_of_a_text_view_by_the_text_tower(batch, importable):
         n = rows['text/report/length'][r, 0]
         mean = np.asarray(p['embedding'])[rows['text/report'][r, 0, :n]].sum(0) / max(n, 1)
         np.testing.assert_allclose(found['student/text/report/cls'][r, 0], mean @ np.asarray(p['kernel']), atol=1e-4)
-    _, (metrics, _) = goal.terms(state.params, state.aux, found, views, masks, state.key, state.step)
+    _, (metrics, _) = objective.terms(state.params, state.aux, found, views, masks, state.key, state.step)
     assert metrics['term/reports/rows'] == (rows['text/report/length'] > 0).sum()  # absent texts are not counted
 
 
@@ -293,11 +293,11 @@ def test_micro_batches_of_texts_give_one_gradient(datasets, words, importable):
     (batch,) = take(Stream(part(8, paired=1.0), datasets, 3, views=views, tokenizer=words), 1)
     batch = {'cxr': batch}
     towers, terms = {'text': recipe()['towers']['text']}, recipe()['terms'][1:2]
-    goal, make_views, state = started(recipe(views=views, towers=towers, terms=terms, heads={}))
+    objective, make_views, state = started(recipe(views=views, towers=towers, terms=terms, heads={}))
 
     def run(n):
         prepare = lambda b: make_views(b, state.key, state.step)  # noqa: E731
-        return jax.jit(lambda s, b: gradients(goal, s, b, prepare, s.key, n))(state, batch)
+        return jax.jit(lambda s, b: gradients(objective, s, b, prepare, s.key, n))(state, batch)
 
     (loss, _, _, one), (loss2, _, _, two) = run(1), run(2)
     assert abs(loss - loss2) <= 1e-5 * abs(loss)
@@ -331,9 +331,9 @@ def pair_recipe():
 
 
 def one_step(cfg, batch):
-    goal, make_views, state = started(cfg)
+    objective, make_views, state = started(cfg)
     optim = call(optimizer, cfg['optim'], 'optim', params=state.params, total_steps=cfg['total_steps'])
-    after, metrics = jax.jit(make_step(goal, optim, make_views).train_step)(state, batch)
+    after, metrics = jax.jit(make_step(objective, optim, make_views).train_step)(state, batch)
     return state, after, jax.device_get(metrics)
 
 
@@ -376,10 +376,10 @@ def test_a_batch_without_a_positive_through_a_train_step(batch, importable):
 
 
 def started(cfg):
-    goal = objective(cfg)
-    shapes, _ = jax.eval_shape(goal.init, jax.random.key(0))
+    objective = compose(cfg)
+    shapes, _ = jax.eval_shape(objective.init, jax.random.key(0))
     optim = call(optimizer, cfg['optim'], 'optim', params=shapes, total_steps=cfg['total_steps'])
-    return goal, make.build(cfg['views'], {}, cfg['image'], {}, 1), recipes.start(goal, optim)
+    return objective, make.build(cfg['views'], {}, cfg['image'], {}, 1), recipes.start(objective, optim)
 
 
 def reads(feature):
@@ -403,7 +403,7 @@ def test_towers_and_views_that_do_not_fit(change, sentence, importable):
     cfg = recipe(tokenizer=dict(path='words/vocab.txt', tokens=dict(vocabulary=len(WORDS))))
     change(cfg)
     with pytest.raises(UserError) as error:
-        objective(cfg)
+        compose(cfg)
     assert sentence in str(error.value)
 
 
@@ -428,7 +428,7 @@ def get_config():
                     text=dict(tower='tests.text_tower', vocabulary=64)),
         terms=[dict(term='koleo', name='images', of='student/image/global/cls'),
                dict(term='koleo', name='reports', of='student/text/report/cls')],
-        optim=dict(lr=1e-3), export=dict(copy='student', towers=['image', 'text'], heads=[], every=2),
+        optim=dict(lr=1e-3), export=dict(network='student', towers=['image', 'text'], heads=[], every=2),
     ))
 """
 
@@ -512,7 +512,7 @@ def test_mistakes_in_a_config_are_sentences(command, words, tmp_path, monkeypatc
     with pytest.raises(
         UserError, match=f'the tower knows 20 token ids and the tokenizer .* has {len(WORDS)}; give the'
     ):
-        objective(load('towers.text.vocabulary=20')[0])
+        compose(load('towers.text.vocabulary=20')[0])
     (tmp_path / 'config.py').write_text(CONFIG.replace('length=12', 'lenght=12'))
     with pytest.raises(UserError, match=r"views.report: unknown key 'lenght'; did you mean 'length'"):
         load()

@@ -14,7 +14,7 @@ import recipes
 
 from medjax.errors import UserError
 from medjax.models import build, heads
-from medjax.objectives.compose import objective
+from medjax.objectives.compose import compose
 from medjax.parallel import sharding
 from medjax.train import start_from
 from medjax.training.optimizer import optimizer, parameter_groups
@@ -61,7 +61,7 @@ def recipe(norm: str = 'batch', **changes: Any) -> dict[str, Any]:
             heads=dict(
                 dino=dict(head='dino_head', prototypes=32, hidden=24, bottleneck=8), vt=dict(head='mlp', out=12)
             ),
-            copies=dict(teacher=dict(of=['towers/image', 'heads/dino'], rule='ema', momentum=0.9)),
+            teachers=dict(teacher=dict(of=['towers/image', 'heads/dino'], rule='ema', momentum=0.9)),
             terms=[
                 dict(
                     term='distill_cls',
@@ -81,16 +81,16 @@ def views(rows: int) -> dict[str, View]:
 
 
 def started(cfg: dict[str, Any], micro_batches: int = 1) -> Any:
-    goal = objective(cfg)
-    shapes, _ = jax.eval_shape(goal.init, jax.random.key(0))
+    objective = compose(cfg)
+    shapes, _ = jax.eval_shape(objective.init, jax.random.key(0))
     optim = optimizer(shapes, cfg['total_steps'], **cfg['optim'])
-    step = make_step(goal, optim, lambda batch, key, step: (batch, {}), micro_batches)
-    return goal, step, jax.jit(lambda key: create(goal, lambda _: optim, key))(jax.random.key(0))
+    step = make_step(objective, optim, lambda batch, key, step: (batch, {}), micro_batches)
+    return objective, step, jax.jit(lambda key: create(objective, lambda _: optim, key))(jax.random.key(0))
 
 
 def test_running_statistics_follow_the_batches_and_the_copy_follows_them():
-    goal, step, state = started(recipe())
-    assert goal.batch_statistics == ('image',)
+    objective, step, state = started(recipe())
+    assert objective.batch_statistics == ('image',)
     assert 'stats' not in state.params['towers']['image'], 'neither gradient nor optimiser may see them'
     seen = views(4)
     after, metrics = jax.jit(lambda s: step.step_on_views(s, seen, {}))(state)
@@ -99,17 +99,19 @@ def test_running_statistics_follow_the_batches_and_the_copy_follows_them():
     stats = state.aux['stats']['student']['image']
     for name in ('global', 'local'):
         tree = state.params['towers']['image'] | dict(stats=stats)
-        stats = goal.towers['image'].apply(tree, seen[name], train=True)['stats']
+        stats = objective.towers['image'].apply(tree, seen[name], train=True)['stats']
     assert recipes.worst(after.aux['stats']['student']['image'], stats) <= 1e-5
     assert recipes.worst(stats, state.aux['stats']['student']['image']) > 0.01
     expected = jax.tree.map(lambda t, s: 0.9 * t + 0.1 * s, state.aux['stats']['teacher']['image'], stats)
     assert recipes.worst(after.aux['stats']['teacher']['image'], expected) <= 1e-5
     # an export holds them again, each copy its own
     for copy in ('student', 'teacher'):
-        tower = goal.export(after.params, after.aux, copy, ('towers/image',))['towers']['image']
+        tower = objective.export(after.params, after.aux, copy, ('towers/image',))['towers']['image']
         jax.tree.map(np.testing.assert_array_equal, tower['stats'], after.aux['stats'][copy]['image'])
-        assert jax.tree.structure(tower) == jax.tree.structure(goal.towers['image'].init(jax.random.key(0)))
-    assert jax.tree.structure(goal.axes[1], is_leaf=lambda x: isinstance(x, tuple)) == jax.tree.structure(state.aux)
+        assert jax.tree.structure(tower) == jax.tree.structure(objective.towers['image'].init(jax.random.key(0)))
+    assert jax.tree.structure(objective.axes[1], is_leaf=lambda x: isinstance(x, tuple)) == jax.tree.structure(
+        state.aux
+    )
 
 
 def test_a_step_that_is_skipped_keeps_the_statistics():
@@ -124,10 +126,10 @@ def test_a_step_that_is_skipped_keeps_the_statistics():
 def test_micro_batches_are_refused_unless_the_statistics_are_frozen():
     with pytest.raises(UserError, match=r"micro_batches=2: towers\.image normalises .* norm='frozen'"):
         started(recipe(), 2)
-    goal, _, state = started(recipe('frozen'), 2)
-    assert goal.batch_statistics == ()
+    objective, _, state = started(recipe('frozen'), 2)
+    assert objective.batch_statistics == ()
     found = {
-        n: jax.jit(lambda s, v, n=n: gradients(goal, s, (v, {}), lambda part: part, s.key, n))(state, views(4))
+        n: jax.jit(lambda s, v, n=n: gradients(objective, s, (v, {}), lambda part: part, s.key, n))(state, views(4))
         for n in (1, 2)
     }
     (loss1, _, carry1, grads1), (loss2, _, carry2, grads2) = found[1], found[2]
@@ -154,21 +156,21 @@ def test_absent_pictures_enter_no_statistics():
 
 def test_weights_of_two_files_come_with_their_statistics(tmp_path):
     """A tower of another name in the file; the student and every copy that holds it, statistics with it."""
-    goal, _, state = started(recipe())
-    params, aux = goal.init(jax.random.key(7))
+    objective, _, state = started(recipe())
+    params, aux = objective.init(jax.random.key(7))
     stats = jax.tree.map(lambda x: x + 3, aux['stats']['student'])
-    tree = goal.export(params, {**aux, 'stats': {'student': stats}}, 'student', ('towers/image', 'towers/text'))
+    tree = objective.export(params, {**aux, 'stats': {'student': stats}}, 'student', ('towers/image', 'towers/text'))
     export.save(tmp_path / '1', {'towers': {'cxr': jax.device_get(tree['towers']['image'])}}, dict(step=1))
     export.save(tmp_path / '2', {'towers': {'text': jax.device_get(tree['towers']['text'])}}, dict(step=1))
-    state = start_from(str(tmp_path / '1'), state, parts=['towers/image=towers/cxr'])
+    state = start_from(str(tmp_path / '1'), state, take=['towers/image=towers/cxr'])
     state = start_from(str(tmp_path / '2'), state)
-    for found in (state.params['towers'], state.aux['copies']['teacher']['towers']):
+    for found in (state.params['towers'], state.aux['teachers']['teacher']['towers']):
         jax.tree.map(np.testing.assert_array_equal, found['image'], params['towers']['image'])
     jax.tree.map(np.testing.assert_array_equal, state.params['towers']['text'], params['towers']['text'])
     for copy in ('student', 'teacher'):
         jax.tree.map(np.testing.assert_array_equal, state.aux['stats'][copy], stats)
     with pytest.raises(UserError, match="'towers/text' must be in the recipe and 'towers/txt' in"):
-        start_from(str(tmp_path / '2'), state, parts=['towers/text=towers/txt'])
+        start_from(str(tmp_path / '2'), state, take=['towers/text=towers/txt'])
 
 
 def test_layers_and_what_is_stored_change_nothing():
@@ -197,7 +199,7 @@ def test_frozen_prefix_of_the_text_stack():
         'towers/text/blocks[0:2]/*',
     ]
     optim = optimizer(
-        params, 10, lr=0.1, weight_decay=0.1, groups=[dict(match=match, rate=0.0, decay=0.0) for match in frozen]
+        params, 10, lr=0.1, weight_decay=0.1, groups=[dict(match=match, lr_scale=0.0, wd_scale=0.0) for match in frozen]
     )
     after, *_ = optim.update(jax.tree.map(jnp.ones_like, params), optim.init(params), params, jnp.int32(0))
     before, now = params['towers']['text'], after['towers']['text']
@@ -210,7 +212,7 @@ def test_frozen_prefix_of_the_text_stack():
 
 def test_layerwise_rates_of_towers_with_a_pool():
     """The pooling lies above the last block, so it moves at the full rate."""
-    tower = build.tower(dict(tower='vit', variant='S/4', layout='siglip', width=16, depth=2, heads=2), 1, 'x')
+    tower = build.tower(dict(tower='vit', variant='S/4', family='siglip', width=16, depth=2, heads=2), 1, 'x')
     params = dict(towers=dict(image=jax.eval_shape(tower.init, jax.random.key(0))))
     table = parameter_groups(params, [dict(match='towers/image/*', layerwise=0.5)])['towers']['image']
     assert table['pool']['probe'].rate == table['norm']['scale'].rate == 1.0
@@ -223,7 +225,7 @@ def test_eight_devices_give_what_one_gives_and_rows_stay(kind):
     """Equal gradients and statistics; an eighth of the FLOPs each; only what has a parameter's shape is exchanged."""
     if jax.device_count() != 8:
         pytest.skip('needs 8 (virtual) devices')
-    cfg = dict(RESNET, stem=16) if kind == 'resnet' else dict(TEXT, layout=kind, width=64)
+    cfg = dict(RESNET, stem=16) if kind == 'resnet' else dict(TEXT, family=kind, width=64)
     tower = build.tower(cfg, 1, 'x')
     params = tower.init(jax.random.key(0))
     inputs = pictures(16, 1) if kind == 'resnet' else texts(16)
@@ -282,7 +284,7 @@ def test_projection_heads_are_their_formulas():
 @pytest.mark.parametrize(
     ('cfg', 'message'),
     [
-        (dict(TEXT, layout='brt'), "unknown layout 'brt'; did you mean 'bert'"),
+        (dict(TEXT, family='brt'), "unknown family 'brt'; did you mean 'bert'"),
         (dict(TEXT, variant='Q'), "unknown variant 'Q'; sizes: Ti"),
         (dict(TEXT, pool='first'), "unknown pool 'first'"),
         (dict(TEXT, activation='glu'), "unknown activation 'glu'"),
@@ -292,7 +294,7 @@ def test_projection_heads_are_their_formulas():
         (dict(RESNET, variant='51'), "unknown variant '51'; sizes: 18"),
         (dict(RESNET, norm='group'), "unknown norm 'group'"),
         (dict(RESNET, stem=0), 'stem=0'),
-        (dict(tower='vit', layout='clop'), "unknown layout 'clop'; did you mean 'clip'"),
+        (dict(tower='vit', family='clop'), "unknown family 'clop'; did you mean 'clip'"),
     ],
 )
 def test_mistakes_get_a_sentence(cfg, message):
@@ -301,7 +303,7 @@ def test_mistakes_get_a_sentence(cfg, message):
 
 
 def test_texts_that_do_not_fit_the_tower_get_a_sentence():
-    bert, siglip = (build.tower(dict(TEXT, layout=layout), 1, 'x') for layout in ('bert', 'siglip'))
+    bert, siglip = (build.tower(dict(TEXT, family=family), 1, 'x') for family in ('bert', 'siglip'))
     params = jax.eval_shape(bert.init, jax.random.key(0))
     with pytest.raises(UserError, match='texts of 9 tokens, but this tower reads at most 8'):
         jax.eval_shape(lambda p: bert.apply(p, texts(2, length=9)), params)
@@ -311,8 +313,10 @@ def test_texts_that_do_not_fit_the_tower_get_a_sentence():
 
 
 def test_an_output_that_a_tower_lacks_is_a_sentence():
-    cfg = recipe(terms=[dict(term='koleo', of='student/text/report/patches')], heads={}, copies={})
-    goal = objective(cfg)
-    params, aux = jax.eval_shape(goal.init, jax.random.key(0))
+    cfg = recipe(terms=[dict(term='koleo', of='student/text/report/patches')], heads={}, teachers={})
+    objective = compose(cfg)
+    params, aux = jax.eval_shape(objective.init, jax.random.key(0))
     with pytest.raises(UserError, match="there is no output 'patches'.*known: cls"):
-        jax.eval_shape(lambda p, a: goal.features(p, a, views(2), {}, jax.random.key(0), jnp.int32(0)), params, aux)
+        jax.eval_shape(
+            lambda p, a: objective.features(p, a, views(2), {}, jax.random.key(0), jnp.int32(0)), params, aux
+        )

@@ -16,7 +16,7 @@ from reference_losses import NET, close, context
 
 from medjax.errors import UserError
 from medjax.objectives import pairs
-from medjax.objectives.compose import objective
+from medjax.objectives.compose import compose
 from medjax.objectives.terms import pair_sigmoid, pair_softmax
 from medjax.parallel import sharding
 from medjax.training.step import gradients
@@ -638,7 +638,9 @@ def image_and_text():
         },
         masks={},
         heads={name: dict(head='linear', out=16) for name in ('vi', 'vt')},
-        copies=dict(teacher=dict(of=['towers/image', 'towers/text', 'heads/vi', 'heads/vt'], rule='ema', momentum=0.9)),
+        teachers=dict(
+            teacher=dict(of=['towers/image', 'towers/text', 'heads/vi', 'heads/vt'], rule='ema', momentum=0.9)
+        ),
         terms=[
             dict(term='pair_softmax', rows=image, columns=text.replace('student', 'teacher'), **soft),
             dict(term='pair_sigmoid', rows=image, columns=text, **learned),
@@ -650,7 +652,7 @@ def image_and_text():
 
 def test_micro_batches_give_one_gradient():
     """One, two and four micro-batches of a whole recipe: the same loss, gradients, queue and counts."""
-    goal = objective(image_and_text())
+    objective = compose(image_and_text())
     rng = np.random.default_rng(0)
     row = np.arange(8, dtype=np.uint32)
     valid = np.arange(6) < rng.integers(1, 7, (8, 1, 1))
@@ -662,7 +664,7 @@ def test_micro_batches_give_one_gradient():
 
     @jax.jit
     def start(key):
-        params, aux = goal.init(key)
+        params, aux = objective.init(key)
         leaves, structure = jax.tree.flatten(params)
         keys = jax.random.split(key, len(leaves))
         moved = [x + 0.3 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
@@ -673,7 +675,7 @@ def test_micro_batches_give_one_gradient():
 
     state = start(jax.random.key(0))
     found = {
-        n: jax.jit(lambda state, views, n=n: gradients(goal, state, (views, {}), lambda part: part, state.key, n))(
+        n: jax.jit(lambda state, views, n=n: gradients(objective, state, (views, {}), lambda part: part, state.key, n))(
             state, views
         )
         for n in (1, 2, 4)
@@ -694,4 +696,4 @@ def test_identity_across_parts_is_refused_by_the_objective():
     recipe = contrast()
     recipe['views']['local']['part'] = 'other'
     with pytest.raises(UserError, match="'global' shows 'cxr', 'local' 'other'"):
-        objective(recipe)
+        compose(recipe)

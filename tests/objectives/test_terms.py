@@ -169,9 +169,9 @@ def test_the_term_of_the_docs(tmp_path, monkeypatch):
     recipe = recipes.tiny()
     recipe['terms'] = [dict(term='mypkg.variance', of='student/image/global~block/cls', weight=0.1)]
     recipe['heads'] = {}
-    recipe['copies'] = {}
-    goal, _, _ = recipes.parts(recipe)
-    assert [f.name for f in goal.needs] == ['student/image/global~block/cls']
+    recipe['teachers'] = {}
+    objective, _, _ = recipes.parts(recipe)
+    assert [f.name for f in objective.needs] == ['student/image/global~block/cls']
     from mypkg import variance
 
     of = 'student/image/global/cls'

@@ -27,12 +27,12 @@ def on_mesh(shape, recipe, batch, micro_batches=1):
     """Objective, state, batch and functions of a recipe on a mesh."""
     mesh = sharding.make_mesh(*shape)
     jax.set_mesh(mesh)
-    goal, optim, step = recipes.parts(recipe, micro_batches)
-    abstract = jax.eval_shape(lambda: recipes.start(goal, optim))
-    shardings = state_shardings(goal, abstract, mesh)
-    state = recipes.start(goal, optim, shardings)
+    objective, optim, step = recipes.parts(recipe, micro_batches)
+    abstract = jax.eval_shape(lambda: recipes.start(objective, optim))
+    shardings = state_shardings(objective, abstract, mesh)
+    state = recipes.start(objective, optim, shardings)
     placed = jax.device_put(batch, sharding.rows_sharding(mesh))
-    return goal, step, state, placed, shardings
+    return objective, step, state, placed, shardings
 
 
 def one_device() -> jax.sharding.Mesh:
@@ -50,20 +50,20 @@ def alone():
     """Loss and gradients of one device, and the state and metrics after a step."""
     recipe, batch = recipes.tiny(rows_per_group=2, drop_path=0.25), recipes.batch(16)
     jax.set_mesh(one_device())
-    goal, optim, step = recipes.parts(recipe)
-    state = recipes.start(goal, optim)
-    loss, _, _, grads = as_numpy(jax.jit(gradients_of(goal, recipe))(state, batch))
+    objective, optim, step = recipes.parts(recipe)
+    state = recipes.start(objective, optim)
+    loss, _, _, grads = as_numpy(jax.jit(gradients_of(objective, recipe))(state, batch))
     after, _ = jax.jit(step.train_step)(state, batch)
     return recipe, batch, as_numpy(state), loss, grads, as_numpy(after)
 
 
-def gradients_of(goal, recipe):
+def gradients_of(objective, recipe):
     """(state, batch) -> what the train step differentiates, with its key."""
-    views = recipes.views(recipe, goal)
+    views = recipes.views(recipe, objective)
 
     def run(state, batch):
         key = jax.random.fold_in(state.key, state.step)
-        return gradients(goal, state, batch, lambda b: views(b, key, state.step), key, 1)
+        return gradients(objective, state, batch, lambda b: views(b, key, state.step), key, 1)
 
     return run
 
@@ -72,9 +72,9 @@ def gradients_of(goal, recipe):
 @pytest.mark.parametrize('shape', MESHES)
 def test_a_mesh_gives_what_one_device_gives(shape, alone):
     recipe, batch, state1, loss1, grads1, after1 = alone
-    goal, step, state, placed, shardings = on_mesh(shape, recipe, batch)
+    objective, step, state, placed, shardings = on_mesh(shape, recipe, batch)
     assert recipes.worst(as_numpy(state), state1) == 0  # the same start on every mesh
-    loss, _, _, grads = as_numpy(jax.jit(gradients_of(goal, recipe))(state, placed))
+    loss, _, _, grads = as_numpy(jax.jit(gradients_of(objective, recipe))(state, placed))
     assert abs(loss - loss1) <= 1e-5 * abs(loss1)
     assert recipes.worst(grads, grads1) <= 1e-5
     if shape == (2, 2, 2):
@@ -123,14 +123,14 @@ def test_each_device_does_an_eighth_and_moves_what_the_terms_say(shape, micro_ba
     state1 = recipes.start(goal1, optim1)
     alone = jax.jit(step1.train_step).lower(state1, recipes.batch(rows // 8)).compile().cost_analysis()['flops']
 
-    goal, step, state, batch, shardings = on_mesh(shape, recipe, recipes.batch(rows), micro_batches)
+    objective, step, state, batch, shardings = on_mesh(shape, recipe, recipes.batch(rows), micro_batches)
     compiled = jax.jit(step.train_step, donate_argnums=0, out_shardings=(shardings, None)).lower(state, batch).compile()
     each = compiled.cost_analysis()['flops']
     assert each <= 1.1 * alone, f'{each:.4g} FLOPs a device, {alone:.4g} for its share alone'
 
-    views, masks = jax.eval_shape(recipes.views(recipe, goal), batch, state.key, state.step)
-    features, _ = jax.eval_shape(goal.features, state.params, state.aux, views, masks, state.key, state.step)
-    allowed = goal.moves(rows, {name: x.shape for name, x in features.items()})
+    views, masks = jax.eval_shape(recipes.views(recipe, objective), batch, state.key, state.step)
+    features, _ = jax.eval_shape(objective.features, state.params, state.aux, views, masks, state.key, state.step)
+    allowed = objective.moves(rows, {name: x.shape for name, x in features.items()})
     shapes = parameter_shapes(state.params, 8)
     extra = [(kind, dims) for kind, dims in collectives(compiled.as_text()) if plain(dims) not in shapes]
     moved = sum(math.prod(dims) for _, dims in extra)

@@ -36,7 +36,7 @@ def get_config():
         terms=[dict(term='pair_softmax', rows='student/words/report/cls>vt', columns='student/image/crop/cls>vi',
                     temperature=dict(learned=.07))],
         optim=dict(lr=1e-3),
-        export=dict(copy='student', towers=['image', 'words'], heads=['vi', 'vt'], every=4),
+        export=dict(network='student', towers=['image', 'words'], heads=['vi', 'vt'], every=4),
     ))
 """
 

@@ -335,7 +335,7 @@ def add_export(run, data):
     cfg = {'tower': 'vit', 'variant': 'Ti/8', 'width': 16, 'depth': 4, 'heads': 2}
     params = jax.jit(build.tower(cfg, 1, 'towers.image').init)(jax.random.key(0))
     image = {'channels': 1, 'mean': data.mean, 'std': data.std}
-    meta = {'step': 2000, 'copy': 'teacher', 'towers': {'image': cfg}, 'heads': {}, 'image': image, 'size': 32}
+    meta = {'step': 2000, 'network': 'teacher', 'towers': {'image': cfg}, 'heads': {}, 'image': image, 'size': 32}
     export.save(run / 'exports' / '2000', {'towers': {'image': params}}, meta)
 
 

@@ -33,28 +33,28 @@ def test_factors_multiply_and_the_last_rule_decides():
     table = parameter_groups(
         params(),
         [
-            dict(match='towers/image/*', layerwise=0.5, clip='tower'),
-            dict(match='towers/image/patch_embed/*', rate=0.2),
-            dict(match='towers/image/blocks[0:2]/*', rate=0.1),
-            dict(match='*/bias', decay=0.0),
-            dict(match='heads/*', clip='a', frozen_until=3),
-            dict(match='heads/dino/*', clip='b'),
+            dict(match='towers/image/*', layerwise=0.5, clip_group='tower'),
+            dict(match='towers/image/patch_embed/*', lr_scale=0.2),
+            dict(match='towers/image/blocks[0:2]/*', lr_scale=0.1),
+            dict(match='*/bias', wd_scale=0.0),
+            dict(match='heads/*', clip_group='a', frozen_until=3),
+            dict(match='heads/dino/*', clip_group='b'),
         ],
     )
     image = table['towers']['image']
     # four blocks, so layer 0 has .5 ** 5 and block i has .5 ** (4 - i)
-    assert image['patch_embed']['kernel'].rate == pytest.approx(0.2 * 0.5**5)
+    assert image['patch_embed']['kernel'].lr_scale == pytest.approx(0.2 * 0.5**5)
     rates = np.array([0.1 * 0.5**4, 0.1 * 0.5**3, 0.5**2, 0.5])
-    np.testing.assert_allclose(image['blocks']['fc']['kernel'].rate, rates.reshape(4, 1, 1), rtol=1e-6)
-    np.testing.assert_allclose(image['blocks']['fc']['bias'].rate, rates.reshape(4, 1), rtol=1e-6)
-    assert image['blocks']['fc']['bias'].decay == 0 and image['blocks']['fc']['kernel'].decay == 1
+    np.testing.assert_allclose(image['blocks']['fc']['kernel'].lr_scale, rates.reshape(4, 1, 1), rtol=1e-6)
+    np.testing.assert_allclose(image['blocks']['fc']['bias'].lr_scale, rates.reshape(4, 1), rtol=1e-6)
+    assert image['blocks']['fc']['bias'].wd_scale == 0 and image['blocks']['fc']['kernel'].wd_scale == 1
     gain = table['heads']['dino']['prototypes']['gain']
-    assert (gain.clip, gain.frozen_until) == ('b', 3) and image['patch_embed']['kernel'].clip == 'tower'
+    assert (gain.clip_group, gain.frozen_until) == ('b', 3) and image['patch_embed']['kernel'].clip_group == 'tower'
 
 
 def test_a_rule_that_matches_nothing_or_is_misspelt():
     with pytest.raises(UserError, match=r'optim.groups\[0\].match: no parameter matches'):
-        parameter_groups(params(), [dict(match='towers/txet/*', rate=0.1)])
+        parameter_groups(params(), [dict(match='towers/txet/*', lr_scale=0.1)])
     with pytest.raises(UserError, match="unknown key 'rte'; did you mean 'rate'"):
         parameter_groups(params(), [dict(match='*', rte=0.1)])
 
@@ -104,7 +104,7 @@ def test_frozen_parameters_stand_still_while_their_moments_move():
 
 def test_groups_are_clipped_apart():
     start = params()
-    groups = [dict(match='towers/*', clip='towers'), dict(match='heads/*', clip='heads')]
+    groups = [dict(match='towers/*', clip_group='towers'), dict(match='heads/*', clip_group='heads')]
     ours = optimizer(start, 10, lr=1.0, clip=1.0, groups=groups)
     grads = {'towers': jax.tree.map(lambda p: 100 * jnp.ones_like(p), start['towers']), 'heads': start['heads']}
     grads['heads'] = jax.tree.map(lambda p: 0.01 * p, start['heads'])

@@ -9,7 +9,7 @@ import pytest
 import recipes
 
 from medjax.errors import UserError
-from medjax.objectives.compose import objective
+from medjax.objectives.compose import compose
 from medjax.parallel.groups import check_rows
 from medjax.training.step import gradients
 
@@ -18,18 +18,18 @@ from medjax.training.step import gradients
 def trained():
     """A recipe with drop path and chance everywhere, its parts, its start and a batch."""
     recipe = recipes.tiny(rows_per_group=2, drop_path=0.25)
-    goal, optim, step = recipes.parts(recipe)
-    return recipe, goal, optim, step, recipes.start(goal, optim), recipes.batch(8)
+    objective, optim, step = recipes.parts(recipe)
+    return recipe, objective, optim, step, recipes.start(objective, optim), recipes.batch(8)
 
 
 def test_micro_batches_give_one_gradient(trained):
-    recipe, goal, optim, step, state, batch = trained
-    make_views = recipes.views(recipe, goal)
+    recipe, objective, optim, step, state, batch = trained
+    make_views = recipes.views(recipe, objective)
     found = {}
     for n in (1, 2, 4):
         found[n] = jax.jit(
             lambda state, batch, n=n: gradients(
-                goal, state, batch, lambda b: make_views(b, state.key, state.step), state.key, n
+                objective, state, batch, lambda b: make_views(b, state.key, state.step), state.key, n
             )
         )(state, batch)
     for n in (2, 4):
@@ -52,7 +52,7 @@ def test_a_step_is_a_function_of_state_and_batch_alone(trained):
 
 
 def test_a_step_that_is_not_finite_advances_the_clock_alone(trained):
-    _, goal, optim, step, state, batch = trained
+    _, objective, optim, step, state, batch = trained
     run = jax.jit(step.train_step)
     broken = jax.tree_util.tree_map_with_path(
         lambda path, x: x.at[0].set(jnp.nan) if 'bias' in str(path[-1]) else x, state.params
@@ -73,20 +73,20 @@ def test_teacher_follows_the_new_student(trained):
     for kind in ('towers', 'heads'):
         expected = jax.tree.map(
             lambda t, s: 0.9 * t + 0.1 * s,
-            state.aux['copies']['teacher'][kind],
+            state.aux['teachers']['teacher'][kind],
             after.params[kind],
         )
-        assert recipes.worst(after.aux['copies']['teacher'][kind], expected) <= 1e-6
+        assert recipes.worst(after.aux['teachers']['teacher'][kind], expected) <= 1e-6
 
 
 def test_start_values_are_the_losses_of_uniform_outputs():
     recipe = recipes.tiny(prototypes=64)
-    goal, optim, step = recipes.parts(recipe)
-    state = recipes.start(goal, optim)
+    objective, optim, step = recipes.parts(recipe)
+    state = recipes.start(objective, optim)
     zero = jax.tree_util.tree_map_with_path(
         lambda path, x: x * 0 if 'gain' in jax.tree_util.keystr(path) else x, state.params
     )
-    aux = {**state.aux, 'copies': {'teacher': {k: zero[k] for k in ('towers', 'heads')}}}
+    aux = {**state.aux, 'teachers': {'teacher': {k: zero[k] for k in ('towers', 'heads')}}}
     _, metrics = jax.jit(step.train_step)(state._replace(params=zero, aux=aux), recipes.batch(4))
     for term, share in (('distill_cls', 1.0), ('distill_patch', 0.5)):
         assert float(metrics[f'term/{term}/start']) == pytest.approx(share * np.log(64), rel=1e-5)
@@ -100,24 +100,24 @@ def test_only_what_the_terms_name_is_computed():
     seen = []
 
     def watched(recipe):
-        goal = objective(recipe)
-        for name, tower in goal.towers.items():
+        objective = compose(recipe)
+        for name, tower in objective.towers.items():
 
             def apply(params, view, mask=None, *, train=False, tower=tower, **rest):
                 seen.append((view.x.shape[2], mask is not None, train))
                 return tower.apply(params, view, mask, train=train, **rest)
 
-            goal.towers[name] = tower._replace(apply=apply)
-        return goal
+            objective.towers[name] = tower._replace(apply=apply)
+        return objective
 
     def trace(recipe):
-        goal = watched(recipe)
+        objective = watched(recipe)
         seen.clear()
         key, step = jax.random.key(0), jnp.zeros((), jnp.int32)
 
         def features(batch):
-            views, masks = recipes.views(whole, goal)(batch, key, step)
-            return goal.features(*goal.init(key), views, masks, key, step)
+            views, masks = recipes.views(whole, objective)(batch, key, step)
+            return objective.features(*objective.init(key), views, masks, key, step)
 
         jax.eval_shape(features, recipes.batch(2))
         return sorted(seen)
@@ -125,14 +125,14 @@ def test_only_what_the_terms_name_is_computed():
     whole = recipes.tiny()
     # the student sees the masked global view, for CLS too; the teacher the unmasked one
     assert trace(whole) == [(16, False, True), (32, False, False), (32, True, True)]
-    assert trace({**whole, 'terms': [whole['terms'][2]], 'heads': {}, 'copies': {}}) == [(32, True, True)]
+    assert trace({**whole, 'terms': [whole['terms'][2]], 'heads': {}, 'teachers': {}}) == [(32, True, True)]
 
 
 @pytest.mark.parametrize(
     ('change', 'words'),
     [
         (lambda r: r['terms'][0].update(teacher='teacher/image/globl/cls>dino'), "'globl'; did you mean 'global'"),
-        (lambda r: r['terms'][0].update(teacher='tutor/image/global/cls>dino'), "no copy 'tutor'"),
+        (lambda r: r['terms'][0].update(teacher='tutor/image/global/cls>dino'), "no network 'tutor'"),
         (lambda r: r['terms'][0].update(teacher='teacher/image/global/cls>dinno'), "'dinno'; did you mean 'dino'"),
         (lambda r: r['terms'][2].update(of='student/image/cls'), 'is not the name of a feature'),
         (lambda r: r['terms'][2].update(wieght=2), "unknown key 'wieght'"),
@@ -140,7 +140,7 @@ def test_only_what_the_terms_name_is_computed():
         (lambda r: r['terms'].append(dict(r['terms'][2])), 'give one of them another `name`'),
         (lambda r: r['terms'][0].update(centring='center'), "'sinkhorn' or 'centre'"),
         (lambda r: r['terms'][0].update(teacher_temperature=dict(rule='cosin')), "did you mean 'cosine'"),
-        (lambda r: r['copies']['teacher'].update(of=['towers/image']), "does not hold 'heads/dino'"),
+        (lambda r: r['teachers']['teacher'].update(of=['towers/image']), "does not hold 'heads/dino'"),
         (lambda r: r['heads'].update(spare=r['heads']['dino']), 'no term names this head'),
         (lambda r: r['towers']['image'].update(widht=3), "unknown key 'widht'; did you mean 'width'"),
     ],
@@ -149,7 +149,7 @@ def test_mistakes_in_a_recipe_are_sentences(change, words):
     recipe = recipes.tiny()
     change(recipe)
     with pytest.raises(UserError) as error:
-        objective(recipe)
+        compose(recipe)
     assert words in str(error.value)
 
 

@@ -96,7 +96,7 @@ def of_text(kind: str) -> Any:
 @pytest.mark.parametrize('kind', ['bert', 'clip', 'siglip'])
 def test_text_towers_equal_transformers(kind, tmp_path):
     """Ragged lengths for BERT and CLIP; SigLIP reads its padding, and no mask is given to either."""
-    model, tower = shaken(of_text(kind)), build.tower(dict(OUR_TEXT, layout=kind), 1, 'towers.text')
+    model, tower = shaken(of_text(kind)), build.tower(dict(OUR_TEXT, family=kind), 1, 'towers.text')
     params = load(saved(model, tmp_path)).read('towers/text', wanted(tower))
     ids, view = texts()
     valid = np.ones_like(view.valid) if kind == 'siglip' else view.valid
@@ -120,11 +120,11 @@ def test_text_towers_equal_transformers(kind, tmp_path):
 
 
 def test_what_comes_after_a_text_changes_nothing():
-    """Neither padding nor its token ids, in any layout that is told lengths; an absent text gives finite numbers."""
+    """Neither padding nor its token ids, in any family that is told lengths; an absent text gives finite numbers."""
     _, view = texts()
-    for layout in ('bert', 'clip'):
+    for family in ('bert', 'clip'):
         for pool in ('cls', 'last', 'mean', 'max', 'attention'):
-            tower = build.tower(dict(OUR_TEXT, layout=layout, pool=pool, depth=1), 1, 'towers.text')
+            tower = build.tower(dict(OUR_TEXT, family=family, pool=pool, depth=1), 1, 'towers.text')
             params = tower.init(jax.random.key(0))
             apply = jax.jit(lambda p, v, tower=tower: tower.apply(p, v)['cls'])
             other = view._replace(x=np.where(view.valid, view.x, 7).astype(np.int32))
@@ -162,7 +162,7 @@ def test_a_longer_context_is_cut_and_another_vocabulary_refused(tmp_path):
         (dict(context=12), r'positions has shape \(9, 16\)'),
         (dict(depth=1), r'the weights have encoder\.layer\.1'),
         (dict(depth=3), r'encoder\.layer\.2.* is missing from the weights'),
-        (dict(layout='clip'), r'this configuration does not|is missing'),
+        (dict(family='clip'), r'this configuration does not|is missing'),
     ):
         with pytest.raises(UserError, match=words):
             load(path).read('towers/text', wanted(build.tower(dict(OUR_TEXT, **change), 1, 'towers.text')))
@@ -182,7 +182,7 @@ def test_older_names_wrappers_and_the_projection_of_cxr_bert(tmp_path):
         state |= {f'cls_projection_head.{name}.{k}': v.detach().numpy() for k, v in module.named_parameters()}
     save_file(state, tmp_path / 'cxr.safetensors')
     weights = load(tmp_path / 'cxr.safetensors')
-    assert set(weights.parts) == {'towers/text', 'heads/text'}
+    assert set(weights.modules) == {'towers/text', 'heads/text'}
     tower, head = build.tower(OUR_TEXT, 1, 'x'), heads.mlp(WIDTH, 6, activation='gelu', norm=True)
     params, own = weights.read('towers/text', wanted(tower)), weights.read('heads/text', wanted(head))
     ids, view = texts(None)
@@ -199,7 +199,7 @@ def test_both_towers_of_a_pair(kind, tmp_path):
     extra = dict(projection_dim=6) if kind == 'clip' else {}
     model = shaken(make(config(text_config=dict(TEXT), vision_config=dict(IMAGE), **extra)))
     weights = load(saved(model, tmp_path))
-    text, image = (build.tower(dict(cfg, layout=kind), 3, 'x') for cfg in (OUR_TEXT, OUR_IMAGE))
+    text, image = (build.tower(dict(cfg, family=kind), 3, 'x') for cfg in (OUR_TEXT, OUR_IMAGE))
     ids, view = texts(None)
     pixels, seen = pictures()
     out = text.apply(weights.read('towers/text', wanted(text)), view)['cls']
@@ -208,7 +208,7 @@ def test_both_towers_of_a_pair(kind, tmp_path):
     theirs = model.vision_model(pixels)
     patches = theirs.last_hidden_state
     if kind == 'clip':
-        assert set(weights.parts) == {'towers/image', 'towers/text', 'heads/image', 'heads/text'}
+        assert set(weights.modules) == {'towers/image', 'towers/text', 'heads/image', 'heads/text'}
         head = heads.linear(WIDTH, 6)
         found_pixels = head.apply(weights.read('heads/image', wanted(head)), found['cls'])
         close(found_pixels[:, 0], model.visual_projection(theirs.pooler_output))
@@ -235,7 +235,7 @@ def test_both_towers_of_a_pair(kind, tmp_path):
 
 def test_vit_equals_transformers(tmp_path):
     model = shaken(transformers.ViTModel(transformers.ViTConfig(**IMAGE)))
-    tower = build.tower(dict(OUR_IMAGE, layout='vit'), 3, 'x')
+    tower = build.tower(dict(OUR_IMAGE, family='vit'), 3, 'x')
     params = load(saved(model, tmp_path)).read('towers/image', wanted(tower))
     pixels, view = pictures()
     expected = model(pixels).last_hidden_state

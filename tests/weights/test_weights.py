@@ -156,7 +156,7 @@ def test_a_training_checkpoint_holds_backbone_and_heads(state, tmp_path):
         path,
     )
     weights, wanted = load(path), jax.eval_shape(ours('registers').init, jax.random.key(0))
-    assert set(weights.parts) == {'towers/image', 'heads/dino'}
+    assert set(weights.modules) == {'towers/image', 'heads/dino'}
     head = jax.tree.map(np.asarray, head)
     jax.tree.map(np.testing.assert_array_equal, weights.read('heads/dino', head), head)
     tower = weights.read('towers/image', wanted)

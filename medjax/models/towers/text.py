@@ -32,7 +32,7 @@ from medjax.parallel.sharding import constrain_rows
 from medjax.types import Mask, Tower, View
 
 
-class Layout(NamedTuple):
+class Family(NamedTuple):
     """What the families of text towers differ in."""
 
     vocabulary: int
@@ -45,15 +45,15 @@ class Layout(NamedTuple):
     padding: bool = False  # padding is read like words, so every text must fill the context
 
 
-LAYOUTS = {
-    'bert': Layout(30_522, 512, 1e-12, 'gelu', 'cls', post_norm=True),
-    'clip': Layout(49_408, 77, 1e-5, 'quick_gelu', 'last', causal=True),
-    'siglip': Layout(32_000, 64, 1e-6, 'gelu_tanh', 'last', padding=True),
+FAMILIES = {
+    'bert': Family(30_522, 512, 1e-12, 'gelu', 'cls', post_norm=True),
+    'clip': Family(49_408, 77, 1e-5, 'quick_gelu', 'last', causal=True),
+    'siglip': Family(32_000, 64, 1e-6, 'gelu_tanh', 'last', padding=True),
 }
 
 
 def build(
-    layout: str = 'bert',
+    family: str = 'bert',
     variant: str = 'B',
     width: int | None = None,
     depth: int | None = None,
@@ -70,8 +70,8 @@ def build(
     """A text tower for a view of token ids x int32 [B,V,T], T at most `context`, whose texts are the first
     sum(valid) of the T tokens (`valid` bool [B,V,T], or None: all of them). Attention is given these lengths.
 
-    layout       'bert', 'clip' or 'siglip', see LAYOUTS; activation, vocabulary (how many token ids there are), context
-                 and pool replace its own. open_clip's models mostly have 'gelu'
+    family       'bert', 'clip' or 'siglip', see FAMILIES; activation, vocabulary (how many token ids there are),
+                 context and pool replace its own. open_clip's models mostly have 'gelu'
     variant      a size of layers.SIZES, as a ViT's; width, depth, heads, mlp_ratio replace its own. The text tower of
                  CLIP ViT-B has width=512, heads=8; of ViT-L it is 'B'
     pool         how `cls` is made of the tokens, see layers.Pool: 'cls', 'last' (the end-of-text token of CLIP),
@@ -84,24 +84,24 @@ def build(
     [B,V,n,D] and 'layers/tokens' [B,V,n,T,D]. Tokens after a text's end hold nothing of use. An absent text counts as
     one token long, so that its features are finite. Token ids outside of the vocabulary give NaN.
     """
-    check_choice('text', 'layout', layout, LAYOUTS)
+    check_choice('text', 'family', family, FAMILIES)
     given = dict(activation=activation, vocabulary=vocabulary, context=context, pool=pool)
-    family = LAYOUTS[layout]._replace(**{name: value for name, value in given.items() if value is not None})
+    chosen = FAMILIES[family]._replace(**{name: value for name, value in given.items() if value is not None})
     shape = sizes('text', variant, f'unknown variant {variant!r}', dict(
         width=width, depth=depth, heads=heads, mlp_ratio=mlp_ratio
     ))  # fmt: skip
-    check_choice('text', 'activation', family.activation, ACTIVATIONS)
-    check_choice('text', 'pool', family.pool, POOLS)
+    check_choice('text', 'activation', chosen.activation, ACTIVATIONS)
+    check_choice('text', 'pool', chosen.pool, POOLS)
     check_compute('text', attention, remat, dtype)
     for name in ('vocabulary', 'context'):
-        if not isinstance(getattr(family, name), int) or getattr(family, name) < 1:
-            raise UserError(f'text: {name}={getattr(family, name)!r}: must be a whole number of at least 1')
+        if not isinstance(getattr(chosen, name), int) or getattr(chosen, name) < 1:
+            raise UserError(f'text: {name}={getattr(chosen, name)!r}: must be a whole number of at least 1')
     module = Text(
         width=shape['width'],
         depth=shape['depth'],
         heads=shape['heads'],
         hidden=round(shape['width'] * shape['mlp_ratio']),
-        layout=family,
+        family=chosen,
         attention=attention,
         remat=remat,
         dtype=jnp.dtype(dtype),
@@ -123,11 +123,11 @@ def build(
         if mask is not None:
             raise UserError('text: this tower takes no masks')
         b, v, t = view.x.shape
-        if t > family.context or (family.padding and t < family.context):
-            most = 'exactly' if family.padding else 'at most'
-            raise UserError(f'text: texts of {t} tokens, but this tower reads {most} {family.context} (`context`)')
+        if t > chosen.context or (chosen.padding and t < chosen.context):
+            most = 'exactly' if chosen.padding else 'at most'
+            raise UserError(f'text: texts of {t} tokens, but this tower reads {most} {chosen.context} (`context`)')
         lengths = None
-        if view.valid is not None and not family.padding:
+        if view.valid is not None and not chosen.padding:
             lengths = jnp.maximum(view.valid.sum(-1, dtype=jnp.int32), 1).reshape(b * v)
         found: Any = module.apply({'params': params}, view.x.reshape(b * v, t), lengths, layers)
         tokens, pooled = [jnp.moveaxis(x, 0, 1).reshape(b, v, layers, *x.shape[2:]) for x in found]
@@ -139,8 +139,8 @@ def build(
         axes=logical_axes(start),
         apply=apply,
         width=module.width,
-        vocabulary=family.vocabulary,
-        context=family.context,
+        vocabulary=chosen.vocabulary,
+        context=chosen.context,
     )
 
 
@@ -152,22 +152,22 @@ class Text(nn.Module):
     depth: int
     heads: int
     hidden: int
-    layout: Layout
+    family: Family
     attention: str
     remat: str
     dtype: Any
 
     @nn.compact
     def __call__(self, ids: Array, lengths: Array | None, layers: int) -> tuple[Array, Array]:
-        layout, d = self.layout, self.width
-        how = dict(activation=layout.activation, eps=layout.eps, attention=self.attention, dtype=self.dtype)
-        words = parameter(self, 'words', weight_init, (layout.vocabulary, d), (None, 'embed'))
-        positions = parameter(self, 'positions', weight_init, (layout.context, d), (None, 'embed'))
+        family, d = self.family, self.width
+        how = dict(activation=family.activation, eps=family.eps, attention=self.attention, dtype=self.dtype)
+        words = parameter(self, 'words', weight_init, (family.vocabulary, d), (None, 'embed'))
+        positions = parameter(self, 'positions', weight_init, (family.context, d), (None, 'embed'))
         x = jnp.take(words, constrain_rows(ids), axis=0, mode='fill') + positions[: ids.shape[1]]
-        if layout.post_norm:
+        if family.post_norm:
             # BERT's embedding of which of two texts a token is in: here it is always the first
             x += parameter(self, 'segments', weight_init, (2, d), (None, 'embed'))[0]
-            x = LayerNorm(layout.eps, name='embed_norm')(x)
+            x = LayerNorm(family.eps, name='embed_norm')(x)
         tokens = scan_blocks(
             x.astype(self.dtype),
             self.depth,
@@ -177,12 +177,12 @@ class Text(nn.Module):
             heads=self.heads,
             hidden=self.hidden,
             layerscale=None,
-            causal=layout.causal,
-            post_norm=layout.post_norm,
+            causal=family.causal,
+            post_norm=family.post_norm,
             **how,
         )
-        tokens = tokens.astype(jnp.float32) if layout.post_norm else LayerNorm(layout.eps, name='norm')(tokens)
-        pool = Pool(layout.pool, self.heads, self.hidden, **how, name='pool')
+        tokens = tokens.astype(jnp.float32) if family.post_norm else LayerNorm(family.eps, name='norm')(tokens)
+        pool = Pool(family.pool, self.heads, self.hidden, **how, name='pool')
         repeated = None if lengths is None else jnp.tile(lengths, layers)
         pooled = pool(tokens.reshape(-1, *tokens.shape[2:]), repeated)
         return tokens, pooled.reshape(layers, -1, d)

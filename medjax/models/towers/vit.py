@@ -1,4 +1,4 @@
-"""The Vision Transformer in the layouts of DINOv2, ViT, CLIP and SigLIP: patches, positions, scanned blocks, norm.
+"""The Vision Transformer in the families of DINOv2, ViT, CLIP and SigLIP: patches, positions, scanned blocks, norm.
 
 ViT: arXiv 2010.11929. DINOv2: arXiv 2304.07193. Registers: arXiv 2309.16588. LayerScale: arXiv 2103.17239.
 """
@@ -37,7 +37,7 @@ from medjax.parallel.sharding import constrain_rows
 from medjax.types import Mask, Tower, View
 
 
-class Layout(NamedTuple):
+class Family(NamedTuple):
     """What public families of ViT differ in."""
 
     eps: float = 1e-6  # of the norms
@@ -49,18 +49,18 @@ class Layout(NamedTuple):
     offset: float = 0.0  # of position embeddings, see `cubic_weights`
 
 
-LAYOUTS = {
-    'dinov2': Layout(layerscale=1e-5, offset=0.1),  # and DINO, iBOT with layerscale=None
-    'vit': Layout(eps=1e-12),  # Google's and Hugging Face's ViT, arXiv 2010.11929
-    'clip': Layout(eps=1e-5, activation='quick_gelu', patch_bias=False, embed_norm=True),  # arXiv 2103.00020
-    'siglip': Layout(activation='gelu_tanh', cls=False),  # arXiv 2303.15343
+FAMILIES = {
+    'dinov2': Family(layerscale=1e-5, offset=0.1),  # and DINO, iBOT with layerscale=None
+    'vit': Family(eps=1e-12),  # Google's and Hugging Face's ViT, arXiv 2010.11929
+    'clip': Family(eps=1e-5, activation='quick_gelu', patch_bias=False, embed_norm=True),  # arXiv 2103.00020
+    'siglip': Family(activation='gelu_tanh', cls=False),  # arXiv 2303.15343
 }
 
 
 def build(
     channels: int,
     variant: str = 'S/14',
-    layout: str = 'dinov2',
+    family: str = 'dinov2',
     width: int | None = None,
     depth: int | None = None,
     heads: int | None = None,
@@ -69,7 +69,7 @@ def build(
     activation: str | None = None,
     native_size: int | tuple[int, int] = 224,
     registers: int = 0,
-    layerscale: float | str | None = 'layout',
+    layerscale: float | str | None = 'family',
     qkv_bias: bool = True,
     drop_path: float = 0.0,
     antialias: bool | None = None,
@@ -82,10 +82,10 @@ def build(
 
     variant      'S/14': a size of layers.SIZES and the patch side; width, depth, heads, mlp_ratio and ffn
                  ('mlp'|'swiglu') replace its own
-    layout       the family of public models that it is like, see LAYOUTS; activation replaces its own ('gelu' in most
+    family       the chosen of public models that it is like, see FAMILIES; activation replaces its own ('gelu' in most
                  of open_clip's models)
     native_size  image side, or (height, width), whose grid of patches the position embeddings are stored for
-    layerscale   start of the factors on both residual branches; None leaves them out; 'layout': as the layout has it
+    layerscale   start of the factors on both residual branches; None leaves them out; 'family': as the family has it
     drop_path    share of a row group's sequences that a residual branch leaves out in training, one rate for all blocks
     antialias, offset  how position embeddings are resized, see `cubic_weights`. Default: as the public models, which
                  is True and 0 for DINOv2 with registers, False and .1 for DINOv2 without, False and 0 for the others
@@ -93,7 +93,7 @@ def build(
     remat        what is stored for the backward pass, see layers.REMAT
     dtype        of activations; parameters and statistics are float32, and the outputs are
 
-    Its `cls` is the CLS token; in the layout 'siglip', which has none, what attention pools of the patches.
+    Its `cls` is the CLS token; in the family 'siglip', which has none, what attention pools of the patches.
     """
     size, _, patch = variant.partition('/')
     if not patch.isdecimal() or int(patch) < 1:
@@ -101,9 +101,9 @@ def build(
     given = dict(width=width, depth=depth, heads=heads, ffn=ffn, mlp_ratio=mlp_ratio)
     shape = sizes('vit', size, f'variant {variant!r} is not a size and a patch like "S/14"', given)
     side = int(patch)
-    check_choice('vit', 'layout', layout, LAYOUTS)
-    family = LAYOUTS[layout]
-    activation = activation or family.activation
+    check_choice('vit', 'family', family, FAMILIES)
+    chosen = FAMILIES[family]
+    activation = activation or chosen.activation
     check_choice('vit', 'ffn', shape['ffn'], ('mlp', 'swiglu'))
     check_choice('vit', 'activation', activation, ACTIVATIONS)
     check_compute('vit', attention, remat, dtype)
@@ -119,10 +119,10 @@ def build(
         channels=channels,
         native=patch_grid((native_size, native_size) if isinstance(native_size, int) else tuple(native_size), side),
         registers=registers,
-        layout=family._replace(
+        family=chosen._replace(
             activation=activation,
-            layerscale=family.layerscale if layerscale == 'layout' else layerscale,
-            offset=(0.0 if antialias else family.offset) if offset is None else offset,
+            layerscale=chosen.layerscale if layerscale == 'family' else layerscale,
+            offset=(0.0 if antialias else chosen.offset) if offset is None else offset,
         ),
         qkv_bias=qkv_bias,
         antialias=antialias,
@@ -156,10 +156,10 @@ def build(
         found: Any = module.apply({'params': params}, images, bits, kept, layers)
         # [B,V,layers,1+R+N,D] and [B,V,layers,D]
         last, pooled = [jnp.moveaxis(x, 0, 1).reshape(b, v, layers, *x.shape[2:]) for x in found[1:]]
-        first = family.cls + registers
+        first = chosen.cls + registers
         outputs = dict(cls=pooled[:, :, -1], patches=last[:, :, -1, first:])
         if registers:
-            outputs['registers'] = last[:, :, -1, family.cls : first]
+            outputs['registers'] = last[:, :, -1, chosen.cls : first]
         return outputs | {'layers/cls': pooled, 'layers/patches': last[:, :, :, first:]}
 
     return Tower(
@@ -276,7 +276,7 @@ class Vit(nn.Module):
     channels: int
     native: tuple[int, int]  # the grid of patches that pos_grid is stored for
     registers: int
-    layout: Layout
+    family: Family
     qkv_bias: bool
     antialias: bool
     attention: str
@@ -287,11 +287,11 @@ class Vit(nn.Module):
     def __call__(
         self, images: Array, bits: Array | None, kept: Array | None, layers: int
     ) -> tuple[Array, Array, Array]:
-        layout = self.layout
-        how = dict(activation=layout.activation, eps=layout.eps, attention=self.attention, dtype=self.dtype)
-        tokens = embed(self.embeddings(), constrain_rows(images), bits, self.antialias, layout.offset)
-        if layout.embed_norm:
-            tokens = LayerNorm(layout.eps, name='embed_norm')(tokens)
+        family = self.family
+        how = dict(activation=family.activation, eps=family.eps, attention=self.attention, dtype=self.dtype)
+        tokens = embed(self.embeddings(), constrain_rows(images), bits, self.antialias, family.offset)
+        if family.embed_norm:
+            tokens = LayerNorm(family.eps, name='embed_norm')(tokens)
         last = scan_blocks(
             tokens.astype(self.dtype),
             self.depth,
@@ -302,11 +302,11 @@ class Vit(nn.Module):
             hidden=self.hidden,
             ffn=self.ffn,
             qkv_bias=self.qkv_bias,
-            layerscale=layout.layerscale,
+            layerscale=family.layerscale,
             **how,
         )
-        normed = LayerNorm(layout.eps, name='norm')(last)
-        if layout.cls:
+        normed = LayerNorm(family.eps, name='norm')(last)
+        if family.cls:
             return last, normed, normed[:, :, 0]
         pool = Pool('attention', self.heads, self.hidden, **how, name='pool')
         rows = normed[:, :, self.registers :]
@@ -319,10 +319,10 @@ class Vit(nn.Module):
         params = dict(
             pos_grid=parameter(self, 'pos_grid', weight_init, (*self.native, d), (None, None, 'embed')),
             mask_token=parameter(self, 'mask_token', zeros, (d,), ('embed',)),
-            patch_embed=PatchEmbed((p, p, self.channels, d), self.layout.patch_bias, name='patch_embed')(),
+            patch_embed=PatchEmbed((p, p, self.channels, d), self.family.patch_bias, name='patch_embed')(),
         )
         tiny = jax.nn.initializers.normal(1e-6)
-        if self.layout.cls:
+        if self.family.cls:
             params['cls'] = parameter(self, 'cls', tiny, (d,), ('embed',))
             params['pos_cls'] = parameter(self, 'pos_cls', weight_init, (d,), ('embed',))
         if self.registers:

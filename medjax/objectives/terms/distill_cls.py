@@ -59,10 +59,10 @@ def build(
         weight = pairs / jnp.maximum(rows, 1) / jnp.maximum((rows > 0).sum(), 1)
 
         def teacher_logits(z):
-            return net.prototypes(target.head, z, target.copy)
+            return net.prototypes(target.head, z, target.network)
 
         def student_logits(z):
-            return net.prototypes(parsed[0].head, z, parsed[0].copy)
+            return net.prototypes(parsed[0].head, z, parsed[0].network)
 
         potential = make.potential(aux, teacher_logits, zt.reshape(-1, zt.shape[-1]), here_t.reshape(-1), step)
         sums = numerics.distill(

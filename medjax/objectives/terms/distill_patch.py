@@ -50,10 +50,10 @@ def build(
         counts = (weight > 0).astype(jnp.float32)
 
         def teacher_logits(z):
-            return net.prototypes(t.head, z, t.copy)
+            return net.prototypes(t.head, z, t.network)
 
         def student_logits(z):
-            return net.prototypes(s.head, z, s.copy)
+            return net.prototypes(s.head, z, s.network)
 
         potential = make.potential(aux, teacher_logits, zt[:, 0], counts, step)
         sums = numerics.distill(
