@@ -22,7 +22,7 @@ import jax
 import numpy as np
 
 import medjax
-from medjax import config as configs
+from medjax import config as configs, files
 from medjax.data import records
 from medjax.data.audit import seen
 from medjax.data.stream import Stream
@@ -83,9 +83,9 @@ def run(config: Mapping[str, Any], datasets: dict[str, records.DataSet], folder:
         else:
             new = jax.jit(lambda key: create(objective, lambda _: optim, key), out_shardings=shardings)
             state = new(jax.random.key(config['seed']))
-            files = config['init_from'] or ()
-            for i, cfg in enumerate([files] if isinstance(files, Mapping) else files):
-                where = 'init_from' if isinstance(files, Mapping) else f'init_from[{i}]'
+            starts = config['init_from'] or ()
+            for i, cfg in enumerate([starts] if isinstance(starts, Mapping) else starts):
+                where = 'init_from' if isinstance(starts, Mapping) else f'init_from[{i}]'
                 state = call(start_from, cfg, where, state=state)
         start = int(state.step)
 
@@ -164,10 +164,8 @@ def claim(folder: Path, config: Mapping[str, Any], data: Mapping[str, Any], data
         return
     (folder / 'data').mkdir(exist_ok=True)
     seen.write_seen(datasets, folder / 'data' / 'seen.npz')
-    (folder / 'data' / 'sources.json').write_text(json.dumps(data, indent=1) + '\n')
-    hidden = folder / '.config.json'
-    hidden.write_text(configs.to_json(config))
-    hidden.replace(folder / 'config.json')
+    files.write_json(folder / 'data' / 'sources.json', data)
+    files.write_text(folder / 'config.json', configs.to_json(config))
 
 
 def check_finite(skipped: int, done: int, start: int, saved: int | None, folder: Path) -> None:
@@ -321,13 +319,13 @@ def write_export(
         seen=hashlib.sha256(seen.read_bytes()).hexdigest() if seen.exists() else None,
         medjax=medjax.__version__,
     )
-    files = {}
+    others = {}
     if words and any(objective.towers[name].vocabulary for name in cfg['towers']):
         length = max(v['length'] for v in config['views'].values() if v['view'] == 'text')
         meta['tokenizer'] = dict(file=words.path.name, pad=config['tokenizer']['pad'], length=length)
         meta['tokenizer'] |= dict(fingerprint=words.fingerprint, tokens=words.tokens._asdict())
-        files = {words.path.name: words.raw}
-    export.save(folder / 'exports' / str(step), tree, meta, files)
+        others = {words.path.name: words.raw}
+    export.save(folder / 'exports' / str(step), tree, meta, others)
 
 
 def pair_of_texts(a: Feature, b: Feature, objective: Objective, config: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -10,9 +10,9 @@ command: give --config.tokenizer.path=FILE.
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
+from medjax import files
 from medjax.data import records
 from medjax.data.builder import vocabulary
 from medjax.data.text import tokenizer
@@ -37,10 +37,8 @@ def main(argv: list[str]) -> int:
         raise UserError(f'{out} exists; runs may have been trained with it. Choose another --out, or add --overwrite')
 
     made = vocabulary.train([records.open(path) for path in args.data], args.size)
-    hidden = out.with_name(f'.{out.name}.{os.getpid()}')
     try:
-        hidden.write_text(made, encoding='utf-8')
-        hidden.replace(out)
+        files.write_text(out, made)
     except OSError as error:
         raise UserError(f'{out}: cannot be written: {error.strerror}') from None
     loaded = tokenizer.load(out)

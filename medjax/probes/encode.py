@@ -27,6 +27,7 @@ import numpy as np
 from einops import rearrange, reduce
 from tqdm import tqdm
 
+from medjax import files
 from medjax.data.images import decode
 from medjax.data.types import Unreadable
 from medjax.errors import UserError
@@ -170,7 +171,7 @@ def features(encoder: Encoder, data: Any, split: str, cache: str | os.PathLike |
     if arrays is None:
         arrays = _run(encoder, records.image, len(records), data.size, True, f'{encoder.name}: {data.name} {split}')
         if path:
-            write_npz(path, key=np.array(key), **arrays)
+            files.write_npz(path, key=np.array(key), **arrays)
     return Features(arrays['cls'], arrays.get('patches'), np.asarray(records.labels_array), patients)
 
 
@@ -255,16 +256,3 @@ def _read(path: pathlib.Path, key: str) -> dict[str, np.ndarray] | None:
             return {name: file[name] for name in file.files if name != 'key'} if file['key'] == key else None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
-
-
-def write_npz(path: pathlib.Path, **arrays: np.ndarray) -> None:
-    """An .npz that is there whole or not at all, whenever the job is killed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    hidden = path.with_name(f'.{path.name}.{os.getpid()}')  # not mkstemp: its files are for the owner alone
-    try:
-        with hidden.open('wb') as file:
-            np.savez(file, **arrays)
-        os.replace(hidden, path)
-    except BaseException:
-        hidden.unlink(missing_ok=True)
-        raise

@@ -10,7 +10,6 @@ import glob
 import hashlib
 import inspect
 import json
-import os
 import pathlib
 from collections.abc import Sequence
 from types import ModuleType
@@ -19,8 +18,9 @@ from typing import Any
 import numpy as np
 
 import medjax
+from medjax import files
 from medjax.data.audit.seen import overlap
-from medjax.probes.encode import Encoder, write_npz
+from medjax.probes.encode import Encoder
 from medjax.probes.evaluate import Task
 
 DIGITS = 6  # of a data set's fingerprint, where its name alone is not enough
@@ -61,10 +61,8 @@ def write(file: pathlib.Path, result: dict[str, Any], arrays: dict[str, np.ndarr
         file = file.with_name(longer + file.name.removeprefix(data))
         result = result | {'data': longer}
     scores = file.with_suffix('.npz')
-    write_npz(scores, **arrays)
-    hidden = file.with_name(f'.{file.name}.{os.getpid()}')
-    hidden.write_text(json.dumps(result | {'scores': scores.name}, indent=1, allow_nan=False))
-    os.replace(hidden, file)
+    files.write_npz(scores, **arrays)
+    files.write_json(file, result | {'scores': scores.name})
 
 
 def _is_taken(probes: pathlib.Path, data: str, fingerprint: str) -> bool:

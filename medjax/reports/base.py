@@ -9,6 +9,7 @@ from typing import Any
 import jinja2
 
 import medjax
+from medjax import files
 from medjax.errors import UserError
 
 
@@ -41,6 +42,4 @@ def target(option: str, path: str | None) -> pathlib.Path | None:
 
 def write(file: pathlib.Path, text: str) -> None:
     """The whole file or, after a kill, the one that was there before."""
-    hidden = file.with_name(f'.{file.name}.{os.getpid()}')
-    hidden.write_text(text, encoding='utf-8')
-    hidden.replace(file)
+    files.write_text(file, text)

@@ -8,13 +8,14 @@ agrees, and every finding must hold over several log lines in a row. The probes 
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from etils import epath
+
+from medjax import files
 
 EARLY = 0.1  # share of the run within which only instability is called: warm-up takes 10 to 16 % in DINOv2's recipes
 SMOOTH = 5  # lines of the running median, and the fewest lines for any finding: a spike is not a state
@@ -63,10 +64,7 @@ def verdict(history: Sequence[Mapping[str, Any]], total_steps: int) -> dict[str,
 
 def write(run: str | os.PathLike, health: Mapping[str, Any]) -> None:
     """RUN/health.json, whole or not at all."""
-    path = epath.Path(run) / 'health.json'
-    hidden = path.parent / f'.{path.name}.{os.getpid()}'
-    hidden.write_text(json.dumps(health, indent=1, allow_nan=False) + '\n')
-    hidden.replace(path)
+    files.write_json(Path(run) / 'health.json', health)
 
 
 # The findings: None, or (status, the line where it began, words)

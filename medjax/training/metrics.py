@@ -21,6 +21,8 @@ import numpy as np
 from etils import epath
 from jax import Array
 
+from medjax import files
+
 COUNTS = ('skipped', 'skipped_in_a_row')  # of counts a line holds the last value, of all else the mean
 
 # Dense bf16 FLOP/s of one jax device, from the makers' data sheets; the first name contained in device_kind counts.
@@ -231,9 +233,7 @@ def cut(path: epath.Path, step: int) -> list[dict[str, Any]]:
             lines.append(line)
     kept = ''.join(json.dumps(line) + '\n' for line in lines)
     if kept != text:
-        hidden = path.parent / f'.{path.name}.{os.getpid()}'
-        hidden.write_text(kept)
-        hidden.replace(path)
+        files.write_text(path, kept)
     return lines
 
 

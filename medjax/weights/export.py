@@ -8,8 +8,6 @@ An export appears whole or not at all: it is written into a hidden folder beside
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,26 +16,21 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from medjax import files
 from medjax.errors import UserError
 
 FORMAT = 1
 
 
-def save(folder: str | Path, params: Any, meta: dict[str, Any], files: Mapping[str, bytes] | None = None) -> Path:
-    """Writes nested dicts of arrays, their meta and other `files` as the export `folder`, replacing what is there."""
+def save(folder: str | Path, params: Any, meta: dict[str, Any], others: Mapping[str, bytes] | None = None) -> Path:
+    """Writes the export `folder`: nested dicts of arrays, their meta, and other files by name. Replaces what is there."""
     folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    hidden = folder.parent / f'.{folder.name}.{os.getpid()}'
-    shutil.rmtree(hidden, ignore_errors=True)
-    hidden.mkdir()
     arrays = {name: np.ascontiguousarray(array) for name, array in flatten(params).items()}
-    save_file(arrays, hidden / 'weights.safetensors')
-    (hidden / 'meta.json').write_text(json.dumps(dict(format=FORMAT) | meta, indent=1))
-    for name, content in (files or {}).items():
-        (hidden / name).write_bytes(content)
-    if folder.exists():
-        shutil.rmtree(folder)
-    hidden.rename(folder)
+    with files.whole_folder(folder) as hidden:
+        save_file(arrays, hidden / 'weights.safetensors')
+        (hidden / 'meta.json').write_text(json.dumps(dict(format=FORMAT) | meta, indent=1))
+        for name, content in (others or {}).items():
+            (hidden / name).write_bytes(content)
     return folder
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import builtins
 import os
-import pathlib
 from collections.abc import Mapping
 
 import numpy as np
 
+from medjax import files
 from medjax.data.audit import near_duplicates
 from medjax.data.records import DataSet, Split
 
@@ -31,12 +30,7 @@ def write_seen(datasets: Mapping[str, DataSet], path: str | os.PathLike) -> None
         arrays[kind], arrays[f'{kind}/key'] = np.concatenate(hashes)[order], owner[order]
     arrays['pixels'] = _unique(split.keys('pixels') for split in trained.values())
     arrays['hash'] = np.unique(np.concatenate([split.column('hash') for split in trained.values()]), axis=0)
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    hidden = path.with_name(f'.{path.name}.{os.getpid()}')
-    with builtins.open(hidden, 'wb') as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]
-    os.replace(hidden, path)
+    files.write_npz(path, **arrays)
 
 
 def overlap(seen: str | os.PathLike, split: Split) -> dict[str, float | bool | None]:

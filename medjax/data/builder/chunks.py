@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from medjax import files
 from medjax.data.audit import near_duplicates
 from medjax.data.builder import ids
 from medjax.data.format import schema
@@ -110,9 +111,7 @@ def write(
         writer.close()
         os.replace(hidden, folder / f'{chunk.name}.array_record')
         columns = _columns(stored) | {'digest': np.array(digest), 'drops': np.array(json.dumps(dropped))}
-        with hidden.open('wb') as file:
-            np.savez(file, **columns)  # type: ignore[arg-type]
-        os.replace(hidden, folder / f'{chunk.name}.npz')  # last: with it the chunk is there
+        files.write_npz(folder / f'{chunk.name}.npz', **columns)  # last: with it the chunk is there
     except BaseException:
         hidden.unlink(missing_ok=True)
         raise

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from medjax import files
 from medjax.data.records import DataSet
 from medjax.errors import UserError
 
@@ -32,12 +33,7 @@ def write(data: DataSet, file: str) -> None:
             labels = np.asarray(split.labels_array)  # MedMNIST has uint8; what is neither yes nor no needs a sign
             found[f'{name}_images'] = np.stack(images)
             found[f'{name}_labels'] = labels.astype(np.uint8) if (labels >= 0).all() else labels
-    hidden = path.with_name(f'.{path.name}.{os.getpid()}.npz')
-    try:
-        np.savez_compressed(hidden, **found)  # type: ignore[arg-type]
-        os.replace(hidden, path)
-    finally:
-        hidden.unlink(missing_ok=True)
+    files.write_npz(path, compressed=True, **found)
 
 
 def writable(file: str) -> pathlib.Path:
