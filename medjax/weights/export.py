@@ -23,7 +23,7 @@ FORMAT = 1
 
 
 def save(folder: str | Path, params: Any, meta: dict[str, Any], others: Mapping[str, bytes] | None = None) -> Path:
-    """Writes the export `folder`: nested dicts of arrays, their meta, and other files by name. Replaces what is there."""
+    """Writes the export `folder`: nested dicts of arrays, their meta, other files by name. Replaces what is there."""
     folder = Path(folder)
     arrays = {name: np.ascontiguousarray(array) for name, array in flatten(params).items()}
     with files.whole_folder(folder) as hidden:
