@@ -57,13 +57,13 @@ def thumbnails(pictures: list[np.ndarray]) -> np.ndarray:
     return np.stack([near_duplicates.thumbnail(picture) for picture in pictures])
 
 
-def everything(thumbs: np.ndarray, others: np.ndarray | None = None) -> near_duplicates.Pairs:
+def everything(thumbs: np.ndarray, others: np.ndarray | None = None) -> near_duplicates.Matches:
     """The candidates before the look at thumbnails, with what that look says of them."""
-    kept, near_duplicates.LIKELY = near_duplicates.LIKELY, -2.0
+    kept, near_duplicates.LIKELY_SAME = near_duplicates.LIKELY_SAME, -2.0
     try:
         return near_duplicates.candidates(thumbs, others)
     finally:
-        near_duplicates.LIKELY = kept
+        near_duplicates.LIKELY_SAME = kept
 
 
 def false_pairs(pictures: list[np.ndarray], patients: np.ndarray, name: str) -> None:
@@ -71,9 +71,11 @@ def false_pairs(pictures: list[np.ndarray], patients: np.ndarray, name: str) -> 
     start = time.perf_counter()
     found = everything(thumbs)
     seconds = time.perf_counter() - start
-    likely = np.flatnonzero(found.alike >= near_duplicates.LIKELY)
+    likely = np.flatnonzero(found.similarity >= near_duplicates.LIKELY_SAME)
     start = time.perf_counter()
-    agreed = np.array([near_duplicates.agree(pictures[found.first[k]], pictures[found.second[k]]) for k in likely])
+    agreed = np.array(
+        [near_duplicates.pixel_similarity(pictures[found.first[k]], pictures[found.second[k]]) for k in likely]
+    )
     each = 1e3 * (time.perf_counter() - start) / max(1, len(likely))
     same = patients[found.first] == patients[found.second]
     n, (_, of) = len(patients), np.unique(patients, return_counts=True)
@@ -83,7 +85,7 @@ def false_pairs(pictures: list[np.ndarray], patients: np.ndarray, name: str) -> 
         ended = np.sort(agreed[mine[likely]])[::-1]
         print(
             f'  pairs of {whose} patient(s): {pairs}; near {mine.sum()} ({mine.sum() / max(1, pairs):.1e}), '
-            f'alike as thumbnails {mine[likely].sum()}, as pixels {(ended >= near_duplicates.ALIKE).sum()}; '
+            f'alike as thumbnails {mine[likely].sum()}, as pixels {(ended >= near_duplicates.SAME_PICTURE).sum()}; '
             f'agreement, highest: {" ".join(f"{value:.3f}" for value in ended[:8])}'
         )
 
@@ -97,11 +99,12 @@ def recall(pictures: list[np.ndarray]) -> None:
         found = everything(thumbnails(copies), thumbs)
         right = found.second == chosen[found.first]
         near, likely = (
-            len(np.unique(found.first[right & (found.alike >= least)])) for least in (-2, near_duplicates.LIKELY)
+            len(np.unique(found.first[right & (found.similarity >= least)]))
+            for least in (-2, near_duplicates.LIKELY_SAME)
         )
-        passed = set(found.first[right & (found.alike >= near_duplicates.LIKELY)].tolist())
-        agreed = np.array([near_duplicates.agree(pictures[i], copy) for i, copy in zip(chosen, copies)])
-        ended = sum(agreed[k] >= near_duplicates.ALIKE for k in passed)
+        passed = set(found.first[right & (found.similarity >= near_duplicates.LIKELY_SAME)].tolist())
+        agreed = np.array([near_duplicates.pixel_similarity(pictures[i], copy) for i, copy in zip(chosen, copies)])
+        ended = sum(agreed[k] >= near_duplicates.SAME_PICTURE for k in passed)
         values = ' '.join(f'{value:.3f}' for value in np.quantile(agreed, (0, 0.05, 0.5)))
         n = len(chosen)
         print(f'  {name:17} {near / n:5.2f} {likely / n:8.2f} {ended / n:10.2f}   {values}', flush=True)
@@ -190,12 +193,14 @@ def million(real: list[np.ndarray], n: int) -> None:
     seconds, spent = time.perf_counter() - start, time.process_time() - spent
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     near = len(pairs.first)
-    pairs = near_duplicates.Pairs(*(column[pairs.alike >= near_duplicates.LIKELY] for column in pairs[:4]), pairs.every)
+    pairs = near_duplicates.Matches(
+        *(column[pairs.similarity >= near_duplicates.LIKELY_SAME] for column in pairs[:4]), pairs.exhaustive
+    )
     key = set((np.minimum(pairs.first, pairs.second) * n + np.maximum(pairs.first, pairs.second)).tolist())
     hit = np.array([min(i, j) * n + max(i, j) in key for i, j in zip(origin, copy)])
     print(
         f'{seconds:.0f} s, {spent:.0f} CPU s, peak {peak:.1f} GiB with the thumbnails, '
-        f'every view met every picture: {pairs.every}; '
+        f'every view met every picture: {pairs.exhaustive}; '
         f'{near} pairs near ({near / (n * (n - 1) / 2):.1e}), {len(pairs.first)} to open, '
         f'{hit.sum()} of {len(hit)} planted among them '
         f'(crop 5 % {hit[::3].mean():.3f}, crop 10 % {hit[1::3].mean():.3f}, brightened {hit[2::3].mean():.3f})'

@@ -47,13 +47,13 @@ def main(argv: list[str]) -> int:
         raise UserError(f'--size {size}: the longer side must have at least one pixel')
 
     if as_npz:
-        npz_export.writable(as_npz)
+        npz_export.check_file(as_npz)
 
-    again = functools.partial(make, kind, options)
-    source = again()
+    make_source = functools.partial(make, kind, options)
+    source = make_source()
     labels = [name for name in stratify.split(',') if name]
-    run = workers.run if on_beam is None else functools.partial(beam.run, on_beam)
-    summary = write.write(source, out, overwrite, labels, again, run)
+    make_chunks = workers.run if on_beam is None else functools.partial(beam.run, on_beam)
+    summary = write.write(source, out, overwrite, labels, make_source, make_chunks)
     print('\n'.join(_told(out, summary, source.namespace)))
     if as_npz:
         npz_export.write(records.open(out), as_npz)
@@ -132,11 +132,11 @@ def _told(out: str, summary: dict[str, Any], namespace: str) -> list[str]:
 
 
 def _people(summary: Mapping[str, Any]) -> str:
-    torn = sum(summary['patients'].values()) - summary['people']
+    torn = sum(summary['patients'].values()) - summary['patient_count']
     apart = 'none in two splits' if not torn else f'{torn} of them in more than one split'
     unknown = summary['unknown_patients']
     told = f' ({unknown} images name none: there a study counts as one)' if unknown else ''
-    return f'{summary["people"]} patients{told}, {apart}'
+    return f'{summary["patient_count"]} patients{told}, {apart}'
 
 
 def _counts(by_split: Mapping[str, int]) -> str:

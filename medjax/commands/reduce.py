@@ -46,24 +46,27 @@ def _measure(name: str) -> reduce.Measure:
 
 
 def _checked(measure: reduce.Measure, threshold: float) -> float:
-    if not 0 <= threshold <= measure.top or (measure.whole and threshold != int(threshold)):
-        kind = 'a whole number of bits' if measure.whole else 'a number'
-        raise UserError(f'--threshold {threshold:g}: --by {measure.name} takes {kind} from 0 to {measure.top}')
+    if not 0 <= threshold <= measure.max_threshold or (measure.whole_threshold and threshold != int(threshold)):
+        kind = 'a whole number of bits' if measure.whole_threshold else 'a number'
+        raise UserError(
+            f'--threshold {threshold:g}: --by {measure.name} takes {kind} from 0 to {measure.max_threshold}'
+        )
     return threshold
 
 
-def _told(data: records.DataSet, out: str, found: reduce.Found, summary: dict) -> list[str]:
+def _told(data: records.DataSet, out: str, found: reduce.Repeats, summary: dict) -> list[str]:
     """What the person at the keyboard reads."""
     before, after = data.splits['train'], summary['splits']['train']
     alone = before - int(found.sizes.sum())
+    kept, slices = int(found.kept_counts.sum()), int(found.sizes.sum())
     others = ', '.join(f'{name} {n}' for name, n in data.splits.items() if name != 'train')
-    least, middle, most = (int(np.quantile(found.kept, q, method='nearest')) for q in (0, 0.5, 1))
+    least, middle, most = (int(np.quantile(found.kept_counts, q, method='nearest')) for q in (0, 0.5, 1))
     return [
         f'{data.name} -> {out}',
         f'  version {summary["version"]}',
         f'  train: {after} of {before} records are kept ({100 * after / before:.1f} %)',
-        f'  {len(found.sizes)} volumes (studies of several records): {found.kept.sum()} of {found.sizes.sum()} records '
-        f'({100 * found.kept.sum() / found.sizes.sum():.1f} %), of a volume {least} to {most}, median {middle}',
+        f'  {len(found.sizes)} volumes (studies of several records): {kept} of {slices} records '
+        f'({100 * kept / slices:.1f} %), of a volume {least} to {most}, median {middle}',
         *([f'  studies of one record: {alone}, all kept'] if alone else []),
         *([f'  {others}: as they were; only train is reduced'] if others else []),
         f'  mean {summary["mean"]:.3f}, deviation {summary["std"]:.3f}, fingerprint {summary["fingerprint"]}',

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from medjax.data.audit.leaks import WORDS
+from medjax.data.audit.leaks import KIND_NAMES
 from medjax.data.records import DataSet, Split
 from medjax.reports import base, data_facts, images
 
@@ -94,7 +94,7 @@ def ration(wanted: Sequence[int]) -> list[int]:
 def row(found: Mapping[str, Any]) -> tuple[str, str, str, str, str, str]:
     """Kind, the two parts, records, of how many, per cent."""
     records, of = found['records'], found['of']
-    kind, known, held_out = WORDS[found['kind']], found['known'], found['held_out']
+    kind, known, held_out = KIND_NAMES[found['kind']], found['known'], found['held_out']
     return kind, known, held_out, f'{records:,}', f'{of:,}', f'{100 * records / of:.1f}'
 
 
@@ -120,7 +120,7 @@ def finding(found: Mapping[str, Any], n: int, parts: Mapping[str, Split], done: 
     rest = [f'{i} – {j}' + (f' ({alike:.3f})' if found['kind'] == 'near' else '') for i, j, alike in pairs[n:][:LISTED]]
     where = f'within {known}' if known == held_out else f'{held_out} in {known}'
     return dict(
-        title=f'{where}, {WORDS[found["kind"]]}',
+        title=f'{where}, {KIND_NAMES[found["kind"]]}',
         words=f'{found["records"]:,} of {found["of"]:,} records of {held_out}, {found["pair_count"]:,} '
         f'pair{"s" * (found["pair_count"] > 1)}',
         pairs=shown,

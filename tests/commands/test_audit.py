@@ -65,10 +65,14 @@ def test_no_leak_is_exit_code_0(clean, capsys):
 
 def test_a_leak_is_exit_code_1_within_and_between(clean, leaky, tmp_path, capsys):
     assert cli.main(['audit', leaky]) == 1
-    assert capsys.readouterr().out.startswith('leak: 1 of 1 records of leaky/test are in leaky/train by equal pixels\n')
+    assert capsys.readouterr().out.startswith(
+        'leak: 1 of 1 records of leaky/test has the same pixels as a record of leaky/train\n'
+    )
     other = build(tmp_path, 'other', [100, 5], ['train', 'train'])  # clean's test image
     assert cli.main(['audit', other, clean]) == 1
-    assert 'leak: 1 of 1 records of clean/test are in other/train by equal pixels' in capsys.readouterr().out
+    assert (
+        'leak: 1 of 1 records of clean/test has the same pixels as a record of other/train' in capsys.readouterr().out
+    )
 
 
 def test_mistakes_are_exit_code_2(clean, tmp_path, capsys):
@@ -99,7 +103,9 @@ def test_what_the_page_tells(whole):
     text = whole[0].read_text()
     found = Page(text)
     assert set(found.sections) >= {id for id, _ in page.SECTIONS}
-    assert 'leak: 1 of 1 records of leaky/test are in leaky/train by equal pixels' in found.sections['header']
+    assert (
+        'leak: 1 of 1 records of leaky/test has the same pixels as a record of leaky/train' in found.sections['header']
+    )
     assert 'images of patients' in found.sections['header']
     assert ['equal pixels', 'leaky/train', 'leaky/test', '1', '1', '100.0'] in found.rows
     assert ['equal pixels', 'leaky/train', 'leaky/train', '1', '4', '25.0'] in found.rows

@@ -38,13 +38,17 @@ def _everything() -> list[projection.Piece]:
 
 
 def _primitives(solid: projection.Solid) -> list:
-    return [p for part in solid.parts for p in _primitives(part)] if isinstance(solid, projection.Common) else [solid]
+    return (
+        [p for inner in solid.solids for p in _primitives(inner)]
+        if isinstance(solid, projection.Intersection)
+        else [solid]
+    )
 
 
 def _holds(solid: projection.Solid, points: np.ndarray) -> np.ndarray:
     """[n,3] -> bool [n], from the definitions of the solids."""
-    if isinstance(solid, projection.Common):
-        return np.logical_and.reduce([_holds(part, points) for part in solid.parts])
+    if isinstance(solid, projection.Intersection):
+        return np.logical_and.reduce([_holds(inner, points) for inner in solid.solids])
     if isinstance(solid, projection.Ellipsoid):
         return (np.linalg.solve(solid.axes, (points - solid.centre).T) ** 2).sum(0) <= 1
     height = points @ solid.normal
@@ -290,7 +294,7 @@ def test_follow_up_sentences_agree_with_the_states() -> None:
             )  # fmt: skip
             assert change == expected
             if now and then:
-                assert (now.side, now.zone, now.place, now.shape) == (then.side, then.zone, then.place, then.shape)
+                assert now._replace(size=then.size) == then
             if change and change != 'resolved':
                 says = dict(new='which is new', larger='larger than before', smaller='smaller than before')
                 assert re.search(SAYS[name] + ', ' + says.get(change, 'unchanged'), text['findings'].lower())
@@ -324,7 +328,7 @@ def test_label_noise_flips_its_share_and_nothing_else() -> None:
 
 def test_the_shortcut_comes_with_a_pneumothorax() -> None:
     tiny = phantom.Settings(size=32)
-    lung = findings.Finding('left', '', 0.2, (0.0, 0.0, 0.0), ())
+    lung = findings.Finding('left', '', 0.2, (0.0, 0.0, 0.0))
     for present, share in (({'pneumothorax': lung}, 0.6), ({}, 0.03)):
         status = findings.Status(present, {})
         sides = [

@@ -79,7 +79,7 @@ def test_equal_pixels_and_near_duplicates(tmp_path):
     }
     by = {(leak['kind'], leak['held_out']): leak['pairs'] for leak in found['leaks']}
     assert by['pixels', 'leaky/test'] == [[3, 0, 1.0]] and by['near', 'leaky/val'][0][:2] == [4, 1]
-    assert [f['records'] for f in found['shared']] == [1] and 'within leaky/train' in found['verdict'][4]
+    assert [f['records'] for f in found['shared']] == [1] and 'another record of leaky/train' in found['verdict'][4]
     assert found['labels']['contradictions'] == 2  # records 6 and 7, and 5 and 33
     assert found['labels']['pairs'][0][:4] == ['leaky/train', 6, 'leaky/train', 7]
 
@@ -116,7 +116,7 @@ def test_what_was_not_compared_is_said(clean, tmp_path):
     other = build(tmp_path, 'elsewhere', PICTURES[:2], ['test'] * 2, entries={0: dict(patient=None)})
     said = leaks.audit([clean, other])['unknown']
     assert any("'clean' and 'elsewhere'" in sentence for sentence in said)
-    assert any('1 images name no patient' in sentence for sentence in said)
+    assert any('1 image names no patient' in sentence for sentence in said)
 
 
 def test_patients_and_derived_images_between_sets(clean, tmp_path):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medjax.data.audit import near_duplicates
+from medjax.data.audit import hash_search, near_duplicates
 from medjax.data.images import decode
 
 N = 120
@@ -108,7 +108,7 @@ def test_the_search_is_exact(bank):
         asked[k] = known[number] ^ np.packbits(flipped)
     truth = distances(asked, known) if bank else np.zeros((30, 0), int)
     for radius in (near_duplicates.RADIUS, 95):
-        first, second, bits = near_duplicates.near(asked, known, radius)
+        first, second, bits = near_duplicates.near_hashes(asked, known, radius)
         assert as_set(first, second) == as_set(*np.nonzero(truth <= radius))
         np.testing.assert_array_equal(bits, truth[first, second])
     if bank:
@@ -117,7 +117,7 @@ def test_the_search_is_exact(bank):
 
 def test_the_search_within_a_set_is_exact():
     hashed = np.random.default_rng(0).integers(0, 256, (1300, 32)).astype(np.uint8)
-    first, second, bits = near_duplicates._search(hashed, hashed, 98, half=True)
+    first, second, bits = hash_search.search(hashed, hashed, 98, half=True)
     truth = np.triu(distances(hashed, hashed) <= 98, 1)
     assert as_set(first, second) == as_set(*np.nonzero(truth)) and truth.sum() > 50
 
@@ -129,8 +129,8 @@ def test_of_a_crowd_the_nearest_are_kept():
     for k, row in enumerate(crowd):
         row ^= np.packbits(np.arange(256) < k // 4)
     order = rng.permutation(200)
-    first, second, bits = near_duplicates.near(one[None], crowd[order])
-    assert sorted(order[second].tolist()) == list(range(near_duplicates.MOST))
+    first, second, bits = near_duplicates.near_hashes(one[None], crowd[order])
+    assert sorted(order[second].tolist()) == list(range(hash_search.MAX_HITS))
     np.testing.assert_array_equal(bits, order[second] // 4)
 
 
@@ -142,38 +142,38 @@ def test_copies_are_found_and_others_are_not(change):
     found = near_duplicates.candidates(thumbs, THUMBS)
     right = found.first == found.second
     assert right.sum() >= {'crop 5 %': 0.9, 'crop and jpeg': 0.9, 'marker': 0.9}.get(change, 1) * N
-    assert not (~right).any() and found.every
+    assert not (~right).any() and found.exhaustive
     turned = near_duplicates.candidates(THUMBS, thumbs)  # the crop may be on either side
     # which of two views equally near is laid upon the other depends on the order, and may fail for a pair in a hundred
     assert len(as_set(turned.second, turned.first) ^ as_set(found.first, found.second)) <= 2
     both = near_duplicates.candidates(np.concatenate([THUMBS, thumbs]))
     assert len(as_set(both.first, both.second - N) ^ as_set(found.first, found.second)) <= 2
     for i in numbers[:10]:
-        assert near_duplicates.agree(PICTURES[i], copies[i]) >= near_duplicates.ALIKE
-        assert near_duplicates.agree(copies[i], PICTURES[i]) >= near_duplicates.ALIKE
-        assert near_duplicates.agree(PICTURES[i], copies[i - 1]) < 0.8
+        assert near_duplicates.pixel_similarity(PICTURES[i], copies[i]) >= near_duplicates.SAME_PICTURE
+        assert near_duplicates.pixel_similarity(copies[i], PICTURES[i]) >= near_duplicates.SAME_PICTURE
+        assert near_duplicates.pixel_similarity(PICTURES[i], copies[i - 1]) < 0.8
 
 
 def test_pixels_tell_apart_what_thumbnails_do_not():
     """Two pictures that differ in a nodule-sized part of their details have nearly one thumbnail."""
     other = (0.75 * PICTURES[0] + 0.25 * PICTURES[1]).astype(np.uint8)
-    assert near_duplicates.agree(PICTURES[0], other) < near_duplicates.ALIKE
+    assert near_duplicates.pixel_similarity(PICTURES[0], other) < near_duplicates.SAME_PICTURE
     mirrored = np.ascontiguousarray(PICTURES[0][:, ::-1])
-    assert near_duplicates.agree(PICTURES[0], mirrored) < near_duplicates.ALIKE
-    assert near_duplicates.agree(PICTURES[0], PICTURES[0]) > 0.9999
+    assert near_duplicates.pixel_similarity(PICTURES[0], mirrored) < near_duplicates.SAME_PICTURE
+    assert near_duplicates.pixel_similarity(PICTURES[0], PICTURES[0]) > 0.9999
 
 
 def test_flat_pictures_are_near_to_nothing():
     black = np.zeros((1000, 32, 32), np.uint8)
     assert not len(near_duplicates.candidates(np.concatenate([black, THUMBS])).first)
-    assert not len(near_duplicates.near(near_duplicates.hashes(black), near_duplicates.hashes(black))[0])
+    assert not len(near_duplicates.near_hashes(near_duplicates.hashes(black), near_duplicates.hashes(black))[0])
     for value, shape in ((0, (1, 1, 1)), (255, (1, 1, 3)), (7, (40, 30, 1)), (65_535, (40, 30, 1))):
         flat = np.full(shape, value, np.uint16 if value > 255 else np.uint8)
         assert (
             not near_duplicates.thumbnail(flat).any()
             and not near_duplicates.hashes(near_duplicates.thumbnail(flat)[None]).any()
         )
-        assert near_duplicates.agree(flat, flat) == near_duplicates.agree(flat, PICTURES[0]) == 0
+        assert near_duplicates.pixel_similarity(flat, flat) == near_duplicates.pixel_similarity(flat, PICTURES[0]) == 0
     # a hash of zeros is that of a flat picture only: a hash of a picture has about as many ones as zeros
     assert np.unpackbits(near_duplicates.hashes(THUMBS), axis=1).sum(1).min() > 64
 
@@ -182,23 +182,23 @@ def test_very_small_and_very_narrow_pictures():
     for shape in ((2, 2, 1), (1, 9, 1), (300, 2, 3)):
         pixels = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
         assert near_duplicates.thumbnail(pixels).shape == (32, 32)
-        assert near_duplicates.agree(pixels, pixels) >= near_duplicates.ALIKE
+        assert near_duplicates.pixel_similarity(pixels, pixels) >= near_duplicates.SAME_PICTURE
 
 
 @pytest.mark.parametrize('n', [0, 1])
 def test_no_picture_and_one(n):
     for found in (near_duplicates.candidates(THUMBS[:n]), near_duplicates.candidates(THUMBS[:0], THUMBS[:n])):
-        assert [len(column) for column in found[:4]] == [0] * 4 and found.every
+        assert [len(column) for column in found[:4]] == [0] * 4 and found.exhaustive
     assert near_duplicates.hashes(THUMBS[:n]).shape == (n, 32)
-    assert near_duplicates.groups(*np.zeros((2, 0), int), n).tolist() == list(range(n))
+    assert near_duplicates.clusters(*np.zeros((2, 0), int), n).tolist() == list(range(n))
 
 
 def test_many_copies_make_few_pairs():
     thumbs = np.concatenate([np.repeat(THUMBS[:1], 10_000, axis=0), THUMBS])
     found = near_duplicates.candidates(thumbs)
     assert as_set(found.first, found.second) == {(0, k) for k in range(1, 10_001)}
-    assert (found.bits == 0).all() and (found.alike == 1).all()
-    assert np.bincount(near_duplicates.groups(found.first, found.second, len(thumbs))).max() == 10_001
+    assert (found.bits == 0).all() and (found.similarity == 1).all()
+    assert np.bincount(near_duplicates.clusters(found.first, found.second, len(thumbs))).max() == 10_001
 
 
 def test_between_sets_every_copy_is_told():
@@ -210,16 +210,16 @@ def test_between_sets_every_copy_is_told():
 def test_cells_find_what_the_full_search_finds(monkeypatch):
     copies = [CHANGES['crop 10 %'](x) for x in PICTURES]
     thumbs = np.concatenate([THUMBS, [near_duplicates.thumbnail(x) for x in copies], [255 - THUMBS[3]]])
-    monkeypatch.setattr(near_duplicates, 'LIKELY', -2)
-    monkeypatch.setattr(near_duplicates, 'RADIUS', near_duplicates.TIGHT)
+    monkeypatch.setattr(near_duplicates, 'LIKELY_SAME', -2)
+    monkeypatch.setattr(near_duplicates, 'RADIUS', near_duplicates.LARGE_SET_RADIUS)
     full = near_duplicates.candidates(thumbs)
-    monkeypatch.setattr(near_duplicates, 'EVERY', 0)
+    monkeypatch.setattr(near_duplicates, 'EXHAUSTIVE_LIMIT', 0)
     cells = near_duplicates.candidates(thumbs)  # six cells, of which all are asked
-    assert full.every and not cells.every
+    assert full.exhaustive and not cells.exhaustive
     for mine, theirs in zip(cells[:4], full[:4]):
         np.testing.assert_array_equal(mine, theirs)
     assert len(as_set(full.first, full.second) & {(i, N + i) for i in range(N)}) > 0.9 * N
-    monkeypatch.setattr(near_duplicates, 'PROBES', 1)
+    monkeypatch.setattr(hash_search, 'PROBES', 1)
     few = near_duplicates.candidates(thumbs)
     assert as_set(few.first, few.second) < as_set(full.first, full.second) and len(few.first) > len(full.first) / 2
     between = near_duplicates.candidates(thumbs[N : 2 * N], THUMBS)
@@ -234,9 +234,9 @@ def test_groups_are_connected_components():
     for _ in range(n):
         for i, j in zip(first, second):
             expected[i] = expected[j] = min(expected[i], expected[j])
-    assert near_duplicates.groups(first, second, n).tolist() == expected
+    assert near_duplicates.clusters(first, second, n).tolist() == expected
     chain = rng.permutation(5000)
-    assert not near_duplicates.groups(chain[:-1], chain[1:], 5000).any()
+    assert not near_duplicates.clusters(chain[:-1], chain[1:], 5000).any()
 
 
 def test_radiographs(real_data):
@@ -248,8 +248,8 @@ def test_radiographs(real_data):
     thumbs = np.stack([near_duplicates.thumbnail(x) for x in pictures])
     found = near_duplicates.candidates(thumbs)
     assert 20 < len(found.first) < 100  # follow-ups that thumbnails do not tell apart
-    agreed = [near_duplicates.agree(pictures[i], pictures[j]) for i, j in zip(found.first, found.second)]
-    assert max(agreed) < near_duplicates.ALIKE
+    agreed = [near_duplicates.pixel_similarity(pictures[i], pictures[j]) for i, j in zip(found.first, found.second)]
+    assert max(agreed) < near_duplicates.SAME_PICTURE
     chosen = np.arange(0, len(pictures), 12)
     for change, least in {'crop 5 %': 0.9, 'crop 10 %': 0.9, 'half': 1, 'jpeg': 1, 'gamma': 1, 'negative': 1}.items():
         copies = [CHANGES[change](pictures[i]) for i in chosen]
@@ -257,6 +257,6 @@ def test_radiographs(real_data):
         right = found.second == chosen[found.first]
         assert right.sum() >= least * len(chosen), change
         assert all(
-            near_duplicates.agree(copies[k], pictures[chosen[k]]) >= near_duplicates.ALIKE
+            near_duplicates.pixel_similarity(copies[k], pictures[chosen[k]]) >= near_duplicates.SAME_PICTURE
             for k in found.first[right][:20]
         ), change

@@ -21,8 +21,8 @@ def small_chunks(monkeypatch):
     monkeypatch.setattr(chunks, 'SIZE', 8)
 
 
-def on_beam(source, again, key, plan, folder):
-    beam.run('--runner=DirectRunner', source, again, key, plan, folder)
+def on_beam(source, make_source, key, plan, folder):
+    beam.run('--runner=DirectRunner', source, make_source, key, plan, folder)
 
 
 def failing() -> Source:
@@ -46,18 +46,18 @@ def test_whole_chunks_are_used(tmp_path, monkeypatch):
     pytest.importorskip('apache_beam', reason=MISSING)
     write.write(source(), tmp_path / 'whole')
     with pytest.raises(UserError, match='^a mistake$'):
-        write.write(source(), tmp_path / 'data', again=failing, run=on_beam)
-    write.write(source(), tmp_path / 'data', again=source, run=on_beam)
+        write.write(source(), tmp_path / 'data', make_source=failing, make_chunks=on_beam)
+    write.write(source(), tmp_path / 'data', make_source=source, make_chunks=on_beam)
     assert content(tmp_path / 'data') == content(tmp_path / 'whole')
 
 
 def test_a_folder_that_workers_do_not_share_is_one_sentence(tmp_path):
     with pytest.raises(UserError, match='a Beam worker cannot read it .* file system that all workers share'):
-        beam._write(str(tmp_path / 'job'), 0)
+        beam._make_chunk(str(tmp_path / 'job'), 0)
 
 
 def test_options_that_cannot_be_split_are_one_sentence(tmp_path):
-    with pytest.raises(UserError, match="--beam --runner='x: these are no options"):
+    with pytest.raises(UserError, match="--beam --runner='x: these options cannot be read"):
         beam.run("--runner='x", source(), source, b'key', [], tmp_path)
 
 
@@ -68,7 +68,7 @@ def test_a_worker_makes_the_source_once(tmp_path):
     job.write_bytes(pickle.dumps((Counted(made), b'key', plan)))
     counter.clear()
     for number in range(3):
-        beam._write(str(job), number)
+        beam._make_chunk(str(job), number)
     assert counter == [1] and len(list(tmp_path.glob('*.npz'))) == 3
 
 

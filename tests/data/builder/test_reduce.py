@@ -121,14 +121,14 @@ def test_the_same_twice_and_once_more(less, data, tmp_path):
         reduce.make(data, tmp_path / name, reduce.MEASURES['hash'], 0)
         assert records.open(tmp_path / name).fingerprint == less.fingerprint
     found, _ = reduce.make(less, tmp_path / 'twice', reduce.MEASURES['hash'], 0)
-    assert (found.of < 0).all() and found.kept.tolist() == found.sizes.tolist() == [2, 2]
+    assert (found.nearest < 0).all() and found.kept_counts.tolist() == found.sizes.tolist() == [2, 2]
     assert records.open(tmp_path / 'twice').fingerprint != less.fingerprint, 'another version'
 
 
 def test_many_chunks_and_shards(data, tmp_path, monkeypatch, less):
     monkeypatch.setattr(chunks, 'SIZE', 2)
-    monkeypatch.setattr(reduce, 'AHEAD', 1)
-    monkeypatch.setattr(reduce, 'FEW', 1)
+    monkeypatch.setattr(reduce, 'COMPARE_BATCH', 1)
+    monkeypatch.setattr(reduce, 'COPY_BATCH', 1)
     write.write(source(), tmp_path / 'ct')
     reduce.make(records.open(tmp_path / 'ct'), tmp_path / 'less', reduce.MEASURES['hash'], 0)
     small = records.open(tmp_path / 'less')
@@ -161,7 +161,7 @@ def test_hash_is_imagehash_dhash_of_the_thumbnail():
         bits = [int(small[y, x + 1] > small[y, x]) for y in range(8) for x in range(8)]
         assert np.unpackbits(hashed).tolist() == bits
     unpacked = np.unpackbits(hashes, axis=1).astype(int)
-    np.testing.assert_array_equal(reduce.bits(hashes[0], hashes), abs(unpacked - unpacked[0]).sum(1))
+    np.testing.assert_array_equal(reduce.hamming(hashes[0], hashes), abs(unpacked - unpacked[0]).sum(1))
 
 
 def test_cosine():
@@ -178,26 +178,26 @@ def test_information_is_that_of_scikit_learn():
     many = np.stack([one, 15 - one, np.where(rng.random(1024) < 0.3, rng.integers(0, 16, 1024), one), one // 4, flat])
     many = many.astype(np.uint8)
     expected = [normalized_mutual_info_score(one, x) for x in many]
-    np.testing.assert_allclose(reduce.information(one, many), expected, atol=1e-6)
-    assert reduce.information(one, many)[:2].tolist() == [1, 1], 'a negative tells all of the picture'
-    assert reduce.information(flat, many)[[0, 4]].tolist() == [0, 1]
+    np.testing.assert_allclose(reduce.mutual_information(one, many), expected, atol=1e-6)
+    assert reduce.mutual_information(one, many)[:2].tolist() == [1, 1], 'a negative tells all of the picture'
+    assert reduce.mutual_information(flat, many)[[0, 4]].tolist() == [0, 1]
 
 
 def test_slices_are_compared_with_all_that_are_kept():
     hashes = np.array([[0b0], [0b11], [0b1111], [0b0], [0b111], [0b1]], np.uint8)
-    of, value = reduce.repeats(hashes, reduce.MEASURES['hash'], 1)
+    of, value = reduce.repeats_in_volume(hashes, reduce.MEASURES['hash'], 1)
     assert of.tolist() == [-1, -1, -1, 0, 1, 0] and value[3:].tolist() == [0, 1, 1]
-    of, _ = reduce.repeats(hashes, reduce.MEASURES['hash'], 2)
+    of, _ = reduce.repeats_in_volume(hashes, reduce.MEASURES['hash'], 2)
     assert of.tolist() == [-1, 0, -1, 0, 2, 0], 'the nearest of those kept, not of those left out'
     features = np.array([[1, 0], [1, 0.1], [0, 1]], np.float32)
-    of, _ = reduce.repeats(features, reduce.MEASURES['embedding'], 0.9)
+    of, _ = reduce.repeats_in_volume(features, reduce.MEASURES['embedding'], 0.9)
     assert of.tolist() == [-1, 0, -1]
 
 
 def test_volumes_are_studies_of_several_records():
     studies = np.array([9, 3, 5, 3, 9, 9, 1], np.uint64)
     assert [group.tolist() for group in reduce.volumes(studies)] == [[0, 4, 5], [1, 3]]
-    parts = list(reduce._together([np.arange(n) for n in (700, 700, 3)]))
+    parts = list(reduce._batches([np.arange(n) for n in (700, 700, 3)]))
     assert [[len(group) for group in part] for part in parts] == [[700, 700], [3]]
 
 
@@ -251,7 +251,7 @@ def test_mistakes_are_one_sentence_and_leave_nothing(data, tmp_path, capsys):
     assert sorted(tmp_path.rglob('*')) == before
 
 
-@pytest.mark.parametrize('step', ['find', '_copied', '_list_drops'])
+@pytest.mark.parametrize('step', ['find_repeats', '_copy_kept', '_list_drops'])
 @pytest.mark.parametrize('error', [KeyboardInterrupt(), OSError(28, 'No space left on device'), RuntimeError('a bug')])
 def test_nothing_is_left_after_a_failure(data, tmp_path, monkeypatch, step, error):
     whole = getattr(reduce, step)
@@ -280,7 +280,7 @@ def test_nearer_thresholds_keep_more():
     thumbs = np.stack([near_duplicates.thumbnail((50 * (s + 3)).astype(np.uint8)[..., None]) for s in stack])
     for name, described, thresholds in (
         ('hash', reduce.dhash(thumbs), (0, 3, 6, 12)),
-        ('information', reduce.levels(thumbs), (0.99, 0.7, 0.5, 0.3)),
+        ('information', reduce.grey_levels(thumbs), (0.99, 0.7, 0.5, 0.3)),
     ):
-        kept = [(reduce.repeats(described, reduce.MEASURES[name], t)[0] < 0).sum() for t in thresholds]
+        kept = [(reduce.repeats_in_volume(described, reduce.MEASURES[name], t)[0] < 0).sum() for t in thresholds]
         assert all(a > b for a, b in itertools.pairwise(kept)) and kept[-1] >= 1, (name, kept)

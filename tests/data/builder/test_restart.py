@@ -106,7 +106,7 @@ def test_a_build_that_comes_second_replaces_nothing(tmp_path):
         workers.run(*args)
 
     with pytest.raises(UserError, match='exists'):
-        write.write(source(), tmp_path / 'data', run=run)
+        write.write(source(), tmp_path / 'data', make_chunks=run)
 
 
 def test_what_a_killed_replacement_left_is_no_obstacle(tmp_path):
@@ -123,7 +123,7 @@ def test_what_a_killed_replacement_left_is_no_obstacle(tmp_path):
     [OSError(errno.ENOSPC, 'No space left on device'), RuntimeError('write() failed: No space left on device; x')],
 )
 def test_a_full_disk_is_one_sentence(tmp_path, error):
-    with pytest.raises(UserError, match='no space is left in .*; make some, and the same command goes on'):
+    with pytest.raises(UserError, match='no space is left in .*; free some, and run the same command again'):
         write.write(source(stopping(58, error)), tmp_path / 'data')
     write.write(source(), tmp_path / 'data')
 
@@ -139,9 +139,9 @@ def test_a_killed_publication_is_finished_by_the_next_build(tmp_path, whole, mon
 
 
 def test_processes_make_the_same_data_set(tmp_path, whole, monkeypatch):
-    monkeypatch.setattr(workers, 'FEW', 8)
+    monkeypatch.setattr(workers, 'MAX_FOR_THREADS', 8)
     monkeypatch.setattr(os, 'cpu_count', lambda: 2)
-    write.write(source(), tmp_path / 'data', again=source)
+    write.write(source(), tmp_path / 'data', make_source=source)
     assert content(tmp_path / 'data') == whole
 
 
@@ -159,18 +159,18 @@ def killed() -> Source:
 
 
 @pytest.mark.parametrize(
-    ('again', 'error', 'words'),
+    ('make_source', 'error', 'message'),
     [
         (functools.partial(broken, 'bug'), RuntimeError, 'a bug'),
         (functools.partial(broken, 'mistake'), UserError, '^a mistake$'),
         (killed, UserError, r'code -9 \(killed'),
     ],
 )
-def test_what_ends_a_process_ends_the_build(tmp_path, monkeypatch, again, error, words):
-    monkeypatch.setattr(workers, 'FEW', 8)
+def test_what_ends_a_process_ends_the_build(tmp_path, monkeypatch, make_source, error, message):
+    monkeypatch.setattr(workers, 'MAX_FOR_THREADS', 8)
     monkeypatch.setattr(os, 'cpu_count', lambda: 2)
-    with pytest.raises(error, match=words):
-        write.write(source(), tmp_path / 'data', again=again)
+    with pytest.raises(error, match=message):
+        write.write(source(), tmp_path / 'data', make_source=make_source)
     assert not (tmp_path / 'data').exists()
 
 
