@@ -106,7 +106,7 @@ def write_chunk(stored: StoredRecord, folder: pathlib.Path, chunk: Chunk) -> Non
 
     features = schema(len(LABELS))
     serializer = ExampleSerializer(features.get_serialized_info())
-    example = serializer.get_tf_example(features.encode_example(stored.record | {'index': 0}))
+    example = serializer.get_tf_example(features.encode_example(stored.content | {'index': 0}))
     index = example.features.feature['index'].int64_list.value
     writer = ArrayRecordWriter(str(folder / f'{chunk.name}.array_record'), 'group_size:1')
     for entry in chunk.entries:

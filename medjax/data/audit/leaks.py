@@ -289,7 +289,7 @@ def _set_facts(name: str, data: DataSet) -> dict[str, Any]:
 
 
 def _labels(splits: Sequence[NamedSplit], matches: Sequence[Match]) -> dict[str, Any]:
-    """Counts of each label's values, and the matches of which one record has a finding and the other does not."""
+    """Counts of each label's values, and the matches in which one record has a finding and the other does not."""
     counts = {
         named.name: {
             label: {str(v): int(n) for v, n in zip(*np.unique(column, return_counts=True), strict=True)}

@@ -54,9 +54,9 @@ class DropRow(NamedTuple):
 
 
 class StoredRecord(NamedTuple):
-    """One record: the content of the ArrayRecord file, and its values in the columns."""
+    """One record: its content in the ArrayRecord file, and its values in the columns."""
 
-    record: dict[str, Any]
+    content: dict[str, Any]  # without its number in the source
     columns: dict[str, Any]  # name -> value; every record has these names
     info: dict[str, str | float]
 
@@ -100,12 +100,12 @@ def write(
     hidden = folder / f'.{chunk.name}.{secrets.token_hex(4)}'  # random: process ids of other machines may be equal
     writer = ArrayRecordWriter(str(hidden), 'group_size:1')
     try:
-        for i, (made, drop) in zip(chunk.entries, _map_in_order(pool, process, numbered_labels), strict=True):
+        for i, (record, drop) in zip(chunk.entries, _map_in_order(pool, process, numbered_labels), strict=True):
             if drop:
                 drop_rows.append(drop_row(drop, key, source.namespace))
-            if made is not None:
-                writer.write(serialize(made.record | {'index': i}))
-                stored.append(made._replace(record={}))
+            if record is not None:
+                writer.write(serialize(record.content | {'index': i}))
+                stored.append(record._replace(content={}))
             advance(1)
         writer.close()
         os.replace(hidden, folder / f'{chunk.name}.array_record')

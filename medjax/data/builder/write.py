@@ -1,4 +1,4 @@
-"""Writes a data set from a source. It is made in a hidden work folder beside DATA, and published whole or not at all.
+"""Writes a data set DATA from a source: in a hidden work folder beside DATA, which becomes DATA at the very end.
 
     DATA/medjax.json     name, version, labels, channels, bits, size, mean, std, splits, fingerprints
     DATA/columns/        values of every record that are cheap to keep: labels, hashed keys, thumbnails, age, sex, …

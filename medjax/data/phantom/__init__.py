@@ -4,8 +4,8 @@
     identity(index, seed) -> Identity     the patient, study and image of record `index`, without rendering
 
 Record i depends only on (seed, i) and the settings. Every draw comes from a Philox generator whose key is the seed and
-whose counter says what the draw is for (patient, study or record). So the number of records does not matter, nor the
-order in which they are made, and a setting changes only what it is for.
+whose counter says what the draw is for (patient, study or record). So a record depends neither on the number of records nor
+on the records before it, and a setting changes only its own property.
 
 Each block of 16 records is filled with whole patients. A patient has 1 to 4 studies. A study has a frontal image, and
 most studies have a lateral image too.

@@ -124,7 +124,7 @@ class _Solids:
         self.quadratics = _ray_quadratics(pieces, camera)
 
     def box(self, solid: Solid) -> Box | None:
-        """The box of the image outside of which no ray meets the solid; None if the image does not show it."""
+        """A box that contains all pixels whose rays meet the solid; None if there are no such pixels."""
         key = id(solid)
         if key not in self.boxes:
             if isinstance(solid, Intersection):
