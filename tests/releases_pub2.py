@@ -70,7 +70,7 @@ def reasons(source) -> dict[str, str]:
 def assert_hidden(data: records.DataSet, *plain: str) -> None:
     """None of the plain ids is in any file of the data set, nor in its decoded records."""
     decoded = [
-        json.dumps({k: str(v) for k, v in data.split(name)[i].info.items()})
+        json.dumps({k: str(v) for k, v in data.split(name)[i].attributes.items()})
         for name, count in data.splits.items()
         for i in range(count)
     ]

@@ -41,7 +41,8 @@ class Example(NamedTuple):
     image: bytes | np.ndarray  # the bytes of a JPEG, PNG or DICOM file, or pixels uint8|uint16 [H,W] or uint8 [H,W,3]
     role: str = 'image'  # 'frontal', 'lateral', …; 'image' where nothing is known
     text: Mapping[str, str] = {}  # section -> text: {'report': …} or {'findings': …, 'impression': …}
-    info: Mapping[str, str | float] = {}  # age, sex, view, site, license, …: numbers and words; blank = leave it out
+    # age, sex, view, site, license, …: numbers and words; a blank one is left out
+    attributes: Mapping[str, str | float] = {}
     mask: bytes | np.ndarray | None = None  # PNG bytes or uint8 [H,W], the size of the image
     frame: int = 0  # which one, where the file is a DICOM file of several
     note: str = ''  # why a part of the example was left out ('the mask is left out: …'); listed with the drops

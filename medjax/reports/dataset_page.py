@@ -125,7 +125,7 @@ def record(data: DataSet, at: Place) -> dict[str, Any]:
     size = f'{width} x {height} px, {"grey" if channels == 1 else "colour"}, {8 * found.image.dtype.itemsize} bit'
     if max(width, height) > FULL:
         size += f'; shown with {FULL} px'
-    facts = {name: words for name, words in found.info.items() if name not in ('text', 'split') and words != ''}
+    facts = {name: words for name, words in found.attributes.items() if name not in ('text', 'split') and words != ''}
     by_value = {
         word: [name for name, value in zip(data.labels, found.label, strict=True) if value == number]
         for number, word in VALUES.items()
@@ -137,7 +137,7 @@ def record(data: DataSet, at: Place) -> dict[str, Any]:
         mask_values=[] if mask is None else [int(value) for value in np.unique(mask) if value],
         facts=[('image', size), *((name, f'{v:g}' if isinstance(v, float) else str(v)) for name, v in facts.items())],
         labels=[(word, ', '.join(names)) for word, names in by_value.items() if names],
-        texts=[(section, words) for section, words in found.info['text'].items() if words],
+        texts=[(section, words) for section, words in found.attributes['text'].items() if words],
     )
 
 

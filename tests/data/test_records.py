@@ -31,7 +31,7 @@ def source(count: int = 40, **changes) -> Source:
             image=PIXELS[i],
             role='frontal',
             text={'findings': f'Pläce {i}.'},
-            info={'sex': 'F', 'age': float(i)} if i % 2 else {'sex': 'M'},
+            attributes={'sex': 'F', 'age': float(i)} if i % 2 else {'sex': 'M'},
             mask=mask if i % 3 == 0 else mask[1:] if i % 3 == 1 else None,
         )
 
@@ -68,8 +68,8 @@ def test_records_come_back_as_they_were(built):
             assert record.keys['patient'] == ids.hashed(b'a key for tests', 'invented', f'patient{i % 10}')
             assert record.keys['image'] == ids.hashed(b'a key for tests', 'invented', f'image{i}')
             assert record.keys['pixels'] == chunks.pixel_hash(PIXELS[i])
-            assert record.info['text'] == {'findings': f'Pläce {i}.'}
-            assert (record.info['split'], record.info['role'], record.info['sex']) == (
+            assert record.attributes['text'] == {'findings': f'Pläce {i}.'}
+            assert (record.attributes['split'], record.attributes['role'], record.attributes['sex']) == (
                 name,
                 'frontal',
                 'FM'[i % 2 == 0],
@@ -316,7 +316,7 @@ def test_covid_table(real_data, tmp_path):
     all_splits = [data.split(s) for s in data.splits]
     labels = np.concatenate([split.labels_array for split in all_splits])
     assert (labels[:, data.labels.index('covid19')] == 1).sum() == 153 and (labels[:, 0] == -2).sum() == 35
-    texts = [split[i].info['text'] for split in all_splits for i in range(len(split))]
+    texts = [split[i].attributes['text'] for split in all_splits for i in range(len(split))]
     assert sum('report' in text for text in texts) == 184
     masks = [(split.mask(i), split.image(i)) for split in all_splits for i in range(len(split))]
     assert sum(mask is not None for mask, _ in masks) == 171

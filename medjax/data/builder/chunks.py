@@ -57,7 +57,7 @@ class Stored(NamedTuple):
 
     record: dict[str, Any]
     columns: dict[str, Any]  # name -> value, alike for all records
-    info: dict[str, str | float]
+    attributes: dict[str, str | float]
 
 
 def plan(named: Iterable[str]) -> list[Chunk]:
@@ -148,7 +148,7 @@ def _store(source: Source, key: bytes, pair: tuple[int, np.ndarray]) -> tuple[St
         return None, Drop(entry.image, entry.where, str(error))
     mask, note = _mask(example, picture.shape[:2], source.size)
     text = {section: words for section, words in example.text.items() if words}
-    info = {name: value for name, value in example.info.items() if value != ''}
+    info = {name: value for name, value in example.attributes.items() if value != ''}
     if small is not picture and 'spacing' in info:  # of a pixel, and these are larger now
         info['spacing'] = float(info['spacing']) * max(picture.shape[:2]) / max(small.shape[:2])
     if (words := ' '.join(text.values())) and 'language' not in info and (spoken := language.language(words)):
@@ -239,8 +239,8 @@ def _columns(stored: list[Stored]) -> dict[str, np.ndarray]:
     """The columns of n records, and info/NAME for each fact that any of them has."""
     names = stored[0].columns if stored else ()
     columns = {name: np.stack([np.asarray(record.columns[name]) for record in stored]) for name in names}
-    for name in sorted({name for record in stored for name in record.info}):
-        columns[f'info/{name}'] = _fact([record.info.get(name) for record in stored])
+    for name in sorted({name for record in stored for name in record.attributes}):
+        columns[f'info/{name}'] = _fact([record.attributes.get(name) for record in stored])
     return columns
 
 

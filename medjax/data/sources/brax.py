@@ -80,7 +80,7 @@ def source(folder: str, size: int | None = None) -> Source:
             scanner=f'manufacturer {scanner}' if re.fullmatch(r'\d+(\.0)?', scanner) else None,
         )
         data = folders.content(folders.inside(root, paths[i]))
-        return Example(data, coding.role(view), info=facts_told)
+        return Example(data, coding.role(view), attributes=facts_told)
 
     return Source(
         name='brax', version='1', namespace='brax', labels=tuple(map(coding.label_name, CHEXPERT)), license=LICENSE,

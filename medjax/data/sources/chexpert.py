@@ -114,7 +114,7 @@ def source(folder: str, size: int | None = None, split: str = 'official') -> Sou
             **{name: cells.get(name) for name in ('view', 'race', 'ethnicity', 'insurance', 'label_source')},
         )
         data = folders.content(folders.inside(root, files[i]))
-        return Example(data, coding.role(cells.get('plane', '')), text=_text(cells), info=told)
+        return Example(data, coding.role(cells.get('plane', '')), text=_text(cells), attributes=told)
 
     return Source(
         name='chexpert', version='1', namespace='chexpert', labels=tuple(map(coding.label_name, CHEXPERT)),

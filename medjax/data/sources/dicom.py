@@ -57,7 +57,7 @@ def source(folder: str, labels: str | None = None, size: int | None = None, name
 
     def load(i: int) -> Example:
         _, path, header, frame = pictures[i]
-        return Example(folders.content(root / path), frame=frame or 0, role=_role(header), info=header.facts)
+        return Example(folders.content(root / path), frame=frame or 0, role=_role(header), attributes=header.facts)
 
     return Source(
         name=root.name, version='1', namespace=namespace or root.name, labels=names, license=LICENSE, size=size,

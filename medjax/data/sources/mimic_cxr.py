@@ -103,7 +103,7 @@ def source(
         text, note = _report(texts, report) if wanted else ({}, '')
         facts = coding.known(view=views[i], label_source=labels[i][1])
         data = folders.content(folders.inside(root, path))
-        return Example(data, coding.role(views[i]), text=text, info=facts, note=note)
+        return Example(data, coding.role(views[i]), text=text, attributes=facts, note=note)
 
     return Source(
         name='mimic_cxr', version='1', namespace='mimic_cxr', labels=tuple(map(coding.label_name, CHEXPERT)),

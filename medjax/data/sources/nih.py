@@ -105,7 +105,7 @@ def source(folder: str, size: int | None = None, split: str = 'official', lists:
         view = cells.get('View Position', '')
         age, sex = coding.age(cells.get('Patient Age', '')), coding.sex(cells.get('Patient Gender', ''))
         data = folders.content(folders.inside(root, paths[i]))
-        return Example(data, coding.role(view), info=coding.known(age=age, sex=sex, view=view))
+        return Example(data, coding.role(view), attributes=coding.known(age=age, sex=sex, view=view))
 
     return Source(
         name='nih', version='1', namespace='nih', labels=LABELS, license=LICENSE, size=size,

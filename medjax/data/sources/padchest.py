@@ -82,7 +82,7 @@ def source(folder: str, size: int | None = None) -> Source:
         view = cells.get('Projection', '')
         role = 'costal' if view == 'COSTAL' else coding.role(view)
         data = folders.content(folders.inside(root, paths[i]))
-        return Example(data, role, text=_sections(cells.get('Report', '')), info=_info(cells))
+        return Example(data, role, text=_sections(cells.get('Report', '')), attributes=_info(cells))
 
     return Source(
         name='padchest', version='1', namespace='padchest', labels=tuple(names), license=LICENSE,

@@ -101,7 +101,7 @@ def source(folder: str, size: int | None = None, split: str = 'given') -> Source
             note = f'the mask is left out: {error}'
         facts = dicom.facts(data)
         role = coding.role(str(facts.get('view', '')))
-        return Example(data, role, info=facts, mask=mask, note=note)
+        return Example(data, role, attributes=facts, mask=mask, note=note)
 
     return Source(
         name='rsna_pneumonia', version='1', namespace='rsna_pneumonia', labels=LABELS, license=LICENSE, size=size,

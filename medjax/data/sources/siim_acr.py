@@ -70,7 +70,7 @@ def source(folder: str, size: int | None = None) -> Source:
             note = f'the mask is left out: {error}'
         facts = dicom.facts(data)
         role = coding.role(str(facts.get('view', '')))
-        return Example(data, role, info=facts, mask=mask, note=note)
+        return Example(data, role, attributes=facts, mask=mask, note=note)
 
     notes = [
         'the films are from NIH ChestX-ray14 and nobody published which: do not test on SIIM-ACR after training on NIH',

@@ -65,7 +65,7 @@ def source(folder: str, labels: str | None = None, size: int | None = None, name
             frame=frame or 0,
             role=coding.role(str(facts.get('view', ''))),
             text={'report': cells['text']} if cells.get('text') else {},
-            info=facts,
+            attributes=facts,
             mask=mask,
             note=note,
         )

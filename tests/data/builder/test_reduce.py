@@ -40,7 +40,7 @@ def source(**changes) -> Source:
             raise Unreadable('damaged in a test')
         image = picture(SLICES[i])
         info = {'age': float(i)} if i % 2 else {'sex': 'F'}
-        return Example(image, text={'report': f'Slice {i}.'}, info=info, mask=(image > 99).astype(np.uint8) * 255)
+        return Example(image, text={'report': f'Slice {i}.'}, attributes=info, mask=(image > 99).astype(np.uint8) * 255)
 
     study = ['c' if split == 'test' else split if split == 'val' else name[0] for name, split in zip(SLICES, SPLITS)]
     entries = [Entry(f'i{k}', f'p{s}', s, split, f'line {k}') for k, (s, split) in enumerate(zip(study, SPLITS))]
@@ -85,7 +85,7 @@ def test_duplicates_of_a_volume_go_and_all_else_stays(data, less):
             a, b = new[n], old[i]
             np.testing.assert_array_equal(a.image, b.image)
             np.testing.assert_array_equal(new.mask(n), old.mask(i))
-            assert str(a.info) == str(b.info) and a.keys == b.keys
+            assert str(a.attributes) == str(b.attributes) and a.keys == b.keys
 
 
 def test_what_is_told_of_it(data, less):
