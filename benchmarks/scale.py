@@ -91,7 +91,7 @@ def synthetic(count: int, out: pathlib.Path) -> float:
         'synthetic', 'drawn', 0, True,
     )  # fmt: skip
     said = {name: value for name, value in dataclasses.asdict(data).items() if name != 'path'}
-    (made / 'drops.csv').write_text('part,where,reason,image_key\n')
+    (made / 'drops.csv').write_text('scope,where,reason,image_key\n')
     (made / 'medjax.json').write_text(json.dumps({'format': FORMAT} | said))
     (made / 'chunks').rmdir()
     os.sync()  # what is not on the disk cannot be put out of the page cache

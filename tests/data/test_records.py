@@ -11,6 +11,7 @@ import pytest
 from medjax.data import records
 from medjax.data.audit import seen
 from medjax.data.builder import chunks, ids, splits, write
+from medjax.data.format import Dropped, read_drops, write_drops
 from medjax.data.images import decode
 from medjax.data.sources import npz, table
 from medjax.data.types import SPLIT_NAMES, Drop, Entry, Example, Source, Unreadable
@@ -93,14 +94,27 @@ def test_mean_and_deviation_are_those_of_the_train_pixels(built):
 def test_what_was_set_aside_is_counted_and_listed_without_ids(built):
     out, summary = built
     listed = list(csv.DictReader((out / 'drops.csv').open()))
-    dropped = {row['where']: row['reason'] for row in listed if row['part'] == 'record'}
+    dropped = {row['where']: row['reason'] for row in listed if row['scope'] == 'record'}
     assert dropped == {'line 99': 'no such file'} | {f'line {i}': 'damaged in a test' for i in range(6, 40, 7)}
     assert summary['dropped'] == records.open(out).dropped == len(dropped)
-    masks = [row for row in listed if row['part'] == 'part']
+    masks = [row for row in listed if row['scope'] == 'detail']
     assert len(masks) == sum(i % 3 == 1 and i % 7 != 6 for i in range(40))
     assert all('the mask is left out: it has' in row['reason'] for row in masks)
     keys = {row['image_key'] for row in listed}
     assert f'{int(ids.hashed(b"a key for tests", "invented", "image6")):016x}' in keys
+
+
+def test_the_list_of_drops_of_an_older_build_is_read(tmp_path):
+    file = tmp_path / 'drops.csv'
+    file.write_text('part,where,reason,image_key\nrecord,line 1,lost,\npart,line 2,the mask is left out,0f\n')
+    drops = read_drops(file)
+    assert drops == [
+        Dropped('record', 'line 1', 'lost', ''),
+        Dropped('detail', 'line 2', 'the mask is left out', '0f'),
+    ]
+    write_drops(tmp_path / 'copy.csv', drops)
+    assert read_drops(tmp_path / 'copy.csv') == drops
+    assert (tmp_path / 'copy.csv').read_text().startswith('scope,where,reason,image_key')
 
 
 def test_no_plain_id_reaches_the_disk(built):

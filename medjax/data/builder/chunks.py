@@ -24,7 +24,7 @@ import numpy as np
 from medjax import files
 from medjax.data.audit import near_duplicates
 from medjax.data.builder import ids
-from medjax.data.format import schema
+from medjax.data.format import Dropped, schema
 from medjax.data.images import decode
 from medjax.data.text import language
 from medjax.data.types import SPLIT_NAMES, Drop, Entry, Example, Source, Unreadable, patient_of
@@ -41,15 +41,6 @@ class Chunk(NamedTuple):
     @property
     def name(self) -> str:
         return f'{self.split}-{self.number:05d}'
-
-
-class Dropped(NamedTuple):
-    """A row of drops.csv: nothing plain is in it."""
-
-    part: str  # 'record', or 'part' of one
-    where: str
-    reason: str
-    image_key: str  # the hashed id, 16 hex digits; '' where none is known
 
 
 class Stored(NamedTuple):
@@ -173,7 +164,7 @@ def _store(source: Source, key: bytes, pair: tuple[int, np.ndarray]) -> tuple[St
         moments=moments(small),
         content=np.frombuffer(hashlib.sha256(json.dumps(content, sort_keys=True).encode()).digest(), np.uint8),
     )
-    return Stored(record, columns, info), Drop(entry.image, entry.where, note, 'part') if note else None
+    return Stored(record, columns, info), Drop(entry.image, entry.where, note, 'detail') if note else None
 
 
 def opened(example: Example) -> np.ndarray:
@@ -232,7 +223,7 @@ def _mask(example: Example, shape: tuple[int, int], size: int | None) -> tuple[b
 
 def told(drop: Drop, key: bytes, namespace: str) -> Dropped:
     hashed = f'{ids.hashed(key, namespace, drop.image):016x}' if drop.image else ''
-    return Dropped(drop.part, drop.where, drop.reason, hashed)
+    return Dropped(drop.scope, drop.where, drop.reason, hashed)
 
 
 def _columns(stored: list[Stored]) -> dict[str, np.ndarray]:

@@ -59,7 +59,7 @@ def source(folder: str, size: int | None = None) -> Source:
             continue
         codes, wrong = zip(*(coding.codes(line.cells, CHEXPERT) for line in same), strict=True)
         if names := ', '.join(dict.fromkeys(name for of in wrong for name in of)):
-            dropped.append(Drop(image, where, f'neither 1, 0, -1 nor blank, taken as blank: {names}', 'part'))
+            dropped.append(Drop(image, where, f'neither 1, 0, -1 nor blank, taken as blank: {names}', 'detail'))
         patient = cells['PatientID'] or None
         number = cells['AccessionNumber']
         study = f'{patient}/{number}' if patient and number else f'image/{image}'

@@ -66,7 +66,7 @@ def source(folder: str, size: int | None = None) -> Source:
         label, unknown = _pneumothorax(mine)
         for line in unknown:
             reason = 'EncodedPixels is neither runs nor -1; this line says nothing'
-            dropped.append(Drop(image, table.where(line), reason, 'part'))
+            dropped.append(Drop(image, table.where(line), reason, 'detail'))
         study = next((line.cells['StudyInstanceUID'] for line in mine if line.cells.get('StudyInstanceUID')), '')
         named = f'{patient}/{study}' if patient and study else f'study/{study}' if study else f'image/{image}'
         entries.append(Entry(image, patient, named, None, where, stamp=folders.stamp(file)))

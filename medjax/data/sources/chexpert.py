@@ -155,7 +155,7 @@ def _read(
         codes, wrong = coding.codes(cells, CHEXPERT)
         if wrong:
             reason = f'neither 1, 0, -1 nor blank, taken as blank: {", ".join(wrong)}'
-            dropped.append(Drop(cells[key], where, reason, 'part'))
+            dropped.append(Drop(cells[key], where, reason, 'detail'))
         for name in names:
             facts = {
                 'plane': 'lateral' if 'lateral' in name else 'frontal',

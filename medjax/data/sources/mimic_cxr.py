@@ -148,7 +148,7 @@ def _labels(path: pathlib.Path, who: str, dropped: list[Drop]) -> Labelled:
         found.setdefault(line.cells['study_id'].removesuffix('.0'), []).append(codes)
         if wrong:
             reason = f'neither 1, 0, -1 nor blank, taken as blank: {", ".join(wrong)}'
-            dropped.append(Drop('', table.where(line), reason, 'part'))
+            dropped.append(Drop('', table.where(line), reason, 'detail'))
     return {study: (coding.join(lines), who) for study, lines in found.items()}
 
 

@@ -91,7 +91,7 @@ def source(folder: str, size: int | None = None, split: str = 'official', lists:
             continue
         codes, unknown = zip(*(_labels(line.cells['Finding Labels']) for line in same), strict=True)
         if reason := ', '.join(dict.fromkeys(word for words in unknown for word in words)):
-            dropped.append(Drop(image, where, f'unknown findings are left out: {reason}', 'part'))
+            dropped.append(Drop(image, where, f'unknown findings are left out: {reason}', 'detail'))
         path = by_name[image]
         study = f'{patient}/{first["Follow-up #"]}'
         entries.append(Entry(image, patient, study, name, where, stamp=files[path]))

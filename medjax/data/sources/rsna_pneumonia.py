@@ -75,7 +75,7 @@ def source(folder: str, size: int | None = None, split: str = 'given') -> Source
             continue
         told[image], wrong = _labels(mine, classes.get(image, []))
         if wrong:
-            dropped.append(Drop(image, where, wrong, 'part'))
+            dropped.append(Drop(image, where, wrong, 'detail'))
         entries.append(
             Entry(image, None, f'image/{image}', listed.get(image), where, origins.get(image), folders.stamp(file))
         )

@@ -54,7 +54,7 @@ def source(folder: str, size: int | None = None) -> Source:
         said = [rle.label(cell) for cell in cells]
         if None in said:
             reason = 'EncodedPixels is neither runs nor -1; this line says nothing'
-            dropped.append(Drop(image, table.where(mine[said.index(None)]), reason, 'part'))
+            dropped.append(Drop(image, table.where(mine[said.index(None)]), reason, 'detail'))
         entries.append(Entry(image, None, f'image/{image}', None, where, stamp=folders.stamp(file)))
         labels.append(coding.fuse(BLANK if value is None else value for value in said))
         masks.append(cells)

@@ -107,7 +107,7 @@ def _read(path: pathlib.Path) -> tuple[dict[str, dict[str, list[int]]], dict[str
         for column, name in names.items():
             value = coding.label(line.cells[column])
             if value is None and line.cells[column]:
-                dropped.append(Drop(image, table.where(line), f'{column} is neither 0 nor 1 and left blank', 'part'))
+                dropped.append(Drop(image, table.where(line), f'{column} is neither 0 nor 1 and left blank', 'detail'))
             votes[image][name].append(BLANK if value is None else value)
     return votes, first, dropped
 

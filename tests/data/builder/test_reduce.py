@@ -108,7 +108,7 @@ def test_the_list_of_drops(data, less):
     place = f'of ct ({data.fingerprint}): 0 bits from train/'
     images = data.split('train').keys('image')
     nearest = {2: 0, 3: 1, 7: 4, 8: 0}
-    assert [(row['part'], row['where'], row['image_key']) for row in new[2:]] == [
+    assert [(row['scope'], row['where'], row['image_key']) for row in new[2:]] == [
         ('record', f'train/{i} {place}{of}', f'{images[i]:016x}') for i, of in nearest.items()
     ]
 

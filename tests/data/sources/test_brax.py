@@ -87,8 +87,8 @@ def test_a_release_becomes_records(folder, tmp_path):
     assert three.attributes == {'age': 60.0, 'scanner': 'manufacturer 2'} and three.role == 'image'
     assert 'age' not in four.attributes and 'scanner' not in five.attributes
 
-    assert {(drop.where.rsplit(' ', 1)[-1], drop.part, drop.reason) for drop in made['drops']} == {
-        ('7', 'part', 'neither 1, 0, -1 nor blank, taken as blank: Edema'),
+    assert {(drop.where.rsplit(' ', 1)[-1], drop.scope, drop.reason) for drop in made['drops']} == {
+        ('7', 'detail', 'neither 1, 0, -1 nor blank, taken as blank: Edema'),
         ('8', 'record', 'there is no such file'),
         ('10', 'record', 'there is no such file'),
         ('11', 'record', '2 cells where the header has 25'),

@@ -63,8 +63,8 @@ def test_a_release_becomes_records(folder, tmp_path):
     assert two.attributes == {'sex': 'M', 'view': 'LL'}  # an age of 0 is none
     assert three.attributes == {'age': 90.0, 'view': 'Lateral'}
 
-    assert sorted((drop.where, drop.part, drop.reason) for drop in made['drops']) == [
-        ('train.csv line 6', 'part', 'neither 1, 0, -1 nor blank, taken as blank: Fracture'),
+    assert sorted((drop.where, drop.scope, drop.reason) for drop in made['drops']) == [
+        ('train.csv line 6', 'detail', 'neither 1, 0, -1 nor blank, taken as blank: Fracture'),
         ('train.csv line 7', 'record', 'there is no such file'),
         ('train.csv line 8', 'record', 'its Path names no view of a study'),
         ('train.csv line 9', 'record', '1 cells where the header has 19'),

@@ -91,14 +91,14 @@ def test_a_release_becomes_records(folder, tmp_path):
     assert opened['d1'].attributes == {'view': 'PA', 'label_source': 'chexpert'}
     assert opened['d3'].attributes == {'label_source': 'chexpert'} and opened['d6'].attributes == {'view': 'AP LLD'}
 
-    reasons = sorted((drop.where, drop.part, drop.reason) for drop in made['drops'])
+    reasons = sorted((drop.where, drop.scope, drop.reason) for drop in made['drops'])
     assert reasons == [
-        ('mimic-cxr-2.0.0-chexpert.csv.gz line 6', 'part', 'neither 1, 0, -1 nor blank, taken as blank: Fracture'),
+        ('mimic-cxr-2.0.0-chexpert.csv.gz line 6', 'detail', 'neither 1, 0, -1 nor blank, taken as blank: Fracture'),
         ('mimic-cxr-2.0.0-metadata.csv.gz line 10', 'record', 'there is no such file'),
         ('mimic-cxr-2.0.0-metadata.csv.gz line 11', 'record', 'the image of line 2 again'),
         ('mimic-cxr-2.0.0-metadata.csv.gz line 12', 'record', '2 cells where the header has 12'),
-        ('mimic-cxr-2.0.0-metadata.csv.gz line 6', 'part', 'the report is left out: there is no such file'),
-        ('mimic-cxr-2.0.0-metadata.csv.gz line 7', 'part', 'the report is left out: there is no such file'),
+        ('mimic-cxr-2.0.0-metadata.csv.gz line 6', 'detail', 'the report is left out: there is no such file'),
+        ('mimic-cxr-2.0.0-metadata.csv.gz line 7', 'detail', 'the report is left out: there is no such file'),
         ('mimic-cxr-2.0.0-metadata.csv.gz line 8', 'record', 'the table of splits does not name it'),
         ('mimic-cxr-2.0.0-metadata.csv.gz line 9', 'record', 'the table of splits does not name it'),
         ('mimic-cxr-2.0.0-split.csv.gz line 8', 'record', 'its split is no train, validate or test'),

@@ -74,9 +74,11 @@ def test_a_release_becomes_records(folder, tmp_path):
     assert opened['00000014_000.png'].attributes['age'] == 90.0
     assert {example.role for example in opened.values()} == {'frontal'}
 
-    reasons = {drop.where.removeprefix('Data_Entry_2017.csv line '): (drop.part, drop.reason) for drop in made['drops']}
+    reasons = {
+        drop.where.removeprefix('Data_Entry_2017.csv line '): (drop.scope, drop.reason) for drop in made['drops']
+    }
     assert reasons == {
-        '7': ('part', 'unknown findings are left out: Gremlin'),
+        '7': ('detail', 'unknown findings are left out: Gremlin'),
         '9': ('record', 'not in the lists of the split official'),
         '10': ('record', 'there is no such file'),  # a link that leaves the folder is none
         '11': ('record', 'the Patient ID is no number'),

@@ -96,10 +96,10 @@ def test_a_release_becomes_records(folder, tmp_path):
         and 'age' not in opened['h.png'].attributes
     )
 
-    reasons = {drop.where.rsplit(' ', 1)[-1]: (drop.part, drop.reason) for drop in made['drops']}
+    reasons = {drop.where.rsplit(' ', 1)[-1]: (drop.scope, drop.reason) for drop in made['drops']}
     assert reasons.pop('11')[1].startswith('damaged PNG')
     assert reasons == {
-        '8': ('part', 'Labels is no list: blank for all'),
+        '8': ('detail', 'Labels is no list: blank for all'),
         '12': ('record', 'there is no such file'),
         '13': ('record', 'its lines name several patients'),
         '15': ('record', '2 cells where the header has 36'),
