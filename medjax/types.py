@@ -124,3 +124,13 @@ class Record(NamedTuple):
 
 
 Metrics = dict[str, Array]
+
+
+def is_number(x: Any) -> bool:
+    """Whether x is an int or a float, and no bool."""
+    return isinstance(x, (int, float)) and not isinstance(x, bool)
+
+
+def is_whole(x: Any) -> bool:
+    """Whether x is an int, and no bool."""
+    return isinstance(x, int) and not isinstance(x, bool)

@@ -94,12 +94,12 @@ def said(ids, length):
 
 def test_a_batch_holds_the_texts_of_its_records(datasets, words):
     stream = Stream(part(), datasets, 3, views=VIEWS, tokenizer=words)
-    order, kinds = stream.parts['cxr'].order, set()
+    mixing, kinds = stream.parts['cxr'].mixing, set()
     for step, batch in enumerate(take(stream, 12)):
         assert batch['text/report'].dtype == np.int32 and batch['text/report'].shape == (8, 1, 12)
         assert batch['text/sentence'].shape == (8, 3, 8) and batch['text/sentence/length'].dtype == np.int32
         for r in range(8):
-            source, record, _ = order[step * 8 + r]
+            source, record, _ = mixing[step * 8 + r]
             ids, length = batch['text/report'][r, 0], batch['text/report/length'][r, 0]
             assert (ids[length:] == 0).all()  # filled up
             assert length == 0 or (ids[0], ids[length - 1]) == (2, 3)
@@ -144,10 +144,10 @@ def test_draws_depend_on_seed_view_epoch_and_record_alone(datasets, words):
     def drawn(seed=0, rows=20, epochs=2, views=views, **sources):
         found = {}
         stream = Stream(part(rows, **(sources or dict(paired=1.0))), datasets, seed, views=views, tokenizer=words)
-        order = stream.parts['cxr'].order
+        mixing = stream.parts['cxr'].mixing
         for step, batch in enumerate(take(stream, 20 * epochs // rows)):
             for r in range(rows):
-                source, record, epoch = order[step * rows + r]
+                source, record, epoch = mixing[step * rows + r]
                 if source == 0:
                     found[epoch, record] = {name: tuple(batch[f'text/{name}'][r, 0]) for name in views}
         return found
@@ -175,8 +175,8 @@ def test_parts_without_texts(datasets, words):
     assert not any(name.startswith('text/') for name in batch['images']) and not batch['images']['key/text'].any()
     views = {'report': dict(view='text', part='cxr', length=12)}
     mixed = take(Stream(part(8, paired=0.5, bare=0.5), datasets, 0, views=views, tokenizer=words), 1)[0]
-    order = Stream(part(8, paired=0.5, bare=0.5), datasets, 0).parts['cxr'].order
-    bare = np.array([order[r][0] == 1 for r in range(8)])
+    mixing = Stream(part(8, paired=0.5, bare=0.5), datasets, 0).parts['cxr'].mixing
+    bare = np.array([mixing[r][0] == 1 for r in range(8)])
     assert bare.sum() == 4 and not mixed['text/report/length'][bare].any() and mixed['text/report/length'][~bare].any()
 
 

@@ -23,16 +23,16 @@ PROMPTS = {
 
 
 def view(**cfg):
-    return text_views.of_views({'report': dict(dict(view='text', part='cxr', length=32), **cfg)})['report']
+    return text_views.from_config({'report': dict(dict(view='text', part='cxr', length=32), **cfg)})['report']
 
 
 def drawn(cfg, said=SAID, labels=None, seed=0):
     chosen = view(**cfg)
-    return text_views.draw(chosen, text_views.words(chosen, said, labels or {}), np.random.default_rng(seed))
+    return chosen.draw(chosen.pool(said, labels or {}), np.random.default_rng(seed))
 
 
 def key(cfg, said=SAID, labels=None):
-    return text_views.key([text_views.words(view(**cfg), said, labels or {})])
+    return text_views.text_key([view(**cfg).pool(said, labels or {})])
 
 
 def test_the_best_section_that_is_there():
@@ -110,16 +110,16 @@ def test_the_absence_of_findings():
 
 def test_equal_keys_where_equal_words_are_drawn_from():
     other = {'findings': 'Something else.', 'impression': 'NO acute  findings.'}
-    assert key({}) == key({}, other) != text_views.NO_KEY
+    assert key({}) == key({}, other) != text_views.NO_TEXT
     assert key(dict(count=2)) != key(dict(count=2), other)
     sampled = dict(sections=['findings'], sentences=1)
     assert key(sampled) == key(sampled, dict(SAID, impression='x')) != key(sampled, other)
-    assert key({}, {}) == key({}, {'impression': '...'}) == text_views.NO_KEY
+    assert key({}, {}) == key({}, {'impression': '...'}) == text_views.NO_TEXT
     told = dict(prompts=PROMPTS)
-    assert key(told, {}, dict(effusion=1, mass=0)) == key(told, {}, dict(effusion=1, mass=-2)) != text_views.NO_KEY
+    assert key(told, {}, dict(effusion=1, mass=0)) == key(told, {}, dict(effusion=1, mass=-2)) != text_views.NO_TEXT
     assert key(told, {}, dict(effusion=1)) != key(told, {}, dict(nodule=1))
-    assert key(told, {}, dict(effusion=-2)) == text_views.NO_KEY
-    assert key({}, {'impression': 'odd \ud800 bytes'}) != text_views.NO_KEY
+    assert key(told, {}, dict(effusion=-2)) == text_views.NO_TEXT
+    assert key({}, {'impression': 'odd \ud800 bytes'}) != text_views.NO_TEXT
 
 
 @pytest.mark.parametrize('said', ['', ' ', '.', '\x00\x01', '\u200b'])
