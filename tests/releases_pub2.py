@@ -77,7 +77,7 @@ def assert_hidden(data: records.DataSet, *plain: str) -> None:
     columns = [
         str(array)
         for name in data.splits
-        for array in (data.split(name).column(fact) for fact in data.split(name).facts)
+        for array in (data.split(name).column(fact) for fact in data.split(name).column_names)
     ]
     everything = [path.read_bytes() for path in data.path.rglob('*') if path.is_file()]
     everything.append('\n'.join([*decoded, *columns]).encode())

@@ -251,7 +251,7 @@ def known(values: np.ndarray) -> np.ndarray:
 def facts(splits: Mapping[str, Split], kind: str) -> list[str]:
     """The facts that are numbers ('f') or words ('U'), those that one asks for first in front."""
     first = next(iter(splits.values()))
-    found = [name for name in first.facts if first.column(name).dtype.kind == kind]
+    found = [name for name in first.column_names if first.column(name).dtype.kind == kind]
     return sorted(found, key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name))
 
 

@@ -233,8 +233,8 @@ def _set(name: str, data: DataSet) -> dict[str, Any]:
     """One data set: counts, what was set aside and why, whose images may have text burned in."""
     burned = collections.Counter(
         str(word).upper() or 'UNKNOWN'
-        for s in data.splits
-        for word in (data.split(s).column('burned_in') if 'burned_in' in data.split(s).facts else [''] * data.splits[s])
+        for split in map(data.split, data.splits)
+        for word in (split.column('burned_in') if 'burned_in' in split.column_names else [''] * len(split))
     )
     drops = collections.Counter((drop.scope, drop.reason) for drop in read_drops(data.path / 'drops.csv'))
     return dict(

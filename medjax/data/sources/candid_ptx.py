@@ -122,7 +122,7 @@ def _pneumothorax(lines: list[Line]) -> tuple[int, list[Line]]:
 def _text(lines: list[Line]) -> dict[str, str]:
     """The report, which every line of an image repeats."""
     reports = dict.fromkeys(line.cells['Report'] for line in lines if line.cells.get('Report'))
-    return sections.parse(language.tokens('\n\n'.join(reports)))
+    return sections.parse(language.unify_placeholders('\n\n'.join(reports)))
 
 
 def _notes(table: Table, small: dict[str, set[str] | None], extra: list[str]) -> list[str]:

@@ -171,6 +171,6 @@ def _report(root: pathlib.Path, name: str) -> tuple[dict[str, str], str]:
     """The report of a study by sections, or nothing and why."""
     try:
         text = folders.content(folders.inside(root, name)).decode('utf-8', 'replace')
-        return sections.parse(language.tokens(text)), ''
+        return sections.parse(language.unify_placeholders(text)), ''
     except Unreadable as error:
         return {}, f'the report is left out: {error}'

@@ -75,8 +75,8 @@ def test_duplicates_of_a_volume_go_and_all_else_stays(data, less):
     for split, numbers in (('train', KEPT), ('val', [0, 1]), ('test', [0, 1, 2])):
         old, new = data.split(split), less.split(split)
         assert new.stored(range(len(new))) == old.stored(numbers), 'bytes on disk'
-        assert old.facts == new.facts
-        for name in old.facts:
+        assert old.column_names == new.column_names
+        for name in old.column_names:
             np.testing.assert_array_equal(new.column(name), np.asarray(old.column(name))[numbers])
         np.testing.assert_array_equal(new.labels_array, np.asarray(old.labels_array)[numbers])
         for kind in KINDS:

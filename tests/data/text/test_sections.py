@@ -148,8 +148,8 @@ def test_every_word_is_in_exactly_one_section_and_no_identity_is_in_any():
     ],
 )
 def test_tokens(text, expected):
-    assert language.tokens(text) == (text if expected is None else expected)
-    assert language.tokens(language.tokens(text)) == language.tokens(text)
+    assert language.unify_placeholders(text) == (text if expected is None else expected)
+    assert language.unify_placeholders(language.unify_placeholders(text)) == language.unify_placeholders(text)
 
 
 @pytest.mark.parametrize(
@@ -239,7 +239,7 @@ def words_of(texts: list[str]) -> list[str]:
 def test_a_megabyte_takes_seconds(unit):
     text = unit * (1_000_000 // len(unit))
     start = time.process_time()
-    for function in (sections.parse, language.tokens, language.language, language.sentences):
+    for function in (sections.parse, language.unify_placeholders, language.language, language.sentences):
         function(text)
     assert time.process_time() - start < 10  # 0.2 to 3 on two busy cores; what is not linear takes minutes
 
@@ -259,5 +259,5 @@ def test_real_notes(real_data):
     assert all(''.join(p.heading + p.text for p in sections.pieces(text)) == language.clean(text) for text in texts)
     assert sum('findings' in sections.parse(text) for text in texts) > 30
     assert sum(language.language(text) == 'en' for text in texts) > 0.97 * len(texts)
-    assert all(language.tokens(text) == text for text in texts)
+    assert all(language.unify_placeholders(text) == text for text in texts)
     assert all(words_of(language.sentences(text)) == words_of([text]) for text in texts)

@@ -175,7 +175,11 @@ def test_a_trained_vocabulary_knows_the_words_of_its_corpus(reports, tmp_path):
 
 def test_the_same_texts_give_the_same_file_in_every_process(reports):
     path = str(reports.path)
-    program = f'from medjax.data import records, tokenizer\nprint(tokenizer.train([records.open({path!r})], 200))'
+    program = (
+        'from medjax.data import records\n'
+        'from medjax.data.builder import vocabulary\n'
+        f'print(vocabulary.train([records.open({path!r})], 200))'
+    )
     env = os.environ | {'PYTHONPATH': os.pathsep.join(sys.path), 'JAX_PLATFORMS': 'cpu'}
     other = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, env=env, check=True).stdout
     assert other.strip() == vocabulary.train([reports], 200).strip()
