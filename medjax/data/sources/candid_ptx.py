@@ -83,7 +83,7 @@ def source(folder: str, size: int | None = None) -> Source:
                 mask = rle.mask([line.cells['EncodedPixels'] for line in lines[image]], dicom.shape(data))
         except Unreadable as error:
             note = f'the mask is left out: {error}'
-        facts = dicom.facts(data) | {'language': 'en'}
+        facts = dicom.attributes(data) | {'language': 'en'}
         role = coding.role(str(facts.get('view', '')))
         return Example(data, role, _text(lines[image]), facts, mask, note=note)
 

@@ -75,7 +75,7 @@ def source(
     def load(i: int) -> Example:
         _, path, _, _, frame = pictures[i]
         data = folders.content(root / path)
-        facts = dicom.facts(data) if dicom.looks_like(data) else {}
+        facts = dicom.attributes(data) if dicom.looks_like(data) else {}
         return Example(data, frame=frame or 0, role=coding.role(str(facts.get('view', ''))), attributes=facts)
 
     entries = [_entry(root, picture, patient_of) for picture in pictures]

@@ -99,7 +99,7 @@ def source(folder: str, size: int | None = None, split: str = 'given') -> Source
                 mask = _boxes(lines[image], dicom.shape(data))
         except Unreadable as error:
             note = f'the mask is left out: {error}'
-        facts = dicom.facts(data)
+        facts = dicom.attributes(data)
         role = coding.role(str(facts.get('view', '')))
         return Example(data, role, attributes=facts, mask=mask, note=note)
 

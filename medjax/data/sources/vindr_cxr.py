@@ -80,7 +80,7 @@ def source(folder: str, size: int | None = None, split: str = 'official') -> Sou
 
     def load(i: int) -> Example:
         data = folders.content(folders.inside(root, place[entries[i].image]))
-        return Example(data, 'frontal', attributes=dicom.facts(data))
+        return Example(data, 'frontal', attributes=dicom.attributes(data))
 
     notes += [
         'no patients are named: where splits are drawn, near-duplicates stay together; people may still be in two',

@@ -284,7 +284,7 @@ def test_a_damaged_film_has_a_reason_that_quotes_nothing():
     for words, data in damaged.items():
         assert words in reason(data), words
         assert not {'DOE', 'Doe', '4711'} & set(re.split(r'\W+', reason(data)))
-        assert 'DOE' not in str(films.facts(data)) and films.frames(io.BytesIO(data)) == 1
+        assert 'DOE' not in str(films.attributes(data)) and films.frames(io.BytesIO(data)) == 1
 
 
 def test_frames_that_a_film_cannot_hold_are_not_believed():
@@ -391,7 +391,7 @@ def read_bombs() -> None:
             told = str(error)
         assert words in told and bool(words) == bool(told), f'{name}: {told or "was read"}'
         if 'deflated' not in name:  # each time a second
-            assert films.frames(io.BytesIO(data)) == 1 and films.facts(data) == {}
+            assert films.frames(io.BytesIO(data)) == 1 and films.attributes(data) == {}
         print(name, peak(), flush=True)
 
 
@@ -528,7 +528,7 @@ def read_mutants(name: str, first: int, count: int) -> None:
                 assert pixels.shape[2] == 1 or (again == pixels).all()
         if name not in ('jpeg', 'png'):
             assert films.frames(io.BytesIO(data)) <= max(len(data), 1)
-            films.facts(data)
+            films.attributes(data)
             films.shape(data)
     faulthandler.cancel_dump_traceback_later()
     peak = re.search(r'VmHWM:\s+(\d+) kB', pathlib.Path('/proc/self/status').read_text())  # ru_maxrss has the parent's

@@ -284,10 +284,10 @@ def test_only_plain_words_leave_a_header():
         ImagerPixelSpacing=[0.143, 0.143],
         StudyDate='20200101',
     )
-    assert files.facts(data) == dict(
+    assert files.attributes(data) == dict(
         sex='F', modality='DX', view='PA', burned_in='YES', age=90.0, spacing=pytest.approx(0.143)
     )
-    assert files.facts(b'nothing') == {}
+    assert files.attributes(b'nothing') == {}
 
 
 def test_only_known_words_leave_a_header():
@@ -297,28 +297,28 @@ def test_only_known_words_leave_a_header():
         Modality='MG', BodyPartExamined='LEFT BREAST', ViewPosition='MLO', ImageLaterality='L',
         Manufacturer='G.E. Medical Systems', BurnedInAnnotation='NO', PatientSex='F',
     )  # fmt: skip
-    assert files.facts(dicom(stored12, **told)) == dict(
+    assert files.attributes(dicom(stored12, **told)) == dict(
         modality='MG', body_part='LEFT BREAST', view='MLO', laterality='L', scanner='G.E. Medical Systems',
         burned_in='NO', sex='F',
     )  # fmt: skip
-    assert files.facts(dicom(stored12, ViewPosition='AP_SUPINE', BodyPartExamined='Chest')) == dict(
+    assert files.attributes(dicom(stored12, ViewPosition='AP_SUPINE', BodyPartExamined='Chest')) == dict(
         view='AP_SUPINE', body_part='Chest'
     )
     for name in told:  # each of them has held what somebody typed
         for typed in ('Jane Doe', 'DOE', 'PA DOE', 'CHEST DOE', '4711', 'SIEMENS 4711'):
-            assert not files.facts(dicom(stored12, **{name: typed})), (name, typed)
+            assert not files.attributes(dicom(stored12, **{name: typed})), (name, typed)
 
 
 def test_what_a_header_says_is_in_no_reason():
-    from medjax.data.images import dicom as files
+    from medjax.data.images import dicom as files, dicom_pixels
 
     with pytest.raises(Unreadable, match=r'^a DICOM file in an unknown colour space') as error:
-        files.pixels(dicom(stored12, PhotometricInterpretation='DOE JANE'))
+        dicom_pixels.pixels(dicom(stored12, PhotometricInterpretation='DOE JANE'))
     assert 'DOE' not in str(error.value)
 
     whole = dicom(stored12).replace(b'1.2.840.10008.1.2.1\0', b'Doe^Jane.1948.4711.\0')
     with pytest.raises(Unreadable, match='^a DICOM file in an unknown coding, which nothing here decodes$'):
-        files.pixels(whole)
+        dicom_pixels.pixels(whole)
     for uid in ('Doe^Jane', '1.2.3.4711'):
         with pytest.raises(Unreadable, match='^no picture but an object of an unknown class$'):
             files.header(io.BytesIO(dicom(stored12, Rows=None, SOPClassUID=uid)))
