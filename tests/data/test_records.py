@@ -1,4 +1,4 @@
-"""From a source to a data set and back: what is stored, published, summed up and compared."""
+"""From a source to a data set and back: records, columns, the summary, and comparisons between data sets."""
 
 import csv
 import json
@@ -180,7 +180,7 @@ def test_images_are_bounded_masks_with_them_and_pixels_hashed_before(tmp_path, b
     assert a.mask(k).shape == a[k].image.shape[:2] and set(np.unique(a.mask(k))) <= {0, 255}
 
 
-def test_colour_and_16_bits_make_the_data_set_so_and_it_is_said(tmp_path):
+def test_one_image_in_colour_or_of_16_bits_changes_the_data_set_and_is_noted(tmp_path):
     deep = PIXELS[0].astype(np.uint16) * 200
     images = [PIXELS[0], deep, np.concatenate([PIXELS[0], PIXELS[0], 255 - PIXELS[0]], -1)]
     entries = [Entry(str(i), str(i), str(i), 'train') for i in range(3)]
@@ -242,11 +242,11 @@ def test_only_a_data_set_is_overwritten_and_only_when_asked(tmp_path):
         write.write(source(), tmp_path / 'data')
     write.write(source(version='2'), tmp_path / 'data', overwrite=True)
     assert records.open(tmp_path / 'data').version == '2'
-    (tmp_path / 'mine').mkdir()
-    (tmp_path / 'mine' / 'thesis.txt').write_text('years of work')
+    (tmp_path / 'other').mkdir()
+    (tmp_path / 'other' / 'thesis.txt').write_text('years of work')
     with pytest.raises(UserError, match='is no data set'):
-        write.write(source(), tmp_path / 'mine', overwrite=True)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ['data', 'mine']
+        write.write(source(), tmp_path / 'other', overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['data', 'other']
 
 
 def test_patients_in_two_splits_are_refused(tmp_path):
@@ -256,7 +256,7 @@ def test_patients_in_two_splits_are_refused(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_opening_what_is_no_data_set(tmp_path, built):
+def test_opening_a_folder_that_is_no_data_set(tmp_path, built):
     with pytest.raises(UserError, match='no such folder; make one with medjax build'):
         records.open(tmp_path / 'none')
     with pytest.raises(UserError, match=r'no medjax\.json'):
