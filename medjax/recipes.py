@@ -16,19 +16,24 @@ from medjax.errors import UserError, suggest
 FOLDER = Path(__file__).parent / 'configs'
 
 
+def shipped() -> dict[str, Path]:
+    """Name -> file of every shipped recipe."""
+    return _by_name('*.py')
+
+
 def find(name: str) -> Path:
     """The file of a recipe. `name` is the path of a file, or the name of a shipped recipe.
 
     A file comes first: in a folder with a file `demo`, the name 'demo' is that file. UserError for a wrong name.
     """
-    path, shipped = Path(name).expanduser(), _shipped('*.py')
+    path, recipes = Path(name).expanduser(), shipped()
     if path.is_file():
         return path
-    if name in shipped:
-        return shipped[name]
+    if name in recipes:
+        return recipes[name]
     neighbours = [str(file) for file in path.parent.glob('*.py')] if path.parent.is_dir() else []
-    near = path.stem if path.stem in shipped else name  # for elsewhere/demo.py the recipe 'demo' is near
-    hint = suggest(near, [*neighbours, *shipped])
+    near = path.stem if path.stem in recipes else name  # for elsewhere/demo.py the recipe 'demo' is near
+    hint = suggest(near, [*neighbours, *recipes])
     raise UserError(f'there is no file {name} and no shipped recipe of that name{hint}')
 
 
@@ -37,10 +42,9 @@ def find_prompts(name: str) -> Path:
 
     The reader of the file reports a path that does not exist.
     """
-    path, shipped = Path(name).expanduser(), _shipped('prompts/*.json')
-    return path if path.is_file() else shipped.get(name, path)
+    path = Path(name).expanduser()
+    return path if path.is_file() else _by_name('prompts/*.json').get(name, path)
 
 
-def _shipped(pattern: str) -> dict[str, Path]:
-    """Name -> file."""
+def _by_name(pattern: str) -> dict[str, Path]:
     return {file.stem: file for file in sorted(FOLDER.glob(pattern))}
