@@ -1,7 +1,8 @@
 # medjax on a machine that has Python 3.11 or newer, pip and make. Everything goes into .venv and .cache of this folder.
 #
 #   make demo          build, train, probe and report on the embedded data set -> runs/demo/report.html
-#   make test          the tests; make test-slow: those that take over a minute each
+#   make test          the quick tests
+#   make test-slow     the tests that take over a minute each; make test-long: the tests that do not fit into CI
 #   make lint          ruff and mypy
 #   make test-newest   the quick tests on PYTHON_NEWEST and the newest jax, in a second environment
 #   make golden        rewrite tests/golden after a wanted change of a shipped config
@@ -10,7 +11,7 @@
 
 SHELL := /bin/sh
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow test-newest lint format golden venv clean
+.PHONY: help demo test test-slow test-long test-newest lint format golden venv clean
 
 CANDIDATES := python3 python3.13 python3.12 python3.11 python
 USABLE := -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))'
@@ -67,6 +68,9 @@ test: .venv/test
 
 test-slow: .venv/test
 	$(PYTEST) --slow
+
+test-long: .venv/test
+	$(PYTEST) --long || test $$? = 5  # 5: there is no such test
 
 lint: .venv/test
 	$(BIN)/ruff check
