@@ -257,7 +257,8 @@ def batch(datasets, words):
 
 def test_a_text_view_is_what_the_stream_chose(batch):
     views = dict(recipe()['views'])
-    made, _ = make.build(views, {}, recipe()['image'], {}, 1)(batch, jax.random.key(0), jnp.zeros((), jnp.int32))
+    make_views = jax.jit(make.build(views, {}, recipe()['image'], {}, 1))
+    made, _ = make_views(batch, jax.random.key(0), jnp.zeros((), jnp.int32))
     assert list(made) == list(views)
     for name in VIEWS:
         view, rows = made[name], batch['cxr']
@@ -273,8 +274,8 @@ def test_a_text_view_is_what_the_stream_chose(batch):
 
 def test_features_of_a_text_view_by_the_text_tower(batch, importable):
     objective, make_views, state = started(recipe())
-    views, masks = make_views(batch, state.key, state.step)
-    found, _ = objective.features(state.params, state.aux, views, masks, state.key, state.step)
+    views, masks = jax.jit(make_views)(batch, state.key, state.step)
+    found, _ = jax.jit(objective.features)(state.params, state.aux, views, masks, state.key, state.step)
     assert found['student/text/report/cls'].shape == (8, 1, 16)
     assert found['student/text/sentence/cls>vt'].shape == (8, 3, 8)
     p = state.params['towers']['text']
@@ -283,7 +284,8 @@ def test_features_of_a_text_view_by_the_text_tower(batch, importable):
         n = rows['text/report/length'][r, 0]
         mean = np.asarray(p['embedding'])[rows['text/report'][r, 0, :n]].sum(0) / max(n, 1)
         np.testing.assert_allclose(found['student/text/report/cls'][r, 0], mean @ np.asarray(p['kernel']), atol=1e-4)
-    _, (metrics, _) = objective.terms(state.params, state.aux, found, views, masks, state.key, state.step)
+    terms = jax.jit(objective.terms)
+    _, (metrics, _) = terms(state.params, state.aux, found, views, masks, state.key, state.step)
     assert metrics['term/reports/rows'] == (rows['text/report/length'] > 0).sum()  # absent texts are not counted
 
 
