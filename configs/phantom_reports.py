@@ -3,7 +3,7 @@
     medjax build phantom --records 16000 --size 64 --out data/phantom
     medjax tokenizer data/phantom --size 400
     medjax train --config phantom_reports --data data/phantom --workdir runs/reports
-    medjax probe --run runs/reports --data data/phantom --prompts configs/prompts/phantom_impression.json
+    medjax probe --run runs/reports --data data/phantom --prompts phantom_impression
 
 Cost: 17 CPU minutes (160,000 images), compilation included. The run took 21 minutes on two cores that did other work
 too.
