@@ -120,7 +120,17 @@ class Record(NamedTuple):
     image: Any  # uint8|uint16 [H,W,C]
     label: Any  # int8 [L]
     keys: dict[str, Any]  # image, patient, study -> uint64, hashed
-    info: dict[str, Any]  # role, view, age, sex, site, split, text by section, …
+    attributes: dict[str, Any]  # role, view, age, sex, site, split, text by section, …
 
 
 Metrics = dict[str, Array]
+
+
+def is_number(x: Any) -> bool:
+    """Whether a config's value is a number; True and False are none."""
+    return isinstance(x, (int, float)) and not isinstance(x, bool)
+
+
+def is_whole(x: Any) -> bool:
+    """Whether a config's value is a whole number; True and False are none."""
+    return isinstance(x, int) and not isinstance(x, bool)

@@ -27,7 +27,7 @@ class Figure(NamedTuple):
     where: str
     captions: tuple[Any, ...]  # texts, or what `source`'s read makes texts of
     split: str | None = None
-    info: Mapping[str, str | float] = {}
+    attributes: Mapping[str, str | float] = {}
 
 
 def article(text: str) -> str:
@@ -67,7 +67,7 @@ def source(
             text = '\n'.join(dict.fromkeys(filter(None, (read(caption).strip() for caption in figure.captions))))
         except Unreadable as error:
             note = f'the caption is left out: {error}'
-        return Example(data, text={'caption': text} if text else {}, info=figure.info, note=note)
+        return Example(data, text={'caption': text} if text else {}, attributes=figure.attributes, note=note)
 
     entries = [
         Entry(f.image, None, f.article or f'image/{f.image}', f.split, f.where, stamp=folders.stamp(root / f.file))
@@ -133,7 +133,7 @@ def _notes(figures: list[Figure]) -> list[str]:
         )
     if unknown:
         notes.append(f'{sum(not figure.article for figure in figures)} images name no article')
-    known = Counter(str(figure.info.get('license', 'unknown')) for figure in figures)
+    known = Counter(str(figure.attributes.get('license', 'unknown')) for figure in figures)
     if set(known) - {'unknown'}:
         notes.append('licences: ' + ', '.join(f'{name} {count}' for name, count in known.most_common()))
     return notes

@@ -54,7 +54,7 @@ def source(folder: str, licenses: str | None = None, size: int | None = None) ->
             reason = f'the licence of its article is {license or "unknown"}, not among --licenses'
             dropped.append(Drop(figure.image, figure.where, reason))
         else:
-            kept.append(figure._replace(info=coding.known(license=license)))
+            kept.append(figure._replace(attributes=coding.known(license=license)))
     if found and not kept:
         raise UserError(f'--licenses {licenses}: none of the articles has one of these')
 

@@ -59,7 +59,7 @@ def source(folder: str, size: int | None = None) -> Source:
             continue
         codes, wrong = zip(*(coding.codes(line.cells, CHEXPERT) for line in same), strict=True)
         if names := ', '.join(dict.fromkeys(name for of in wrong for name in of)):
-            dropped.append(Drop(image, where, f'neither 1, 0, -1 nor blank, taken as blank: {names}', 'part'))
+            dropped.append(Drop(image, where, f'neither 1, 0, -1 nor blank, taken as blank: {names}', 'detail'))
         patient = cells['PatientID'] or None
         number = cells['AccessionNumber']
         study = f'{patient}/{number}' if patient and number else f'image/{image}'
@@ -80,7 +80,7 @@ def source(folder: str, size: int | None = None) -> Source:
             scanner=f'manufacturer {scanner}' if re.fullmatch(r'\d+(\.0)?', scanner) else None,
         )
         data = folders.content(folders.inside(root, paths[i]))
-        return Example(data, coding.role(view), info=facts_told)
+        return Example(data, coding.role(view), attributes=facts_told)
 
     return Source(
         name='brax', version='1', namespace='brax', labels=tuple(map(coding.label_name, CHEXPERT)), license=LICENSE,

@@ -66,7 +66,7 @@ def source(folder: str, size: int | None = None) -> Source:
         label, unknown = _pneumothorax(mine)
         for line in unknown:
             reason = 'EncodedPixels is neither runs nor -1; this line says nothing'
-            dropped.append(Drop(image, table.where(line), reason, 'part'))
+            dropped.append(Drop(image, table.where(line), reason, 'detail'))
         study = next((line.cells['StudyInstanceUID'] for line in mine if line.cells.get('StudyInstanceUID')), '')
         named = f'{patient}/{study}' if patient and study else f'study/{study}' if study else f'image/{image}'
         entries.append(Entry(image, patient, named, None, where, stamp=folders.stamp(file)))
@@ -83,7 +83,7 @@ def source(folder: str, size: int | None = None) -> Source:
                 mask = rle.mask([line.cells['EncodedPixels'] for line in lines[image]], dicom.shape(data))
         except Unreadable as error:
             note = f'the mask is left out: {error}'
-        facts = dicom.facts(data) | {'language': 'en'}
+        facts = dicom.attributes(data) | {'language': 'en'}
         role = coding.role(str(facts.get('view', '')))
         return Example(data, role, _text(lines[image]), facts, mask, note=note)
 
@@ -122,7 +122,7 @@ def _pneumothorax(lines: list[Line]) -> tuple[int, list[Line]]:
 def _text(lines: list[Line]) -> dict[str, str]:
     """The report, which every line of an image repeats."""
     reports = dict.fromkeys(line.cells['Report'] for line in lines if line.cells.get('Report'))
-    return sections.parse(language.tokens('\n\n'.join(reports)))
+    return sections.parse(language.unify_placeholders('\n\n'.join(reports)))
 
 
 def _notes(table: Table, small: dict[str, set[str] | None], extra: list[str]) -> list[str]:

@@ -114,7 +114,7 @@ def source(folder: str, size: int | None = None, split: str = 'official') -> Sou
             **{name: cells.get(name) for name in ('view', 'race', 'ethnicity', 'insurance', 'label_source')},
         )
         data = folders.content(folders.inside(root, files[i]))
-        return Example(data, coding.role(cells.get('plane', '')), text=_text(cells), info=told)
+        return Example(data, coding.role(cells.get('plane', '')), text=_text(cells), attributes=told)
 
     return Source(
         name='chexpert', version='1', namespace='chexpert', labels=tuple(map(coding.label_name, CHEXPERT)),
@@ -155,7 +155,7 @@ def _read(
         codes, wrong = coding.codes(cells, CHEXPERT)
         if wrong:
             reason = f'neither 1, 0, -1 nor blank, taken as blank: {", ".join(wrong)}'
-            dropped.append(Drop(cells[key], where, reason, 'part'))
+            dropped.append(Drop(cells[key], where, reason, 'detail'))
         for name in names:
             facts = {
                 'plane': 'lateral' if 'lateral' in name else 'frontal',

@@ -101,7 +101,7 @@ def source(folder: str, size: int | None = None, split: str = 'given') -> Source
     def load(i: int) -> Example:
         file = entries[i].image
         data = folders.content(folders.inside(root, place[file]))
-        return Example(data, info=coding.known(site=_site(sources[file])))
+        return Example(data, attributes=coding.known(site=_site(sources[file])))
 
     notes += [_table(lines), *folders.not_named(files, {path for file in parts for path in places[file]}, 'the lists')]
     if rsna := sum(entry.origin is not None for entry in entries):

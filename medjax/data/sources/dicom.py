@@ -57,7 +57,7 @@ def source(folder: str, labels: str | None = None, size: int | None = None, name
 
     def load(i: int) -> Example:
         _, path, header, frame = pictures[i]
-        return Example(folders.content(root / path), frame=frame or 0, role=_role(header), info=header.facts)
+        return Example(folders.content(root / path), frame=frame or 0, role=_role(header), attributes=header.attributes)
 
     return Source(
         name=root.name, version='1', namespace=namespace or root.name, labels=names, license=LICENSE, size=size,
@@ -126,9 +126,9 @@ def _person(header: Header) -> str | None:
 
 
 def _role(header: Header) -> str:
-    view = str(header.facts.get('view', ''))
+    view = str(header.attributes.get('view', ''))
     first = view.lower().split(' ')[0]
-    if header.facts.get('modality') == 'MG' and re.fullmatch('[a-z]{2,6}', first):
+    if header.attributes.get('modality') == 'MG' and re.fullmatch('[a-z]{2,6}', first):
         return first
     return coding.role(view)
 

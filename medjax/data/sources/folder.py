@@ -75,8 +75,8 @@ def source(
     def load(i: int) -> Example:
         _, path, _, _, frame = pictures[i]
         data = folders.content(root / path)
-        facts = dicom.facts(data) if dicom.looks_like(data) else {}
-        return Example(data, frame=frame or 0, role=coding.role(str(facts.get('view', ''))), info=facts)
+        facts = dicom.attributes(data) if dicom.looks_like(data) else {}
+        return Example(data, frame=frame or 0, role=coding.role(str(facts.get('view', ''))), attributes=facts)
 
     entries = [_entry(root, picture, patient_of) for picture in pictures]
     return Source(

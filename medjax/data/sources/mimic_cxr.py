@@ -103,7 +103,7 @@ def source(
         text, note = _report(texts, report) if wanted else ({}, '')
         facts = coding.known(view=views[i], label_source=labels[i][1])
         data = folders.content(folders.inside(root, path))
-        return Example(data, coding.role(views[i]), text=text, info=facts, note=note)
+        return Example(data, coding.role(views[i]), text=text, attributes=facts, note=note)
 
     return Source(
         name='mimic_cxr', version='1', namespace='mimic_cxr', labels=tuple(map(coding.label_name, CHEXPERT)),
@@ -148,7 +148,7 @@ def _labels(path: pathlib.Path, who: str, dropped: list[Drop]) -> Labelled:
         found.setdefault(line.cells['study_id'].removesuffix('.0'), []).append(codes)
         if wrong:
             reason = f'neither 1, 0, -1 nor blank, taken as blank: {", ".join(wrong)}'
-            dropped.append(Drop('', table.where(line), reason, 'part'))
+            dropped.append(Drop('', table.where(line), reason, 'detail'))
     return {study: (coding.join(lines), who) for study, lines in found.items()}
 
 
@@ -171,6 +171,6 @@ def _report(root: pathlib.Path, name: str) -> tuple[dict[str, str], str]:
     """The report of a study by sections, or nothing and why."""
     try:
         text = folders.content(folders.inside(root, name)).decode('utf-8', 'replace')
-        return sections.parse(language.tokens(text)), ''
+        return sections.parse(language.unify_placeholders(text)), ''
     except Unreadable as error:
         return {}, f'the report is left out: {error}'

@@ -91,7 +91,7 @@ def source(folder: str, size: int | None = None, split: str = 'official', lists:
             continue
         codes, unknown = zip(*(_labels(line.cells['Finding Labels']) for line in same), strict=True)
         if reason := ', '.join(dict.fromkeys(word for words in unknown for word in words)):
-            dropped.append(Drop(image, where, f'unknown findings are left out: {reason}', 'part'))
+            dropped.append(Drop(image, where, f'unknown findings are left out: {reason}', 'detail'))
         path = by_name[image]
         study = f'{patient}/{first["Follow-up #"]}'
         entries.append(Entry(image, patient, study, name, where, stamp=files[path]))
@@ -105,7 +105,7 @@ def source(folder: str, size: int | None = None, split: str = 'official', lists:
         view = cells.get('View Position', '')
         age, sex = coding.age(cells.get('Patient Age', '')), coding.sex(cells.get('Patient Gender', ''))
         data = folders.content(folders.inside(root, paths[i]))
-        return Example(data, coding.role(view), info=coding.known(age=age, sex=sex, view=view))
+        return Example(data, coding.role(view), attributes=coding.known(age=age, sex=sex, view=view))
 
     return Source(
         name='nih', version='1', namespace='nih', labels=LABELS, license=LICENSE, size=size,

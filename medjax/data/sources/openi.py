@@ -142,7 +142,7 @@ def _report(data: bytes) -> tuple[Report, list[str]]:
         if words:
             name = name if name in SECTIONS else 'report'
             text[name] = f'{text[name]} {words}' if name in text else words
-    text = {name: language.tokens(words) for name, words in text.items()}
+    text = {name: language.unify_placeholders(words) for name, words in text.items()}
     terms = [(term.text or '').strip().lower() for term in root.findall('.//MeSH/major')]
     images = [image.get('id', '').strip() for image in root.iter('parentImage')]
     return Report(patient, text, _labels(terms)), images

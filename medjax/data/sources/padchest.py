@@ -66,7 +66,7 @@ def source(folder: str, size: int | None = None) -> Source:
             dropped.append(Drop(image, where, 'there is no such file' if image else 'no file is named'))
             continue
         if any(_listed(line.cells['Labels']) is None for line in same):
-            dropped.append(Drop(image, where, 'Labels is no list: blank for all', 'part'))
+            dropped.append(Drop(image, where, 'Labels is no list: blank for all', 'detail'))
         patient, path = first['PatientID'] or None, by_name[image]
         study = f'{patient}/{first["StudyID"]}' if patient and first['StudyID'] else f'image/{image}'
         entries.append(Entry(image, patient, study, None, where, stamp=files[path]))
@@ -82,7 +82,7 @@ def source(folder: str, size: int | None = None) -> Source:
         view = cells.get('Projection', '')
         role = 'costal' if view == 'COSTAL' else coding.role(view)
         data = folders.content(folders.inside(root, paths[i]))
-        return Example(data, role, text=_sections(cells.get('Report', '')), info=_info(cells))
+        return Example(data, role, text=_sections(cells.get('Report', '')), attributes=_info(cells))
 
     return Source(
         name='padchest', version='1', namespace='padchest', labels=tuple(names), license=LICENSE,

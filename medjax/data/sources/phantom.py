@@ -64,7 +64,7 @@ def source(
             image=made.image,
             role=made.identity.role,
             text=made.text,
-            info=made.info,
+            attributes=made.attributes,
             mask=made.mask,
         )
 

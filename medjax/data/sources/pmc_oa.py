@@ -61,5 +61,10 @@ def _found(lines: pathlib.Path, pictures: str, dropped: list[Drop]) -> Iterator[
             score = line.get('alignment_score')
             known = coding.known(alignment_score=score if isinstance(score, float) else None)
             yield Figure(
-                folders.plain(image), f'{pictures}/{image}', pubmed_figures.article(image), where, (at,), info=known
+                folders.plain(image),
+                f'{pictures}/{image}',
+                pubmed_figures.article(image),
+                where,
+                (at,),
+                attributes=known,
             )

@@ -75,7 +75,7 @@ def source(folder: str, size: int | None = None, split: str = 'given') -> Source
             continue
         told[image], wrong = _labels(mine, classes.get(image, []))
         if wrong:
-            dropped.append(Drop(image, where, wrong, 'part'))
+            dropped.append(Drop(image, where, wrong, 'detail'))
         entries.append(
             Entry(image, None, f'image/{image}', listed.get(image), where, origins.get(image), folders.stamp(file))
         )
@@ -99,9 +99,9 @@ def source(folder: str, size: int | None = None, split: str = 'given') -> Source
                 mask = _boxes(lines[image], dicom.shape(data))
         except Unreadable as error:
             note = f'the mask is left out: {error}'
-        facts = dicom.facts(data)
+        facts = dicom.attributes(data)
         role = coding.role(str(facts.get('view', '')))
-        return Example(data, role, info=facts, mask=mask, note=note)
+        return Example(data, role, attributes=facts, mask=mask, note=note)
 
     return Source(
         name='rsna_pneumonia', version='1', namespace='rsna_pneumonia', labels=LABELS, license=LICENSE, size=size,

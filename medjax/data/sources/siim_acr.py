@@ -54,7 +54,7 @@ def source(folder: str, size: int | None = None) -> Source:
         said = [rle.label(cell) for cell in cells]
         if None in said:
             reason = 'EncodedPixels is neither runs nor -1; this line says nothing'
-            dropped.append(Drop(image, table.where(mine[said.index(None)]), reason, 'part'))
+            dropped.append(Drop(image, table.where(mine[said.index(None)]), reason, 'detail'))
         entries.append(Entry(image, None, f'image/{image}', None, where, stamp=folders.stamp(file)))
         labels.append(coding.fuse(BLANK if value is None else value for value in said))
         masks.append(cells)
@@ -68,9 +68,9 @@ def source(folder: str, size: int | None = None) -> Source:
                 mask = rle.mask(masks[i], dicom.shape(data))
         except Unreadable as error:
             note = f'the mask is left out: {error}'
-        facts = dicom.facts(data)
+        facts = dicom.attributes(data)
         role = coding.role(str(facts.get('view', '')))
-        return Example(data, role, info=facts, mask=mask, note=note)
+        return Example(data, role, attributes=facts, mask=mask, note=note)
 
     notes = [
         'the films are from NIH ChestX-ray14 and nobody published which: do not test on SIIM-ACR after training on NIH',

@@ -59,13 +59,13 @@ def source(folder: str, labels: str | None = None, size: int | None = None, name
             note = 'the mask is left out: it cannot be told which of the frames it belongs to'
         age, sex = coding.age(cells.get('age', '')), _sex(cells.get('sex', ''))
         told = coding.known(sex=sex, view=cells.get('view'), license=cells.get('license'), age=age)
-        facts = (dicom.facts(data) if dicom.looks_like(data) else {}) | told
+        facts = (dicom.attributes(data) if dicom.looks_like(data) else {}) | told
         return Example(
             image=data,
             frame=frame or 0,
             role=coding.role(str(facts.get('view', ''))),
             text={'report': cells['text']} if cells.get('text') else {},
-            info=facts,
+            attributes=facts,
             mask=mask,
             note=note,
         )

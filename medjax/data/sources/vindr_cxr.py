@@ -80,7 +80,7 @@ def source(folder: str, size: int | None = None, split: str = 'official') -> Sou
 
     def load(i: int) -> Example:
         data = folders.content(folders.inside(root, place[entries[i].image]))
-        return Example(data, 'frontal', info=dicom.facts(data))
+        return Example(data, 'frontal', attributes=dicom.attributes(data))
 
     notes += [
         'no patients are named: where splits are drawn, near-duplicates stay together; people may still be in two',
@@ -107,7 +107,7 @@ def _read(path: pathlib.Path) -> tuple[dict[str, dict[str, list[int]]], dict[str
         for column, name in names.items():
             value = coding.label(line.cells[column])
             if value is None and line.cells[column]:
-                dropped.append(Drop(image, table.where(line), f'{column} is neither 0 nor 1 and left blank', 'part'))
+                dropped.append(Drop(image, table.where(line), f'{column} is neither 0 nor 1 and left blank', 'detail'))
             votes[image][name].append(BLANK if value is None else value)
     return votes, first, dropped
 

@@ -100,7 +100,7 @@ def source(folder: str, size: int | None = None, namespace: str | None = None) -
         except Unreadable as error:
             text, note = '', f'the caption is left out: {error}'
         info = coding.known(license=sample.license)
-        return Example(image, text={'caption': text} if text else {}, info=info, note=note)
+        return Example(image, text={'caption': text} if text else {}, attributes=info, note=note)
 
     stamps = [folders.stamp(root / path) for path in shards]
     return Source(
