@@ -188,12 +188,12 @@ def grids(objective: Objective, config: Mapping[str, Any]) -> dict[str, tuple[in
     """view -> rows and columns of patches in the tower that sees it, of views of images."""
     found = {}
     for feature in objective.needs:
-        grid = objective.towers[feature.tower].grid
-        if grid is None:
+        tower = objective.towers[feature.tower]
+        if tower.sees != 'image':
             continue
         size = config['views'][feature.view]['size']
         height, width = (size, size) if isinstance(size, int) else size
-        found[feature.view] = grid((height, width))
+        found[feature.view] = tower.grid((height, width))
     return found
 
 

@@ -39,8 +39,16 @@ def crop_major(x: np.ndarray) -> np.ndarray:
     return x.reshape(-1, *x.shape[2:])
 
 
+class IdentityHead(Head):
+    def apply(self, params, x):
+        return x
+
+    def prototypes(self, params, z):
+        return z
+
+
 def identity_head(count: int) -> Head:
-    return Head(lambda key: {}, {}, lambda p, x: x, lambda p, z: z, count)
+    return IdentityHead(axes={}, prototype_count=count)
 
 
 NET = Net(head=lambda name, x, copy: x, prototypes=lambda name, z, copy: z)  # the features are the logits
@@ -244,8 +252,8 @@ def check_masking_stats(path: Path) -> None:
 
 
 RULES = [
-    dict(match='*/bias', decay=0.0),
-    dict(match='*norm*', decay=0.0),
+    dict(match='*/bias', wd_scale=0.0),
+    dict(match='*norm*', wd_scale=0.0),
 ]
 
 
@@ -253,11 +261,11 @@ def original_groups(
     layerwise: float, patch_embed: float = 0.2, gammas: bool = True, frozen: int = 0, ibot: bool = False
 ):
     """The original's parameter groups as our rules."""
-    rules = [*RULES, dict(match='towers/image/*', layerwise=layerwise, clip='backbone')]
-    rules.append(dict(match='towers/image/patch_embed/*', rate=patch_embed))
-    rules += [dict(match='*/gamma*', decay=0.0)] if gammas else []
+    rules = [*RULES, dict(match='towers/image/*', layerwise=layerwise, clip_group='backbone')]
+    rules.append(dict(match='towers/image/patch_embed/*', lr_scale=patch_embed))
+    rules += [dict(match='*/gamma*', wd_scale=0.0)] if gammas else []
     for head in ('dino', 'ibot') if ibot else ('dino',):
-        rules.append(dict(match=f'heads/{head}/*', clip=f'{head}_head'))
+        rules.append(dict(match=f'heads/{head}/*', clip_group=f'{head}_head'))
         rules += [dict(match=f'heads/{head}/prototypes/*', frozen_until=frozen)] if frozen else []
     return rules
 
@@ -270,13 +278,13 @@ def check_param_groups(path: Path) -> None:
         zeros = {name: np.zeros(p['shape'], np.float32) for name, p in parameters.items()}
         if run == 'dino_head':
             ours = {'heads': {'dino': dinov2.head(zeros)}}
-            rules = [dict(match='*/bias', decay=0.0)]
+            rules = [dict(match='*/bias', wd_scale=0.0)]
         else:
             decay = float(run.rsplit('decay', 1)[1])
             ours = {'towers': {'image': dinov2.backbone(zeros)}}
             rules = original_groups(decay)[:-1]
         table = parameter_groups(ours, rules)
-        for factor, theirs in (('rate', 'lr'), ('decay', 'wd')):
+        for factor, theirs in (('lr_scale', 'lr'), ('wd_scale', 'wd')):
             filled = jax.tree.map(
                 lambda p, g, factor=factor: np.broadcast_to(np.asarray(getattr(g, factor), np.float32), p.shape),
                 ours,

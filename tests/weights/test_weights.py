@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from medjax.errors import UserError
-from medjax.models import heads
+from medjax.models.heads import dino_head
 from medjax.models.towers import vit
 from medjax.types import Mask, View
 from medjax.weights import dinov2, export
@@ -148,7 +148,7 @@ def test_another_grid_stores_the_resized_positions(state):
 
 
 def test_a_training_checkpoint_holds_backbone_and_heads(state, tmp_path):
-    head = heads.dino_head(WIDTH, 20, hidden=16, bottleneck=8).init(jax.random.key(1))
+    head = dino_head.build(WIDTH, 20, hidden=16, bottleneck=8).init(jax.random.key(1))
     named = {f'dino_head.{name}': array for name, array in dinov2.head_to_meta(head).items()}
     path = tmp_path / 'teacher.safetensors'
     save_file(
