@@ -303,7 +303,6 @@ def write_export(
     seen = folder / 'data' / 'seen.npz'
     sizes = [np.max(view['size']) for view in config['views'].values() if 'size' in view]  # texts have none
     meta = dict(
-        format=1,
         step=step,
         network=cfg['network'],
         towers={name: config['towers'][name] for name in cfg['towers']},

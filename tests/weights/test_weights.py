@@ -193,7 +193,7 @@ def test_an_export_is_adapted_like_a_public_file(tmp_path):
     """From 3 channels and a 4 x 4 grid to one channel and 6 x 6, as `backbone` does from Meta's names."""
     tower = vit.build(3, 'S/8', width=16, depth=1, heads=2, native_size=32)
     params = jax.tree.map(np.asarray, tower.init(jax.random.key(0)))
-    export.save(tmp_path / 'export', {'towers': {'image': params}}, {'format': 1, 'step': 1})
+    export.save(tmp_path / 'export', {'towers': {'image': params}}, {'step': 1})
     wanted = jax.eval_shape(vit.build(1, 'S/8', width=16, depth=1, heads=2, native_size=48).init, jax.random.key(0))
     ours = load(tmp_path / 'export').read('towers/image', wanted)
     theirs = fit(dinov2.backbone(dinov2.to_meta(params), heads=2), wanted, antialias=False, offset=0.1)

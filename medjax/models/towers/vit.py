@@ -181,14 +181,14 @@ class VitTower(FlaxTower):
 
 
 def position_resizing(family: str, registers: bool, antialias: bool | None = None) -> tuple[bool, float]:
-    """How public models of a family resize their position embeddings: (antialias, offset), see `cubic_weights`.
+    """How public models resize their position embeddings: (antialias, offset), see `cubic_weights`.
 
-    Towers with registers have True and 0. Without registers, DINOv2 has False and .1, and the other families have False
-    and 0. A given `antialias` is kept. Antialiasing has no offset.
+    Towers with registers have True and 0. Without registers, DINOv2 has False and .1, and every other family has False
+    and 0. A given `antialias` is kept. With antialiasing there is no offset.
     """
     if antialias is None:
         antialias = registers
-    return antialias, 0.0 if antialias else FAMILIES[family].offset
+    return antialias, FAMILIES[family].offset if family in FAMILIES and not antialias else 0.0
 
 
 def swiglu_hidden(hidden: int) -> int:
