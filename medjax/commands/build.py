@@ -66,9 +66,9 @@ def make(kind: str, options: Mapping[str, Any]) -> Source:
     warnings.filterwarnings('ignore', module='pydicom')  # its warnings quote the files' own fields
     module = find(kind, sources.__name__, 'build')
     lists = {'split': options['split']} if hasattr(module, 'SPLITS') else {}
-    with tables.noted() as read:
+    with tables.recorded_reads() as reads:
         source = module.source(**{name: value for name, value in options.items() if name != 'split'}, **lists)
-    source = source._replace(stamp=json.dumps([kind, dict(options), read, source.stamp], default=str))
+    source = source._replace(stamp=json.dumps([kind, dict(options), reads, source.stamp], default=str))
     if options['split'] == 'drawn':
         source = source._replace(entries=[entry._replace(split=None) for entry in source.entries], splits='')
     return source

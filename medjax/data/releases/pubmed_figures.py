@@ -6,6 +6,7 @@ from one body of articles, so they have one namespace: an article's key is the s
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pathlib
 import re
@@ -25,7 +26,7 @@ class Figure(NamedTuple):
     file: str  # relative to the folder
     article: str  # 'PMC4083729', '' where it is not known
     where: str
-    captions: tuple[Any, ...]  # texts, or what `source`'s read makes texts of
+    captions: tuple[Any, ...]  # texts, or keys of which `Figures.read_caption` makes texts
     split: str | None = None
     info: Mapping[str, str | float] = {}
 
@@ -42,29 +43,33 @@ def license(text: str) -> str:
     return found[0].replace('CC-BY', 'CC BY') if found else ''
 
 
-def source(
-    root: pathlib.Path,
-    name: str,
-    figures: Iterable[Figure],
-    dropped: Sequence[Drop],
-    notes: Sequence[str],
-    license: str,
-    size: int | None,
-    splits: str = '',
-    read: Callable[[Any], str] = str,
-) -> Source:
+@dataclasses.dataclass(frozen=True)
+class Figures:
+    """The figures that a release names."""
+
+    name: str  # of the source
+    license: str
+    figures: Iterable[Figure | Drop]  # a line that names no figure is a drop
+    notes: Sequence[str] = ()
+    splits: str = ''  # the published list that the splits are
+    read_caption: Callable[[Any], str] = str  # one of `Figure.captions` -> its text; may raise Unreadable
+
+
+def source(root: pathlib.Path, release: Figures, size: int | None) -> Source:
     """The figures whose files are there. Several lines of one image are joined: its captions one below the other."""
-    kept, unusable = _usable(root, _joined(figures))
+    kept, dropped = _usable(root, _joined(release.figures))
     if not kept:
-        why = Counter(drop.reason for drop in unusable).most_common(1)
-        raise UserError(f'{root}: no image of {name} is there' + (f' ({why[0][1]} x {why[0][0]})' if why else ''))
+        reasons = Counter(drop.reason for drop in dropped).most_common(1)
+        most = f' ({reasons[0][1]} x {reasons[0][0]})' if reasons else ''
+        raise UserError(f'{root}: no image of {release.name} is there{most}')
 
     def load(i: int) -> Example:
         figure = kept[i]
         text, note = '', ''
         data = folders.content(folders.inside(root, figure.file))
         try:
-            text = '\n'.join(dict.fromkeys(filter(None, (read(caption).strip() for caption in figure.captions))))
+            captions = (release.read_caption(caption).strip() for caption in figure.captions)
+            text = '\n'.join(dict.fromkeys(filter(None, captions)))
         except Unreadable as error:
             note = f'the caption is left out: {error}'
         return Example(data, text={'caption': text} if text else {}, info=figure.info, note=note)
@@ -74,16 +79,20 @@ def source(
         for f in kept
     ]
     return Source(
-        name=name, version='1', namespace=NAMESPACE, labels=(), license=license, size=size, entries=entries,
-        label=lambda i: (), load=load, dropped=[*dropped, *unusable], notes=[*notes, *_notes(kept)], splits=splits,
+        name=release.name, version='1', namespace=NAMESPACE, labels=(), license=release.license, size=size,
+        entries=entries, label=lambda i: (), load=load, dropped=dropped, notes=[*release.notes, *_notes(kept)],
+        splits=release.splits,
     )  # fmt: skip
 
 
-def _joined(figures: Iterable[Figure]) -> list[Figure | Drop]:
+def _joined(figures: Iterable[Figure | Drop]) -> list[Figure | Drop]:
     """One figure for each image id; a line that puts it in another split or file than its first line is a drop."""
     found: dict[str, Figure] = {}
-    drops = []
+    drops: list[Drop] = []
     for figure in figures:
+        if isinstance(figure, Drop):
+            drops.append(figure)
+            continue
         first = found.setdefault(figure.image, figure)
         if first is figure:
             continue

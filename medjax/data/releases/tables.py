@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import csv
 import gzip
 import io
@@ -11,7 +12,7 @@ import json
 import pathlib
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from medjax.data.releases.folders import stamp
@@ -33,30 +34,80 @@ class Table(NamedTuple):
     dropped: list[Drop]  # lines with too many or too few cells
 
     def where(self, line: Line) -> str:
+        """The name of a line in the list of drops: 'metadata.csv line 17'."""
         return f'{self.path.name} line {line.number}'
 
+    def by(self, key: str | Callable[[Line], str]) -> dict[str, list[Line]]:
+        """Cell -> its lines, in the order of the table. `key` is a column, or a function of a line."""
+        lines: dict[str, list[Line]] = {}
+        for line in self.lines:
+            lines.setdefault(line.cells[key] if isinstance(key, str) else key(line), []).append(line)
+        return lines
 
-_noted: list[str] | None = None
+
+class ImageLines(NamedTuple):
+    """All lines of a table that describe one image, and the image's file."""
+
+    image: str
+    file: str  # relative to the folder of the release
+    where: str  # the first line, as the list of drops calls it
+    lines: list[Line]
+
+    @property
+    def cells(self) -> Mapping[str, str]:
+        """The cells of the first line."""
+        return self.lines[0].cells
+
+    @property
+    def shared_cells(self) -> dict[str, str]:
+        """Column -> cell, for the columns in which all lines agree."""
+        return {name: cell for name, cell in self.cells.items() if all(line.cells[name] == cell for line in self.lines)}
+
+
+def by_image(
+    table: Table, key: str | Callable[[Line], str], files: Mapping[str, str], patient: str | None = None
+) -> tuple[list[ImageLines], list[Drop]]:
+    """Joins the lines that describe the same image; releases give an image several lines.
+
+    `key` names the image: a column, or a function of a line. `files` maps an image to its file. An image without a
+    file is a drop, and so is an image whose lines differ in the column `patient`. Every image that the table names is
+    in one of the two lists.
+    """
+    images, dropped = [], []
+    for image, lines in table.by(key).items():
+        where = table.where(lines[0])
+        if image not in files:
+            dropped.append(Drop(image, where, 'there is no such file' if image else 'no file is named'))
+        elif patient and len({line.cells[patient] for line in lines}) > 1:
+            dropped.append(Drop(image, where, 'its lines name several patients'))
+        else:
+            images.append(ImageLines(image, files[image], where, lines))
+    return images, dropped
+
+
+_reads: contextvars.ContextVar[list[str] | None] = contextvars.ContextVar('reads', default=None)
 
 
 @contextlib.contextmanager
-def noted() -> Iterator[list[str]]:
-    """The tables and lists that are read within it, 'name stamp' of each in the order of reading.
+def recorded_reads() -> Iterator[list[str]]:
+    """Records the tables and lists that are read within the block: 'name stamp' of each, in the order of reading.
 
-    A source's labels and texts come from them, and no entry's stamp says so: a build that is resumed compares these.
+    Labels and texts come from these files, but the stamp of an entry is that of its image alone. A build that goes on
+    after a stop compares the recorded stamps, and starts anew if a table has changed. Every function of this module
+    that reads a file records it, so that sources, a user's own too, need no extra argument for this.
     """
-    global _noted
-    outer, _noted = _noted, []
+    reads: list[str] = []
+    token = _reads.set(reads)
     try:
-        yield _noted
+        yield reads
     finally:
-        _noted = outer
+        _reads.reset(token)
 
 
-def note(path: pathlib.Path) -> None:
-    """Says to `noted` that a file is read; for sources that read one with no function of this module."""
-    if _noted is not None:
-        _noted.append(f'{path.name} {stamp(path)}')
+def record_read(path: pathlib.Path) -> None:
+    """Tells `recorded_reads` that a file is read. Sources call this for a file that they open themselves."""
+    if (reads := _reads.get()) is not None:
+        reads.append(f'{path.name} {stamp(path)}')
 
 
 def read_table(path: pathlib.Path, columns: Sequence[str] = (), lower: Sequence[str] = ()) -> Table:
@@ -100,7 +151,7 @@ def json_lines(path: pathlib.Path) -> Iterator[tuple[int, int, dict[str, Any] | 
     Such files have millions of lines with long texts: keep of an object what you need, and read the rest again with
     `json_line`. UserError where not one line is an object, or one is too long for such a file.
     """
-    note(path)
+    record_read(path)
     at, good = 0, 0
     try:
         with path.open('rb') as file:
@@ -171,7 +222,7 @@ def _rows(path: pathlib.Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
 
 
 def _text(path: pathlib.Path) -> str:
-    note(path)
+    record_read(path)
     try:
         data = path.read_bytes()
         data = gzip.decompress(data) if path.suffix == '.gz' else data

@@ -44,43 +44,48 @@ def source(folder: str, licenses: str | None = None, size: int | None = None) ->
     chosen = _chosen(licenses)
     if chosen and not (root / LIST).is_file():
         raise UserError(f'--licenses: {root / LIST} is missing, which says the licence of each article')
-    dropped: list[Drop] = []
-    found = list(_found(lines, dropped))
-    license_of = _licenses(root / LIST, {figure.article for figure in found})
-    kept = []
-    for figure in found:
+    figures = list(_figures(lines))
+    articles = {figure.article for figure in figures if isinstance(figure, Figure)}
+    license_of = _licenses(root / LIST, articles)
+    chosen_figures: list[Figure | Drop] = []
+    for figure in figures:
+        if isinstance(figure, Drop):
+            chosen_figures.append(figure)
+            continue
         license = license_of.get(figure.article, '')
         if chosen and license not in chosen:
             reason = f'the licence of its article is {license or "unknown"}, not among --licenses'
-            dropped.append(Drop(figure.image, figure.where, reason))
+            chosen_figures.append(Drop(figure.image, figure.where, reason))
         else:
-            kept.append(figure._replace(info=coding.known(license=license)))
-    if found and not kept:
+            chosen_figures.append(figure._replace(info=coding.known(license=license)))
+    if articles and not any(isinstance(figure, Figure) for figure in chosen_figures):
         raise UserError(f'--licenses {licenses}: none of the articles has one of these')
 
-    def read(place: Any) -> str:
+    def read_caption(place: Any) -> str:
         at, k = place
         caption = tables.json_line(lines, at)['figures'][k].get('fig_caption')
         if not isinstance(caption, str):
             raise Unreadable('it is no text')
         return caption
 
-    return pubmed_figures.source(root, 'biomedclip', kept, dropped, [], LICENSE, size, read=read)
+    release = pubmed_figures.Figures('biomedclip', LICENSE, chosen_figures, read_caption=read_caption)
+    return pubmed_figures.source(root, release, size)
 
 
-def _found(lines: pathlib.Path, dropped: list[Drop]) -> Iterator[Figure]:
+def _figures(lines: pathlib.Path) -> Iterator[Figure | Drop]:
+    """The figures of each article; a caption is (place of the article's line in the file, number of the figure)."""
     for number, at, line in tables.json_lines(lines):
         where = f'{lines.name} line {number}'
         listed = line.get('figures') if isinstance(line, dict) else None
         if isinstance(line, str) or not isinstance(listed, list):
-            dropped.append(Drop('', where, line if isinstance(line, str) else 'the article has no list of figures'))
+            yield Drop('', where, line if isinstance(line, str) else 'the article has no list of figures')
             continue
         article = pubmed_figures.article(str(line.get('pmc') or ''))
         for k, figure in enumerate(listed):
             path = figure.get('graphic_ref') if isinstance(figure, dict) else None
             here = f'{where} figure {k + 1}'
             if not isinstance(path, str) or not path.strip():
-                dropped.append(Drop('', here, 'no file is named'))
+                yield Drop('', here, 'no file is named')
                 continue
             image = '/'.join(path.replace('\\', '/').split(f'{FILES}/')[-1].split('/')[-2:])
             yield Figure(
@@ -92,7 +97,7 @@ def _licenses(path: pathlib.Path, articles: set[str]) -> dict[str, str]:
     """article -> licence, of these articles alone: the list has millions."""
     found = {}
     if path.is_file():
-        tables.note(path)
+        tables.record_read(path)
         with path.open(encoding='utf-8', errors='replace') as file:
             for line in file:
                 cells = line.rstrip('\n').split('\t')

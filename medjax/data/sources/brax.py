@@ -22,15 +22,26 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Mapping
+from typing import NamedTuple
 
 from medjax.data.releases import coding, folders, tables
 from medjax.data.releases.coding import CHEXPERT
-from medjax.data.releases.tables import Line
+from medjax.data.releases.tables import Line, Table
 from medjax.data.types import Drop, Entry, Example, Source
 
 LICENSE = 'PhysioNet credentialed 1.5.0'
 TABLES = ('master_spreadsheet_update.csv', 'master_spreadsheet.csv')
 LAYOUT = 'the folder that holds master_spreadsheet_update.csv, images/ and perhaps Anonymized_DICOMs/'
+
+
+class Film(NamedTuple):
+    """An image of the table whose file is there."""
+
+    entry: Entry
+    labels: list[int]
+    cells: dict[str, str]  # those in which all lines of the image agree
+    file: str
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,37 +52,24 @@ def source(folder: str, size: int | None = None) -> Source:
     root = folders.release_folder(folder, '|'.join(TABLES), layout=LAYOUT)
     path = next(root / name for name in TABLES if (root / name).exists())
     table = tables.read_table(path, ['PngPath', 'PatientID', 'AccessionNumber', 'ViewPosition', *CHEXPERT])
-    files = folders.files(root, '.png', '.dcm')
-    dropped = list(table.dropped)
-    lines: dict[str, list[Line]] = {}
-    for line in table.lines:
-        lines.setdefault(line.cells['PngPath'] or line.cells.get('DicomPath', ''), []).append(line)
-
-    entries, labels, facts, paths = [], [], [], []
-    for image, same in lines.items():
-        where, cells = table.where(same[0]), same[0].cells
-        there = [name for name in (cells['PngPath'], cells.get('DicomPath', '')) if name in files]
-        if not there:
-            dropped.append(Drop(image, where, 'there is no such file' if image else 'no file is named'))
-            continue
-        if len({line.cells['PatientID'] for line in same}) > 1:
-            dropped.append(Drop(image, where, 'its lines name several patients'))
-            continue
-        codes, wrong = zip(*(coding.codes(line.cells, CHEXPERT) for line in same), strict=True)
-        if names := ', '.join(dict.fromkeys(name for of in wrong for name in of)):
-            dropped.append(Drop(image, where, f'neither 1, 0, -1 nor blank, taken as blank: {names}', 'part'))
-        patient = cells['PatientID'] or None
-        number = cells['AccessionNumber']
-        study = f'{patient}/{number}' if patient and number else f'image/{image}'
-        entries.append(Entry(image, patient, study, None, where, stamp=files[there[0]]))
-        labels.append(coding.join(codes))
-        facts.append({name: cells[name] for name in cells if len({line.cells[name] for line in same}) == 1})
-        paths.append(there[0])
-    pictures = max(sum(name.endswith(end) for name in files) for end in ('.png', '.dcm'))
-    notes = folders.account(root, path.name, LAYOUT, len(lines), len(entries), pictures)
+    stamps = folders.files(root, '.png', '.dcm')
+    images, unusable = tables.by_image(table, _image, _files(table, stamps), patient='PatientID')
+    dropped = [*table.dropped, *unusable]
+    films: list[Film] = []
+    for image in images:
+        labels, wrong = zip(*(coding.codes(line.cells, CHEXPERT) for line in image.lines), strict=True)
+        if names := ', '.join(dict.fromkeys(name for line in wrong for name in line)):
+            reason = f'neither 1, 0, -1 nor blank, taken as blank: {names}'
+            dropped.append(Drop(image.image, image.where, reason, 'part'))
+        patient, number = image.cells['PatientID'] or None, image.cells['AccessionNumber']
+        study = f'{patient}/{number}' if patient and number else f'image/{image.image}'
+        entry = Entry(image.image, patient, study, None, image.where, stamp=stamps[image.file])
+        films.append(Film(entry, coding.join(labels), image.shared_cells, image.file))
+    pictures = max(sum(name.endswith(end) for name in stamps) for end in ('.png', '.dcm'))
+    notes = folders.account(root, path.name, LAYOUT, len(images) + len(unusable), len(films), pictures)
 
     def load(i: int) -> Example:
-        cells = facts[i]  # what all lines of the image agree on
+        cells = films[i].cells
         view, scanner = cells.get('ViewPosition', ''), cells.get('Manufacturer', '')
         facts_told = coding.known(
             age=_age(cells.get('PatientAge', '')),
@@ -79,13 +77,29 @@ def source(folder: str, size: int | None = None) -> Source:
             view=view,
             scanner=f'manufacturer {scanner}' if re.fullmatch(r'\d+(\.0)?', scanner) else None,
         )
-        data = folders.content(folders.inside(root, paths[i]))
+        data = folders.content(folders.inside(root, films[i].file))
         return Example(data, coding.role(view), info=facts_told)
 
     return Source(
         name='brax', version='1', namespace='brax', labels=tuple(map(coding.label_name, CHEXPERT)), license=LICENSE,
-        size=size, entries=entries, label=labels.__getitem__, load=load, dropped=dropped, notes=notes,
+        size=size, entries=[film.entry for film in films], label=lambda i: films[i].labels, load=load,
+        dropped=dropped, notes=notes,
     )  # fmt: skip
+
+
+def _image(line: Line) -> str:
+    """The id of an image: the path of its PNG file or, without one, that of its DICOM file."""
+    return line.cells['PngPath'] or line.cells.get('DicomPath', '')
+
+
+def _files(table: Table, files: Mapping[str, str]) -> dict[str, str]:
+    """Image -> its file: the PNG file, or the DICOM file where only that one is in the folder."""
+    found: dict[str, str] = {}
+    for line in table.lines:
+        for path in (line.cells['PngPath'], line.cells.get('DicomPath', '')):
+            if path in files:
+                found.setdefault(_image(line), path)
+    return found
 
 
 def _age(cell: str) -> float | None:

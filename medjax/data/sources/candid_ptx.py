@@ -25,7 +25,7 @@ from __future__ import annotations
 import argparse
 import pathlib
 import re
-from collections import defaultdict
+from typing import NamedTuple
 
 from medjax.data.images import dicom
 from medjax.data.releases import coding, folders, rle, tables
@@ -40,6 +40,15 @@ LABELS = ('pneumothorax', 'chest_tube', 'rib_fracture')
 SMALL = {'chest_tube': ('chest_tube.csv',), 'rib_fracture': ('acute_rib_fracture.csv', 'Rib_fracture_mask_rle.csv')}
 
 
+class Film(NamedTuple):
+    """An image of the table whose file is there."""
+
+    entry: Entry
+    labels: list[int]
+    lines: list[Line]
+    file: str
+
+
 def arguments(parser: argparse.ArgumentParser) -> None:
     folders.arguments(parser, LAYOUT)
 
@@ -48,49 +57,46 @@ def source(folder: str, size: int | None = None) -> Source:
     root = folders.release_folder(folder, 'Pneumothorax_reports.csv', layout=LAYOUT)
     table = tables.read_table(root / 'Pneumothorax_reports.csv', ['SOPInstanceUID', 'EncodedPixels'])
     small = {label: _small(root, names) for label, names in SMALL.items()}
-    films = {name: file for name, file in folders.paths(root).items() if file.suffix.lower() not in ('.csv', '.txt')}
-    place = {file.name.removesuffix('.dcm'): name for name, file in films.items()}
-    lines: defaultdict[str, list[Line]] = defaultdict(list)
-    for line in table.lines:
-        lines[line.cells['SOPInstanceUID']].append(line)
-
-    dropped, entries, told = list(table.dropped), [], []
-    for image, mine in lines.items():
-        where = table.where(mine[0])
+    stamps = {path: stamp for path, stamp in folders.files(root).items() if not path.lower().endswith(('.csv', '.txt'))}
+    files = {path.rsplit('/', 1)[-1].removesuffix('.dcm'): path for path in stamps}
+    images, unusable = tables.by_image(table, 'SOPInstanceUID', files)
+    dropped = [*table.dropped, *unusable]
+    films: list[Film] = []
+    for image, path, where, lines in images:
         try:
-            file = folders.inside(root, place.get(image, f'chest_radiographs/{image}') if image else '')
-            patient = _patient(mine)
+            patient = _patient(lines)
         except Unreadable as error:
             dropped.append(Drop(image, where, str(error)))
             continue
-        label, unknown = _pneumothorax(mine)
+        label, unknown = _pneumothorax(lines)
         for line in unknown:
             reason = 'EncodedPixels is neither runs nor -1; this line says nothing'
             dropped.append(Drop(image, table.where(line), reason, 'part'))
-        study = next((line.cells['StudyInstanceUID'] for line in mine if line.cells.get('StudyInstanceUID')), '')
-        named = f'{patient}/{study}' if patient and study else f'study/{study}' if study else f'image/{image}'
-        entries.append(Entry(image, patient, named, None, where, stamp=folders.stamp(file)))
-        others = [BLANK if has is None else int(image in has) for has in small.values()]
-        told.append([label, *others])
-    if not entries:
-        raise UserError(f'{root}: none of the {len(lines)} images of {table.path.name} is there; give {LAYOUT}')
+        study = next((line.cells['StudyInstanceUID'] for line in lines if line.cells.get('StudyInstanceUID')), '')
+        study_id = f'{patient}/{study}' if patient and study else f'study/{study}' if study else f'image/{image}'
+        others = [BLANK if positives is None else int(image in positives) for positives in small.values()]
+        entry = Entry(image, patient, study_id, None, where, stamp=stamps[path])
+        films.append(Film(entry, [label, *others], lines, path))
+    if not films:
+        named = len(images) + len(unusable)
+        raise UserError(f'{root}: none of the {named} images of {table.path.name} is there; give {LAYOUT}')
 
     def load(i: int) -> Example:
-        image = entries[i].image
-        data, mask, note = folders.content(folders.inside(root, place[image])), None, ''
+        film = films[i]
+        data, mask, note = folders.content(folders.inside(root, film.file)), None, ''
         try:
-            if told[i][0] != BLANK:
-                mask = rle.mask([line.cells['EncodedPixels'] for line in lines[image]], dicom.shape(data))
+            if film.labels[0] != BLANK:
+                mask = rle.mask([line.cells['EncodedPixels'] for line in film.lines], dicom.shape(data))
         except Unreadable as error:
             note = f'the mask is left out: {error}'
         facts = dicom.facts(data) | {'language': 'en'}
         role = coding.role(str(facts.get('view', '')))
-        return Example(data, role, _text(lines[image]), facts, mask, note=note)
+        return Example(data, role, _text(film.lines), facts, mask, note=note)
 
     return Source(
         name='candid_ptx', version='1', namespace='candid_ptx', labels=LABELS, license=LICENSE, size=size,
-        entries=entries, label=lambda i: told[i], load=load, dropped=dropped,
-        notes=_notes(table, small, folders.not_named(films, {place[i] for i in lines if i in place}, table.path.name)),
+        entries=[film.entry for film in films], label=lambda i: films[i].labels, load=load, dropped=dropped,
+        notes=_notes(table, small, folders.not_named(stamps, {image.file for image in images}, table.path.name)),
     )  # fmt: skip
 
 

@@ -57,6 +57,15 @@ SECTIONS = {  # of CheXpert Plus, in the order in which those of one name are jo
 SUFFIXES = ('.jpg', '.png', '.dcm')
 
 
+class Film(NamedTuple):
+    """An image that a table names and whose file is there."""
+
+    entry: Entry
+    labels: list[int]
+    cells: dict[str, str]
+    file: str
+
+
 class Named(NamedTuple):
     """An image that a table names."""
 
@@ -90,7 +99,7 @@ def source(folder: str, size: int | None = None, split: str = 'official') -> Sou
         notes.append(f'{more:,} images are in CheXpert Plus alone, so they are not in the list chexpert/official')
     name_of_list = published_splits.named('chexpert/official', notes) if listed else ''
 
-    entries, labels, facts, files = [], [], [], []
+    films: list[Film] = []
     for image, named in images.items():
         missing = image[:-4] not in paths
         if missing or not (named.split or split == 'drawn'):
@@ -100,26 +109,24 @@ def source(folder: str, size: int | None = None, split: str = 'official') -> Sou
         _, patient, study, _ = image.split('/')
         path = paths[image[:-4]]
         part = None if split == 'drawn' else named.split
-        entries.append(Entry(image, patient, f'{patient}/{study}', part, named.where, stamp=found[path]))
-        labels.append(coding.join(named.labels))
-        facts.append(named.cells)
-        files.append(path)
-    notes += folders.account(root, 'its table', LAYOUT, len(images), len(entries), len(found))
+        entry = Entry(image, patient, f'{patient}/{study}', part, named.where, stamp=found[path])
+        films.append(Film(entry, coding.join(named.labels), named.cells, path))
+    notes += folders.account(root, 'its table', LAYOUT, len(images), len(films), len(found))
 
     def load(i: int) -> Example:
-        cells = facts[i]
+        cells = films[i].cells
         told = coding.known(
             age=coding.age(cells.get('age', '')) or None,  # 0 is unknown: all others are 18 or more
             sex=coding.sex(cells.get('sex', '')),
             **{name: cells.get(name) for name in ('view', 'race', 'ethnicity', 'insurance', 'label_source')},
         )
-        data = folders.content(folders.inside(root, files[i]))
+        data = folders.content(folders.inside(root, films[i].file))
         return Example(data, coding.role(cells.get('plane', '')), text=_text(cells), info=told)
 
     return Source(
         name='chexpert', version='1', namespace='chexpert', labels=tuple(map(coding.label_name, CHEXPERT)),
-        license=LICENSE, size=size, entries=entries, label=labels.__getitem__, load=load, dropped=dropped,
-        notes=notes, splits=name_of_list,
+        license=LICENSE, size=size, entries=[film.entry for film in films], label=lambda i: films[i].labels, load=load,
+        dropped=dropped, notes=notes, splits=name_of_list,
     )  # fmt: skip
 
 

@@ -21,7 +21,6 @@ import multiprocessing
 import os
 import pathlib
 import re
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from medjax.data.images import dicom
@@ -148,24 +147,24 @@ def _labels(
     names = [name for name in table.columns if name != column and _is_label([line.cells[name] for line in table.lines])]
     if not names:
         raise UserError(f'--labels {path}: no column holds only 0, 1, -1 (uncertain) or nothing')
-    lines: dict[str, list[Mapping[str, str]]] = {}
-    for line in table.lines:
-        lines.setdefault(line.cells[column], []).append(line.cells)
-    lines.pop('', None)
-    joined = {of: coding.join([coding.codes(cells, names)[0] for cells in several]) for of, several in lines.items()}
-    own = [getattr(header, KEYS[key]) for _, _, header, _ in pictures]
-    if not set(own) & joined.keys():
+    labels = {
+        value: coding.join([coding.codes(line.cells, names)[0] for line in lines])
+        for value, lines in table.by(column).items()
+        if value
+    }
+    values = [getattr(header, KEYS[key]) for _, _, header, _ in pictures]
+    if not set(values) & labels.keys():
         raise UserError(
             f'--labels {path}: no {key} of it is in a header of these files; a spreadsheet may have changed it '
             '(leading zeros, long numbers), or the export has new ids'
         )
-    if without := sum(of not in joined for of in own):
+    if without := sum(value not in labels for value in values):
         notes.append(f'{without} images have no line in {path.name}: their labels are blank')
-    if unused := len(joined.keys() - set(own)):
+    if unused := len(labels.keys() - set(values)):
         notes.append(f'{unused} values of {key} in {path.name} are in no file')
     if table.dropped:
         notes.append(f'{len(table.dropped)} lines of {path.name} have too few or too many cells and are left out')
-    return tuple(names), [joined.get(of) for of in own]
+    return tuple(names), [labels.get(value) for value in values]
 
 
 def _is_label(cells: list[str]) -> bool:

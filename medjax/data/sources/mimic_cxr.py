@@ -27,6 +27,7 @@ from __future__ import annotations
 import argparse
 import pathlib
 from collections import Counter
+from typing import NamedTuple
 
 from medjax.data.releases import coding, folders, published_splits, tables
 from medjax.data.releases.coding import CHEXPERT
@@ -43,6 +44,17 @@ SPLITS = ('official',)
 LABELERS = ('chexpert', 'negbio')
 RADIOLOGISTS = 'mimic-cxr-2.1.0-test-set-labeled.csv'
 Labelled = dict[str, tuple[list[int], str]]  # study -> its labels and who gave them
+
+
+class Film(NamedTuple):
+    """An image of the table whose file is there."""
+
+    entry: Entry
+    labels: list[int]
+    label_source: str  # 'chexpert', 'negbio', 'radiologists'; '' where the study has no labels
+    view: str
+    file: str
+    report: str  # the path of the report, which may be missing
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,10 +79,10 @@ def source(
     texts = pathlib.Path(reports).expanduser().resolve() if reports else root
     if reports and not (texts / 'files').is_dir():
         raise UserError(f'--reports {reports}: files/ is missing; give the folder that holds files/p10/p10000032/…')
-    told = folders.files(texts, '.txt') if reports else files  # the reports that are read, and their stamps
-    wanted = bool(reports) or len(files) > pictures
+    report_stamps = folders.files(texts, '.txt') if reports else files
+    with_reports = bool(reports) or len(files) > pictures
 
-    entries, labels, views, paths = [], [], [], []
+    films: list[Film] = []
     seen: dict[str, int] = {}
     for line in table.lines:
         image, subject, number = (line.cells[name] for name in ('dicom_id', 'subject_id', 'study_id'))
@@ -87,28 +99,26 @@ def source(
         except Unreadable as error:
             dropped.append(Drop(image, table.where(line), str(error)))
             continue
-        stamp = f'{files[path]} {told.get(study + ".txt", "")}'.strip()
-        name = split_of.get(image)
-        entries.append(Entry(image, subject, f'{subject}/{number}', name, table.where(line), stamp=stamp))
-        labels.append(labelled.get(number, ([BLANK] * len(CHEXPERT), '')))
-        views.append(line.cells['ViewPosition'])
-        paths.append((path, f'{study}.txt'))
-    notes += folders.account(root, table.path.name, LAYOUT, len(seen), len(entries), pictures)
-    notes += _told(entries, labels)
-    if not wanted:
+        stamp = f'{files[path]} {report_stamps.get(study + ".txt", "")}'.strip()
+        entry = Entry(image, subject, f'{subject}/{number}', split_of.get(image), table.where(line), stamp=stamp)
+        labels, label_source = labelled.get(number, ([BLANK] * len(CHEXPERT), ''))
+        films.append(Film(entry, labels, label_source, line.cells['ViewPosition'], path, f'{study}.txt'))
+    notes += folders.account(root, table.path.name, LAYOUT, len(seen), len(films), pictures)
+    notes += _label_notes(films)
+    if not with_reports:
         notes.append('no reports: they come with MIMIC-CXR, not with MIMIC-CXR-JPG; --reports DIR says where they are')
 
     def load(i: int) -> Example:
-        path, report = paths[i]
-        text, note = _report(texts, report) if wanted else ({}, '')
-        facts = coding.known(view=views[i], label_source=labels[i][1])
-        data = folders.content(folders.inside(root, path))
-        return Example(data, coding.role(views[i]), text=text, info=facts, note=note)
+        film = films[i]
+        text, note = _report(texts, film.report) if with_reports else ({}, '')
+        facts = coding.known(view=film.view, label_source=film.label_source)
+        data = folders.content(folders.inside(root, film.file))
+        return Example(data, coding.role(film.view), text=text, info=facts, note=note)
 
     return Source(
         name='mimic_cxr', version='1', namespace='mimic_cxr', labels=tuple(map(coding.label_name, CHEXPERT)),
-        license=LICENSE, size=size, entries=entries, label=lambda i: labels[i][0], load=load, dropped=dropped,
-        notes=notes, splits=name_of_list,
+        license=LICENSE, size=size, entries=[film.entry for film in films], label=lambda i: films[i].labels, load=load,
+        dropped=dropped, notes=notes, splits=name_of_list,
     )  # fmt: skip
 
 
@@ -142,19 +152,20 @@ def _labels(path: pathlib.Path, who: str, dropped: list[Drop]) -> Labelled:
         if name not in table.columns:
             raise UserError(f'{path}: the column {name} is missing; it is one of the 14 labels')
     dropped += table.dropped
-    found: dict[str, list[list[int]]] = {}
     for line in table.lines:
-        codes, wrong = coding.codes(line.cells, names)
-        found.setdefault(line.cells['study_id'].removesuffix('.0'), []).append(codes)
-        if wrong:
+        if wrong := coding.codes(line.cells, names)[1]:
             reason = f'neither 1, 0, -1 nor blank, taken as blank: {", ".join(wrong)}'
             dropped.append(Drop('', table.where(line), reason, 'part'))
-    return {study: (coding.join(lines), who) for study, lines in found.items()}
+    studies = table.by(lambda line: line.cells['study_id'].removesuffix('.0'))
+    return {
+        study: (coding.join([coding.codes(line.cells, names)[0] for line in lines]), who)
+        for study, lines in studies.items()
+    }
 
 
-def _told(entries: list[Entry], labels: list[tuple[list[int], str]]) -> list[str]:
+def _label_notes(films: list[Film]) -> list[str]:
     """Notes on whose labels the images have."""
-    split_and_source = Counter((entry.split, who) for entry, (_, who) in zip(entries, labels, strict=True))
+    split_and_source = Counter((film.entry.split, film.label_source) for film in films)
     notes = []
     if without := sum(n for (_, who), n in split_and_source.items() if not who):
         notes.append(f'{without:,} images belong to studies without labels: all blank')

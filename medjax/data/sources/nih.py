@@ -31,9 +31,10 @@ import argparse
 import hashlib
 import pathlib
 from collections import Counter
+from typing import NamedTuple
 
 from medjax.data.releases import coding, folders, published_splits, tables
-from medjax.data.releases.tables import Line
+from medjax.data.releases.tables import Table
 from medjax.data.types import BLANK, CONFLICTING, NEGATIVE, POSITIVE, Drop, Entry, Example, Source
 from medjax.errors import UserError
 
@@ -54,6 +55,15 @@ COLUMNS = ('Image Index', 'Finding Labels', 'Follow-up #', 'Patient ID', 'Patien
 VALIDATION = 0.125  # of the patients of train_val_list.txt
 
 
+class Film(NamedTuple):
+    """An image of the table whose file is there."""
+
+    entry: Entry
+    labels: list[int]
+    cells: dict[str, str]  # those in which all lines of the image agree
+    file: str
+
+
 def arguments(parser: argparse.ArgumentParser) -> None:
     folders.arguments(parser, LAYOUT)
     parser.add_argument('--lists', metavar='DIR', help='train.txt, val.txt and test.txt, for all splits but official')
@@ -64,54 +74,49 @@ def source(folder: str, size: int | None = None, split: str = 'official', lists:
     table = tables.read_table(next(root / name for name in TABLES if (root / name).exists()), COLUMNS)
     split_of, notes = _splits(root, split, lists)
     name_of_list = published_splits.named(f'nih/{split}', notes) if split_of else ''
-    files = folders.files(root, '.png')
-    by_name = {name.rsplit('/', 1)[-1]: name for name in sorted(files, reverse=True)}  # the first of equal names
-
-    dropped = list(table.dropped)
-    lines: dict[str, list[Line]] = {}
-    for line in table.lines:
-        if (number := line.cells['Patient ID']).isascii() and number.isdecimal():  # '²' is a digit, but no number
-            lines.setdefault(line.cells['Image Index'], []).append(line)
-        else:
-            dropped.append(Drop(line.cells['Image Index'], table.where(line), 'the Patient ID is no number'))
-
-    entries, labels, facts, paths = [], [], [], []
-    for image, same in lines.items():
-        where, first = table.where(same[0]), same[0].cells
-        if len({line.cells['Patient ID'] for line in same}) > 1:
-            dropped.append(Drop(image, where, 'its lines name several patients'))
+    stamps = folders.files(root, '.png')
+    files = {path.rsplit('/', 1)[-1]: path for path in sorted(stamps, reverse=True)}  # of equal names the first path
+    table, without_patient = _with_patients(table)
+    images, unusable = tables.by_image(table, 'Image Index', files, patient='Patient ID')
+    dropped = [*table.dropped, *without_patient, *unusable]
+    films: list[Film] = []
+    for image in images:
+        patient = str(int(image.cells['Patient ID']))
+        split_name = _cut(patient, split_of.get(image.image), split)
+        if split_of and split_name is None:
+            dropped.append(Drop(image.image, image.where, f'not in the lists of the split {split}'))
             continue
-        if image not in by_name:
-            dropped.append(Drop(image, where, 'there is no such file'))
-            continue
-        patient = str(int(first['Patient ID']))
-        name = _cut(patient, split_of.get(image), split)
-        if split_of and name is None:
-            dropped.append(Drop(image, where, f'not in the lists of the split {split}'))
-            continue
-        codes, unknown = zip(*(_labels(line.cells['Finding Labels']) for line in same), strict=True)
-        if reason := ', '.join(dict.fromkeys(word for words in unknown for word in words)):
-            dropped.append(Drop(image, where, f'unknown findings are left out: {reason}', 'part'))
-        path = by_name[image]
-        study = f'{patient}/{first["Follow-up #"]}'
-        entries.append(Entry(image, patient, study, name, where, stamp=files[path]))
-        labels.append(coding.join(codes))
-        facts.append({name: first[name] for name in first if len({line.cells[name] for line in same}) == 1})
-        paths.append(path)
-    notes += folders.account(root, table.path.name, LAYOUT, len(lines), len(entries), len(files))
+        labels, unknown = zip(*(_labels(line.cells['Finding Labels']) for line in image.lines), strict=True)
+        if names := ', '.join(dict.fromkeys(name for line in unknown for name in line)):
+            dropped.append(Drop(image.image, image.where, f'unknown findings are left out: {names}', 'part'))
+        study = f'{patient}/{image.cells["Follow-up #"]}'
+        entry = Entry(image.image, patient, study, split_name, image.where, stamp=stamps[image.file])
+        films.append(Film(entry, coding.join(labels), image.shared_cells, image.file))
+    notes += folders.account(root, table.path.name, LAYOUT, len(images) + len(unusable), len(films), len(stamps))
 
     def load(i: int) -> Example:
-        cells = facts[i]  # what all lines of the image agree on
+        cells = films[i].cells
         view = cells.get('View Position', '')
         age, sex = coding.age(cells.get('Patient Age', '')), coding.sex(cells.get('Patient Gender', ''))
-        data = folders.content(folders.inside(root, paths[i]))
+        data = folders.content(folders.inside(root, films[i].file))
         return Example(data, coding.role(view), info=coding.known(age=age, sex=sex, view=view))
 
     return Source(
         name='nih', version='1', namespace='nih', labels=LABELS, license=LICENSE, size=size,
-        entries=entries, label=labels.__getitem__, load=load, dropped=dropped, notes=notes,
-        splits=name_of_list,
+        entries=[film.entry for film in films], label=lambda i: films[i].labels, load=load, dropped=dropped,
+        notes=notes, splits=name_of_list,
     )  # fmt: skip
+
+
+def _with_patients(table: Table) -> tuple[Table, list[Drop]]:
+    """The table without the lines whose Patient ID is no number, and a drop for each of those lines."""
+    lines, dropped = [], []
+    for line in table.lines:
+        if (number := line.cells['Patient ID']).isascii() and number.isdecimal():  # '²' is a digit, but no number
+            lines.append(line)
+        else:
+            dropped.append(Drop(line.cells['Image Index'], table.where(line), 'the Patient ID is no number'))
+    return table._replace(lines=lines), dropped
 
 
 def _splits(root: pathlib.Path, split: str, lists: str | None) -> tuple[dict[str, str], list[str]]:

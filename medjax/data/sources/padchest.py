@@ -27,9 +27,9 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from medjax.data.releases import coding, folders, tables
-from medjax.data.releases.tables import Line
 from medjax.data.types import BLANK, NEGATIVE, POSITIVE, Drop, Entry, Example, Source
 
 LICENSE = 'BIMCV PadChest research use agreement'
@@ -41,6 +41,15 @@ UNSAID = 'unchanged'
 SCANNER = r'[A-Za-z0-9][A-Za-z0-9 .&_-]{0,39}'  # a maker's name and nothing longer
 
 
+class Film(NamedTuple):
+    """An image of the table whose file is there."""
+
+    entry: Entry
+    label_cells: tuple[str, ...]  # the column Labels of each line; `label` reads them, since most labels are 0
+    cells: dict[str, str]  # those in which all lines of the image agree
+    file: str
+
+
 def arguments(parser: argparse.ArgumentParser) -> None:
     folders.arguments(parser, LAYOUT)
 
@@ -48,45 +57,35 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def source(folder: str, size: int | None = None) -> Source:
     root = folders.release_folder(folder, f'{TABLE}|{TABLE}.gz', layout=LAYOUT)
     table = tables.read_table(next(path for path in (root / TABLE, root / f'{TABLE}.gz') if path.exists()), COLUMNS)
-    files = folders.files(root, '.png')
-    by_name = {path.rsplit('/', 1)[-1]: path for path in sorted(files, reverse=True)}
-    dropped = list(table.dropped)
-    lines: dict[str, list[Line]] = {}
-    for line in table.lines:
-        lines.setdefault(line.cells['ImageID'], []).append(line)
+    stamps = folders.files(root, '.png')
+    files = {path.rsplit('/', 1)[-1]: path for path in sorted(stamps, reverse=True)}  # of equal names the first path
     names = sorted({name for line in table.lines for name in _listed(line.cells['Labels']) or ()})
-
-    entries, cells_of, facts, paths = [], [], [], []
-    for image, same in lines.items():
-        where, first = table.where(same[0]), same[0].cells
-        if len({line.cells['PatientID'] for line in same}) > 1:
-            dropped.append(Drop(image, where, 'its lines name several patients'))
-            continue
-        if image not in by_name:
-            dropped.append(Drop(image, where, 'there is no such file' if image else 'no file is named'))
-            continue
-        if any(_listed(line.cells['Labels']) is None for line in same):
-            dropped.append(Drop(image, where, 'Labels is no list: blank for all', 'part'))
-        patient, path = first['PatientID'] or None, by_name[image]
-        study = f'{patient}/{first["StudyID"]}' if patient and first['StudyID'] else f'image/{image}'
-        entries.append(Entry(image, patient, study, None, where, stamp=files[path]))
-        cells_of.append(tuple(line.cells['Labels'] for line in same))
-        facts.append({name: first[name] for name in first if len({line.cells[name] for line in same}) == 1})
-        paths.append(path)
-    notes = folders.account(root, table.path.name, LAYOUT, len(lines), len(entries), len(files))
-    if inverse := sum(cells.get('PhotometricInterpretation_DICOM') == 'MONOCHROME1' for cells in facts):
+    images, unusable = tables.by_image(table, 'ImageID', files, patient='PatientID')
+    dropped = [*table.dropped, *unusable]
+    films: list[Film] = []
+    for image in images:
+        label_cells = tuple(line.cells['Labels'] for line in image.lines)
+        if any(_listed(cell) is None for cell in label_cells):
+            dropped.append(Drop(image.image, image.where, 'Labels is no list: blank for all', 'part'))
+        patient, number = image.cells['PatientID'] or None, image.cells['StudyID']
+        study = f'{patient}/{number}' if patient and number else f'image/{image.image}'
+        entry = Entry(image.image, patient, study, None, image.where, stamp=stamps[image.file])
+        films.append(Film(entry, label_cells, image.shared_cells, image.file))
+    notes = folders.account(root, table.path.name, LAYOUT, len(images) + len(unusable), len(films), len(stamps))
+    if inverse := sum(film.cells.get('PhotometricInterpretation_DICOM') == 'MONOCHROME1' for film in films):
         notes.append(f'{inverse:,} films were MONOCHROME1: look whether their bones are bright (column photometric)')
 
     def load(i: int) -> Example:
-        cells = facts[i]  # what all lines of the image agree on
+        cells = films[i].cells
         view = cells.get('Projection', '')
         role = 'costal' if view == 'COSTAL' else coding.role(view)
-        data = folders.content(folders.inside(root, paths[i]))
+        data = folders.content(folders.inside(root, films[i].file))
         return Example(data, role, text=_sections(cells.get('Report', '')), info=_info(cells))
 
     return Source(
         name='padchest', version='1', namespace='padchest', labels=tuple(names), license=LICENSE,
-        size=size, entries=entries, label=lambda i: coding.join([_codes(cell, names) for cell in cells_of[i]]),
+        size=size, entries=[film.entry for film in films],
+        label=lambda i: coding.join([_codes(cell, names) for cell in films[i].label_cells]),
         load=load, dropped=dropped, notes=notes,
     )  # fmt: skip
 

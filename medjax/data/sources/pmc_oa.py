@@ -38,25 +38,25 @@ def source(folder: str, size: int | None = None) -> Source:
     pictures = next((f for f in (PICTURES, f'images/{PICTURES}', 'images') if (root / f).is_dir()), None)
     if pictures is None:
         raise UserError(f'{root}: there is no folder {PICTURES} or images; unpack images.zip there')
-    dropped: list[Drop] = []
-    found = _found(lines, pictures, dropped)
 
-    def read(at: Any) -> str:
+    def read_caption(at: Any) -> str:
         caption = tables.json_line(lines, at).get('caption')
         if not isinstance(caption, str):
             raise Unreadable('it is no text')
         return caption
 
-    return pubmed_figures.source(root, 'pmc_oa', found, dropped, [], LICENSE, size, read=read)
+    figures = pubmed_figures.Figures('pmc_oa', LICENSE, _figures(lines, pictures), read_caption=read_caption)
+    return pubmed_figures.source(root, figures, size)
 
 
-def _found(lines: pathlib.Path, pictures: str, dropped: list[Drop]) -> Iterator[Figure]:
+def _figures(lines: pathlib.Path, pictures: str) -> Iterator[Figure | Drop]:
+    """The figure of each line; its caption is the place of the line in the file."""
     for number, at, line in tables.json_lines(lines):
         where = f'{lines.name} line {number}'
         if isinstance(line, str):
-            dropped.append(Drop('', where, line))
+            yield Drop('', where, line)
         elif not isinstance(image := line.get('image'), str):
-            dropped.append(Drop('', where, 'no image is named'))
+            yield Drop('', where, 'no image is named')
         else:
             score = line.get('alignment_score')
             known = coding.known(alignment_score=score if isinstance(score, float) else None)

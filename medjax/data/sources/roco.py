@@ -55,25 +55,24 @@ def source(folder: str, size: int | None = None, split: str = 'official') -> Sou
     ]
     if bool(first) == bool(second):
         raise UserError(f'{root}: {"captions of both ROCO and ROCOv2" if first else "no captions"}; give {LAYOUT}')
-    dropped: list[Drop] = []
     notes: list[str] = []
     if second:
-        found = [figure for s in second for figure in _second(root, s, dropped, notes)]
+        figures = [figure for s in second for figure in _second(root, s, notes)]
         name, splits = 'rocov2', 'roco/v2'
     else:
-        found = [figure for part in first for figure in _first(root, part, dropped)]
+        figures = [figure for part in first for figure in _first(root, part)]
         name, splits = 'roco', 'roco/v1' if any('non-' in part for part in first) else 'roco/v1_radiology'
-    differ = published_splits.differences(splits, {figure.image: str(figure.split) for figure in found}.items())
+    split_of = {figure.image: str(figure.split) for figure in figures if isinstance(figure, Figure)}
+    differ = published_splits.differences(splits, split_of.items())
     notes += differ
     wanted = ('train', 'valid', 'test') if second else ('train', 'validation', 'test')
     if missing := [s for s in wanted if not any(part.split('/')[0] == s for part in second or first)]:
         notes.append(f'there are no captions of {" and ".join(missing)}')
-    return pubmed_figures.source(
-        root, name, found, dropped, notes, LICENSE, size, published_splits.named(splits, differ)
-    )
+    release = pubmed_figures.Figures(name, LICENSE, figures, notes, published_splits.named(splits, differ))
+    return pubmed_figures.source(root, release, size)
 
 
-def _first(root: pathlib.Path, part: str, dropped: list[Drop]) -> Iterator[Figure]:
+def _first(root: pathlib.Path, part: str) -> Iterator[Figure | Drop]:
     """The figures of 'train/radiology' of ROCO."""
     here = root / part
     names, licenses = _origins(here)
@@ -82,7 +81,7 @@ def _first(root: pathlib.Path, part: str, dropped: list[Drop]) -> Iterator[Figur
         where = f'{part}/captions.txt line {number}'
         image, _, caption = line.partition('\t')
         if not re.fullmatch(r'ROCO_\d+', image):
-            dropped.append(Drop('', where, 'no id of ROCO'))
+            yield Drop('', where, 'no id of ROCO')
             continue
         name = names.get(image, '')
         file = name if name in there and f'{image}.jpg' not in there else f'{image}.jpg'
@@ -107,10 +106,10 @@ def _origins(here: pathlib.Path) -> tuple[dict[str, str], dict[str, str]]:
     return names, licenses
 
 
-def _second(root: pathlib.Path, split: str, dropped: list[Drop], notes: list[str]) -> Iterator[Figure]:
+def _second(root: pathlib.Path, split: str, notes: list[str]) -> Iterator[Figure | Drop]:
     """The figures of one split of ROCOv2."""
     table = tables.read_table(root / f'{split}_captions.csv', ['ID', 'Caption'])
-    dropped += table.dropped
+    yield from table.dropped
     facts: dict[str, dict[str, str]] = defaultdict(dict)
     for name, file in (
         ('concepts', f'{split}_concepts.csv'),
@@ -131,7 +130,7 @@ def _second(root: pathlib.Path, split: str, dropped: list[Drop], notes: list[str
     for line in table.lines:
         image, where = line.cells['ID'], table.where(line)
         if not re.fullmatch(r'\w+', image):
-            dropped.append(Drop('', where, 'no id of ROCOv2'))
+            yield Drop('', where, 'no id of ROCOv2')
             continue
         yield Figure(
             image, f'{folder}/{image}.jpg', articles.get(image, ''), where, (line.cells['Caption'],),

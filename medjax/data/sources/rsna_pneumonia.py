@@ -26,14 +26,14 @@ import argparse
 import math
 import pathlib
 import re
-from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 
 from medjax.data.images import dicom
 from medjax.data.releases import coding, folders, published_splits, tables
-from medjax.data.releases.tables import Line
+from medjax.data.releases.tables import ImageLines, Line
 from medjax.data.types import BLANK, Drop, Entry, Example, Origin, Source, Unreadable
 from medjax.errors import UserError
 
@@ -46,6 +46,15 @@ LABELS = ('pneumonia', 'lung_opacity', 'no_lung_opacity_not_normal', 'normal')
 BOX = ('x', 'y', 'width', 'height')
 
 
+class Film(NamedTuple):
+    """A film that has a file."""
+
+    entry: Entry
+    labels: list[int]
+    lines: list[Line]  # its lines in the table; [] for the test images
+    file: str
+
+
 def arguments(parser: argparse.ArgumentParser) -> None:
     folders.arguments(parser, LAYOUT)
 
@@ -55,34 +64,31 @@ def source(folder: str, size: int | None = None, split: str = 'given') -> Source
     table = tables.read_table(root / 'stage_2_train_labels.csv', ['patientId', 'Target', *BOX])
     classes, origins = _classes(root), nih_origins(root)
     listed = published_splits.read_split(root, 'benchx', 'from yangzhou12/BenchX') if split == 'benchx' else {}
-    files = folders.paths(root, '.dcm')
-    place = {file.stem: name for name, file in files.items()}
-    lines: defaultdict[str, list[Line]] = defaultdict(list)
-    for line in table.lines:
-        lines[line.cells['patientId']].append(line)
-    tests = {file.stem: name for name, file in files.items() if 'stage_2_test_images' in file.parts}
-
-    dropped, entries, told = list(table.dropped), [], {}
-    for image in [*lines, *(image for image in tests if image not in lines)]:
-        mine = lines.get(image, [])
-        where = table.where(mine[0]) if mine else 'stage_2_test_images'
-        try:
-            file = folders.inside(root, place.get(image, f'stage_2_train_images/{image}.dcm') if image else '')
-            if listed and image not in listed:
-                raise Unreadable('in no list of the split benchx')
-        except Unreadable as error:
-            dropped.append(Drop(image, where, str(error)))
+    stamps = folders.files(root, '.dcm')
+    files = {pathlib.PurePosixPath(path).stem: path for path in stamps}
+    images, unusable = tables.by_image(table, 'patientId', files)
+    in_table = {image.image for image in images}
+    images += [
+        ImageLines(image, path, 'stage_2_test_images', [])
+        for image, path in files.items()
+        if 'stage_2_test_images' in path.split('/') and image not in in_table
+    ]
+    dropped = [*table.dropped, *unusable]
+    films: dict[str, Film] = {}
+    for image, path, where, lines in images:
+        if listed and image not in listed:
+            dropped.append(Drop(image, where, 'in no list of the split benchx'))
             continue
-        told[image], wrong = _labels(mine, classes.get(image, []))
-        if wrong:
-            dropped.append(Drop(image, where, wrong, 'part'))
-        entries.append(
-            Entry(image, None, f'image/{image}', listed.get(image), where, origins.get(image), folders.stamp(file))
-        )
-    if not entries:
-        raise UserError(f'{root}: none of the {len(lines)} images of {table.path.name} is there; give {LAYOUT}')
-    named = {place[image] for image in [*lines, *tests] if image in place}
-    notes = _notes(origins, entries, folders.not_named(files, named, 'the table'))
+        labels, problem = _labels(lines, classes.get(image, []))
+        if problem:
+            dropped.append(Drop(image, where, problem, 'part'))
+        origin = origins.get(image)
+        entry = Entry(image, None, f'image/{image}', listed.get(image), where, origin, stamps[path])
+        films[image] = Film(entry, labels, lines, path)
+    if not films:
+        raise UserError(f'{root}: none of the {len(unusable)} images of {table.path.name} is there; give {LAYOUT}')
+    entries = [film.entry for film in films.values()]
+    notes = _notes(origins, entries, folders.not_named(stamps, {image.file for image in images}, 'the table'))
     name_of_list = ''
     if listed:
         differ = published_splits.differences('rsna_pneumonia/benchx', listed.items())
@@ -92,11 +98,11 @@ def source(folder: str, size: int | None = None, split: str = 'given') -> Source
         dropped += apart
 
     def load(i: int) -> Example:
-        image = entries[i].image
-        data, mask, note = folders.content(folders.inside(root, place[image])), None, ''
+        film = films[entries[i].image]
+        data, mask, note = folders.content(folders.inside(root, film.file)), None, ''
         try:
-            if told[image][0] in (0, 1):
-                mask = _boxes(lines[image], dicom.shape(data))
+            if film.labels[0] in (0, 1):
+                mask = _boxes(film.lines, dicom.shape(data))
         except Unreadable as error:
             note = f'the mask is left out: {error}'
         facts = dicom.facts(data)
@@ -105,7 +111,7 @@ def source(folder: str, size: int | None = None, split: str = 'given') -> Source
 
     return Source(
         name='rsna_pneumonia', version='1', namespace='rsna_pneumonia', labels=LABELS, license=LICENSE, size=size,
-        entries=entries, label=lambda i: told[entries[i].image], load=load, dropped=dropped, notes=notes,
+        entries=entries, label=lambda i: films[entries[i].image].labels, load=load, dropped=dropped, notes=notes,
         splits=name_of_list,
     )  # fmt: skip
 
@@ -127,13 +133,13 @@ def nih_origins(root: pathlib.Path) -> dict[str, Origin]:
     return found
 
 
-def _classes(root: pathlib.Path) -> dict[str, list[str]]:
-    """image -> its cells of the class table, once for each line; {} without the table."""
+def _classes(root: pathlib.Path) -> Mapping[str, list[str]]:
+    """Image -> the class in each of its lines in the class table; {} without the table."""
     path = root / 'stage_2_detailed_class_info.csv'
-    found: defaultdict[str, list[str]] = defaultdict(list)
-    for line in tables.read_table(path, ['patientId', 'class']).lines if path.exists() else []:
-        found[line.cells['patientId']].append(line.cells['class'])
-    return found
+    if not path.exists():
+        return {}
+    lines = tables.read_table(path, ['patientId', 'class']).by('patientId')
+    return {image: [line.cells['class'] for line in same] for image, same in lines.items()}
 
 
 def _labels(lines: Iterable[Line], classes: Iterable[str]) -> tuple[list[int], str]:

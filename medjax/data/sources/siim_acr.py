@@ -18,16 +18,25 @@ NIH's (SIIM says so).
 from __future__ import annotations
 
 import argparse
-from collections import defaultdict
+import pathlib
+from typing import NamedTuple
 
 from medjax.data.images import dicom
 from medjax.data.releases import coding, folders, rle, tables
-from medjax.data.releases.tables import Line
 from medjax.data.types import BLANK, Drop, Entry, Example, Source, Unreadable
 from medjax.errors import UserError
 
 LICENSE = 'Kaggle competition rules: non-commercial use'
 LAYOUT = 'the folder that holds train-rle.csv and dicom-images-train/ of SIIM-ACR Pneumothorax Segmentation'
+
+
+class Film(NamedTuple):
+    """An image of the table whose file is there."""
+
+    entry: Entry
+    label: int
+    runs: list[str]  # the column EncodedPixels of each line
+    file: str
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,35 +46,29 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def source(folder: str, size: int | None = None) -> Source:
     root = folders.release_folder(folder, 'train-rle.csv', layout=LAYOUT)
     table = tables.read_table(root / 'train-rle.csv', ['ImageId', 'EncodedPixels'])
-    files = folders.paths(root, '.dcm')
-    place = {file.stem: name for name, file in files.items()}
-    lines: defaultdict[str, list[Line]] = defaultdict(list)
-    for line in table.lines:
-        lines[line.cells['ImageId']].append(line)
-
-    dropped, entries, labels, masks = list(table.dropped), [], [], []
-    for image, mine in lines.items():
-        where, cells = table.where(mine[0]), [line.cells['EncodedPixels'] for line in mine]
-        try:
-            file = folders.inside(root, place.get(image, f'dicom-images-train/{image}.dcm') if image else '')
-        except Unreadable as error:
-            dropped.append(Drop(image, where, str(error)))
-            continue
-        said = [rle.label(cell) for cell in cells]
-        if None in said:
+    stamps = folders.files(root, '.dcm')
+    files = {pathlib.PurePosixPath(path).stem: path for path in stamps}
+    images, unusable = tables.by_image(table, 'ImageId', files)
+    dropped = [*table.dropped, *unusable]
+    films: list[Film] = []
+    for image in images:
+        runs = [line.cells['EncodedPixels'] for line in image.lines]
+        labels = [rle.label(cell) for cell in runs]
+        if None in labels:
             reason = 'EncodedPixels is neither runs nor -1; this line says nothing'
-            dropped.append(Drop(image, table.where(mine[said.index(None)]), reason, 'part'))
-        entries.append(Entry(image, None, f'image/{image}', None, where, stamp=folders.stamp(file)))
-        labels.append(coding.fuse(BLANK if value is None else value for value in said))
-        masks.append(cells)
-    if not entries:
-        raise UserError(f'{root}: none of the {len(lines)} images of train-rle.csv is there; give {LAYOUT}')
+            dropped.append(Drop(image.image, table.where(image.lines[labels.index(None)]), reason, 'part'))
+        label = coding.fuse(BLANK if label is None else label for label in labels)
+        entry = Entry(image.image, None, f'image/{image.image}', None, image.where, stamp=stamps[image.file])
+        films.append(Film(entry, label, runs, image.file))
+    if not films:
+        raise UserError(f'{root}: none of the {len(unusable)} images of train-rle.csv is there; give {LAYOUT}')
 
     def load(i: int) -> Example:
-        data, mask, note = folders.content(folders.inside(root, place[entries[i].image])), None, ''
+        film = films[i]
+        data, mask, note = folders.content(folders.inside(root, film.file)), None, ''
         try:
-            if labels[i] != BLANK:
-                mask = rle.mask(masks[i], dicom.shape(data))
+            if film.label != BLANK:
+                mask = rle.mask(film.runs, dicom.shape(data))
         except Unreadable as error:
             note = f'the mask is left out: {error}'
         facts = dicom.facts(data)
@@ -75,9 +78,10 @@ def source(folder: str, size: int | None = None) -> Source:
     notes = [
         'the films are from NIH ChestX-ray14 and nobody published which: do not test on SIIM-ACR after training on NIH',
         'no patients are named: where splits are drawn, near-duplicates stay together; people may still be in two',
-        *folders.not_named(files, {place[image] for image in lines if image in place}, 'train-rle.csv'),
+        *folders.not_named(stamps, {film.file for film in films}, 'train-rle.csv'),
     ]
     return Source(
         name='siim_acr', version='1', namespace='siim_acr', labels=('pneumothorax',), license=LICENSE,
-        entries=entries, label=lambda i: [labels[i]], load=load, dropped=dropped, notes=notes, size=size,
+        entries=[film.entry for film in films], label=lambda i: [films[i].label], load=load, dropped=dropped,
+        notes=notes, size=size,
     )  # fmt: skip

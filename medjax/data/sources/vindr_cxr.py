@@ -21,12 +21,12 @@ repositories). Recalled, not checked: that all films are PA, on which the role '
 from __future__ import annotations
 
 import argparse
-import pathlib
-from collections import defaultdict
+from typing import NamedTuple
 
 from medjax.data.images import dicom
 from medjax.data.releases import coding, folders, published_splits, tables
-from medjax.data.types import BLANK, Drop, Entry, Example, Source, Unreadable
+from medjax.data.releases.tables import Line, Table
+from medjax.data.types import BLANK, Drop, Entry, Example, Source
 from medjax.errors import UserError
 
 LICENSE = 'PhysioNet credentialed 1.5.0'
@@ -36,6 +36,14 @@ TABLES = {split: f'annotations/image_labels_{split}.csv' for split in ('train', 
 NO_LABEL = ('image_id', 'rad_id')
 
 
+class Film(NamedTuple):
+    """An image of a table whose file is there."""
+
+    entry: Entry
+    labels: dict[str, int]
+    file: str
+
+
 def arguments(parser: argparse.ArgumentParser) -> None:
     folders.arguments(parser, LAYOUT)
 
@@ -43,43 +51,44 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def source(folder: str, size: int | None = None, split: str = 'official') -> Source:
     root = folders.release_folder(folder, '|'.join(TABLES.values()), layout=LAYOUT)
     benchx = published_splits.read_split(root, 'benchx', 'from yangzhou12/BenchX') if split == 'benchx' else {}
-    files = folders.paths(root, '.dicom', '.dcm')
-    notes, dropped, entries = [], [], []
-    told: dict[str, dict[str, int]] = {}
+    stamps = folders.files(root, '.dicom', '.dcm')
+    notes: list[str] = []
+    dropped: list[Drop] = []
+    films: dict[str, Film] = {}
     names: dict[str, None] = {}  # in the tables' order
     tabled: dict[str, str] = {}  # image -> split, as the tables have it
-    place: dict[str, str] = {}
     for part, name in TABLES.items():
         if not (root / name).is_file():
             notes.append(f'{name} is missing: no {part} image is in the data set')
             continue
-        votes, first, wrong = _read(root / name)
-        dropped += wrong
-        for image, said in votes.items():
-            file = f'{part}/{image}.dicom'
-            try:
-                stamp = folders.stamp(folders.inside(root, file if image else ''))
-                if image in told:
-                    raise Unreadable('the image is in both tables')
-                if benchx and image not in benchx:
-                    raise Unreadable('in no list of the split benchx')
-            except Unreadable as error:
-                dropped.append(Drop(image, first[image], str(error)))
+        table = tables.read_table(root / name, ['image_id'])
+        files = {
+            path.removeprefix(f'{part}/').removesuffix('.dicom'): path for path in stamps if path.startswith(f'{part}/')
+        }
+        images, unusable = tables.by_image(table, 'image_id', files)
+        dropped += [*table.dropped, *unusable]
+        for image, path, where, lines in images:
+            if image in films:
+                dropped.append(Drop(image, where, 'the image is in both tables'))
                 continue
-            place[image] = file
-            told[image] = {label: coding.fuse(values) for label, values in said.items()}
-            names |= dict.fromkeys(told[image])
-            entries.append(Entry(image, None, f'image/{image}', benchx.get(image, part), first[image], stamp=stamp))
-        used = {f'{part}/{image}.dicom' for image in votes}
-        notes += folders.not_named([name for name in files if name.startswith(f'{part}/')], used, name)
-        tabled |= dict.fromkeys(votes, part)
-    if not entries:
+            if benchx and image not in benchx:
+                dropped.append(Drop(image, where, 'in no list of the split benchx'))
+                continue
+            labels, wrong = _labels(table, image, lines)
+            dropped += wrong
+            names |= dict.fromkeys(labels)
+            entry = Entry(image, None, f'image/{image}', benchx.get(image, part), where, stamp=stamps[path])
+            films[image] = Film(entry, labels, path)
+        notes += folders.not_named(files.values(), {image.file for image in images}, name)
+        tabled |= dict.fromkeys(table.by('image_id'), part)
+    if not films:
         raise UserError(f'{root}: none of the images that the tables name is there; give {LAYOUT}')
     differ = published_splits.differences(f'vindr_cxr/{split}', (benchx or tabled).items()) if split in SPLITS else []
     notes += differ
+    in_order = list(films.values())
 
     def load(i: int) -> Example:
-        data = folders.content(folders.inside(root, place[entries[i].image]))
+        data = folders.content(folders.inside(root, in_order[i].file))
         return Example(data, 'frontal', info=dicom.facts(data))
 
     notes += [
@@ -88,28 +97,26 @@ def source(folder: str, size: int | None = None, split: str = 'official') -> Sou
     ]
     return Source(
         name='vindr_cxr', version='1', namespace='vindr_cxr', labels=tuple(names), license=LICENSE, size=size,
-        entries=entries, label=lambda i: [told[entries[i].image].get(name, BLANK) for name in names],
+        entries=[film.entry for film in in_order],
+        label=lambda i: [in_order[i].labels.get(name, BLANK) for name in names],
         load=load, dropped=dropped, notes=notes,
         splits=published_splits.named(f'vindr_cxr/{split}', differ) if split in SPLITS else '',
     )  # fmt: skip
 
 
-def _read(path: pathlib.Path) -> tuple[dict[str, dict[str, list[int]]], dict[str, str], list[Drop]]:
-    """image -> label -> what each reader says; image -> its first line; and cells that hold neither 0 nor 1."""
-    table = tables.read_table(path, ['image_id'])
-    names = {column: _name(column) for column in table.columns if column not in NO_LABEL}
-    votes: defaultdict[str, dict[str, list[int]]] = defaultdict(lambda: {name: [] for name in names.values()})
-    first: dict[str, str] = {}
-    dropped = list(table.dropped)
-    for line in table.lines:
-        image = line.cells['image_id']
-        first.setdefault(image, table.where(line))
-        for column, name in names.items():
-            value = coding.label(line.cells[column])
-            if value is None and line.cells[column]:
-                dropped.append(Drop(image, table.where(line), f'{column} is neither 0 nor 1 and left blank', 'part'))
-            votes[image][name].append(BLANK if value is None else value)
-    return votes, first, dropped
+def _labels(table: Table, image: str, lines: list[Line]) -> tuple[dict[str, int], list[Drop]]:
+    """The labels on which all readers of an image agree, and a drop for each cell that holds neither 0 nor 1."""
+    labels, dropped = {}, []
+    for column in table.columns:
+        if column in NO_LABEL:
+            continue
+        readings = [coding.label(line.cells[column]) for line in lines]
+        labels[_name(column)] = coding.fuse(BLANK if reading is None else reading for reading in readings)
+        for line, reading in zip(lines, readings, strict=True):
+            if reading is None and line.cells[column]:
+                reason = f'{column} is neither 0 nor 1 and left blank'
+                dropped.append(Drop(image, table.where(line), reason, 'part'))
+    return labels, dropped
 
 
 def _name(column: str) -> str:

@@ -5,7 +5,7 @@ import json
 import pytest
 from text_releases import build, image, reasons, save, told
 
-from medjax.data.releases import folders
+from medjax.data.releases import tables
 from medjax.data.sources import pmc_oa
 from medjax.errors import UserError
 
@@ -77,7 +77,7 @@ def test_beta_and_images_below_images(folder):
 def test_refused(folder, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r'pmc_oa\.jsonl or pmc_oa_beta\.jsonl is missing'):
         pmc_oa.source(str(tmp_path))
-    monkeypatch.setattr(folders, 'LONGEST', 40)
+    monkeypatch.setattr(tables, 'LONGEST', 40)
     with pytest.raises(UserError, match='line 1: longer than'):
         pmc_oa.source(str(folder))
     monkeypatch.undo()

@@ -150,14 +150,14 @@ def test_the_stamp_of_a_line_is_that_of_image_and_mask(folder):
     assert [a != b for a, b in zip(before, after, strict=True)] == [True, False, True]
 
 
-def test_what_a_source_reads_is_noted(folder):
+def test_what_a_source_reads_is_recorded(folder):
     csv(folder, 'image\nimages/0.png\n')
     (folder / 'list.txt').write_text('a\n')
     (folder / 'facts.json').write_text('{}')
     (folder / 'lines.jsonl').write_text('{}\n')
-    with tables.noted() as files:
+    with tables.recorded_reads() as files:
         table.source(str(folder))
-        with tables.noted() as inner:
+        with tables.recorded_reads() as inner:
             tables.read_list(folder / 'list.txt')
         tables.read_json(folder / 'facts.json')
         list(tables.json_lines(folder / 'lines.jsonl'))
@@ -165,6 +165,22 @@ def test_what_a_source_reads_is_noted(folder):
     names = ('metadata.csv', 'facts.json', 'lines.jsonl')
     assert files == [f'{name} {folders.stamp(folder / name)}' for name in names]
     assert inner == [f'list.txt {folders.stamp(folder / "list.txt")}']
+
+
+def test_lines_of_one_image_are_joined(folder):
+    csv(folder, 'image,who,age,sex\na,p1,61,F\nb,p2,,\na,p1,62,F\nc,p3,,\n,p4,,\nc,p5,,\n')
+    read = tables.read_table(folder / 'metadata.csv')
+    files = {'a': 'x/a.png', 'c': 'x/c.png'}
+    images, dropped = tables.by_image(read, 'image', files, patient='who')
+    assert [(image.image, image.file, image.where) for image in images] == [('a', 'x/a.png', 'metadata.csv line 2')]
+    assert [line.number for line in images[0].lines] == [2, 4]
+    assert images[0].shared_cells == {'image': 'a', 'who': 'p1', 'sex': 'F'} and images[0].cells['age'] == '61'
+    assert [(drop.image, drop.where, drop.reason) for drop in dropped] == [
+        ('b', 'metadata.csv line 3', 'there is no such file'),
+        ('c', 'metadata.csv line 5', 'its lines name several patients'),
+        ('', 'metadata.csv line 6', 'no file is named'),
+    ]
+    assert len(tables.by_image(read, lambda line: line.cells['image'].upper(), {'C': 'x/c.png'})[0][0].lines) == 2
 
 
 def test_a_blank_split_among_given_ones_is_set_aside(folder):
