@@ -118,8 +118,8 @@ def _told(out: str, summary: dict[str, Any], namespace: str) -> list[str]:
         f'  fingerprint {summary["fingerprint"]}, id key {summary["key_fingerprint"]}',
         f'  namespace of the ids {namespace!r}: equal ids are one patient in all data sets of this namespace',
     ]
-    if known := published_splits.LISTS.get(summary['split_list'].removesuffix(', altered')):
-        lines.append(f'  splits: {summary["split_list"]}, {known.about}')
+    if published := published_splits.LISTS.get(summary['split_list'].removesuffix(', altered')):
+        lines.append(f'  splits: {summary["split_list"]}, {published.description}')
     lines += [f'  note: {note}' for note in summary['notes']]
     lines += [f'  audit: {sentence}' for sentence in summary['audit']['verdict']]
     for part, what in (('record', 'set aside'), ('part', 'left without a part')):

@@ -61,10 +61,10 @@ def test_figures(folder, tmp_path):
         'pubmed_parsed_data.jsonl line 3 figure 1': 'there is no such file',
         'pubmed_parsed_data.jsonl line 3 figure 2': 'no file is named',
         'pubmed_parsed_data.jsonl line 5': 'the article has no list of figures',
-        'pubmed_parsed_data.jsonl line 6': 'the line is no JSON',
+        'pubmed_parsed_data.jsonl line 6': 'the line is not JSON',
     }
     later = {drop.where: drop.reason for drop in said['drops'] if drop.where not in why}
-    assert later == {'pubmed_parsed_data.jsonl line 3 figure 3': 'the caption is left out: it is no text'}
+    assert later == {'pubmed_parsed_data.jsonl line 3 figure 3': 'the caption is left out: it is not a text'}
     assert any('licences: CC BY 2' in note for note in said['notes'])
     words = told(tmp_path / 'out', rows, said)
     assert '1501' not in words and '11178' not in words and 'home' not in words

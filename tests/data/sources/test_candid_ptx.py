@@ -55,7 +55,7 @@ def test_lines_masks_patients_and_tables_are_joined(folder, tmp_path):
     }
     assert reasons(source) == {
         'Pneumothorax_reports.csv line 10': 'its lines name two patients',
-        'Pneumothorax_reports.csv line 12': 'EncodedPixels is neither runs nor -1; this line says nothing',
+        'Pneumothorax_reports.csv line 12': 'EncodedPixels is neither runs nor -1; this line is ignored',
         'Pneumothorax_reports.csv line 14': 'there is no such file',
         'Pneumothorax_reports.csv line 15': '2 cells where the header has 6',
     }

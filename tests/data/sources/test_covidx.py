@@ -69,10 +69,10 @@ def test_a_list_of_three_classes(folder, tmp_path):
     assert entries[f'{RSNA[0]}.png'].origin == origin and entries['COVID(2).png'].origin is None
     said = ' '.join(source.notes)
     assert (
-        'class goes with source' in said
+        'the class depends on the source' in said
         and 'covid-19: actmed 3, sirm 2, fig1 1; normal: rsna 1, cohen 1, fig1 1' in said
     )
-    assert 'no published one' in said and '1 image file in the folder is not in the lists' in said
+    assert 'is not one of the published lists' in said and '1 image file in the folder is not in the lists' in said
     assert '2 films are from the RSNA challenge' in said
 
     data, _ = build(source, tmp_path / 'out')

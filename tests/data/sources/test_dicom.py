@@ -45,7 +45,7 @@ def test_an_export(tree, tmp_path):
     assert len({entry.study for entry in source.entries}) == 3
     why = list(reasons(source).values())
     for words in (
-        'instance of file 2 again', 'Key Object Selection Document Storage', 'Encapsulated PDF Storage',
+        'repeats the instance of file 2', 'Key Object Selection Document Storage', 'Encapsulated PDF Storage',
         'a segmentation', 'an object of an unknown class', 'Media Storage Directory', 'no DICOM file', 'an empty file',
     ):  # fmt: skip
         assert sum(words in reason for reason in why) == 1, (words, why)

@@ -118,7 +118,7 @@ def test_the_role_is_by_the_word_of_the_view_that_tells(tmp_path, view, role):
     [
         (dict(patient='person'), '0 groups; put one around'),
         (dict(patient='(a)(b)'), '2 groups'),
-        (dict(patient='(a'), 'no regular expression'),
+        (dict(patient='(a'), 'not a regular expression'),
         (dict(levels=0), 'at least one level'),
     ],
 )

@@ -114,15 +114,15 @@ def test_every_set_is_known():
 
 
 def test_what_is_refused(tmp_path):
-    with pytest.raises(UserError, match="no name of a MedMNIST file; did you mean 'pathmnist'.*medjax build npz"):
+    with pytest.raises(UserError, match="not the name of a MedMNIST file; did you mean 'pathmnist'.*medjax build npz"):
         medmnist.source(save(tmp_path / 'pathmnis.npz'))
     with pytest.raises(UserError, match='does not exist'):
         medmnist.source(str(tmp_path / 'breastmnist.npz'))
     with pytest.raises(UserError, match='labels from 0 to 8; this set counts its 4 classes'):
         medmnist.source(save(tmp_path / 'octmnist.npz', classes=9, counts=(9, 9, 9)))
-    with pytest.raises(UserError, match='which is no organmnist3d'):
+    with pytest.raises(UserError, match='which does not fit organmnist3d'):
         medmnist.source(save(tmp_path / 'organmnist3d.npz'))
-    with pytest.raises(UserError, match='which is no octmnist'):
+    with pytest.raises(UserError, match='which does not fit octmnist'):
         medmnist.source(save(tmp_path / 'octmnist.npz', (28, 28, 28)))
     with pytest.raises(UserError, match='2 val_images but 1 val_labels'):
         medmnist.source(save(tmp_path / 'breastmnist.npz', val_labels=np.zeros((1, 1), np.uint8)))

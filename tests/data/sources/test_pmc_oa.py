@@ -53,15 +53,15 @@ def test_sub_figures(folder, tmp_path):
     assert texts == {'A. Réal time image', 'B. Another\nC. Of two parts', ''}
     assert [info['alignment_score'] for *_, info in rows if 'alignment_score' in info] == [0.8]
     why = reasons(source)
-    assert why['pmc_oa.jsonl line 3'] == 'the line is no JSON'
+    assert why['pmc_oa.jsonl line 3'] == 'the line is not JSON'
     assert "'..'" in why['pmc_oa.jsonl line 7']
     assert why['pmc_oa.jsonl line 8'] == why['pmc_oa.jsonl line 9'] == 'there is no such file'
     assert why['pmc_oa.jsonl line 10'] == 'no image is named'
-    assert why['pmc_oa.jsonl line 13'] == 'the line is no JSON object'
+    assert why['pmc_oa.jsonl line 13'] == 'the line is not a JSON object'
     assert why['pmc_oa.jsonl line 14'] == 'there is no such file'
     later = {drop.where: drop.reason for drop in said['drops'] if drop.where not in why}
     assert 'symbolic link' in later['pmc_oa.jsonl line 12']
-    assert 'the caption is left out: it is no text' in later['pmc_oa.jsonl line 11']
+    assert 'the caption is left out: it is not a text' in later['pmc_oa.jsonl line 11']
     words = told(tmp_path / 'out', rows, said)
     assert 'PMC' not in words and 'secret' not in words
 
@@ -77,7 +77,7 @@ def test_beta_and_images_below_images(folder):
 def test_refused(folder, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r'pmc_oa\.jsonl or pmc_oa_beta\.jsonl is missing'):
         pmc_oa.source(str(tmp_path))
-    monkeypatch.setattr(tables, 'LONGEST', 40)
+    monkeypatch.setattr(tables, 'LONGEST_LINE', 40)
     with pytest.raises(UserError, match='line 1: longer than'):
         pmc_oa.source(str(folder))
     monkeypatch.undo()

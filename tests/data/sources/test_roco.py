@@ -49,7 +49,7 @@ def test_first(first, tmp_path):
     assert {info['group'] for *_, info in rows} == {'radiology', 'non-radiology'}
     assert {info['license'] for *_, info in rows} == {'CC BY-NC', 'NO-CC CODE'}
     assert reasons(source) == {
-        'train/radiology/captions.txt line 4': 'no id of ROCO',
+        'train/radiology/captions.txt line 4': 'not an id of ROCO',
         'test/radiology/captions.txt line 2': 'there is no such file',
     }
     assert any('1 of 3 articles have figures in more than one split' in note for note in said['notes'])
@@ -120,7 +120,7 @@ def test_second(second, tmp_path):
     assert chest['text'] == {'caption': 'Chest\nHeart'} and 'license' not in chest
     why = reasons(source)
     assert why['valid_captions.csv line 3'] == 'there is no such file'
-    assert why['train_captions.csv line 6'] == 'no id of ROCOv2'
+    assert why['train_captions.csv line 6'] == 'not an id of ROCOv2'
     assert '3 cells' in why['train_captions.csv line 7']
     assert any('1 of 1 articles' in note for note in said['notes'])
     words = told(tmp_path / 'out', rows, said)

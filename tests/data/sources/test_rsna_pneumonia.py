@@ -99,7 +99,7 @@ def test_the_list_of_benchx(folder):
         csv(folder / 'benchx' / f'{split}.txt', *images)
     source = rsna_pneumonia.source(str(folder), split='benchx')
     assert {entry.image: entry.split for entry in source.entries} == {A: 'train', C: 'train', D: 'val', B: 'test'}
-    assert reasons(source)['stage_2_test_images'] == 'in no list of the split benchx'
+    assert reasons(source)['stage_2_test_images'] == 'not in the lists of the split benchx'
     assert '1 image file in the folder is not in the table and left out' in source.notes
     assert any('18678 train images, this list 2' in note for note in source.notes)
     assert source.splits == 'rsna_pneumonia/benchx, altered'
@@ -117,8 +117,8 @@ def test_what_is_refused(folder, tmp_path):
     with pytest.raises(UserError, match='stage_2_train_labels.csv is missing; give the folder'):
         rsna_pneumonia.source(str(tmp_path / 'empty'))
     for text, reason in (
-        ('[{"a"', 'no JSON file'),
-        ('[' * 100_000, 'no JSON file'),
+        ('[{"a"', 'cannot be read as a JSON file'),
+        ('[' * 100_000, 'cannot be read as a JSON file'),
         ('{"a": 1}', 'has no subset_img_id'),
     ):
         (folder / rsna_pneumonia.MAPPING).write_text(text)

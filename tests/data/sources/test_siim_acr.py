@@ -47,7 +47,7 @@ def test_lines_become_one_record_an_image(folder, tmp_path):
     }  # fmt: skip
     assert reasons(source) == {
         'train-rle.csv line 10': 'there is no such file',
-        'train-rle.csv line 8': 'EncodedPixels is neither runs nor -1; this line says nothing',
+        'train-rle.csv line 8': 'EncodedPixels is neither runs nor -1; this line is ignored',
         'train-rle.csv line 12': '3 cells where the header has 2',
     }
     assert '1 image file in the folder is not in train-rle.csv and left out' in source.notes

@@ -132,9 +132,9 @@ def test_lines_that_cannot_be_used_are_set_aside_with_their_reason(folder, tmp_p
     assert [entry.image for entry in source.entries] == ['images/0.png', 'images\\2.png']
     reasons = {drop.where.removeprefix('metadata.csv line '): drop.reason for drop in source.dropped}
     expected = {
-        '3': 'line 2 again', '4': 'again with other values', '5': "'..'", '6': 'absolute', '7': 'symbolic link',
-        '8': 'absolute', '9': 'no such file', '10': 'no file is named', '11': '2 cells where the header has 3',
-        '12': 'no such file', '14': 'cannot be followed',
+        '3': 'repeats the image of line 2', '4': 'line 2 with other values', '5': "'..'", '6': 'absolute',
+        '7': 'symbolic link', '8': 'absolute', '9': 'no such file', '10': 'no file is named',
+        '11': '2 cells where the header has 3', '12': 'no such file', '14': 'cannot be followed',
     }  # fmt: skip
     assert reasons.keys() == expected.keys()
     for line, words in expected.items():
@@ -160,8 +160,8 @@ def test_what_a_source_reads_is_recorded(folder):
         with tables.recorded_reads() as inner:
             tables.read_list(folder / 'list.txt')
         tables.read_json(folder / 'facts.json')
-        list(tables.json_lines(folder / 'lines.jsonl'))
-    tables.numbered(folder / 'list.txt')  # too late
+        list(tables.read_json_lines(folder / 'lines.jsonl'))
+    tables.numbered_lines(folder / 'list.txt')  # too late
     names = ('metadata.csv', 'facts.json', 'lines.jsonl')
     assert files == [f'{name} {folders.stamp(folder / name)}' for name in names]
     assert inner == [f'list.txt {folders.stamp(folder / "list.txt")}']
@@ -277,7 +277,7 @@ def test_npz_missing_or_no_archive(tmp_path):
     with pytest.raises(UserError, match='does not exist'):
         npz.source(str(tmp_path / 'none.npz'))
     (tmp_path / 'set.npz').write_text('no archive')
-    with pytest.raises(UserError, match=r'no \.npz archive'):
+    with pytest.raises(UserError, match=r'not an \.npz archive'):
         npz.source(str(tmp_path / 'set.npz'))
 
 

@@ -99,7 +99,7 @@ def test_pairs(folder, tmp_path):
     later = {drop.where: drop.reason for drop in said['drops'] if drop.where not in reasons(source)}
     assert later.pop('shard 2 member 3').startswith('damaged JPEG')
     assert {where[-1]: reason.partition(': ')[2] for where, reason in later.items()} == {
-        '1': 'it is no UTF-8 text', '4': 'the sample has no JSON that can be read', '6': 'it is no text',
+        '1': 'it is not UTF-8 text', '4': 'its JSON cannot be read', '6': 'it is not a text',
     }  # fmt: skip
     assert any('3 images have neither' in note for note in source.notes)
     assert any('1 members key.cls, 1 members key.*.jpg' in note for note in source.notes)
