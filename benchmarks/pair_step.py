@@ -168,18 +168,19 @@ def medjax_step(args, shape, images, ids, lengths) -> tuple[Callable[[], float],
     import jax
     import jax.numpy as jnp
 
-    from medjax import train
     from medjax.objectives.compose import compose
     from medjax.parallel import sharding
-    from medjax.training.step import create, make_step
+    from medjax.training.flops import step_flops
+    from medjax.training.state import create, make_optimizer
+    from medjax.training.step import make_step
     from medjax.types import View
 
     config = recipe(args, shape)
     jax.set_mesh(sharding.make_mesh())
     objective = compose(config)
-    _, optim = train.abstract_state(objective, config)
+    optim = make_optimizer(objective, config['optim'], config['total_steps'])
     step = make_step(objective, optim, lambda batch, key, step: batch)
-    state = jax.jit(lambda key: create(objective, lambda _: optim, key))(jax.random.key(0))
+    state = jax.jit(lambda key: create(objective, optim, key))(jax.random.key(0))
     row, there = np.arange(args.batch, dtype=np.uint32), np.ones((args.batch, 1), bool)
     words = np.arange(args.length) < lengths[:, None]
     views = jax.device_put(
@@ -187,7 +188,7 @@ def medjax_step(args, shape, images, ids, lengths) -> tuple[Callable[[], float],
             crop=View(images[:, None], row, there, None, {}), report=View(ids[:, None], row, there, words[:, None], {})
         )
     )
-    flops = train.step_flops(objective, lambda batch, key, step: (batch, {}), state, views)
+    flops = step_flops(objective, lambda batch, key, step: (batch, {}), state, views)
     program = jax.jit(step.step_on_views, donate_argnums=0).lower(state, views, {}).compile()
     memory = program.memory_analysis()
 

@@ -30,7 +30,7 @@ def measure(rows: int, width: int, devices: int, run: bool) -> None:
     import jax.numpy as jnp
     import numpy as np
 
-    from medjax.objectives.terms import Context, pair_sigmoid, pair_softmax
+    from medjax.objectives.terms import TermContext, TermInputs, pair_sigmoid, pair_softmax
     from medjax.parallel import sharding
     from medjax.types import View
 
@@ -56,7 +56,7 @@ def measure(rows: int, width: int, devices: int, run: bool) -> None:
             results = []
             for ring in (False, True):
                 term = module.build(
-                    Context('benchmark', 1, 1, {}),
+                    TermContext('benchmark', 1, 1),
                     *names,
                     temperature=dict(learned=0.07),
                     positives=positives,
@@ -65,7 +65,9 @@ def measure(rows: int, width: int, devices: int, run: bool) -> None:
                 params, _ = term.init(jax.random.key(0))
 
                 def loss(found, params, views, term=term):
-                    return term.loss(params, {}, found, views, {}, None, None, jnp.zeros((), jnp.int32))[0]
+                    return term.loss(
+                        TermInputs(params, {}, found, views, {}, None, jnp.zeros((), jnp.int32), None)
+                    ).loss
 
                 program = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(abstract, params, views_abstract).compile()
                 memory, kind = program.memory_analysis().temp_size_in_bytes / 2**20, 'ring' if ring else 'dense'

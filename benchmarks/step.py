@@ -22,13 +22,15 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from medjax import config as configs, train
+from medjax import config as configs
 from medjax.commands import build
 from medjax.data.stream import Stream
 from medjax.objectives.compose import compose
 from medjax.parallel import sharding
+from medjax.training.flops import step_flops
 from medjax.training.metrics import peak_flops
-from medjax.training.step import create, make_step
+from medjax.training.state import abstract_state, create, make_optimizer, state_shardings
+from medjax.training.step import make_step
 from medjax.views import make
 
 HERE = Path(__file__).parent
@@ -60,12 +62,13 @@ def measure(config, datasets, steps: int, warmup: int) -> dict:
     objective = compose(config)
     stream = Stream(config['data'], datasets, config['seed'])
     make_views = make.build(
-        config['views'], config['masks'], config['image'], train.grids(objective, config), config['rows_per_group']
+        config['views'], config['masks'], config['image'], objective.grids(config['views']), config['rows_per_group']
     )
-    abstract, optim = train.abstract_state(objective, config)
+    optim = make_optimizer(objective, config['optim'], config['total_steps'])
+    abstract = abstract_state(objective, optim)
     step = make_step(objective, optim, make_views, config['micro_batches'])
-    shardings, rows = train.state_shardings(objective, abstract, mesh), sharding.rows_sharding(mesh)
-    state = jax.jit(lambda key: create(objective, lambda _: optim, key), out_shardings=shardings)(jax.random.key(0))
+    shardings, rows = state_shardings(objective, abstract, mesh), sharding.rows_sharding(mesh)
+    state = jax.jit(lambda key: create(objective, optim, key), out_shardings=shardings)(jax.random.key(0))
     mine = {part: sharding.local_rows(rows, b) for part, b in stream.rows.items()}
     batches = stream.batches(0, mine)
 
@@ -75,7 +78,7 @@ def measure(config, datasets, steps: int, warmup: int) -> dict:
     batch = fetch()
     views, masks = jax.jit(make_views)(batch, jax.random.key(1), state.step)
     noise = {name: view._replace(x=jax.random.normal(jax.random.key(2), view.x.shape)) for name, view in views.items()}
-    flops = train.step_flops(objective, make_views, state, batch)
+    flops = step_flops(objective, make_views, state, batch)
 
     out = (shardings, sharding.replicated(mesh))
     bare, bare_compile = compiled(step.step_on_views, out, state, noise, masks)

@@ -124,3 +124,13 @@ class Record(NamedTuple):
 
 
 Metrics = dict[str, Array]
+
+
+def is_number(x: Any) -> bool:
+    """Whether a config's value is a number; True and False are none."""
+    return isinstance(x, (int, float)) and not isinstance(x, bool)
+
+
+def is_whole(x: Any) -> bool:
+    """Whether a config's value is a whole number; True and False are none."""
+    return isinstance(x, int) and not isinstance(x, bool)

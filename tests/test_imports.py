@@ -54,7 +54,7 @@ LAYERS = {
     'models': BASE | {'parallel'},
     'weights': BASE | {'parallel', 'models'},
     'objectives': BASE | {'parallel', 'data', 'views', 'models'},
-    'training': BASE | {'parallel', 'data', 'views', 'models', 'objectives'},
+    'training': BASE | {'parallel', 'data', 'views', 'models', 'weights', 'objectives'},
     'probes': BASE | {'parallel', 'data', 'views', 'models', 'weights'},
     'reports': BASE | {'parallel', 'data', 'views', 'models', 'weights', 'probes'},
 }

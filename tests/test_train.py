@@ -215,7 +215,7 @@ def test_weights_to_start_from(tmp_path):
     from safetensors.numpy import save_file
 
     from medjax.errors import UserError
-    from medjax.train import start_from
+    from medjax.training.state import start_from
     from medjax.weights import dinov2
 
     objective, optim, _ = recipes.parts(recipes.tiny())

@@ -34,7 +34,7 @@ from medjax.errors import UserError
 from medjax.models import build as models
 from medjax.parallel.sharding import make_mesh, replicated, rows_sharding
 from medjax.types import Tree, View
-from medjax.views.make import whole
+from medjax.views.make import evaluation_view
 from medjax.weights import export
 
 LAYERS = 4  # as the linear probes of DINOv2: CLS of the last {1, 4} blocks
@@ -97,7 +97,7 @@ def raw_pixels(trained: Encoder) -> Encoder:
     image, size = meta['image'], min(int(meta['size']), PIXELS)
 
     def apply(params: Tree, images: jax.Array, extent: jax.Array, size: int) -> dict[str, jax.Array]:
-        return {'cls': rearrange(whole(images, extent, size, image), 'b h w c -> b 1 (h w c)')}
+        return {'cls': rearrange(evaluation_view(images, extent, size, image), 'b h w c -> b 1 (h w c)')}
 
     return Encoder('pixels', _digest('pixels', image, size), {}, apply, size, image, meta)
 
@@ -137,7 +137,7 @@ def _apply(cfg: str, image: str) -> Callable[..., dict[str, jax.Array]]:
     tower, preprocessing = _tower(cfg, image), json.loads(image)
 
     def apply(params: Tree, images: jax.Array, extent: jax.Array, size: int) -> dict[str, jax.Array]:
-        x = whole(images, extent, size, preprocessing)
+        x = evaluation_view(images, extent, size, preprocessing)
         rows = jnp.arange(len(x), dtype=jnp.uint32)
         out = tower.apply(params, View(x[:, None], rows, jnp.ones((len(x), 1), bool), None, {}), layers=LAYERS)
         patches = rearrange(out['patches'][:, 0], 'b (h w) d -> b h w d', h=tower.grid((size, size))[0])

@@ -283,7 +283,7 @@ def test_features_of_a_text_view_by_the_text_tower(batch, importable):
         n = rows['text/report/length'][r, 0]
         mean = np.asarray(p['embedding'])[rows['text/report'][r, 0, :n]].sum(0) / max(n, 1)
         np.testing.assert_allclose(found['student/text/report/cls'][r, 0], mean @ np.asarray(p['kernel']), atol=1e-4)
-    _, (metrics, _) = objective.terms(state.params, state.aux, found, views, masks, state.key, state.step)
+    _, (metrics, _) = objective.loss(state.params, state.aux, found, views, masks, state.key, state.step)
     assert metrics['term/reports/rows'] == (rows['text/report/length'] > 0).sum()  # absent texts are not counted
 
 

@@ -16,9 +16,9 @@ from medjax.errors import UserError
 from medjax.models import build, heads
 from medjax.objectives.compose import compose
 from medjax.parallel import sharding
-from medjax.train import start_from
 from medjax.training.optimizer import optimizer, parameter_groups
-from medjax.training.step import create, gradients, make_step
+from medjax.training.state import create, start_from
+from medjax.training.step import gradients, make_step
 from medjax.types import View
 from medjax.weights import export
 
@@ -85,7 +85,7 @@ def started(cfg: dict[str, Any], micro_batches: int = 1) -> Any:
     shapes, _ = jax.eval_shape(objective.init, jax.random.key(0))
     optim = optimizer(shapes, cfg['total_steps'], **cfg['optim'])
     step = make_step(objective, optim, lambda batch, key, step: (batch, {}), micro_batches)
-    return objective, step, jax.jit(lambda key: create(objective, lambda _: optim, key))(jax.random.key(0))
+    return objective, step, jax.jit(lambda key: create(objective, optim, key))(jax.random.key(0))
 
 
 def test_running_statistics_follow_the_batches_and_the_copy_follows_them():

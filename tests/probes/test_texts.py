@@ -19,6 +19,7 @@ from medjax.data.text import prompts
 from medjax.errors import UserError
 from medjax.probes import encode, image_text, statistics
 from medjax.probes.methods import retrieval, zero_shot
+from medjax.training.export import Exporter
 from medjax.weights import export
 
 ROOT = Path(__file__).parents[2]
@@ -101,13 +102,13 @@ def test_an_export_has_the_tokenizer_that_its_run_began_with(tmp_path, data, mon
     (tmp_path / 'config.py').write_text(CONFIG)
     config, datasets = configs.load(str(tmp_path / 'config.py'), [str(mine)])
     before = (mine / 'tokenizer.json').read_bytes()
-    export_of = train.write_export
+    write = Exporter.write
 
     def later(*arguments):
         (mine / 'tokenizer.json').write_text('{}')  # as by `medjax tokenizer --overwrite` beside the training
-        export_of(*arguments)
+        write(*arguments)
 
-    monkeypatch.setattr(train, 'write_export', later)
+    monkeypatch.setattr(Exporter, 'write', later)
     assert train.run(config, datasets, tmp_path / 'run') == 0
     folder = tmp_path / 'run' / 'exports' / '4'
     assert (folder / 'tokenizer.json').read_bytes() == before

@@ -55,8 +55,8 @@ def test_factors_multiply_and_the_last_rule_decides():
 def test_a_rule_that_matches_nothing_or_is_misspelt():
     with pytest.raises(UserError, match=r'optim.groups\[0\].match: no parameter matches'):
         parameter_groups(params(), [dict(match='towers/txet/*', lr_scale=0.1)])
-    with pytest.raises(UserError, match="unknown key 'rte'; did you mean 'rate'"):
-        parameter_groups(params(), [dict(match='*', rte=0.1)])
+    with pytest.raises(UserError, match="unknown key 'lr_scal'; did you mean 'lr_scale'"):
+        parameter_groups(params(), [dict(match='*', lr_scal=0.1)])
 
 
 @pytest.mark.parametrize(
