@@ -9,9 +9,9 @@ val. A film in train and in test stays in train. A patient in train and in test 
 Labels: covid19, pneumonia (of another cause), normal. In the lists 1 to 5 and the A lists these are the classes: one of
 them is 1. The B lists and list 6 are positive or negative for covid19, and the other two labels are blank. Lines of one
 film that disagree give conflicting.
-Patients: as in the lists, together with the source, because they are numbers within a source.
-Origins: RSNA's films have their image of RSNA as origin. If the mapping of the challenge (see rsna_pneumonia) is in
-DIR, their origin is the image of NIH, by way of RSNA's.
+Patients: as in the lists, with the name of the source before them, because they are numbers within a source.
+Origins: a film of RSNA has the image of RSNA as its origin. If the mapping of the challenge is in DIR (see
+rsna_pneumonia), its origin is the image of NIH, and `via` names the image of RSNA.
 Traps:
 - The class depends on the source. In 9B, 14,132 of 16,690 positive films are Stony Brook's, and 13,788 of 14,192
   negative ones are RSNA's, which are NIH's. So a model can tell the class by the hospital. The build prints the table.

@@ -11,15 +11,15 @@ train, val and test, and the patient's other images are set aside.
 Labels: `pneumonia` is Target. The other three are the classes, blank without the class table. Lines of one image that
 disagree give conflicting. The labels of test images are blank.
 Mask: 255 inside any box; all 0 if Target is 0.
-Patients: with the mapping, each record has its NIH image and patient as origin. So leaks into NIH are found, and splits
-are drawn per NIH patient. Without the mapping no patient is known, and a note says so.
-Traps: 'patientId' names an image, not a person. 30,227 lines describe 26,684 images. Ages in headers of 148 to 155
-years are left out.
+Patients: with the mapping, each record has its NIH image and patient as origin. So leaks between this set and NIH are
+found, and splits are drawn per NIH patient. Without the mapping no patient is known, and a note says so.
+Traps: 'patientId' names an image, not a person. 30,227 lines describe 26,684 images. Headers have ages of 148 to 155
+years, which are left out.
 
 Checked: the label table and facts of the headers (copies in mlmed/torchxrayvision: no image has both Targets); the
 lists of BenchX; the class names and the mapping's fields `subset_img_id` and `img_id`, in loaders of several public
 repositories, not in the files.
-Recalled, not checked: the test folder.
+Recalled, not checked: the folder of the test images.
 Licence (recalled): Kaggle competition rules.
 """
 
@@ -73,6 +73,7 @@ def source(folder: str, size: int | None = None, split: str = 'given') -> Source
     files = {pathlib.PurePosixPath(path).stem: path for path in stamps}
     images, unusable = tables.by_image(table, 'patientId', files)
     in_table = {image.image for image in images}
+    table_images = len(images) + len(unusable)
     images += [
         ImageLines(image, path, 'stage_2_test_images', [])
         for image, path in files.items()
@@ -91,7 +92,7 @@ def source(folder: str, size: int | None = None, split: str = 'given') -> Source
         entry = Entry(image, None, f'image/{image}', split_of.get(image), where, origin, stamps[path])
         films[image] = Film(entry, labels, lines, path)
     if not films:
-        raise UserError(f'{root}: none of the {len(unusable)} images of {table.path.name} is there; give {LAYOUT}')
+        raise UserError(f'{root}: none of the {table_images} images of {table.path.name} is there; give {LAYOUT}')
     entries = [film.entry for film in films.values()]
     notes = _notes(origins, entries, folders.unlisted_notes(stamps, {image.file for image in images}, 'the table'))
     list_name = ''

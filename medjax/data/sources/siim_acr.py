@@ -10,9 +10,9 @@ released table).
 Mask: of the pneumothorax. A line is one mask; the masks of an image are joined. Runs are relative and go down the
 columns.
 Patients: not known.
-Traps: 12,954 lines describe 12,047 images. Copies of the table have ' -1'. Images without a line (the test images) are
-left out. Ages in headers of 148 years and more are left out. The films are those of NIH ChestX-ray14, but the release
-does not say which.
+Traps: 12,954 lines describe 12,047 images. Some copies of the table have ' -1' with a blank. Images without a line (the
+test images) are left out. Some headers have ages of 148 years and more, which are left out. The films are images of NIH
+ChestX-ray14, but the release does not say which image is which.
 
 Checked: the table itself and the meaning of the runs (mlmed/torchxrayvision, whose loader keeps only the last mask; its
 copy has no ' -1' and no contradiction).

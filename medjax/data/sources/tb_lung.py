@@ -42,7 +42,7 @@ LICENSE = 'NLM: open, with attribution'
 LAYOUT = 'the folder that holds ChinaSet_AllFiles/ or MontgomerySet/ or both, each with CXR_png/ and ClinicalReadings/'
 SITES = {'CHNCXR': 'Shenzhen', 'MCUCXR': 'Montgomery'}
 NAME = re.compile(r'(CHNCXR|MCUCXR)_(\d+)_([01])')
-UNITS = dict(y=1, m=12, d=365.25)  # how many of a unit make a year
+PER_YEAR = dict(y=1, m=12, d=365.25)  # years, months and days in a year
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -138,7 +138,7 @@ def reading(data: bytes) -> tuple[dict[str, str], dict[str, str | float]]:
 
 def _age(number: str | None, unit: str | None) -> float | None:
     """The age in years from '16' and 'm'."""
-    return coding.age(str(int(number) / UNITS[unit.lower()])) if number and unit else None
+    return coding.age(str(int(number) / PER_YEAR[unit.lower()])) if number and unit else None
 
 
 def _masks(pictures: dict[str, pathlib.Path]) -> dict[str, list[str]]:
