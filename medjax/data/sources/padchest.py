@@ -7,9 +7,9 @@ Splits: none is official; they are drawn per patient.
 Labels: every name in the column Labels becomes a label, among them normal, unchanged, exclude and suboptimal study. 1
 is named, 0 is not named. All labels are blank if the cell is blank or not a list. A label that is not named is blank
 instead of 0 if the film says nothing of it: beside 'suboptimal study' and 'exclude' (the film could not be judged), and
-beside 'unchanged' alone (the film is as before, but the cell does not say how that was). Several lines of one image are joined. Where they
-differ, the label is conflicting. The column label_source holds MethodLabel: Physician, or the network that read three
-quarters of the reports.
+beside 'unchanged' alone (the film is as before, but the cell does not say how that was). Several lines of one image are
+joined. Where they differ, the label is conflicting. The column label_source holds MethodLabel: Physician, or the
+network that read three quarters of the reports.
 Ids that derived data sets use: image = ImageID, patient = PatientID.
 Traps:
 - The first column has no name.
