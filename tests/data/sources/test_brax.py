@@ -1,4 +1,4 @@
-"""BRAX from a folder in its layout, with what is wrong in it."""
+"""BRAX from a small folder like the release, with faults in it."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""CheXpert, its test set and CheXpert Plus from folders in their layouts, with what is wrong in them."""
+"""CheXpert, its test set and CheXpert Plus from small folders like the releases, with faults in them."""
 
 import json
 
@@ -126,12 +126,12 @@ def test_chexpert_plus_alone(tmp_path):
     table(folder / 'df_chexpert_plus_240401.csv', [PLUS, *lines, plus('patient7.jpg', '', 'train')])
     for n, name in enumerate(names[:3]):
         image(folder / 'PNG' / name.replace('.jpg', '.png'), 30 * n)
-    told = (
+    item = (
         {'path_to_image': names[0]}
         | dict.fromkeys(CHEXPERT_LABELS)
         | {'Edema': -1.0, 'Fracture': 1.0, 'Pneumonia': 0.0}
     )
-    table(folder / 'chexbert_labels' / 'impression_fixed.json', [json.dumps(told)])
+    table(folder / 'chexbert_labels' / 'impression_fixed.json', [json.dumps(item)])
     source = chexpert.source(str(folder))
     made, data = built(source, tmp_path / 'out')
     assert data.splits == {'train': 1, 'val': 1} and [entry.image for entry in source.entries] == names[:2]

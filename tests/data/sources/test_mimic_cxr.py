@@ -1,4 +1,4 @@
-"""MIMIC-CXR-JPG from a folder in its layout, with what is wrong in it."""
+"""MIMIC-CXR-JPG from a small folder like the release, with faults in it."""
 
 import gzip
 
@@ -125,13 +125,13 @@ def test_the_other_labeler_and_reports_elsewhere(folder, tmp_path):
         mimic_cxr.source(str(folder), reports=str(tmp_path))
 
 
-def test_without_reports_it_is_said_once(folder, tmp_path):
+def test_missing_reports_give_one_note(folder, tmp_path):
     made, _ = built(mimic_cxr.source(str(folder)), tmp_path / 'out')
     assert not any('report' in drop.reason for drop in made['drops'])
     assert any('--reports DIR' in note for note in made['notes'])
 
 
-def test_radiologists_labels_stand_instead_and_are_marked(folder):
+def test_radiologists_labels_replace_the_labelers_and_are_marked(folder):
     names = [name.replace('Lung Opacity', 'Airspace Opacity') for name in sorted(CHEXPERT_LABELS)]
     table(folder / 'mimic-cxr-2.1.0-test-set-labeled.csv', [f'study_id,{",".join(names)}', f'52222222{",1.0" * 14}'])
     source = mimic_cxr.source(str(folder))

@@ -1,4 +1,4 @@
-"""NIH ChestX-ray14 from a folder in its layout, with what is wrong in it."""
+"""NIH ChestX-ray14 from a small folder like the release, with faults in it."""
 
 import pytest
 from releases_cxr import built, examples, image, labels, on_disk, table

@@ -1,4 +1,4 @@
-"""PadChest from a folder in its layout, with what is wrong in it."""
+"""PadChest from a small folder like the release, with faults in it."""
 
 import csv
 import io

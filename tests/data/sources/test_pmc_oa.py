@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from text_releases import build, image, reasons, save, told
+from releases_text import all_text, build, image, reasons, save
 
 from medjax.data.releases import tables
 from medjax.data.sources import pmc_oa
@@ -47,7 +47,7 @@ def test_sub_figures(folder, tmp_path):
     source = pmc_oa.source(str(folder))
     assert [entry.study for entry in source.entries] == ['PMC212319', 'PMC212319', 'PMC3', 'image/link.jpg']
     assert {entry.split for entry in source.entries} == {None}
-    data, rows, said = build(source, tmp_path / 'out')
+    data, rows, summary = build(source, tmp_path / 'out')
     assert sum(data.splits.values()) == 3 and data.labels == ()
     texts = {info['text'].get('caption', '') for *_, info in rows}
     assert texts == {'A. Réal time image', 'B. Another\nC. Of two parts', ''}
@@ -59,11 +59,11 @@ def test_sub_figures(folder, tmp_path):
     assert why['pmc_oa.jsonl line 10'] == 'no image is named'
     assert why['pmc_oa.jsonl line 13'] == 'the line is not a JSON object'
     assert why['pmc_oa.jsonl line 14'] == 'there is no such file'
-    later = {drop.where: drop.reason for drop in said['drops'] if drop.where not in why}
+    later = {drop.where: drop.reason for drop in summary['drops'] if drop.where not in why}
     assert 'symbolic link' in later['pmc_oa.jsonl line 12']
     assert 'the caption is left out: it is not a text' in later['pmc_oa.jsonl line 11']
-    words = told(tmp_path / 'out', rows, said)
-    assert 'PMC' not in words and 'secret' not in words
+    text = all_text(tmp_path / 'out', rows, summary)
+    assert 'PMC' not in text and 'secret' not in text
 
 
 def test_beta_and_images_below_images(folder):

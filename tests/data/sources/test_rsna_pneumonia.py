@@ -1,10 +1,10 @@
-"""RSNA: lines are boxes, every image is an NIH image, and a patient of several parts of a list is kept in the last."""
+"""RSNA: lines are boxes, images are NIH images, and a patient of several splits is kept in the last one."""
 
 import json
 
 import numpy as np
 import pytest
-from releases_pub2 import assert_hidden, build, by_image, csv, dicom, labels, reasons
+from releases_dicom import assert_hidden, build, by_image, csv, dicom, labels, reasons
 
 from medjax.data.sources import rsna_pneumonia
 from medjax.data.types import BLANK, CONFLICTING, Origin
@@ -53,7 +53,7 @@ def mapping(folder, **nih) -> None:
 def test_lines_are_joined(folder, tmp_path):
     source = rsna_pneumonia.source(str(folder))
     assert source.labels == ('pneumonia', 'lung_opacity', 'no_lung_opacity_not_normal', 'normal')
-    assert {image: tuple(said.values()) for image, said in labels(source).items()} == {
+    assert {image: tuple(codes.values()) for image, codes in labels(source).items()} == {
         A: (0, 0, 1, 0),
         B: (1, 1, 0, 0),
         C: (CONFLICTING, BLANK, BLANK, BLANK),

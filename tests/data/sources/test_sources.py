@@ -58,7 +58,7 @@ def test_named_labels(folder):
         table.source(str(folder), labels='knd')
 
 
-def test_ages_and_sexes_are_told_as_in_other_sources(folder):
+def test_ages_and_sexes_are_stored_as_in_other_sources(folder):
     ages = {'104': 90.0, '090Y': 90.0, '148': None, '-1': None}
     sexes = {'female': 'F', 'm': 'M', 'Other': 'Other', 'Jane Doe, 4711': None}
     cells = zip(ages, sexes, strict=True)
@@ -102,7 +102,7 @@ def test_quotes(folder):
 
 
 @pytest.mark.parametrize('encoding', ['utf-16-le', 'utf-16-be'])
-def test_utf_16_without_its_mark_is_told(folder, encoding):
+def test_utf_16_without_its_mark_is_refused(folder, encoding):
     csv(folder, 'image,mass\nimages/0.png,1\n', encoding)
     with pytest.raises(UserError, match=r'metadata\.csv looks like UTF-16 without a byte order mark; save it'):
         table.source(str(folder))
@@ -191,7 +191,7 @@ def test_a_blank_split_among_given_ones_is_set_aside(folder):
     assert [entry.split for entry in table.source(str(folder)).entries] == [None, None]
 
 
-def test_images_without_a_patient_stand_alone_and_it_is_said(folder):
+def test_images_without_a_patient_stand_alone_and_a_note_says_so(folder):
     csv(folder, 'image,mass\nimages/0.png,1\nimages/1.png,0\n')
     source = table.source(str(folder))
     assert [entry.patient for entry in source.entries] == [None, None]
