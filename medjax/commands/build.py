@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import pkgutil
 import sys
 import textwrap
 import warnings
@@ -25,7 +24,7 @@ from medjax.data.builder import beam, npz_export, workers, write
 from medjax.data.releases import published_splits, tables
 from medjax.data.types import Source
 from medjax.errors import UserError
-from medjax.plugins import find
+from medjax.plugins import find, names
 
 LISTED = 20  # drops that are printed; all of them are in drops.csv
 
@@ -36,7 +35,7 @@ def main(argv: list[str]) -> int:
         print(f'{__doc__.strip()}\n\n{_kinds()}\n\nmedjax build <kind> --help tells what a kind takes.')
         return 0 if argv and argv[0] in ('-h', '--help') else 2
     kind, *rest = argv
-    module = find(kind, sources.__name__, 'build')
+    module = find(kind, sources.__name__, 'build', 'kind of source', 'source')
     options = vars(_parser(kind, module).parse_args(rest))
     out, as_npz, overwrite, stratify, on_beam = (
         options.pop(name) for name in ('out', 'npz', 'overwrite', 'stratify', 'beam')
@@ -64,7 +63,7 @@ def main(argv: list[str]) -> int:
 def make(kind: str, options: Mapping[str, Any]) -> Source:
     """The source of a kind; a process of the build makes it once more."""
     warnings.filterwarnings('ignore', module='pydicom')  # its warnings quote the files' own fields
-    module = find(kind, sources.__name__, 'build')
+    module = find(kind, sources.__name__, 'build', 'kind of source', 'source')
     lists = {'split': options['split']} if hasattr(module, 'SPLITS') else {}
     with tables.recorded_reads() as reads:
         source = module.source(**{name: value for name, value in options.items() if name != 'split'}, **lists)
@@ -77,8 +76,8 @@ def make(kind: str, options: Mapping[str, Any]) -> Source:
 def _kinds() -> str:
     """Every kind with the first line of what it is, its licence and what its folder holds."""
     told = []
-    for name in sorted(module.name for module in pkgutil.iter_modules(sources.__path__)):
-        module = find(name, sources.__name__, 'build')
+    for name in names(sources.__name__):
+        module = find(name, sources.__name__, 'build', 'kind of source', 'source')
         license, layout = getattr(module, 'LICENSE', ''), getattr(module, 'LAYOUT', '')
         lines = [(module.__doc__ or '').strip().split('\n')[0], license and f'licence: {license}', layout]
         wrapped = [part for line in lines if line for part in textwrap.wrap(line, 100)]

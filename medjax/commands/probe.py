@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import functools
 import pathlib
-import pkgutil
 import sys
 from collections.abc import Callable
 from types import ModuleType
@@ -156,13 +155,8 @@ def _can_be_probed(run: pathlib.Path, data: records.DataSet, args: argparse.Name
 
 def _probe(name: str) -> ModuleType:
     """'knn' is medjax.probes.methods.knn, 'mypkg.myprobe' the user's own: a module with `name` and `run`."""
-    known = [
-        m.name for m in pkgutil.iter_modules(package.__path__) if hasattr(find(m.name, package.__name__, ''), 'run')
-    ]
-    if '.' not in name and name not in known:
-        raise UserError(f'--probes: there is no probe {name!r}{suggest(name, known)}')
-    probe = find(name, package.__name__, '--probes')
-    if not hasattr(probe, 'run') or not hasattr(probe, 'name'):
+    probe = find(name, package.__name__, '--probes', 'probe', 'run')
+    if not hasattr(probe, 'name'):
         raise UserError(f'--probes: {name} is no probe: it needs a `name` and a function `run`')
     return probe
 

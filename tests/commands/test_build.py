@@ -74,7 +74,7 @@ def test_npz_there_and_back(tmp_path):
 @pytest.mark.parametrize(
     ('argv', 'words'),
     [
-        (['tabel', 'x'], "no 'tabel'"),
+        (['tabel', 'x'], "no kind of source 'tabel'"),
         (['table', 'nowhere', '--out', 'x'], 'is not a folder'),
         (['table', 'nowhere', '--size', '0', '--out', 'x'], 'at least one pixel'),
         (['table', 'nowhere'], 'say where to: --out DATA'),
