@@ -72,7 +72,7 @@ def synthetic(count: int, out: pathlib.Path) -> float:
     picture = np.arange(256, dtype=np.uint8).reshape(16, 16)
     source = Source(
         'synthetic', '1', 'synthetic', LABELS, '', [Entry('image', 'patient', 'study', None)], lambda i: [1, -2],
-        lambda i: Example(picture, info={'age': 50.0}),
+        lambda i: Example(picture, attributes={'age': 50.0}),
     )  # fmt: skip
     stored, _ = chunks._store(source, b'key', (0, np.array([1, -2], np.int8)))
     named = np.repeat(['train', 'val', 'test'], [count - 2 * (count // 10), count // 10, count // 10])
@@ -91,7 +91,7 @@ def synthetic(count: int, out: pathlib.Path) -> float:
         'synthetic', 'drawn', 0, True,
     )  # fmt: skip
     said = {name: value for name, value in dataclasses.asdict(data).items() if name != 'path'}
-    (made / 'drops.csv').write_text('part,where,reason,image_key\n')
+    (made / 'drops.csv').write_text('scope,where,reason,image_key\n')
     (made / 'medjax.json').write_text(json.dumps({'format': FORMAT} | said))
     (made / 'chunks').rmdir()
     os.sync()  # what is not on the disk cannot be put out of the page cache

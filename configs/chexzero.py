@@ -62,7 +62,7 @@ def get_config() -> ConfigDict:
                     temperature=dict(learned=0.07, low=0.01),
                 ),
             ],
-            optim=dict(lr=1e-5, b1=0.9, b2=0.98, eps=1e-6),
+            optim=dict(lr=1e-5, b1=0.9, b2=0.98, eps=1e-6, no_decay=[]),
             init_from=None,
             export=dict(network='student', towers=['image', 'text'], heads=['image', 'text'], every=9_400),
             checkpoint=dict(every=1_000, keep=2),

@@ -93,6 +93,7 @@ def get_config() -> ConfigDict:
                 weight_decay=1e-6,
                 b1=0.9,
                 b2=0.999,
+                no_decay=[],  # ConVIRT decays every parameter
                 groups=[
                     dict(match='towers/text/words', lr_scale=0.0),
                     dict(match='towers/text/positions', lr_scale=0.0),

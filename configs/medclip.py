@@ -78,8 +78,6 @@ def get_config() -> ConfigDict:
                 schedule=dict(rule='cosine', start=1.0, end=0.0, warmup=5_000),
                 weight_decay=1e-4,
                 groups=[
-                    dict(match='*/bias', wd_scale=0.0),
-                    dict(match='*/scale', wd_scale=0.0),
                     dict(match='terms/*', wd_scale=0.0),
                 ],
             ),

@@ -77,8 +77,6 @@ def get_config() -> ConfigDict:
                 b2=0.98,
                 clip=1.0,
                 groups=[
-                    dict(match='*/bias', wd_scale=0.0),
-                    dict(match='*/scale', wd_scale=0.0),
                     dict(match='terms/*', wd_scale=0.0),
                 ],
             ),

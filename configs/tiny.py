@@ -47,6 +47,7 @@ def get_config() -> ConfigDict:
                 schedule=dict(rule='cosine', start=1.0, end=0.0, warmup=2),
                 weight_decay=0.04,
                 clip=3.0,
+                no_decay=[],
             ),
             export=dict(network='teacher', towers=['image'], heads=['dino'], every=4),
             checkpoint=dict(every=4, keep=2),

@@ -260,7 +260,7 @@ def resolve(config: ConfigDict, datasets: Mapping[str, Any]) -> Config:
             if part['canvas'] is None:
                 part['canvas'] = max(int(datasets[source].size) for source in part['sources'])
         found['image'] = _resolve_image(found['image'], parts, datasets)
-    found_texts = text_views.of_views(found['views'])
+    found_texts = text_views.from_config(found['views'])
     for name, text in found_texts.items():
         if text.prompts:
             found['views'][name]['prompts'] = text.prompts
@@ -321,7 +321,7 @@ def check(config: Config) -> Config:
     check_rows(rows, config['rows_per_group'], config['micro_batches'], math.prod(fixed))  # -1: seen with the devices
     for name, view in config['views'].items():
         _known(view.get('part'), config['data'], f'views.{name}.part')
-    text_views.of_views(config['views'])
+    text_views.from_config(config['views'])
     _check_export(config)
     return config
 

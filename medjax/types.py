@@ -120,7 +120,7 @@ class Record(NamedTuple):
     image: Any  # uint8|uint16 [H,W,C]
     label: Any  # int8 [L]
     keys: dict[str, Any]  # image, patient, study -> uint64, hashed
-    info: dict[str, Any]  # role, view, age, sex, site, split, text by section, …
+    attributes: dict[str, Any]  # role, view, age, sex, site, split, text by section, …
 
 
 Metrics = dict[str, Array]

@@ -70,14 +70,14 @@ def reasons(source) -> dict[str, str]:
 def assert_hidden(data: records.DataSet, *plain: str) -> None:
     """Checks that no plain id is in a file of the data set or in its decoded records."""
     decoded = [
-        json.dumps({k: str(v) for k, v in data.split(name)[i].info.items()})
+        json.dumps({k: str(v) for k, v in data.split(name)[i].attributes.items()})
         for name, count in data.splits.items()
         for i in range(count)
     ]
     columns = [
         str(array)
         for name in data.splits
-        for array in (data.split(name).column(fact) for fact in data.split(name).facts)
+        for array in (data.split(name).column(fact) for fact in data.split(name).column_names)
     ]
     everything = [path.read_bytes() for path in data.path.rglob('*') if path.is_file()]
     everything.append('\n'.join([*decoded, *columns]).encode())

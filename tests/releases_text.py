@@ -62,7 +62,7 @@ def build(source: Source, out: pathlib.Path) -> tuple[records.DataSet, list, dic
     rows = []
     for name in data.splits:
         split = data.split(name)
-        rows += [(name, split[i].label.tolist(), split[i].info) for i in range(len(split))]
+        rows += [(name, split[i].label.tolist(), split[i].attributes) for i in range(len(split))]
     return data, rows, summary
 
 

@@ -1,4 +1,4 @@
-"""A text tower as small as can be, for tests: the mean of the tokens' embeddings, then one matrix."""
+"""The smallest text tower, for tests: the mean of the embeddings of the tokens, times one matrix."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ def build(
     width: int = 16, vocabulary: int = 400, context: int = 32, channels: int = 1, dtype: str = 'float32'
 ) -> Tower:
     def init(key):
-        one, two = jax.random.split(key)
+        embedding_key, kernel_key = jax.random.split(key)
         return {
-            'embedding': jax.random.normal(one, (vocabulary, width)),
-            'kernel': jax.random.normal(two, (width, width)) / width**0.5,
+            'embedding': jax.random.normal(embedding_key, (vocabulary, width)),
+            'kernel': jax.random.normal(kernel_key, (width, width)) / width**0.5,
         }
 
     def apply(params, view, mask=None, *, train=False, key=None, rows_per_group=1, layers=1):

@@ -121,8 +121,8 @@ def _told(out: str, summary: dict[str, Any], namespace: str) -> list[str]:
         lines.append(f'  splits: {summary["split_list"]}, {published.description}')
     lines += [f'  note: {note}' for note in summary['notes']]
     lines += [f'  audit: {sentence}' for sentence in summary['audit']['verdict']]
-    for part, what in (('record', 'set aside'), ('part', 'left without a part')):
-        if chosen := [drop for drop in summary['drops'] if drop.part == part]:
+    for scope, what in (('record', 'set aside'), ('detail', 'kept without a detail')):
+        if chosen := [drop for drop in summary['drops'] if drop.scope == scope]:
             lines.append(f'  {what}: {len(chosen)} image{"s" * (len(chosen) > 1)} (all in drops.csv)')
             lines += [f'    {drop.where or "an image"}: {drop.reason}' for drop in chosen[:LISTED]]
             if len(chosen) > LISTED:

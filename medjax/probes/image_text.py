@@ -34,7 +34,7 @@ class Pair(NamedTuple):
     tokens: Callable[[str], list[int]]  # what the tower reads of a text; [] where its tokenizer knows no word of it
     whole: Callable[[str], bool]  # whether it reads all of a text, or only the beginning
     temperature: float
-    sections: text_views.Texts  # which words of a record are its text
+    sections: text_views.TextView  # which words of a record are its text
 
 
 def about(encoder: Encoder) -> dict[str, Any]:

@@ -144,7 +144,7 @@ def one_patient(split: Split, i: int, other: Split, j: int) -> bool:
 def person(split: Split, number: int) -> Iterator[str]:
     """Age and sex, where known."""
     for fact in ('age', 'sex'):
-        value = split.column(fact)[number] if fact in split.facts else ''
+        value = split.column(fact)[number] if fact in split.column_names else ''
         if isinstance(value, np.floating):
             yield from () if np.isnan(value) else (f'{value:g} years',)
         elif value:

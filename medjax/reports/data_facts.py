@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import collections
-import csv
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from medjax.data import records
+from medjax.data.format import read_drops
 from medjax.errors import UserError
 from medjax.reports.run_files import Run
 
@@ -63,8 +63,7 @@ def facts(data: records.DataSet) -> list[tuple[str, str]]:
 
 def drops(path: Path) -> str:
     """How many records the build left out, and why; reasons only, no ids and no file names."""
-    with path.open(newline='') as file:
-        rows = [row for row in csv.DictReader(file) if row['part'] == 'record']
-    reasons = collections.Counter(row['reason'] for row in rows).most_common(REASONS)
+    records_dropped = [drop for drop in read_drops(path) if drop.scope == 'record']
+    reasons = collections.Counter(drop.reason for drop in records_dropped).most_common(REASONS)
     listed = '; '.join(f'{n:,} x {reason}' for reason, n in reasons)
-    return f'{len(rows):,} records ({listed})' if rows else 'no record'
+    return f'{len(records_dropped):,} records ({listed})' if records_dropped else 'no record'

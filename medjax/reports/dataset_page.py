@@ -125,7 +125,7 @@ def record(data: DataSet, at: Place) -> dict[str, Any]:
     size = f'{width} x {height} px, {"grey" if channels == 1 else "colour"}, {8 * found.image.dtype.itemsize} bit'
     if max(width, height) > FULL:
         size += f'; shown with {FULL} px'
-    facts = {name: words for name, words in found.info.items() if name not in ('text', 'split') and words != ''}
+    facts = {name: words for name, words in found.attributes.items() if name not in ('text', 'split') and words != ''}
     by_value = {
         word: [name for name, value in zip(data.labels, found.label, strict=True) if value == number]
         for number, word in VALUES.items()
@@ -137,7 +137,7 @@ def record(data: DataSet, at: Place) -> dict[str, Any]:
         mask_values=[] if mask is None else [int(value) for value in np.unique(mask) if value],
         facts=[('image', size), *((name, f'{v:g}' if isinstance(v, float) else str(v)) for name, v in facts.items())],
         labels=[(word, ', '.join(names)) for word, names in by_value.items() if names],
-        texts=[(section, words) for section, words in found.info['text'].items() if words],
+        texts=[(section, words) for section, words in found.attributes['text'].items() if words],
     )
 
 
@@ -251,7 +251,7 @@ def known(values: np.ndarray) -> np.ndarray:
 def facts(splits: Mapping[str, Split], kind: str) -> list[str]:
     """The facts that are numbers ('f') or words ('U'), those that one asks for first in front."""
     first = next(iter(splits.values()))
-    found = [name for name in first.facts if first.column(name).dtype.kind == kind]
+    found = [name for name in first.column_names if first.column(name).dtype.kind == kind]
     return sorted(found, key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name))
 
 

@@ -10,6 +10,7 @@ parameter, for example 'towers/image/blocks/mlp/fc1/kernel':
     frozen_until  before this step the parameter does not change; its gradient still enters norms and moments
     clip_group    name of the set of parameters whose gradients are clipped by their common norm
 
+Biases, norms and LayerScale have no weight decay unless `optim.no_decay` says otherwise.
 If several rules match a parameter, their lr_scale and wd_scale multiply: the patch embedding of DINOv2 has
 layerwise .9 of the whole tower times lr_scale .2 of its own rule. For frozen_until and clip_group the last one decides.
 """
@@ -32,6 +33,8 @@ from medjax.errors import UserError
 from medjax.objectives import schedules
 from medjax.plugins import call
 from medjax.types import Metrics, Tree, is_number
+
+NO_DECAY = ('*/bias', '*/scale', '*/gamma?')  # of biases, norms and LayerScale
 
 
 class Optimizer(NamedTuple):
@@ -72,6 +75,7 @@ def optimizer(
     b2: float = 0.999,
     eps: float = 1e-8,
     clip: float | None = None,
+    no_decay: Sequence[str] = NO_DECAY,
     groups: Sequence[Mapping[str, Any]] = (),
 ) -> Optimizer:
     """AdamW with decoupled weight decay (arXiv 1711.05101), the section `optim` of a config.
@@ -82,6 +86,7 @@ def optimizer(
     schedule, weight_decay  schedules: numbers, lists by step or rules
     clip                    bound of the gradient norm of every clip group: g <- g min(1, clip / (norm + 1e-6)), as
                             torch does; None for no clipping
+    no_decay                patterns of parameters without weight decay: biases, norms and LayerScale by default
     groups                  rules for some of the parameters, see the top of this file
 
     `params` gives paths and shapes only.
@@ -90,7 +95,7 @@ def optimizer(
         raise UserError(f'optim.lr={lr!r}: must be a number of at least 0')
     if clip is not None and not (is_number(clip) and clip > 0):
         raise UserError(f'optim.clip={clip!r}: must be a number above 0, or None for no clipping')
-    table = parameter_groups(params, groups)
+    table = parameter_groups(params, groups, no_decay)
     schedule_at = schedules.schedule(schedule, total_steps, 'optim.schedule')
     decay_at = schedules.schedule(weight_decay, total_steps, 'optim.weight_decay')
     adam = optax.scale_by_adam(b1, b2, eps)
@@ -125,11 +130,15 @@ def clip_by_group(grads: Tree, table: Tree, bound: float | None) -> tuple[Tree, 
     return jax.tree.unflatten(structure, [g * scale[n] for g, n in zip(leaves, names)]), metrics
 
 
-def parameter_groups(params: Tree, rules: Sequence[Mapping[str, Any]]) -> Tree:
-    """A tree like `params` with the Group of every parameter; a rule that matches nothing is a UserError."""
+def parameter_groups(params: Tree, rules: Sequence[Mapping[str, Any]] = (), no_decay: Sequence[str] = NO_DECAY) -> Tree:
+    """A tree like `params` with the Group of every parameter. A rule that matches nothing is a UserError; a pattern of
+    `no_decay` may match nothing."""
     flat, structure = jax.tree_util.tree_flatten_with_path(params)
     shapes = {'/'.join(str(k.key) for k in path): leaf.shape for path, leaf in flat}
-    table = dict.fromkeys(shapes, Group())
+    table = {
+        path: Group(wd_scale=0.0 if any(fnmatch.fnmatchcase(path, pattern) for pattern in no_decay) else 1.0)
+        for path in shapes
+    }
     for i, cfg in enumerate(rules):
         rule = call(Rule, cfg, f'optim.groups[{i}]')
         matched = _matched(rule.match, shapes)

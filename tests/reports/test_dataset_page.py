@@ -118,7 +118,7 @@ def test_mistakes_are_exit_code_2(whole, tmp_path, capsys):
 
 def test_a_fact_that_is_a_number_in_one_split_and_a_word_in_another(tmp_path):
     grade = {'train': 2.0, 'val': 'high', 'test': 3.5}
-    data = build(tmp_path, example=lambda i: Example(grey(i), info={'grade': grade[SPLITS[i]]}))
+    data = build(tmp_path, example=lambda i: Example(grey(i), attributes={'grade': grade[SPLITS[i]]}))
     assert {str(value) for name in data.splits for value in data.split(name).column('grade')} == {'2', 'high', '3.5'}
     assert ['2', '20', '0', '0'] in shown(data, tmp_path).rows
 

@@ -14,7 +14,6 @@ The result is plain data, ready for JSON: numbers of records within their part, 
 from __future__ import annotations
 
 import collections
-import csv
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -22,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from medjax.data.audit import near_duplicates, seen
+from medjax.data.format import read_drops
 from medjax.data.records import DataSet, Split
 
 RANK = {'train': 0, 'val': 1, 'test': 2}
@@ -231,14 +231,12 @@ def _findings(kind: str, parts: Sequence[Part], pairs: Sequence[Pair]) -> Iterat
 
 def _set(name: str, data: DataSet) -> dict[str, Any]:
     """One data set: counts, what was set aside and why, whose images may have text burned in."""
-    with (data.path / 'drops.csv').open(newline='') as file:
-        rows = list(csv.DictReader(file))
     burned = collections.Counter(
         str(word).upper() or 'UNKNOWN'
-        for s in data.splits
-        for word in (data.split(s).column('burned_in') if 'burned_in' in data.split(s).facts else [''] * data.splits[s])
+        for split in map(data.split, data.splits)
+        for word in (split.column('burned_in') if 'burned_in' in split.column_names else [''] * len(split))
     )
-    drops = collections.Counter((row['part'], row['reason']) for row in rows)
+    drops = collections.Counter((drop.scope, drop.reason) for drop in read_drops(data.path / 'drops.csv'))
     return dict(
         name=name,
         version=data.version,
@@ -249,7 +247,7 @@ def _set(name: str, data: DataSet) -> dict[str, Any]:
         splits=data.splits,
         patients=data.patients,
         labels=list(data.labels),
-        drops=[dict(part=part, reason=reason, count=n) for (part, reason), n in drops.most_common()],
+        drops=[dict(scope=scope, reason=reason, count=n) for (scope, reason), n in drops.most_common()],
         burned_in=dict(burned),
     )
 

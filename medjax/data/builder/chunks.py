@@ -24,7 +24,7 @@ import numpy as np
 from medjax import files
 from medjax.data.audit import near_duplicates
 from medjax.data.builder import ids
-from medjax.data.format import schema
+from medjax.data.format import Dropped, schema
 from medjax.data.images import decode
 from medjax.data.text import language
 from medjax.data.types import SPLIT_NAMES, Drop, Entry, Example, Source, Unreadable, patient_of
@@ -43,21 +43,12 @@ class Chunk(NamedTuple):
         return f'{self.split}-{self.number:05d}'
 
 
-class Dropped(NamedTuple):
-    """A row of drops.csv: nothing plain is in it."""
-
-    part: str  # 'record', or 'part' of one
-    where: str
-    reason: str
-    image_key: str  # the hashed id, 16 hex digits; '' where none is known
-
-
 class Stored(NamedTuple):
     """One record: what goes into the file, and what is cheap to know of it."""
 
     record: dict[str, Any]
     columns: dict[str, Any]  # name -> value, alike for all records
-    info: dict[str, str | float]
+    attributes: dict[str, str | float]
 
 
 def plan(named: Iterable[str]) -> list[Chunk]:
@@ -148,7 +139,7 @@ def _store(source: Source, key: bytes, pair: tuple[int, np.ndarray]) -> tuple[St
         return None, Drop(entry.image, entry.where, str(error))
     mask, note = _mask(example, picture.shape[:2], source.size)
     text = {section: words for section, words in example.text.items() if words}
-    info = {name: value for name, value in example.info.items() if value != ''}
+    info = {name: value for name, value in example.attributes.items() if value != ''}
     if small is not picture and 'spacing' in info:  # of a pixel, and these are larger now
         info['spacing'] = float(info['spacing']) * max(picture.shape[:2]) / max(small.shape[:2])
     if (words := ' '.join(text.values())) and 'language' not in info and (spoken := language.language(words)):
@@ -173,7 +164,7 @@ def _store(source: Source, key: bytes, pair: tuple[int, np.ndarray]) -> tuple[St
         moments=moments(small),
         content=np.frombuffer(hashlib.sha256(json.dumps(content, sort_keys=True).encode()).digest(), np.uint8),
     )
-    return Stored(record, columns, info), Drop(entry.image, entry.where, note, 'part') if note else None
+    return Stored(record, columns, info), Drop(entry.image, entry.where, note, 'detail') if note else None
 
 
 def opened(example: Example) -> np.ndarray:
@@ -232,15 +223,15 @@ def _mask(example: Example, shape: tuple[int, int], size: int | None) -> tuple[b
 
 def told(drop: Drop, key: bytes, namespace: str) -> Dropped:
     hashed = f'{ids.hashed(key, namespace, drop.image):016x}' if drop.image else ''
-    return Dropped(drop.part, drop.where, drop.reason, hashed)
+    return Dropped(drop.scope, drop.where, drop.reason, hashed)
 
 
 def _columns(stored: list[Stored]) -> dict[str, np.ndarray]:
     """The columns of n records, and info/NAME for each fact that any of them has."""
     names = stored[0].columns if stored else ()
     columns = {name: np.stack([np.asarray(record.columns[name]) for record in stored]) for name in names}
-    for name in sorted({name for record in stored for name in record.info}):
-        columns[f'info/{name}'] = _fact([record.info.get(name) for record in stored])
+    for name in sorted({name for record in stored for name in record.attributes}):
+        columns[f'info/{name}'] = _fact([record.attributes.get(name) for record in stored])
     return columns
 
 

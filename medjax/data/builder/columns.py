@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from medjax.data.builder import chunks
-from medjax.data.builder.chunks import Chunk, Dropped
-from medjax.data.format import COLUMNS, KINDS
+from medjax.data.builder.chunks import Chunk
+from medjax.data.format import COLUMNS, KINDS, Dropped, stored_drop
 
 
 class Gathered(NamedTuple):
@@ -44,7 +44,7 @@ def gather(folder: pathlib.Path, plan: Sequence[Chunk], out: pathlib.Path) -> Ga
     channels = bits = size = 0
     for chunk in plan:
         read = chunks.read(folder, chunk)
-        drops += [Dropped(*row) for row in json.loads(str(read['drops']))]
+        drops += [stored_drop(row) for row in json.loads(str(read['drops']))]
         n = len(read.get('label', ()))
         shards[chunk.split].append(n)
         if not n:

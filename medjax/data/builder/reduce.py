@@ -12,7 +12,6 @@ can be compared. What is kept is copied byte for byte.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import os
 import pathlib
@@ -24,8 +23,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from medjax.data.builder import chunks, columns, write
-from medjax.data.builder.chunks import Chunk, Dropped
-from medjax.data.format import map_columns
+from medjax.data.builder.chunks import Chunk
+from medjax.data.format import Dropped, map_columns, read_drops, write_drops
 from medjax.data.records import DataSet, Split
 from medjax.errors import UserError
 
@@ -284,11 +283,10 @@ def _copy(
 def _list_drops(data: DataSet, found: Found, measure: Measure, limit: str, path: pathlib.Path) -> None:
     """The rows of `data` and one for each record left out. What differs from one to the next stands under `where`, as
     reports count equal reasons."""
-    shutil.copyfile(data.path / 'drops.csv', path)
+    drops = read_drops(data.path / 'drops.csv')
     images = data.split(SPLIT).keys('image')
-    with path.open('a', newline='') as file:
-        rows = csv.writer(file)
-        for i in np.flatnonzero(found.of >= 0).tolist():
-            near = f'{measure.found.format(found.value[i])} {SPLIT}/{found.of[i]}'
-            where = f'{SPLIT}/{i} of {data.name} ({data.fingerprint}): {near}'
-            rows.writerow(Dropped('record', where, f'{limit} a kept record of its study', f'{images[i]:016x}'))
+    for i in np.flatnonzero(found.of >= 0).tolist():
+        near = f'{measure.found.format(found.value[i])} {SPLIT}/{found.of[i]}'
+        where = f'{SPLIT}/{i} of {data.name} ({data.fingerprint}): {near}'
+        drops.append(Dropped('record', where, f'{limit} a kept record of its study', f'{images[i]:016x}'))
+    write_drops(path, drops)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import csv
 import errno
 import fcntl
 import hashlib
@@ -30,9 +29,9 @@ from medjax import __version__
 from medjax.data import records
 from medjax.data.audit import leaks
 from medjax.data.builder import chunks, columns, ids, splits, unknown_patients, workers
-from medjax.data.builder.chunks import Chunk, Dropped
+from medjax.data.builder.chunks import Chunk
 from medjax.data.builder.columns import Gathered
-from medjax.data.format import FORMAT, schema
+from medjax.data.format import FORMAT, Dropped, schema, write_drops
 from medjax.data.types import SPLIT_NAMES, Source
 from medjax.errors import UserError
 
@@ -98,15 +97,14 @@ def _finish(
         license=source.license,
         labels=list(source.labels),
         split_list='drawn' if source.entries[0].split is None else source.splits or 'given',
-        dropped=sum(drop.part == 'record' for drop in drops),
+        dropped=sum(drop.scope == 'record' for drop in drops),
         invented=source.key is not None,
         unknown_patients=unknown,
         namespace=source.namespace,
         key_fingerprint=ids.fingerprint(key),
     )
     summary = assembled(about, source.size, known, plan, made, work)
-    with (work / 'drops.csv').open('w', newline='') as file:
-        csv.writer(file).writerows([Dropped._fields, *drops])
+    write_drops(work / 'drops.csv', drops)
     return summary | {'drops': drops, 'people': known.people}
 
 
@@ -197,7 +195,7 @@ def _notes(data: records.DataSet) -> list[str]:
 
 
 def _nothing(source: Source, drops: list[Dropped]) -> str:
-    reasons = collections.Counter(drop.reason for drop in drops if drop.part == 'record').most_common(3)
+    reasons = collections.Counter(drop.reason for drop in drops if drop.scope == 'record').most_common(3)
     why = '; '.join(f'{n} x {reason}' for reason, n in reasons)
     return f'{source.name}: no usable image, so nothing was written ({why or "the source is empty"})'
 

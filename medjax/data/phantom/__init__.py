@@ -64,7 +64,7 @@ class Image(NamedTuple):
     labels: dict[str, int]  # what the data set says: 1, 0, perhaps flipped
     status: findings.Status  # what is there
     text: dict[str, str]  # indication, comparison, findings, impression
-    info: dict[str, str | float]  # age, sex, site, view, tube
+    attributes: dict[str, str | float]  # age, sex, site, view, tube
 
 
 def check(settings: Settings) -> Settings:
@@ -129,7 +129,7 @@ def record(index: int, settings: Settings) -> Image:
             view,
             bool(tube),
         ),
-        info=dict(age=int(age), sex=body.sex, site=sites[who.visit], view=view, tube=tube or 'none'),
+        attributes=dict(age=int(age), sex=body.sex, site=sites[who.visit], view=view, tube=tube or 'none'),
     )
 
 

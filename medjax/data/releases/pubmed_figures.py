@@ -31,7 +31,7 @@ class Figure(NamedTuple):
     where: str  # for the list of drops
     captions: tuple[Any, ...]  # texts, or keys for `Figures.read_caption`
     split: str | None = None
-    info: Mapping[str, str | float] = {}
+    attributes: Mapping[str, str | float] = {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +78,7 @@ def source(root: pathlib.Path, release: Figures, size: int | None) -> Source:
             text = '\n'.join(dict.fromkeys(filter(None, captions)))
         except Unreadable as error:
             note = f'the caption is left out: {error}'
-        return Example(data, text={'caption': text} if text else {}, info=figure.info, note=note)
+        return Example(data, text={'caption': text} if text else {}, attributes=figure.attributes, note=note)
 
     entries = [
         Entry(f.image, None, f.article or f'image/{f.image}', f.split, f.where, stamp=folders.stamp(root / f.file))
@@ -153,7 +153,7 @@ def _notes(figures: list[Figure]) -> list[str]:
         )
     if without_article:
         notes.append(f'{sum(not figure.article for figure in figures)} images name no article')
-    licenses = Counter(str(figure.info.get('license', 'unknown')) for figure in figures)
+    licenses = Counter(str(figure.attributes.get('license', 'unknown')) for figure in figures)
     if set(licenses) - {'unknown'}:
         notes.append('licences: ' + ', '.join(f'{name} {count}' for name, count in licenses.most_common()))
     return notes

@@ -24,8 +24,8 @@ A `Source` holds, among names and notes:
 
     entries     one `Entry` for each image: its id, patient, study and perhaps split. No image is opened for this
     label(i)    the label codes of entry i, one for each of `Source.labels`. No image is opened for this
-    load(i)     opens or renders image i and returns an `Example`: image, text, mask, info. Threads and processes call
-                it at once and in any order, so it must depend on i alone
+    load(i)     opens or renders image i and returns an `Example`: image, text, mask, attributes. Threads and processes
+                call it at once and in any order, so it must depend on i alone
 
 Ids are plain strings, unique within `Source.namespace`. They are never stored: only their keyed hash is.
 

@@ -70,7 +70,7 @@ def source(folder: str, licenses: str | None = None, size: int | None = None) ->
             reason = f'the licence of its article is {license or "unknown"}, not among --licenses'
             figures.append(Drop(figure.image, figure.where, reason))
         else:
-            figures.append(figure._replace(info=coding.filled(license=license)))
+            figures.append(figure._replace(attributes=coding.filled(license=license)))
     if articles and not any(isinstance(figure, Figure) for figure in figures):
         raise UserError(f'--licenses {licenses}: none of the articles has one of these')
 

@@ -68,7 +68,7 @@ def source(folder: str, size: int | None = None) -> Source:
         labels, invalid = zip(*(coding.label_codes(line.cells, CHEXPERT_LABELS) for line in image.lines), strict=True)
         if columns := ', '.join(dict.fromkeys(column for line in invalid for column in line)):
             reason = f'neither 1, 0, -1 nor blank, taken as blank: {columns}'
-            dropped.append(Drop(image.image, image.where, reason, 'part'))
+            dropped.append(Drop(image.image, image.where, reason, 'detail'))
         patient, number = image.cells['PatientID'] or None, image.cells['AccessionNumber']
         study = f'{patient}/{number}' if patient and number else f'image/{image.image}'
         entry = Entry(image.image, patient, study, None, image.where, stamp=stamps[image.file])
@@ -79,14 +79,14 @@ def source(folder: str, size: int | None = None) -> Source:
     def load(i: int) -> Example:
         cells = films[i].cells
         view, scanner = cells.get('ViewPosition', ''), cells.get('Manufacturer', '')
-        info = coding.filled(
+        attributes = coding.filled(
             age=_age(cells.get('PatientAge', '')),
             sex=coding.sex(cells.get('PatientSex', '')),
             view=view,
             scanner=f'manufacturer {scanner}' if re.fullmatch(r'\d+(\.0)?', scanner) else None,
         )
         data = folders.read_bytes(folders.inside(root, films[i].file))
-        return Example(data, coding.role(view), info=info)
+        return Example(data, coding.role(view), attributes=attributes)
 
     return Source(
         name='brax', version='1', namespace='brax', labels=tuple(map(coding.label_name, CHEXPERT_LABELS)),

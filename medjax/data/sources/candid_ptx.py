@@ -78,7 +78,7 @@ def source(folder: str, size: int | None = None) -> Source:
         pneumothorax, invalid = _pneumothorax(lines)
         for line in invalid:
             reason = 'EncodedPixels is neither runs nor -1; this line is ignored'
-            dropped.append(Drop(image, table.where(line), reason, 'part'))
+            dropped.append(Drop(image, table.where(line), reason, 'detail'))
         number = next((line.cells['StudyInstanceUID'] for line in lines if line.cells.get('StudyInstanceUID')), '')
         study = f'{patient}/{number}' if patient and number else f'study/{number}' if number else f'image/{image}'
         others = [BLANK if images is None else int(image in images) for images in positives.values()]
@@ -96,9 +96,9 @@ def source(folder: str, size: int | None = None) -> Source:
                 mask = rle.mask([line.cells['EncodedPixels'] for line in film.lines], dicom.shape(data))
         except Unreadable as error:
             note = f'the mask is left out: {error}'
-        info = dicom.facts(data) | {'language': 'en'}
-        role = coding.role(str(info.get('view', '')))
-        return Example(data, role, _sections(film.lines), info, mask, note=note)
+        attributes = dicom.attributes(data) | {'language': 'en'}
+        role = coding.role(str(attributes.get('view', '')))
+        return Example(data, role, _sections(film.lines), attributes, mask, note=note)
 
     notes = _notes(table, positives)
     notes += folders.unlisted_notes(stamps, {image.file for image in images}, table.path.name)
@@ -137,7 +137,7 @@ def _pneumothorax(lines: list[Line]) -> tuple[int, list[Line]]:
 def _sections(lines: list[Line]) -> dict[str, str]:
     """The sections of the report, which every line of an image repeats."""
     reports = dict.fromkeys(line.cells['Report'] for line in lines if line.cells.get('Report'))
-    return sections.parse(language.tokens('\n\n'.join(reports)))
+    return sections.parse(language.unify_placeholders('\n\n'.join(reports)))
 
 
 def _notes(table: Table, positives: dict[str, set[str] | None]) -> list[str]:

@@ -66,7 +66,7 @@ class Film(NamedTuple):
 
     entry: Entry
     labels: list[int]
-    facts: dict[str, str]
+    fields: dict[str, str]
     file: str
 
 
@@ -76,7 +76,7 @@ class Listed(NamedTuple):
     where: str
     split: str | None
     labels: list[list[int]]  # one list for each line
-    facts: dict[str, str]  # plane, view, sex, age, sections, …
+    fields: dict[str, str]  # plane, view, sex, age, sections, …
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -117,18 +117,18 @@ def source(folder: str, size: int | None = None, split: str = 'official') -> Sou
         path = files[image[:-4]]
         image_split = None if split == 'drawn' else listed.split
         entry = Entry(image, patient, f'{patient}/{study}', image_split, listed.where, stamp=stamps[path])
-        films.append(Film(entry, coding.combine_lines(listed.labels), listed.facts, path))
+        films.append(Film(entry, coding.combine_lines(listed.labels), listed.fields, path))
     notes += folders.usage_notes(root, 'its table', LAYOUT, len(images), len(films), len(stamps))
 
     def load(i: int) -> Example:
-        facts = films[i].facts
-        info = coding.filled(
-            age=coding.age(facts.get('age', '')) or None,  # 0 is unknown: all others are 18 or more
-            sex=coding.sex(facts.get('sex', '')),
-            **{name: facts.get(name) for name in ('view', 'race', 'ethnicity', 'insurance', 'label_source')},
+        fields = films[i].fields
+        attributes = coding.filled(
+            age=coding.age(fields.get('age', '')) or None,  # 0 is unknown: all others are 18 or more
+            sex=coding.sex(fields.get('sex', '')),
+            **{name: fields.get(name) for name in ('view', 'race', 'ethnicity', 'insurance', 'label_source')},
         )
         data = folders.read_bytes(folders.inside(root, films[i].file))
-        return Example(data, coding.role(facts.get('plane', '')), text=_sections(facts), info=info)
+        return Example(data, coding.role(fields.get('plane', '')), text=_sections(fields), attributes=attributes)
 
     return Source(
         name='chexpert', version='1', namespace='chexpert', labels=tuple(map(coding.label_name, CHEXPERT_LABELS)),
@@ -172,21 +172,21 @@ def _read_table(
         labels, invalid = coding.label_codes(cells, CHEXPERT_LABELS)
         if invalid:
             reason = f'neither 1, 0, -1 nor blank, taken as blank: {", ".join(invalid)}'
-            dropped.append(Drop(cells[key], where, reason, 'part'))
+            dropped.append(Drop(cells[key], where, reason, 'detail'))
         for name in names:
-            facts = {
+            fields = {
                 'plane': 'lateral' if 'lateral' in name else 'frontal',
                 'view': cells.get('AP/PA') or cells.get('Frontal/Lateral', ''),
                 'sex': cells.get('Sex', ''),
                 'age': cells.get('Age', ''),
             }
-            images.setdefault(name, Listed(where, split, [], facts)).labels.append(labels)
+            images.setdefault(name, Listed(where, split, [], fields)).labels.append(labels)
 
 
 def _read_plus(root: pathlib.Path, images: dict[str, Listed], dropped: list[Drop]) -> None:
-    """Adds the sections and facts of CheXpert Plus to `images`, and the images that it alone names.
+    """Adds the sections and fields of CheXpert Plus to `images`, and the images that it alone names.
 
-    A fact that is already there stays.
+    A field that is already there stays.
     """
     table = tables.read_table(root / PLUS_TABLE, ['path_to_image', 'split'])
     dropped += table.dropped
@@ -196,20 +196,20 @@ def _read_plus(root: pathlib.Path, images: dict[str, Listed], dropped: list[Drop
         if not (name := _image_id(cells['path_to_image'])):
             dropped.append(Drop(cells['path_to_image'], table.where(line), 'path_to_image names no view of a study'))
             continue
-        facts = {section: cells[section] for section in SECTIONS if cells.get(section)}
-        facts |= {
+        fields = {section: cells[section] for section in SECTIONS if cells.get(section)}
+        fields |= {
             'plane': cells.get('frontal_lateral', ''),
             'view': cells.get('ap_pa') or cells.get('frontal_lateral', ''),
             'insurance': cells.get('insurance_type', ''),
-            **{fact: cells.get(fact, '') for fact in ('age', 'sex', 'race', 'ethnicity')},
+            **{field: cells.get(field, '') for field in ('age', 'sex', 'race', 'ethnicity')},
         }
         if name not in images:
             labels = labels_of.get(name, [BLANK] * len(CHEXPERT_LABELS))
-            facts['label_source'] = 'chexbert' if name in labels_of else ''
+            fields['label_source'] = 'chexbert' if name in labels_of else ''
             split = folders.SPLIT_SPELLINGS.get(cells['split'].lower())
             images[name] = Listed(table.where(line), split, [labels], {})
-        present = images[name].facts
-        present |= {fact: value for fact, value in facts.items() if value and not present.get(fact)}
+        present = images[name].fields
+        present |= {field: value for field, value in fields.items() if value and not present.get(field)}
 
 
 def _chexbert_labels(path: pathlib.Path) -> Iterator[tuple[str, list[int]]]:
@@ -233,10 +233,10 @@ def _differences(images: Mapping[str, Listed]) -> list[str]:
     return sentences
 
 
-def _sections(facts: Mapping[str, str]) -> dict[str, str]:
+def _sections(fields: Mapping[str, str]) -> dict[str, str]:
     """The sections of a report by their usual names."""
     texts: dict[str, list[str]] = {}
     for column, section in SECTIONS.items():
-        if facts.get(column):
-            texts.setdefault(section, []).append(facts[column])
+        if fields.get(column):
+            texts.setdefault(section, []).append(fields[column])
     return {section: '\n'.join(paragraphs) for section, paragraphs in texts.items()}

@@ -111,7 +111,7 @@ def source(folder: str, size: int | None = None, split: str = 'given') -> Source
     def load(i: int) -> Example:
         file = entries[i].image
         data = folders.read_bytes(folders.inside(root, path_of[file]))
-        return Example(data, info=coding.filled(site=_site(sources[file])))
+        return Example(data, attributes=coding.filled(site=_site(sources[file])))
 
     listed = {path for file in split_of for path in paths_of[file]}
     notes += [_classes_by_source(lines), *folders.unlisted_notes(stamps, listed, 'the lists')]

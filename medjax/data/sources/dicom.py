@@ -82,7 +82,7 @@ def source(folder: str, labels: str | None = None, size: int | None = None, name
     def load(i: int) -> Example:
         picture = pictures[i]
         data = folders.read_bytes(root / picture.path)
-        return Example(data, frame=picture.frame or 0, role=_role(picture.header), info=picture.header.facts)
+        return Example(data, frame=picture.frame or 0, role=_role(picture.header), attributes=picture.header.attributes)
 
     return Source(
         name=root.name, version='1', namespace=namespace or root.name, labels=names, license=LICENSE, size=size,
@@ -147,9 +147,9 @@ def _entry(root: pathlib.Path, picture: Picture) -> Entry:
 
 
 def _role(header: Header) -> str:
-    view = str(header.facts.get('view', ''))
+    view = str(header.attributes.get('view', ''))
     first = view.lower().split(' ')[0]
-    if header.facts.get('modality') == 'MG' and re.fullmatch('[a-z]{2,6}', first):
+    if header.attributes.get('modality') == 'MG' and re.fullmatch('[a-z]{2,6}', first):
         return first
     return coding.role(view)
 

@@ -84,8 +84,9 @@ def source(
 
     def load(i: int) -> Example:
         data = folders.read_bytes(root / pictures[i].path)
-        facts = dicom.facts(data) if dicom.looks_like(data) else {}
-        return Example(data, frame=pictures[i].frame or 0, role=coding.role(str(facts.get('view', ''))), info=facts)
+        attributes = dicom.attributes(data) if dicom.looks_like(data) else {}
+        role = coding.role(str(attributes.get('view', '')))
+        return Example(data, role, attributes=attributes, frame=pictures[i].frame or 0)
 
     entries = [_entry(root, picture, patient_of) for picture in pictures]
     return Source(

@@ -119,9 +119,9 @@ def source(
     def load(i: int) -> Example:
         film = films[i]
         text, note = _report(report_root, film.report) if has_reports else ({}, '')
-        info = coding.filled(view=film.view, label_source=film.label_source)
+        attributes = coding.filled(view=film.view, label_source=film.label_source)
         data = folders.read_bytes(folders.inside(root, film.file))
-        return Example(data, coding.role(film.view), text=text, info=info, note=note)
+        return Example(data, coding.role(film.view), text=text, attributes=attributes, note=note)
 
     return Source(
         name='mimic_cxr', version='1', namespace='mimic_cxr', labels=tuple(map(coding.label_name, CHEXPERT_LABELS)),
@@ -178,7 +178,7 @@ def _labels(path: pathlib.Path, label_source: str, dropped: list[Drop]) -> Label
         codes.setdefault(line.cells['study_id'].removesuffix('.0'), []).append(labels)
         if invalid:
             reason = f'neither 1, 0, -1 nor blank, taken as blank: {", ".join(invalid)}'
-            dropped.append(Drop('', table.where(line), reason, 'part'))
+            dropped.append(Drop('', table.where(line), reason, 'detail'))
     return {study: (coding.combine_lines(lines), label_source) for study, lines in codes.items()}
 
 
@@ -201,6 +201,6 @@ def _report(root: pathlib.Path, path: str) -> tuple[dict[str, str], str]:
     """The sections of a study's report and '', or {} and the reason why it is left out."""
     try:
         text = folders.read_bytes(folders.inside(root, path)).decode('utf-8', 'replace')
-        return sections.parse(language.tokens(text)), ''
+        return sections.parse(language.unify_placeholders(text)), ''
     except Unreadable as error:
         return {}, f'the report is left out: {error}'

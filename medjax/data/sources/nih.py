@@ -97,7 +97,7 @@ def source(folder: str, size: int | None = None, split: str = 'official', lists:
             continue
         labels, unknown = zip(*(_labels(line.cells['Finding Labels']) for line in image.lines), strict=True)
         if findings := ', '.join(dict.fromkeys(finding for line in unknown for finding in line)):
-            dropped.append(Drop(image.image, image.where, f'unknown findings are left out: {findings}', 'part'))
+            dropped.append(Drop(image.image, image.where, f'unknown findings are left out: {findings}', 'detail'))
         study = f'{patient}/{image.cells["Follow-up #"]}'
         entry = Entry(image.image, patient, study, image_split, image.where, stamp=stamps[image.file])
         films.append(Film(entry, coding.combine_lines(labels), image.shared_cells, image.file))
@@ -108,7 +108,7 @@ def source(folder: str, size: int | None = None, split: str = 'official', lists:
         view = cells.get('View Position', '')
         age, sex = coding.age(cells.get('Patient Age', '')), coding.sex(cells.get('Patient Gender', ''))
         data = folders.read_bytes(folders.inside(root, films[i].file))
-        return Example(data, coding.role(view), info=coding.filled(age=age, sex=sex, view=view))
+        return Example(data, coding.role(view), attributes=coding.filled(age=age, sex=sex, view=view))
 
     return Source(
         name='nih', version='1', namespace='nih', labels=LABELS, license=LICENSE, size=size,

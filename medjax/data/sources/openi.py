@@ -132,8 +132,8 @@ def source(folder: str, size: int | None = None) -> Source:
         film = films[entries[i].image]
         data = folders.read_bytes(folders.inside(root, film.file))
         view = views.get(_short_id(film.entry.image), '')
-        info = coding.filled(view=view, license=LICENSE, language='en')
-        return Example(data, coding.role(view), film.report.text, info)
+        attributes = coding.filled(view=view, license=LICENSE, language='en')
+        return Example(data, coding.role(view), film.report.text, attributes)
 
     notes = [f'{without_film} report{"s have" if without_film > 1 else " has"} no film'] if without_film else []
     notes += folders.unlisted_notes(pictures, {film.file for film in films.values()}, 'the reports')
@@ -157,7 +157,7 @@ def _report(data: bytes) -> tuple[Report, list[str]]:
         if text:
             name = name if name in SECTIONS else 'report'
             sections[name] = f'{sections[name]} {text}' if name in sections else text
-    sections = {name: language.tokens(text) for name, text in sections.items()}
+    sections = {name: language.unify_placeholders(text) for name, text in sections.items()}
     terms = [(term.text or '').strip().lower() for term in root.findall('.//MeSH/major')]
     images = [image.get('id', '').strip() for image in root.iter('parentImage')]
     return Report(patient, sections, _labels(terms)), images

@@ -74,7 +74,7 @@ def source(folder: str, size: int | None = None) -> Source:
     for image in images:
         label_cells = tuple(line.cells['Labels'] for line in image.lines)
         if any(_listed(cell) is None for cell in label_cells):
-            dropped.append(Drop(image.image, image.where, 'Labels is not a list: all labels are blank', 'part'))
+            dropped.append(Drop(image.image, image.where, 'Labels is not a list: all labels are blank', 'detail'))
         patient, number = image.cells['PatientID'] or None, image.cells['StudyID']
         study = f'{patient}/{number}' if patient and number else f'image/{image.image}'
         entry = Entry(image.image, patient, study, None, image.where, stamp=stamps[image.file])
@@ -88,7 +88,7 @@ def source(folder: str, size: int | None = None) -> Source:
         view, report = cells.get('Projection', ''), cells.get('Report', '')
         role = 'costal' if view == 'COSTAL' else coding.role(view)
         data = folders.read_bytes(folders.inside(root, films[i].file))
-        return Example(data, role, text={'report': report} if report else {}, info=_info(cells))
+        return Example(data, role, text={'report': report} if report else {}, attributes=_attributes(cells))
 
     return Source(
         name='padchest', version='1', namespace='padchest', labels=tuple(names), license=LICENSE,
@@ -115,8 +115,8 @@ def _codes(cell: str, names: Sequence[str]) -> list[int]:
     return [POSITIVE if name in named else not_named for name in names]
 
 
-def _info(cells: Mapping[str, str]) -> dict[str, str | float]:
-    """The facts of an image: age, sex, view, …"""
+def _attributes(cells: Mapping[str, str]) -> dict[str, str | float]:
+    """Age, sex, view and further attributes of an image."""
     scanner = cells.get('Manufacturer_DICOM', '')
     return coding.filled(
         age=_age(cells.get('PatientBirth', ''), cells.get('StudyDate_DICOM', '')),

@@ -77,7 +77,7 @@ def source(
             image=image.image,
             role=image.identity.role,
             text=image.text,
-            info=image.info,
+            attributes=image.attributes,
             mask=image.mask,
         )
 

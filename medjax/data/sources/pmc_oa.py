@@ -69,6 +69,6 @@ def _figures(captions_file: pathlib.Path, pictures: str) -> Iterator[Figure | Dr
             yield Drop('', where, 'no image is named')
         else:
             score = line.get('alignment_score')
-            info = coding.filled(alignment_score=score if isinstance(score, float) else None)
-            article = pubmed_figures.article_id(image)
-            yield Figure(folders.encodable(image), f'{pictures}/{image}', article, where, (start,), info=info)
+            attributes = coding.filled(alignment_score=score if isinstance(score, float) else None)
+            article, file = pubmed_figures.article_id(image), f'{pictures}/{image}'
+            yield Figure(folders.encodable(image), file, article, where, (start,), attributes=attributes)

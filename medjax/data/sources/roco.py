@@ -119,16 +119,16 @@ def _figures_v2(root: pathlib.Path, split: str, notes: list[str]) -> Iterator[Fi
     """The figures of one split of ROCOv2. Adds a note if its images are missing."""
     table = tables.read_table(root / f'{split}_captions.csv', ['ID', 'Caption'])
     yield from table.dropped
-    info: dict[str, dict[str, str]] = defaultdict(dict)
+    attributes: dict[str, dict[str, str]] = defaultdict(dict)
     for name in ('concepts', 'concepts_manual'):
         if (path := root / f'{split}_{name}.csv').is_file():
             for line in tables.read_table(path, ['ID', 'CUIs']).lines:
-                info[line.cells['ID']][name] = line.cells['CUIs']
+                attributes[line.cells['ID']][name] = line.cells['CUIs']
     articles = {}
     if (root / 'license_information.csv').is_file():
         for line in tables.read_table(root / 'license_information.csv', ['ID', 'PMCID', 'Attribution']).lines:
             articles[line.cells['ID']] = pubmed_figures.article_id(line.cells['PMCID'])
-            info[line.cells['ID']]['license'] = pubmed_figures.license_name(line.cells['Attribution'])
+            attributes[line.cells['ID']]['license'] = pubmed_figures.license_name(line.cells['Attribution'])
     choices = (split, f'{split}_images/{split}', f'{split}_images', 'images')
     folder = next((f for f in choices if (root / f).is_dir() and any((root / f).glob('*.jpg'))), split)
     if not (root / folder).is_dir():
@@ -140,5 +140,5 @@ def _figures_v2(root: pathlib.Path, split: str, notes: list[str]) -> Iterator[Fi
             continue
         yield Figure(
             image, f'{folder}/{image}.jpg', articles.get(image, ''), where, (line.cells['Caption'],),
-            folders.SPLIT_SPELLINGS[split], coding.filled(**info.get(image, {})),
+            folders.SPLIT_SPELLINGS[split], coding.filled(**attributes.get(image, {})),
         )  # fmt: skip

@@ -87,7 +87,7 @@ def source(folder: str, size: int | None = None, split: str = 'given') -> Source
             continue
         labels, problem = _labels(lines, classes.get(image, []))
         if problem:
-            dropped.append(Drop(image, where, problem, 'part'))
+            dropped.append(Drop(image, where, problem, 'detail'))
         origin = origins.get(image)
         entry = Entry(image, None, f'image/{image}', split_of.get(image), where, origin, stamps[path])
         films[image] = Film(entry, labels, lines, path)
@@ -111,9 +111,9 @@ def source(folder: str, size: int | None = None, split: str = 'given') -> Source
                 mask = _boxes(film.lines, dicom.shape(data))
         except Unreadable as error:
             note = f'the mask is left out: {error}'
-        info = dicom.facts(data)
-        role = coding.role(str(info.get('view', '')))
-        return Example(data, role, info=info, mask=mask, note=note)
+        attributes = dicom.attributes(data)
+        role = coding.role(str(attributes.get('view', '')))
+        return Example(data, role, attributes=attributes, mask=mask, note=note)
 
     return Source(
         name='rsna_pneumonia', version='1', namespace='rsna_pneumonia', labels=LABELS, license=LICENSE, size=size,

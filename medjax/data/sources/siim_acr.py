@@ -64,7 +64,7 @@ def source(folder: str, size: int | None = None) -> Source:
         codes = [rle.label_code(cell) for cell in runs]
         if None in codes:
             reason = 'EncodedPixels is neither runs nor -1; this line is ignored'
-            dropped.append(Drop(image.image, table.where(image.lines[codes.index(None)]), reason, 'part'))
+            dropped.append(Drop(image.image, table.where(image.lines[codes.index(None)]), reason, 'detail'))
         label = coding.combine(BLANK if code is None else code for code in codes)
         entry = Entry(image.image, None, f'image/{image.image}', None, image.where, stamp=stamps[image.file])
         films.append(Film(entry, label, runs, image.file))
@@ -79,9 +79,9 @@ def source(folder: str, size: int | None = None) -> Source:
                 mask = rle.mask(film.runs, dicom.shape(data))
         except Unreadable as error:
             note = f'the mask is left out: {error}'
-        info = dicom.facts(data)
-        role = coding.role(str(info.get('view', '')))
-        return Example(data, role, info=info, mask=mask, note=note)
+        attributes = dicom.attributes(data)
+        role = coding.role(str(attributes.get('view', '')))
+        return Example(data, role, attributes=attributes, mask=mask, note=note)
 
     notes = [
         'the films are from NIH ChestX-ray14, but nobody published which image is which: do not test on SIIM-ACR after '

@@ -78,14 +78,14 @@ def source(folder: str, labels: str | None = None, size: int | None = None, name
         if frame is not None and cells.get('mask'):
             note = 'the mask is left out: the table does not say which of the frames it belongs to'
         age, sex = coding.age(cells.get('age', '')), _sex(cells.get('sex', ''))
-        info = dicom.facts(data) if dicom.looks_like(data) else {}
-        info |= coding.filled(sex=sex, view=cells.get('view'), license=cells.get('license'), age=age)
+        attributes = dicom.attributes(data) if dicom.looks_like(data) else {}
+        attributes |= coding.filled(sex=sex, view=cells.get('view'), license=cells.get('license'), age=age)
         return Example(
             image=data,
             frame=frame or 0,
-            role=coding.role(str(info.get('view', ''))),
+            role=coding.role(str(attributes.get('view', ''))),
             text={'report': cells['text']} if cells.get('text') else {},
-            info=info,
+            attributes=attributes,
             mask=mask,
             note=note,
         )

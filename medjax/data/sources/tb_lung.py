@@ -11,9 +11,9 @@ Splits: none is official; they are drawn.
 Labels: `tuberculosis`, from the file name.
 Mask: of the lungs. The two masks of Montgomery are joined.
 Patients: the number in the file name.
-Readings: sex and age become facts and leave the text; the other lines are the section 'report'. They are written as
-"Patient's Sex: F" and "Patient's Age: 027Y", or as 'male 45yrs', 'femal 32yrs', 'male 16month', 'female 64days',
-'Female, 28yrs'.
+Readings: sex and age become attributes and are taken out of the text. The other lines are the section 'report'. Sex and
+age are written as "Patient's Sex: F" and "Patient's Age: 027Y", or as 'male 45yrs', 'femal 32yrs', 'male 16month',
+'female 64days', 'Female, 28yrs'.
 Traps: Shenzhen's films are palette PNG. They are stored as grey, whatever tint the palette has. 96 of them have no
 mask. Copies of the sets repeat films in other folders (test/), so only films in CXR_png count.
 
@@ -84,10 +84,10 @@ def source(folder: str, size: int | None = None) -> Source:
         image = entries[i].image
         data = folders.read_bytes(folders.inside(root, path_of[image]))
         text: dict[str, str] = {}
-        facts: dict[str, str | float] = {}
+        attributes: dict[str, str | float] = {}
         notes: list[str] = []
         try:
-            text, facts = reading(folders.read_bytes(folders.inside(root, texts.get(image, f'{image}.txt'))))
+            text, attributes = reading(folders.read_bytes(folders.inside(root, texts.get(image, f'{image}.txt'))))
         except Unreadable as error:
             notes.append(f'the reading is left out: {error}')
         mask = None
@@ -95,8 +95,8 @@ def source(folder: str, size: int | None = None) -> Source:
             mask = _joined(root, masks.get(image, []))
         except Unreadable as error:
             notes.append(f'the mask is left out: {error}')
-        info = coding.filled(site=SITES[image.split('_')[0]], view='PA', **facts)
-        return Example(_grey(data), 'frontal', text, info, mask, note='; '.join(notes))
+        attributes = coding.filled(site=SITES[image.split('_')[0]], view='PA', **attributes)
+        return Example(_grey(data), 'frontal', text, attributes, mask, note='; '.join(notes))
 
     without = sum(entry.image not in masks for entry in entries)
     notes = [f'{without} films have no lung mask'] if without else []
@@ -117,23 +117,23 @@ def _grey(data: bytes) -> bytes | np.ndarray:
 
 
 def reading(data: bytes) -> tuple[dict[str, str], dict[str, str | float]]:
-    """The sections and the facts (sex, age) of a clinical reading. A line that states no fact stays text."""
-    facts: dict[str, str | float] = {}
+    """The sections and the attributes (sex, age) of a clinical reading. Other lines stay text."""
+    attributes: dict[str, str | float] = {}
     text: list[str] = []
     for line in data.decode('utf-8-sig', 'replace').splitlines():
         line = ' '.join(line.split())
         if match := re.fullmatch(r'Patient.?s Sex: ?([MFO])?.*', line, re.IGNORECASE):
-            facts |= coding.filled(sex=(match[1] or '').upper().replace('O', ''))
+            attributes |= coding.filled(sex=(match[1] or '').upper().replace('O', ''))
         elif match := re.fullmatch(r'Patient.?s Age: ?(?:(\d+) ?([YMD]))?.*', line, re.IGNORECASE):
-            facts |= coding.filled(age=_age(match[1], match[2]))
+            attributes |= coding.filled(age=_age(match[1], match[2]))
         elif not text and (
             match := re.fullmatch(r'(male|femal|female)\b[ ,.]*(?:(\d+) ?([ymd])[a-z]*)?\.?', line, re.I)
         ):
             sex = 'M' if match[1].lower() == 'male' else 'F'
-            facts |= coding.filled(sex=sex, age=_age(match[2], match[3]))
+            attributes |= coding.filled(sex=sex, age=_age(match[2], match[3]))
         elif line:
             text.append(line)
-    return ({'report': '\n'.join(text)} if text else {}), facts
+    return ({'report': '\n'.join(text)} if text else {}), attributes
 
 
 def _age(number: str | None, unit: str | None) -> float | None:

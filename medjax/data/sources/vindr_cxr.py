@@ -103,7 +103,7 @@ def source(folder: str, size: int | None = None, split: str = 'official') -> Sou
 
     def load(i: int) -> Example:
         data = folders.read_bytes(folders.inside(root, films[entries[i].image].file))
-        return Example(data, 'frontal', info=dicom.facts(data))
+        return Example(data, 'frontal', attributes=dicom.attributes(data))
 
     return Source(
         name='vindr_cxr', version='1', namespace='vindr_cxr', labels=tuple(names), license=LICENSE, size=size,
@@ -122,7 +122,7 @@ def _labels(table: Table, image: str, lines: list[Line]) -> tuple[dict[str, int]
         for line, code in zip(lines, codes, strict=True):
             if code is None and line.cells[column]:
                 reason = f'{column} is neither 0 nor 1 and left blank'
-                dropped.append(Drop(image, table.where(line), reason, 'part'))
+                dropped.append(Drop(image, table.where(line), reason, 'detail'))
     return labels, dropped
 
 

@@ -109,8 +109,8 @@ def source(folder: str, size: int | None = None, namespace: str | None = None) -
             text, note = _caption(path, sample), ''
         except Unreadable as error:
             text, note = '', f'the caption is left out: {error}'
-        info = coding.filled(license=sample.license)
-        return Example(image, text={'caption': text} if text else {}, info=info, note=note)
+        attributes = coding.filled(license=sample.license)
+        return Example(image, text={'caption': text} if text else {}, attributes=attributes, note=note)
 
     stamps = [folders.stamp(root / path) for path in paths]
 
@@ -147,7 +147,7 @@ def _list(path: pathlib.Path, name: str, number: int) -> Shard:
     """Lists the members of one shard in one pass over its headers. Reads its JSON files on the way."""
     where = f'shard {number + 1}'
     members: dict[str, dict[str, Place]] = {}
-    facts: dict[str, dict[str, Any]] = {}
+    metadata: dict[str, dict[str, Any]] = {}
     dropped: list[Drop] = []
     others: Counter = Counter()
     has_end = True
@@ -166,7 +166,7 @@ def _list(path: pathlib.Path, name: str, number: int) -> Shard:
                     elif (first := members.setdefault(key, {}).setdefault(kind, place)) != place:
                         raise Unreadable(f'its sample has this already, member {first.number}')
                     elif kind == 'json' and member.size <= MOST_JSON_BYTES:
-                        facts[key] = _facts(file, place)
+                        metadata[key] = _metadata(file, place)
                 except Unreadable as error:
                     image = folders.encodable(f'{name}/{member.name}')
                     dropped.append(Drop(image, f'{where} member {position}', str(error)))
@@ -184,7 +184,7 @@ def _list(path: pathlib.Path, name: str, number: int) -> Shard:
             position = next(iter(places.values())).number
             dropped.append(Drop(f'{name}/{key}', f'{where} member {position}', 'a text without a JPEG or PNG'))
             continue
-        article, license = facts.get(key, {}).get('article', ''), facts.get(key, {}).get('license', '')
+        article, license = metadata.get(key, {}).get('article', ''), metadata.get(key, {}).get('license', '')
         samples.append(Sample(number, key, places['image'], places.get('txt'), places.get('json'), article, license))
     return Shard(samples, dropped, others, has_end)
 
@@ -230,7 +230,7 @@ def _shown(extension: str) -> str:
     return last if last == extension else f'*.{last}'
 
 
-def _facts(file: Any, place: Place) -> dict[str, Any]:
+def _metadata(file: Any, place: Place) -> dict[str, Any]:
     """Article and licence from a sample's JSON; {} if it is invalid, which `_caption` reports later."""
     file.seek(place.start)
     try:

@@ -21,7 +21,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from medjax.data.records import Split
-from medjax.data.text import views as text_views
 from medjax.errors import UserError
 from medjax.probes import image_text, statistics
 from medjax.probes.evaluate import Result, Task, bootstrap
@@ -77,7 +76,7 @@ def said_of(split: Split, both: Pair) -> list[str]:
     """The text of each record, '' where it has none."""
     found = []
     for i in range(len(split)):
-        sections = text_views.words(both.sections, split.text(i), {}).sections
+        sections = both.sections.pool(split.text(i), {}).sections
         found.append(' '.join(sections[0]) if sections else '')
     return found
 

@@ -113,7 +113,7 @@ def test_two_classes_three_splits_and_lists_without_sources(tmp_path):
         'train.png': 'train', 'CR.png': 'train', 'val.png': 'val', 'test.png': 'test',
     }  # fmt: skip
     assert source.load(by_image(source)['CR.png']).image == (tmp_path / 'data' / 'train' / 'CR.png').read_bytes()
-    assert 'site' not in source.load(by_image(source)['val.png']).info
+    assert 'site' not in source.load(by_image(source)['val.png']).attributes
     (tmp_path / 'data' / 'train').rename(tmp_path / 'data' / 'films')
     assert 'several files have this name' in reasons(covidx.source(str(tmp_path))).values()
 

@@ -88,17 +88,17 @@ def test_a_release_becomes_records(folder, tmp_path):
         'frontal', 'lateral', 'image', 'frontal', 'lateral', 'frontal'
     ]  # fmt: skip
     assert opened['d1'].text == opened['d2'].text == SECTIONS and opened['d4'].text == {}
-    assert opened['d1'].info == {'view': 'PA', 'label_source': 'chexpert'}
-    assert opened['d3'].info == {'label_source': 'chexpert'} and opened['d6'].info == {'view': 'AP LLD'}
+    assert opened['d1'].attributes == {'view': 'PA', 'label_source': 'chexpert'}
+    assert opened['d3'].attributes == {'label_source': 'chexpert'} and opened['d6'].attributes == {'view': 'AP LLD'}
 
-    reasons = sorted((drop.where, drop.part, drop.reason) for drop in made['drops'])
+    reasons = sorted((drop.where, drop.scope, drop.reason) for drop in made['drops'])
     assert reasons == [
-        ('mimic-cxr-2.0.0-chexpert.csv.gz line 6', 'part', 'neither 1, 0, -1 nor blank, taken as blank: Fracture'),
+        ('mimic-cxr-2.0.0-chexpert.csv.gz line 6', 'detail', 'neither 1, 0, -1 nor blank, taken as blank: Fracture'),
         ('mimic-cxr-2.0.0-metadata.csv.gz line 10', 'record', 'there is no such file'),
         ('mimic-cxr-2.0.0-metadata.csv.gz line 11', 'record', 'repeats the image of line 2'),
         ('mimic-cxr-2.0.0-metadata.csv.gz line 12', 'record', '2 cells where the header has 12'),
-        ('mimic-cxr-2.0.0-metadata.csv.gz line 6', 'part', 'the report is left out: there is no such file'),
-        ('mimic-cxr-2.0.0-metadata.csv.gz line 7', 'part', 'the report is left out: there is no such file'),
+        ('mimic-cxr-2.0.0-metadata.csv.gz line 6', 'detail', 'the report is left out: there is no such file'),
+        ('mimic-cxr-2.0.0-metadata.csv.gz line 7', 'detail', 'the report is left out: there is no such file'),
         ('mimic-cxr-2.0.0-metadata.csv.gz line 8', 'record', 'the table of splits does not name it'),
         ('mimic-cxr-2.0.0-metadata.csv.gz line 9', 'record', 'the table of splits does not name it'),
         ('mimic-cxr-2.0.0-split.csv.gz line 8', 'record', 'its split is neither train, validate nor test'),
@@ -120,7 +120,7 @@ def test_the_other_labeler_and_reports_elsewhere(folder, tmp_path):
     pairs = zip(source.entries, again.entries, strict=True)
     assert [old.image for old, new in pairs if old.stamp != new.stamp] == ['d1', 'd2']
     example = source.load(0)
-    assert example.text == SECTIONS and example.info['label_source'] == 'negbio'
+    assert example.text == SECTIONS and example.attributes['label_source'] == 'negbio'
     with pytest.raises(UserError, match='files/ is missing'):
         mimic_cxr.source(str(folder), reports=str(tmp_path))
 
@@ -137,7 +137,10 @@ def test_radiologists_labels_replace_the_labelers_and_are_marked(folder):
     source = mimic_cxr.source(str(folder))
     got, opened = labels(source), examples(source)
     assert set(got['d5'].values()) == {1} and got['d5']['lung_opacity'] == 1
-    assert opened['d5'].info['label_source'] == 'radiologists' and opened['d1'].info['label_source'] == 'chexpert'
+    assert (
+        opened['d5'].attributes['label_source'] == 'radiologists'
+        and opened['d1'].attributes['label_source'] == 'chexpert'
+    )
     assert any("1 images have radiologists' labels, the other 1 of the test split" in note for note in source.notes)
 
 

@@ -68,15 +68,17 @@ def test_a_release_becomes_records(folder, tmp_path):
     assert set(got['00000016_000.png'].values()) == {-2}
 
     opened = examples(source)
-    assert opened['00000001_000.png'].info == {'age': 58.0, 'sex': 'M', 'view': 'PA'}
-    assert opened['00000001_001.png'].info == {'sex': 'M', 'view': 'PA'}  # nobody is 411
-    assert opened['00000013_000.png'].info == {'age': 58.0, 'sex': 'F', 'view': 'AP'}
-    assert opened['00000014_000.png'].info['age'] == 90.0
+    assert opened['00000001_000.png'].attributes == {'age': 58.0, 'sex': 'M', 'view': 'PA'}
+    assert opened['00000001_001.png'].attributes == {'sex': 'M', 'view': 'PA'}  # nobody is 411
+    assert opened['00000013_000.png'].attributes == {'age': 58.0, 'sex': 'F', 'view': 'AP'}
+    assert opened['00000014_000.png'].attributes['age'] == 90.0
     assert {example.role for example in opened.values()} == {'frontal'}
 
-    reasons = {drop.where.removeprefix('Data_Entry_2017.csv line '): (drop.part, drop.reason) for drop in made['drops']}
+    reasons = {
+        drop.where.removeprefix('Data_Entry_2017.csv line '): (drop.scope, drop.reason) for drop in made['drops']
+    }
     assert reasons == {
-        '7': ('part', 'unknown findings are left out: Gremlin'),
+        '7': ('detail', 'unknown findings are left out: Gremlin'),
         '9': ('record', 'not in the lists of the split official'),
         '10': ('record', 'there is no such file'),  # a link that leaves the folder is none
         '11': ('record', 'the Patient ID is not a number'),

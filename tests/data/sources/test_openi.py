@@ -87,7 +87,7 @@ def test_reports_and_films_are_joined(folder, tmp_path):
     changed = [a.image for a, b in zip(source.entries, again.entries, strict=True) if a.stamp != b.stamp]
     assert changed == ['CXR2_IM-0652-1001']
     entry = source.entries[places['CXR1_1_IM-0001-3001']]
-    assert entry.patient == entry.study == 'CXR1' and first.role == 'image' and first.info['language'] == 'en'
+    assert entry.patient == entry.study == 'CXR1' and first.role == 'image' and first.attributes['language'] == 'en'
 
     data, _ = build(source, tmp_path / 'out')
     assert sum(data.splits.values()) == 4 and data.labels == source.labels and data.license == 'CC BY-NC-ND 4.0'

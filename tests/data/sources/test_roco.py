@@ -78,7 +78,7 @@ def test_roco_with_links_alone_and_without_a_split(first):
     (first / 'validation/radiology/captions.txt').unlink()
     source = roco.source(str(first))
     assert source.splits == 'roco/v1_radiology, altered' and len(source.entries) == 4
-    assert source.entries[1].study == 'PMC101' and 'license' not in source.load(1).info
+    assert source.entries[1].study == 'PMC101' and 'license' not in source.load(1).attributes
     assert any('no captions of validation' in note for note in source.notes)
 
 

@@ -65,7 +65,7 @@ def test_lines_become_one_record_for_each_image(folder, tmp_path):
     assert {'frontal'} == {role for split in data.splits for role in data.split(split).column('role')}
     ages = np.concatenate([data.split(split).column('age') for split in data.splits])
     assert np.isnan(ages).sum() == 1 and np.nanmax(ages) == 61  # 413 years are none
-    parts = [drop.reason for drop in summary['drops'] if drop.part == 'part']
+    parts = [drop.reason for drop in summary['drops'] if drop.scope == 'detail']
     assert 'the mask is left out: its runs leave the image of 16x20 pixels' in parts
     assert_hidden(data, uid(1), uid(7), 'MRN-4711', 'Doe')
 

@@ -45,8 +45,8 @@ def test_recognised_columns_and_default_labels(folder):
     first, second, third = (source.load(i) for i in range(3))
     assert first.text == {'report': 'Clear, lungs'} and second.text == {}
     assert (first.role, second.role, third.role) == ('frontal', 'lateral', 'image')
-    assert first.info == {'age': 61.0, 'sex': 'F', 'view': 'PA', 'license': 'CC0'}
-    assert third.info == {'license': 'CC0'}
+    assert first.attributes == {'age': 61.0, 'sex': 'F', 'view': 'PA', 'license': 'CC0'}
+    assert third.attributes == {'license': 'CC0'}
 
 
 def test_named_labels(folder):
@@ -64,8 +64,8 @@ def test_ages_and_sexes_are_stored_as_in_other_sources(folder):
     cells = zip(ages, sexes, strict=True)
     csv(folder, 'image,age,sex\n' + ''.join(f'images/{n}.png,{a},"{s}"\n' for n, (a, s) in enumerate(cells)))
     source = table.source(str(folder))
-    assert [source.load(n).info.get('age') for n in range(4)] == list(ages.values())
-    assert [source.load(n).info.get('sex') for n in range(4)] == list(sexes.values())
+    assert [source.load(n).attributes.get('age') for n in range(4)] == list(ages.values())
+    assert [source.load(n).attributes.get('sex') for n in range(4)] == list(sexes.values())
 
 
 def test_a_label_with_hundreds_of_values_is_refused(folder):
@@ -306,6 +306,6 @@ def test_frames_of_a_dicom_file_are_records_of_one_patient(folder, tmp_path, rea
     third, fourth = source.load(2), source.load(3)
     assert (third.frame, fourth.frame, source.label(3)) == (2, 3, [1])
     assert 'frames' in fourth.note and fourth.mask is None
-    assert fourth.info['modality'] == 'MR'
+    assert fourth.attributes['modality'] == 'MR'
     summary = write.write(source, tmp_path / 'out')
     assert sum(summary['splits'].values()) == 11

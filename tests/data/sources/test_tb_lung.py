@@ -52,13 +52,13 @@ def test_films_readings_and_masks_are_joined(folder, tmp_path):
     assert source.notes == ['1 films have no lung mask']
 
     examples = {image: source.load(i) for image, i in by_image(source).items()}
-    assert examples['CHNCXR_0001_0'].info == {'site': 'Shenzhen', 'view': 'PA', 'sex': 'M', 'age': 45}
-    assert examples['CHNCXR_0327_1'].info['age'] == 90
+    assert examples['CHNCXR_0001_0'].attributes == {'site': 'Shenzhen', 'view': 'PA', 'sex': 'M', 'age': 45}
+    assert examples['CHNCXR_0327_1'].attributes['age'] == 90
     assert examples['CHNCXR_0327_1'].text == {'report': '1.bilateral PTB\n2.fibrosis'}
-    assert examples['MCUCXR_0001_0'].info == {'site': 'Montgomery', 'view': 'PA', 'sex': 'F', 'age': 27}
-    assert examples['MCUCXR_0104_1'].info == {'site': 'Montgomery', 'view': 'PA'}
-    assert examples['MCUCXR_0105_1'].info['sex'] == 'M' and examples['MCUCXR_0105_1'].text == {}
-    assert 'age' not in examples['MCUCXR_0105_1'].info
+    assert examples['MCUCXR_0001_0'].attributes == {'site': 'Montgomery', 'view': 'PA', 'sex': 'F', 'age': 27}
+    assert examples['MCUCXR_0104_1'].attributes == {'site': 'Montgomery', 'view': 'PA'}
+    assert examples['MCUCXR_0105_1'].attributes['sex'] == 'M' and examples['MCUCXR_0105_1'].text == {}
+    assert 'age' not in examples['MCUCXR_0105_1'].attributes
     assert examples['MCUCXR_0105_1'].note == 'the mask is left out: only the leftMask of two is there'
     assert examples['CHNCXR_0328_1'].note == 'the reading is left out: there is no such file'
     both = np.zeros((20, 16), np.uint8)
