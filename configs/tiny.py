@@ -1,10 +1,10 @@
-"""The smallest run that has everything: for tests and for a first look at a new machine.
+"""The smallest run that has everything, for tests and for a first look at a new machine.
 
     medjax build phantom --records 64 --size 32 --out data/tiny
-    medjax train --config configs/tiny.py --data data/tiny --workdir runs/tiny
+    medjax train --config tiny --data data/tiny --workdir runs/tiny
 
-Cost: seconds for its 8 steps after about half a minute of compiling on two CPU cores.
-Expect: nothing learned; all files of a run are there.
+Cost: seconds for its 8 steps, after about half a minute of compilation on two CPU cores.
+Expect all files of a run, and nothing learned.
 """
 
 from ml_collections import ConfigDict

@@ -215,9 +215,9 @@ def test_layerwise_rates_of_towers_with_a_pool():
     tower = build.tower(dict(tower='vit', variant='S/4', family='siglip', width=16, depth=2, heads=2), 1, 'x')
     params = dict(towers=dict(image=jax.eval_shape(tower.init, jax.random.key(0))))
     table = parameter_groups(params, [dict(match='towers/image/*', layerwise=0.5)])['towers']['image']
-    assert table['pool']['probe'].rate == table['norm']['scale'].rate == 1.0
-    assert table['pos_grid'].rate == 0.5**3
-    assert table['blocks']['attn']['qkv']['bias'].rate.ravel().tolist() == [0.25, 0.5]
+    assert table['pool']['probe'].lr_scale == table['norm']['scale'].lr_scale == 1.0
+    assert table['pos_grid'].lr_scale == 0.5**3
+    assert table['blocks']['attn']['qkv']['bias'].lr_scale.ravel().tolist() == [0.25, 0.5]
 
 
 @pytest.mark.parametrize('kind', ['bert', 'clip', 'resnet'])
