@@ -65,9 +65,9 @@ def make(kind: str, options: Mapping[str, Any]) -> Source:
     warnings.filterwarnings('ignore', module='pydicom')  # its warnings quote the files' own fields
     module = find(kind, sources.__name__, 'build', 'kind of source', 'source')
     lists = {'split': options['split']} if hasattr(module, 'SPLITS') else {}
-    with tables.noted() as read:
+    with tables.recorded_reads() as reads:
         source = module.source(**{name: value for name, value in options.items() if name != 'split'}, **lists)
-    source = source._replace(stamp=json.dumps([kind, dict(options), read, source.stamp], default=str))
+    source = source._replace(stamp=json.dumps([kind, dict(options), reads, source.stamp], default=str))
     if options['split'] == 'drawn':
         source = source._replace(entries=[entry._replace(split=None) for entry in source.entries], splits='')
     return source
@@ -117,8 +117,8 @@ def _told(out: str, summary: dict[str, Any], namespace: str) -> list[str]:
         f'  fingerprint {summary["fingerprint"]}, id key {summary["key_fingerprint"]}',
         f'  namespace of the ids {namespace!r}: equal ids are one patient in all data sets of this namespace',
     ]
-    if known := published_splits.LISTS.get(summary['split_list'].removesuffix(', altered')):
-        lines.append(f'  splits: {summary["split_list"]}, {known.about}')
+    if published := published_splits.LISTS.get(summary['split_list'].removesuffix(', altered')):
+        lines.append(f'  splits: {summary["split_list"]}, {published.description}')
     lines += [f'  note: {note}' for note in summary['notes']]
     lines += [f'  audit: {sentence}' for sentence in summary['audit']['verdict']]
     for scope, what in (('record', 'set aside'), ('detail', 'kept without a detail')):

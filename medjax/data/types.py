@@ -76,7 +76,7 @@ class Source(NamedTuple):
     dropped: Sequence[Drop] = ()  # set aside before any image was opened
     stamp: str = ''  # changes with a table or an option: a resumed build then starts again
     notes: Sequence[str] = ()  # messages to the user; `medjax build` prints them
-    splits: str = ''  # name of the published split list, by `published_splits.named`: 'nih/official', or '…, altered'
+    splits: str = ''  # the published split list, by `published_splits.list_name`: 'nih/official' or '…, altered'
     size: int | None = None  # bound of the longer stored side in pixels; smaller images stay as they are
     key: bytes | None = None  # a public key for the hashes of invented ids; None: the private key of `builder.ids`
 

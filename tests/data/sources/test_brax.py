@@ -1,4 +1,4 @@
-"""BRAX from a folder in its layout, with what is wrong in it."""
+"""BRAX from a small folder like the release, with faults in it."""
 
 import io
 
@@ -8,12 +8,12 @@ import pytest
 from pydicom.dataset import FileDataset, FileMetaDataset
 from releases_cxr import built, examples, image, labels, on_disk, table
 
-from medjax.data.releases.coding import CHEXPERT
+from medjax.data.releases.coding import CHEXPERT_LABELS
 from medjax.data.sources import brax
 from medjax.errors import UserError
 
 HEAD = [
-    'DicomPath', 'PngPath', 'PatientID', 'PatientSex', 'PatientAge', 'AccessionNumber', 'StudyDate', *CHEXPERT,
+    'DicomPath', 'PngPath', 'PatientID', 'PatientSex', 'PatientAge', 'AccessionNumber', 'StudyDate', *CHEXPERT_LABELS,
     'ViewPosition', 'Rows', 'Columns', 'Manufacturer',
 ]  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""CheXpert, its test set and CheXpert Plus from folders in their layouts, with what is wrong in them."""
+"""CheXpert, its test set and CheXpert Plus from small folders like the releases, with faults in them."""
 
 import json
 
@@ -6,15 +6,15 @@ import pytest
 from releases_cxr import built, examples, image, labels, on_disk, table
 
 from medjax.data.releases import published_splits
-from medjax.data.releases.coding import CHEXPERT
+from medjax.data.releases.coding import CHEXPERT_LABELS
 from medjax.data.sources import chexpert
 from medjax.errors import UserError
 
-HEAD = f'Path,Sex,Age,Frontal/Lateral,AP/PA,{",".join(CHEXPERT)}'
+HEAD = f'Path,Sex,Age,Frontal/Lateral,AP/PA,{",".join(CHEXPERT_LABELS)}'
 
 
 def cells(**given: str) -> str:
-    return ','.join(given.get(name.replace(' ', '_').lower(), '') for name in CHEXPERT)
+    return ','.join(given.get(name.replace(' ', '_').lower(), '') for name in CHEXPERT_LABELS)
 
 
 @pytest.fixture
@@ -83,10 +83,13 @@ def test_the_test_set(folder, by):
     ones = ','.join(['1'] + ['0'] * 13)
     if by == 'Path':
         paths = [f'test/patient64741/study1/view{view}.jpg' for view in ('1_frontal', '2_lateral', '3_frontal')]
-        table(folder / 'test_labels.csv', [f'Path,{",".join(CHEXPERT)}', *(f'{path},{ones}' for path in paths)])
+        table(folder / 'test_labels.csv', [f'Path,{",".join(CHEXPERT_LABELS)}', *(f'{path},{ones}' for path in paths)])
     else:
         studies = ['CheXpert-v1.0/test/patient64741/study1', 'CheXpert-v1.0/test/patient64742/study1']
-        table(folder / 'groundtruth.csv', [f'Study,{",".join(CHEXPERT)}', *(f'{study},{ones}' for study in studies)])
+        table(
+            folder / 'groundtruth.csv',
+            [f'Study,{",".join(CHEXPERT_LABELS)}', *(f'{study},{ones}' for study in studies)],
+        )
     source = chexpert.source(str(folder))
     test = [i for i, entry in enumerate(source.entries) if entry.split == 'test']
     assert [source.label(i) for i in test] == [[1] + [0] * 13] * 2
@@ -123,8 +126,12 @@ def test_chexpert_plus_alone(tmp_path):
     table(folder / 'df_chexpert_plus_240401.csv', [PLUS, *lines, plus('patient7.jpg', '', 'train')])
     for n, name in enumerate(names[:3]):
         image(folder / 'PNG' / name.replace('.jpg', '.png'), 30 * n)
-    told = {'path_to_image': names[0]} | dict.fromkeys(CHEXPERT) | {'Edema': -1.0, 'Fracture': 1.0, 'Pneumonia': 0.0}
-    table(folder / 'chexbert_labels' / 'impression_fixed.json', [json.dumps(told)])
+    item = (
+        {'path_to_image': names[0]}
+        | dict.fromkeys(CHEXPERT_LABELS)
+        | {'Edema': -1.0, 'Fracture': 1.0, 'Pneumonia': 0.0}
+    )
+    table(folder / 'chexbert_labels' / 'impression_fixed.json', [json.dumps(item)])
     source = chexpert.source(str(folder))
     made, data = built(source, tmp_path / 'out')
     assert data.splits == {'train': 1, 'val': 1} and [entry.image for entry in source.entries] == names[:2]

@@ -1,4 +1,4 @@
-"""PadChest from a folder in its layout, with what is wrong in it."""
+"""PadChest from a small folder like the release, with faults in it."""
 
 import csv
 import io
@@ -99,7 +99,7 @@ def test_a_release_becomes_records(folder, tmp_path):
     reasons = {drop.where.rsplit(' ', 1)[-1]: (drop.scope, drop.reason) for drop in made['drops']}
     assert reasons.pop('11')[1].startswith('damaged PNG')
     assert reasons == {
-        '8': ('detail', 'Labels is no list: blank for all'),
+        '8': ('detail', 'Labels is not a list: all labels are blank'),
         '12': ('record', 'there is no such file'),
         '13': ('record', 'its lines name several patients'),
         '15': ('record', '2 cells where the header has 36'),

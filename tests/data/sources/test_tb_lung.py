@@ -1,9 +1,9 @@
-"""Shenzhen and Montgomery: facts inside readings, a mask a lung, palettes, copies of films."""
+"""Shenzhen and Montgomery: facts in readings, one mask for each lung, palettes, copies of films."""
 
 import numpy as np
 import pytest
 from PIL import Image
-from releases_pub2 import assert_hidden, build, by_image, csv, labels, png
+from releases_dicom import assert_hidden, build, by_image, csv, labels, png
 
 from medjax.data.sources import tb_lung
 from medjax.errors import UserError
@@ -44,7 +44,7 @@ def folder(tmp_path):
 
 def test_films_readings_and_masks_are_joined(folder, tmp_path):
     source = tb_lung.source(str(folder))
-    assert {image: said['tuberculosis'] for image, said in labels(source).items()} == {
+    assert {image: codes['tuberculosis'] for image, codes in labels(source).items()} == {
         'CHNCXR_0001_0': 0, 'CHNCXR_0327_1': 1, 'CHNCXR_0328_1': 1,
         'MCUCXR_0001_0': 0, 'MCUCXR_0104_1': 1, 'MCUCXR_0105_1': 1,
     }  # fmt: skip
@@ -87,7 +87,7 @@ def test_odd_readings(line, sex, age):
     assert text == {'report': 'normal'} and facts['sex'] == sex and facts.get('age') == pytest.approx(age)
 
 
-def test_text_that_is_no_fact_stays_text():
+def test_text_without_facts_stays_text():
     assert tb_lung.reading('male nurse with cough\nfemale 30yrs'.encode('utf-8-sig')) == (
         {'report': 'male nurse with cough\nfemale 30yrs'},
         {},
