@@ -29,7 +29,6 @@ from medjax.probes import encode, methods as package, policy, results, statistic
 from medjax.probes.encode import Encoder
 from medjax.probes.evaluate import Task
 
-BASELINES = {'random': encode.random_init, 'pixels': encode.raw_pixels}
 ALL = 'knn,linear,zero_shot,retrieval'
 
 
@@ -57,8 +56,10 @@ def main(argv: list[str]) -> int:
             continue
         possible, lacking = _possible(task(encoder), probes)
         if args.probes or not possible:
-            failures += sum(_failed(f'{name} on {_name(encoder)}', error) for name, error in lacking.items())
-        for one in (*(BASELINES[name](encoder) for name in baselines), encoder):
+            failures += sum(
+                _failed(f'{name} on {encode.title(encoder.name)}', error) for name, error in lacking.items()
+            )
+        for one in (*(encode.BASELINES[name].make(encoder) for name in baselines), encoder):
             failures += _probe_encoder(run, task(one), possible, labels)
         baselines = []  # once a run is enough: its exports share towers and preprocessing
 
@@ -75,7 +76,7 @@ def _features(
     @functools.cache
     def features(split: str) -> encode.Features:
         found = encode.features(encoder, data, split, run / 'cache')
-        return found._replace(labels=policy.decided(found.labels, labels))
+        return found._replace(labels=policy.apply(found.labels, labels))
 
     return features
 
@@ -101,7 +102,7 @@ def _probe_encoder(run: pathlib.Path, task: Task, probes: dict[str, ModuleType],
     origin = results.provenance(run, encoder, data) | {'policy': labels}
     possible, lacking = _possible(task, probes)
     for name, reason in lacking.items():  # a baseline's: the export itself has what its probes need
-        print(f'{_name(encoder)}, {name}: left out, {reason}', flush=True)
+        print(f'{encode.title(encoder.name)}, {name}: left out, {reason}', flush=True)
     failures = done = 0
     for name, probe in possible.items():
         try:
@@ -121,12 +122,14 @@ def _probe_encoder(run: pathlib.Path, task: Task, probes: dict[str, ModuleType],
             results.write(file, about | result | origin | dict(key=key), arrays)
             figure, rows = next(iter(result['results'].items()))
             at, title = rows['mean'], results.COLUMNS.get(figure, figure)
-            told = f'{_name(encoder)}, {name}: {title} {at["value"]:.3f} [{at["low"]:.3f}, {at["high"]:.3f}]'
+            told = (
+                f'{encode.title(encoder.name)}, {name}: {title} {at["value"]:.3f} [{at["low"]:.3f}, {at["high"]:.3f}]'
+            )
             print(told, flush=True)
         except Exception as error:  # one may not stop the others, so any error is told and counted
-            failures += _failed(f'{name} on {_name(encoder)} and {data.name}', error)
+            failures += _failed(f'{name} on {encode.title(encoder.name)} and {data.name}', error)
     if done:
-        print(f'{_name(encoder)}: {origin["provenance"]}', flush=True)
+        print(f'{encode.title(encoder.name)}: {origin["provenance"]}', flush=True)
     return failures
 
 
@@ -135,10 +138,6 @@ def _failed(what: str, error: Exception) -> int:
     words = str(error) if isinstance(error, UserError) else f'{type(error).__name__}: {error}'
     print(f'medjax: {what} failed: {words}', file=sys.stderr, flush=True)
     return 1
-
-
-def _name(encoder: Encoder) -> str:
-    return encoder.name if isinstance(encoder.name, str) else f'step {encoder.name}'
 
 
 def _can_be_probed(run: pathlib.Path, data: records.DataSet, args: argparse.Namespace) -> None:
@@ -170,8 +169,8 @@ def _probe(name: str) -> ModuleType:
 def _baselines(given: str) -> list[str]:
     names = [name for name in given.split(',') if name and name != 'none']
     for name in names:
-        if name not in BASELINES:
-            raise UserError(f'--baselines: there is no {name!r}{suggest(name, [*BASELINES, "none"])}')
+        if name not in encode.BASELINES:
+            raise UserError(f'--baselines: there is no {name!r}{suggest(name, [*encode.BASELINES, "none"])}')
     return names
 
 

@@ -102,6 +102,21 @@ def raw_pixels(trained: Encoder) -> Encoder:
     return Encoder('pixels', _digest('pixels', image, size), {}, apply, size, image, meta)
 
 
+class Baseline(NamedTuple):
+    """An encoder that no training has shaped, for comparison."""
+
+    title: str  # in tables, on pages and in messages
+    make: Callable[[Encoder], Encoder]  # from the trained encoder that it is compared with
+
+
+BASELINES = dict(random=Baseline('random init', random_init), pixels=Baseline('raw pixels', raw_pixels))
+
+
+def title(encoder: int | str) -> str:
+    """The name of an encoder for people: 'step 1000', 'random init', 'raw pixels'."""
+    return BASELINES[encoder].title if encoder in BASELINES else f'step {encoder}'
+
+
 def image_tower(meta: Mapping[str, Any]) -> str:
     """The name of the tower that sees images: the one that is paired with texts, else 'image'."""
     pairs = meta.get('pairs') or [dict(image=dict(tower='image'))]

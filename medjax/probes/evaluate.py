@@ -20,7 +20,7 @@ import numpy as np
 from medjax.data.records import DataSet
 from medjax.data.text.prompts import ZeroShot
 from medjax.errors import UserError
-from medjax.probes import metrics, statistics
+from medjax.probes import metrics, policy, statistics
 from medjax.probes.encode import Encoder, Features
 
 
@@ -134,7 +134,7 @@ def mean_auroc(scores: np.ndarray, labels: np.ndarray) -> float | None:
     """Mean AUROC over the labels that have both classes among the known; None where no label has."""
     figures = []
     for j in range(labels.shape[1]):
-        known = (labels[:, j] == 0) | (labels[:, j] == 1)
+        known = policy.known(labels[:, j])
         figure = metrics.auroc(metrics.curve(scores[known, j], labels[known, j]))[0] if known.any() else np.nan
         figures += [] if np.isnan(figure) else [figure]
     return float(np.mean(figures)) if figures else None
@@ -194,7 +194,7 @@ def _thresholds(outcome: Outcome, val: Features | None, count: int) -> dict[str,
     def best(balanced: bool) -> np.ndarray:
         found = []
         for j in range(labels.shape[1]):
-            known = (labels[:, j] == 0) | (labels[:, j] == 1)
+            known = policy.known(labels[:, j])
             found.append(metrics.best_threshold(outcome.val_scores[known, j], labels[known, j], balanced))
         return np.array(found)
 

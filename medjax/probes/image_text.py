@@ -1,7 +1,7 @@
 """Both sides of an export that learned from pairs: images, by their features, and texts, by their words, in one space.
 
-both = pairs.load(encoder)
-pairs.unit(both.images(features.cls[:, -1])) @ pairs.unit(both.texts(['No pleural effusion.'])).T      # cosines
+both = image_text.load(encoder)
+unit(both.images(features.cls[:, -1])) @ unit(both.texts(['No pleural effusion.'])).T      # cosines
 """
 
 from __future__ import annotations
@@ -82,12 +82,6 @@ def load(encoder: Encoder) -> Pair:
         temperature=float(settings['pair']['temperature']),
         sections=text_views.text('', length, sections=text['sections'] or text_views.FALLBACKS, name='the text view'),
     )
-
-
-def unit(x: np.ndarray) -> np.ndarray:
-    """L2-normalised along the last axis, float32."""
-    x = x.astype(np.float32)
-    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
 def _clean(one: str) -> str:

@@ -20,7 +20,7 @@ import numpy as np
 import medjax
 from medjax import files
 from medjax.data.audit.seen import overlap
-from medjax.probes.encode import Encoder
+from medjax.probes.encode import Encoder, title
 from medjax.probes.evaluate import Task
 
 DIGITS = 6  # of a data set's fingerprint, where its name alone is not enough
@@ -131,8 +131,7 @@ def _one_table(found: list[dict[str, Any]]) -> str:
         '|---|---|' + '---|' * len(figures),
     ]
     for result in found:
-        step = result['encoder']['step']
-        name = {'random': 'random init', 'pixels': 'raw pixels'}.get(step, f'step {step}')
+        name = title(result['encoder']['step'])
         cells = [_cell(result['results'].get(figure, {}).get('mean')) for figure in figures]
         lines.append(f'| {name} | {result["probe"]} | ' + ' | '.join(cells) + ' |')
     return '\n'.join(lines)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from medjax.probes import metrics
+from medjax.probes import metrics, policy
 
 DRAWS, LEVEL = 1000, 0.95
 THRESHOLDED = dict(accuracy=metrics.accuracy, balanced_accuracy=metrics.balanced_accuracy)
@@ -62,7 +62,7 @@ def intervals(
     in `undefined`; in the mean over labels the label then stands with its plain value, so that the mean is always
     over the same labels.
     """
-    known = [(labels[:, j] == 0) | (labels[:, j] == 1) for j in range(len(names))]
+    known = policy.known(labels).T
 
     def each_label(weights: np.ndarray) -> dict[str, np.ndarray]:  # [R,n] -> {metric: [L,R]}
         one = [

@@ -11,6 +11,7 @@ import numpy as np
 
 from medjax.data import records
 from medjax.errors import UserError
+from medjax.probes import policy
 from medjax.reports.run_files import Run
 
 REASONS = 5  # of drops, the most frequent ones
@@ -37,12 +38,12 @@ def find(run: Run, data: str | None) -> Found:
 
 
 def summary(data: records.DataSet) -> dict[str, Any]:
-    """Facts and a table of labels: positives and known (neither uncertain nor blank) records of each split."""
+    """Facts and a table of labels: positive and known (see `policy.known`) records of each split."""
     split_names = list(data.splits)
     table = []
     for i, label in enumerate(data.labels):
         columns = [data.split(s).labels_array[:, i] for s in split_names]
-        table.append((label, [f'{np.sum(c == 1):,} / {np.sum(c >= 0):,}' for c in columns]))
+        table.append((label, [f'{np.sum(c == 1):,} / {np.sum(policy.known(c)):,}' for c in columns]))
     return {'name': data.name, 'facts': facts(data), 'splits': split_names, 'labels': table}
 
 

@@ -15,6 +15,7 @@ from medjax.data.text.prompts import ZeroShot
 from medjax.errors import UserError
 from medjax.probes import encode, image_text
 from medjax.probes.methods import zero_shot
+from medjax.probes.vectors import unit
 from medjax.reports import choice, images
 from medjax.reports.data_facts import Found
 from medjax.reports.run_files import Run
@@ -136,7 +137,7 @@ def findings(
     prompts, both = ZeroShot(**told[0].body['details']['prompts']), image_text.load(encoder)
     towards = list(zero_shot.directions(prompts.present, prompts.ensemble, both).items())[:FINDINGS]
     directions = np.stack([direction for _, direction in towards], 1)
-    cosine = image_text.unit(both.images(patches)) @ directions  # [n,h,w,findings]
+    cosine = unit(both.images(patches)) @ directions  # [n,h,w,findings]
     low, high = np.percentile(cosine, (2, 98), axis=(0, 1, 2))
     shade = np.clip((cosine - low) / np.maximum(high - low, 1e-12), 0, 1)
     rows = []
@@ -189,11 +190,6 @@ def nearest(queries: np.ndarray, others: np.ndarray, k: int) -> tuple[np.ndarray
     similarity = unit(queries) @ unit(others).T
     order = np.argsort(-similarity, axis=1, kind='stable')[:, :k]
     return order, np.take_along_axis(similarity, order, axis=1)
-
-
-def unit(x: np.ndarray) -> np.ndarray:
-    x = x.astype(np.float32)
-    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
 
 
 def over(image: Image.Image, colours: np.ndarray) -> Image.Image:

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from medjax.probes.encode import BASELINES
 from medjax.probes.results import COLUMNS
 from medjax.reports import plots
-from medjax.reports.run_files import BASELINES, Result, Run
+from medjax.reports.run_files import Result, Run
 
 LABELS = 12  # panels of ROC and PR curves; the labels with the most positives come first
 OVERLAP = {'patient': 'are of patients', 'image': 'are images', 'pixels': 'have pixels'}
@@ -44,7 +45,7 @@ def newest_of(group: Group) -> int | None:
 
 def baselines(group: Group, figure: str) -> dict[str, Figure]:
     """The mean of random init and raw pixels, by name."""
-    return {BASELINES[e]: found for e in BASELINES if e in group and (found := mean(group[e], figure))}
+    return {BASELINES[e].title: found for e in BASELINES if e in group and (found := mean(group[e], figure))}
 
 
 def headlines(run: Run) -> list[dict[str, Any]]:
@@ -97,7 +98,7 @@ def table(data: str, probe: str, group: Group) -> dict[str, Any]:
     figures = sorted(body['results'], key=lambda figure: ([*list(COLUMNS), figure]).index(figure))
     others = [e for e in BASELINES if e in group and e != shown]
     first = figure_of(group)
-    columns = [named(figure) for figure in figures] + [f'{named(first)} of {BASELINES[e]}' for e in others]
+    columns = [named(figure) for figure in figures] + [f'{named(first)} of {BASELINES[e].title}' for e in others]
     rows = []
     for label in dict.fromkeys(['mean', *(label for figure in figures for label in body['results'][figure])]):
         cells = [body['results'][figure].get(label) for figure in figures]
@@ -106,7 +107,7 @@ def table(data: str, probe: str, group: Group) -> dict[str, Any]:
         usable = [c if c and c.get('value') is not None else None for c in cells]
         rows.append({'label': label, 'counts': counts, 'cells': usable})
     return {
-        'title': f'{data}, {probe}, {BASELINES.get(shown) or f"export of step {shown:,}"}',
+        'title': f'{data}, {probe}, {BASELINES[shown].title if shown in BASELINES else f"export of step {shown:,}"}',
         'columns': columns,
         'rows': rows,
         'words': table_words(body),

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from medjax.errors import UserError
-
-BASELINES = {'random': 'random init', 'pixels': 'raw pixels'}
+from medjax.probes import policy
+from medjax.probes.encode import BASELINES
 
 
 class Result(NamedTuple):
@@ -36,7 +36,7 @@ class Result(NamedTuple):
             if 'scores' not in file:  # of a probe whose figures are not of labels
                 return {}
             scores, labels, names = file['scores'], file['labels'], file['names']
-        known = {str(name): labels[:, i] >= 0 for i, name in enumerate(names)}
+        known = {str(name): policy.known(labels[:, i]) for i, name in enumerate(names)}
         return {name: (scores[at, i], labels[at, i]) for i, (name, at) in enumerate(known.items())}
 
 

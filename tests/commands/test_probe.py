@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medjax import cli
+from medjax import cli, files
 from medjax.data import records
 from medjax.data.audit import seen
 from medjax.errors import UserError
@@ -77,7 +77,7 @@ def probed(tmp_path_factory, data):
     return run
 
 
-def files(run):
+def result_files(run):
     return {str(p.relative_to(run / 'probes')) for p in (run / 'probes').rglob('*.json')}
 
 
@@ -100,7 +100,9 @@ def test_policies_that_are_refused(probed, data, capsys, policy, words):
 
 def test_the_newest_export_and_both_baselines(probed, data):
     name = records.open(data).name
-    assert files(probed) == {f'{e}/{name}.{p}.json' for e in ('20', 'random', 'pixels') for p in ('knn', 'linear')}
+    assert result_files(probed) == {
+        f'{e}/{name}.{p}.json' for e in ('20', 'random', 'pixels') for p in ('knn', 'linear')
+    }
     result = json.loads((probed / 'probes' / '20' / f'{name}.linear.json').read_text())
     assert result['skipped_labels'] == {'rare': 'no positive record in train; no positive record in test'}
     assert set(result['results']['auroc']) == {'mean', 'square', 'left'}
@@ -231,7 +233,7 @@ def test_follow_waits_for_exports_and_survives_a_half_written_one(tmp_path, data
     job.start()
     code = cli.main(['probe', '--run', str(run), '--data', str(data), '--follow', '--probes', 'knn', '--draws', '20'])
     job.join()
-    assert {path.split('/')[0] for path in files(run)} == {'1', '2', 'random', 'pixels'}
+    assert {path.split('/')[0] for path in result_files(run)} == {'1', '2', 'random', 'pixels'}
     told = capsys.readouterr().err
     assert code == 1 and 'export 3 failed' in told and 'export 2' not in told and 'Traceback' not in told
 
@@ -282,7 +284,7 @@ def test_follow_of_a_run_that_never_exported(tmp_path, data, clock, capsys):
 def test_scores_are_for_those_who_may_read_the_results(tmp_path):
     before = os.umask(0o027)
     try:
-        encode.write_npz(tmp_path / 'scores.npz', scores=np.zeros(3))
+        files.write_npz(tmp_path / 'scores.npz', scores=np.zeros(3))
     finally:
         os.umask(before)
     (path,) = tmp_path.iterdir()

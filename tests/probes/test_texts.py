@@ -15,9 +15,9 @@ from sklearn.metrics import roc_auc_score, top_k_accuracy_score
 
 from medjax import cli, config as configs, train
 from medjax.data import records
-from medjax.data.text import prompts
+from medjax.data.text import prompts, views as text_views
 from medjax.errors import UserError
-from medjax.probes import encode, image_text, statistics
+from medjax.probes import encode, image_text, statistics, vectors
 from medjax.probes.methods import retrieval, zero_shot
 from medjax.weights import export
 
@@ -80,7 +80,7 @@ def unit(x):
 def test_an_export_says_which_towers_and_heads_are_a_pair(encoder):
     (pair,) = encoder.meta['pairs']
     assert pair['image'] == dict(tower='image', head='vi')
-    assert pair['text'] == dict(tower='words', head='vt', length=32, sections=list(retrieval.texts.FALLBACKS))
+    assert pair['text'] == dict(tower='words', head='vt', length=32, sections=list(text_views.FALLBACKS))
     assert pair['term'] == 'pair_softmax' and 0.05 < pair['temperature'] < 0.1 and pair['temperature'] != 0.07
 
 
@@ -142,7 +142,7 @@ def test_zero_shot_equals_sentences_one_by_one(run, data, encoder):
     both, opened = image_text.load(encoder), records.open(data)
     features = encode.features(encoder, opened, 'test')
     images = unit(features.cls[:, -1] @ np.asarray(encoder.parts['heads']['vi']['fc1']['kernel']))
-    np.testing.assert_allclose(image_text.unit(both.images(features.cls[:, -1])), images, atol=1e-5)
+    np.testing.assert_allclose(vectors.unit(both.images(features.cls[:, -1])), images, atol=1e-5)
     many = both.texts(['No nodule.', 'A small left pneumothorax.', 'Mild cardiomegaly.'])
     for sentence, vector in zip(['No nodule.', 'A small left pneumothorax.'], many):
         np.testing.assert_allclose(both.texts([sentence])[0], vector, atol=2e-5)

@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from medjax.probes import policy
 from medjax.probes.encode import Features
 from medjax.probes.evaluate import Outcome, Result, Task, mean_auroc, needs_labels, of_labels
+from medjax.probes.vectors import unit
 
 name, needs = 'knn', needs_labels
 K, ALL_K, TEMPERATURE = 20, (10, 20, 100, 200), 0.07
@@ -37,20 +39,21 @@ def score(train: Features, queries: Features, ks: tuple[int, ...]) -> dict[int, 
     w_i = softmax over the k neighbours of cosine / .07; score = sum of w_i over positives / over known ones. Where no
     neighbour's label is known, the score is the share of positives in train.
     """
+    known, positive = policy.known(train.labels), train.labels == 1
     with jax.default_matmul_precision('highest'):
-        out = _score(jnp.asarray(train.cls[:, -1]), jnp.asarray(train.labels), jnp.asarray(queries.cls[:, -1]), ks)
+        out = _score(unit(train.cls[:, -1]), known, positive, unit(queries.cls[:, -1]), ks)
     return {k: np.asarray(o) for k, o in zip(ks, out, strict=True)}
 
 
-@functools.partial(jax.jit, static_argnums=3)
-def _score(train: jax.Array, labels: jax.Array, queries: jax.Array, ks: tuple[int, ...]) -> list[jax.Array]:
-    unit = train / jnp.maximum(jnp.linalg.norm(train, axis=1, keepdims=True), 1e-12)
-    positive, known = labels == 1, (labels == 0) | (labels == 1)
+@functools.partial(jax.jit, static_argnums=4)
+def _score(
+    train: jax.Array, known: jax.Array, positive: jax.Array, queries: jax.Array, ks: tuple[int, ...]
+) -> list[jax.Array]:
+    """`score` for unit vectors [n,D], and known and positive labels bool [n,L] of train."""
     prevalence = positive.sum(0) / jnp.maximum(known.sum(0), 1)
 
     def one(query: jax.Array) -> list[jax.Array]:  # [D] -> [L] for each k
-        cosine = unit @ (query / jnp.maximum(jnp.linalg.norm(query), 1e-12))
-        similarity, nearest = jax.lax.top_k(cosine, max(ks))
+        similarity, nearest = jax.lax.top_k(train @ query, max(ks))
         scores = []
         for k in ks:
             vote = jax.nn.softmax(similarity[:k] / TEMPERATURE)

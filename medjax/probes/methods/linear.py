@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from medjax.probes import policy
 from medjax.probes.encode import Features
 from medjax.probes.evaluate import Outcome, Result, Task, mean_auroc, needs_labels, of_labels
 
@@ -86,7 +87,7 @@ def fit(x: np.ndarray, labels: np.ndarray, penalties: tuple[float, ...], toleran
     z = x - mean
     std = np.sqrt(np.einsum('nd,nd->d', z, z) / len(z))
     std = np.where(std > 1e-6 * np.abs(mean), std, 1.0).astype(np.float32)  # a constant feature stays at 0
-    known = (labels == 0) | (labels == 1)
+    known = policy.known(labels)
     z = (z / std).astype(np.float32)
     basis = _principal_axes(z)
     with jax.default_matmul_precision('highest'):

@@ -25,7 +25,8 @@ from medjax.data.text import views as text_views
 from medjax.errors import UserError
 from medjax.probes import image_text, statistics
 from medjax.probes.evaluate import Result, Task, bootstrap
-from medjax.probes.image_text import Pair, unit
+from medjax.probes.image_text import Pair
+from medjax.probes.vectors import unit
 
 name = 'retrieval'
 RECALL, PRECISION = (1, 5, 10), (5, 10)

@@ -21,7 +21,8 @@ from medjax.data.text.prompts import ENSEMBLES, SCORES, ZeroShot
 from medjax.errors import UserError
 from medjax.probes import image_text
 from medjax.probes.evaluate import Outcome, Result, Splits, Task, judge, lacks
-from medjax.probes.image_text import Pair, unit
+from medjax.probes.image_text import Pair
+from medjax.probes.vectors import unit
 
 name = 'zero_shot'
 
