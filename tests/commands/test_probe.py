@@ -134,7 +134,7 @@ def test_nothing_is_computed_twice_and_changed_settings_are(probed, data, capsys
     assert '| random init | linear |' in table and '| raw pixels | knn |' in table and '| step 20 | linear |' in table
     assert table.count('\n|') == 8 and 'balanced accuracy' in table
     with monkeypatch.context() as patch:
-        patch.setattr(encode, '_run', lambda *a, **k: pytest.fail('encoded again in spite of the cache'))
+        patch.setattr(encode, '_encode_all', lambda *a, **k: pytest.fail('encoded again in spite of the cache'))
         assert cli.main([*command[:-1], '40', '--probes', 'knn']) == 0
     name = records.open(data).name
     assert json.loads((probed / 'probes' / '20' / f'{name}.knn.json').read_text())['bootstrap']['draws'] == 40
@@ -143,11 +143,11 @@ def test_nothing_is_computed_twice_and_changed_settings_are(probed, data, capsys
 def test_steps(probed, data):
     assert cli.main(['probe', '--run', str(probed), '--data', str(data), '--steps', 'all', '--probes', 'knn']) == 0
     assert (probed / 'probes' / '10' / f'{records.open(data).name}.knn.json').exists()
-    assert watch.chosen(probed, '20,10') == [20, 10]
+    assert watch.select_steps(probed, '20,10') == [20, 10]
     with pytest.raises(UserError, match='no export of step 15; it has 10, 20'):
-        watch.chosen(probed, '15')
+        watch.select_steps(probed, '15')
     with pytest.raises(UserError, match="'all' or numbers"):
-        watch.chosen(probed, 'last')
+        watch.select_steps(probed, 'last')
 
 
 def test_the_cache_follows_weights_and_preprocessing(tmp_path, data):
@@ -320,7 +320,7 @@ def test_seen_records_are_counted(tmp_path, data):
     np.savez(run / 'data' / 'seen.npz', **seen, pixels=np.unique(train.keys('pixels')))
     found = results.provenance(run, encoder, opened)
     assert found['overlap']['image'] == pytest.approx(3 / len(test)) and found['overlap']['pixels'] == 0
-    assert 'with an id' in found['provenance'] and f'{300 / len(test):.1f} %' in found['provenance']
+    assert f'the image (by its id) of {300 / len(test):.1f} %' in found['provenance']
     other = encoder._replace(meta=dict(seen='0' * 64))
     assert 'unknown: data/seen.npz is not the one' in results.provenance(run, other, opened)['provenance']
 
