@@ -112,7 +112,7 @@ def test_fenced_parts_of_configs_are_known(page):
         for statement in ast.parse(block).body:
             section = ast.unparse(statement.targets[0]) if isinstance(statement, ast.Assign) else ''
             if section == 'views':
-                text_views.of_views(value_of(statement.value))
+                text_views.from_config(value_of(statement.value))
             elif section == 'data':
                 for part in value_of(statement.value).values():
                     assert part.keys() <= config.PART.keys(), part
