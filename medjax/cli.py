@@ -19,6 +19,7 @@ COMMANDS = {
     'show': 'a data set -> one HTML page to look at',
     'tokenizer': 'data sets -> a vocabulary trained on their texts',
     'train': 'a config and records -> checkpoints, exports, metrics',
+    'config': 'a config -> all its values as JSON; two configs or runs -> the values that differ',
     'probe': 'exports and records -> results with intervals',
     'report': 'a run -> one HTML page to look at',
 }

@@ -41,7 +41,7 @@ from typing import Any, NoReturn
 
 from ml_collections import ConfigDict
 
-from medjax import plugins
+from medjax import plugins, recipes
 from medjax.data.text import tokenizer, views as text_views
 from medjax.errors import UserError, suggest
 from medjax.overrides import override, split_overrides
@@ -102,7 +102,7 @@ class Config(dict):
 def load(spec: str, data: Sequence[str] = (), overrides: Sequence[str] = ()) -> tuple[Config, dict[str, Any]]:
     """A recipe, ready to train, and its open data sets by source.
 
-    spec       'configs/demo.py', or 'configs/x.py:arg'
+    spec       'configs/demo.py', or the name of a shipped recipe, 'demo'; with an argument 'x.py:ARG'
     data       'PATH' for the only source of the config, or 'source=PATH', one for each
     overrides  'optim.lr=1e-3', 'terms.2.weight=.05', 'views.global.area=(.4, 1.)'
     """
@@ -190,10 +190,7 @@ def _fill(given: Any, default: dict[str, Any], where: str) -> ConfigDict:
 
 def _call_get_config(spec: str, data: Any) -> Any:
     name, _, argument = spec.partition(':')
-    path = Path(name)
-    if not path.is_file():
-        beside = sorted(str(p) for p in path.parent.glob('*.py')) if path.parent.is_dir() else []
-        raise UserError(f'--config: there is no file {name}{suggest(name, beside) if beside else ""}')
+    path = recipes.find(name)
     try:
         get_config = runpy.run_path(str(path), run_name='medjax_config').get('get_config')
         if get_config is None:

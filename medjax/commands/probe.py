@@ -184,7 +184,9 @@ def _parser() -> argparse.ArgumentParser:
         '--probes', metavar='NAMES', help=f'of {ALL}, or mypkg.myprobe; default: all that export and data allow'
     )
     parser.add_argument(
-        '--prompts', metavar='FILE', help='sentences for the classes, and how they become scores, for zero_shot'
+        '--prompts',
+        metavar='FILE|NAME',
+        help='sentences for the classes, and how they become scores, for zero_shot: a file, or a shipped one, as cxr',
     )
     parser.add_argument('--baselines', default='random,pixels', metavar='NAMES', help='default: %(default)s; or none')
     parser.add_argument(

@@ -83,11 +83,17 @@ def facts(run: Run) -> list[tuple[str, str]]:
     speed = [line['images_per_s'] for line in run.lines if line.get('images_per_s')]
     if speed:
         mfu = [line['mfu'] for line in run.lines if line.get('mfu')]
-        words = f'{np.median(speed):,.4g} images/s' + (f', MFU {100 * np.median(mfu):.1f} %' if mfu else '')
-        found.append(('speed', f'{words} (median)'))
+        words = f', MFU {100 * np.median(mfu):.1f} %' if mfu else ''
+        words = ', MFU unknown' if is_mfu_unknown(run.lines) else words
+        found.append(('speed', f'{np.median(speed):,.4g} images/s{words} (median)'))
     if run.exports:
         found.append(('exports', f'{len(run.exports)}, the newest of step {run.exports[-1]:,}'))
     return found
+
+
+def is_mfu_unknown(lines: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a line has mfu null: it was faster than the peak. Then the MFU of all other lines is too high as well."""
+    return any(line.get('mfu', 0) is None for line in lines)
 
 
 def of(config: Mapping[str, Any], section: str) -> list[tuple[str, Mapping[str, Any]]]:
@@ -168,6 +174,7 @@ def rates(lines: Lines) -> list[Markup]:
         'weight_decay': 'weight decay',
         'momentum': 'teacher momentum',
         'images_per_s': 'images per second',
-        'mfu': 'MFU (share of peak)',
     }
+    if not is_mfu_unknown(lines):
+        names['mfu'] = 'MFU (share of peak)'
     return [plots.curves(title, {title: column(lines, key)}) for key, title in names.items() if keys(lines, key)]

@@ -17,11 +17,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from medjax import recipes
 from medjax.errors import UserError, suggest
 from medjax.plugins import call
 from medjax.types import is_number
@@ -179,7 +179,7 @@ def draw_sentences(pools: SentencePools, absent: int, rng: np.random.Generator) 
 
 def _file_content(path: str, where: str) -> bytes:
     try:
-        return Path(path).expanduser().read_bytes()
+        return recipes.find_prompts(path).read_bytes()
     except OSError as error:
         raise UserError(f'{where}: cannot be read: {error.strerror}') from None
 
