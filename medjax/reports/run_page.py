@@ -82,6 +82,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
     if speeds:
         mfu = [line['mfu'] for line in run.log if line.get('mfu')]
         share = f', {100 * np.median(mfu):.1f} % of the peak FLOPs (MFU)' if mfu else ''
+        share = ', MFU unknown' if is_mfu_unknown(run.log) else share
         rows.append(('speed', f'{np.median(speeds):,.4g} images/s{share} (medians)'))
     if run.exports:
         rows.append(('exports', f'{len(run.exports)}; the newest is of step {run.exports[-1]:,}'))
@@ -96,6 +97,11 @@ def progress(run: Run) -> str:
     if batch:
         text += f', {step * batch:,} images (batches of {batch:,})'
     return text + (', done' if run.done else '')
+
+
+def is_mfu_unknown(log: Log) -> bool:
+    """True if a line has mfu null: the run was faster than the measured peak, so the MFU of all lines is too high."""
+    return any(line.get('mfu', 0) is None for line in log)
 
 
 def section(config: Mapping[str, Any], name: str) -> list[tuple[str, Mapping[str, Any]]]:
