@@ -22,6 +22,7 @@ COMMANDS = {
     'show': 'a data set -> an HTML page with its images, labels and records',
     'tokenizer': 'data sets -> a tokenizer trained on their texts',
     'train': 'a config and data sets -> checkpoints, exports, metrics',
+    'config': 'a config -> all its values as JSON; two configs or runs -> the values that differ',
     'probe': 'exports and a data set -> results with confidence intervals',
     'report': 'a run -> an HTML page with its curves, results and pictures',
 }

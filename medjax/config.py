@@ -41,11 +41,14 @@ from typing import Any, NoReturn
 
 from ml_collections import ConfigDict
 
+from medjax import plugins, recipes
 from medjax.data.text import tokenizer, views as text_views
 from medjax.errors import UserError, suggest
-from medjax.objectives import features
 from medjax.overrides import override, split_overrides
 from medjax.parallel.groups import check_rows
+from medjax.training.optimizer import Rule, optimizer
+from medjax.training.state import start_from
+from medjax.types import is_number, is_whole
 
 __all__ = [
     'Config',
@@ -99,7 +102,7 @@ class Config(dict):
 def load(spec: str, data: Sequence[str] = (), overrides: Sequence[str] = ()) -> tuple[Config, dict[str, Any]]:
     """A recipe, ready to train, and its open data sets by source.
 
-    spec       'configs/demo.py', or 'configs/x.py:arg'
+    spec       'configs/demo.py', or the name of a shipped recipe, 'demo'; with an argument 'x.py:ARG'
     data       'PATH' for the only source of the config, or 'source=PATH', one for each
     overrides  'optim.lr=1e-3', 'terms.2.weight=.05', 'views.global.area=(.4, 1.)'
     """
@@ -117,7 +120,8 @@ def read(spec: str, overrides: Sequence[str] = (), data: Any = None) -> ConfigDi
     config = ConfigDict(_call_get_config(spec, data))
     for name in config:
         if name not in REQUIRED and name not in DEFAULTS:
-            raise UserError(f'{spec}: unknown key {name!r}{suggest(name, (*REQUIRED, *DEFAULTS))}')
+            known = (*REQUIRED, *DEFAULTS)
+            raise UserError(f'{spec}: unknown key {name!r}{plugins.renamed(name, known) or suggest(name, known)}')
     for name in REQUIRED:
         if name not in config:
             raise UserError(f'{spec}: the key {name!r} is missing')
@@ -132,8 +136,47 @@ def read(spec: str, overrides: Sequence[str] = (), data: Any = None) -> ConfigDi
         key, equals, text = item.partition('=')
         if not equals:
             raise UserError(f'--config.{key}: write it with its value, --config.{key}=VALUE')
-        override(config, key, text)
+        override(config, key, text, lambda path: keywords(config, path))
     return config
+
+
+# Section of a config ('*' stands for one name or number) -> the key that names a plug-in, the folder of plug-ins, and
+# the parameters of `build` that come from the program, so that a config cannot set them.
+PLUGINS = {
+    ('towers', '*'): ('tower', 'medjax.models.towers', ('channels',)),
+    ('heads', '*'): ('head', 'medjax.models.heads', ('width',)),
+    ('views', '*'): ('view', 'medjax.views.kinds', ('where', 'name')),
+    ('views', '*', 'photometric'): ('set', 'medjax.views.photometric', ()),
+    ('masks', '*'): ('mask', 'medjax.views.masks', ('where', 'grid', 'crops')),
+    ('teachers', '*'): ('rule', 'medjax.objectives.teachers', ('context',)),
+    ('terms', '*'): ('term', 'medjax.objectives.terms', ('context',)),
+}
+EVERY_TERM = dict(name=None, weight=1.0)  # keys of every term, whatever its module takes
+
+
+def keywords(config: ConfigDict, path: tuple[str, ...]) -> dict[str, inspect.Parameter]:
+    """The keywords that the builder of a section takes, with their defaults; {} for a section without a builder."""
+    section: Any = config
+    for name in path:
+        section = section[int(name) if isinstance(section, (list, tuple)) else name]
+    if not isinstance(section, (Mapping, ConfigDict)):
+        return {}
+    for pattern, (key, package, given) in PLUGINS.items():
+        if len(pattern) == len(path) and all(a in ('*', b) for a, b in zip(pattern, path, strict=True)):
+            module, _ = plugins.chosen(section, key, package, '.'.join(path))
+            found = plugins.options_of(getattr(module, 'options', module.build), given)
+            return found | (_parameters(EVERY_TERM) if key == 'term' else {})
+    if path == ('optim',):
+        return plugins.options_of(optimizer, ('params', 'total_steps'))
+    if path[:2] == ('optim', 'groups') and len(path) == 3:
+        return plugins.options_of(Rule)
+    if path[:1] == ('init_from',):
+        return plugins.options_of(start_from, ('state',))
+    return {}
+
+
+def _parameters(defaults: Mapping[str, Any]) -> dict[str, inspect.Parameter]:
+    return {name: inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=v) for name, v in defaults.items()}
 
 
 def _fill(given: Any, default: dict[str, Any], where: str) -> ConfigDict:
@@ -141,16 +184,13 @@ def _fill(given: Any, default: dict[str, Any], where: str) -> ConfigDict:
         raise UserError(f'{where}: must be a dict with keys of {", ".join(default)}; got {given!r}')
     for name in given:
         if name not in default:
-            raise UserError(f'{where}: unknown key {name!r}{suggest(name, default)}')
+            raise UserError(f'{where}: unknown key {name!r}{plugins.renamed(name, default) or suggest(name, default)}')
     return ConfigDict({**default, **given})
 
 
 def _call_get_config(spec: str, data: Any) -> Any:
     name, _, argument = spec.partition(':')
-    path = Path(name)
-    if not path.is_file():
-        beside = sorted(str(p) for p in path.parent.glob('*.py')) if path.parent.is_dir() else []
-        raise UserError(f'--config: there is no file {name}{suggest(name, beside) if beside else ""}')
+    path = recipes.find(name)
     try:
         get_config = runpy.run_path(str(path), run_name='medjax_config').get('get_config')
         if get_config is None:
@@ -209,7 +249,7 @@ def resolve(config: ConfigDict, datasets: Mapping[str, Any]) -> Config:
     open_parts = [name for name, part in parts.items() if part['rows'] is None]
     for name in open_parts[:1]:  # one part may leave its rows open: it takes the rest of the batch
         given = [part['rows'] for part in parts.values() if part['rows'] is not None]
-        if all(_is_whole(n) for n in [*given, found['batch_size']]):
+        if all(is_whole(n) for n in [*given, found['batch_size']]):
             parts[name]['rows'] = found['batch_size'] - sum(given)
     if datasets:
         found['data_paths'] = {source: str(data.path) for source, data in datasets.items()}
@@ -217,7 +257,7 @@ def resolve(config: ConfigDict, datasets: Mapping[str, Any]) -> Config:
             if part['canvas'] is None:
                 part['canvas'] = max(int(datasets[source].size) for source in part['sources'])
         found['image'] = _resolve_image(found['image'], parts, datasets)
-    found_texts = text_views.of_views(found['views'])
+    found_texts = text_views.from_config(found['views'])
     for name, text in found_texts.items():
         if text.prompts:
             found['views'][name]['prompts'] = text.prompts
@@ -274,15 +314,11 @@ def check(config: Config) -> Config:
         raise UserError(
             f'batch_size {config["batch_size"]} must be the sum of the rows: {parts} = {sum(rows.values())}'
         )
-    fixed = [size for axis, size in config['mesh'].items() if axis != 'tensor' and _is_whole(size) and size > 0]
+    fixed = [size for axis, size in config['mesh'].items() if axis != 'tensor' and is_whole(size) and size > 0]
     check_rows(rows, config['rows_per_group'], config['micro_batches'], math.prod(fixed))  # -1: seen with the devices
     for name, view in config['views'].items():
         _known(view.get('part'), config['data'], f'views.{name}.part')
-    text_views.of_views(config['views'])
-    for name in _features(config['terms']):
-        feature = features.parse(name, 'terms')
-        if feature.tower in config['towers'] and feature.view in config['views']:
-            _check_patches(feature, config)
+    text_views.from_config(config['views'])
     _check_export(config)
     return config
 
@@ -293,9 +329,9 @@ def _check_numbers(config: Config) -> None:
     counts |= {'checkpoint.keep': config['checkpoint']['keep']}
     counts |= {f'data.{name}.rows': part['rows'] for name, part in config['data'].items()}
     for key, value in counts.items():
-        if not _is_whole(value) or value < 1:
+        if not is_whole(value) or value < 1:
             raise UserError(f'{key}={value!r}: must be a whole number of at least 1')
-    if not _is_whole(config['seed']) or not 0 <= config['seed'] < 2**32:
+    if not is_whole(config['seed']) or not 0 <= config['seed'] < 2**32:
         raise UserError(f'seed={config["seed"]!r}: must be a whole number from 0 to 2**32 - 1')
     _known(config['dtype'], ('float32', 'bfloat16'), 'dtype')
     _known(config['image']['channels'], (1, 3, None), 'image.channels')
@@ -308,39 +344,18 @@ def _check_numbers(config: Config) -> None:
             raise UserError(f'init_from={start!r}: must be None or a dict with the path of weights, {form}, or a list')
     for name, part in config['data'].items():
         for source, weight in part['sources'].items():
-            if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight < math.inf:
+            if not is_number(weight) or not 0 < weight < math.inf:
                 raise UserError(f'data.{name}.sources.{source}={weight!r}: the weight must be a number above 0')
 
 
 def _check_levels(key: str, value: Any, channels: int | None, above: float) -> None:
     """A number for all channels or a list of one for each; None where the data decides."""
     numbers = value if isinstance(value, tuple) else () if value is None else (value,)
-    if not all(isinstance(x, (int, float)) and not isinstance(x, bool) and above < x < math.inf for x in numbers):
+    if not all(is_number(x) and above < x < math.inf for x in numbers):
         what = 'a number' if above < 0 else f'a number above {above}'
         raise UserError(f'{key}={value!r}: must be {what}, or a list with one for each channel')
     if isinstance(value, tuple) and len(value) != (channels or len(value) or 1):
         raise UserError(f'{key}={value!r}: a list must have one number for each channel, and image.channels={channels}')
-
-
-def _features(value: Any) -> Iterable[str]:
-    """The names of features in the terms: every string with a '/'."""
-    if isinstance(value, str) and '/' in value:
-        yield value
-    elif isinstance(value, (Mapping, tuple)):
-        for item in value.values() if isinstance(value, Mapping) else value:
-            yield from _features(item)
-
-
-def _check_patches(feature: features.Feature, config: Config) -> None:
-    size, tower = config['views'][feature.view].get('size'), config['towers'][feature.tower]
-    patch = str(tower.get('variant', '')).partition('/')[2]
-    for side in size if isinstance(size, tuple) else (size,):
-        if patch.isdecimal() and _is_whole(side) and side % int(patch):
-            below = side // int(patch) * int(patch)
-            raise UserError(
-                f'views.{feature.view}.size={size}: the tower {feature.tower!r} ({tower["variant"]}) sees patches of '
-                f'{patch} px, which must divide it; {f"{below} or " if below else ""}{below + int(patch)} would work'
-            )
 
 
 def _check_export(config: Config) -> None:
@@ -357,10 +372,6 @@ def _known(name: Any, known: Iterable[Any], where: str) -> None:
     known = list(known)
     if name not in known:
         raise UserError(f'{where}: there is no {name!r}{suggest(str(name), map(str, known))}')
-
-
-def _is_whole(x: Any) -> bool:
-    return isinstance(x, int) and not isinstance(x, bool)
 
 
 # JSON and fingerprint.
@@ -393,6 +404,11 @@ def load_json(path: str | Path) -> Config:
         return _frozen(json.loads(epath.Path(path).read_text()))
     except (OSError, ValueError) as error:
         raise UserError(f'{path}: is not the config.json of a run: {error}') from None
+
+
+def is_version_1(config: Mapping[str, Any]) -> bool:
+    """Whether this is the config.json of a run of medjax 0.1, which had other names for some keys."""
+    return 'copies' in config
 
 
 def fingerprint(config: Mapping[str, Any]) -> str:

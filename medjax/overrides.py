@@ -1,61 +1,76 @@
 """Overrides of a config from the command line: `--config.optim.lr=1e-3`, `--config.terms.2.weight=.05`.
 
-A value has the type that is there, and a key must be there. ml_collections' own flags are not used because they
-need the config before the data is known and do not enter lists.
+An override may name every key that the config has, and every keyword that the builder of a section takes, also one that
+the file leaves at its default: `--config.towers.image.registers=4`. The value must have the type of the value that it
+replaces. ml_collections' own flags are not used: they need the config before the data is known, and cannot enter lists.
 """
 
 from __future__ import annotations
 
 import ast
+import inspect
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from medjax.errors import UserError, suggest
+from medjax.plugins import renamed
+from medjax.types import is_number
 
 
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(what is left, the overrides): '--config.optim.lr=1e-3' or '--config.optim.lr 1e-3' -> 'optim.lr=1e-3'."""
-    rest: list[str] = []
-    found: list[str] = []
+    """Splits a command line into other arguments and overrides: '--config.optim.lr 1e-3' -> 'optim.lr=1e-3'."""
+    others: list[str] = []
+    overrides: list[str] = []
     items = iter(argv)
     for item in items:
         key = re.match(r'--?config\.(.*)', item, re.DOTALL)
         if not key:
-            rest.append(item)
+            others.append(item)
         elif '=' in item:
-            found.append(key[1])
+            overrides.append(key[1])
         else:
             value = next(items, None)
-            found.append(key[1] if value is None else f'{key[1]}={value}')
-    return rest, found
+            overrides.append(key[1] if value is None else f'{key[1]}={value}')
+    return others, overrides
 
 
-def override(config: ConfigDict, key: str, text: str) -> None:
-    """Sets `config.<key>` to the value that `text` writes, of the type that is there. 'terms.0.weight' enters lists."""
+Options = Callable[[tuple[str, ...]], Mapping[str, inspect.Parameter]]
+"""Path of a section -> the keywords that its builder takes, with their defaults."""
+
+
+def override(config: ConfigDict, key: str, text: str, options: Options = lambda path: {}) -> None:
+    """Sets `config.<key>` to the value that `text` writes. 'terms.0.weight' enters lists.
+
+    `options` tells which keywords a section may have besides the keys that it has.
+    """
     *path, last = re.split(r'[.\[\]]+', key.rstrip(']'))
     where, place = 'config', config
     for name in path:
-        place, where = place[_entry(place, name, key, where)], f'{where}.{name}'
-    entry = _entry(place, last, key, where)
-    value = _typed(place[entry], _literal(text), text, key)
+        place, where = place[_entry(place, name, key, where, {})], f'{where}.{name}'
+    more = options(tuple(path))
+    entry = _entry(place, last, key, where, more)
+    now = place[entry] if not isinstance(place, (ConfigDict, dict)) or entry in place else more[last].default
+    value = _typed(None if now is inspect.Parameter.empty else now, _literal(text), text, key)
     if isinstance(place, tuple):
         raise UserError(f'--config.{key}: write the whole of {where}, for example --{where}={place!r}')
     if isinstance(place, ConfigDict):
-        with place.ignore_type():  # the type was checked above; a schedule may become a number
+        with place.ignore_type(), place.unlocked():  # `_typed` checks the type; a schedule may become a number
             place[entry] = ConfigDict(value) if isinstance(value, dict) else value
     else:
         place[entry] = value
 
 
-def _entry(place: Any, name: str, key: str, where: str) -> Any:
+def _entry(place: Any, name: str, key: str, where: str, more: Mapping[str, Any]) -> Any:
     """`name` as a key of the dict, or as an index of the list, `place`."""
     if isinstance(place, (ConfigDict, dict)):
-        if name not in place:
-            raise UserError(f'--config.{key}: {where} has no key {name!r}{suggest(name, place)}')
+        if name not in place and name not in more:
+            keys = [*place, *more]
+            hint = renamed(name, keys) or suggest(name, keys)
+            raise UserError(f'--config.{key}: {where} has no key {name!r}{hint}')
         return name
     if not isinstance(place, (list, tuple)):
         whole = where.removeprefix('config.')
@@ -69,10 +84,10 @@ def _entry(place: Any, name: str, key: str, where: str) -> Any:
 
 
 def _literal(text: str) -> Any:
-    """The Python value that `text` writes, 'dict(start=1., end=0.)' included; else the text itself."""
-    words = {'true': True, 'false': False, 'none': None, 'null': None}
-    if text.lower() in words:
-        return words[text.lower()]
+    """The Python value that `text` writes, also 'dict(start=1., end=0.)'; the text itself if it writes none."""
+    constants = {'true': True, 'false': False, 'none': None, 'null': None}
+    if text.lower() in constants:
+        return constants[text.lower()]
     try:
         return ast.literal_eval(_DictCalls().visit(ast.parse(text.strip(), mode='eval')))
     except (ValueError, SyntaxError, TypeError):
@@ -80,7 +95,7 @@ def _literal(text: str) -> Any:
 
 
 class _DictCalls(ast.NodeTransformer):
-    """dict(a=1) -> {'a': 1} in a syntax tree, at any depth; every other call stays, and is no literal."""
+    """Turns dict(a=1) into {'a': 1} in a syntax tree, at any depth. Other calls stay and are no literals."""
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         self.generic_visit(node)
@@ -92,9 +107,6 @@ class _DictCalls(ast.NodeTransformer):
 
 def _typed(old: Any, new: Any, text: str, key: str) -> Any:
     """`new` as the type of `old`. A schedule may change between its three forms: a number, a rule, values by step."""
-
-    def is_number(x: Any) -> bool:
-        return isinstance(x, (int, float)) and not isinstance(x, bool)
 
     def is_rule(x: Any) -> bool:
         return isinstance(x, (ConfigDict, dict)) and 'rule' in x

@@ -1,42 +1,97 @@
-"""How a config finds code: the module that a name means, and the call that a section means."""
+"""How a config finds code. Everything that a config names is found in one way.
+
+`term='koleo'` is the module `medjax.objectives.terms.koleo`, `tower='vit'` is `medjax.models.towers.vit`. A name with a
+dot is the user's own module, 'mypkg.myterm', anywhere on the Python path. There is no registry. A plug-in is a module
+with a function `build`; the keys of its config section are the keyword parameters of `build`.
+"""
 
 from __future__ import annotations
 
 import importlib
 import inspect
+import pkgutil
 from collections.abc import Callable, Mapping
+from types import ModuleType
 from typing import Any
 
 from medjax.errors import UserError, suggest
 
+# Old names of keys, for the sentence that a config of version 1 gets.
+RENAMED = {
+    'copies': 'teachers',
+    'copy': 'network',
+    'layout': 'family',
+    'rate': 'lr_scale',
+    'decay': 'wd_scale',
+    'clip': 'clip_group',
+    'parts': 'take',
+}
 
-def call(function: Callable, cfg: Mapping[str, Any], where: str, **extra: Any) -> Any:
-    """`function(**cfg, **extra)` where every key of `cfg` must be a parameter of the function.
 
-    `where` is the config path that the message names: 'views.global: unknown key 'siez'; did you mean 'size'?'
+def names(package: str) -> list[str]:
+    """The plug-ins in a folder of plug-ins, such as 'medjax.objectives.terms'."""
+    return sorted(module.name for module in pkgutil.iter_modules(importlib.import_module(package).__path__))
+
+
+def find(name: str, package: str, where: str, kind: str = 'module', needs: str = 'build') -> ModuleType:
+    """The module that a config names. `kind` is the word that messages use, `needs` the function of such a module.
+
+    UserError where there is no such module, or where it is no plug-in of this kind.
     """
-    parameters = inspect.signature(function).parameters
-    free = {name for name, p in parameters.items() if p.kind is not p.VAR_KEYWORD} - set(extra)
+    target = name if '.' in name else f'{package}.{name}'
+    try:
+        module = importlib.import_module(target)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (target + '.').startswith(error.name + '.'):
+            raise  # the module is there; a module that it imports is not
+        raise UserError(
+            f'{where}: there is no {kind} {name!r} (looked for the module {target}){suggest(name, names(package))}'
+        ) from None
+    if not callable(getattr(module, needs, None)):
+        raise UserError(
+            f'{where}: the module {target} is no {kind}: it has no function {needs}(){suggest(name, names(package))}'
+        )
+    return module
+
+
+def make(cfg: Mapping[str, Any], key: str, package: str, where: str, /, **extra: Any) -> Any:
+    """What a config section describes: `dict(tower='vit', …)` with key='tower' calls the `build` of that module.
+
+    `extra` are the arguments that come from the program and not from the config.
+    """
+    module, options = chosen(cfg, key, package, where)
+    return call(module.build, options, where, **extra)
+
+
+def chosen(cfg: Mapping[str, Any], key: str, package: str, where: str) -> tuple[ModuleType, dict[str, Any]]:
+    """The module that `cfg[key]` names, and the other keys of the section."""
+    name = cfg.get(key)
+    if not isinstance(name, str):
+        raise UserError(f'{where}: the key {key!r} is missing: it names one of {", ".join(names(package))}')
+    return find(name, package, f'{where}.{key}', key), {k: value for k, value in cfg.items() if k != key}
+
+
+def call(function: Callable, cfg: Mapping[str, Any], where: str, /, **extra: Any) -> Any:
+    """`function(**cfg, **extra)`, where every key of `cfg` must be a parameter of the function.
+
+    `where` is the config path that messages name: 'views.global: unknown key 'siez'; did you mean 'size'?'
+    """
+    free = options_of(function, extra)
     for name in cfg:
         if name not in free:
-            raise UserError(f'{where}: unknown key {name!r}{suggest(name, free)}')
-    for name in free:
-        if parameters[name].default is inspect.Parameter.empty and name not in cfg:
+            raise UserError(f'{where}: unknown key {name!r}{renamed(name, free) or suggest(name, free)}')
+    for name, parameter in free.items():
+        if parameter.default is inspect.Parameter.empty and name not in cfg:
             raise UserError(f'{where}: the key {name!r} is missing')
     return function(**cfg, **extra)
 
 
-def find(name: str, package: str, where: str) -> Any:
-    """The module that a config names: 'koleo' is `medjax.objectives.terms.koleo`, 'mypkg.myterm' is the user's own."""
-    target = name if '.' in name else f'{package}.{name}'
-    try:
-        return importlib.import_module(target)
-    except ModuleNotFoundError as error:
-        if error.name is None or not (target + '.').startswith(error.name + '.'):
-            raise  # the module is there; something that it imports is not
-        import pkgutil
+def options_of(function: Callable, taken: Any = ()) -> dict[str, inspect.Parameter]:
+    """The parameters that a config may set: all but those in `taken`."""
+    parameters = inspect.signature(function).parameters
+    return {name: p for name, p in parameters.items() if p.kind is not p.VAR_KEYWORD and name not in taken}
 
-        known = [m.name for m in pkgutil.iter_modules(importlib.import_module(package).__path__)]
-        raise UserError(
-            f'{where}: there is no {name!r} (looked for the module {target}){suggest(name, known)}'
-        ) from None
+
+def renamed(name: str, known: Any) -> str:
+    """'; it was renamed to X' for a key of version 1, else ''."""
+    return f'; it was renamed to {RENAMED[name]!r}' if RENAMED.get(name) in known else ''

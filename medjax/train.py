@@ -1,6 +1,8 @@
-"""`medjax train`: a config and records -> checkpoints, exports, metrics. The one train loop of every recipe.
+"""The one train loop of every recipe: a config and records -> checkpoints, exports, metrics.
 
-    medjax train --config configs/demo.py --data DATA --workdir RUN --config.optim.lr=1e-3
+    setup(config, datasets, mesh)    assembles what a run computes with
+    initial_state(training, …)       the last checkpoint, or a new state with given weights
+    run(config, datasets, folder)    the loop
 
 The same command goes on with a run that was stopped: the position in the data, the random keys and every schedule
 are functions of the step alone. Ctrl-C and SIGTERM end in a saved step; a second Ctrl-C ends at once.
@@ -9,163 +11,211 @@ are functions of the step alone. Ctrl-C and SIGTERM end in a saved step; a secon
 from __future__ import annotations
 
 import contextlib
-import hashlib
+import dataclasses
 import json
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
+from jax.sharding import Mesh
 
-import medjax
 from medjax import config as configs, files
 from medjax.data import records
 from medjax.data.audit import seen
 from medjax.data.stream import Stream
-from medjax.data.text import tokenizer
-from medjax.data.text.views import FALLBACKS
-from medjax.errors import UserError, suggest
-from medjax.objectives.compose import Objective, compose, with_stats, without_stats
-from medjax.objectives.features import Feature
+from medjax.data.text import tokenizer as tokenizers
+from medjax.errors import UserError
+from medjax.objectives.compose import Objective, compose
 from medjax.parallel import runtime, sharding
 from medjax.parallel.groups import check_rows
 from medjax.plugins import call
 from medjax.training import checkpoint, health, metrics
-from medjax.training.flops import model_flops
-from medjax.training.optimizer import optimizer
-from medjax.training.step import create, make_step
-from medjax.types import TrainState
+from medjax.training.checkpoint import Checkpoints
+from medjax.training.export import Exporter
+from medjax.training.flops import step_flops
+from medjax.training.state import abstract_state, create, make_optimizer, start_from, state_shardings
+from medjax.training.step import Step, make_step
+from medjax.types import Batch, TrainState
 from medjax.views import make
-from medjax.weights import export
-from medjax.weights.load import load
 
-MAX_SKIPPED = 20  # steps in a row with numbers that are not finite, after which the run stops
+MAX_SKIPPED = 20  # a run stops after this number of steps in a row with NaN or infinite numbers
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Training:
+    """What a run computes with, assembled from its config and data."""
+
+    config: Mapping[str, Any]
+    mesh: Mesh
+    tokenizer: tokenizers.Tokenizer | None
+    stream: Stream
+    objective: Objective
+    step: Step
+    abstract: TrainState  # shapes and dtypes of the state
+    shardings: TrainState
+
+    def batches(self, start: int) -> Generator[Batch, None, None]:
+        """The global batches from step `start` on. Each process reads and decodes its own rows."""
+        rows = sharding.rows_sharding(self.mesh)
+        local = {part: sharding.local_rows(rows, n) for part, n in self.stream.rows.items()}
+        with contextlib.closing(self.stream.batches(start, local)) as batches:
+            for batch in batches:
+                yield sharding.global_batch(batch, rows, self.stream.rows)
+
+
+def setup(config: Mapping[str, Any], datasets: Mapping[str, records.DataSet], mesh: Mesh) -> Training:
+    """Views, towers, terms and optimizer of a config, on a mesh that is in use."""
+    objective = compose(config)
+    tokenizer = open_tokenizer(config)
+    stream = Stream(config['data'], datasets, config['seed'], views=config['views'], tokenizer=tokenizer)
+    check_rows(stream.rows, config['rows_per_group'], config['micro_batches'], sharding.row_shards())
+    make_views = make.build(
+        config['views'], config['masks'], config['image'], objective.grids(config['views']), config['rows_per_group']
+    )
+    optimizer = make_optimizer(objective, config['optim'], config['total_steps'])
+    step = make_step(objective, optimizer, make_views, config['micro_batches'])
+    abstract = abstract_state(objective, optimizer)
+    shardings = state_shardings(objective, abstract, mesh)
+    return Training(config, mesh, tokenizer, stream, objective, step, abstract, shardings)
+
+
+def open_tokenizer(config: Mapping[str, Any]) -> tokenizers.Tokenizer | None:
+    """The tokenizer of the text views; None for a config without texts."""
+    cfg = config['tokenizer']
+    return tokenizers.load(cfg['path'], cfg['pad']) if cfg['path'] else None
+
+
+def initial_state(training: Training, checkpoints: Checkpoints) -> TrainState:
+    """The state of the last checkpoint, or a new one, with the weights of `init_from` if the config names some."""
+    if (last := checkpoints.latest()) is not None:
+        say(f'resuming from step {last:,} in {checkpoints.folder}')
+        return checkpoints.restore(last, checkpoint.abstract(training.abstract, training.shardings))
+    new = jax.jit(
+        lambda key: create(training.objective, training.step.optimizer, key), out_shardings=training.shardings
+    )
+    state = new(jax.random.key(training.config['seed']))
+    starts = training.config['init_from'] or ()
+    one = isinstance(starts, Mapping)
+    for i, cfg in enumerate([starts] if one else starts):
+        state = call(start_from, cfg, 'init_from' if one else f'init_from[{i}]', state=state)
+    return state
 
 
 def run(config: Mapping[str, Any], datasets: dict[str, records.DataSet], folder: Path) -> int:
-    """Trains to config['total_steps'], or until it is told to stop; gives the exit code."""
-    # The folder of the run: new, or of a run with this config and these data.
-    main_process = runtime.is_main()
-    data = {
-        source: dict(name=d.name, fingerprint=d.fingerprint, key=d.key_fingerprint) for source, d in datasets.items()
-    }
-    belongs(folder, config, data)
+    """Trains to config['total_steps'], or until the run is stopped; returns the exit code."""
+    check_folder(folder, config, datasets)
     if (folder / 'DONE').exists():
-        say(f'{folder} is finished: {config["total_steps"]:,} steps are done', main_process)
+        say(f'{folder} is finished: {config["total_steps"]:,} steps are done')
         return 0
-
-    # What is computed: views, towers, terms, optimiser, all from the config.
     peak = metrics.peak_flops(jax.devices(), config['dtype'])  # measured on a CPU, so before a mesh is in use
     mesh = sharding.make_mesh(**config['mesh'])
     jax.set_mesh(mesh)
-    objective = compose(config)
-    words = reader(config)
-    stream = Stream(config['data'], datasets, config['seed'], views=config['views'], tokenizer=words)
-    check_rows(stream.rows, config['rows_per_group'], config['micro_batches'], sharding.row_shards())
-    make_views = make.build(
-        config['views'], config['masks'], config['image'], grids(objective, config), config['rows_per_group']
-    )
-    abstract, optim = abstract_state(objective, config)
-    step = make_step(objective, optim, make_views, config['micro_batches'])
+    training = setup(config, datasets, mesh)
+    total, images = config['total_steps'], config['batch_size']
 
     with contextlib.ExitStack() as at_the_end:
-        # The state: of the last checkpoint, or new, born on its shards.
-        shardings = state_shardings(objective, abstract, mesh)
-        checkpoints = checkpoint.Checkpoints(folder / 'checkpoints', **config['checkpoint'])
-        at_the_end.callback(checkpoints.close)  # waits until what was saved is whole
-        if (last := checkpoints.latest()) is not None:
-            state = checkpoints.restore(last, checkpoint.abstract(abstract, shardings))
-            say(f'going on from step {last:,} of {folder}', main_process)
-        else:
-            new = jax.jit(lambda key: create(objective, lambda _: optim, key), out_shardings=shardings)
-            state = new(jax.random.key(config['seed']))
-            starts = config['init_from'] or ()
-            for i, cfg in enumerate([starts] if isinstance(starts, Mapping) else starts):
-                where = 'init_from' if isinstance(starts, Mapping) else f'init_from[{i}]'
-                state = call(start_from, cfg, where, state=state)
-        start = int(state.step)
-
-        # Batches, and the step with its cost.
-        rows = sharding.rows_sharding(mesh)
-        mine = {part: sharding.local_rows(rows, b) for part, b in stream.rows.items()}
-        batches = stream.batches(start, mine)
-        at_the_end.callback(batches.close)
-        batch = sharding.global_batch(next(batches), rows, stream.rows)
-        train_step = jax.jit(step.train_step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
-        flops = step_flops(objective, make_views, state, batch)
-        total, every = config['total_steps'], config['log']['every']
-        if main_process:  # nothing refused the config, so the folder is this run's
-            claim(folder, config, data, datasets)
-        writer = metrics.Writer(folder, total, every, start, flops=flops, peak=peak, enabled=main_process)
+        checkpoints = Checkpoints(folder / 'checkpoints', **config['checkpoint'])
+        at_the_end.callback(checkpoints.close)  # waits until the last save is whole
+        state = initial_state(training, checkpoints)
+        start = done = int(state.step)
+        batches = at_the_end.enter_context(contextlib.closing(training.batches(start)))
+        batch = next(batches)
+        flops = step_flops(training.objective, training.step.make_views, state, batch)
+        claim_folder(folder, config, datasets)  # nothing has refused the config, so the folder becomes this run's
+        main = runtime.is_main()
+        writer = metrics.Writer(folder, total, config['log']['every'], start, flops=flops, peak=peak, enabled=main)
         at_the_end.callback(writer.close)
+        exporter = Exporter(folder, training.objective, config, configs.fingerprint(config), training.tokenizer, main)
+        train_step = jax.jit(
+            training.step.train_step,
+            donate_argnums=0,
+            out_shardings=(training.shardings, sharding.replicated(mesh)),
+        )
         at_the_end.enter_context(stop_on_interrupt())
 
-        done, stopped = start, False
+        stopped = False
         while done < total and not stopped:
             state, numbers = train_step(state, batch)
             done += 1
             if done < total:
-                batch = sharding.global_batch(next(batches), rows, stream.rows)
-            if writer.step(done, numbers, config['batch_size']):
+                batch = next(batches)
+            if writer.step(done, numbers, images):
                 health.write(folder, health.verdict(writer.history, total))
             if done % MAX_SKIPPED == 0 or done == total:
                 check_finite(int(state.skipped['in_a_row']), done, start, checkpoints.latest(), folder)
             if done % config['export']['every'] == 0 or done == total:
-                write_export(folder, done, state, objective, config, words, main_process)
+                exporter.write(done, state)
             stopped = checkpoints.stopping(done)
             if checkpoints.due(done) or stopped or done == total:
                 checkpoints.save(done, state)
-        if writer.flush(config['batch_size']):  # an interval that the stop cut short
+        if writer.flush(images):  # a log interval that the stop cut short
             health.write(folder, health.verdict(writer.history, total))
 
-    if done < total:
-        say(f'stopped at step {done:,}, which is saved; the same command goes on from there', main_process)
-    elif main_process:
-        (folder / 'DONE').write_text(f'{done}\n')
-        say(f'done: {done:,} steps. {health.verdict(writer.history, total)["verdict"]}', main_process)
-        say(f'next: medjax probe --run {folder} --data DATA, then medjax report --run {folder}', main_process)
+    finish(folder, done, total, writer)
     return 0
 
 
-# The parts of the story, in order of use.
+# Before and after the loop.
 
 
-def belongs(folder: Path, config: Mapping[str, Any], data: Mapping[str, Any]) -> None:
+def check_folder(folder: Path, config: Mapping[str, Any], datasets: Mapping[str, records.DataSet]) -> None:
     """A UserError if the folder cannot be written, or holds a run with another config or of other data."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f'--workdir {folder}: is no folder that can be made: {error.strerror}') from None
+        raise UserError(f'--workdir {folder}: this folder cannot be made: {error.strerror}') from None
     if not (folder / 'config.json').exists():
         return
     before = configs.load_json(folder / 'config.json')
+    if configs.is_version_1(before):
+        raise UserError(
+            f'{folder} holds a run of medjax 0.1, whose checkpoints this version cannot read. Start a new run from its '
+            f"""export in another --workdir: --config.init_from='dict(path="{folder}/exports/STEP")'"""
+        )
     if configs.fingerprint(before) != configs.fingerprint(config):
         keys = ', '.join(configs.difference(before, config))
         raise UserError(
             f'{folder} holds a run with another config (they differ in {keys}); use another --workdir, or that config'
         )
-    there = folder / 'data' / 'sources.json'
-    of = json.loads(there.read_text()) if there.exists() else {}
-    for source, d in data.items():
-        if of.get(source) != d:
+    file = folder / 'data' / 'sources.json'
+    recorded = json.loads(file.read_text()) if file.exists() else {}
+    for source, now in identities(datasets).items():
+        if recorded.get(source) != now:
             raise UserError(
-                f'{folder} holds a run of other data: {source} was {of.get(source)} and is {d}; use another --workdir, '
-                'or give it the data that it began with'
+                f'{folder} holds a run of other data: {source} was {recorded.get(source)} and is {now}; use another '
+                '--workdir, or give it the data that it began with'
             )
 
 
-def claim(folder: Path, config: Mapping[str, Any], data: Mapping[str, Any], datasets: Any) -> None:
-    """Writes what makes the folder this run's: what it is trained on, and config.json last."""
-    if (folder / 'config.json').exists():
+def claim_folder(folder: Path, config: Mapping[str, Any], datasets: Mapping[str, records.DataSet]) -> None:
+    """Makes the folder this run's: hashes of the training data, the identity of the data sets, and config.json last."""
+    if (folder / 'config.json').exists() or not runtime.is_main():
         return
-    (folder / 'data').mkdir(exist_ok=True)
     seen.write_seen(datasets, folder / 'data' / 'seen.npz')
-    files.write_json(folder / 'data' / 'sources.json', data)
+    files.write_json(folder / 'data' / 'sources.json', identities(datasets))
     files.write_text(folder / 'config.json', configs.to_json(config))
+
+
+def identities(datasets: Mapping[str, records.DataSet]) -> dict[str, dict[str, str]]:
+    """What makes two data sets the same for a run: name, content, and the key that hashed the ids."""
+    return {
+        source: dict(name=data.name, fingerprint=data.fingerprint, key=data.key_fingerprint)
+        for source, data in datasets.items()
+    }
+
+
+def finish(folder: Path, done: int, total: int, writer: metrics.Writer) -> None:
+    """RUN/DONE after the last step, and what to do next."""
+    if done < total:
+        say(f'stopped at step {done:,}, which is saved; the same command resumes from it')
+    elif runtime.is_main():
+        (folder / 'DONE').write_text(f'{done}\n')
+        say(f'done: {done:,} steps. {health.verdict(writer.history, total)["verdict"]}')
+        say(f'next: medjax probe --run {folder} --data DATA, then medjax report --run {folder}')
 
 
 def check_finite(skipped: int, done: int, start: int, saved: int | None, folder: Path) -> None:
@@ -176,173 +226,6 @@ def check_finite(skipped: int, done: int, start: int, saved: int | None, folder:
             f'last checkpoint is of step {saved}. A lower optim.lr, a longer warm-up or optim.clip would help; look at '
             f'{folder}/metrics.jsonl'
         )
-
-
-def reader(config: Mapping[str, Any]) -> tokenizer.Tokenizer | None:
-    """The tokenizer of the config's text views."""
-    cfg = config['tokenizer']
-    return tokenizer.load(cfg['path'], cfg['pad']) if cfg['path'] else None
-
-
-def grids(objective: Objective, config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
-    """view -> rows and columns of patches in the tower that sees it, of views of images."""
-    found = {}
-    for feature in objective.needs:
-        grid = objective.towers[feature.tower].grid
-        if grid is None:
-            continue
-        size = config['views'][feature.view]['size']
-        height, width = (size, size) if isinstance(size, int) else size
-        found[feature.view] = grid((height, width))
-    return found
-
-
-def abstract_state(objective: Objective, config: Mapping[str, Any]) -> tuple[TrainState, Any]:
-    """Shapes of the state, and the optimiser that the config describes for these parameters."""
-    params, _ = jax.eval_shape(objective.init, jax.random.key(0))
-    cfg = dict(config['optim'])
-    optim = call(optimizer, cfg, 'optim', params=params, total_steps=config['total_steps'])
-    return jax.eval_shape(lambda key: create(objective, lambda _: optim, key), jax.random.key(0)), optim
-
-
-def state_shardings(objective: Objective, abstract: TrainState, mesh: jax.sharding.Mesh) -> TrainState:
-    """A sharding for every array of the state: parameters, moments and teachers by their logical axes."""
-    params_axes, aux_axes = objective.axes
-    params = sharding.param_shardings(params_axes, abstract.params, mesh)
-    whole = sharding.replicated(mesh)
-
-    def like_params(part: Any) -> bool:
-        return isinstance(part, dict) and part.keys() == abstract.params.keys()
-
-    # moments are trees like the parameters; the count is a number
-    opt = jax.tree.map(lambda part: params if like_params(part) else whole, abstract.opt, is_leaf=like_params)
-    aux = sharding.param_shardings(aux_axes, abstract.aux, mesh)
-    return TrainState(whole, params, opt, aux, whole, dict.fromkeys(abstract.skipped, whole))
-
-
-def start_from(path: str, state: TrainState, take: Sequence[str] | None = None) -> TrainState:
-    """Weights of an export or a public file, into the student and into every teacher that holds the module.
-
-    `take`: what is taken, as 'towers/image', or 'towers/cxr=towers/image' where the recipe has another name for it
-    than the file. None takes every tower that both have. What is not taken stays new, as heads on DINOv2's backbone
-    must (Meta never released them). Running statistics of batch norms come with their tower.
-    """
-    weights = load(path)
-    ours = [f'{kind}/{name}' for kind in ('towers', 'heads') for name in state.params[kind]]
-    both = [part for part in weights.modules if part in ours]
-    taken: dict[str, str] = {part: part for part in both if part.startswith('towers/')}
-    if take is not None:
-        taken = {part.partition('=')[0]: part.partition('=')[2] or part for part in take}
-    if not taken:
-        raise UserError(f'init_from.path: {path} holds {", ".join(weights.modules)}, and no tower of this recipe')
-    params = with_stats(state.params, state.aux['stats']['student'])
-    new: dict[str, Any] = {}
-    for part, theirs in taken.items():
-        if part not in ours or theirs not in weights.modules:
-            raise UserError(
-                f'init_from.take: {part!r} must be in the recipe and {theirs!r} in {path}{suggest(theirs, both)}'
-            )
-        kind, name = part.split('/')
-        try:
-            new[part] = weights.read(theirs, params[kind][name])
-        except UserError as error:
-            raise UserError(f'init_from: {error}') from None
-
-    def place(tree: Any, stats: Any) -> tuple[Any, Any]:
-        def one(part: str, old: Any) -> Any:
-            if part not in new:
-                return old
-            put = lambda old, n: jax.device_put(np.asarray(n, old.dtype), old.sharding)  # noqa: E731
-            return jax.tree.map(put, old, new[part])
-
-        whole = with_stats(tree, stats)
-        whole = {k: {n: one(f'{k}/{n}', part) for n, part in group.items()} for k, group in whole.items()}
-        towers, stats = without_stats(whole.get('towers', {}))
-        return whole | ({'towers': towers} if 'towers' in whole else {}), stats
-
-    aux = state.aux
-    placed = {name: place(teacher, aux['stats'][name]) for name, teacher in aux['teachers'].items()}
-    student, stats = place(state.params, aux['stats']['student'])
-    return state._replace(
-        params=student,
-        aux={
-            **aux,
-            'teachers': {name: tree for name, (tree, _) in placed.items()},
-            'stats': {'student': stats} | {name: stats for name, (_, stats) in placed.items()},
-        },
-    )
-
-
-def step_flops(objective: Objective, make_views: Any, state: TrainState, batch: Any) -> float:
-    """Model FLOPs of one step over the global batch, views not counted."""
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
-    views, masks = jax.eval_shape(make_views, batch, state.key, state.step)
-
-    def loss(params: Any, aux: Any, views: Any, masks: Any, key: Any, step: Any) -> Any:
-        found, _ = objective.features(params, aux, views, masks, key, step)
-        return objective.terms(params, aux, found, views, masks, key, step)[0]
-
-    return model_flops(loss, shapes.params, shapes.aux, views, masks, shapes.key, shapes.step)
-
-
-def write_export(
-    folder: Path, step: int, state: TrainState, objective: Objective, config: Mapping[str, Any],
-    words: tokenizer.Tokenizer | None, main_process: bool,
-) -> None:  # fmt: skip
-    """RUN/exports/<step>: the towers and heads of one network, with all that a reader of them needs."""
-    cfg = config['export']
-    paths = tuple(f'{kind}/{name}' for kind in ('towers', 'heads') for name in cfg[kind])
-    tree = objective.export(state.params, state.aux, cfg['network'], paths)
-    # the functions stay the same, so jax compiles each at the first export alone
-    warmth = {
-        name: jax.jit(temperature)(state.params, state.step) for name, (*_, temperature) in objective.pairs.items()
-    }
-    tree, warmth = jax.device_get(sharding.gather((tree, warmth)))
-    if not main_process:
-        return
-    seen = folder / 'data' / 'seen.npz'
-    sizes = [np.max(view['size']) for view in config['views'].values() if 'size' in view]  # texts have none
-    meta = dict(
-        format=1,
-        step=step,
-        network=cfg['network'],
-        towers={name: config['towers'][name] for name in cfg['towers']},
-        heads={name: config['heads'][name] for name in cfg['heads']},
-        pairs=[
-            dict(term=name, temperature=float(warmth[name])) | pair
-            for name, (a, b, _) in objective.pairs.items()
-            if (pair := pair_of_texts(a, b, objective, config))
-        ],
-        image=dict(config['image']),
-        size=int(max(sizes, default=0)),
-        config_fingerprint=configs.fingerprint(config),
-        seen=hashlib.sha256(seen.read_bytes()).hexdigest() if seen.exists() else None,
-        medjax=medjax.__version__,
-    )
-    others = {}
-    if words and any(objective.towers[name].vocabulary for name in cfg['towers']):
-        length = max(v['length'] for v in config['views'].values() if v['view'] == 'text')
-        meta['tokenizer'] = dict(file=words.path.name, pad=config['tokenizer']['pad'], length=length)
-        meta['tokenizer'] |= dict(fingerprint=words.fingerprint, tokens=words.tokens._asdict())
-        others = {words.path.name: words.raw}
-    export.save(folder / 'exports' / str(step), tree, meta, others)
-
-
-def pair_of_texts(a: Feature, b: Feature, objective: Objective, config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """How a reader of the export brings images and texts into one space: of each side the tower, whose cls, and the
-    head after it; of texts also what the view showed. None where a side is another feature or is not exported."""
-    if objective.towers[a.tower].vocabulary:
-        a, b = b, a
-    exported, sides = config['export'], (a, b)
-    if objective.towers[a.tower].vocabulary or not objective.towers[b.tower].vocabulary:
-        return None
-    if not all(f.output == 'cls' and f.tower in exported['towers'] for f in sides):
-        return None
-    if not all(f.head is None or f.head in exported['heads'] for f in sides):
-        return None
-    view = config['views'][b.view]
-    text = dict(tower=b.tower, head=b.head, length=view['length'], sections=list(view.get('sections', FALLBACKS)))
-    return dict(image=dict(tower=a.tower, head=a.head), text=text)
 
 
 @contextlib.contextmanager
@@ -362,6 +245,7 @@ def stop_on_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def say(text: str, main_process: bool) -> None:
-    if main_process:
+def say(text: str) -> None:
+    """A sentence for the person at the keyboard, once for all processes."""
+    if runtime.is_main():
         print(text, file=sys.stderr, flush=True)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from medjax.views import masks
+from medjax.views.masks import blocks
 
 
 def generate(grid, count, draws, seed=0):
@@ -12,10 +12,10 @@ def generate(grid, count, draws, seed=0):
 
     @jax.jit
     def run(key, count):
-        u = jax.random.uniform(key, (draws, masks.TRIES, 4))
+        u = jax.random.uniform(key, (draws, blocks.TRIES, 4))
         noise = jax.random.uniform(jax.random.fold_in(key, 1), (draws, *grid))
-        drawn = jax.vmap(lambda u: masks.rectangles(u, count, grid, 4, 0.3))(u)
-        return drawn, jax.vmap(lambda u, bits: masks.fill(u, bits, count))(noise, drawn)
+        drawn = jax.vmap(lambda u: blocks.rectangles(u, count, grid, 4, 0.3))(u)
+        return drawn, jax.vmap(lambda u, bits: blocks.fill(u, bits, count))(noise, drawn)
 
     return map(np.array, run(jax.random.key(seed), jnp.int32(count)))
 

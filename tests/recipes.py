@@ -11,7 +11,8 @@ import numpy as np
 from medjax.objectives.compose import Objective, compose
 from medjax.plugins import call
 from medjax.training.optimizer import Optimizer, optimizer
-from medjax.training.step import Step, create, make_step
+from medjax.training.state import create
+from medjax.training.step import Step, make_step
 from medjax.types import MakeViews, TrainState
 from medjax.views import make
 
@@ -102,7 +103,7 @@ def start(objective: Objective, optim: Optimizer, shardings: Any = None) -> Trai
     distances, would blow rounding up. Student and teacher are moved alike by noise of .3 a parameter."""
 
     def moved(key: Any) -> TrainState:
-        state = create(objective, lambda _: optim, key)
+        state = create(objective, optim, key)
         leaves, structure = jax.tree.flatten(state.params)
         keys = jax.random.split(key, len(leaves))
         noisy = [x + 0.3 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]

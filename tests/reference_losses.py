@@ -12,7 +12,7 @@ from mask_statistics import compare, generate
 
 from medjax.objectives import numerics
 from medjax.objectives.schedules import schedule
-from medjax.objectives.terms import Context, Net, Term, distill_cls, distill_patch, koleo
+from medjax.objectives.terms import Networks, Term, TermContext, TermInputs, distill_cls, distill_patch, koleo
 from medjax.training.optimizer import parameter_groups
 from medjax.types import Head, View
 from medjax.views.masks import blocks, from_bits
@@ -39,19 +39,37 @@ def crop_major(x: np.ndarray) -> np.ndarray:
     return x.reshape(-1, *x.shape[2:])
 
 
+class IdentityHead(Head):
+    def apply(self, params, x):
+        return x
+
+    def prototypes(self, params, z):
+        return z
+
+
 def identity_head(count: int) -> Head:
-    return Head(lambda key: {}, {}, lambda p, x: x, lambda p, z: z, count)
+    return IdentityHead(axes={}, prototype_count=count)
 
 
-NET = Net(head=lambda name, x, copy: x, prototypes=lambda name, z, copy: z)  # the features are the logits
+NETWORKS = Networks({'dino': identity_head(0)}, {'heads': {'dino': {}}}, {'teacher': {'heads': {'dino': {}}}})
 
 
-def context(count: int, **heads: Head) -> Context:
-    return Context('test', 100, 1, heads or {'dino': identity_head(count)})
+def context(count: int, **heads: Head) -> TermContext:
+    return TermContext('test', 100, 1, heads or {'dino': identity_head(count)})
 
 
 def plain_view(rows: int, crops: int) -> View:
     return View(None, jnp.arange(rows, dtype=jnp.uint32), jnp.ones((rows, crops), bool), None, {})
+
+
+def loss_of(term: Term, features, views, masks=None, params=None, state=None, step=0):
+    """Loss, metrics with the start value, and carry of a term whose features are the logits of its heads."""
+    out = term.loss(
+        TermInputs(
+            params or {}, state or {}, features, views, masks or {}, NETWORKS, jnp.asarray(step, jnp.int32), None
+        )
+    )
+    return out.loss, out.metrics | ({} if out.start is None else {'start': out.start}), out.carry
 
 
 def softmax_of(term_aux, d, temperature, logits):
@@ -91,7 +109,7 @@ def check_dino_loss(path: Path) -> None:
 
         def loss(inputs, aux=aux, term=term, teacher=teacher):
             features = {**inputs, name: jnp.asarray(teacher)}
-            total, metrics, carry = term.loss({}, aux, features, views, {}, NET, None, jnp.zeros((), jnp.int32))
+            total, metrics, carry = loss_of(term, features, views, state=aux)
             return total, (metrics, carry)
 
         (_, (metrics, carry)), grads = jax.value_and_grad(loss, has_aux=True)(jax.tree.map(jnp.asarray, inputs))
@@ -149,7 +167,7 @@ def check_ibot_loss(path: Path) -> None:
 
         def loss(student, teacher=logits, aux=aux, term=term):
             features = {student_name: padded(student), name: padded(teacher)}
-            total, metrics, carry = term.loss({}, aux, features, views, {'global~block': mask}, NET, None, zero)
+            total, metrics, carry = loss_of(term, features, views, {'global~block': mask}, state=aux)
             return total, (metrics, carry)
 
         (total, (_, carry)), grad = jax.value_and_grad(loss, has_aux=True)(jnp.asarray(d['student_masked_logits']))
@@ -176,7 +194,7 @@ def check_koleo(path: Path) -> None:
 
         def loss(x):
             views = {'global': plain_view(len(x), 1)}
-            return term.loss({}, {}, {of: x}, views, {}, NET, None, jnp.zeros((), jnp.int32))[0]
+            return loss_of(term, {of: x}, views)[0]
 
         value, grad = jax.value_and_grad(loss)(x)
         close(value, d[f'{case}/loss'], 1e-5, f'{case} loss')
@@ -217,7 +235,7 @@ def check_masking_stats(path: Path) -> None:
         for case in json.loads(path.read_text()):
             if case.get('collate'):
                 side = case['grid']
-                total = blocks((side, side), 2 * case['batch']).masked
+                total = blocks.build((side, side), 2 * case['batch']).masked
                 assert abs(total - case['mean_masked']) <= 0.06 * case['mean_masked'] and total <= case['upperbound'], (
                     case
                 )
@@ -244,8 +262,8 @@ def check_masking_stats(path: Path) -> None:
 
 
 RULES = [
-    dict(match='*/bias', decay=0.0),
-    dict(match='*norm*', decay=0.0),
+    dict(match='*/bias', wd_scale=0.0),
+    dict(match='*norm*', wd_scale=0.0),
 ]
 
 
@@ -253,11 +271,11 @@ def original_groups(
     layerwise: float, patch_embed: float = 0.2, gammas: bool = True, frozen: int = 0, ibot: bool = False
 ):
     """The original's parameter groups as our rules."""
-    rules = [*RULES, dict(match='towers/image/*', layerwise=layerwise, clip='backbone')]
-    rules.append(dict(match='towers/image/patch_embed/*', rate=patch_embed))
-    rules += [dict(match='*/gamma*', decay=0.0)] if gammas else []
+    rules = [*RULES, dict(match='towers/image/*', layerwise=layerwise, clip_group='backbone')]
+    rules.append(dict(match='towers/image/patch_embed/*', lr_scale=patch_embed))
+    rules += [dict(match='*/gamma*', wd_scale=0.0)] if gammas else []
     for head in ('dino', 'ibot') if ibot else ('dino',):
-        rules.append(dict(match=f'heads/{head}/*', clip=f'{head}_head'))
+        rules.append(dict(match=f'heads/{head}/*', clip_group=f'{head}_head'))
         rules += [dict(match=f'heads/{head}/prototypes/*', frozen_until=frozen)] if frozen else []
     return rules
 
@@ -270,13 +288,13 @@ def check_param_groups(path: Path) -> None:
         zeros = {name: np.zeros(p['shape'], np.float32) for name, p in parameters.items()}
         if run == 'dino_head':
             ours = {'heads': {'dino': dinov2.head(zeros)}}
-            rules = [dict(match='*/bias', decay=0.0)]
+            rules = [dict(match='*/bias', wd_scale=0.0)]
         else:
             decay = float(run.rsplit('decay', 1)[1])
             ours = {'towers': {'image': dinov2.backbone(zeros)}}
             rules = original_groups(decay)[:-1]
         table = parameter_groups(ours, rules)
-        for factor, theirs in (('rate', 'lr'), ('decay', 'wd')):
+        for factor, theirs in (('lr_scale', 'lr'), ('wd_scale', 'wd')):
             filled = jax.tree.map(
                 lambda p, g, factor=factor: np.broadcast_to(np.asarray(getattr(g, factor), np.float32), p.shape),
                 ours,

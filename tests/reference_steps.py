@@ -13,7 +13,8 @@ from reference_losses import close, crop_major, image_major, original_groups
 from medjax.objectives.compose import Objective, compose
 from medjax.plugins import call
 from medjax.training.optimizer import optimizer
-from medjax.training.step import create, gradients, make_step
+from medjax.training.state import create
+from medjax.training.step import gradients, make_step
 from medjax.types import Mask, TrainState, View
 from medjax.views.masks import from_bits
 from medjax.weights import dinov2
@@ -98,7 +99,7 @@ def start(d: Any, objective: Objective, optim_cfg: dict[str, Any]) -> tuple[Trai
     """The state before the first step and the optimiser."""
     shapes, _ = jax.eval_shape(objective.init, jax.random.key(0))
     optim = call(optimizer, optim_cfg, 'optim', params=shapes, total_steps=20)
-    state = jax.jit(lambda key: create(objective, lambda _: optim, key))(jax.random.key(0))
+    state = jax.jit(lambda key: create(objective, optim, key))(jax.random.key(0))
     student = parts_of(d, 'student')
     has_teacher = any(name.startswith('teacher/') for name in d.files)
     teacher = parts_of(d, 'teacher') if has_teacher else student

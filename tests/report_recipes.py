@@ -12,7 +12,8 @@ from medjax.data.stream import Stream
 from medjax.objectives.compose import compose
 from medjax.plugins import call
 from medjax.training.optimizer import optimizer
-from medjax.training.step import create, make_step
+from medjax.training.state import create
+from medjax.training.step import make_step
 from medjax.views import make
 
 ROOT = Path(__file__).parents[1]
@@ -71,14 +72,16 @@ def small(name: str) -> configs.ConfigDict:
 def trained(config: configs.Config, datasets: dict) -> list[dict[str, float]]:
     """The metrics of every step of a run on one device."""
     objective = compose(config)
-    stream = Stream(config['data'], datasets, config['seed'], views=config['views'], tokenizer=train.reader(config))
+    stream = Stream(
+        config['data'], datasets, config['seed'], views=config['views'], tokenizer=train.open_tokenizer(config)
+    )
     shapes, _ = jax.eval_shape(objective.init, jax.random.key(0))
     optim = call(optimizer, config['optim'], 'optim', params=shapes, total_steps=config['total_steps'])
     views = make.build(
-        config['views'], config['masks'], config['image'], train.grids(objective, config), config['rows_per_group']
+        config['views'], config['masks'], config['image'], objective.grids(config['views']), config['rows_per_group']
     )
     step = jax.jit(make_step(objective, optim, views, config['micro_batches']).train_step, donate_argnums=0)
-    state = jax.jit(lambda key: create(objective, lambda _: optim, key))(jax.random.key(0))
+    state = jax.jit(lambda key: create(objective, optim, key))(jax.random.key(0))
     lines = []
     for batch in itertools.islice(stream.batches(), config['total_steps']):
         state, metrics = step(state, batch)

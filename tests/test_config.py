@@ -18,7 +18,6 @@ from medjax import config as configs
 from medjax.errors import UserError
 from medjax.objectives.compose import compose
 from medjax.plugins import call
-from medjax.train import grids
 from medjax.training.optimizer import optimizer
 from medjax.views import make
 
@@ -60,7 +59,9 @@ def test_builders_take_every_shipped_config(path):
     objective = compose(config)
     params, _ = jax.eval_shape(objective.init, jax.random.key(0))
     call(optimizer, config['optim'], 'optim', params=params, total_steps=config['total_steps'])
-    make.build(config['views'], config['masks'], config['image'], grids(objective, config), config['rows_per_group'])
+    make.build(
+        config['views'], config['masks'], config['image'], objective.grids(config['views']), config['rows_per_group']
+    )
 
 
 # Overrides.
@@ -88,9 +89,16 @@ def test_builders_take_every_shipped_config(path):
         ('init_from={"path": "runs/a"}', ('init_from', 'path'), 'runs/a'),
         ("init_from=[dict(path='a'), dict(path='b')]", ('init_from', 1, 'path'), 'b'),
         ("init_from=dict(path='runs/a')", ('init_from', 'path'), 'runs/a'),
-        ("init_from=dict(path='a', parts=[dict(of=dict(x=1))])", ('init_from', 'parts', 0, 'of', 'x'), 1),
+        ("init_from=dict(path='a', take=[dict(of=dict(x=1))])", ('init_from', 'take', 0, 'of', 'x'), 1),
         ('image.mean=[.4]', ('image', 'mean', 0), 0.4),
         ('mesh.fsdp=2', ('mesh', 'fsdp'), 2),  # a default that the file does not write
+        # keywords of builders that the file leaves at their defaults
+        ('towers.image.registers=4', ('towers', 'image', 'registers'), 4),
+        ('views.local.flip=.5', ('views', 'local', 'flip'), 0.5),
+        ('masks.global~block.min_patches=2', ('masks', 'global~block', 'min_patches'), 2),
+        ('terms.2.within=group', ('terms', 2, 'within'), 'group'),
+        ('terms.0.weight=dict(rule="linear",start=0.,end=1.)', ('terms', 0, 'weight', 'end'), 1.0),
+        ('optim.b2=.95', ('optim', 'b2'), 0.95),
     ],
 )
 def test_overrides(text, key, value):
@@ -104,6 +112,13 @@ def test_overrides(text, key, value):
 @pytest.mark.parametrize(
     ('text', 'words'),
     [
+        ('towers.image.register=4', ["config.towers.image has no key 'register'", "did you mean 'registers'?"]),
+        ('towers.image.registers=four', ['--config.towers.image.registers', 'a whole number']),
+        ('towers.image.channels=3', ["no key 'channels'"]),
+        ('towers.image.tower=layers', ['towers.image.tower: there is no tower', "'layers'", 'vit']),
+        ('towers.image.layout=clip', ["'layout'; it was renamed to 'family'"]),
+        ('copies={}', ["'copies'; it was renamed to 'teachers'"]),
+        ('export.copy=student', ["'copy'; it was renamed to 'network'"]),
         ('optim.lrr=1', ["optim.lrr: config.optim has no key 'lrr'", "did you mean 'lr'?"]),
         ('otpim.lr=1', ["config has no key 'otpim'", "did you mean 'optim'?"]),
         ('optim.lr=fast', ["--config.optim.lr: 'fast' does not fit", 'a number', '0.001']),
@@ -132,7 +147,7 @@ def test_overrides(text, key, value):
         ('init_from=[dict(path="a"), 5]', ['init_from=5', 'or a list']),
         ('init_from=5', ['init_from=5', 'dict(path="x.safetensors")']),
         ('init_from="x"', ["init_from='x'", 'dict(path="x.safetensors")']),
-        ('init_from=dict(parts=[])', ['init_from', 'the path of weights']),
+        ('init_from=dict(take=[])', ['init_from', 'the path of weights']),
         ('batch_size=6', ['rows', '6', 'rows_per_group', '4 ', '8 ']),
         ('data.cxr.rows=4', ['batch_size', 'data.cxr.rows', '8']),
         ('data.cxr.sources.main=-1', ['data.cxr.sources.main', 'above 0']),
@@ -145,7 +160,7 @@ def test_overrides(text, key, value):
 )
 def test_mistakes_name_the_key_and_what_would_work(text, words):
     with pytest.raises(UserError) as error:
-        resolved(*([text] if 'batch_size' not in text else [text, 'rows_per_group=4']))
+        compose(resolved(*([text] if 'batch_size' not in text else [text, 'rows_per_group=4'])))
     assert '\n' not in str(error.value)
     for word in words:
         assert word in str(error.value)
@@ -197,7 +212,7 @@ def test_unknown_key_of_a_closed_section(tmp_path):
 def test_both_sides_of_a_view_are_whole_patches(tmp_path):
     (tmp_path / 'mine.py').write_text(Path(TINY).read_text().replace('size=32', 'size=(32, 20)'))
     with pytest.raises(UserError, match=r'views.global.size=\(32, 20\).*16 or 24'):
-        configs.check(configs.resolve(configs.read(str(tmp_path / 'mine.py')), {}))
+        compose(configs.check(configs.resolve(configs.read(str(tmp_path / 'mine.py')), {})))
 
 
 def test_a_missing_file_suggests_its_neighbour():

@@ -42,19 +42,20 @@ HOMES = {
 }
 
 # What a layer may import, besides itself. `commands` may import everything.
-BASE = {'', 'types', 'errors', 'files', 'plugins'}  # '' is medjax itself: its version
+BASE = {'', 'types', 'errors', 'files', 'plugins', 'recipes'}  # '' is medjax itself: its version
 LAYERS = {
     'types': BASE,
     'errors': BASE,
     'files': BASE,
     'plugins': BASE,
+    'recipes': BASE,
     'parallel': BASE,
     'data': BASE | {'parallel'},
     'views': BASE | {'parallel'},
     'models': BASE | {'parallel'},
     'weights': BASE | {'parallel', 'models'},
     'objectives': BASE | {'parallel', 'data', 'views', 'models'},
-    'training': BASE | {'parallel', 'data', 'views', 'models', 'objectives'},
+    'training': BASE | {'parallel', 'data', 'views', 'models', 'weights', 'objectives'},
     'probes': BASE | {'parallel', 'data', 'views', 'models', 'weights'},
     'reports': BASE | {'parallel', 'data', 'views', 'models', 'weights', 'probes'},
 }

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import pkgutil
 import sys
 import textwrap
 import warnings
@@ -25,7 +24,7 @@ from medjax.data.builder import beam, npz_export, workers, write
 from medjax.data.releases import published_splits, tables
 from medjax.data.types import Source
 from medjax.errors import UserError
-from medjax.plugins import find
+from medjax.plugins import find, names
 
 LISTED = 20  # drops that are printed; drops.csv has all of them
 
@@ -41,7 +40,7 @@ def main(argv: list[str]) -> int:
             f'build {kind}: the kind of the source comes first, for example medjax build phantom --out DATA; '
             'medjax build --help lists the kinds'
         )
-    module = find(kind, sources.__name__, 'build')
+    module = find(kind, sources.__name__, 'build', 'kind of source', 'source')
     options = vars(_parser(kind, module).parse_args(arguments))
     out, npz_file, overwrite, stratify, beam_options = (
         options.pop(name) for name in ('out', 'npz', 'overwrite', 'stratify', 'beam')
@@ -68,11 +67,11 @@ def main(argv: list[str]) -> int:
 def make(kind: str, options: Mapping[str, Any]) -> Source:
     """Makes the source of a kind. Each process of the build calls it."""
     warnings.filterwarnings('ignore', module='pydicom')  # its warnings quote fields of the files
-    module = find(kind, sources.__name__, 'build')
+    module = find(kind, sources.__name__, 'build', 'kind of source', 'source')
     split_option = {'split': options['split']} if hasattr(module, 'SPLITS') else {}
-    with tables.noted() as table_stamps:
+    with tables.recorded_reads() as reads:
         source = module.source(**{name: value for name, value in options.items() if name != 'split'}, **split_option)
-    source = source._replace(stamp=json.dumps([kind, dict(options), table_stamps, source.stamp], default=str))
+    source = source._replace(stamp=json.dumps([kind, dict(options), reads, source.stamp], default=str))
     if options['split'] == 'drawn':
         source = source._replace(entries=[entry._replace(split=None) for entry in source.entries], splits='')
     return source
@@ -81,8 +80,8 @@ def make(kind: str, options: Mapping[str, Any]) -> Source:
 def _kinds() -> str:
     """All kinds, each with its first line, its licence and the input that it needs."""
     paragraphs = []
-    for name in sorted(module.name for module in pkgutil.iter_modules(sources.__path__)):
-        module = find(name, sources.__name__, 'build')
+    for name in names(sources.__name__):
+        module = find(name, sources.__name__, 'build', 'kind of source', 'source')
         license, layout = getattr(module, 'LICENSE', ''), getattr(module, 'LAYOUT', '')
         texts = [
             (module.__doc__ or '').strip().split('\n')[0],
@@ -135,11 +134,11 @@ def _summary_lines(out: str, summary: dict[str, Any], namespace: str) -> list[st
         f'  namespace of the ids {namespace!r}: equal ids are one patient in all data sets of this namespace',
     ]
     if published := published_splits.LISTS.get(summary['split_list'].removesuffix(', altered')):
-        lines.append(f'  splits: {summary["split_list"]}, {published.about}')
+        lines.append(f'  splits: {summary["split_list"]}, {published.description}')
     lines += [f'  note: {note}' for note in summary['notes']]
     lines += [f'  audit: {sentence}' for sentence in summary['audit']['verdict']]
-    for part, title in (('record', 'set aside'), ('part', 'kept without a part')):
-        if drops := [drop for drop in summary['drops'] if drop.part == part]:
+    for scope, title in (('record', 'set aside'), ('detail', 'kept without a detail')):
+        if drops := [drop for drop in summary['drops'] if drop.scope == scope]:
             lines.append(f'  {title}: {len(drops)} image{"s" * (len(drops) > 1)} (drops.csv lists all)')
             lines += [f'    {drop.where or "an image"}: {drop.reason}' for drop in drops[:LISTED]]
             if len(drops) > LISTED:

@@ -1,8 +1,9 @@
 """Names of features: `network/tower/view[~mask]/output[@mask][>head]`, always in full.
 
-student/image/global~block/cls               CLS of the masked global view, by the trained parameters
-teacher/image/global/patches@block>dino      the teacher's tokens of the unmasked view at the positions of
-                                             `global~block`, through the head `dino`
+student/image/global~block/cls               the CLS token that the student's tower `image` gives for the view `global`
+                                             under the mask `block`
+teacher/image/global/patches@block>dino      the teacher's patch tokens of the view `global` without a mask, at the
+                                             positions of the mask `block`, through the head `dino`
 """
 
 from __future__ import annotations
@@ -18,13 +19,15 @@ FORM = re.compile(
 
 
 class Feature(NamedTuple):
+    """One feature name, taken apart."""
+
     name: str
-    network: str
+    network: str  # 'student', or the name of a teacher
     tower: str
     view: str
-    mask: str | None
-    output: str
-    at: str | None
+    mask: str | None  # the mask that the tower sees
+    output: str  # 'cls', 'patches', 'tokens', …
+    at: str | None  # the mask at whose positions tokens are taken
     head: str | None
 
     @property
@@ -34,16 +37,17 @@ class Feature(NamedTuple):
 
     @property
     def tower_pass(self) -> tuple[str, str, str]:
-        """What is run once, however many features come of it."""
+        """The forward pass that gives this feature. Features with equal passes share one run of the tower."""
         return self.network, self.tower, self.inputs
 
 
 def parse(name: str, where: str) -> Feature:
+    """Takes a feature name apart; a UserError that begins with `where` if it does not have the form."""
     match = FORM.fullmatch(name) if isinstance(name, str) else None
     if not match:
         raise UserError(
             f'{where}: {name!r} is not the name of a feature; the form is '
             'network/tower/view[~mask]/output[@mask][>head], '
-            f"for example 'student/image/global~block/patches@block>dino'"
+            "for example 'student/image/global~block/patches@block>dino'"
         )
     return Feature(name, **match.groupdict())

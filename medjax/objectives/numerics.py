@@ -1,8 +1,9 @@
-"""Prototype losses in row chunks, Sinkhorn in the log domain, and two gauges: all in float32, over global rows.
+"""Numerics of prototype losses: distillation in row chunks, Sinkhorn in the log domain, and two gauges.
 
-A head with K prototypes gives logits of many rows x 65,536: too big to keep. So logits are made from the normalised
-bottleneck in chunks of rows, under rematerialisation, and Sinkhorn keeps only its potential of the prototypes.
-Sums over rows are first taken on each device ([d,...], d = row shards), and over devices once, at the end.
+All of it runs in float32 over global rows. The logits of a head with K = 65,536 prototypes are too large to keep for
+all rows. So they are made from the normalised bottleneck in chunks of rows, under rematerialisation, and Sinkhorn keeps
+only its potential [K]. Sums over rows are first taken on each device ([d,...], d = row shards), and over devices once,
+at the end.
 """
 
 from __future__ import annotations
@@ -46,17 +47,18 @@ def over_chunks(f: Callable, rows: Any, width: int, combine: Callable = jnp.add)
 
 
 def sinkhorn(logits: Logits, z: Array, weight: Array, temperature: Array, count: int, iterations: int = 3) -> Array:
-    """Sinkhorn-Knopp (1306.0895, used as in SwAV 2006.09882) in the log domain; the prototypes' potential c [K].
+    """The potential c [K] of Sinkhorn-Knopp (arXiv 1306.0895, used as in SwAV, 2006.09882), in the log domain.
 
-    With s = logits(z) / temperature [R,K], the balanced target of row r is softmax_k(s_rk + c_k): `iterations` times
-    the prototypes' totals are scaled to 1/K and then every row's to 1/R. Rows of weight 0 (padding) do not count.
-    The original's exp(s) overflows above 88; this does not. No gradient passes.
+    With s = logits(z) / temperature [R,K], the balanced target of row r is softmax_k(s_rk + c_k). Each of the
+    `iterations` scales the totals of the prototypes to 1/K and then the total of every row to 1/R. Rows of weight 0
+    (padding) do not count. The original's exp(s) overflows above 88; this does not. No gradient passes. The plain
+    formula is `medjax.objectives.formulas.sinkhorn`.
     """
 
-    def totals(chunk: tuple[Array, Array], c: Array | None) -> Array:  # log of the prototypes' totals, [d,K]
+    def totals(chunk: tuple[Array, Array], c: Array | None) -> Array:  # log of the totals of the prototypes, [d,K]
         z, weight = chunk
         s = logits(z).astype(jnp.float32) / temperature
-        if c is not None:  # scale the rows; what the prototypes were scaled by before drops out
+        if c is not None:  # scale the rows; earlier scales of the prototypes cancel
             s = s - jax.nn.logsumexp(s + c, axis=-1, keepdims=True)
         return jax.nn.logsumexp(_by_shard(jnp.where(weight[:, None] > 0, s, -jnp.inf)), axis=1)
 
@@ -68,40 +70,39 @@ def sinkhorn(logits: Logits, z: Array, weight: Array, temperature: Array, count:
     return jax.lax.stop_gradient(c)
 
 
+class Side(NamedTuple):
+    """The student or the teacher of a distillation."""
+
+    logits: Logits
+    z: Array  # bottlenecks [R,V,d], V views of each row
+    temperature: Array | float
+
+
 class Distilled(NamedTuple):
     """Sums over all rows, in float32."""
 
     loss: Array  # [S], one for each student view
-    entropy: Array  # teacher entropy, summed over the rows' teacher views with their weight
+    entropy: Array  # of the targets, summed over rows and teacher views with their weight
     student: Array  # [K], the student's probabilities summed over rows and views with any weight
-    teacher_logits: Array  # [K], the teacher's logits likewise: what a centre is the mean of
+    teacher_logits: Array  # [K], the teacher's logits summed like the entropy; a centre is the mean of these
 
 
 def distill(
-    student: Logits,
-    teacher: Logits,
-    z_student: Array,
-    z_teacher: Array,
-    pair_weight: Array,
-    teacher_weight: Array,
-    student_temperature: float,
-    teacher_temperature: Array,
-    potential: Array,
-    count: int,
+    student: Side, teacher: Side, pair_weight: Array, teacher_weight: Array, potential: Array, count: int
 ) -> Distilled:
     """sum_r sum_t w_rst CE(q_rt, p_rs) for every student view s, in row chunks.
 
-    z_student [R,S,d], z_teacher [R,T,d], pair_weight w [R,S,T], teacher_weight [R,T] (which targets count, and how
-    much, in entropy and centre); q = softmax(teacher / its temperature + potential [K]) without gradient,
-    p = softmax(student / its temperature).
+    pair_weight w [R,S,T]; teacher_weight [R,T]: the weight of each target in the entropy and the centre.
+    q = softmax(teacher / its temperature + potential [K]) without gradient, p = softmax(student / its temperature).
+    `count` is K, the number of prototypes.
     """
 
     def chunk(rows: tuple[Array, Array, Array, Array]) -> Distilled:
         zs, zt, w, wt = rows
-        raw = jax.lax.stop_gradient(teacher(zt).astype(jnp.float32))
-        log_q = jax.nn.log_softmax(raw / teacher_temperature + potential, axis=-1)
+        raw = jax.lax.stop_gradient(teacher.logits(zt).astype(jnp.float32))
+        log_q = jax.nn.log_softmax(raw / teacher.temperature + potential, axis=-1)
         q = jnp.exp(log_q)
-        log_p = jax.nn.log_softmax(student(zs).astype(jnp.float32) / student_temperature, axis=-1)
+        log_p = jax.nn.log_softmax(student.logits(zs).astype(jnp.float32) / student.temperature, axis=-1)
         # CE is linear in q, so the targets of one student view are mixed first: [r,S,K]
         loss = -jnp.sum(jnp.einsum('rst,rtk->rsk', w, q) * log_p, axis=-1)
         seen = (w.sum(-1) > 0).astype(jnp.float32)
@@ -109,8 +110,8 @@ def distill(
         sums = Distilled(loss, -jnp.einsum('rt,rtk,rtk->r', wt, q, log_q), p, jnp.einsum('rt,rtk->rk', wt, raw))
         return jax.tree.map(lambda x: _by_shard(x).sum(1), sums)
 
-    width = count * (z_student.shape[1] + z_teacher.shape[1])
-    by_shard = over_chunks(chunk, (z_student, z_teacher, pair_weight, teacher_weight), width)
+    width = count * (student.z.shape[1] + teacher.z.shape[1])
+    by_shard = over_chunks(chunk, (student.z, teacher.z, pair_weight, teacher_weight), width)
     return jax.tree.map(lambda x: x.sum(0), by_shard)
 
 
@@ -129,3 +130,9 @@ def effective_rank(x: Array, present: Array) -> Array:
     x = (x - w @ x / jnp.maximum(w.sum(), 1)) * w[:, None]
     covariance = x.T @ x
     return jnp.trace(covariance) ** 2 / jnp.maximum(jnp.sum(covariance**2), 1e-30)
+
+
+def unit(x: Array) -> Array:
+    """L2-normalised in float32. The squared norm is bounded and not the norm, whose gradient at 0 is NaN."""
+    x = x.astype(jnp.float32)
+    return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-24))

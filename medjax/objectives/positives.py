@@ -2,18 +2,19 @@
 
 In a config, `positives` is one of these or a list of them:
 
-    'identity'    of the same row of the same part: the diagonal
-    'study'       of the same study ('key/study')
-    'text'        with the same text ('key/text'): "no acute findings" is a positive of every other one. Same is what
-                  all text views of the part would read or draw from: with impressions alone, equal impressions; with
-                  a view of findings beside them, equal impressions and equal findings
-    'label'       with the same set of labels that are present and of labels that are uncertain, and not all blank;
-                  what is absent and what is not mentioned count alike
-    dict(soft='labels')              softmax, over the other side, of the cosine of the label sets (MedCLIP, 2210.10163)
-    dict(soft='teacher', alpha=.4)   what the copy `teacher` makes of the pairs (ALBEF, 2107.07651; X-VL, 2208.05140)
+    'identity'    elements of the same row of the same part: the diagonal
+    'study'       elements of the same study ('key/study')
+    'text'        elements with the same text ('key/text'): all reports "no acute findings" are positives of each other.
+                  The key covers everything that the text views of the part read or draw from. With a view of
+                  impressions alone, equal impressions match; with a view of findings beside it, both must be equal.
+    'label'       elements with the same set of present labels and the same set of uncertain labels. Elements whose
+                  labels are all blank match nothing. Absent and blank labels count alike.
+    dict(soft='labels')              a softmax over the other side of the cosines of label sets (MedCLIP, 2210.10163)
+    dict(soft='teacher', alpha=.4)   the similarities that the teacher `teacher` gives (ALBEF, 2107.07651; X-VL,
+                                     2208.05140)
 
-Elements are positives if any of the named kinds says so (h); `alpha`, 1 unless given and a schedule if wished, is the
-share of the soft part: P = (1 - alpha) h / sum h + alpha soft. A key of 0 is none, and matches nothing.
+Two elements are positives if any listed kind matches (h = 1). `alpha` (default 1, may be a schedule) is the weight of
+the soft targets: P = (1 - alpha) h / sum h + alpha soft. Key 0 means "missing" and never matches.
 """
 
 from __future__ import annotations
@@ -32,12 +33,14 @@ from medjax.plugins import call
 from medjax.types import View
 
 KINDS = ('identity', 'study', 'text', 'label')
-LABELS = 'labels'  # in the place of a copy's name
+LABELS = 'labels'  # stands in the place of a network's name
 
 
 class Positives(NamedTuple):
+    """The config's `positives`, checked."""
+
     kinds: tuple[str, ...]  # K of KINDS
-    soft: str | None  # LABELS, or the name of a copy
+    soft: str | None  # LABELS, or the name of a network
     alpha: Schedule
 
 
@@ -46,7 +49,7 @@ def positives(spec: Any, total_steps: int, where: str) -> Positives:
 
     def soft_part(soft: str, alpha: Any = 1.0) -> tuple[str, Schedule]:
         if not isinstance(soft, str):
-            raise UserError(f"{where}.soft: 'labels' or the name of a copy, got {soft!r}")
+            raise UserError(f"{where}.soft: 'labels' or the name of a network, got {soft!r}")
         return soft, schedule(alpha, total_steps, f'{where}.alpha')
 
     kinds, soft = [], []

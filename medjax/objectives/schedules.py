@@ -18,6 +18,7 @@ from jax import Array
 
 from medjax.errors import UserError, suggest
 from medjax.plugins import call
+from medjax.types import is_number
 
 Schedule = Callable[[Array], Array]
 
@@ -70,10 +71,6 @@ def linear(start: float, end: float, steps: int) -> Schedule:
 def _line(t: Array, start: float, end: float, steps: int) -> Array:
     """numpy.linspace(start, end, steps)[t], held at its last value."""
     return start + (end - start) * jnp.clip(t / max(steps - 1, 1), 0.0, 1.0)
-
-
-def is_number(x: Any) -> bool:
-    return isinstance(x, (int, float)) and not isinstance(x, bool)
 
 
 STEPS = ('steps', 'warmup', 'frozen')  # the parameters that count steps

@@ -1,7 +1,12 @@
-"""How a teacher's logits become targets: centring by a running mean, or Sinkhorn; shared by the distillation terms."""
+"""What the two distillation terms share: targets from a teacher's logits, and the terms' common base.
+
+A target is softmax(teacher logits / temperature + potential). The potential comes from centring by a running mean, or
+from Sinkhorn.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -11,72 +16,91 @@ from medjax.errors import UserError
 from medjax.objectives import numerics
 from medjax.objectives.features import Feature
 from medjax.objectives.schedules import schedule
-from medjax.objectives.terms import Context
-from medjax.types import Tree
+from medjax.objectives.terms import Term, TermContext, TermInputs
+from medjax.types import Metrics, Tree
 
 
 class Targets(NamedTuple):
-    """The options of a distillation term that make softmax(teacher / temperature + potential) of its logits.
+    """How a teacher's logits become targets.
 
-    'sinkhorn': the potential balances this batch (DINOv2's long recipe). 'centre': it is -c / temperature with the
-    running mean c <- m c + (1 - m) mean(logits) of the teacher's logits (DINO, 2104.14294). The original applies
-    that update at the start of the next step, which is the same as at the end of this one.
+    'sinkhorn': the potential balances the prototypes over this batch (DINOv2's long recipe, arXiv 2304.07193).
+    'centre': the potential is -c / temperature, where c <- m c + (1 - m) mean(logits) is a running mean of the
+    teacher's logits (DINO, arXiv 2104.14294). The original applies that update at the start of the next step, which
+    gives the same numbers as at the end of this one.
     """
 
     centring: str
     temperature: Any  # step -> float
-    momentum: float
+    momentum: float  # m
     prototypes: int  # K
-    iterations: int
+    iterations: int  # of Sinkhorn
 
-    def potential(self, aux: Tree, logits: numerics.Logits, z: Array, weight: Array, step: Array) -> Array:
-        """[K], for bottlenecks z [R,d] of which those with weight 0 do not count."""
+    def potential(self, state: Tree, logits: numerics.Logits, z: Array, weight: Array, step: Array) -> Array:
+        """[K], for bottlenecks z [R,d]. Rows with weight 0 do not count."""
         if self.centring == 'sinkhorn':
             return numerics.sinkhorn(logits, z, weight, self.temperature(step), self.prototypes, self.iterations)
-        return -aux['centre'] / self.temperature(step)
+        return -state['centre'] / self.temperature(step)
+
+    def follow(self, state: Tree, mean: Array, rows: Array) -> Tree:
+        """The centre after a batch with mean logits [K] over `rows` rows; without rows it stays as it is."""
+        moved = self.momentum * state['centre'] + (1 - self.momentum) * mean
+        return {'centre': jnp.where(rows > 0, moved, state['centre'])}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Distillation(Term):
+    """The base of terms in which a student predicts a teacher over the prototypes of a head."""
+
+    students: tuple[Feature, ...]  # all through one head
+    teacher: Feature
+    targets: Targets
+    student_temperature: float
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return (*(f.name for f in self.students), self.teacher.name)
+
+    def teacher_logits(self, x: TermInputs) -> numerics.Logits:
+        """z [...,d] -> logits [...,K] of the teacher's head."""
+        return lambda z: x.prototypes(self.teacher.head, z, self.teacher.network)
+
+    def student_logits(self, x: TermInputs) -> numerics.Logits:
+        return lambda z: x.prototypes(self.students[0].head, z, self.students[0].network)
 
     def init(self, key: Array) -> tuple[Tree, Tree]:
-        return {}, ({} if self.centring == 'sinkhorn' else {'centre': jnp.zeros(self.prototypes, jnp.float32)})
+        centre = {'centre': jnp.zeros(self.targets.prototypes, jnp.float32)}
+        return {}, ({} if self.targets.centring == 'sinkhorn' else centre)
 
     @property
     def axes(self) -> tuple[Tree, Tree]:
-        return {}, ({} if self.centring == 'sinkhorn' else {'centre': (None,)})
+        return {}, ({} if self.targets.centring == 'sinkhorn' else {'centre': (None,)})
 
-    def update(self, aux: Tree, carry: tuple[Array, Array], step: Array) -> Tree:
-        """carry: the batch's mean logits [K] and how many rows they are the mean of (none leaves the centre alone)."""
-        if self.centring == 'sinkhorn':
-            return aux
-        mean, rows = carry
-        moved = self.momentum * aux['centre'] + (1 - self.momentum) * mean
-        return {'centre': jnp.where(rows > 0, moved, aux['centre'])}
+    def update(self, state: Tree, carry: tuple[Array, Array], step: Array) -> Tree:
+        """carry: the batch's mean teacher logits [K], and over how many rows."""
+        return state if self.targets.centring == 'sinkhorn' else self.targets.follow(state, *carry)
 
-    @property
-    def moves(self) -> int:
-        """Elements reduced over devices: maxima and sums of Sinkhorn, the gauges' sums, the centre's mean."""
-        return self.prototypes * (2 * self.iterations + 4) + 64
+    def elements_of_targets(self) -> int:
+        """Elements reduced over devices: maxima and sums of Sinkhorn, sums of the gauges, the mean of the centre."""
+        return self.targets.prototypes * (2 * self.targets.iterations + 4) + 64
 
 
 def targets(
-    context: Context,
-    teacher: Feature,
-    centring: str,
-    temperature: Any,
-    momentum: float,
-    iterations: int,
+    context: TermContext, teacher: Feature, centring: str, temperature: Any, momentum: float, iterations: int
 ) -> Targets:
+    """The options of a distillation term, checked."""
     if centring not in ('sinkhorn', 'centre'):
         raise UserError(f"{context.where}.centring: 'sinkhorn' or 'centre', got {centring!r}")
     return Targets(
         centring,
         schedule(temperature, context.total_steps, f'{context.where}.teacher_temperature'),
         momentum,
-        count_of(context, teacher),
+        prototypes_of(context, teacher),
         iterations,
     )
 
 
-def count_of(context: Context, feature: Feature) -> int:
-    """K of the feature's head; a term that compares prototypes needs one."""
+def prototypes_of(context: TermContext, feature: Feature) -> int:
+    """K, the number of prototypes of the feature's head; UserError where the head has none."""
     head = context.heads.get(feature.head or '')
     if head is None or not head.prototype_count:
         raise UserError(
@@ -85,13 +109,16 @@ def count_of(context: Context, feature: Feature) -> int:
     return head.prototype_count
 
 
-def gauges(sums: numerics.Distilled, teacher_weight: Array, count: int, seen: Array) -> dict[str, Array]:
-    """Teacher entropy (mean, nats) with its maximum ln K, and how many prototypes the student uses: exp(entropy of its
-    mean probabilities), 1 where it says one prototype of all, up to K where it says the mean of all; beside it how many
-    there would be if each row had one prototype of its own."""
+def gauges(sums: numerics.Distilled, teacher_weight: Array, count: int, rows: Array) -> Metrics:
+    """How sharp the targets are, and how many prototypes the student uses.
+
+    entropy: mean entropy of the targets in nats; entropy_max: its maximum ln K. prototypes: exp(entropy of the
+    student's mean probabilities), from 1 (one prototype for all rows) to K; prototypes_max: the most that `rows` rows
+    with one prototype each could use.
+    """
     return {
         'entropy': sums.entropy / jnp.maximum(teacher_weight.sum(), 1e-30),
         'entropy_max': jnp.log(float(count)),
         'prototypes': numerics.perplexity(sums.student),
-        'prototypes_max': jnp.clip(seen, 1.0, count),
+        'prototypes_max': jnp.clip(rows, 1.0, count),
     }

@@ -9,6 +9,9 @@ from typing import Any
 import jax
 from jax.extend import core
 
+from medjax.objectives.compose import Objective
+from medjax.types import Batch, MakeViews, TrainState
+
 
 def model_flops(loss: Callable, params: Any, *rest: Any) -> float:
     """FLOPs of one forward and one backward pass of loss(params, *rest) by the parameters, nothing counted twice.
@@ -19,6 +22,18 @@ def model_flops(loss: Callable, params: Any, *rest: Any) -> float:
     """
     derivative = jax.make_jaxpr(lambda p, t, *rest: jax.jvp(lambda p: loss(p, *rest), (p,), (t,)))
     return _count(derivative(params, params, *rest).jaxpr)
+
+
+def step_flops(objective: Objective, make_views: MakeViews, state: TrainState, batch: Batch) -> float:
+    """Model FLOPs of one step over the global batch, without those of the views."""
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
+    views, masks = jax.eval_shape(make_views, batch, state.key, state.step)
+
+    def loss(params: Any, aux: Any, views: Any, masks: Any, key: Any, step: Any) -> Any:
+        features, _ = objective.features(params, aux, views, masks, key, step)
+        return objective.loss(params, aux, features, views, masks, key, step)[0]
+
+    return model_flops(loss, shapes.params, shapes.aux, views, masks, shapes.key, shapes.step)
 
 
 def _count(jaxpr: core.Jaxpr) -> float:

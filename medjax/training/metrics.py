@@ -106,7 +106,7 @@ class Writer:
         enabled: bool = True,
     ) -> None:
         self.enabled, self.total_steps, self.every = enabled, total_steps, every
-        self.flops, self.peak = flops, peak
+        self.flops, self.peak, self._peak_exceeded = flops, peak, False
         self.history: list[dict[str, Any]] = []
         if not enabled:
             return
@@ -152,7 +152,7 @@ class Writer:
         if self._images:
             line['images_per_s'] = self._images / (now - self._clock)
             if self.flops and self.peak and self.peak.flops:
-                line['mfu'] = line['images_per_s'] / images_per_step * self.flops / self.peak.flops
+                line['mfu'] = self._mfu(line['images_per_s'] / images_per_step * self.flops)
         line |= means(steps)
         line = {name: finite(value) for name, value in line.items()}
         self._waiting, self._images, self._clock = [], 0, now
@@ -176,6 +176,19 @@ class Writer:
             self._bar.close()
             self._board.close()
             self._file.close()
+
+    def _mfu(self, flops_per_s: float) -> float | None:
+        """The share of the peak, or None if the peak is too low: once a line exceeds it, for the rest of the run.
+
+        A CPU's peak is too low if other programs used the processors while it was measured.
+        """
+        if not self._peak_exceeded and flops_per_s > self.peak.flops:
+            self._peak_exceeded = True
+            self.say(
+                f'MFU is unknown from here on: the run computes {flops_per_s / 1e9:.4g} GFLOP/s, more than the peak '
+                f'({self.peak.words}). A peak is too low if other programs were busy while it was measured.'
+            )
+        return None if self._peak_exceeded else flops_per_s / self.peak.flops
 
     def _show(self, line: Mapping[str, Any], images_per_step: int) -> None:
         words = []

@@ -10,6 +10,7 @@ parameter, for example 'towers/image/blocks/mlp/fc1/kernel':
     frozen_until  before this step the parameter does not change; its gradient still enters norms and moments
     clip_group    name of the set of parameters whose gradients are clipped by their common norm
 
+Biases, norms and LayerScale have no weight decay unless `optim.no_decay` says otherwise.
 If several rules match a parameter, their lr_scale and wd_scale multiply: the patch embedding of DINOv2 has
 layerwise .9 of the whole tower times lr_scale .2 of its own rule. For frozen_until and clip_group the last one decides.
 """
@@ -31,22 +32,37 @@ from jax import Array
 from medjax.errors import UserError
 from medjax.objectives import schedules
 from medjax.plugins import call
-from medjax.types import Metrics, Tree
+from medjax.types import Metrics, Tree, is_number
+
+NO_DECAY = ('*/bias', '*/scale', '*/gamma?')  # of biases, norms and LayerScale
 
 
 class Optimizer(NamedTuple):
+    """Pure functions over trees of parameters."""
+
     init: Callable[[Tree], Tree]  # params -> moments and the count of updates that were made
     update: Callable[[Tree, Tree, Tree, Array], tuple[Tree, Tree, Metrics]]
     """(grads, opt, params, step) -> params, opt, {'grad_norm/<clip group>', 'lr', 'weight_decay'}"""
 
 
+class Rule(NamedTuple):
+    """One entry of `optim.groups`; see above."""
+
+    match: str
+    lr_scale: float = 1.0
+    wd_scale: float = 1.0
+    layerwise: float | None = None
+    frozen_until: int | None = None
+    clip_group: str | None = None
+
+
 class Group(NamedTuple):
     """The result of all rules for one parameter. Scales are floats, or arrays [depth,1,…] for stacked blocks."""
 
-    lr_scale: Any
-    wd_scale: Any
-    frozen_until: int
-    clip_group: str
+    lr_scale: Any = 1.0
+    wd_scale: Any = 1.0
+    frozen_until: int = 0
+    clip_group: str = 'all'
 
 
 def optimizer(
@@ -59,26 +75,35 @@ def optimizer(
     b2: float = 0.999,
     eps: float = 1e-8,
     clip: float | None = None,
+    no_decay: Sequence[str] = NO_DECAY,
     groups: Sequence[Mapping[str, Any]] = (),
 ) -> Optimizer:
-    """Decoupled weight decay (1711.05101): p <- p - lr(step) rate (m / (sqrt(v) + eps) + wd(step) decay p).
+    """AdamW with decoupled weight decay (arXiv 1711.05101), the section `optim` of a config.
 
-    `params` gives paths and shapes only. lr(step) = lr * schedule(step). `clip` bounds the norm of every clip group's
-    gradients: g <- g min(1, clip / (norm + 1e-6)), as torch does.
+        p <- p - lr(step) lr_scale (m / (sqrt(v) + eps) + weight_decay(step) wd_scale p)
+        lr(step) = lr * schedule(step)
+
+    schedule, weight_decay  schedules: numbers, lists by step or rules
+    clip                    bound of the gradient norm of every clip group: g <- g min(1, clip / (norm + 1e-6)), as
+                            torch does; None for no clipping
+    no_decay                patterns of parameters without weight decay: biases, norms and LayerScale by default
+    groups                  rules for some of the parameters, see the top of this file
+
+    `params` gives paths and shapes only.
     """
-    if not schedules.is_number(lr) or not 0 <= lr < math.inf:
+    if not is_number(lr) or not 0 <= lr < math.inf:
         raise UserError(f'optim.lr={lr!r}: must be a number of at least 0')
-    if clip is not None and not (schedules.is_number(clip) and clip > 0):
+    if clip is not None and not (is_number(clip) and clip > 0):
         raise UserError(f'optim.clip={clip!r}: must be a number above 0, or None for no clipping')
-    table = parameter_groups(params, groups)
-    rate_at = schedules.schedule(schedule, total_steps, 'optim.schedule')
+    table = parameter_groups(params, groups, no_decay)
+    schedule_at = schedules.schedule(schedule, total_steps, 'optim.schedule')
     decay_at = schedules.schedule(weight_decay, total_steps, 'optim.weight_decay')
     adam = optax.scale_by_adam(b1, b2, eps)
 
     def update(grads: Tree, opt: Tree, params: Tree, step: Array) -> tuple[Tree, Tree, Metrics]:
         grads, norms = clip_by_group(grads, table, clip)
         directions, opt = adam.update(grads, opt)
-        rate, decay = lr * rate_at(step), decay_at(step)
+        rate, decay = lr * schedule_at(step), decay_at(step)
 
         def move(p: Array, d: Array, group: Group) -> Array:
             thawed = (step >= group.frozen_until).astype(jnp.float32)
@@ -91,7 +116,7 @@ def optimizer(
 
 
 def clip_by_group(grads: Tree, table: Tree, bound: float | None) -> tuple[Tree, Metrics]:
-    """Gradients with every clip group's norm bounded, and the norms before."""
+    """Gradients with the norm of every clip group bounded, and the norms before clipping."""
     leaves, structure = jax.tree.flatten(grads)
     names = [group.clip_group for group in jax.tree.leaves(table, is_leaf=_is_group)]
     norms = {
@@ -105,40 +130,50 @@ def clip_by_group(grads: Tree, table: Tree, bound: float | None) -> tuple[Tree, 
     return jax.tree.unflatten(structure, [g * scale[n] for g, n in zip(leaves, names)]), metrics
 
 
-def parameter_groups(params: Tree, rules: Sequence[Mapping[str, Any]]) -> Tree:
-    """A tree like `params` with the Group of every parameter; a rule that matches nothing is an error."""
-
-    def rule(i: int, match: str, lr_scale: float = 1.0, wd_scale: float = 1.0, layerwise: float | None = None,
-             frozen_until: int | None = None, clip_group: str | None = None):  # fmt: skip
-        pattern = re.sub(r'\[(\d*):(\d*)\]', '', match)
-        rows = re.search(r'\[(\d*):(\d*)\]', match)
-        hits = [p for p in paths if fnmatch.fnmatchcase(p, pattern)]
-        if not hits:
-            raise UserError(
-                f'optim.groups[{i}].match: no parameter matches {match!r}; a path is for example {paths[0]!r}'
-            )
-        for path in hits:
-            g, shape = table[path], shapes[path]
-            table[path] = Group(
-                g.lr_scale
-                * _rows(lr_scale, rows, shape)
-                * (_layer(path, layerwise, paths, shapes) if layerwise else 1.0),
-                g.wd_scale * _rows(wd_scale, rows, shape),
-                g.frozen_until if frozen_until is None else frozen_until,
-                g.clip_group if clip_group is None else clip_group,
-            )
-
+def parameter_groups(params: Tree, rules: Sequence[Mapping[str, Any]] = (), no_decay: Sequence[str] = NO_DECAY) -> Tree:
+    """A tree like `params` with the Group of every parameter. A rule that matches nothing is a UserError; a pattern of
+    `no_decay` may match nothing."""
     flat, structure = jax.tree_util.tree_flatten_with_path(params)
-    paths = ['/'.join(str(k.key) for k in path) for path, _ in flat]
-    shapes = {path: leaf.shape for path, (_, leaf) in zip(paths, flat)}
-    table = {path: Group(1.0, 1.0, 0, 'all') for path in paths}
+    shapes = {'/'.join(str(k.key) for k in path): leaf.shape for path, leaf in flat}
+    table = {
+        path: Group(wd_scale=0.0 if any(fnmatch.fnmatchcase(path, pattern) for pattern in no_decay) else 1.0)
+        for path in shapes
+    }
     for i, cfg in enumerate(rules):
-        call(rule, cfg, f'optim.groups[{i}]', i=i)
-    return jax.tree.unflatten(structure, [table[p] for p in paths])
+        rule = call(Rule, cfg, f'optim.groups[{i}]')
+        matched = _matched(rule.match, shapes)
+        if not matched:
+            raise UserError(
+                f'optim.groups[{i}].match: no parameter matches {rule.match!r}; '
+                f'a path is for example {next(iter(shapes))!r}'
+            )
+        for path in matched:
+            table[path] = _with_rule(table[path], rule, path, shapes)
+    return jax.tree.unflatten(structure, list(table.values()))
 
 
-def _rows(factor: float, rows: re.Match[str] | None, shape: tuple[int, ...]) -> Any:
-    """`factor` for some rows of a scanned stack and 1 for the rest, [depth,1,…]; the plain factor without rows."""
+ROWS = re.compile(r'\[(\d*):(\d*)\]')  # 'blocks[0:6]'
+
+
+def _matched(match: str, shapes: Mapping[str, Any]) -> list[str]:
+    pattern = ROWS.sub('', match)
+    return [path for path in shapes if fnmatch.fnmatchcase(path, pattern)]
+
+
+def _with_rule(group: Group, rule: Rule, path: str, shapes: dict[str, tuple[int, ...]]) -> Group:
+    """The group of a parameter after one more rule."""
+    rows = ROWS.search(rule.match)
+    layer = _layer_scale(path, rule.layerwise, shapes) if rule.layerwise else 1.0
+    return Group(
+        group.lr_scale * _for_rows(rule.lr_scale, rows, shapes[path]) * layer,
+        group.wd_scale * _for_rows(rule.wd_scale, rows, shapes[path]),
+        group.frozen_until if rule.frozen_until is None else rule.frozen_until,
+        group.clip_group if rule.clip_group is None else rule.clip_group,
+    )
+
+
+def _for_rows(factor: float, rows: re.Match[str] | None, shape: tuple[int, ...]) -> Any:
+    """`factor` for some rows of stacked blocks and 1 for the others, [depth,1,…]; the plain factor without rows."""
     if rows is None or factor == 1.0:
         return factor
     values = np.ones((shape[0], *[1] * (len(shape) - 1)), np.float32)
@@ -146,15 +181,16 @@ def _rows(factor: float, rows: re.Match[str] | None, shape: tuple[int, ...]) -> 
     return values
 
 
-def _layer(path: str, base: float, paths: list[str], shapes: dict[str, tuple[int, ...]]) -> Any:
-    """base ** (depth + 1 - layer): before the blocks 0, block i i + 1, norm and pool after them depth + 1."""
+def _layer_scale(path: str, base: float, shapes: dict[str, tuple[int, ...]]) -> Any:
+    """base ** (depth + 1 - layer). Layer 0 is everything before the blocks, block i is layer i + 1, and the norm and
+    pool after the blocks are layer depth + 1."""
     tower = '/'.join(path.split('/')[:2])
-    depth = next((shapes[p][0] for p in paths if p.startswith(f'{tower}/blocks/')), 0)
-    rest = path[len(tower) + 1 :]
-    if rest.startswith('blocks/'):
+    depth = next((shape[0] for p, shape in shapes.items() if p.startswith(f'{tower}/blocks/')), 0)
+    inner = path[len(tower) + 1 :]
+    if inner.startswith('blocks/'):
         powers = depth - np.arange(depth, dtype=np.float32)
         return (base**powers).reshape(depth, *[1] * (len(shapes[path]) - 1)).astype(np.float32)
-    return 1.0 if rest.startswith(('norm/', 'pool/')) or not depth else base ** (depth + 1)
+    return 1.0 if inner.startswith(('norm/', 'pool/')) or not depth else base ** (depth + 1)
 
 
 def _is_group(x: Any) -> bool:

@@ -1,12 +1,13 @@
-"""The train step: views -> features -> terms -> gradients -> optimiser -> copies. One function for every recipe.
+"""The train step: views -> features -> terms -> gradients -> optimizer -> teachers. One step for every recipe.
 
-`state.step` is the only clock: batch, keys, rates and momenta are functions of it. Nothing here names a method.
+`state.step` is the only clock: batch, keys, learning rate and momenta are functions of it. Nothing here names a method.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,45 +20,46 @@ from medjax.training.optimizer import Optimizer
 from medjax.types import Batch, MakeViews, Masks, Metrics, TrainState, Tree, Views
 
 
-class Step(NamedTuple):
-    """(state, batch) -> state, metrics; and the same from views, so that a test or a benchmark can feed them."""
-
-    train_step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
-    step_on_views: Callable[[TrainState, Views, Masks], tuple[TrainState, Metrics]]
-
-
-def create(objective: Objective, optimizer: Callable[[Tree], Optimizer], key: Array) -> TrainState:
-    """The state at step 0. Run it under jit with the shardings of `axes`, so that no device holds it whole."""
-    params, aux = objective.init(key)
-    zero = jnp.zeros((), jnp.int32)
-    return TrainState(zero, params, optimizer(params).init(params), aux, key, {'in_a_row': zero, 'total': zero})
-
-
 def make_step(objective: Objective, optimizer: Optimizer, make_views: MakeViews, micro_batches: int = 1) -> Step:
-    """`micro_batches` > 1 gives the same gradient in less memory: see `gradients`."""
+    """`micro_batches` > 1 gives the same gradient in less memory. UserError for towers that cannot be split so."""
     if micro_batches > 1 and objective.batch_statistics:
         name = objective.batch_statistics[0]
         raise UserError(
             f'micro_batches={micro_batches}: towers.{name} normalises by the statistics of the whole batch, which a '
             f"micro-batch does not have; give it norm='frozen', or micro_batches=1"
         )
+    return Step(objective, optimizer, make_views, micro_batches)
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Step:
+    """One step of training: (state, batch) -> state, metrics."""
+
+    objective: Objective
+    optimizer: Optimizer
+    make_views: MakeViews
+    micro_batches: int
+
+    def train_step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        """A step from a batch of images and texts."""
         key = jax.random.fold_in(state.key, state.step)
-        return finish(state, key, batch, lambda part: make_views(part, key, state.step))
+        return self._finish(state, key, batch, lambda rows: self.make_views(rows, key, state.step))
 
-    def step_on_views(state: TrainState, views: Views, masks: Masks) -> tuple[TrainState, Metrics]:
-        return finish(state, jax.random.fold_in(state.key, state.step), (views, masks), lambda part: part)
+    def step_on_views(self, state: TrainState, views: Views, masks: Masks) -> tuple[TrainState, Metrics]:
+        """The same from views and masks, so that a test or a benchmark can give its own."""
+        return self._finish(state, jax.random.fold_in(state.key, state.step), (views, masks), lambda rows: rows)
 
-    def finish(state: TrainState, key: Array, inputs: Any, prepare: Callable) -> tuple[TrainState, Metrics]:
-        loss, metrics, (carry, stats), grads = gradients(objective, state, inputs, prepare, key, micro_batches)
-        params, opt, moved = optimizer.update(grads, state.opt, state.params, state.step)
-        params = objective.project(params)
-        aux = objective.update(params, state.aux, carry, stats, state.step)
+    def _finish(self, state: TrainState, key: Array, inputs: Any, prepare: Callable) -> tuple[TrainState, Metrics]:
+        loss, metrics, (carry, stats), grads = gradients(
+            self.objective, state, inputs, prepare, key, self.micro_batches
+        )
+        params, opt, rates = self.optimizer.update(grads, state.opt, state.params, state.step)
+        params = self.objective.project(params)
+        aux = self.objective.update(params, state.aux, carry, stats, state.step)
 
-        # A step with a number that is not finite advances the clock and nothing else. Copies are checked through
-        # the loss and the gradients they are made from.
-        norms = [norm for name, norm in moved.items() if name.startswith('grad_norm/')]
+        # A step with NaN or infinite numbers (isfinite) is skipped: it advances the clock and changes nothing else.
+        # Teachers need no check of their own: loss and gradients check the parameters that teachers are made from.
+        norms = [norm for name, norm in rates.items() if name.startswith('grad_norm/')]
         finite = jnp.isfinite(jnp.stack([loss, *norms])).all()
         keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)  # noqa: E731
         skipped = {
@@ -72,56 +74,74 @@ def make_step(objective: Objective, optimizer: Optimizer, make_views: MakeViews,
             state.key,
             skipped,
         )
-        return state, {**metrics, **moved, 'skipped': skipped['total'], 'skipped_in_a_row': skipped['in_a_row']}
-
-    return Step(train_step, step_on_views)
+        return state, {**metrics, **rates, 'skipped': skipped['total'], 'skipped_in_a_row': skipped['in_a_row']}
 
 
 def gradients(
-    objective: Objective, state: TrainState, inputs: Any, prepare: Callable, key: Array, n: int
+    objective: Objective, state: TrainState, inputs: Any, prepare: Callable, key: Array, micro_batches: int
 ) -> tuple[Array, Metrics, Tree, Tree]:
-    """Loss, metrics, what `Objective.update` takes (the terms' carry, statistics), the gradient by the parameters.
+    """Loss, metrics, what `Objective.update` needs (carry of the terms, statistics), gradient by the parameters.
 
-    With n micro-batches, exact for every term: run the features of each micro-batch without gradient; differentiate
-    the terms once over the whole batch, by the features and by the parameters they use themselves; run each
-    micro-batch again with those cotangents and the same draws, and add up. `prepare` makes views and masks of a
-    micro-batch of `inputs`; a micro-batch is an equal share of every device's rows, in whole groups.
+    `prepare` makes views and masks of some rows of `inputs`.
     """
-    aux, step = state.aux, state.step
+    forward = Forward(objective, state.aux, prepare, key, state.step)
+    if micro_batches > 1:
+        return _in_micro_batches(forward, state.params, inputs, micro_batches)
+    (loss, (metrics, carry)), grads = jax.value_and_grad(forward.whole, has_aux=True)(state.params, inputs)
+    return loss, metrics, carry, grads
 
-    def features(params: Tree, part: Any) -> tuple[Tree, Tree, tuple[Views, Masks]]:
-        views, masks = prepare(jax.tree.map(constrain_rows, part))
-        return *objective.features(params, aux, views, masks, key, step), (views, masks)
 
-    def terms(params: Tree, found: Tree, views: Views, masks: Masks):
-        return objective.terms(params, aux, found, views, masks, key, step)
+@dataclasses.dataclass(frozen=True, eq=False)
+class Forward:
+    """The forward computation of one step, as functions of the parameters."""
 
-    if n == 1:
+    objective: Objective
+    aux: Tree
+    prepare: Callable  # some rows of the inputs -> views, masks
+    key: Array
+    step: Array
 
-        def whole(params: Tree):
-            found, stats, (views, masks) = features(params, inputs)
-            loss, (metrics, carry) = terms(params, found, views, masks)
-            return loss, (metrics, (carry, stats))
+    def features(self, params: Tree, rows: Any) -> tuple[Tree, Tree, tuple[Views, Masks]]:
+        """Features, statistics, and the views and masks that they were computed from."""
+        views, masks = self.prepare(jax.tree.map(constrain_rows, rows))
+        features, stats = self.objective.features(params, self.aux, views, masks, self.key, self.step)
+        return features, stats, (views, masks)
 
-        (loss, (metrics, carry)), grads = jax.value_and_grad(whole, has_aux=True)(state.params)
-        return loss, metrics, carry, grads
+    def loss(self, params: Tree, features: Tree, views: Views, masks: Masks) -> tuple[Array, tuple[Metrics, Tree]]:
+        return self.objective.loss(params, self.aux, features, views, masks, self.key, self.step)
 
-    parts = split_rows(inputs, n)
+    def whole(self, params: Tree, inputs: Any) -> tuple[Array, tuple[Metrics, Tree]]:
+        """The loss of the whole batch in one piece."""
+        features, stats, (views, masks) = self.features(params, inputs)
+        loss, (metrics, carry) = self.loss(params, features, views, masks)
+        return loss, (metrics, (carry, stats))
 
-    def forward(_, part: Any):
-        found, _, (views, masks) = features(state.params, part)  # `make_step` has refused statistics that move
-        return None, (found, {name: view._replace(x=None) for name, view in views.items()}, masks)  # pixels stay behind
 
-    _, stacked = jax.lax.scan(forward, None, parts)
-    found, views, masks = merge_rows(stacked, n)
-    (loss, (metrics, carry)), (grads, cotangents) = jax.value_and_grad(terms, argnums=(0, 1), has_aux=True)(
-        state.params, found, views, masks
+def _in_micro_batches(forward: Forward, params: Tree, inputs: Any, n: int) -> tuple[Array, Metrics, Tree, Tree]:
+    """The same gradient from n micro-batches, exact for every term.
+
+    1. Run the features of each micro-batch without gradient.
+    2. Differentiate the terms once over the whole batch: by the features, and by the parameters they use themselves.
+    3. Run each micro-batch again with the same draws, pull the cotangents of its features back, and add up.
+
+    A micro-batch is an equal share of every device's rows, in whole groups.
+    """
+    shares = split_rows(inputs, n)
+
+    def features_only(_: None, rows: Any) -> tuple[None, Any]:
+        features, _, (views, masks) = forward.features(params, rows)  # `make_step` has refused moving statistics
+        return None, (features, {name: view._replace(x=None) for name, view in views.items()}, masks)  # pixels stay
+
+    _, stacked = jax.lax.scan(features_only, None, shares)
+    features, views, masks = merge_rows(stacked, n)
+    (loss, (metrics, carry)), (grads, cotangents) = jax.value_and_grad(forward.loss, argnums=(0, 1), has_aux=True)(
+        params, features, views, masks
     )
 
-    def backward(grads: Tree, part: Any):
-        inputs, cotangents = part
-        _, pull = jax.vjp(lambda params: features(params, inputs)[0], state.params)
+    def pull_back(grads: Tree, share: Any) -> tuple[Tree, None]:
+        rows, cotangents = share
+        _, pull = jax.vjp(lambda params: forward.features(params, rows)[0], params)
         return jax.tree.map(jnp.add, grads, pull(cotangents)[0]), None
 
-    grads, _ = jax.lax.scan(backward, grads, (parts, split_rows(cotangents, n)))
-    return loss, metrics, (carry, aux['stats']['student']), grads
+    grads, _ = jax.lax.scan(pull_back, grads, (shares, split_rows(cotangents, n)))
+    return loss, metrics, (carry, forward.aux['stats']['student']), grads

@@ -30,7 +30,7 @@ def build(folder, name, seeds, splits, changes=(), label=lambda i: [0, 0], **mor
     for i, change in dict(changes).items():
         entries[i] = entries[i]._replace(**change)
     info = {'age': 61.0, 'sex': 'F'}
-    load = lambda i: Example(noise(seeds[i]), text={'report': f'{SECRET} is well.'}, info=info)  # noqa: E731
+    load = lambda i: Example(noise(seeds[i]), text={'report': f'{SECRET} is well.'}, attributes=info)  # noqa: E731
     write.write(Source(name, '1', name, LABELS, 'CC0', entries, label, load, **more), folder / SECRET / name)
     return str(folder / SECRET / name)
 

@@ -74,7 +74,7 @@ def test_npz_is_read_and_written(tmp_path):
 @pytest.mark.parametrize(
     ('argv', 'message'),
     [
-        (['tabel', 'x'], "no 'tabel'"),
+        (['tabel', 'x'], "no kind of source 'tabel'"),
         (['table', 'nowhere', '--out', 'x'], 'is not a folder'),
         (['table', 'nowhere', '--size', '0', '--out', 'x'], 'at least one pixel'),
         (['table', 'nowhere'], 'the folder of the data set is missing: --out DATA'),

@@ -56,7 +56,7 @@ def recipe() -> configs.ConfigDict:
 def sources(stream: Stream, part: str, step: int) -> np.ndarray:
     """The source of every row of a batch."""
     rows = stream.rows[part]
-    return np.array([stream.parts[part].sources[stream.parts[part].order[step * rows + r][0]] for r in range(rows)])
+    return np.array([stream.parts[part].sources[stream.parts[part].mixing[step * rows + r][0]] for r in range(rows)])
 
 
 def test_all_kinds_of_rows_train_one_tower(datasets):
@@ -73,16 +73,16 @@ def test_all_kinds_of_rows_train_one_tower(datasets):
 def test_what_each_kind_of_row_gives_to_each_term(datasets):
     """Rows without a text change the gradients of DINO's terms and not that of the contrast; both reach the tower."""
     config = configs.check(configs.resolve(recipe(), datasets))
-    stream = Stream(config['data'], datasets, 0, views=config['views'], tokenizer=train.reader(config))
+    stream = Stream(config['data'], datasets, 0, views=config['views'], tokenizer=train.open_tokenizer(config))
     objective = compose(config)
-    views_of = make.build(config['views'], config['masks'], config['image'], train.grids(objective, config), 8)
+    views_of = make.build(config['views'], config['masks'], config['image'], objective.grids(config['views']), 8)
     params, aux = jax.jit(objective.init)(jax.random.key(0))
     step, key = np.int32(0), jax.random.key(1)
 
     def losses(params, batch):
         views, masks = views_of(batch, key, step)
         found, _ = objective.features(params, aux, views, masks, key, step)
-        metrics = objective.terms(params, aux, found, views, masks, key, step)[1][0]
+        metrics = objective.loss(params, aux, found, views, masks, key, step)[1][0]
         return {name: metrics[f'term/{name}/loss'] for name in ('pair_softmax', *DINO)}
 
     run = jax.jit(jax.jacrev(losses))
@@ -107,7 +107,7 @@ def test_what_each_kind_of_row_gives_to_each_term(datasets):
 def test_compositions_hold_over_epochs_and_hosts(datasets):
     """9 labelled and 9 bare records go through their epochs at 4 rows a step; every batch is composed alike."""
     config = configs.check(configs.resolve(recipe(), datasets))
-    stream = Stream(config['data'], datasets, 0, views=config['views'], tokenizer=train.reader(config))
+    stream = Stream(config['data'], datasets, 0, views=config['views'], tokenizer=train.open_tokenizer(config))
     for step in range(40):
         names, counts = np.unique(sources(stream, 'cxr', step), return_counts=True)
         assert dict(zip(names, counts, strict=True)) == COMPOSITION

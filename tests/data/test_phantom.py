@@ -165,7 +165,7 @@ def test_records_depend_on_seed_and_index_alone() -> None:
     second = phantom.record(5, SMALL)
     np.testing.assert_array_equal(first.image, second.image)
     np.testing.assert_array_equal(first.mask, second.mask)
-    assert (first.text, first.info, first.labels) == (second.text, second.info, second.labels)
+    assert (first.text, first.attributes, first.labels) == (second.text, second.attributes, second.labels)
     assert not np.array_equal(first.image, phantom.record(5, SMALL._replace(seed=1)).image)
     assert source.source(records=20).entries == source.source(records=70).entries[:20]
 
@@ -345,9 +345,9 @@ def test_the_shortcut_comes_with_a_pneumothorax() -> None:
     seen = set()
     for i in range(24):
         rendered, plain = phantom.record(i, tiny._replace(shortcut=1.0)), phantom.record(i, tiny)
-        tube = rendered.info['tube'] != 'none'
+        tube = rendered.attributes['tube'] != 'none'
         assert tube == bool((rendered.mask >> 6 & 1).any()) == ('chest tube' in rendered.text['findings'])
-        assert plain.info['tube'] == 'none' and np.array_equal(plain.image, rendered.image) != tube
+        assert plain.attributes['tube'] == 'none' and np.array_equal(plain.image, rendered.image) != tube
         seen.add(tube)
     assert seen == {True, False}
 
@@ -394,7 +394,7 @@ def test_build(tmp_path) -> None:
         twin = by_image[record.image[..., 0].tobytes()]
         assert record.label.tolist() == [twin.labels[name] for name in phantom.LABELS]
         np.testing.assert_array_equal(train.mask(i), twin.mask)
-        assert record.info['sex'] == twin.info['sex']
+        assert record.attributes['sex'] == twin.attributes['sex']
     with np.load(npz) as arrays:
         assert arrays['train_images'].shape == (data.splits['train'], 32, 32)
         np.testing.assert_array_equal(arrays['train_labels'], train.labels_array)

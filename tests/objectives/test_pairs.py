@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import recipes
 import reference_pairs as reference
-from reference_losses import NET, close, context
+from reference_losses import close, context, loss_of
 
 from medjax.errors import UserError
 from medjax.objectives import pairs
@@ -70,7 +70,7 @@ def run(term, means, found, views, params=None, aux=None, step=STEP):
 
     def loss(found, params):
         fixed = {k: x if k.startswith('student') else jax.lax.stop_gradient(x) for k, x in found.items()}
-        value, metrics, carry = term.loss(params, aux, fixed, placed[1], {}, NET, None, step)
+        value, metrics, carry = loss_of(term, fixed, placed[1], params=params, state=aux, step=step)
         return value, (metrics, carry)
 
     aux = state if aux is None else aux
@@ -227,7 +227,7 @@ def test_ring_where_devices_share_rows():
     found, views = batch()
     term = build(pair_softmax, 'ring', positives='text', **OPTIONS[pair_softmax])
     params, _ = term.init(jax.random.key(0))
-    loss = jax.jit(jax.value_and_grad(lambda found: term.loss(params, {}, found, views, {}, NET, None, STEP)[0]))
+    loss = jax.jit(jax.value_and_grad(lambda found: loss_of(term, found, views, params=params)[0]))
     value, grads = loss(jax.device_put(found, sharding.rows_sharding(jax.sharding.get_mesh())))
     total, dx, dy, *_ = expected(pair_softmax, 'text', found, views)
     assert float(value) == pytest.approx(total, rel=1e-5)
@@ -601,7 +601,7 @@ def test_what_devices_exchange_is_what_the_term_says(module, spec, means):
 
     def loss(found, params, views):
         fixed = {k: x if k.startswith('student') else jax.lax.stop_gradient(x) for k, x in found.items()}
-        return term.loss(params, {}, fixed, views, {}, NET, None, STEP)[0]
+        return loss_of(term, fixed, views, params=params)[0]
 
     placed = jax.device_put((found, views), sharding.rows_sharding(mesh))
     compiled = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(placed[0], params, placed[1]).compile()

@@ -11,14 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import recipes
-from reference_losses import NET, context, plain_view
+from reference_losses import context, loss_of, plain_view
 
 from medjax.objectives import numerics
 from medjax.objectives.terms import distill_cls, distill_patch, koleo
 from medjax.types import View
 from medjax.views.masks import from_bits
-
-STEP = jnp.zeros((), jnp.int32)
 
 
 def log_softmax(x):
@@ -50,8 +48,9 @@ def test_sinkhorn_and_distillation_in_chunks(elements, monkeypatch):
             lambda z: z @ jnp.float32(wt), jnp.float32(zt.reshape(-1, d)), jnp.ones(b * t), jnp.float32(0.5), k
         )
         sums = numerics.distill(
-            lambda z: z @ ws, lambda z: z @ jnp.float32(wt), zs, jnp.float32(zt), jnp.float32(weight), jnp.ones((b, t)),
-            0.1, jnp.float32(0.5), c, k,
+            numerics.Side(lambda z: z @ ws, zs, 0.1),
+            numerics.Side(lambda z: z @ jnp.float32(wt), jnp.float32(zt), jnp.float32(0.5)),
+            jnp.float32(weight), jnp.ones((b, t)), c, k,
         )  # fmt: skip
         return sums.loss.sum(), sums
 
@@ -93,8 +92,8 @@ def test_absent_rows_count_nowhere():
         views = {
             v: View(None, None, jnp.repeat(present[:, None], n, 1), None, {}) for v, n in (('global', 2), ('local', 3))
         }
-        a, metrics, _ = term.loss({}, {}, features, views, {}, NET, None, STEP)
-        b, _, _ = spread.loss({}, {}, features, views, {}, NET, None, STEP)
+        a, metrics, _ = loss_of(term, features, views)
+        b, _, _ = loss_of(spread, features, views)
         return a + b, metrics
 
     present = np.isin(np.arange(6), keep)
@@ -122,7 +121,7 @@ def test_patch_term_with_absent_crops():
         views = {'global': plain_view(len(bits), 2)._replace(present=jnp.asarray(present))}
 
         def loss(zs, zt):
-            return term.loss({}, {}, {s: zs, t: zt}, views, {'global~block': mask}, NET, None, STEP)
+            return loss_of(term, {s: zs, t: zt}, views, {'global~block': mask})
 
         return jax.jit(loss)(zs[bits][None, None], zt[bits][None, None])
 
@@ -142,7 +141,7 @@ def test_koleo_in_groups_is_koleo_of_each_group():
 
     def value(x, within, rows_per_group=4):
         term = koleo.build(context(1)._replace(rows_per_group=rows_per_group), of, within)
-        loss = jax.jit(lambda x: term.loss({}, {}, {of: x}, {'global': plain_view(len(x), 2)}, {}, NET, None, STEP)[0])
+        loss = jax.jit(lambda x: loss_of(term, {of: x}, {'global': plain_view(len(x), 2)})[0])
         return float(loss(x))
 
     halves = [value(x[:4], 'batch'), value(x[4:], 'batch')]
@@ -176,8 +175,6 @@ def test_the_term_of_the_docs(tmp_path, monkeypatch):
 
     of = 'student/image/global/cls'
     x = np.random.default_rng(6).normal(size=(50, 2, 4)).astype(np.float32) * np.array([0.1, 0.5, 1, 2], np.float32)
-    loss, _, _ = variance.build(context(1), of).loss(
-        {}, {}, {of: jnp.asarray(x)}, {'global': plain_view(50, 2)}, {}, NET, None, STEP
-    )
+    loss, _, _ = loss_of(variance.build(context(1), of), {of: jnp.asarray(x)}, {'global': plain_view(50, 2)})
     expected = np.maximum(0, 1 - np.sqrt(x.astype(np.float64).var(0) + 1e-4)).mean(-1).sum()
     assert float(loss) == pytest.approx(expected, rel=1e-5)

@@ -13,7 +13,7 @@ import recipes
 from collectives import collectives
 
 from medjax.parallel import sharding
-from medjax.train import state_shardings
+from medjax.training.state import state_shardings
 from medjax.training.step import gradients
 
 if jax.device_count() != 8:

@@ -118,7 +118,7 @@ def test_mistakes_are_exit_code_2(whole, tmp_path, capsys):
 
 def test_a_fact_that_is_a_number_in_one_split_and_a_word_in_another(tmp_path):
     grade = {'train': 2.0, 'val': 'high', 'test': 3.5}
-    data = build(tmp_path, example=lambda i: Example(grey(i), info={'grade': grade[SPLITS[i]]}))
+    data = build(tmp_path, example=lambda i: Example(grey(i), attributes={'grade': grade[SPLITS[i]]}))
     assert {str(value) for name in data.splits for value in data.split(name).column('grade')} == {'2', 'high', '3.5'}
     assert ['2', '20', '0', '0'] in shown(data, tmp_path).rows
 
@@ -146,7 +146,7 @@ def test_a_hundred_labels_are_capped(tmp_path):
     names = tuple(f'label {i}' for i in range(100))
     data = build(tmp_path, names, lambda i: [int((i + k) % 5 == 0 and k % 2 == 0) for k in range(100)])
     found = shown(data, tmp_path)
-    assert 'The 20 labels with the most positives of 100.' in found.sections['sheet']
+    assert 'Only the 20 labels with the most positives are shown, of 100.' in found.sections['sheet']
     assert sum(row[0].startswith('label ') for row in found.rows) == 100 + page.LABELS
     assert '\nlabel 1\n' not in found.sections['sheet'], 'it has no positive'
 

@@ -168,7 +168,7 @@ def test_whole_equals_pil_resize_of_the_shorter_side_and_centre_crop(height, wid
     reference = np.clip(resized[top : top + size, left : left + size] / 255, 0, 1)
     canvas = np.full((1, 80, 80, 1), 255, np.uint8)
     canvas[0, :height, :width, 0] = image
-    got = make.whole(canvas, np.array([[height, width]]), size, dict(channels=3, mean=0.5, std=0.25))
+    got = make.evaluation_view(canvas, np.array([[height, width]]), size, dict(channels=3, mean=0.5, std=0.25))
     assert got.shape == (1, size, size, 3)
     np.testing.assert_allclose(got[0], np.repeat((reference[..., None] - 0.5) / 0.25, 3, -1), atol=1e-4)
 

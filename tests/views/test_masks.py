@@ -10,6 +10,7 @@ from mask_statistics import compare, generate
 
 from medjax.errors import UserError
 from medjax.views import masks
+from medjax.views.masks import blocks
 
 
 def reference_mask(rng, height, width, count):
@@ -71,7 +72,7 @@ def test_statistics_equal_the_original(grid):
 )
 def test_group_masks_a_constant_total_with_counts_spread_over_their_bins(crops, share, grid):
     low, high, n = 0.1, 0.5, int(share * crops)
-    generator = masks.blocks(grid, crops, share)
+    generator = blocks.build(grid, crops, share=share)
     bits = np.array(jax.jit(jax.vmap(generator.draw))(jax.random.split(jax.random.key(0), 400)))
     counts = bits.sum(-1)
     assert (counts.sum(-1) == generator.masked).all()
@@ -93,7 +94,7 @@ def test_group_masks_a_constant_total_with_counts_spread_over_their_bins(crops, 
 
 def test_index_and_weight_name_the_masked_tokens():
     groups, rows, views, patches = 3, 4, 2, 16
-    generator = masks.blocks((4, 4), rows * views)
+    generator = blocks.build((4, 4), rows * views)
     bits = jax.vmap(generator.draw)(jax.random.split(jax.random.key(1), groups)).reshape(groups * rows, views, patches)
     mask = masks.from_bits(bits, groups, generator.masked)
     assert mask.index.shape == mask.weight.shape == (groups, 1, generator.masked)
@@ -119,6 +120,6 @@ def test_given_bits_are_padded_with_weight_zero():
 
 def test_sizes_that_cannot_work_are_named():
     with pytest.raises(UserError, match=r'masks.a.share: int\(0.2 x 4 crops of a group\) masks 0 crops'):
-        masks.blocks((4, 4), 4, share=0.2, name='masks.a')
+        blocks.build((4, 4), 4, 'masks.a', share=0.2)
     with pytest.raises(UserError, match=r'masks.a.ratio: two shares'):
-        masks.blocks((4, 4), 4, ratio=(0.5, 0.1), name='masks.a')
+        blocks.build((4, 4), 4, 'masks.a', ratio=(0.5, 0.1))

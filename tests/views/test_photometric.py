@@ -9,6 +9,7 @@ from PIL import Image, ImageEnhance
 
 from medjax.errors import UserError
 from medjax.views import photometric
+from medjax.views.photometric import dinov2, radiograph
 
 NEUTRAL = dict(brightness=1.0, contrast=1.0, saturation=1.0, hue=0.0, grey=np.bool_(False), solarise=np.bool_(False))
 GREY_LEVEL = 1 / 255  # PIL rounds to whole levels
@@ -20,7 +21,7 @@ def picture(channels, seed=0, levels=True):
 
 
 def apply(x, **changes):
-    return np.array(jax.jit(photometric.dinov2().apply)(x, NEUTRAL | changes))
+    return np.array(jax.jit(dinov2.build().apply)(x, NEUTRAL | changes))
 
 
 def as_pil(x):
@@ -72,7 +73,7 @@ def test_one_channel_ignores_colour():
 
 def test_dinov2_draws_with_the_published_shares():
     n = 20_000
-    crops = jax.vmap(photometric.dinov2(solarise=(0.0, 0.2)).draw)(jax.random.uniform(jax.random.key(0), (n, 2, 7)))
+    crops = jax.vmap(dinov2.build(solarise=(0.0, 0.2)).draw)(jax.random.uniform(jax.random.key(0), (n, 2, 7)))
     crops = {name: np.array(v) for name, v in crops.items()}
     near = dict(atol=4 * 0.5 / np.sqrt(2 * n))
     np.testing.assert_allclose((crops['brightness'] != 1).mean(), 0.8, **near)
@@ -91,19 +92,19 @@ def test_radiograph_equals_its_equation():
     p = dict(brightness=np.float32(0.08), contrast=np.float32(1.2), gamma=np.float32(0.8))
     x64 = x.astype(np.float64)
     reference = np.clip(x64.mean() + 1.2 * (x64 - x64.mean()) + 0.08, 0, 1) ** 0.8
-    got = np.array(photometric.radiograph().apply(x, p))
+    got = np.array(radiograph.build().apply(x, p))
     np.testing.assert_allclose(got, reference, atol=1e-5)
-    drawn = photometric.radiograph().draw(jax.random.uniform(jax.random.key(0), (5000, 4)))
+    drawn = radiograph.build().draw(jax.random.uniform(jax.random.key(0), (5000, 4)))
     unchanged = (np.array(drawn['gamma']) == 1) & (np.array(drawn['contrast']) == 1)
     np.testing.assert_allclose(unchanged.mean(), 0.2, atol=0.03)
     neutral = dict(brightness=np.float32(0), contrast=np.float32(1), gamma=np.float32(1))
-    np.testing.assert_allclose(photometric.radiograph().apply(x, neutral), x, atol=1e-6)
+    np.testing.assert_allclose(radiograph.build().apply(x, neutral), x, atol=1e-6)
 
 
 def test_unknown_sets_and_keys_are_named():
-    with pytest.raises(UserError, match=r"views.a.photometric: there is no photometric set 'radiogaph'; did you mean"):
+    with pytest.raises(UserError, match=r"views.a.photometric.set: there is no set 'radiogaph'; did you mean"):
         photometric.find_set('radiogaph', 'views.a.photometric')
     with pytest.raises(UserError, match="unknown key 'gama'; did you mean 'gamma'"):
         photometric.find_set(dict(set='radiograph', gama=0.1), 'views.a.photometric')
     with pytest.raises(UserError, match=r'solarise: one share in 0..1, or one for each of the 2 crops'):
-        photometric.dinov2(solarise=(0.0, 0.2, 0.1)).draw(np.zeros((2, 7), np.float32))
+        dinov2.build(solarise=(0.0, 0.2, 0.1)).draw(np.zeros((2, 7), np.float32))

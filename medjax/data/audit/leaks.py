@@ -15,7 +15,6 @@ The result is plain data, ready for JSON. It holds numbers of records within the
 from __future__ import annotations
 
 import collections
-import csv
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -23,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from medjax.data.audit import near_duplicates, seen
+from medjax.data.format import read_drops
 from medjax.data.records import DataSet, Split
 
 RANK = {'train': 0, 'val': 1, 'test': 2}
@@ -266,13 +266,11 @@ def _findings(kind: str, splits: Sequence[NamedSplit], matches: Sequence[Match])
 
 def _set_facts(name: str, data: DataSet) -> dict[str, Any]:
     """One data set: its counts, its drops by reason, and its images by `burned_in` (text in the pixels)."""
-    with (data.path / 'drops.csv').open(newline='') as file:
-        rows = list(csv.DictReader(file))
     burned_in: collections.Counter = collections.Counter()
     for split in (data.split(s) for s in data.splits):
-        values = split.column('burned_in') if 'burned_in' in split.facts else [''] * len(split)
+        values = split.column('burned_in') if 'burned_in' in split.column_names else [''] * len(split)
         burned_in.update(str(value).upper() or 'UNKNOWN' for value in values)
-    drops = collections.Counter((row['part'], row['reason']) for row in rows)
+    drops = collections.Counter((drop.scope, drop.reason) for drop in read_drops(data.path / 'drops.csv'))
     return dict(
         name=name,
         version=data.version,
@@ -283,7 +281,7 @@ def _set_facts(name: str, data: DataSet) -> dict[str, Any]:
         splits=data.splits,
         patients=data.patients,
         labels=list(data.labels),
-        drops=[dict(part=part, reason=reason, count=n) for (part, reason), n in drops.most_common()],
+        drops=[dict(scope=scope, reason=reason, count=n) for (scope, reason), n in drops.most_common()],
         burned_in=dict(burned_in),
     )
 

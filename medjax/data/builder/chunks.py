@@ -25,7 +25,7 @@ import numpy as np
 from medjax import files
 from medjax.data.audit import near_duplicates
 from medjax.data.builder import ids
-from medjax.data.format import schema
+from medjax.data.format import Dropped, schema
 from medjax.data.images import decode
 from medjax.data.text import language
 from medjax.data.types import SPLIT_NAMES, Drop, Entry, Example, Source, Unreadable, patient_of
@@ -44,21 +44,12 @@ class Chunk(NamedTuple):
         return f'{self.split}-{self.number:05d}'
 
 
-class DropRow(NamedTuple):
-    """A row of drops.csv. It holds no plain id."""
-
-    part: str  # 'record': the whole record was dropped; 'part': only a part of it, such as its mask
-    where: str
-    reason: str
-    image_key: str  # the hashed id as 16 hex digits; '' where the image has no id
-
-
 class StoredRecord(NamedTuple):
     """One record: its content in the ArrayRecord file, and its values in the columns."""
 
     content: dict[str, Any]  # without its number in the source
     columns: dict[str, Any]  # name -> value; every record has these names
-    info: dict[str, str | float]
+    attributes: dict[str, str | float]
 
 
 def plan(splits: Iterable[str]) -> list[Chunk]:
@@ -149,18 +140,18 @@ def _process_entry(source: Source, key: bytes, i: int, label: np.ndarray) -> tup
         return None, Drop(entry.image, entry.where, str(error))
     mask, note = _encode_mask(example, pixels.shape[:2], source.size)
     sections = {section: text for section, text in example.text.items() if text}
-    info = {name: value for name, value in example.info.items() if value != ''}
-    if small is not pixels and 'spacing' in info:  # the size of a pixel, which grows when the image shrinks
-        info['spacing'] = float(info['spacing']) * max(pixels.shape[:2]) / max(small.shape[:2])
+    attributes = {name: value for name, value in example.attributes.items() if value != ''}
+    if small is not pixels and 'spacing' in attributes:  # the size of a pixel, which grows when the image shrinks
+        attributes['spacing'] = float(attributes['spacing']) * max(pixels.shape[:2]) / max(small.shape[:2])
     text = ' '.join(sections.values())
-    if text and 'language' not in info and (detected := language.language(text)):
-        info['language'] = detected
+    if text and 'language' not in attributes and (detected := language.language(text)):
+        attributes['language'] = detected
     keys = np.array([*_hashed_ids(key, source.namespace, entry), _text_key(key, text), pixel_hash(pixels)], np.uint64)
     thumb = near_duplicates.thumbnail(pixels)
-    content = [int(keys[-1]), label.tolist(), example.role, sections, info, bool(mask)]
+    content = [int(keys[-1]), label.tolist(), example.role, sections, attributes, bool(mask)]
     record = dict(
         image=image, mask=mask, label=label, keys=keys.view(np.int64), role=example.role,
-        text=json.dumps(sections), info=json.dumps(info),
+        text=json.dumps(sections), info=json.dumps(attributes),
     )  # fmt: skip
     columns = dict(
         label=label,
@@ -175,7 +166,8 @@ def _process_entry(source: Source, key: bytes, i: int, label: np.ndarray) -> tup
         moments=moments(small),
         content=np.frombuffer(hashlib.sha256(json.dumps(content, sort_keys=True).encode()).digest(), np.uint8),
     )
-    return StoredRecord(record, columns, info), Drop(entry.image, entry.where, note, 'part') if note else None
+    drop = Drop(entry.image, entry.where, note, 'detail') if note else None
+    return StoredRecord(record, columns, attributes), drop
 
 
 def pixels_of(example: Example) -> np.ndarray:
@@ -237,22 +229,22 @@ def _encode_mask(example: Example, shape: tuple[int, int], size: int | None) -> 
     return decode.png(decode.bounded_mask(mask, size)), example.note
 
 
-def drop_row(drop: Drop, key: bytes, namespace: str) -> DropRow:
+def drop_row(drop: Drop, key: bytes, namespace: str) -> Dropped:
     """A drop with its image's id hashed."""
     hashed = f'{ids.hashed(key, namespace, drop.image):016x}' if drop.image else ''
-    return DropRow(drop.part, drop.where, drop.reason, hashed)
+    return Dropped(drop.scope, drop.where, drop.reason, hashed)
 
 
 def _columns(stored: list[StoredRecord]) -> dict[str, np.ndarray]:
-    """The columns of n records, and info/NAME for each name that at least one record has."""
+    """The columns of n records, and info/NAME for each attribute that at least one record has."""
     names = stored[0].columns if stored else ()
     columns = {name: np.stack([np.asarray(record.columns[name]) for record in stored]) for name in names}
-    for name in sorted({name for record in stored for name in record.info}):
-        columns[f'info/{name}'] = _info_column([record.info.get(name) for record in stored])
+    for name in sorted({name for record in stored for name in record.attributes}):
+        columns[f'info/{name}'] = _attribute_column([record.attributes.get(name) for record in stored])
     return columns
 
 
-def _info_column(values: list[str | float | None]) -> np.ndarray:
+def _attribute_column(values: list[str | float | None]) -> np.ndarray:
     """Strings with '' for None, or float32 with nan for None."""
     if any(isinstance(value, str) for value in values):
         return np.array(['' if value is None else str(value) for value in values])

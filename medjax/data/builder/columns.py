@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from medjax.data.builder import chunks
-from medjax.data.builder.chunks import Chunk, DropRow
-from medjax.data.format import COLUMNS, KINDS
+from medjax.data.builder.chunks import Chunk
+from medjax.data.format import COLUMNS, KINDS, Dropped, stored_drop
 
 
 class Totals(NamedTuple):
@@ -25,7 +25,7 @@ class Totals(NamedTuple):
     chunk_lengths: dict[str, list[int]]  # split -> records of each chunk; only splits that have records
     patients: dict[str, int]  # split -> number of patients
     patient_count: int  # patients of all splits, each counted once
-    drops: list[DropRow]
+    drops: list[Dropped]
     moments: np.ndarray  # float64 [3]: count, sum, sum of squares of the pixels of train (of all splits without train)
     channels: int
     bits: int
@@ -39,12 +39,12 @@ def gather(folder: pathlib.Path, plan: Sequence[Chunk], out: pathlib.Path) -> To
     dtypes: dict[str, np.dtype] = {}  # column -> dtype for the values of all chunks, so it is equal in all splits
     shapes: dict[str, tuple[int, ...]] = {}  # column -> shape of one value
     moments: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(3))
-    drops: list[DropRow] = []
+    drops: list[Dropped] = []
     digest = hashlib.sha256()
     channels = bits = size = 0
     for chunk in plan:
         columns = chunks.read(folder, chunk)
-        drops += [DropRow(*row) for row in json.loads(str(columns['drops']))]
+        drops += [stored_drop(row) for row in json.loads(str(columns['drops']))]
         n = len(columns.get('label', ()))
         chunk_lengths[chunk.split].append(n)
         if not n:

@@ -13,7 +13,6 @@ records are copied byte for byte.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import os
 import pathlib
@@ -25,8 +24,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from medjax.data.builder import chunks, columns, write
-from medjax.data.builder.chunks import Chunk, DropRow
-from medjax.data.format import map_columns
+from medjax.data.builder.chunks import Chunk
+from medjax.data.format import Dropped, map_columns, read_drops, write_drops
 from medjax.data.records import DataSet, Split
 from medjax.errors import UserError
 
@@ -311,11 +310,10 @@ def _list_drops(data: DataSet, repeats: Repeats, measure: Measure, limit: str, p
     Reports count equal reasons. So the reason is the same for all these records, and their differences stand in
     `where`.
     """
-    shutil.copyfile(data.path / 'drops.csv', path)
+    drops = read_drops(data.path / 'drops.csv')
     images = data.split(SPLIT).keys('image')
-    with path.open('a', newline='') as file:
-        rows = csv.writer(file)
-        for i in np.flatnonzero(repeats.nearest >= 0).tolist():
-            near = f'{measure.value_text.format(repeats.value[i])} {SPLIT}/{repeats.nearest[i]}'
-            where = f'{SPLIT}/{i} of {data.name} ({data.fingerprint}): {near}'
-            rows.writerow(DropRow('record', where, f'{limit} a kept record of its study', f'{images[i]:016x}'))
+    for i in np.flatnonzero(repeats.nearest >= 0).tolist():
+        near = f'{measure.value_text.format(repeats.value[i])} {SPLIT}/{repeats.nearest[i]}'
+        where = f'{SPLIT}/{i} of {data.name} ({data.fingerprint}): {near}'
+        drops.append(Dropped('record', where, f'{limit} a kept record of its study', f'{images[i]:016x}'))
+    write_drops(path, drops)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import csv
 import errno
 import fcntl
 import hashlib
@@ -30,9 +29,9 @@ from medjax import __version__
 from medjax.data import records
 from medjax.data.audit import leaks
 from medjax.data.builder import chunks, columns, ids, splits, unknown_patients, workers
-from medjax.data.builder.chunks import Chunk, DropRow
+from medjax.data.builder.chunks import Chunk
 from medjax.data.builder.columns import Totals
-from medjax.data.format import FORMAT, schema
+from medjax.data.format import FORMAT, Dropped, schema, write_drops
 from medjax.data.types import SPLIT_NAMES, Source
 from medjax.errors import UserError
 
@@ -102,15 +101,14 @@ def _finish(source: Source, key: bytes, unknown: int, plan: list[Chunk], work: p
         license=source.license,
         labels=list(source.labels),
         split_list='drawn' if source.entries[0].split is None else source.splits or 'given',
-        dropped=sum(drop.part == 'record' for drop in drops),
+        dropped=sum(drop.scope == 'record' for drop in drops),
         invented=source.key is not None,
         unknown_patients=unknown,
         namespace=source.namespace,
         key_fingerprint=ids.fingerprint(key),
     )
     summary = assemble(description, source.size, totals, plan, work)
-    with (work / 'drops.csv').open('w', newline='') as file:
-        csv.writer(file).writerows([DropRow._fields, *drops])
+    write_drops(work / 'drops.csv', drops)
     return summary | {'drops': drops, 'patient_count': totals.patient_count}
 
 
@@ -206,8 +204,8 @@ def _notes(data: records.DataSet) -> list[str]:
     return notes
 
 
-def _no_record_message(source: Source, drops: list[DropRow]) -> str:
-    reasons = collections.Counter(drop.reason for drop in drops if drop.part == 'record').most_common(3)
+def _no_record_message(source: Source, drops: list[Dropped]) -> str:
+    reasons = collections.Counter(drop.reason for drop in drops if drop.scope == 'record').most_common(3)
     counts = '; '.join(f'{n} x {reason}' for reason, n in reasons)
     return f'{source.name}: no usable image, so nothing was written ({counts or "the source is empty"})'
 

@@ -4,8 +4,8 @@
     identity(index, seed) -> Identity     the patient, study and image of record `index`, without rendering
 
 Record i depends only on (seed, i) and the settings. Every draw comes from a Philox generator whose key is the seed and
-whose counter says what the draw is for (patient, study or record). So a record depends neither on the number of records nor
-on the records before it, and a setting changes only its own property.
+whose counter says what the draw is for (patient, study or record). So a record depends neither on the number of records
+nor on the records before it, and a setting changes only its own property.
 
 Each block of 16 records is filled with whole patients. A patient has 1 to 4 studies. A study has a frontal image, and
 most studies have a lateral image too.
@@ -69,7 +69,7 @@ class Image(NamedTuple):
     labels: dict[str, int]  # the labels of the data set: 1 or 0, and possibly flipped
     status: findings.Status  # the true findings
     text: dict[str, str]  # indication, comparison, findings, impression
-    info: dict[str, str | float]  # age, sex, site, view, tube
+    attributes: dict[str, str | float]  # age, sex, site, view, tube
 
 
 def check(settings: Settings) -> Settings:
@@ -133,7 +133,7 @@ def record(index: int, settings: Settings) -> Image:
             view,
             bool(tube),
         ),
-        info=dict(age=age, sex=body.sex, site=sites[who.visit], view=view, tube=tube or 'none'),
+        attributes=dict(age=age, sex=body.sex, site=sites[who.visit], view=view, tube=tube or 'none'),
     )
 
 

@@ -1,4 +1,10 @@
-"""The embedded data set: a thorax phantom, rendered as it is built; nothing is downloaded."""
+"""The embedded data set: a thorax phantom, rendered as it is built; nothing is downloaded.
+
+Splits: drawn per patient.
+Labels: the findings of `medjax.data.phantom`.
+Patients: invented, so their ids are hashed with a public key. Another seed gives other patients.
+Licence: CC0-1.0.
+"""
 
 from __future__ import annotations
 
@@ -10,30 +16,37 @@ from medjax.errors import UserError
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds --records and the settings of the phantom."""
     default = phantom.Settings()
     parser.add_argument('--records', type=int, default=2000, help='number of images (default: %(default)s)')
     parser.add_argument(
-        '--size', type=int, default=default.size, help='pixels, square, 32 to 1024 (default: %(default)s)'
+        '--size', type=int, default=default.size, help='side of the images in pixels, 32 to 1024 (default: %(default)s)'
     )
-    parser.add_argument('--seed', type=int, default=default.seed, help='another seed, other patients')
+    parser.add_argument('--seed', type=int, default=default.seed, help='another seed gives other patients')
     parser.add_argument(
         '--label-noise',
         type=float,
         default=default.label_noise,
         metavar='SHARE',
-        help='share of labels that are flipped',
+        help='share of labels that are flipped (default: %(default)s)',
     )
     parser.add_argument(
         '--shortcut',
         type=float,
         default=default.shortcut,
         metavar='P',
-        help='probability of a chest tube with a pneumothorax',
+        help='probability that a pneumothorax comes with a chest tube (default: %(default)s)',
     )
     parser.add_argument(
-        '--healthy', type=float, default=default.healthy, metavar='SHARE', help='share of patients without any finding'
+        '--healthy',
+        type=float,
+        default=default.healthy,
+        metavar='SHARE',
+        help='share of patients who never have a finding (default: %(default)s)',
     )
-    parser.add_argument('--bits', type=int, default=default.bits, choices=(8, 16))
+    parser.add_argument(
+        '--bits', type=int, default=default.bits, choices=(8, 16), help='bits of a pixel (default: %(default)s)'
+    )
 
 
 def source(
@@ -45,33 +58,33 @@ def source(
     healthy: float = 0.0,
     bits: int = 8,
 ) -> Source:
-    """The first `records` images of the phantom. Their ids need no secret, so the key is a public one."""
+    """The source of the first `records` images of the phantom."""
     if records < 1:
         raise UserError(f'--records {records}: at least one image is needed')
     settings = phantom.check(phantom.Settings(seed, size, label_noise, shortcut, healthy, bits))
 
     def entry(i: int) -> Entry:
-        who = phantom.identity(i, seed)
-        return Entry(image=who.image, patient=who.patient, study=who.study, split=None, where=f'record {i}')
+        identity = phantom.identity(i, seed)
+        return Entry(identity.image, identity.patient, identity.study, split=None, where=f'record {i}')
 
     def label(i: int) -> list[int]:
-        found = phantom.labels(i, settings)
-        return [found[name] for name in phantom.LABELS]
+        labels = phantom.labels(i, settings)
+        return [labels[name] for name in phantom.LABELS]
 
     def load(i: int) -> Example:
-        made = phantom.record(i, settings)
+        image = phantom.record(i, settings)
         return Example(
-            image=made.image,
-            role=made.identity.role,
-            text=made.text,
-            info=made.info,
-            mask=made.mask,
+            image=image.image,
+            role=image.identity.role,
+            text=image.text,
+            attributes=image.attributes,
+            mask=image.mask,
         )
 
     return Source(
         name='phantom',
         version=f'{phantom.VERSION} seed={seed} label_noise={label_noise} shortcut={shortcut} healthy={healthy}',
-        namespace=f'phantom-{seed}',  # another seed, other patients; another size, the same
+        namespace=f'phantom-{seed}',  # another seed: other patients; another size: the same patients
         labels=phantom.LABELS,
         license='CC0-1.0',
         entries=[entry(i) for i in range(records)],

@@ -1,58 +1,144 @@
-"""Terms: one module each, named as in the config; `build(context=…, **config)` gives a `Term`.
+"""Terms: the losses that a recipe adds up. One module a term, named in the config.
 
 `term='koleo'` in a config is the module `medjax.objectives.terms.koleo`; a name with a dot, 'mypkg.myterm', is the
-user's own. See docs/add_a_term.md.
+user's own. Its `build(context, **config)` returns a `Term`. See docs/add_a_term.md.
+
+The weight of a term acts in one place: `Objective.loss` in `medjax/objectives/compose.py` multiplies by it.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax
 from jax import Array
 
-from medjax.types import Head, Metrics, Tree
+from medjax.objectives.features import Feature, parse
+from medjax.types import Head, Masks, Metrics, Tree, Views
 
 
-class Context(NamedTuple):
-    """What a term may know of its recipe when it is built."""
+class TermContext(NamedTuple):
+    """What a term may read of its recipe when it is built."""
 
-    where: str  # the config path that errors name
+    where: str  # the config path that messages name, 'terms[0] (koleo)'
     total_steps: int
     rows_per_group: int
-    heads: dict[str, Head]
+    heads: Mapping[str, Head] = {}  # the heads of the features that were declared so far
     parts: Mapping[str, str] = {}  # view -> the part of the batch that it shows
-    width: Callable[[str], int] = lambda name: (
-        0
-    )  # name of a feature -> the length of its last axis; once the recipe is checked
+    width: Callable[[str], int] = lambda name: 0  # name of a declared feature -> the length of its last axis
+    declare: Callable[[Feature], None] = lambda feature: None  # checks a feature against the recipe
+
+    def feature(self, name: str, argument: str) -> Feature:
+        """Declares that the term reads the feature `name`, which the config gave as `argument`.
+
+        UserError where the name does not have the form, or names what the recipe does not have.
+        """
+        feature = parse(name, f'{self.where}.{argument}')
+        self.declare(feature)
+        return feature
 
 
-class Net(NamedTuple):
-    """What a term may run inside the step, with the parameters of a copy ('student' or a name in `copies`)."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class Networks:
+    """The heads with the parameters of the student and of the teachers, for terms that run a head themselves."""
 
-    head: Callable[[str, Array, str], Array]  # name, x, copy
-    prototypes: Callable[[str, Array, str], Array]  # head name, bottleneck, copy -> logits
+    heads: Mapping[str, Head]
+    params: Tree  # of the student
+    teachers: Tree  # teacher -> its parameters
+
+    def params_of(self, network: str) -> Tree:
+        """The parameters of the student, or of a teacher without gradient."""
+        return self.params if network == 'student' else jax.lax.stop_gradient(self.teachers[network])
+
+    def head(self, name: str, x: Array, network: str) -> Array:
+        return self.heads[name].apply(self.params_of(network)['heads'][name], x)
+
+    def prototypes(self, name: str, z: Array, network: str) -> Array:
+        """The logits of a head with prototypes, from its bottleneck z."""
+        return self.heads[name].prototypes(self.params_of(network)['heads'][name], z)
 
 
-class Term(NamedTuple):
-    """A function of features to a scalar, as a record of pure functions.
+@dataclasses.dataclass(frozen=True, eq=False)
+class TermInputs:
+    """What `Term.loss` may read inside the step."""
 
-    needs    the features it reads, by their full names
-    loss     (params, aux, features, views, masks, net, key, step) -> (scalar, metrics, carry); metrics hold 'start',
-             the value for uniform outputs, and 'rows'; `features` of other copies arrive without gradient
-    init     key -> (params, aux) of its own;  axes: the same trees with tuples of logical axis names
-    update   (aux, carry, step) -> aux, after the optimiser
-    project  params -> params, after the optimiser (a clamp, unit norm)
-    moves    (rows, features: name -> shape) -> how many elements it exchanges between devices in a step
-    pair     of a term that brings two features into one space: their names, and (params, step) -> the temperature of
-             their cosines; exports tell it to whoever compares the two
-    """
+    params: Tree  # of the term itself
+    state: Tree  # of the term itself
+    features: Mapping[str, Array]  # by full name; those of teachers have no gradient
+    views: Views
+    masks: Masks
+    networks: Networks
+    step: Array
+    key: Array | None  # a random key of the term's own
 
-    needs: tuple[str, ...]
-    loss: Callable[..., tuple[Array, Metrics, Any]]
-    moves: Callable[[int, dict[str, tuple[int, ...]]], int]
-    init: Callable[[Array], tuple[Tree, Tree]] = lambda key: ({}, {})
-    axes: tuple[Tree, Tree] = ({}, {})
-    update: Callable[[Tree, Any, Array], Tree] = lambda aux, carry, step: aux
-    project: Callable[[Tree], Tree] = lambda params: params
-    pair: tuple[str, str, Callable[[Tree, Array], Array]] | None = None
+    def head(self, name: str, x: Array, network: str = 'student') -> Array:
+        """`x` through a head."""
+        return self.networks.head(name, x, network)
+
+    def prototypes(self, name: str, z: Array, network: str = 'student') -> Array:
+        """The logits [...,K] of a head with prototypes, from its bottleneck z [...,d]."""
+        return self.networks.prototypes(name, z, network)
+
+
+class TermOutput(NamedTuple):
+    """What `Term.loss` returns."""
+
+    loss: Array  # a scalar, without the term's weight
+    metrics: Metrics  # numbers to log; 'rows' is the number of rows that count
+    start: Array | None = None  # the loss of uniform outputs; health compares with it. None: there is no such value
+    carry: Any = None  # what `Term.update` receives
+
+
+class Alignment(NamedTuple):
+    """Two features that a term brings into one space. Exports tell their readers about it."""
+
+    rows: Feature
+    columns: Feature
+    temperature: Callable[[Tree, Array], Array]  # (parameters of the term, step) -> temperature of the cosines
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Term:
+    """A function of features to a scalar. Subclasses define `needs` and `loss`, and the rest where they need it."""
+
+    context: TermContext
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The features that the term reads, by their full names. They decide which forward passes run."""
+        raise NotImplementedError
+
+    def loss(self, x: TermInputs) -> TermOutput:
+        """The loss over the global batch, as the paper writes it; the compiler shards it."""
+        raise NotImplementedError
+
+    def init(self, key: Array) -> tuple[Tree, Tree]:
+        """Parameters and state of the term itself."""
+        return {}, {}
+
+    @property
+    def axes(self) -> tuple[Tree, Tree]:
+        """Trees like those of `init`, with a tuple of logical axis names (or None) for each array."""
+        return {}, {}
+
+    def update(self, state: Tree, carry: Any, step: Array) -> Tree:
+        """The state after the optimizer step; `carry` is what `loss` returned."""
+        return state
+
+    def project(self, params: Tree) -> Tree:
+        """The parameters after the optimizer step, for example clamped."""
+        return params
+
+    def moves(self, rows: int, shapes: Mapping[str, tuple[int, ...]]) -> int:
+        """How many array elements one step exchanges between devices; `shapes` are those of the features.
+
+        The sharding tests compare this bound with the compiled program. 0: nothing but the loss itself.
+        """
+        return 0
+
+    @property
+    def alignment(self) -> Alignment | None:
+        """For terms that bring two features into one space."""
+        return None

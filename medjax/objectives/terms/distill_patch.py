@@ -1,26 +1,28 @@
-"""T6: masked tokens predict the teacher's tokens of the unmasked view (iBOT, 2111.07832; as in DINOv2, 2304.07193).
+"""Masked tokens predict the teacher's tokens of the unmasked view (iBOT, arXiv 2111.07832; as in DINOv2, 2304.07193).
 
     loss = 1/C  sum_c  1/|M_c|  sum_{i in M_c}  CE( q_ci, p_ci )
 
-over the C present crops of the view, masked or not (as the original divides), and the masked tokens M_c of a crop.
-Starts at ln K times the share of crops that are masked, for uniform outputs.
+over the C present crops of the view, masked or not (as the original divides), and the masked tokens M_c of a crop. The
+loss starts at ln K times the share of masked crops, for uniform outputs. The plain formula is
+`medjax.objectives.formulas.ibot_loss`; this term adds absent crops, padding, row chunks and the potential.
 """
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
 
 from medjax.errors import UserError
 from medjax.objectives import numerics
-from medjax.objectives.features import parse
-from medjax.objectives.targets import count_of, gauges, targets
-from medjax.objectives.terms import Context, Term
+from medjax.objectives.targets import Distillation, gauges, prototypes_of, targets
+from medjax.objectives.terms import Term, TermContext, TermInputs, TermOutput
 
 
 def build(
-    context: Context,
+    context: TermContext,
     student: str,
     teacher: str,
     teacher_temperature: Any = 0.07,
@@ -29,44 +31,49 @@ def build(
     momentum: float = 0.9,
     iterations: int = 3,
 ) -> Term:
-    """`student`, `teacher`: features at the positions of one mask, [G,K,M,d], bottlenecks of heads with equal K."""
-    s, t = parse(student, f'{context.where}.student'), parse(teacher, f'{context.where}.teacher')
+    """The term `distill_patch` of a config.
+
+    student, teacher     features at the positions of one mask, [G,K,M,d]: bottlenecks of heads with equal K
+    teacher_temperature  a schedule
+    centring             'sinkhorn', with `iterations`, or 'centre', a running mean with `momentum`
+    """
+    s, t = context.feature(student, 'student'), context.feature(teacher, 'teacher')
     if s.at is None or (s.view, s.at) != (t.view, t.at):
         raise UserError(f'{context.where}: student and teacher are tokens of one view at one mask: …patches@block>head')
-    make = targets(context, t, centring, teacher_temperature, momentum, iterations)
-    if count_of(context, s) != make.prototypes:
+    options = targets(context, t, centring, teacher_temperature, momentum, iterations)
+    if prototypes_of(context, s) != options.prototypes:
         raise UserError(f'{context.where}: the heads of student and teacher need equal numbers of prototypes')
+    return DistillPatch(context, (s,), t, options, student_temperature)
 
-    def loss(params, aux, features, views, masks, net, key, step):
-        mask, present = masks[f'{s.view}~{s.at}'], views[s.view].present
-        groups, _, m = mask.index.shape
-        # which crop a token is of, to leave out those of absent crops: [G,K,M] -> [G,rows*V]
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class DistillPatch(Distillation):
+    def loss(self, x: TermInputs) -> TermOutput:
+        (s,), t, options = self.students, self.teacher, self.targets
+        mask, present = x.masks[f'{s.view}~{s.at}'], x.views[s.view].present
+        groups = len(mask.index)
+        # the crop of each token, to leave out the tokens of absent crops: [G,K,M] -> [G,rows*V]
         crop = mask.index // mask.bits.shape[-1]
         here = jnp.take_along_axis(present.reshape(groups, 1, -1), crop, axis=-1)
         weight = jnp.where(here, mask.weight, 0.0).reshape(-1)  # [R], R = G K M
-        crops = present.sum()
-
-        zs, zt = (features[name].reshape(weight.shape[0], 1, -1) for name in (student, teacher))
         counts = (weight > 0).astype(jnp.float32)
+        tokens, crops = counts.sum(), jnp.maximum(present.sum(), 1)
 
-        def teacher_logits(z):
-            return net.prototypes(t.head, z, t.network)
-
-        def student_logits(z):
-            return net.prototypes(s.head, z, s.network)
-
-        potential = make.potential(aux, teacher_logits, zt[:, 0], counts, step)
+        zs, zt = (x.features[f.name].reshape(weight.shape[0], 1, -1) for f in (s, t))
+        student, teacher = self.student_logits(x), self.teacher_logits(x)
+        potential = options.potential(x.state, teacher, zt[:, 0], counts, x.step)
         sums = numerics.distill(
-            student_logits, teacher_logits, zs, zt, (weight / jnp.maximum(crops, 1))[:, None, None], counts[:, None],
-            student_temperature, make.temperature(step), potential, make.prototypes,
+            numerics.Side(student, zs, self.student_temperature),
+            numerics.Side(teacher, zt, options.temperature(x.step)),
+            (weight / crops)[:, None, None], counts[:, None], potential, options.prototypes,
         )  # fmt: skip
-        tokens = counts.sum()
         metrics = {
-            'start': jnp.log(float(make.prototypes)) * weight.sum() / jnp.maximum(crops, 1),
             'rows': tokens,
-            **gauges(sums, counts, make.prototypes, tokens),
+            **gauges(sums, counts, options.prototypes, tokens),
             f'loss/{s.inputs}': sums.loss.sum(),
         }
-        return sums.loss.sum(), metrics, (sums.teacher_logits / jnp.maximum(tokens, 1), tokens)
+        start = jnp.log(float(options.prototypes)) * weight.sum() / crops
+        return TermOutput(sums.loss.sum(), metrics, start, carry=(sums.teacher_logits / jnp.maximum(tokens, 1), tokens))
 
-    return Term((student, teacher), loss, lambda rows, shapes: make.moves, make.init, make.axes, make.update)
+    def moves(self, rows: int, shapes: Mapping[str, tuple[int, ...]]) -> int:
+        return self.elements_of_targets()

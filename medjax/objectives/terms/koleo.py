@@ -1,53 +1,65 @@
-"""T7: spreads features apart by the Kozachenko-Leonenko entropy estimate (Sablayrolles et al., 1806.03198; 2304.07193).
+"""KoLeo: spreads features apart by the Kozachenko-Leonenko estimate of entropy (arXiv 1806.03198, 2304.07193).
 
 For each view v, with x the L2-normalised features of the rows:
 
     loss = sum_v  - mean_b ln( || x_b - x_nn(b) + 1e-8 ||_2 + 1e-8 ),   nn(b) = argmax over other rows of x_b . x_j
 
-Each view by itself, never two views of one image. The offset 1e-8 is added to every element, as torch's pairwise
-distance does: without it duplicates give NaN gradients. A lone row is its own neighbour. float32 always: in float16
-the offsets vanish and duplicates give inf.
+Each view is taken by itself, never two views of one image. The offset 1e-8 is added to every element, as torch's
+pairwise distance does; without it duplicates give NaN gradients. A row that is alone is its own neighbour. The term
+computes in float32, since in float16 the offsets vanish and duplicates give inf. The plain formula is
+`medjax.objectives.formulas.koleo`; this term equals it for rows that are all present.
 """
 
 from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from medjax.errors import UserError
-from medjax.objectives.features import parse
-from medjax.objectives.terms import Context, Term
+from medjax.objectives.features import Feature
+from medjax.objectives.terms import Term, TermContext, TermInputs, TermOutput
 from medjax.parallel.sharding import everywhere
 
 EPS = 1e-8
 
 
-def build(context: Context, of: str, within: str = 'batch') -> Term:
+def build(context: TermContext, of: str, within: str = 'batch') -> Term:
     """`of`: a feature [B,V,D]. `within='batch'` takes neighbours from all rows; 'group' from the rows of a group, as
     the original did from the rows of one GPU (with rows_per_group equal to its batch per GPU)."""
     if within not in ('batch', 'group'):
         raise UserError(f"{context.where}.within: 'batch' or 'group', got {within!r}")
-    view = parse(of, f'{context.where}.of').view
+    return Koleo(context, context.feature(of, 'of'), within)
 
-    def loss(params, aux, features, views, masks, net, key, step):
-        x = features[of].astype(jnp.float32)  # [B,V,D]
-        present = views[view].present
-        size = x.shape[0] if within == 'batch' else context.rows_per_group
-        groups = x.reshape(-1, size, *x.shape[1:]).transpose(0, 2, 1, 3)  # [G,V,size,D]
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Koleo(Term):
+    of: Feature
+    within: str
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return (self.of.name,)
+
+    def loss(self, x: TermInputs) -> TermOutput:
+        features = x.features[self.of.name].astype(jnp.float32)  # [B,V,D]
+        present = x.views[self.of.view].present
+        size = len(features) if self.within == 'batch' else self.context.rows_per_group
+        groups = features.reshape(-1, size, *features.shape[1:]).transpose(0, 2, 1, 3)  # [G,V,size,D]
         here = present.reshape(-1, size, present.shape[1]).transpose(0, 2, 1)  # [G,V,size]
-        # neighbours from all rows are looked up in one copy of them on every device
-        distance = nearest_distance(groups, everywhere(groups) if within == 'batch' else groups, here)
+        # neighbours from all rows are looked up in one copy of the rows on every device
+        distance = nearest_distance(groups, everywhere(groups) if self.within == 'batch' else groups, here)
         counts = jnp.maximum(present.sum(0), 1)  # [V]
         total = -jnp.sum(jnp.where(here, jnp.log(distance + EPS), 0.0), axis=(0, 2)) / counts
-        return total.sum(), {'rows': present.any(1).sum()}, None
+        return TermOutput(total.sum(), {'rows': present.any(1).sum()})
 
-    def moves(rows: int, shapes: dict[str, tuple[int, ...]]) -> int:
-        _, v, d = shapes[of]
+    def moves(self, rows: int, shapes: Mapping[str, tuple[int, ...]]) -> int:
+        _, v, d = shapes[self.of.name]
         scalars = 8 * v
-        return scalars if within == 'group' else 2 * rows * v * d + scalars  # rows out, their gradient back
-
-    return Term(needs=(of,), loss=loss, moves=moves)
+        return scalars if self.within == 'group' else 2 * rows * v * d + scalars  # rows out, their gradient back
 
 
 def nearest_distance(x: Array, others: Array, present: Array) -> Array:
@@ -67,4 +79,5 @@ def nearest_distance(x: Array, others: Array, present: Array) -> Array:
 
 
 def unit(x: Array) -> Array:
+    """L2-normalised as the original does it, with the norm bounded by 1e-8."""
     return x / jnp.sqrt(jnp.maximum(jnp.sum(x**2, axis=-1, keepdims=True), EPS**2))

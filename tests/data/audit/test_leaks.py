@@ -56,7 +56,7 @@ def clean(tmp_path_factory):
 
 def test_nothing_is_found_where_nothing_is_planted(clean, tmp_path):
     result = leaks.audit([clean])
-    assert result['leaks'] == result['shared'] == [] and result['verdict'] == ['no leak result']
+    assert result['leaks'] == result['shared'] == [] and result['verdict'] == ['no leak found']
     assert json.loads((clean.path / 'audit.json').read_text()) == json.loads(json.dumps(result))
     others = [phantom.record(i, phantom.Settings(size=128)).image for i in range(400, 440, 4)]
     result = leaks.audit([clean, build(tmp_path, 'other', others)])

@@ -41,7 +41,7 @@ def source(**changes) -> Source:
             raise Unreadable('damaged in a test')
         image = picture(SLICES[i])
         info = {'age': float(i)} if i % 2 else {'sex': 'F'}
-        return Example(image, text={'report': f'Slice {i}.'}, info=info, mask=(image > 99).astype(np.uint8) * 255)
+        return Example(image, text={'report': f'Slice {i}.'}, attributes=info, mask=(image > 99).astype(np.uint8) * 255)
 
     study = ['c' if split == 'test' else split if split == 'val' else name[0] for name, split in zip(SLICES, SPLITS)]
     entries = [Entry(f'i{k}', f'p{s}', s, split, f'line {k}') for k, (s, split) in enumerate(zip(study, SPLITS))]
@@ -76,8 +76,8 @@ def test_duplicates_of_a_volume_are_left_out_and_all_else_stays(data, less):
     for split, numbers in (('train', KEPT), ('val', [0, 1]), ('test', [0, 1, 2])):
         old, new = data.split(split), less.split(split)
         assert new.stored(range(len(new))) == old.stored(numbers), 'bytes on disk'
-        assert old.facts == new.facts
-        for name in old.facts:
+        assert old.column_names == new.column_names
+        for name in old.column_names:
             np.testing.assert_array_equal(new.column(name), np.asarray(old.column(name))[numbers])
         np.testing.assert_array_equal(new.labels_array, np.asarray(old.labels_array)[numbers])
         for kind in KINDS:
@@ -86,7 +86,7 @@ def test_duplicates_of_a_volume_are_left_out_and_all_else_stays(data, less):
             a, b = new[n], old[i]
             np.testing.assert_array_equal(a.image, b.image)
             np.testing.assert_array_equal(new.mask(n), old.mask(i))
-            assert str(a.info) == str(b.info) and a.keys == b.keys
+            assert str(a.attributes) == str(b.attributes) and a.keys == b.keys
 
 
 def test_the_metadata_of_the_new_data_set(data, less):
@@ -111,7 +111,7 @@ def test_the_list_of_drops(data, less):
     where = f'of ct ({data.fingerprint}): 0 bits from train/'
     images = data.split('train').keys('image')
     nearest = {2: 0, 3: 1, 7: 4, 8: 0}
-    assert [(row['part'], row['where'], row['image_key']) for row in new[2:]] == [
+    assert [(row['scope'], row['where'], row['image_key']) for row in new[2:]] == [
         ('record', f'train/{i} {where}{kept}', f'{images[i]:016x}') for i, kept in nearest.items()
     ]
 

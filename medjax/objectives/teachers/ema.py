@@ -1,0 +1,39 @@
+"""A teacher that is an exponential moving average of the student (Mean Teacher, arXiv 1703.01780).
+
+After every optimizer step t <- m t + (1 - m) s, with m = momentum(step).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from jax import Array
+
+from medjax.errors import UserError
+from medjax.objectives.schedules import Schedule, schedule
+from medjax.objectives.teachers import Teacher, TeacherContext
+from medjax.types import Metrics, Tree, is_number
+
+
+def build(of: Sequence[str], context: TeacherContext, momentum: Any) -> Teacher:
+    """`of`: the towers and heads that the teacher holds, as ['towers/image', 'heads/dino']; `momentum`: a schedule."""
+    ends = [momentum.get(end) for end in ('start', 'end')] if isinstance(momentum, Mapping) else [momentum]
+    for value in momentum if isinstance(momentum, (list, tuple)) else ends:
+        if is_number(value) and not 0 <= value <= 1:
+            raise UserError(f'{context.where}.momentum={momentum!r}: must stay between 0 and 1')
+    return Ema(context.check(of), schedule(momentum, context.total_steps, f'{context.where}.momentum'))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Ema(Teacher):
+    momentum: Schedule
+
+    def follow(self, teacher: Tree, student: Tree, step: Array) -> Tree:
+        m = self.momentum(step)
+        return jax.tree.map(lambda t, s: m * t + (1 - m) * s, teacher, student)
+
+    def metrics(self, step: Array) -> Metrics:
+        return {'momentum': self.momentum(step)}

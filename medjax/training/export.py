@@ -1,0 +1,110 @@
+"""Exports of a run: RUN/exports/<step>, the towers and heads of one network with all that a reader of them needs."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import medjax
+from medjax.data.text.tokenizer import Tokenizer
+from medjax.data.text.views import FALLBACKS
+from medjax.objectives.compose import Objective
+from medjax.objectives.features import Feature
+from medjax.objectives.terms import Alignment
+from medjax.parallel import sharding
+from medjax.types import TrainState
+from medjax.weights import export
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Exporter:
+    """Writes the exports of one run."""
+
+    folder: Path  # RUN
+    objective: Objective
+    config: Mapping[str, Any]
+    fingerprint: str  # of the config
+    tokenizer: Tokenizer | None
+    is_main: bool  # whether this process writes; all processes take part in gathering
+
+    def write(self, step: int, state: TrainState) -> None:
+        """RUN/exports/<step>."""
+        cfg = self.config['export']
+        paths = tuple(f'{kind}/{name}' for kind in ('towers', 'heads') for name in cfg[kind])
+        tree = self.objective.export(state.params, state.aux, cfg['network'], paths)
+        temperatures = {name: f(state.params['terms'][name], state.step) for name, f in self._temperatures.items()}
+        tree, temperatures = jax.device_get(sharding.gather((tree, temperatures)))
+        if self.is_main:
+            meta, files = self.meta(step, temperatures)
+            export.save(self.folder / 'exports' / str(step), tree, meta, files)
+
+    @functools.cached_property
+    def _temperatures(self) -> dict[str, Callable]:
+        """Compiled at the first export of a run, and used by all later ones."""
+        return {name: jax.jit(alignment.temperature) for name, alignment in self.objective.alignments.items()}
+
+    def meta(self, step: int, temperatures: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, bytes]]:
+        """meta.json of the export, and the files that lie beside it."""
+        config, cfg = self.config, self.config['export']
+        seen = self.folder / 'data' / 'seen.npz'
+        sizes = [np.max(view['size']) for view in config['views'].values() if 'size' in view]  # texts have none
+        meta = dict(
+            step=step,
+            network=cfg['network'],
+            towers={name: config['towers'][name] for name in cfg['towers']},
+            heads={name: config['heads'][name] for name in cfg['heads']},
+            pairs=[
+                dict(term=name, temperature=float(temperatures[name])) | sides
+                for name, alignment in self.objective.alignments.items()
+                if (sides := self.image_and_text(alignment))
+            ],
+            image=dict(config['image']),
+            size=int(max(sizes, default=0)),
+            config_fingerprint=self.fingerprint,
+            seen=hashlib.sha256(seen.read_bytes()).hexdigest() if seen.exists() else None,
+            medjax=medjax.__version__,
+        )
+        tokenizer = self.tokenizer
+        if tokenizer is None or not any(self.objective.towers[name].sees == 'text' for name in cfg['towers']):
+            return meta, {}
+        length = max(view['length'] for view in config['views'].values() if view['view'] == 'text')
+        meta['tokenizer'] = dict(
+            file=tokenizer.path.name,
+            pad=config['tokenizer']['pad'],
+            length=length,
+            fingerprint=tokenizer.fingerprint,
+            tokens=tokenizer.tokens._asdict(),
+        )
+        return meta, {tokenizer.path.name: tokenizer.raw}
+
+    def image_and_text(self, alignment: Alignment) -> dict[str, Any] | None:
+        """How a reader of the export brings images and texts into one space.
+
+        For each side the tower (its cls) and the head after it; for texts also their length and sections. None where
+        the term aligns other features, or features that are not exported.
+        """
+        image, text = alignment.rows, alignment.columns
+        if self.sees(image) == 'text':
+            image, text = text, image
+        if (self.sees(image), self.sees(text)) != ('image', 'text'):
+            return None
+        exported = self.config['export']
+        for f in (image, text):
+            if f.output != 'cls' or f.tower not in exported['towers'] or f.head not in (None, *exported['heads']):
+                return None
+        view = self.config['views'][text.view]
+        sections = list(view.get('sections', FALLBACKS))
+        return dict(
+            image=dict(tower=image.tower, head=image.head),
+            text=dict(tower=text.tower, head=text.head, length=view['length'], sections=sections),
+        )
+
+    def sees(self, feature: Feature) -> str:
+        return self.objective.towers[feature.tower].sees

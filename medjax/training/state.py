@@ -1,0 +1,111 @@
+"""The train state: made new on its shards, described without memory, and started from given weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from medjax.errors import UserError, suggest
+from medjax.objectives.compose import Objective
+from medjax.objectives.trees import with_stats, without_stats
+from medjax.parallel import sharding
+from medjax.plugins import call
+from medjax.training.optimizer import Optimizer, optimizer
+from medjax.types import TrainState, Tree
+from medjax.weights.load import load
+
+
+def create(objective: Objective, optimizer: Optimizer, key: Array) -> TrainState:
+    """The state at step 0. Run it under jit with the shardings of the state, so that no device holds it whole."""
+    params, aux = objective.init(key)
+    zero = jnp.zeros((), jnp.int32)
+    return TrainState(zero, params, optimizer.init(params), aux, key, {'in_a_row': zero, 'total': zero})
+
+
+def make_optimizer(objective: Objective, cfg: Mapping[str, Any], total_steps: int) -> Optimizer:
+    """The optimizer that `optim` of a config describes, for the parameters of this objective."""
+    params, _ = jax.eval_shape(objective.init, jax.random.key(0))
+    return call(optimizer, cfg, 'optim', params=params, total_steps=total_steps)
+
+
+def abstract_state(objective: Objective, optimizer: Optimizer) -> TrainState:
+    """Shapes and dtypes of the state; nothing is allocated."""
+    return jax.eval_shape(lambda key: create(objective, optimizer, key), jax.random.key(0))
+
+
+def state_shardings(objective: Objective, abstract: TrainState, mesh: jax.sharding.Mesh) -> TrainState:
+    """A sharding for every array of the state: parameters, moments and teachers by their logical axes."""
+    params_axes, aux_axes = objective.axes
+    params = sharding.param_shardings(params_axes, abstract.params, mesh)
+    replicated = sharding.replicated(mesh)
+
+    def like_params(tree: Any) -> bool:
+        return isinstance(tree, dict) and tree.keys() == abstract.params.keys()
+
+    # moments are trees like the parameters; the count is a number
+    opt = jax.tree.map(lambda tree: params if like_params(tree) else replicated, abstract.opt, is_leaf=like_params)
+    aux = sharding.param_shardings(aux_axes, abstract.aux, mesh)
+    return TrainState(replicated, params, opt, aux, replicated, dict.fromkeys(abstract.skipped, replicated))
+
+
+def start_from(path: str, state: TrainState, take: Sequence[str] | None = None) -> TrainState:
+    """Loads weights of an export or of a public file, into the student and into every teacher that holds the module.
+
+    take  the towers and heads to load, as 'towers/image', or 'towers/cxr=towers/image' if the recipe has another name
+          for it than the file. None: every tower that both have.
+
+    All other modules stay new, as the heads on DINOv2's public backbone must (Meta never released them). Batch-norm
+    statistics are loaded with their tower.
+    """
+    weights = load(path)
+    ours = [f'{kind}/{name}' for kind in ('towers', 'heads') for name in state.params[kind]]
+    both = [module for module in weights.modules if module in ours]
+    wanted: dict[str, str] = {module: module for module in both if module.startswith('towers/')}
+    if take is not None:
+        wanted = {item.partition('=')[0]: item.partition('=')[2] or item for item in take}
+    if not wanted:
+        raise UserError(f'init_from.path: {path} holds {", ".join(weights.modules)}, and no tower of this recipe')
+    params = with_stats(state.params, state.aux['stats']['student'])
+    loaded: dict[str, Tree] = {}
+    for module, theirs in wanted.items():
+        if module not in ours or theirs not in weights.modules:
+            raise UserError(
+                f'init_from.take: {module!r} must be in the recipe and {theirs!r} in {path}{suggest(theirs, both)}'
+            )
+        kind, name = module.split('/')
+        try:
+            loaded[module] = weights.read(theirs, params[kind][name])
+        except UserError as error:
+            raise UserError(f'init_from: {error}') from None
+
+    stats = state.aux['stats']
+    networks = {'student': state.params} | state.aux['teachers']
+    placed = {name: _with_loaded(tree, stats[name], loaded) for name, tree in networks.items()}
+    student, _ = placed['student']
+    aux = state.aux | {
+        'teachers': {name: placed[name][0] for name in state.aux['teachers']},
+        'stats': {name: new_stats for name, (_, new_stats) in placed.items()},
+    }
+    return state._replace(params=student, aux=aux)
+
+
+def _with_loaded(tree: Tree, stats: Tree, loaded: Mapping[str, Tree]) -> tuple[Tree, Tree]:
+    """Parameters and statistics of one network, with the loaded modules in place and on the same devices."""
+
+    def put(old: Array, new: np.ndarray) -> Array:
+        return jax.device_put(np.asarray(new, old.dtype), old.sharding)
+
+    whole = {
+        kind: {
+            name: jax.tree.map(put, old, loaded[f'{kind}/{name}']) if f'{kind}/{name}' in loaded else old
+            for name, old in modules.items()
+        }
+        for kind, modules in with_stats(tree, stats).items()
+    }
+    towers, stats = without_stats(whole.get('towers', {}))
+    return whole | ({'towers': towers} if 'towers' in whole else {}), stats

@@ -1,0 +1,37 @@
+"""Kinds of views: what a tower sees of a row. One module a kind, named in the config.
+
+`view='crop'` in `views` of a config is the module `medjax.views.kinds.crop`; a name with a dot is the user's own. Its
+`build(where, name, …)` returns a `Kind`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from jax import Array
+
+from medjax.types import View
+
+Rows = Mapping[str, Array]  # the fields of one part of a batch
+Draws = dict[str, Array]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Kind:
+    """One view of a config."""
+
+    part: str  # of the batch
+
+    def draw(self, keys: Array, rows: Rows) -> Draws:
+        """Everything random, from one key for each row. {} for views without chance."""
+        return {}
+
+    def show(self, rows: Rows, draws: Draws, image: Mapping[str, object]) -> View:
+        """The view of these rows; `image` has channels, mean and std."""
+        raise NotImplementedError
+
+
+def facts(rows: Rows) -> dict[str, Array]:
+    """Labels and keys of the rows, which terms may read from any view."""
+    return {field: rows[field] for field in rows if field == 'label' or field.startswith('key/')}

@@ -1,0 +1,127 @@
+"""The view `crop`: random-resized crops of an image, with flip, blur and changes of grey values."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from medjax.errors import UserError
+from medjax.types import View
+from medjax.views import geometry
+from medjax.views.colour import normalise, per_crop, to_unit
+from medjax.views.kinds import Draws, Kind, Rows, facts
+from medjax.views.photometric import Photometric, find_set
+
+
+def build(
+    where: str,
+    name: str,
+    part: str,
+    size: int | Sequence[int],
+    count: int = 1,
+    area: Sequence[float] = (0.32, 1.0),
+    aspect: Sequence[float] = (3 / 4, 4 / 3),
+    flip: float = 0.0,
+    blur: float | Sequence[float] = 0.0,
+    sigma: Sequence[float] = (0.1, 2.0),
+    photometric: str | Mapping[str, Any] | None = 'radiograph',
+    boxes: str | None = None,
+) -> Kind:
+    """`count` random-resized crops of each image of a part.
+
+    part         the part of the batch
+    size         pixels of a crop: one number, or height and width
+    area         share of the image's area, uniform between two limits
+    aspect       width / height, log-uniform between two limits
+    flip         share of the crops that are mirrored left-right; 0 by default, because a mirrored radiograph has its
+                 heart on the wrong side
+    blur, sigma  share of the crops that are blurred (one number, or one for each crop), and the limits of the standard
+                 deviation of the Gaussian in output pixels
+    photometric  'radiograph', 'dinov2', a dict(set=…, …) with the keys of the set, or None
+    boxes        another view whose boxes and flips these crops take, crop by crop: the same region at another size;
+                 area, aspect and flip then have no effect
+    """
+    height, width = _size(size, f'{where}.size')
+    if count < 1:
+        raise UserError(f'{where}.count: at least one crop, not {count}')
+    return Crop(
+        part,
+        (height, width),
+        count,
+        _limits(area, f'{where}.area', most=1.0),
+        _limits(aspect, f'{where}.aspect'),
+        tuple(per_crop(flip, count, f'{where}.flip').tolist()),
+        tuple(per_crop(blur, count, f'{where}.blur').tolist()),
+        _limits(sigma, f'{where}.sigma'),
+        find_set(photometric, f'{where}.photometric'),
+        boxes,
+    )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Crop(Kind):
+    size: tuple[int, int]
+    count: int  # V
+    area: tuple[float, float]
+    aspect: tuple[float, float]
+    flip: tuple[float, ...]  # one share for each crop
+    blur: tuple[float, ...]
+    sigma: tuple[float, float]
+    photometric: Photometric
+    boxes: str | None  # the view whose boxes and flips these crops take
+
+    def draw(self, keys: Array, rows: Rows) -> Draws:
+        """boxes float32 [B,V,4], flip bool [B,V], blur [B,V] and the parameters of the photometric set."""
+        extent = jnp.maximum(rows['image/extent'][:, 0], 1)  # an absent image has extent 0; its crops stay finite
+        return jax.vmap(self.draw_row)(keys, extent)
+
+    def draw_row(self, key: Array, extent: Array) -> Draws:
+        # one call for all numbers of a row: each call costs half a second of compilation on a CPU
+        u = jax.random.uniform(key, (self.count, 4 * geometry.TRIES + 3 + self.photometric.numbers))
+        u_box, u_rest, u_grey = jnp.split(u, [4 * geometry.TRIES, 4 * geometry.TRIES + 3], axis=1)
+        u_box = u_box.reshape(self.count, geometry.TRIES, 4)
+        sigma = geometry.between(u_rest[:, 2], self.sigma)
+        return dict(
+            boxes=jax.vmap(lambda u: geometry.random_box(u, extent, self.area, self.aspect))(u_box),
+            flip=u_rest[:, 0] < np.asarray(self.flip, np.float32),
+            blur=jnp.where(u_rest[:, 1] < np.asarray(self.blur, np.float32), sigma, 0.0),
+            **self.photometric.draw(u_grey),
+        )
+
+    def show(self, rows: Rows, draws: Draws, image: Mapping[str, Any]) -> View:
+        """The crops, normalised; the draws become the view's meta."""
+        extent = jnp.maximum(rows['image/extent'][:, 0], 1)
+        x = jax.vmap(self.show_row)(to_unit(rows['image'][:, 0], image['channels']), extent, draws)
+        present = jnp.repeat(rows['image/present'][:, :1], self.count, axis=1)
+        return View(normalise(x, **image), rows['row'], present, None, {**draws, **facts(rows)})
+
+    def show_row(self, image: Array, extent: Array, draws: Draws) -> Array:
+        """An image [H,W,C] in [0,1] -> its crops [V,h,w,C] in [0,1]."""
+
+        def one_crop(p: Draws) -> Array:
+            x = geometry.crop(image, extent, p['boxes'], self.size, p['flip'], p['blur'])
+            return self.photometric.apply(jnp.clip(x, 0.0, 1.0), p)
+
+        return jax.vmap(one_crop)(draws)
+
+
+def _size(size: int | Sequence[int], where: str) -> tuple[int, int]:
+    least = geometry.BLUR_TAPS // 2 + 1  # the blur reflects that many pixels
+    if np.shape(size) not in ((), (2,)) or np.asarray(size).dtype.kind != 'i' or np.min(size) < least:
+        raise UserError(f'{where}: a whole number of pixels, at least {least}, or height and width; not {size!r}')
+    height, width = np.broadcast_to(size, 2).tolist()
+    return height, width
+
+
+def _limits(limits: Sequence[float], where: str, most: float = np.inf) -> tuple[float, float]:
+    if np.shape(limits) != (2,) or not 0 < limits[0] <= limits[1] <= most:
+        raise UserError(
+            f'{where}: two numbers, 0 < low <= high' + f' <= {most:g}' * (most < np.inf) + f', not {limits}'
+        )
+    return float(limits[0]), float(limits[1])
