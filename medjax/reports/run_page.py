@@ -184,6 +184,7 @@ def rates(log: Log) -> list[Markup]:
         'weight_decay': 'weight decay',
         'momentum': 'teacher momentum',
         'images_per_s': 'images per second',
-        'mfu': 'MFU (share of the peak FLOPs)',
     }
+    if not is_mfu_unknown(log):
+        titles['mfu'] = 'MFU (share of the peak FLOPs)'
     return [plots.curves(title, {title: column(log, key)}) for key, title in titles.items() if keys(log, key)]

@@ -190,11 +190,11 @@ def test_torn_and_missing_numbers_are_left_out(run):
 
 
 def test_mfu_is_unknown_if_a_line_was_faster_than_the_peak(run):
-    assert ', MFU 31.0 % (median)' in Page(write(run)).sections['header']
+    assert ', 31.0 % of the peak FLOPs (MFU) (medians)' in Page(write(run)).sections['header']
     given = [line | ({'mfu': None} if line['step'] > 1500 else {}) for line in lines()]
     (run / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in given))
     found = Page(write(run))
-    assert ', MFU unknown (median)' in found.sections['header']
+    assert ', MFU unknown (medians)' in found.sections['header']
     assert found.figures['rates'] == 4 and 'MFU' not in found.sections['rates']
 
 
