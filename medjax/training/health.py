@@ -40,8 +40,9 @@ SKIPPED = 0.01  # largest share of recent steps that may be skipped; single skip
 def verdict(history: Sequence[Mapping[str, Any]], total_steps: int) -> dict[str, Any]:
     """The content of health.json: {step, status, since, verdict, terms, gauges}.
 
-    `history`: the lines of metrics.jsonl in order (null for numbers that are not finite). `status` is 'learning', 'not learning',
-    'collapsed', 'unstable', 'too early', or 'unknown' if no term has a start value. `since` is the step at which the present state began; None for a state that needs no action.
+    `history`: the lines of metrics.jsonl in order (null for numbers that are not finite). `status` is 'learning', 'not
+    learning', 'collapsed', 'unstable', 'too early', or 'unknown' if no term has a start value. `since` is the step at
+    which the present state began; None for a state that needs no action.
     """
     if not history:
         return dict(

@@ -65,7 +65,7 @@ def peak_flops(devices: Sequence[jax.Device], dtype: str = 'bfloat16') -> Peak:
 
 @functools.cache
 def measured_cpu_peak(size: int = 1024, budget: float = 0.8) -> float:
-    """FLOP/s of a jitted float32 `size`³ matrix product (2·size³ FLOPs), the best of all runs within `budget` seconds."""
+    """FLOP/s of a jitted float32 `size`³ matrix product (2·size³ FLOPs), the best run within `budget` seconds."""
     device = jax.local_devices(backend='cpu')[0]
     x = jax.device_put(np.random.default_rng(0).standard_normal((size, size), np.float32), device)
     product = jax.jit(jnp.matmul)
