@@ -140,17 +140,17 @@ def read(spec: str, overrides: Sequence[str] = (), data: Any = None) -> ConfigDi
     return config
 
 
-# Section of a config ('*' stands for one name or number) -> the key that names a plug-in, and the folder of plug-ins.
+# Section of a config ('*' stands for one name or number) -> the key that names a plug-in, the folder of plug-ins, and
+# the parameters of `build` that come from the program, so that a config cannot set them.
 PLUGINS = {
-    ('towers', '*'): ('tower', 'medjax.models.towers'),
-    ('views', '*'): ('view', 'medjax.views.kinds'),
-    ('views', '*', 'photometric'): ('set', 'medjax.views.photometric'),
-    ('masks', '*'): ('mask', 'medjax.views.masks'),
-    ('teachers', '*'): ('rule', 'medjax.objectives.teachers'),
-    ('terms', '*'): ('term', 'medjax.objectives.terms'),
+    ('towers', '*'): ('tower', 'medjax.models.towers', ('channels',)),
+    ('heads', '*'): ('head', 'medjax.models.heads', ('width',)),
+    ('views', '*'): ('view', 'medjax.views.kinds', ('where', 'name')),
+    ('views', '*', 'photometric'): ('set', 'medjax.views.photometric', ()),
+    ('masks', '*'): ('mask', 'medjax.views.masks', ('where', 'grid', 'crops')),
+    ('teachers', '*'): ('rule', 'medjax.objectives.teachers', ('context',)),
+    ('terms', '*'): ('term', 'medjax.objectives.terms', ('context',)),
 }
-# Parameters of builders that the program gives, so that a config cannot.
-GIVEN = frozenset(('where', 'name', 'context', 'channels', 'grid', 'crops', 'params', 'total_steps', 'state'))
 EVERY_TERM = dict(name=None, weight=1.0)  # keys of every term, whatever its module takes
 
 
@@ -161,17 +161,17 @@ def keywords(config: ConfigDict, path: tuple[str, ...]) -> dict[str, inspect.Par
         section = section[int(name) if isinstance(section, (list, tuple)) else name]
     if not isinstance(section, (Mapping, ConfigDict)):
         return {}
-    for pattern, (key, package) in PLUGINS.items():
+    for pattern, (key, package, given) in PLUGINS.items():
         if len(pattern) == len(path) and all(a in ('*', b) for a, b in zip(pattern, path, strict=True)):
             module, _ = plugins.chosen(section, key, package, '.'.join(path))
-            found = plugins.options_of(getattr(module, 'options', module.build), GIVEN)
+            found = plugins.options_of(getattr(module, 'options', module.build), given)
             return found | (_parameters(EVERY_TERM) if key == 'term' else {})
     if path == ('optim',):
-        return plugins.options_of(optimizer, GIVEN)
+        return plugins.options_of(optimizer, ('params', 'total_steps'))
     if path[:2] == ('optim', 'groups') and len(path) == 3:
-        return plugins.options_of(Rule, GIVEN)
+        return plugins.options_of(Rule)
     if path[:1] == ('init_from',):
-        return plugins.options_of(start_from, GIVEN)
+        return plugins.options_of(start_from, ('state',))
     return {}
 
 

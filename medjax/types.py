@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 from jax import Array
@@ -65,42 +65,95 @@ MakeViews = Callable[[Batch, Array, Array], tuple[Views, Masks]]
 """(batch, key, step) -> views by name, masks by 'view~mask'; the only place where chance touches pixels."""
 
 
-class Tower(NamedTuple):
-    """An encoder as pure functions; made by `medjax.models.<name>.build(**cfg)`."""
+class ApplyOptions(NamedTuple):
+    """The options of `Tower.apply`, as `Tower.encode` gets them."""
 
-    init: Callable[[Array], Tree]
-    """key -> params. Running statistics of batch norms lie in them as 'stats': the objective takes them out and keeps
-    them in aux, where neither gradient nor optimiser reaches them, and an export holds them again."""
-    axes: Tree  # like params: a tuple of logical axis names (or None) for each array
-    apply: Callable[..., dict[str, Any]]
-    """(params, view, mask=None, *, train=False, key=None, rows_per_group=1, layers=1) -> outputs by name.
+    train: bool
+    key: Array | None
+    rows_per_group: int
+    layers: int
 
-    Every tower gives cls [B,V,D], the one feature of an image or a text; image towers patches [B,V,N,D], and, where
-    they have them, registers [B,V,R,D]; text towers tokens [B,V,T,D]; all after the final norm. `layers=n` adds
-    'layers/cls' [B,V,n,D] and 'layers/patches' [B,V,n,N,D] (or 'layers/tokens') of the last n blocks, normed.
-    `train` turns drop path on; its draws depend on `key`, the group number (view.row // rows_per_group), nothing else.
-    It also has batch norms use the batch, and the outputs hold the running statistics that follow as 'stats'.
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Tower:
+    """An encoder: it makes parameters, and with them it turns a view into named outputs.
+
+    `medjax.models.towers.<name>.build` returns a subclass with the methods `init` and `encode`, and `grid` if it sees
+    images. A tower holds settings and no parameters, so its methods are pure functions. `eq=False` makes it hashable
+    for jax.jit: `axes` is a dict, and a tower equals only itself. Decorate a subclass that adds fields in the same way.
     """
-    width: int  # D
-    grid: Callable[[tuple[int, int]], tuple[int, int]] | None = None
-    """Image height and width -> rows and columns of patches; None: the tower reads texts."""
-    check: Callable[..., None] = lambda **_: None
-    """(crops: dict[view, V], rows_per_group) -> raises UserError where the drop rate cannot be met within .02."""
-    batch_statistics: bool = False  # in training a row's features depend on the other rows: no micro-batches
-    vocabulary: int = 0  # of a text tower: how many token ids it knows …
-    context: int = 0  # … and how many tokens of a text it can read
+
+    sees: ClassVar[Literal['image', 'text']] = 'image'  # the kind of view
+
+    width: int  # D, the numbers in a feature
+    axes: Tree  # like the parameters: for each array a tuple of logical axis names, None for an axis without a name
+    batch_statistics: bool = False  # in training a row's features depend on other rows, so micro-batches are refused
+    vocabulary: int = 0  # text towers: the number of token ids
+    context: int = 0  # text towers: the largest number of tokens in a text
+
+    def init(self, key: Array) -> Tree:
+        """New parameters.
+
+        Batch-norm statistics are stored under 'stats'. During training the objective keeps them in `aux`, out of reach
+        of gradients and the optimizer. Exports put them back.
+        """
+        raise NotImplementedError
+
+    def apply(
+        self,
+        params: Tree,
+        view: View,
+        mask: Mask | None = None,
+        *,
+        train: bool = False,
+        key: Array | None = None,
+        rows_per_group: int = 1,
+        layers: int = 1,
+    ) -> dict[str, Any]:
+        """The outputs by name, in float32 and after the final norm.
+
+        Every tower has cls [B,V,D], one feature for each image or text. Image towers add patches [B,V,N,D], and
+        registers [B,V,R,D] if they have registers. Text towers add tokens [B,V,T,D]. `layers=n` adds the same for each
+        of the last n blocks: 'layers/cls' [B,V,n,D] and 'layers/patches' [B,V,n,N,D] or 'layers/tokens' [B,V,n,T,D].
+
+        `train` turns drop path on. Its draws depend on `key` and the group number (view.row // rows_per_group) alone.
+        With `train`, batch norms use the statistics of the batch, and the output 'stats' holds the new running ones.
+        """
+        return self.encode(params, view, mask, ApplyOptions(train, key, rows_per_group, layers))
+
+    def encode(self, params: Tree, view: View, mask: Mask | None, options: ApplyOptions) -> dict[str, Any]:
+        """The outputs that `apply` describes. A subclass computes them here; everybody else calls `apply`."""
+        raise NotImplementedError
+
+    def grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of patches for an image of height and width `size`. Text towers have no grid."""
+        raise NotImplementedError(f'{type(self).__name__} has no grid of patches')
+
+    def check(self, crops: Mapping[str, int], rows_per_group: int) -> None:
+        """A UserError if drop path cannot come within .02 of its rate; `crops` is the number of crops by view."""
 
 
-class Head(NamedTuple):
-    """A projection; made by `medjax.models.heads.<name>(width, **cfg)`."""
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Head:
+    """A projection of features; `medjax.models.heads.<name>.build(width, ...)` returns a subclass.
 
-    init: Callable[[Array], Tree]
-    axes: Tree
-    apply: Callable[
-        [Tree, Array], Array
-    ]  # params, [...,D] -> [...,d]; of a prototype head: the L2-normalised bottleneck
-    prototypes: Callable[[Tree, Array], Array] | None  # params, [...,d] -> logits [...,K], float32
-    prototype_count: int  # K, or 0 for a head without prototypes
+    `eq=False` makes a head hashable for jax.jit, as in `Tower`.
+    """
+
+    axes: Tree  # like the parameters, see Tower.axes
+    prototype_count: int = 0  # K; 0 means that the head has no prototypes
+
+    def init(self, key: Array) -> Tree:
+        """New parameters."""
+        raise NotImplementedError
+
+    def apply(self, params: Tree, x: Array) -> Array:
+        """Features [...,D] -> [...,d]. A head with prototypes gives its L2-normalised bottleneck."""
+        raise NotImplementedError
+
+    def prototypes(self, params: Tree, z: Array) -> Array:
+        """The result of `apply` [...,d] -> logits [...,K], float32. Only heads with prototypes have this method."""
+        raise NotImplementedError(f'{type(self).__name__} has no prototypes')
 
 
 class TrainState(NamedTuple):

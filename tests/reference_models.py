@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from medjax.models import heads
+from medjax.models.heads import dino_head
 from medjax.models.layers import add_residual, kept_count
 from medjax.models.towers import vit
 from medjax.types import Mask, View
@@ -26,7 +26,8 @@ def check_vit(path: Path) -> None:
     arrays = dict(np.load(path))
     params = dinov2.backbone(under(arrays, 'param/'), heads=HEADS)
     same(under(arrays, 'param/'), dinov2.to_meta(params), 0.0, 'there and back')
-    tower, module = tower_and_module(params)
+    tower = tower_like(params)
+    module = tower.module  # gives the tokens before the final norm, too
     cases = sorted(name.removesuffix('/x') for name in arrays if name.endswith('/x'))
     assert cases, path
     for case in cases:
@@ -51,38 +52,24 @@ def check_vit(path: Path) -> None:
         same(expected, got, FORWARD, case)
 
 
-def tower_and_module(params: dict) -> tuple:
-    """The tower whose parameters have these shapes, and its flax module (for what is before the final norm)."""
+def tower_like(params: dict):
+    """The tower whose parameters have these shapes."""
     patch, _, channels, width = params['patch_embed']['kernel'].shape
-    native = params['pos_grid'].shape[:2]
-    blocks, registers = params['blocks'], len(params.get('registers', ()))
-    ffn = 'swiglu' if 'w12' in blocks['mlp'] else 'mlp'
-    shared = dict(
+    blocks = params['blocks']
+    tower = vit.build(
+        channels,
+        f'S/{patch}',
+        width=width,
         depth=len(blocks['norm1']['scale']),
         heads=HEADS,
-        ffn=ffn,
-        registers=registers,
+        ffn='swiglu' if 'w12' in blocks['mlp'] else 'mlp',
+        native_size=tuple(patch * n for n in params['pos_grid'].shape[:2]),
+        registers=len(params.get('registers', ())),
+        layerscale=1.0 if 'gamma1' in blocks else None,
         qkv_bias='bias' in blocks['attn']['qkv'],
     )
-    layerscale = 1.0 if 'gamma1' in blocks else None
-    size = tuple(patch * n for n in native)
-    tower = vit.build(channels, f'S/{patch}', width=width, native_size=size, layerscale=layerscale, **shared)
-    hidden = 4 * width
-    module = vit.Vit(
-        **shared,
-        width=width,
-        hidden=vit.swiglu_hidden(hidden) if ffn == 'swiglu' else hidden,
-        patch=patch,
-        channels=channels,
-        native=native,
-        antialias=registers > 0,
-        family=vit.FAMILIES['dinov2']._replace(layerscale=layerscale, offset=0.0 if registers else 0.1),
-        attention='xla',
-        remat='products',
-        dtype=jnp.float32,
-    )
     check_like(params, jax.eval_shape(tower.init, jax.random.key(0)), 'reference')
-    return tower, module
+    return tower
 
 
 def run(tower, params: dict, images: np.ndarray, bits: np.ndarray | None) -> dict[str, np.ndarray]:
@@ -114,14 +101,14 @@ def head_like(params: dict):
     """The dino_head whose parameters have these shapes."""
     bottleneck, prototypes = params['prototypes']['direction'].shape
     width, hidden = params['mlp_0']['kernel'].shape
-    return heads.dino_head(
+    return dino_head.build(
         width, prototypes, hidden, bottleneck, layers=len(params) - 1, bias='bias' in params['mlp_0']
     )
 
 
 def check_head_init_stats(path: Path) -> None:
     """dino_head_init_stats.json: mean, spread and largest value of each parameter at the start."""
-    head = heads.dino_head(768, 4096)
+    head = dino_head.build(768, 4096)
     state = dinov2.head_to_meta(head.init(jax.random.key(0)))
     stats = json.loads(Path(path).read_text())
     assert set(state) == set(stats)

@@ -24,8 +24,8 @@ def main(argv: list[str]) -> int:
 
     data = records.open(args.data)
     out = base.target('--out', args.out)
-    places = [page.place(data, text) for text in args.record]
-    html = page.render(data, places)
+    shown = [page.parse_record(data, text) for text in args.record]
+    html = page.render(data, shown)
     base.write(out, html)
     print(f'{args.out}: {len(html) / 1e6:.1f} MB')
     return 0

@@ -83,17 +83,6 @@ def parameter(module: nn.Module, name: str, init: Callable, shape: tuple[int, ..
     return module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
 
 
-def unbox(variables: Any) -> Any:
-    """What `Module.init` gives -> its params as nested dicts of arrays."""
-    return nn.meta.unbox(variables['params'])
-
-
-def logical_axes(init: Callable[[Array], Any]) -> Any:
-    """The tree of logical names of the params that `init(key)`, a `Module.init`, would make."""
-    boxed = jax.eval_shape(init, jax.random.key(0))['params']
-    return jax.tree.map(lambda box: tuple(box.names), boxed, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned))
-
-
 class Linear(nn.Module):
     """y = x W + b, contracting the last `inputs` dimensions of x with the first of W [*in, *out]."""
 

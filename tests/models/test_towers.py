@@ -13,7 +13,8 @@ import pytest
 import recipes
 
 from medjax.errors import UserError
-from medjax.models import build, heads
+from medjax.models import build
+from medjax.models.heads import linear, mlp
 from medjax.objectives.compose import compose
 from medjax.parallel import sharding
 from medjax.training.optimizer import optimizer, parameter_groups
@@ -266,18 +267,18 @@ def test_eight_devices_give_what_one_gives_and_rows_stay(kind):
 def test_projection_heads_are_their_formulas():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(3, 2, 8)).astype(np.float32)
-    head = heads.mlp(8, 5, hidden=6, norm=True, activation='relu')
+    head = mlp.build(8, 5, hidden=6, norm=True, activation='relu')
     p = jax.tree.map(lambda a: a + rng.normal(size=a.shape), head.init(jax.random.key(0)))
     assert jax.tree.structure(head.axes, is_leaf=lambda a: isinstance(a, tuple)) == jax.tree.structure(p)
     y = np.maximum(x.astype(np.float64) @ p['fc1']['kernel'] + p['fc1']['bias'], 0)
     y = (y - y.mean(-1, keepdims=True)) / np.sqrt(y.var(-1, keepdims=True) + 1e-12)
     y = (y * p['norm1']['scale'] + p['norm1']['bias']) @ p['fc2']['kernel'] + p['fc2']['bias']
     np.testing.assert_allclose(head.apply(p, x), y, atol=1e-4)
-    plain = heads.linear(8, 5)
+    plain = linear.build(8, 5)
     p = plain.init(jax.random.key(0))
-    assert set(p['fc1']) == {'kernel'} and plain.prototypes is None
+    assert set(p['fc1']) == {'kernel'} and plain.prototype_count == 0
     np.testing.assert_allclose(plain.apply(p, x), x @ np.asarray(p['fc1']['kernel']), atol=1e-5)
-    half = heads.mlp(8, 5, dtype='bfloat16').apply(heads.mlp(8, 5).init(jax.random.key(0)), x)
+    half = mlp.build(8, 5, dtype='bfloat16').apply(mlp.build(8, 5).init(jax.random.key(0)), x)
     assert half.dtype == jnp.float32
 
 
@@ -309,7 +310,7 @@ def test_texts_that_do_not_fit_the_tower_get_a_sentence():
         jax.eval_shape(lambda p: bert.apply(p, texts(2, length=9)), params)
     with pytest.raises(UserError, match='texts of 7 tokens, but this tower reads exactly 8'):
         jax.eval_shape(lambda p: siglip.apply(p, texts(2, length=7)), jax.eval_shape(siglip.init, jax.random.key(0)))
-    assert (bert.vocabulary, bert.context, bert.grid) == (40, 8, None)
+    assert (bert.vocabulary, bert.context, bert.sees) == (40, 8, 'text')
 
 
 def test_an_output_that_a_tower_lacks_is_a_sentence():

@@ -5,6 +5,7 @@ import pytest
 from sklearn import metrics as sk
 
 from medjax.probes import metrics, statistics
+from medjax.probes.statistics import Bootstrap
 
 
 def tied(seed, n=400, prevalence=0.3):
@@ -58,25 +59,25 @@ def test_best_threshold_without_a_class_is_a_half():
 
 def several_labels(seed, patients=40):
     rng = np.random.default_rng(seed)
-    groups = np.repeat(np.arange(patients), rng.integers(1, 5, patients))
-    labels = (rng.random((len(groups), 3)) < (0.4, 0.2, 0.03)).astype(np.int8)
+    patient = np.repeat(np.arange(patients), rng.integers(1, 5, patients))
+    labels = (rng.random((len(patient), 3)) < (0.4, 0.2, 0.03)).astype(np.int8)
     labels[rng.random(labels.shape) < 0.1] = -1
     labels[0, 2], labels[1, 2] = 1, 0  # the third is rare, so that draws lose it
-    return np.float32(labels + rng.standard_normal(labels.shape)), labels, groups
+    return np.float32(labels + rng.standard_normal(labels.shape)), labels, patient
 
 
 def test_intervals_equal_a_slow_loop():
-    scores, labels, groups = several_labels(0)
+    scores, labels, patient = several_labels(0)
     thresholds = dict(accuracy=np.array([0.5, 0.6, 0.7]), balanced_accuracy=np.array([0.2, 0.3, 0.4]))
     draws, names = 60, ('a', 'b', 'c')
-    found = statistics.intervals(scores, labels, names, groups, thresholds, seed=3, draws=draws)
+    found = statistics.intervals(scores, labels, names, thresholds, Bootstrap(patient, seed=3, draws=draws))
 
     rng = np.random.default_rng(3)
-    patients = groups.max() + 1
+    count = patient.max() + 1
     plain = [sk.roc_auc_score(y[y >= 0], s[y >= 0]) for s, y in zip(scores.T, labels.T, strict=True)]
     aurocs, accuracies = np.full((draws, 3), np.nan), np.full((draws, 3), np.nan)
     for d in range(draws):
-        rows = np.concatenate([np.flatnonzero(groups == p) for p in rng.integers(patients, size=patients)])
+        rows = np.concatenate([np.flatnonzero(patient == p) for p in rng.integers(count, size=count)])
         for j in range(3):
             s, y = scores[rows, j], labels[rows, j]
             s, y = s[y >= 0], y[y >= 0]
@@ -99,11 +100,13 @@ def test_intervals_equal_a_slow_loop():
 
 
 def test_draws_depend_on_the_seed_alone():
-    groups = np.repeat(np.arange(30), 2)
-    whole = np.concatenate(list(statistics.draws_of(groups, 50, seed=1)))
-    in_chunks = np.concatenate(list(statistics.draws_of(groups, 50, seed=1, chunk_elements=7 * 60)))
+    patient = np.repeat(np.arange(30), 2)
+    whole = np.concatenate(list(Bootstrap(patient, seed=1, draws=50).weights()))
+    in_chunks = np.concatenate(list(Bootstrap(patient, seed=1, draws=50).weights(chunk_elements=7 * 60)))
     assert np.array_equal(whole, in_chunks)
-    assert (whole.sum(1) == 60).all() and not np.array_equal(whole, next(statistics.draws_of(groups, 50, seed=2)))
+    assert (whole.sum(1) == 60).all() and not np.array_equal(
+        whole, next(Bootstrap(patient, seed=2, draws=50).weights())
+    )
 
 
 def test_intervals_cover_and_count_patients_not_images():
@@ -111,9 +114,9 @@ def test_intervals_cover_and_count_patients_not_images():
     repetitions, where one over images would in far fewer."""
     from scipy.stats import norm
 
-    def interval(scores, labels, groups):
+    def interval(scores, labels, patient):
         half = dict(accuracy=np.array([0.5]), balanced_accuracy=np.array([0.5]))
-        return statistics.intervals(scores, labels, ('x',), groups, half, 0, 100)['auroc']['x']
+        return statistics.intervals(scores, labels, ('x',), half, Bootstrap(patient, 0, 100))['auroc']['x']
 
     truth = norm.cdf(1 / np.sqrt(2))
     hits, width, images = 0, [], []

@@ -17,11 +17,11 @@ def put(run, fingerprint, value, step=10):
     result = dict(
         probe='knn', data='clinic', data_fingerprint=fingerprint, encoder=dict(step=step), key=f'{fingerprint}/{step}',
         records=dict(test=20), bootstrap=dict(patients=10, level=0.95),
-        results={name: dict(mean=mean) for name in results.COLUMNS},
+        results={name: dict(mean=mean) for name in results.METRIC_TITLES},
     )  # fmt: skip
     file = results.path(run, step, 'clinic', 'knn')
     results.write(file, result, dict(scores=np.full(3, value)))
-    assert results.is_there(file, result['key'])
+    assert results.exists(file, result['key'])
 
 
 def table(run, fingerprint):
@@ -39,7 +39,7 @@ def test_two_data_sets_of_one_name_are_kept_apart(tmp_path):
             assert (found['data'], found['results']['auroc']['mean']['value']) == (name, value)
             with np.load(tmp_path / 'probes' / str(step) / found['scores']) as arrays:
                 assert arrays['scores'][0] == value
-    assert not results.is_there(results.path(tmp_path, 10, 'clinic', 'knn'), 'another key')
+    assert not results.exists(results.path(tmp_path, 10, 'clinic', 'knn'), 'another key')
     assert table(tmp_path, FIRST).startswith('clinic, ') and table(tmp_path, SECOND).startswith('clinic-b2b2b2, ')
     assert '.250' in table(tmp_path, FIRST) and '.750' not in table(tmp_path, FIRST)
     assert '.875' in table(tmp_path, SECOND) and '.375' not in table(tmp_path, SECOND)

@@ -15,9 +15,9 @@ from sklearn.metrics import roc_auc_score, top_k_accuracy_score
 
 from medjax import cli, config as configs, train
 from medjax.data import records
-from medjax.data.text import prompts
+from medjax.data.text import prompts, views as text_views
 from medjax.errors import UserError
-from medjax.probes import encode, image_text, statistics
+from medjax.probes import encode, image_text, statistics, vectors
 from medjax.probes.methods import retrieval, zero_shot
 from medjax.training.export import Exporter
 from medjax.weights import export
@@ -81,7 +81,7 @@ def unit(x):
 def test_an_export_says_which_towers_and_heads_are_a_pair(encoder):
     (pair,) = encoder.meta['pairs']
     assert pair['image'] == dict(tower='image', head='vi')
-    assert pair['text'] == dict(tower='words', head='vt', length=32, sections=list(retrieval.texts.FALLBACKS))
+    assert pair['text'] == dict(tower='words', head='vt', length=32, sections=list(text_views.FALLBACKS))
     assert pair['term'] == 'pair_softmax' and 0.05 < pair['temperature'] < 0.1 and pair['temperature'] != 0.07
 
 
@@ -135,25 +135,25 @@ def test_defaults_are_what_export_and_data_allow(run, data, capsys, monkeypatch)
     assert set(found['results']['R@5']) == {'mean', 'image to text', 'text to image'}
     assert cli.main(['report', '--run', str(run), '--data', str(data)]) == 0
     page = (run / 'report.html').read_text()
-    assert 'Words over patches' in page and page.count('similarity to nodule') == 6 and 'image to text' in page
+    assert 'Maps of findings' in page and page.count('similarity to nodule') == 6 and 'image to text' in page
 
 
 def test_zero_shot_equals_sentences_one_by_one(run, data, encoder):
     """Of every score and both ensembles, against the towers run on one image and one sentence at a time."""
     both, opened = image_text.load(encoder), records.open(data)
     features = encode.features(encoder, opened, 'test')
-    images = unit(features.cls[:, -1] @ np.asarray(encoder.parts['heads']['vi']['fc1']['kernel']))
-    np.testing.assert_allclose(image_text.unit(both.images(features.cls[:, -1])), images, atol=1e-5)
-    many = both.texts(['No nodule.', 'A small left pneumothorax.', 'Mild cardiomegaly.'])
+    images = unit(features.cls[:, -1] @ np.asarray(encoder.export['heads']['vi']['fc1']['kernel']))
+    np.testing.assert_allclose(vectors.unit(both.image_vectors(features.cls[:, -1])), images, atol=1e-5)
+    many = both.text_vectors(['No nodule.', 'A small left pneumothorax.', 'Mild cardiomegaly.'])
     for sentence, vector in zip(['No nodule.', 'A small left pneumothorax.'], many):
-        np.testing.assert_allclose(both.texts([sentence])[0], vector, atol=2e-5)
+        np.testing.assert_allclose(both.text_vectors([sentence])[0], vector, atol=2e-5)
     assert np.abs(many[0] - many[1]).max() > 1e-3
 
     pools = dict(present={'nodule': ['A nodule.', 'Nodule.'], 'effusion': ['An effusion.']}, normal=['No findings.'])
     for ensemble in ('before', 'after'):
 
         def cosine(pool, ensemble=ensemble):
-            vectors = np.stack([both.texts([s])[0] for s in pool])
+            vectors = np.stack([both.text_vectors([s])[0] for s in pool])
             return images @ unit((unit(vectors) if ensemble == 'after' else vectors).mean(0))
 
         a, b, n = cosine(pools['present']['nodule']), cosine(pools['present']['effusion']), cosine(pools['normal'])
@@ -198,7 +198,7 @@ def test_retrieval_equals_loops_in_chunks_too(monkeypatch):
         monkeypatch.setattr(retrieval, 'CHUNK_ELEMENTS', chunk)
         found = retrieval.hits(retrieval.nearest(images, sentences, 10), text, study)
         back = retrieval.hits(retrieval.nearest(sentences, images, 10), text, study)
-        values = retrieval.figures({'a': found, 'b': back})
+        values = retrieval.query_metrics({'a': found, 'b': back})
         assert list(values) == ['R@1', 'R@5', 'R@10', 'P@5', 'P@10']
         for way, pair in (('a', (images, sentences)), ('b', (sentences, images))):
             for k in (1, 5, 10):
@@ -212,7 +212,7 @@ def test_retrieval_of_distinct_texts_is_top_k_accuracy():
     rng = np.random.default_rng(1)
     images, sentences = (unit(rng.normal(size=(60, 4)).astype(np.float32)) for _ in range(2))
     each = np.arange(60)
-    values = retrieval.figures({'a': retrieval.hits(retrieval.nearest(images, sentences, 10), each, each)})
+    values = retrieval.query_metrics({'a': retrieval.hits(retrieval.nearest(images, sentences, 10), each, each)})
     for k in (1, 5, 10):
         assert values[f'R@{k}']['a'].mean() == pytest.approx(top_k_accuracy_score(each, images @ sentences.T, k=k))
 
@@ -221,17 +221,17 @@ def test_chance_is_what_random_orders_give():
     rng = np.random.default_rng(2)
     text, study = rng.integers(9, size=30), np.repeat(np.arange(15), 2).astype(np.uint64)
     drawn = [
-        retrieval.figures({'a': retrieval.hits(np.stack([rng.permutation(30)[:10] for _ in text]), text, study)})
+        retrieval.query_metrics({'a': retrieval.hits(np.stack([rng.permutation(30)[:10] for _ in text]), text, study)})
         for _ in range(400)
     ]
-    for figure, expected in retrieval.by_chance(text, study).items():
-        assert np.mean([d[figure]['a'] for d in drawn]) == pytest.approx(expected, abs=0.02)
+    for metric, expected in retrieval.chance_metrics(text, study).items():
+        assert np.mean([d[metric]['a'] for d in drawn]) == pytest.approx(expected, abs=0.02)
 
 
 def test_intervals_of_means_are_over_patients():
     values = {'R@1': {'a': np.array([1.0, 1, 0, 0, 0, 0]), 'b': np.ones(6)}}
-    groups = np.array([0, 0, 1, 1, 1, 1])
-    at = statistics.of_means(values, groups, seed=0, draws=500)['R@1']
+    patients = np.array([0, 0, 1, 1, 1, 1])
+    at = statistics.intervals_of_means(values, statistics.Bootstrap(patients, seed=0, draws=500))['R@1']
     assert at['a'] == dict(value=pytest.approx(1 / 3), low=0.0, high=1.0)  # both draws of one patient alone
     assert at['mean']['value'] == pytest.approx(2 / 3) and at['b'] == dict(value=1.0, low=1.0, high=1.0)
 
@@ -250,10 +250,10 @@ def test_records_without_text_are_left_out_and_few_candidates_have_no_large_k(en
         text = staticmethod(texts.__getitem__)
         __len__ = lambda self: len(texts)  # noqa: E731
 
-    said = retrieval.said_of(Split(), both)
+    said = retrieval.record_texts(Split(), both)
     assert said == ['No nodule.', '', '', '胸部', 'No nodule.']
     assert [bool(both.tokens(one)) for one in said] == [True, False, False, False, True]
-    assert list(retrieval.figures({'a': np.ones((3, 3), bool)})) == ['R@1']
+    assert list(retrieval.query_metrics({'a': np.ones((3, 3), bool)})) == ['R@1']
 
 
 # Mistakes.
@@ -305,7 +305,7 @@ def test_hard_prompts(tmp_path, run, data, capsys):
     for sentence in ('胸部', '\x00\x07\u200b'):
         file = write(tmp_path, good(present={'nodule': [sentence]}))
         assert probe(run, data, *asked, '--prompts', file) == 1
-        assert 'knows no word of the prompt' in capsys.readouterr().err
+        assert 'has no word of the prompt' in capsys.readouterr().err
     long, odd = 'nodule ' * 10_000, 'A\x00nodule\x1b in\u200b the lung.'
     file = write(tmp_path, good(present={'nodule': [long, odd]}))
     assert probe(run, data, *asked, '--prompts', file) == 0

@@ -146,7 +146,7 @@ def test_a_hundred_labels_are_capped(tmp_path):
     names = tuple(f'label {i}' for i in range(100))
     data = build(tmp_path, names, lambda i: [int((i + k) % 5 == 0 and k % 2 == 0) for k in range(100)])
     found = shown(data, tmp_path)
-    assert 'The 20 labels with the most positives of 100.' in found.sections['sheet']
+    assert 'Only the 20 labels with the most positives are shown, of 100.' in found.sections['sheet']
     assert sum(row[0].startswith('label ') for row in found.rows) == 100 + page.LABELS
     assert '\nlabel 1\n' not in found.sections['sheet'], 'it has no positive'
 

@@ -148,12 +148,12 @@ def test_every_section_from_its_file(whole):
     assert set(found.sections) >= {id for id, _ in run_page.SECTIONS}
     assert 'Learning: cls loss 6.02 of 8.32 at the start.' in found.sections['header']
     assert '2,000 of 2,000 steps, 64,000 images' in found.sections['header']
-    assert 'above raw pixels (0.625), intervals disjoint' in found.sections['header']
+    assert 'above raw pixels (0.625), intervals do not overlap' in found.sections['header']
     assert ['mean', '', '0.800[0.770, 0.830]', '0.500[0.470, 0.530]', '0.800[0.770, 0.830]',
             '0.500[0.470, 0.530]', '0.625[0.595, 0.655]'] in found.rows  # fmt: skip
     assert 'mean\t\t\t0.8000\t0.7700\t0.8300' in found.sections['results'], 'the table as text'
     assert 'hernia (no positive in val)' in found.sections['results']
-    assert '12.5 % have pixels that pretraining saw' in found.sections['data']
+    assert 'the pixels of 12.5 % of the test records' in found.sections['data']
     assert '"total_steps": 2000' in found.sections['config']
     assert found.figures == {'results': 2, 'curves': 3, 'losses': 4, 'health': 4, 'rates': 5}
     assert 'start 8.32' in found.sections['losses']
@@ -183,18 +183,18 @@ def test_the_same_run_gives_the_same_bytes(whole):
 
 
 def test_torn_and_missing_numbers_are_left_out(run):
-    found = run_files.read(run)
-    assert len(found.lines) == 40, 'the last line is torn'
-    x, y = run_page.column(found.lines, 'loss')
+    found = run_files.read_run(run)
+    assert len(found.log) == 40, 'the last line is torn'
+    x, y = run_page.column(found.log, 'loss')
     assert len(x) == 39 and np.isfinite(y).all(), 'null is no point'
 
 
 def test_mfu_is_unknown_if_a_line_was_faster_than_the_peak(run):
-    assert ', MFU 31.0 % (median)' in Page(write(run)).sections['header']
+    assert ', 31.0 % of the peak FLOPs (MFU) (medians)' in Page(write(run)).sections['header']
     given = [line | ({'mfu': None} if line['step'] > 1500 else {}) for line in lines()]
     (run / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in given))
     found = Page(write(run))
-    assert ', MFU unknown (median)' in found.sections['header']
+    assert ', MFU unknown (medians)' in found.sections['header']
     assert found.figures['rates'] == 4 and 'MFU' not in found.sections['rates']
 
 

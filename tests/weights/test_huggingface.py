@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from medjax.errors import UserError
-from medjax.models import build, heads
+from medjax.models import build
+from medjax.models.heads import linear, mlp
 from medjax.types import View
 from medjax.weights.load import load
 
@@ -183,7 +184,7 @@ def test_older_names_wrappers_and_the_projection_of_cxr_bert(tmp_path):
     save_file(state, tmp_path / 'cxr.safetensors')
     weights = load(tmp_path / 'cxr.safetensors')
     assert set(weights.modules) == {'towers/text', 'heads/text'}
-    tower, head = build.tower(OUR_TEXT, 1, 'x'), heads.mlp(WIDTH, 6, activation='gelu', norm=True)
+    tower, head = build.tower(OUR_TEXT, 1, 'x'), mlp.build(WIDTH, 6, activation='gelu', norm=True)
     params, own = weights.read('towers/text', wanted(tower)), weights.read('heads/text', wanted(head))
     ids, view = texts(None)
     cls = model.bert(torch.from_numpy(ids[:, 0]).long()).last_hidden_state[:, 0]
@@ -209,12 +210,12 @@ def test_both_towers_of_a_pair(kind, tmp_path):
     patches = theirs.last_hidden_state
     if kind == 'clip':
         assert set(weights.modules) == {'towers/image', 'towers/text', 'heads/image', 'heads/text'}
-        head = heads.linear(WIDTH, 6)
+        head = linear.build(WIDTH, 6)
         found_pixels = head.apply(weights.read('heads/image', wanted(head)), found['cls'])
         close(found_pixels[:, 0], model.visual_projection(theirs.pooler_output))
         patches = model.vision_model.post_layernorm(patches)[:, 1:]  # theirs norms CLS alone
     else:
-        head = heads.linear(WIDTH, WIDTH, bias=True)
+        head = linear.build(WIDTH, WIDTH, bias=True)
         close(found['cls'][:, 0], theirs.pooler_output)
     words = model.text_model(torch.from_numpy(ids[:, 0]).long()).pooler_output
     if kind == 'clip':

@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from medjax.errors import UserError
-from medjax.models import heads
+from medjax.models.heads import dino_head
 from medjax.models.towers import vit
 from medjax.types import Mask, View
 from medjax.weights import dinov2, export
@@ -148,7 +148,7 @@ def test_another_grid_stores_the_resized_positions(state):
 
 
 def test_a_training_checkpoint_holds_backbone_and_heads(state, tmp_path):
-    head = heads.dino_head(WIDTH, 20, hidden=16, bottleneck=8).init(jax.random.key(1))
+    head = dino_head.build(WIDTH, 20, hidden=16, bottleneck=8).init(jax.random.key(1))
     named = {f'dino_head.{name}': array for name, array in dinov2.head_to_meta(head).items()}
     path = tmp_path / 'teacher.safetensors'
     save_file(
@@ -193,7 +193,7 @@ def test_an_export_is_adapted_like_a_public_file(tmp_path):
     """From 3 channels and a 4 x 4 grid to one channel and 6 x 6, as `backbone` does from Meta's names."""
     tower = vit.build(3, 'S/8', width=16, depth=1, heads=2, native_size=32)
     params = jax.tree.map(np.asarray, tower.init(jax.random.key(0)))
-    export.save(tmp_path / 'export', {'towers': {'image': params}}, {'format': 1, 'step': 1})
+    export.save(tmp_path / 'export', {'towers': {'image': params}}, {'step': 1})
     wanted = jax.eval_shape(vit.build(1, 'S/8', width=16, depth=1, heads=2, native_size=48).init, jax.random.key(0))
     ours = load(tmp_path / 'export').read('towers/image', wanted)
     theirs = fit(dinov2.backbone(dinov2.to_meta(params), heads=2), wanted, antialias=False, offset=0.1)

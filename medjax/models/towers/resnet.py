@@ -3,18 +3,21 @@ norms whose running statistics are no parameters."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax import Array
 
 from medjax.errors import UserError
-from medjax.models.layers import REMAT, check_choice, logical_axes, ones, parameter, unbox, zeros
+from medjax.models.flax_tower import FlaxTower, logical_axes
+from medjax.models.layers import REMAT, check_choice, ones, parameter, zeros
 from medjax.parallel.sharding import constrain_rows
-from medjax.types import Mask, Tower, View
+from medjax.types import ApplyOptions, Mask, Tower, Tree, View
 
 SIZES = {  # blocks of each stage, and how much wider a block's output is than its 3 x 3 convolution
     '18': ((2, 2, 2, 2), 1),
@@ -59,53 +62,43 @@ def build(
     if not all(isinstance(n, int) and n > 0 for n in (stem, *depths)):
         raise UserError(f'resnet: stem={stem!r} and depths={depths!r} must be whole numbers of at least 1')
     module = Resnet(channels, stem, depths, expansion, remat, jnp.dtype(dtype))
-    side = 2 ** len(depths) * 2  # the stem halves twice, every stage but the first once
+    side = module.stride
+    example = (np.zeros((1, side, side, channels), np.float32), np.ones(1, np.float32), 1)
+    return ResnetTower(
+        width=stem * 2 ** (len(depths) - 1) * expansion,
+        axes=logical_axes(module, example),
+        batch_statistics=norm == 'batch',
+        module=module,
+        example=example,
+    )
 
-    def start(key: Array) -> Any:
-        return module.init(key, jnp.zeros((1, side, side, channels)), jnp.ones(1), 1)
 
-    def apply(
-        params: Any,
-        view: View,
-        mask: Mask | None = None,
-        *,
-        train: bool = False,
-        key: Array | None = None,
-        rows_per_group: int = 1,
-        layers: int = 1,
-    ) -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class ResnetTower(FlaxTower):
+    """A tower of images; `build` says what it can be."""
+
+    module: Resnet
+
+    def encode(self, params: Tree, view: View, mask: Mask | None, options: ApplyOptions) -> dict[str, Any]:
         if mask is not None:
             raise UserError('resnet: this tower takes no masks')
         b, v = view.x.shape[:2]
         images = view.x.reshape(b * v, *view.x.shape[2:])
+        weight = view.present.reshape(-1).astype(jnp.float32)
+        update = options.train and self.batch_statistics
         variables = dict(params={name: p for name, p in params.items() if name != 'stats'}, stats=params['stats'])
-        moving = train and norm == 'batch'
-        found: Any = module.clone(train=moving).apply(
-            variables, images, view.present.reshape(-1).astype(jnp.float32), layers, mutable=['stats'] if moving else ()
+        maps, updated = self.module.clone(train=update).apply(
+            variables, images, weight, options.layers, mutable=['stats'] if update else ()
         )
-        last, moved = found
-        last = last.astype(jnp.float32).reshape(layers, b, v, -1, last.shape[-1])
-        patches = jnp.moveaxis(last, 0, 2)  # [B,V,layers,N,D]
+        maps = maps.astype(jnp.float32).reshape(options.layers, b, v, -1, maps.shape[-1])
+        patches = jnp.moveaxis(maps, 0, 2)  # [B,V,layers,N,D]
         cls = patches.mean(3)
         outputs = dict(cls=cls[:, :, -1], patches=patches[:, :, -1]) | {'layers/cls': cls, 'layers/patches': patches}
-        return outputs | (dict(stats=moved['stats']) if moving else {})
+        return outputs | (dict(stats=updated['stats']) if update else {})
 
-    def grid(size: tuple[int, int]) -> tuple[int, int]:
-        return -(-size[0] // side), -(-size[1] // side)
-
-    def init(key: Array) -> Any:
-        variables = start(key)
-        return unbox(variables) | dict(stats=variables['stats'])
-
-    stats = jax.eval_shape(start, jax.random.key(0))['stats']
-    return Tower(
-        init=jax.jit(init),
-        axes=logical_axes(start) | dict(stats=jax.tree.map(lambda x: (None,) * x.ndim, stats)),
-        apply=apply,
-        width=stem * 2 ** (len(depths) - 1) * expansion,
-        grid=grid,
-        batch_statistics=norm == 'batch',
-    )
+    def grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        stride = self.module.stride
+        return -(-size[0] // stride), -(-size[1] // stride)
 
 
 class BatchNorm(nn.Module):
@@ -233,6 +226,11 @@ class Resnet(nn.Module):
     remat: str
     dtype: Any
     train: bool = False
+
+    @property
+    def stride(self) -> int:
+        """The pixels between two neighbours in the last feature map: the stem and all stages but the first halve."""
+        return 4 * 2 ** (len(self.depths) - 1)
 
     @nn.compact
     def __call__(self, images: Array, weight: Array, layers: int) -> Array:

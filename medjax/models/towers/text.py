@@ -6,14 +6,16 @@ weights alone. CLIP: arXiv 2103.00020. SigLIP: arXiv 2303.15343.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax import Array
 
 from medjax.errors import UserError
+from medjax.models.flax_tower import FlaxTower, logical_axes
 from medjax.models.layers import (
     ACTIVATIONS,
     POOLS,
@@ -21,15 +23,13 @@ from medjax.models.layers import (
     Pool,
     check_choice,
     check_compute,
-    logical_axes,
     parameter,
     scan_blocks,
     sizes,
-    unbox,
     weight_init,
 )
 from medjax.parallel.sharding import constrain_rows
-from medjax.types import Mask, Tower, View
+from medjax.types import ApplyOptions, Mask, Tower, Tree, View
 
 
 class Family(NamedTuple):
@@ -107,41 +107,40 @@ def build(
         dtype=jnp.dtype(dtype),
     )
 
-    def start(key: Array) -> Any:
-        return module.init(key, jnp.zeros((1, 1), jnp.int32), jnp.ones((1,), jnp.int32), 1)
-
-    def apply(
-        params: Any,
-        view: View,
-        mask: Mask | None = None,
-        *,
-        train: bool = False,
-        key: Array | None = None,
-        rows_per_group: int = 1,
-        layers: int = 1,
-    ) -> dict[str, Array]:
-        if mask is not None:
-            raise UserError('text: this tower takes no masks')
-        b, v, t = view.x.shape
-        if t > chosen.context or (chosen.padding and t < chosen.context):
-            most = 'exactly' if chosen.padding else 'at most'
-            raise UserError(f'text: texts of {t} tokens, but this tower reads {most} {chosen.context} (`context`)')
-        lengths = None
-        if view.valid is not None and not chosen.padding:
-            lengths = jnp.maximum(view.valid.sum(-1, dtype=jnp.int32), 1).reshape(b * v)
-        found: Any = module.apply({'params': params}, view.x.reshape(b * v, t), lengths, layers)
-        tokens, pooled = [jnp.moveaxis(x, 0, 1).reshape(b, v, layers, *x.shape[2:]) for x in found]
-        last = dict(cls=pooled[:, :, -1], tokens=tokens[:, :, -1])
-        return last | {'layers/cls': pooled, 'layers/tokens': tokens}
-
-    return Tower(
-        init=jax.jit(lambda key: unbox(start(key))),  # jitted: only the parameters are made, nothing is computed
-        axes=logical_axes(start),
-        apply=apply,
+    example = (np.zeros((1, 1), np.int32), np.ones(1, np.int32), 1)
+    return TextTower(
         width=module.width,
+        axes=logical_axes(module, example),
         vocabulary=chosen.vocabulary,
         context=chosen.context,
+        module=module,
+        example=example,
     )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class TextTower(FlaxTower):
+    """A tower of texts; `build` says what it can be."""
+
+    sees = 'text'
+    module: Text
+
+    def encode(self, params: Tree, view: View, mask: Mask | None, options: ApplyOptions) -> dict[str, Array]:
+        if mask is not None:
+            raise UserError('text: this tower takes no masks')
+        layers, padding = options.layers, self.module.family.padding
+        b, v, t = view.x.shape
+        if t > self.context or (padding and t < self.context):
+            most = 'exactly' if padding else 'at most'
+            raise UserError(f'text: texts of {t} tokens, but this tower reads {most} {self.context} (`context`)')
+        lengths = None
+        if view.valid is not None and not padding:
+            lengths = jnp.maximum(view.valid.sum(-1, dtype=jnp.int32), 1).reshape(b * v)
+        outputs: Any = self.module.apply({'params': params}, view.x.reshape(b * v, t), lengths, layers)
+        # [layers,B*V,…] -> [B,V,layers,…]
+        tokens, pooled = [jnp.moveaxis(x, 0, 1).reshape(b, v, layers, *x.shape[2:]) for x in outputs]
+        last = dict(cls=pooled[:, :, -1], tokens=tokens[:, :, -1])
+        return last | {'layers/cls': pooled, 'layers/tokens': tokens}
 
 
 class Text(nn.Module):

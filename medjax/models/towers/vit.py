@@ -5,6 +5,7 @@ ViT: arXiv 2010.11929. DINOv2: arXiv 2304.07193. Registers: arXiv 2309.16588. La
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from flax import linen as nn
 from jax import Array
 
 from medjax.errors import UserError
+from medjax.models.flax_tower import FlaxTower, logical_axes
 from medjax.models.layers import (
     ACTIVATIONS,
     LayerNorm,
@@ -24,17 +26,15 @@ from medjax.models.layers import (
     check_compute,
     draw_kept,
     kept_count,
-    logical_axes,
     parameter,
     scan_blocks,
     sizes,
-    unbox,
     uniform_fan_in,
     weight_init,
     zeros,
 )
 from medjax.parallel.sharding import constrain_rows
-from medjax.types import Mask, Tower, View
+from medjax.types import ApplyOptions, Mask, Tower, Tree, View
 
 
 class Family(NamedTuple):
@@ -78,22 +78,28 @@ def build(
     remat: str = 'products',
     dtype: str = 'float32',
 ) -> Tower:
-    """A ViT tower for images of `channels` channels and of any size that the patch divides.
+    """A ViT tower for images of `channels` channels and of every size that the patch side divides.
 
-    variant      'S/14': a size of layers.SIZES and the patch side; width, depth, heads, mlp_ratio and ffn
-                 ('mlp'|'swiglu') replace its own
-    family       the chosen of public models that it is like, see FAMILIES; activation replaces its own ('gelu' in most
-                 of open_clip's models)
-    native_size  image side, or (height, width), whose grid of patches the position embeddings are stored for
-    layerscale   start of the factors on both residual branches; None leaves them out; 'family': as the family has it
-    drop_path    share of a row group's sequences that a residual branch leaves out in training, one rate for all blocks
-    antialias, offset  how position embeddings are resized, see `cubic_weights`. Default: as the public models, which
-                 is True and 0 for DINOv2 with registers, False and .1 for DINOv2 without, False and 0 for the others
-    attention    'xla', or 'cudnn' (flash attention of NVIDIA GPUs; bfloat16)
+    variant      'S/14': a size (see layers.SIZES) and the patch side in pixels
+    family       the public models that the tower is like: 'dinov2', 'vit', 'clip' or 'siglip', see FAMILIES
+    width, depth, heads, mlp_ratio, ffn
+                 replace the values of the size; ffn is 'mlp' or 'swiglu'
+    activation   replaces the activation of the family; most models of open_clip have 'gelu'
+    native_size  image side, or (height, width): the position embeddings are stored for its grid of patches
+    registers    number of register tokens
+    layerscale   first value of LayerScale, the factors on both residual branches. None: no LayerScale. 'family': the
+                 value of the family
+    qkv_bias     whether queries, keys and values have a bias
+    drop_path    share of a group's crops that each residual branch leaves out in training; the same in all blocks
+    antialias, offset
+                 how position embeddings are resized, see `cubic_weights`. None: as the public models of the family, see
+                 `position_resizing`
+    attention    'xla', or 'cudnn' (the flash kernel of NVIDIA GPUs, which needs dtype='bfloat16')
     remat        what is stored for the backward pass, see layers.REMAT
-    dtype        of activations; parameters and statistics are float32, and the outputs are
+    dtype        type of the activations; parameters, statistics and outputs are float32
 
-    Its `cls` is the CLS token; in the family 'siglip', which has none, what attention pools of the patches.
+    The output `cls` is the CLS token. The family 'siglip' has no CLS token; there, `cls` is pooled from the patches by
+    attention.
     """
     size, _, patch = variant.partition('/')
     if not patch.isdecimal() or int(patch) < 1:
@@ -109,8 +115,7 @@ def build(
     check_compute('vit', attention, remat, dtype)
     if not 0 <= drop_path < 1:
         raise UserError(f'vit: drop_path is a share from 0 to below 1, got {drop_path}')
-    if antialias is None:
-        antialias = registers > 0
+    antialias, default_offset = position_resizing(family, registers > 0, antialias)
     hidden = round(shape['width'] * shape.pop('mlp_ratio'))
     module = Vit(
         **shape,
@@ -122,7 +127,7 @@ def build(
         family=chosen._replace(
             activation=activation,
             layerscale=chosen.layerscale if layerscale == 'family' else layerscale,
-            offset=(0.0 if antialias else chosen.offset) if offset is None else offset,
+            offset=default_offset if offset is None else offset,
         ),
         qkv_bias=qkv_bias,
         antialias=antialias,
@@ -130,46 +135,60 @@ def build(
         remat=remat,
         dtype=jnp.dtype(dtype),
     )
+    example = (np.zeros((1, side, side, channels), np.float32), None, None, 1)
+    return VitTower(
+        width=module.width, axes=logical_axes(module, example), module=module, example=example, drop_path=drop_path
+    )
 
-    def start(key: Array) -> Any:
-        return module.init(key, jnp.zeros((1, side, side, channels)), None, None, 1)
 
-    def apply(
-        params: Any,
-        view: View,
-        mask: Mask | None = None,
-        *,
-        train: bool = False,
-        key: Array | None = None,
-        rows_per_group: int = 1,
-        layers: int = 1,
-    ) -> dict[str, Array]:
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class VitTower(FlaxTower):
+    """A tower of images; `build` says what it can be."""
+
+    module: Vit
+    drop_path: float
+
+    def encode(self, params: Tree, view: View, mask: Mask | None, options: ApplyOptions) -> dict[str, Array]:
+        module, layers = self.module, options.layers
         b, v = view.x.shape[:2]
         if mask is not None and mask.mode != 'replace':
             raise UserError(f"vit: this tower masks by mode 'replace', got {mask.mode!r}")
-        bits = None if mask is None else mask.bits.reshape(b * v, -1)
-        kept = None
-        if train and drop_path > 0:
-            groups = view.row.reshape(-1, rows_per_group)[:, 0] // rows_per_group
-            kept = draw_kept(key, groups, rows_per_group * v, module.depth, drop_path)
         images = view.x.reshape(b * v, *view.x.shape[2:])
-        found: Any = module.apply({'params': params}, images, bits, kept, layers)
-        # [B,V,layers,1+R+N,D] and [B,V,layers,D]
-        last, pooled = [jnp.moveaxis(x, 0, 1).reshape(b, v, layers, *x.shape[2:]) for x in found[1:]]
-        first = chosen.cls + registers
-        outputs = dict(cls=pooled[:, :, -1], patches=last[:, :, -1, first:])
-        if registers:
-            outputs['registers'] = last[:, :, -1, chosen.cls : first]
-        return outputs | {'layers/cls': pooled, 'layers/patches': last[:, :, :, first:]}
+        bits = None if mask is None else mask.bits.reshape(b * v, -1)
+        outputs: Any = module.apply({'params': params}, images, bits, self.kept(view, options), layers)
+        # [layers,B*V,…] -> [B,V,layers,…]
+        tokens, pooled = [jnp.moveaxis(x, 0, 1).reshape(b, v, layers, *x.shape[2:]) for x in outputs[1:]]
+        cls = int(module.family.cls)
+        first = cls + module.registers  # of the patches
+        last = dict(cls=pooled[:, :, -1], patches=tokens[:, :, -1, first:])
+        if module.registers:
+            last['registers'] = tokens[:, :, -1, cls:first]
+        return last | {'layers/cls': pooled, 'layers/patches': tokens[:, :, :, first:]}
 
-    return Tower(
-        init=jax.jit(lambda key: unbox(start(key))),  # jitted: only the parameters are made, nothing is computed
-        axes=logical_axes(start),
-        apply=apply,
-        width=module.width,
-        grid=lambda size: patch_grid(size, side),
-        check=lambda crops, rows_per_group: check_drop_path(drop_path, crops, rows_per_group),
-    )
+    def kept(self, view: View, options: ApplyOptions) -> Array | None:
+        """The crops of each group that drop path keeps, see layers.draw_kept; None if it keeps all."""
+        if not options.train or self.drop_path == 0:
+            return None
+        rows = options.rows_per_group
+        groups = view.row.reshape(-1, rows)[:, 0] // rows
+        return draw_kept(options.key, groups, rows * view.x.shape[1], self.module.depth, self.drop_path)
+
+    def grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        return patch_grid(size, self.module.patch)
+
+    def check(self, crops: Mapping[str, int], rows_per_group: int) -> None:
+        check_drop_path(self.drop_path, crops, rows_per_group)
+
+
+def position_resizing(family: str, registers: bool, antialias: bool | None = None) -> tuple[bool, float]:
+    """How public models resize their position embeddings: (antialias, offset), see `cubic_weights`.
+
+    Towers with registers have True and 0. Without registers, DINOv2 has False and .1, and every other family has False
+    and 0. A given `antialias` is kept. With antialiasing there is no offset.
+    """
+    if antialias is None:
+        antialias = registers
+    return antialias, FAMILIES[family].offset if family in FAMILIES and not antialias else 0.0
 
 
 def swiglu_hidden(hidden: int) -> int:
@@ -181,8 +200,9 @@ def patch_grid(size: tuple[int, int], patch: int) -> tuple[int, int]:
     """Rows and columns of patches of an image of height and width `size`."""
     for side in size:
         if side < patch or side % patch:
-            near = max(round(side / patch), 1) * patch
-            raise UserError(f'vit: an image side of {side} px is no multiple of the patch side {patch}; {near} is')
+            below = side // patch * patch
+            sizes = f'{below} or {below + patch}' if below else f'{patch}'
+            raise UserError(f'vit: an image side of {side} px is no multiple of the patch side {patch} px; use {sizes}')
     return size[0] // patch, size[1] // patch
 
 
