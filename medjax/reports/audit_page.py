@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from medjax.data.audit.leaks import WORDS
+from medjax.data.audit.leaks import KIND_NAMES
 from medjax.data.records import DataSet, Split
 from medjax.reports import base, data_facts, images
 
@@ -121,7 +121,7 @@ def ration(wanted: Sequence[int]) -> list[int]:
 def row(finding: Mapping[str, Any]) -> tuple[str, str, str, str, str, str]:
     """Cells of a table: kind, both splits, number of records, of how many, per cent."""
     records, of = finding['records'], finding['of']
-    kind, known, held_out = WORDS[finding['kind']], finding['known'], finding['held_out']
+    kind, known, held_out = KIND_NAMES[finding['kind']], finding['known'], finding['held_out']
     return kind, known, held_out, f'{records:,}', f'{of:,}', f'{100 * records / of:.1f}'
 
 
@@ -145,7 +145,7 @@ def finding_block(finding: Mapping[str, Any], n: int, records: Records) -> dict[
     listed = [f'{i} – {j}' + (f' ({similarity:.3f})' if near else '') for i, j, similarity in pairs[n:][:LISTED]]
     where = f'within {known}' if known == held_out else f'{held_out} in {known}'
     return dict(
-        title=f'{where}, {WORDS[finding["kind"]]}',
+        title=f'{where}, {KIND_NAMES[finding["kind"]]}',
         note=f'{finding["records"]:,} of {finding["of"]:,} records of {held_out}, {count:,} pair{"s" * (count > 1)}',
         pairs=shown,
         listed=listed,
