@@ -1,7 +1,7 @@
-"""Mesh, the table from logical to mesh axes, and rows that stay on their device.
+"""The mesh of devices, and how rows and parameters are split over it.
 
-The mesh has the axes ('data', 'fsdp', 'tensor'). Rows are split over data and fsdp; parameters over fsdp and tensor
-by the one table `RULES`. Everything is written over global arrays and sharded by the compiler.
+The mesh has the axes ('data', 'fsdp', 'tensor'). Rows are split over data and fsdp. Parameters are split over fsdp and
+tensor by the table `RULES`. All code is written for global arrays, and the compiler splits the work.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from medjax.errors import UserError
 AXES = ('data', 'fsdp', 'tensor')
 ROWS = ('data', 'fsdp')
 
-# Logical axis of a parameter -> mesh axis. A dimension that the mesh axis does not divide stays whole.
+# Logical axis of a parameter -> mesh axis. If the mesh axis does not divide the size, the axis is not split.
 RULES = {
     'embed': 'fsdp',
     'heads': 'tensor',
@@ -30,7 +30,7 @@ RULES = {
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
-    """A mesh over all devices of all processes; one axis may be -1 and takes what is left."""
+    """A mesh over all devices of all processes. One size may be -1: the devices that the other sizes leave."""
     sizes = dict(data=data, fsdp=fsdp, tensor=tensor)
     n = jax.device_count()
     given = math.prod(s for s in sizes.values() if s != -1)
@@ -41,41 +41,45 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
         raise UserError(f'mesh: {sizes} does not fit {n} device(s); the product of the sizes must be {n}')
     for name in free:
         sizes[name] = n // given
-    # Auto, written out: make_mesh defaults to Explicit axes, under which ordinary reshapes raise.
+    # make_mesh has Explicit axes by default, and then ordinary reshapes raise.
     return jax.make_mesh(tuple(sizes[a] for a in AXES), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def row_shards() -> int:
-    """How many shards the rows have under the mesh in use; 1 without a mesh."""
+    """The number of shards of the rows under the mesh in use; 1 without a mesh."""
     shape = dict(jax.sharding.get_abstract_mesh().shape)
     return math.prod(shape.get(a, 1) for a in ROWS)
 
 
 def rows_sharding(mesh: Mesh) -> NamedSharding:
-    """Leading axis over data and fsdp, the rest whole."""
+    """The sharding of rows: the leading axis is split over data and fsdp, other axes are not split."""
     return NamedSharding(mesh, P(ROWS))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding of an array that every device holds whole."""
     return NamedSharding(mesh, P())
 
 
 def constrain_rows(x: jax.Array) -> jax.Array:
-    """Says that the leading axis of `x` is rows (or crops or groups of rows), split over data and fsdp."""
+    """Tells the compiler to split the leading axis of `x` like rows. The axis may also be crops or groups of rows.
+
+    Without a mesh, and if the shards do not divide the axis, nothing changes.
+    """
     if not jax.sharding.get_abstract_mesh().shape or x.shape[0] % row_shards():
         return x
     return jax.lax.with_sharding_constraint(x, P(ROWS, *[P.UNCONSTRAINED] * (x.ndim - 1)))
 
 
 def everywhere(x: jax.Array) -> jax.Array:
-    """Says that every device holds the whole of `x`: one exchange, whatever is then looked up in it."""
+    """Tells the compiler that every device holds the whole of `x`: one exchange, however often `x` is then indexed."""
     if not jax.sharding.get_abstract_mesh().shape:
         return x
     return jax.lax.with_sharding_constraint(x, P())
 
 
 def param_shardings(axes: Any, shapes: Any, mesh: Mesh) -> Any:
-    """Trees of logical names and of shapes -> tree of shardings, by RULES."""
+    """A sharding for each parameter, by RULES: `axes` is a tree of logical names, `shapes` the same tree of shapes."""
 
     def one(names: tuple[str | None, ...], leaf: Any) -> NamedSharding:
         spec, used = [], set()
@@ -92,7 +96,10 @@ def param_shardings(axes: Any, shapes: Any, mesh: Mesh) -> Any:
 
 
 def split_rows(tree: Any, n: int) -> Any:
-    """[L,...] -> [n,L/n,...]: an equal share of every device's consecutive rows in each of the n parts."""
+    """Splits rows into n micro-batches: [L,...] -> [n,L/n,...].
+
+    Every micro-batch gets an equal share of consecutive rows from each device, so no row changes its device.
+    """
     d = row_shards()
 
     def one(x: jax.Array) -> jax.Array:
@@ -114,20 +121,23 @@ def merge_rows(tree: Any, n: int) -> Any:
 
 
 def gather(tree: Any) -> Any:
-    """The whole of every array on every device, so that one process can write it."""
+    """Every array whole on every device, so that one process can write it."""
     mesh = jax.tree.leaves(tree)[0].sharding.mesh
     return jax.jit(lambda x: x, out_shardings=replicated(mesh))(tree)
 
 
 def local_rows(sharding: NamedSharding, rows: int) -> np.ndarray:
-    """The global row numbers that this process feeds, sorted. Asked of the sharding: with the tensor axis over
-    several hosts two processes feed the same rows, and a host's rows need not be one range."""
+    """The sorted global numbers of the rows that this process supplies.
+
+    They come from the sharding. If the tensor axis spans several hosts, two processes supply the same rows. The rows of
+    a host need not be consecutive.
+    """
     slices = sharding.addressable_devices_indices_map((rows,)).values()
     return np.unique(np.concatenate([np.arange(rows)[s[0]] for s in slices]))
 
 
 def global_batch(batch: Any, sharding: NamedSharding, rows: dict[str, int]) -> Any:
-    """This process's rows of each part (as `local_rows` names them) -> arrays over the global rows."""
+    """The rows of this process by part, in the order of `local_rows` -> arrays over the global rows."""
     return {
         part: {
             name: jax.make_array_from_process_local_data(sharding, x, (rows[part], *x.shape[1:]))
