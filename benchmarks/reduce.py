@@ -40,7 +40,7 @@ def main() -> None:
         slices = [np.concatenate([whole_dhash(s) for s in stack]) for stack in stacks]
         show('slice', reduce.MEASURES['hash'], slices)
         show('hash', reduce.MEASURES['hash'], [reduce.dhash(t) for t in thumbs])
-        show('information', reduce.MEASURES['information'], [reduce.levels(t) for t in thumbs])
+        show('information', reduce.MEASURES['information'], [reduce.grey_levels(t) for t in thumbs])
         if encoder:
             features = [encode.encode(encoder, list(stack))['cls'][:, -1] for stack in stacks]
             show('embedding', reduce.MEASURES['embedding'], features)
@@ -53,7 +53,8 @@ def show(title: str, measure: reduce.Measure, described: list[np.ndarray]) -> No
         for k in DISTANCES
     ]
     kept = {
-        t: np.mean([(reduce.repeats(d, measure, t)[0] < 0).mean() for d in described]) for t in THRESHOLDS[measure.name]
+        t: np.mean([(reduce.repeats_in_volume(d, measure, t)[0] < 0).mean() for d in described])
+        for t in THRESHOLDS[measure.name]
     }
     print(f'  {title:12} median at', ', '.join(f'{k}: {v:.3g}' for k, v in zip(DISTANCES, near)), 'slices')
     print(f'  {"":12} kept at', ', '.join(f'{t:g}: {share:.2f}' for t, share in kept.items()))
@@ -97,7 +98,7 @@ def within(solid: Solid, points: np.ndarray) -> np.ndarray:
         return (((points - solid.centre) @ np.linalg.inv(solid.axes).T) ** 2).sum(-1) <= 1
     if isinstance(solid, Plate):
         return (points @ solid.normal >= solid.low) & (points @ solid.normal <= solid.high)
-    return np.all([within(part, points) for part in solid.parts], axis=0)
+    return np.all([within(inner, points) for inner in solid.solids], axis=0)
 
 
 def field(seed: int, reach: float, noise: float, size: int = 64) -> np.ndarray:

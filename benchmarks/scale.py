@@ -31,7 +31,7 @@ import numpy as np
 
 from medjax.data import records
 from medjax.data.builder import chunks, write
-from medjax.data.builder.chunks import Chunk, Stored
+from medjax.data.builder.chunks import Chunk, StoredRecord
 from medjax.data.format import FORMAT, schema
 from medjax.data.types import Entry, Example, Source
 
@@ -75,7 +75,7 @@ def synthetic(count: int, out: pathlib.Path) -> float:
         'synthetic', '1', 'synthetic', LABELS, '', [Entry('image', 'patient', 'study', None)], lambda i: [1, -2],
         lambda i: Example(picture, attributes={'age': 50.0}),
     )  # fmt: skip
-    stored, _ = chunks._store(source, b'key', (0, np.array([1, -2], np.int8)))
+    stored, _ = chunks._process_entry(source, b'key', 0, np.array([1, -2], np.int8))
     named = np.repeat(['train', 'val', 'test'], [count - 2 * (count // 10), count // 10, count // 10])
     plan = chunks.plan(named)
     made = out.with_name(out.name + '.making')
@@ -83,7 +83,7 @@ def synthetic(count: int, out: pathlib.Path) -> float:
     with concurrent.futures.ProcessPoolExecutor() as pool:
         list(pool.map(functools.partial(write_chunk, stored, made / 'chunks'), plan))
     lengths = {split: [len(c.entries) for c in plan if c.split == split] for split in ('train', 'val', 'test')}
-    write._as_tfds(len(LABELS), plan, lengths, made / 'chunks', made / 'records')
+    write._move_records(len(LABELS), plan, lengths, made / 'chunks', made / 'records')
     for split, parts in lengths.items():
         write_columns(stored, sum(parts), made / 'columns' / split)
     sizes = {split: sum(parts) for split, parts in lengths.items()}
@@ -100,14 +100,14 @@ def synthetic(count: int, out: pathlib.Path) -> float:
     return time.perf_counter() - start
 
 
-def write_chunk(stored: Stored, folder: pathlib.Path, chunk: Chunk) -> None:
+def write_chunk(stored: StoredRecord, folder: pathlib.Path, chunk: Chunk) -> None:
     """Like chunks.write, without columns: writes one record under the number of every entry."""
     from array_record.python.array_record_module import ArrayRecordWriter
     from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
     features = schema(len(LABELS))
     serializer = ExampleSerializer(features.get_serialized_info())
-    example = serializer.get_tf_example(features.encode_example(stored.record | {'index': 0}))
+    example = serializer.get_tf_example(features.encode_example(stored.content | {'index': 0}))
     index = example.features.feature['index'].int64_list.value
     writer = ArrayRecordWriter(str(folder / f'{chunk.name}.array_record'), 'group_size:1')
     for entry in chunk.entries:
@@ -116,7 +116,7 @@ def write_chunk(stored: Stored, folder: pathlib.Path, chunk: Chunk) -> None:
     writer.close()
 
 
-def write_columns(stored: Stored, rows: int, out: pathlib.Path) -> None:
+def write_columns(stored: StoredRecord, rows: int, out: pathlib.Path) -> None:
     """The columns of a split. All rows but the keys are equal; the thumbnails (10 GB) are a hole in their file."""
     (out / 'info').mkdir(parents=True)
     values = {name: np.asarray(stored.columns[name]) for name in ('label', 'keys', 'thumb', 'hash', 'shape', 'bits')}

@@ -58,35 +58,37 @@ def thumbnails(pictures: list[np.ndarray]) -> np.ndarray:
     return np.stack([near_duplicates.thumbnail(picture) for picture in pictures])
 
 
-def everything(thumbs: np.ndarray, others: np.ndarray | None = None) -> near_duplicates.Pairs:
+def everything(thumbs: np.ndarray, others: np.ndarray | None = None) -> near_duplicates.Matches:
     """All candidates, before the comparison of thumbnails removes any, with the result of that comparison."""
-    limit, near_duplicates.LIKELY = near_duplicates.LIKELY, -2.0
+    limit, near_duplicates.LIKELY_SAME = near_duplicates.LIKELY_SAME, -2.0
     try:
         return near_duplicates.candidates(thumbs, others)
     finally:
-        near_duplicates.LIKELY = limit
+        near_duplicates.LIKELY_SAME = limit
 
 
 def false_pairs(pictures: list[np.ndarray], patients: np.ndarray, name: str) -> None:
     """Prints how many pairs of different patients, and of one patient, pass each stage of the search."""
     thumbs = thumbnails(pictures)
     start = time.perf_counter()
-    pairs = everything(thumbs)
+    matches = everything(thumbs)
     seconds = time.perf_counter() - start
-    likely = np.flatnonzero(pairs.alike >= near_duplicates.LIKELY)
+    likely = np.flatnonzero(matches.similarity >= near_duplicates.LIKELY_SAME)
     start = time.perf_counter()
-    agreement = np.array([near_duplicates.agree(pictures[pairs.first[k]], pictures[pairs.second[k]]) for k in likely])
+    similarity = np.array(
+        [near_duplicates.pixel_similarity(pictures[matches.first[k]], pictures[matches.second[k]]) for k in likely]
+    )
     pair_ms = 1e3 * (time.perf_counter() - start) / max(1, len(likely))
-    same = patients[pairs.first] == patients[pairs.second]
+    same = patients[matches.first] == patients[matches.second]
     n, (_, images) = len(patients), np.unique(patients, return_counts=True)
     total_same = int((images * (images - 1) // 2).sum())
     print(f'\n{name}: {n} images of {len(images)} patients; {seconds:.1f} s, {pair_ms:.1f} ms to compare two images')
     for whose, chosen, total in (('different', ~same, n * (n - 1) // 2 - total_same), ('one', same, total_same)):
-        values = np.sort(agreement[chosen[likely]])[::-1]
+        values = np.sort(similarity[chosen[likely]])[::-1]
         print(
             f'  pairs of {whose} patient(s): {total}; near {chosen.sum()} ({chosen.sum() / max(1, total):.1e}), '
-            f'alike as thumbnails {chosen[likely].sum()}, as pixels {(values >= near_duplicates.ALIKE).sum()}; '
-            f'highest agreement: {" ".join(f"{value:.3f}" for value in values[:8])}'
+            f'alike as thumbnails {chosen[likely].sum()}, as pixels {(values >= near_duplicates.SAME_PICTURE).sum()}; '
+            f'highest similarity: {" ".join(f"{value:.3f}" for value in values[:8])}'
         )
 
 
@@ -94,17 +96,17 @@ def recall(pictures: list[np.ndarray]) -> None:
     """Prints the share of planted copies that pass each stage of the search."""
     thumbs = thumbnails(pictures)
     chosen = np.arange(0, len(pictures), max(1, len(pictures) // 100))[:100]
-    print('  planted           near  thumbnails  pixels   agreement: least, 5 %, median')
+    print('  planted           near  thumbnails  pixels   similarity: least, 5 %, median')
     for name, change in changes(np.random.default_rng(0)).items():
         copies = [change(pictures[i]) for i in chosen]
-        pairs = everything(thumbnails(copies), thumbs)
-        correct = pairs.second == chosen[pairs.first]
-        near = set(pairs.first[correct].tolist())
-        likely = set(pairs.first[correct & (pairs.alike >= near_duplicates.LIKELY)].tolist())
-        agreement = np.array([near_duplicates.agree(pictures[i], copy) for i, copy in zip(chosen, copies)])
-        alike = [k for k in likely if agreement[k] >= near_duplicates.ALIKE]
+        matches = everything(thumbnails(copies), thumbs)
+        correct = matches.second == chosen[matches.first]
+        near = set(matches.first[correct].tolist())
+        likely = set(matches.first[correct & (matches.similarity >= near_duplicates.LIKELY_SAME)].tolist())
+        similarity = np.array([near_duplicates.pixel_similarity(pictures[i], copy) for i, copy in zip(chosen, copies)])
+        alike = [k for k in likely if similarity[k] >= near_duplicates.SAME_PICTURE]
         shares = [len(stage) / len(chosen) for stage in (near, likely, alike)]
-        values = ' '.join(f'{value:.3f}' for value in np.quantile(agreement, (0, 0.05, 0.5)))
+        values = ' '.join(f'{value:.3f}' for value in np.quantile(similarity, (0, 0.05, 0.5)))
         print(f'  {name:17} {shares[0]:5.2f} {shares[1]:8.2f} {shares[2]:10.2f}   {values}', flush=True)
 
 
@@ -190,17 +192,18 @@ def million(real: list[np.ndarray], n: int) -> None:
         thumbs[j] = 255 * (np.asarray(planted) / 255) ** (1.3 if k % 3 == 2 else 1)
     print(f'{n} thumbnails drawn in {time.perf_counter() - start:.0f} s', flush=True)
     start, spent = time.perf_counter(), time.process_time()
-    pairs = everything(thumbs)
+    matches = everything(thumbs)
     seconds, spent = time.perf_counter() - start, time.process_time() - spent
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    near = len(pairs.first)
-    pairs = near_duplicates.Pairs(*(column[pairs.alike >= near_duplicates.LIKELY] for column in pairs[:4]), pairs.every)
-    opened = set((np.minimum(pairs.first, pairs.second) * n + np.maximum(pairs.first, pairs.second)).tolist())
+    near = len(matches.first)
+    likely = matches.similarity >= near_duplicates.LIKELY_SAME
+    matches = near_duplicates.Matches(*(column[likely] for column in matches[:4]), matches.exhaustive)
+    opened = set((np.minimum(matches.first, matches.second) * n + np.maximum(matches.first, matches.second)).tolist())
     recalled = np.array([min(i, j) * n + max(i, j) in opened for i, j in zip(origin, copy)])
     print(
         f'{seconds:.0f} s, {spent:.0f} CPU s, peak {peak:.1f} GiB with the thumbnails, '
-        f'every view was compared with every image: {pairs.every}; '
-        f'{near} pairs near ({near / (n * (n - 1) / 2):.1e}), {len(pairs.first)} to open, '
+        f'every variant was compared with every image: {matches.exhaustive}; '
+        f'{near} pairs near ({near / (n * (n - 1) / 2):.1e}), {len(matches.first)} to open, '
         f'{recalled.sum()} of {len(recalled)} planted among them '
         f'(crop 5 % {recalled[::3].mean():.3f}, crop 10 % {recalled[1::3].mean():.3f}, '
         f'brightened {recalled[2::3].mean():.3f})'

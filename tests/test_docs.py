@@ -101,9 +101,18 @@ def keys_of(value: Any, prefix: str = '') -> Iterator[str]:
 
 
 @pages
-def test_overrides_name_keys_of_recipes(page, keys):
-    for key in re.findall(r'--config\.([\w.]+)', text_of(page)):
-        assert key in keys | {'KEY'}, key
+def test_overrides_are_taken_by_a_recipe(page, keys):
+    for key, value in re.findall(r'--config\.([\w.]+)=?([^\s`]*)', text_of(page)):
+        assert key in keys | {'KEY'} or any(takes(recipe, f'{key}={value}') for recipe in RECIPES), key
+
+
+def takes(recipe: Path, override: str) -> bool:
+    """Whether the override names a keyword that the recipe leaves at its default."""
+    try:
+        config.read(str(recipe), [override])
+    except UserError:
+        return False
+    return True
 
 
 @pages
@@ -112,7 +121,7 @@ def test_fenced_parts_of_configs_are_known(page):
         for statement in ast.parse(block).body:
             section = ast.unparse(statement.targets[0]) if isinstance(statement, ast.Assign) else ''
             if section == 'views':
-                text_views.of_views(value_of(statement.value))
+                text_views.from_config(value_of(statement.value))
             elif section == 'data':
                 for part in value_of(statement.value).values():
                     assert part.keys() <= config.PART.keys(), part

@@ -1,4 +1,4 @@
-"""Groups of rows. A group is `rows_per_group` consecutive rows; random draws and gathers by index stay inside one."""
+"""Groups of rows: every draw and every data-dependent gather stays inside one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from medjax.errors import UserError
 
 
 def check_rows(rows: dict[str, int], rows_per_group: int, micro_batches: int, shards: int) -> None:
-    """A UserError if a device would not hold whole groups in every micro-batch; `rows` are the numbers by part."""
+    """A UserError unless every device holds whole groups in every micro-batch."""
     for part, b in rows.items():
         unit = rows_per_group * micro_batches * shards
         if b % unit:

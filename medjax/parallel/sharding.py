@@ -1,7 +1,7 @@
-"""The mesh of devices, and how rows and parameters are split over it.
+"""The mesh, the table from logical to mesh axes, and rows that stay on their device.
 
-The mesh has the axes ('data', 'fsdp', 'tensor'). Rows are split over data and fsdp. Parameters are split over fsdp and
-tensor by the table `RULES`. All code is written for global arrays, and the compiler splits the work.
+The mesh has the axes ('data', 'fsdp', 'tensor'). Rows are split over data and fsdp; parameters over fsdp and tensor
+by the table `RULES`. All code is written over global arrays, and the compiler shards it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from medjax.errors import UserError
 AXES = ('data', 'fsdp', 'tensor')
 ROWS = ('data', 'fsdp')
 
-# Logical axis of a parameter -> mesh axis. If the mesh axis does not divide the size, the axis is not split.
+# Logical axis of a parameter -> mesh axis. A dimension that the mesh axis does not divide stays whole.
 RULES = {
     'embed': 'fsdp',
     'heads': 'tensor',
@@ -30,7 +30,7 @@ RULES = {
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
-    """A mesh over all devices of all processes. One size may be -1: the devices that the other sizes leave."""
+    """A mesh over all devices of all processes. One axis may be -1: it gets the remaining devices."""
     sizes = dict(data=data, fsdp=fsdp, tensor=tensor)
     n = jax.device_count()
     given = math.prod(s for s in sizes.values() if s != -1)
@@ -41,7 +41,7 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
         raise UserError(f'mesh: {sizes} does not fit {n} device(s); the product of the sizes must be {n}')
     for name in free:
         sizes[name] = n // given
-    # make_mesh has Explicit axes by default, and then ordinary reshapes raise.
+    # Auto, written out: make_mesh defaults to Explicit axes, under which ordinary reshapes raise.
     return jax.make_mesh(tuple(sizes[a] for a in AXES), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
@@ -52,34 +52,30 @@ def row_shards() -> int:
 
 
 def rows_sharding(mesh: Mesh) -> NamedSharding:
-    """The sharding of rows: the leading axis is split over data and fsdp, other axes are not split."""
+    """The leading axis is split over data and fsdp, all other axes are whole."""
     return NamedSharding(mesh, P(ROWS))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The sharding of an array that every device holds whole."""
     return NamedSharding(mesh, P())
 
 
 def constrain_rows(x: jax.Array) -> jax.Array:
-    """Tells the compiler to split the leading axis of `x` like rows. The axis may also be crops or groups of rows.
-
-    Without a mesh, and if the shards do not divide the axis, nothing changes.
-    """
+    """Tells the compiler that the leading axis of `x` is rows (or crops, or groups), split over data and fsdp."""
     if not jax.sharding.get_abstract_mesh().shape or x.shape[0] % row_shards():
         return x
     return jax.lax.with_sharding_constraint(x, P(ROWS, *[P.UNCONSTRAINED] * (x.ndim - 1)))
 
 
 def everywhere(x: jax.Array) -> jax.Array:
-    """Tells the compiler that every device holds the whole of `x`: one exchange, however often `x` is then indexed."""
+    """Tells the compiler that every device holds all of `x`: one exchange, however many lookups follow."""
     if not jax.sharding.get_abstract_mesh().shape:
         return x
     return jax.lax.with_sharding_constraint(x, P())
 
 
 def param_shardings(axes: Any, shapes: Any, mesh: Mesh) -> Any:
-    """A sharding for each parameter, by RULES: `axes` is a tree of logical names, `shapes` the same tree of shapes."""
+    """From trees of logical axis names and of shapes to a tree of shardings, by RULES."""
 
     def one(names: tuple[str | None, ...], leaf: Any) -> NamedSharding:
         spec, used = [], set()
@@ -96,10 +92,7 @@ def param_shardings(axes: Any, shapes: Any, mesh: Mesh) -> Any:
 
 
 def split_rows(tree: Any, n: int) -> Any:
-    """Splits rows into n micro-batches: [L,...] -> [n,L/n,...].
-
-    Every micro-batch gets an equal share of consecutive rows from each device, so no row changes its device.
-    """
+    """[L,...] -> [n,L/n,...]: each of the n slices gets an equal share of the consecutive rows of every device."""
     d = row_shards()
 
     def one(x: jax.Array) -> jax.Array:
@@ -121,23 +114,23 @@ def merge_rows(tree: Any, n: int) -> Any:
 
 
 def gather(tree: Any) -> Any:
-    """Every array whole on every device, so that one process can write it."""
+    """All of every array on every device, so that one process can write it."""
     mesh = jax.tree.leaves(tree)[0].sharding.mesh
     return jax.jit(lambda x: x, out_shardings=replicated(mesh))(tree)
 
 
 def local_rows(sharding: NamedSharding, rows: int) -> np.ndarray:
-    """The sorted global numbers of the rows that this process supplies.
+    """The global numbers of the rows that this process feeds, sorted.
 
-    They come from the sharding. If the tensor axis spans several hosts, two processes supply the same rows. The rows of
-    a host need not be consecutive.
+    The sharding decides. If the tensor axis spans several hosts, two processes feed the same rows, and the rows of a
+    host need not be one range.
     """
     slices = sharding.addressable_devices_indices_map((rows,)).values()
     return np.unique(np.concatenate([np.arange(rows)[s[0]] for s in slices]))
 
 
 def global_batch(batch: Any, sharding: NamedSharding, rows: dict[str, int]) -> Any:
-    """The rows of this process by part, in the order of `local_rows` -> arrays over the global rows."""
+    """The rows of this process in each part (see `local_rows`) -> arrays over the global rows."""
     return {
         part: {
             name: jax.make_array_from_process_local_data(sharding, x, (rows[part], *x.shape[1:]))
