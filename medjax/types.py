@@ -80,8 +80,8 @@ class Tower:
     """An encoder: it makes parameters, and with them it turns a view into named outputs.
 
     `medjax.models.towers.<name>.build` returns a subclass with the methods `init` and `encode`, and `grid` if it sees
-    images. A tower holds settings and no parameters, so its methods are pure functions. `eq=False` makes it hashable
-    for jax.jit: `axes` is a dict, and a tower equals only itself. Decorate a subclass that adds fields in the same way.
+    images. A tower holds settings and no parameters, so its methods are pure functions. With `eq=False` a tower equals
+    only itself, so jax.jit can hash it although `axes` is a dict. A subclass that adds fields needs the same decorator.
     """
 
     sees: ClassVar[Literal['image', 'text']] = 'image'  # the kind of view
@@ -138,7 +138,7 @@ class Tower:
 class Head:
     """A projection of features; `medjax.models.heads.<name>.build(width, ...)` returns a subclass.
 
-    `eq=False` makes a head hashable for jax.jit, as in `Tower`.
+    `eq=False` lets jax.jit hash a head, as in `Tower`.
     """
 
     axes: Tree  # like the parameters, see Tower.axes
