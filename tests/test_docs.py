@@ -22,9 +22,7 @@ RECIPES = sorted(ROOT.glob('configs/*.py'))
 PROMPTS = sorted(ROOT.glob('configs/prompts/*.json'))
 BENCHMARKS = sorted(ROOT.glob('benchmarks/*.py'))
 FOLDERS = ('medjax', 'tests', 'configs', 'benchmarks', 'docs', 'launch')
-pages = pytest.mark.parametrize(
-    'page', [*PAGES, *RECIPES, *BENCHMARKS], ids=lambda path: path.relative_to(ROOT).as_posix()
-)
+pages = pytest.mark.parametrize('page', [*PAGES, *RECIPES, *BENCHMARKS], ids=lambda page: str(page.relative_to(ROOT)))
 
 
 def text_of(page: Path) -> str:
