@@ -1,9 +1,9 @@
-"""The contracts: what data, views, towers, objectives and training hand to each other.
+"""The contracts: the records that data, views, towers, objectives and training hand to each other.
 
 Shapes use one letter an axis: B global rows of a part, V crops of a view, N patch tokens, D features,
 G groups, K targets of a mask or prototypes of a head, M masked tokens of a group.
-A group is `rows_per_group` consecutive global rows; everything that gathers rows by chance does so inside
-a group, so that no row crosses devices and no draw depends on the mesh.
+A group is `rows_per_group` consecutive global rows. Every random or data-dependent gather stays inside a group, so that
+no row crosses devices and no draw depends on the mesh.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ Batch = Mapping[str, Mapping[str, Array]]
 """part -> field -> array; the leading axis is the part's own number of GLOBAL rows.
 
     row            uint32 [B]            the global row number in the batch; every draw folds it in
-    image          uint8|uint16 [B,S,H,W,C]   S slots (one for now); the picture lies top-left on its canvas
+    image          uint8|uint16 [B,S,H,W,C]   S slots, 1 for now; the image lies top-left on its canvas
     image/present  bool [B,S]
-    image/extent   int32 [B,S,2]         height and width of the picture on the canvas
-    label          int8 [B,L]            1, 0, -1 uncertain, -2 blank, over one vocabulary
-    key/patient    uint32 [B,2]          the two halves of the hashed 64-bit id; key/study likewise
-    key/text       uint32 [B,2]          a hash of all that the part's text views may draw from; 0: nothing
-    text/<view>           int32 [B,R,T]  R texts of each row as tokens, filled up; <view> is the name of a text view
-    text/<view>/length    int32 [B,R]    tokens of each text; 0 = absent
-    index          uint32 [B]            the record's number in its source (provenance)
+    image/extent   int32 [B,S,2]         height and width of the image on the canvas
+    label          int8 [B,L]            1, 0, -1 uncertain, -2 blank; L labels, the same for all sources
+    key/patient    uint32 [B,2]          the two halves of the hashed 64-bit id
+    key/study      uint32 [B,2]          the same for the study
+    key/text       uint32 [B,2]          a hash of everything that the text views of the part may draw from; 0: no text
+    text/<view>           int32 [B,R,T]  R texts of each row as tokens, padded; <view> is the name of a text view
+    text/<view>/length    int32 [B,R]    number of tokens of each text; 0: absent
+    index          uint32 [B]            the number of the record in its source
 """
 
 
@@ -38,19 +39,19 @@ class View(NamedTuple):
     x: Array  # float32 [B,V,H,W,C], normalised; of texts int32 [B,V,T] token ids
     row: Array  # uint32 [B], the global row numbers
     present: Array  # bool [B,V]
-    valid: Array | None  # bool [B,V,N] where tokens can be padding, else None; a text is the first of its T tokens
+    valid: Array | None  # bool [B,V,T] of texts: the first `length` of the T tokens; None for images
     meta: dict[str, Array]
-    """What terms may read: label and key/… of the rows; of crops boxes float32 [B,V,4] (top, left, height, width, in
-    picture pixels), flip bool [B,V], …; of texts length int32 [B,V]."""
+    """What terms may read: label and key/… of the rows. For crops also their draws: boxes float32 [B,V,4] (top, left,
+    height, width, in image pixels), flip bool [B,V], … For texts also length int32 [B,V]."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Mask:
-    """Which tokens of a view are masked: as bits, and as a fixed number of gathered positions in each group.
+    """Which tokens of a view are masked: as bits, and as a fixed number of positions in each group.
 
-    `index` counts in the group's own [rows_per_group * V * N] tokens, image-major. `weight` is 1 / (masked tokens
-    of that crop), and 0 for padding, which enters no loss, Sinkhorn, centre or count.
+    `index` counts the [rows_per_group * V * N] tokens of a group, image-major. `weight` is 1 / (masked tokens of the
+    crop), and 0 for padding. Padding enters no loss, Sinkhorn, centre or count.
     """
 
     bits: Array  # bool [B,V,N]
@@ -62,7 +63,7 @@ class Mask:
 Views = dict[str, View]
 Masks = dict[str, Mask]
 MakeViews = Callable[[Batch, Array, Array], tuple[Views, Masks]]
-"""(batch, key, step) -> views by name, masks by 'view~mask'; the only place where chance touches pixels."""
+"""(batch, key, step) -> views by name, masks by 'view~mask'. Randomness touches pixels here and nowhere else."""
 
 
 class ApplyOptions(NamedTuple):
@@ -79,8 +80,8 @@ class Tower:
     """An encoder: it makes parameters, and with them it turns a view into named outputs.
 
     `medjax.models.towers.<name>.build` returns a subclass with the methods `init` and `encode`, and `grid` if it sees
-    images. A tower holds settings and no parameters, so its methods are pure functions. `eq=False` makes it hashable
-    for jax.jit: `axes` is a dict, and a tower equals only itself. Decorate a subclass that adds fields in the same way.
+    images. A tower holds settings and no parameters, so its methods are pure functions. With `eq=False` a tower equals
+    only itself, so jax.jit can hash it although `axes` is a dict. A subclass that adds fields needs the same decorator.
     """
 
     sees: ClassVar[Literal['image', 'text']] = 'image'  # the kind of view
@@ -137,7 +138,7 @@ class Tower:
 class Head:
     """A projection of features; `medjax.models.heads.<name>.build(width, ...)` returns a subclass.
 
-    `eq=False` makes a head hashable for jax.jit, as in `Tower`.
+    `eq=False` lets jax.jit hash a head, as in `Tower`.
     """
 
     axes: Tree  # like the parameters, see Tower.axes
@@ -157,9 +158,9 @@ class Head:
 
 
 class TrainState(NamedTuple):
-    """All that a run needs to go on; `step` is the only clock."""
+    """Everything that a run needs to resume. `step` is the only clock."""
 
-    step: Array  # int32 [], steps done, the skipped ones included
+    step: Array  # int32 [], number of steps, the skipped ones included
     params: Tree  # {'towers', 'heads', 'terms'}
     opt: Tree
     aux: Tree  # {'teachers', 'stats', 'terms'}
@@ -168,7 +169,7 @@ class TrainState(NamedTuple):
 
 
 class Record(NamedTuple):
-    """One decoded example as `medjax.data.records.Split` gives it (host side, numpy)."""
+    """One decoded record, as `medjax.data.records.Split` gives it (on the host, numpy)."""
 
     image: Any  # uint8|uint16 [H,W,C]
     label: Any  # int8 [L]

@@ -51,7 +51,7 @@ LAYERS = {
     'recipes': BASE,
     'parallel': BASE,
     'data': BASE | {'parallel'},
-    'views': BASE | {'parallel'},
+    'views': BASE | {'parallel', 'data'},  # the view `text` takes the options of the host's text views
     'models': BASE | {'parallel'},
     'weights': BASE | {'parallel', 'models'},
     'objectives': BASE | {'parallel', 'data', 'views', 'models'},

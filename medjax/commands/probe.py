@@ -181,7 +181,7 @@ def _parser() -> argparse.ArgumentParser:
         '--prompts',
         metavar='FILE|NAME',
         help='sentences for each class and the score to compute from them, which zero_shot needs: a JSON file, or the '
-        'name of a shipped one, as cxr',
+        'name of a shipped one, for example cxr',
     )
     parser.add_argument(
         '--baselines',

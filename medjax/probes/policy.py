@@ -1,4 +1,4 @@
-"""Which labels count: `known` says it for every fit and every metric, `--policy` decides before that.
+"""Decides which labels count: first `apply` follows --policy, then `known` keeps positive and negative labels.
 
 Records keep labels as the source gives them: positive (1), negative (0), uncertain (-1), blank (-2), conflicting (-3).
 A user can have the last three counted as positive or negative:

@@ -85,7 +85,7 @@ def provenance(run: pathlib.Path, encoder: Encoder, data: Any) -> dict[str, Any]
     `overlap` is empty for a baseline, and if the overlap is unknown.
     """
     if isinstance(encoder.name, str):
-        return dict(overlap={}, provenance='trained on nothing')
+        return dict(overlap={}, provenance='not trained, so no overlap with pretraining')
     seen = run / 'data' / 'seen.npz'
     if not seen.is_file():
         return dict(overlap={}, provenance='overlap with pretraining unknown: the run has no data/seen.npz')

@@ -13,6 +13,13 @@ from medjax.probes.results import METRIC_TITLES, overlap_sentence
 from medjax.reports import plots
 from medjax.reports.run_files import ResultFile, Run
 
+PROBES = dict(
+    knn='The most similar train images vote on each label of a test image',
+    linear='Logistic regressions predict the labels from the features of the image encoder, which does not change',
+    zero_shot='A test image is scored by its similarity to sentences about a finding; the probe learns from no label',
+    retrieval='R@5: the share of queries with a hit among the first 5 candidates. P@5: the share of hits among them',
+)
+SETTINGS = dict(by='chosen by', validation_auroc='validation AUROC')  # the others are printed as they are
 LABELS = 12  # panels of ROC and PR curves; the labels with the most positives come first
 
 ResultsByEncoder = Mapping[int | str, ResultFile]  # of one probe on one data set
@@ -66,7 +73,8 @@ def headlines(run: Run) -> list[dict[str, Any]]:
 
 def compare(estimate: Estimate, other: Estimate, name: str) -> str:
     """'above raw pixels (0.812), intervals do not overlap'; without an interval only the first half."""
-    side = 'above' if estimate['value'] > other['value'] else 'below'
+    difference = estimate['value'] - other['value']
+    side = 'above' if difference > 0 else 'below' if difference < 0 else 'equal to'
     if any(e.get('low') is None for e in (estimate, other)):
         return f'{side} {name} ({other["value"]:.3f})'
     apart = estimate['low'] > other['high'] or estimate['high'] < other['low']
@@ -124,21 +132,22 @@ def table(data: str, probe: str, results: ResultsByEncoder) -> dict[str, Any]:
 
 
 def table_note(content: Mapping[str, Any]) -> str:
-    """Numbers of records and patients, the settings, and the labels that were left out."""
+    """What the probe does, numbers of records and patients, the settings, and the labels that were left out."""
     sentences = ['Records: ' + ', '.join(f'{n:,} {split}' for split, n in content.get('records', {}).items())]
     if patients := content.get('bootstrap', {}).get('patients'):
         sentences[0] += f' ({patients:,} patients)'
     if chosen := content.get('chosen'):
-        titles = {'by': 'chosen by'}
-        settings = (f'{titles.get(key) or readable(key)}: {readable(value)}' for key, value in chosen.items())
+        settings = (f'{SETTINGS.get(key) or readable(key)}: {readable(value)}' for key, value in chosen.items())
         sentences.append('Settings: ' + '; '.join(settings))
     if skipped := content.get('skipped_labels'):
         sentences.append('Labels left out: ' + ', '.join(f'{label} ({reason})' for label, reason in skipped.items()))
+    if content.get('probe') in PROBES:
+        sentences.insert(0, PROBES[content['probe']])
     return '. '.join(sentences) + '.'
 
 
 def readable(value: Any) -> str:
-    """'validation_auroc' -> 'validation auroc', 0.0316227766 -> '0.0316'."""
+    """'records_without_text' -> 'records without text', 0.0316227766 -> '0.0316'."""
     return f'{value:.3g}' if isinstance(value, float) else str(value).replace('_', ' ')
 
 

@@ -80,10 +80,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
             rows.append((name, ', '.join(values)))
     speeds = [line['images_per_s'] for line in run.log if line.get('images_per_s')]
     if speeds:
-        mfu = [line['mfu'] for line in run.log if line.get('mfu')]
-        share = f', {100 * np.median(mfu):.1f} % of the peak FLOPs (MFU)' if mfu else ''
-        share = ', MFU unknown' if is_mfu_unknown(run.log) else share
-        rows.append(('speed', f'{np.median(speeds):,.4g} images/s{share} (medians)'))
+        rows.append(('speed', f'{np.median(speeds):,.4g} images/s{mfu(run.log)} (median)'))
     if run.exports:
         rows.append(('exports', f'{len(run.exports)}; the newest is of step {run.exports[-1]:,}'))
     return rows
@@ -97,6 +94,14 @@ def progress(run: Run) -> str:
     if batch:
         text += f', {step * batch:,} images (batches of {batch:,})'
     return text + (', done' if run.done else '')
+
+
+def mfu(log: Log) -> str:
+    """', MFU 31.0 %': the median share of the peak FLOPs; '' if the log has none."""
+    if is_mfu_unknown(log):
+        return ', MFU unknown'
+    shares = [line['mfu'] for line in log if line.get('mfu')]
+    return f', MFU {100 * np.median(shares):.1f} %' if shares else ''
 
 
 def is_mfu_unknown(log: Log) -> bool:
@@ -154,7 +159,7 @@ def gauges(log: Log) -> list[Markup]:
     for key in keys(log, 'term/', '/prototypes'):
         name, most = key.split('/')[1], column(log, f'{key}_max')[1]
         # Not a maximum: a row with a flat distribution uses more than one prototype.
-        levels = {f'one a row: {most[-1]:,.0f}': float(most[-1])} if len(most) else {}
+        levels = {f'one per row: {most[-1]:,.0f}': float(most[-1])} if len(most) else {}
         panels.append(plots.curves(f'{name}: prototypes the student uses', {'prototypes': column(log, key)}, levels))
     ranks = {}
     for key in keys(log, 'rank/'):
@@ -179,11 +184,13 @@ def skipped(log: Log) -> str:
 
 
 def rates(log: Log) -> list[Markup]:
+    """Panels of the schedules and of the speed. The MFU is left out if it is unknown."""
     titles = {
         'lr': 'learning rate',
         'weight_decay': 'weight decay',
         'momentum': 'teacher momentum',
         'images_per_s': 'images per second',
-        'mfu': 'MFU (share of the peak FLOPs)',
     }
+    if not is_mfu_unknown(log):
+        titles['mfu'] = 'MFU (share of the peak FLOPs)'
     return [plots.curves(title, {title: column(log, key)}) for key, title in titles.items() if keys(log, key)]

@@ -33,43 +33,43 @@ class Module(NamedTuple):
 
     name: str  # 'towers/text', 'heads/text', …
     sign: str  # a file with an array of this name holds the module
-    owns: str  # pattern of the names that belong to the module; the table must use all of them
+    owns: str  # pattern of the names that belong to the module; all of these arrays must be used
     table: Table
 
 
-# Tables of single layers. `ours` is the path of the layer in our tree, `theirs` its name in the file.
+# Tables of single layers. `path` is the place of the layer in our tree, `name` its name in the file.
 
 
-def linear(ours: str, theirs: str) -> Table:
+def linear(path: str, name: str) -> Table:
     return {
-        f'{ours}/kernel': Line((f'{theirs}.weight',), 'o i -> i o'),
-        f'{ours}/bias': Line((f'{theirs}.bias',), 'o -> o'),
+        f'{path}/kernel': Line((f'{name}.weight',), 'o i -> i o'),
+        f'{path}/bias': Line((f'{name}.bias',), 'o -> o'),
     }
 
 
-def norm(ours: str, theirs: str) -> Table:
-    return {f'{ours}/scale': Line((f'{theirs}.weight',), 'd -> d'), f'{ours}/bias': Line((f'{theirs}.bias',), 'd -> d')}
+def norm(path: str, name: str) -> Table:
+    return {f'{path}/scale': Line((f'{name}.weight',), 'd -> d'), f'{path}/bias': Line((f'{name}.bias',), 'd -> d')}
 
 
-def attention(ours: str, theirs: str, query_key_value: tuple[str, str, str], out: str) -> Table:
-    names = [f'{theirs}.{name}' for name in query_key_value]
+def attention(path: str, name: str, query_key_value: tuple[str, str, str], out: str) -> Table:
+    names = [f'{name}.{projection}' for projection in query_key_value]
     return {
-        f'{ours}/qkv/kernel': Line(tuple(f'{name}.weight' for name in names), '(c h k) d -> d c h k'),
-        f'{ours}/qkv/bias': Line(tuple(f'{name}.bias' for name in names), '(c h k) -> c h k'),
-        f'{ours}/out/kernel': Line((f'{out}.weight',), 'd (h k) -> h k d'),
-        f'{ours}/out/bias': Line((f'{out}.bias',), 'd -> d'),
+        f'{path}/qkv/kernel': Line(tuple(f'{n}.weight' for n in names), '(c h k) d -> d c h k'),
+        f'{path}/qkv/bias': Line(tuple(f'{n}.bias' for n in names), '(c h k) -> c h k'),
+        f'{path}/out/kernel': Line((f'{out}.weight',), 'd (h k) -> h k d'),
+        f'{path}/out/bias': Line((f'{out}.bias',), 'd -> d'),
     }
 
 
-def patch_embedding(theirs: str) -> Table:
+def patch_embedding(name: str) -> Table:
     return {
-        'patch_embed/kernel': Line((f'{theirs}.weight',), 'd c p q -> p q c d'),
-        'patch_embed/bias': Line((f'{theirs}.bias',), 'd -> d'),
+        'patch_embed/kernel': Line((f'{name}.weight',), 'd c p q -> p q c d'),
+        'patch_embed/bias': Line((f'{name}.bias',), 'd -> d'),
     }
 
 
-def array(ours: str, theirs: str, pattern: str) -> Table:
-    return {ours: Line((theirs,), pattern)}
+def array(path: str, name: str, pattern: str) -> Table:
+    return {path: Line((name,), pattern)}
 
 
 # BERT. ClinicalBERT, PubMedBERT, CXR-BERT and BiomedBERT differ from it in vocabulary and weights only.
@@ -156,14 +156,14 @@ VIT = (
 )
 
 
-def conv_norm(ours: str, theirs: str, first: int = 0) -> Table:
+def conv_norm(path: str, name: str, first: int = 0) -> Table:
     """A convolution without bias, its batch norm, and the running statistics of the batch norm."""
     return {
-        f'{ours}/kernel': Line((f'{theirs}.convolution.weight',), 'o i p q -> p q i o', first),
-        f'{ours}/norm/scale': Line((f'{theirs}.normalization.weight',), 'c -> c', first),
-        f'{ours}/norm/bias': Line((f'{theirs}.normalization.bias',), 'c -> c', first),
-        f'stats/{ours}/norm/mean': Line((f'{theirs}.normalization.running_mean',), 'c -> c', first),
-        f'stats/{ours}/norm/variance': Line((f'{theirs}.normalization.running_var',), 'c -> c', first),
+        f'{path}/kernel': Line((f'{name}.convolution.weight',), 'o i p q -> p q i o', first),
+        f'{path}/norm/scale': Line((f'{name}.normalization.weight',), 'c -> c', first),
+        f'{path}/norm/bias': Line((f'{name}.normalization.bias',), 'c -> c', first),
+        f'stats/{path}/norm/mean': Line((f'{name}.normalization.running_mean',), 'c -> c', first),
+        f'stats/{path}/norm/variance': Line((f'{name}.normalization.running_var',), 'c -> c', first),
     }
 
 
@@ -171,11 +171,11 @@ def resnet() -> Table:
     """The stem and the four stages. Blocks of ResNet-18 and 34 have no third convolution and leave its lines unused."""
     table = conv_norm('stem', 'embedder.embedder')
     for stage in range(4):
-        ours, layers = f'stage{stage + 1}', f'encoder.stages.{stage}.layers'
-        table |= conv_norm(f'{ours}/first/shortcut', f'{layers}.0.shortcut')
+        path, layers = f'stage{stage + 1}', f'encoder.stages.{stage}.layers'
+        table |= conv_norm(f'{path}/first/shortcut', f'{layers}.0.shortcut')
         for i in range(3):
-            table |= conv_norm(f'{ours}/first/conv{i + 1}', f'{layers}.0.layer.{i}')
-            table |= conv_norm(f'{ours}/rest/conv{i + 1}', f'{layers}.{{}}.layer.{i}', first=1)
+            table |= conv_norm(f'{path}/first/conv{i + 1}', f'{layers}.0.layer.{i}')
+            table |= conv_norm(f'{path}/rest/conv{i + 1}', f'{layers}.{{}}.layer.{i}', first=1)
     return table
 
 

@@ -1,4 +1,4 @@
-"""The DINO head against torch's own weight norm, and its edges."""
+"""The DINO head against the weight norm of torch, zero inputs, dtypes, mistakes, and a head of the user."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from medjax.weights import dinov2
 
 
 def torch_head(layers: int, bias: bool):
-    """Linear, GELU, …, normalise, weight-normed linear, put together from torch's parts."""
+    """The same head of torch modules: linear layers with GELU between them, a linear layer with weight norm."""
     torch = pytest.importorskip('torch')
     nn = torch.nn
     torch.manual_seed(layers)
@@ -86,7 +86,7 @@ def test_bfloat16_products_give_float32_results():
 def test_mistakes_get_a_sentence():
     with pytest.raises(UserError, match=r"heads\.dino: unknown key 'prototype'; did you mean 'prototypes'"):
         build.head(dict(head='dino_head', prototype=8), 12, 'heads.dino')
-    with pytest.raises(UserError, match=r"heads\.dino: there is no 'dinohead'.*did you mean 'dino_head'"):
+    with pytest.raises(UserError, match=r"heads\.dino\.head: there is no head 'dinohead'.*did you mean 'dino_head'"):
         build.head(dict(head='dinohead', prototypes=8), 12, 'heads.dino')
     with pytest.raises(UserError, match='bottleneck must be at least 1, got 0'):
         build.head(dict(head='dino_head', prototypes=8, bottleneck=0), 12, 'heads.dino')
@@ -101,7 +101,7 @@ def test_a_head_of_the_user_is_a_module_with_build(tmp_path, monkeypatch):
     )
     head = build.head(dict(head='my_heads.square'), 3, 'heads.dino')
     assert head.init(jax.random.key(0))['fc1']['kernel'].shape == (3, 3)
-    with pytest.raises(UserError, match=r"there is no 'my_heads.cube' \(looked for the module my_heads.cube"):
+    with pytest.raises(UserError, match=r"there is no head 'my_heads.cube' \(looked for the module my_heads.cube"):
         build.head(dict(head='my_heads.cube'), 3, 'heads.dino')
-    with pytest.raises(UserError, match=r'heads\.dino: the module medjax.models.heads has no function `?build'):
+    with pytest.raises(UserError, match=r'the module medjax.models.heads is no head: it has no function build\(\)'):
         build.head(dict(head='medjax.models.heads'), 3, 'heads.dino')

@@ -1,4 +1,4 @@
-"""Metrics equal scikit-learn, with ties and weights; intervals equal a slow loop, and they cover."""
+"""Metrics equal scikit-learn with ties and weights. Intervals equal a slow loop, and they contain the truth."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def tied(seed, n=400, prevalence=0.3):
 
 
 @pytest.mark.parametrize('seed', range(3))
-def test_figures_equal_sklearn_with_ties_and_weights(seed):
+def test_metrics_equal_sklearn_with_ties_and_weights(seed):
     scores, labels = tied(seed)
     weights = np.random.default_rng(seed).integers(0, 4, (5, len(scores)))
     c = metrics.curve(scores, labels, weights)
@@ -24,12 +24,12 @@ def test_figures_equal_sklearn_with_ties_and_weights(seed):
         assert metrics.auroc(c)[r] == pytest.approx(sk.roc_auc_score(labels, scores, sample_weight=w), abs=1e-12)
         precision = sk.average_precision_score(labels, scores, sample_weight=w)
         assert metrics.auprc(c)[r] == pytest.approx(precision, abs=1e-12)
-        said, kept = scores >= 0.25, w > 0
+        predicted, kept = scores >= 0.25, w > 0
         assert metrics.accuracy(scores, labels, 0.25, weights)[r] == pytest.approx(
-            sk.accuracy_score(labels, said, sample_weight=w), abs=1e-12
+            sk.accuracy_score(labels, predicted, sample_weight=w), abs=1e-12
         )
         assert metrics.balanced_accuracy(scores, labels, 0.25, weights)[r] == pytest.approx(
-            sk.balanced_accuracy_score(labels[kept], said[kept], sample_weight=w[kept]), abs=1e-12
+            sk.balanced_accuracy_score(labels[kept], predicted[kept], sample_weight=w[kept]), abs=1e-12
         )
 
 
@@ -70,7 +70,7 @@ def test_intervals_equal_a_slow_loop():
     scores, labels, patient = several_labels(0)
     thresholds = dict(accuracy=np.array([0.5, 0.6, 0.7]), balanced_accuracy=np.array([0.2, 0.3, 0.4]))
     draws, names = 60, ('a', 'b', 'c')
-    found = statistics.intervals(scores, labels, names, thresholds, Bootstrap(patient, seed=3, draws=draws))
+    results = statistics.intervals(scores, labels, names, thresholds, Bootstrap(patient, seed=3, draws=draws))
 
     rng = np.random.default_rng(3)
     count = patient.max() + 1
@@ -86,17 +86,19 @@ def test_intervals_equal_a_slow_loop():
                 accuracies[d, j] = np.mean((s >= thresholds['accuracy'][j]) == y)
     assert np.isnan(aurocs[:, 2]).any(), 'the test needs a label that is lost in some draws'
     for j, name in enumerate(names):
-        at = found['auroc'][name]
-        assert at['value'] == pytest.approx(plain[j], abs=1e-12)
-        assert [at['low'], at['high']] == pytest.approx(np.nanpercentile(aurocs[:, j], [2.5, 97.5]), abs=1e-12)
-        assert at['undefined'] == np.isnan(aurocs[:, j]).sum()
-        assert (at['positives'], at['negatives']) == ((labels[:, j] == 1).sum(), (labels[:, j] == 0).sum())
-        other = found['accuracy'][name]
+        estimate = results['auroc'][name]
+        assert estimate['value'] == pytest.approx(plain[j], abs=1e-12)
+        assert [estimate['low'], estimate['high']] == pytest.approx(
+            np.nanpercentile(aurocs[:, j], [2.5, 97.5]), abs=1e-12
+        )
+        assert estimate['undefined'] == np.isnan(aurocs[:, j]).sum()
+        assert (estimate['positives'], estimate['negatives']) == ((labels[:, j] == 1).sum(), (labels[:, j] == 0).sum())
+        other = results['accuracy'][name]
         assert [other['low'], other['high']] == pytest.approx(np.nanpercentile(accuracies[:, j], [2.5, 97.5]))
     mean = np.where(np.isnan(aurocs), plain, aurocs).mean(1)
-    at = found['auroc']['mean']
-    assert [at['low'], at['high']] == pytest.approx(np.percentile(mean, [2.5, 97.5]), abs=1e-12)
-    assert at['labels'] == 3
+    estimate = results['auroc']['mean']
+    assert [estimate['low'], estimate['high']] == pytest.approx(np.percentile(mean, [2.5, 97.5]), abs=1e-12)
+    assert estimate['labels'] == 3
 
 
 def test_draws_depend_on_the_seed_alone():
@@ -110,8 +112,9 @@ def test_draws_depend_on_the_seed_alone():
 
 
 def test_intervals_cover_and_count_patients_not_images():
-    """Twelve images a patient that share most of their score: the interval must hold the truth in about 95 % of
-    repetitions, where one over images would in far fewer."""
+    """The interval contains the truth in about 95 % of repetitions, with twelve similar images of each patient.
+
+    An interval over images would be too narrow: the images of a patient share most of their score."""
     from scipy.stats import norm
 
     def interval(scores, labels, patient):
@@ -126,9 +129,9 @@ def test_intervals_cover_and_count_patients_not_images():
         labels = np.repeat(of_patient, 12).astype(np.int8)[:, None]
         shared = np.repeat(rng.standard_normal(80), 12)
         scores = labels[:, 0] + np.sqrt(0.9) * shared + np.sqrt(0.1) * rng.standard_normal(len(shared))
-        at = interval(scores[:, None], labels, np.repeat(np.arange(80), 12))
-        hits += at['low'] <= truth <= at['high']
-        width.append(at['high'] - at['low'])
+        estimate = interval(scores[:, None], labels, np.repeat(np.arange(80), 12))
+        hits += estimate['low'] <= truth <= estimate['high']
+        width.append(estimate['high'] - estimate['low'])
         if seed < 3:
             wrong = interval(scores[:, None], labels, np.arange(960))
             images.append(wrong['high'] - wrong['low'])

@@ -216,7 +216,7 @@ def text_tower(**changes):
         (reads('student/image/report/cls'), "the tower 'image' sees images, and the view 'report' has none"),
         (reads('student/text/global/cls'), "the tower 'text' sees texts, and the view 'global' has none"),
         (text_tower(context=11), "views.report.length=12: the tower 'text' takes at most 11 tokens"),
-        (text_tower(vocabulary=30), 'towers.text: the tower knows 30 token ids and the tokenizer words/vocab.txt (tok'),
+        (text_tower(vocabulary=30), 'towers.text: the tower has embeddings for 30 token ids and the tokenizer words/'),
     ],
 )
 def test_towers_and_views_that_do_not_fit(change, sentence, importable):
@@ -331,7 +331,7 @@ def test_mistakes_in_a_config_are_sentences(command, tokenizer, tmp_path, monkey
         assert sentence in str(error.value)
     monkeypatch.syspath_prepend(str(ROOT))
     with pytest.raises(
-        UserError, match=f'the tower knows 20 token ids and the tokenizer .* has {len(WORDS)}; give the'
+        UserError, match=f'the tower has embeddings for 20 token ids and the tokenizer .* has {len(WORDS)}; give the'
     ):
         compose(load('towers.text.vocabulary=20')[0])
     (tmp_path / 'config.py').write_text(CONFIG.replace('length=12', 'lenght=12'))

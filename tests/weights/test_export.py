@@ -1,4 +1,4 @@
-"""Exports: what is written is what is read, whole or not at all."""
+"""Exports: an export is read as it was written, it is whole or absent, and exports of version 1 are read, too."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_steps_are_those_that_are_whole(tmp_path):
     assert export.steps(tmp_path) == []
     for step in (100, 20):
         export.save(tmp_path / 'exports' / str(step), PARAMS, dict(step=step))
-    (tmp_path / 'exports' / '.300.123').mkdir()  # what a killed process leaves behind
+    (tmp_path / 'exports' / '.300.123').mkdir()  # left by a killed process
     (tmp_path / 'exports' / '400').mkdir()
     assert export.steps(tmp_path) == [20, 100]
 
@@ -84,7 +84,7 @@ def test_an_export_of_version_1_gives_the_same_features(tmp_path):
     got, expected = (encode.encode(encode.load(folder), [image]) for folder in (old, now))
     for name in ('cls', 'patches'):
         np.testing.assert_array_equal(got[name], expected[name])
-    # its family decides how position embeddings are resized
+    # the family of a tower decides how its position embeddings are resized
     wanted = jax.eval_shape(build.tower(tower | dict(native_size=32), 1, 'x').init, jax.random.key(0))
     got, expected = (load(folder).read('towers/image', wanted)['pos_grid'] for folder in (old, now))
     np.testing.assert_array_equal(got, expected)

@@ -183,7 +183,7 @@ def _pillow(data: bytes) -> np.ndarray:
     try:
         opened = Image.open(io.BytesIO(data), formats=['PNG'])
     except UnidentifiedImageError:  # its message holds an address in memory
-        raise Unreadable('damaged PNG: its header tells of no kind of picture') from None
+        raise Unreadable('damaged PNG: its header names no kind of image') from None
     with opened as image:
         image.load()
         if image.mode in ('1', 'LA', 'La'):

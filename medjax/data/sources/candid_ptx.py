@@ -8,7 +8,7 @@ Splits: the release has none; they are drawn per patient.
 Labels: `pneumothorax` is 1 with runs, 0 with '-1', blank without either, and conflicting with both. `chest_tube` and
 `rib_fracture` are 1 if their table has runs for the image. They are 0 if it has none, as in all public loaders, and
 blank without the table.
-Mask: of the pneumothorax, all masks of an image joined. Masks of tubes and fractures are left out.
+Mask: the pneumothorax; all its masks in an image are joined. Masks of tubes and fractures are left out.
 Patients: the beginning of `filename`, before the first '_' (P0012_… is patient 12). An image whose lines name two
 patients is set aside. Age and sex come from the DICOM headers.
 Reports: the de-identification wrote '!PERSONALNAME!' and '<###>' in place of words. They are stored as '___', as in

@@ -7,7 +7,7 @@ Splits: the release has none; they are drawn. The split of BenchX (9,303 / 1,372
 release and cannot be used here.
 Labels: `pneumothorax` is 1 if a line has a mask, 0 if the line says -1, and conflicting if lines say both (none in the
 released table).
-Mask: of the pneumothorax. A line is one mask; the masks of an image are joined. Runs are relative and go down the
+Mask: the pneumothorax. A line is one mask, and the masks of an image are joined. Runs are relative and go down the
 columns.
 Patients: not known.
 Traps: 12,954 lines describe 12,047 images. Some copies of the table have ' -1' with a blank. Images without a line (the

@@ -9,7 +9,7 @@ DIR holds one of the two sets, or both.
 
 Splits: none is official; they are drawn.
 Labels: `tuberculosis`, from the file name.
-Mask: of the lungs. The two masks of Montgomery are joined.
+Mask: both lungs. The two masks of Montgomery are joined.
 Patients: the number in the file name.
 Readings: sex and age become attributes and are taken out of the text. The other lines are the section 'report'. Sex and
 age are written as "Patient's Sex: F" and "Patient's Age: 027Y", or as 'male 45yrs', 'femal 32yrs', 'male 16month',

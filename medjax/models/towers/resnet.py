@@ -1,5 +1,7 @@
-"""ResNet (arXiv 1512.03385) in its version 1.5, whose stride lies in the 3 x 3 convolution: scanned blocks, and batch
-norms whose running statistics are no parameters."""
+"""ResNet (arXiv 1512.03385) of version 1.5: the 3 x 3 convolution of a block has the stride.
+
+Blocks are scanned. The running statistics of batch norms are not trained; they are stored under 'stats'.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ from medjax.models.layers import REMAT, check_choice, ones, parameter, zeros
 from medjax.parallel.sharding import constrain_rows
 from medjax.types import ApplyOptions, Mask, Tower, Tree, View
 
-SIZES = {  # blocks of each stage, and how much wider a block's output is than its 3 x 3 convolution
+SIZES = {  # the number of blocks in each stage, and the width of a block's output / that of its 3 x 3 convolution
     '18': ((2, 2, 2, 2), 1),
     '34': ((3, 4, 6, 3), 1),
     '50': ((3, 4, 6, 3), 4),
@@ -40,17 +42,19 @@ def build(
 ) -> Tower:
     """A ResNet tower for images of `channels` channels and of any size.
 
-    variant  '18', '34', '50' or '101'; depths (blocks of each stage) replace its own
-    stem     channels after the first convolution, doubled with every stage but the first
-    norm     'batch': in training by the mean and variance of the global batch, absent rows left out; running
-             statistics r <- .9 r + .1 batch (variance unbiased) are used otherwise, and follow in the order in which
-             the recipe's views are run. 'frozen': by the running statistics always, which then never change
-    remat    what is stored for the backward pass: 'blocks' (the blocks' inputs) or 'none' (nothing is computed again)
-    dtype    of activations; parameters and statistics are float32, and the outputs are
+    variant  '18', '34', '50' or '101'
+    stem     channels after the first convolution; every stage after the first has twice the channels of the one before
+    depths   the number of blocks in each stage; replaces the value of the variant
+    norm     'batch': in training, mean and variance come from the global batch without absent rows, and update the
+             running statistics r <- .9 r + .1 batch (with the unbiased variance) once in each pass, in the order of the
+             passes. Outside of training the running statistics are used.
+             'frozen': the running statistics are always used and never change
+    remat    what is stored for the backward pass: 'blocks' (the inputs of blocks) or 'none' (nothing is computed twice)
+    dtype    type of the activations; parameters, statistics and outputs are float32
 
-    Outputs: patches [B,V,N,D], the last feature map row by row, ceil(side / 32) a side with four stages; cls [B,V,D],
-    their mean. With layers=n also 'layers/cls' and 'layers/patches' of the last n blocks; where the last stage has
-    fewer, its first stands for those before it.
+    The patches are the pixels of the last feature map, row by row; with four stages a side of n pixels has
+    ceil(n / 32). `cls` is their mean. `layers=n` counts blocks of the last stage only. If the stage has fewer blocks,
+    the output of its first block fills the missing places.
     """
     if variant not in SIZES:
         raise UserError(f'resnet: unknown variant {variant!r}; sizes: {", ".join(SIZES)}')
@@ -75,7 +79,7 @@ def build(
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class ResnetTower(FlaxTower):
-    """A tower of images; `build` says what it can be."""
+    """A tower of images around the flax module `Resnet`."""
 
     module: Resnet
 
@@ -102,10 +106,10 @@ class ResnetTower(FlaxTower):
 
 
 class BatchNorm(nn.Module):
-    """scale (x - mean) / sqrt(variance + eps) + bias for each channel of x [S,H,W,C], in float32.
+    """scale (x - mean) / sqrt(variance + eps) + bias for each channel of x [S,H,W,C], computed in float32.
 
-    In training by the weighted mean and variance over images and pixels, `weight` [S] being 1 for present images and 0
-    for absent ones; else, and where no image is present, by the running ones.
+    In training, mean and variance are weighted over images and pixels: `weight` [S] is 1 for a present image and 0 for
+    an absent one. Outside of training, and if no image is present, they are the running statistics.
     """
 
     train: bool
@@ -123,7 +127,7 @@ class BatchNorm(nn.Module):
         if self.train:
             w = weight[:, None, None, None]
             n = weight.sum() * x.shape[1] * x.shape[2]
-            # one channel's sums at a time over global rows: what devices exchange has the shape of `scale`
+            # one sum for each channel: devices exchange arrays of the shape of `scale` and nothing larger
             batch_mean = (w * x).sum((0, 1, 2)) / jnp.maximum(n, 1)
             batch_variance = (w * jnp.square(x - batch_mean)).sum((0, 1, 2)) / jnp.maximum(n, 1)
             unbiased = batch_variance * n / jnp.maximum(n - 1, 1)
@@ -156,7 +160,7 @@ class ConvNorm(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """relu(shortcut(x) + convolutions(x)): 1 x 1, 3 x 3, 1 x 1 where `expansion` > 1, else 3 x 3 twice."""
+    """relu(shortcut(x) + convolutions(x)): 1 x 1, 3 x 3 and 1 x 1 if `expansion` > 1, otherwise 3 x 3 twice."""
 
     out: int
     expansion: int
@@ -184,7 +188,7 @@ class ResidualBlock(nn.Module):
 
 
 class Stage(nn.Module):
-    """A block that may halve the picture and the others, scanned: feature maps after the last `layers` blocks."""
+    """A first block with the stride, then scanned blocks -> the feature maps after the last `layers` blocks."""
 
     out: int
     depth: int
@@ -202,11 +206,11 @@ class Stage(nn.Module):
         if self.depth == 1:
             return last
 
-        def one(block: nn.Module, last: Array, weight: Array) -> tuple[Array, None]:
+        def step(block: nn.Module, last: Array, weight: Array) -> tuple[Array, None]:
             return jnp.concatenate([last[1:], block(last[-1], weight)[None]]), None
 
         scan = nn.scan(
-            one,
+            step,
             variable_axes={'params': 0, 'stats': 0},
             split_rngs={'params': True},
             in_axes=nn.broadcast,
@@ -217,7 +221,7 @@ class Stage(nn.Module):
 
 
 class Resnet(nn.Module):
-    """Images [S,H,W,C] -> feature maps of the last `layers` blocks of the last stage [layers,S,h,w,D]."""
+    """Images [S,H,W,C] -> the feature maps of the last `layers` blocks of the last stage, [layers,S,h,w,D]."""
 
     channels: int
     stem: int
@@ -229,7 +233,7 @@ class Resnet(nn.Module):
 
     @property
     def stride(self) -> int:
-        """The pixels between two neighbours in the last feature map: the stem and all stages but the first halve."""
+        """Image pixels for each step in the last feature map: 4 after the stem, doubled by each stage but the first."""
         return 4 * 2 ** (len(self.depths) - 1)
 
     @nn.compact

@@ -1,4 +1,4 @@
-"""The Vision Transformer in the families of DINOv2, ViT, CLIP and SigLIP: patches, positions, scanned blocks, norm.
+"""The Vision Transformer of DINOv2, ViT, CLIP and SigLIP: patches, position embeddings, scanned blocks, norm.
 
 ViT: arXiv 2010.11929. DINOv2: arXiv 2304.07193. Registers: arXiv 2309.16588. LayerScale: arXiv 2103.17239.
 """
@@ -38,20 +38,20 @@ from medjax.types import ApplyOptions, Mask, Tower, Tree, View
 
 
 class Family(NamedTuple):
-    """What public families of ViT differ in."""
+    """The settings in which families of public ViTs differ."""
 
     eps: float = 1e-6  # of the norms
     activation: str = 'gelu'
-    layerscale: float | None = None
-    cls: bool = True  # a CLS token; without it, attention pools the patches ('pool')
+    layerscale: float | None = None  # the first value of LayerScale
+    cls: bool = True  # whether there is a CLS token; if not, attention pools the patches (the parameters 'pool')
     patch_bias: bool = True
-    embed_norm: bool = False  # a norm between the embeddings and the blocks
-    offset: float = 0.0  # of position embeddings, see `cubic_weights`
+    embed_norm: bool = False  # whether there is a norm between the embeddings and the blocks
+    offset: float = 0.0  # for resizing position embeddings, see `cubic_weights`
 
 
 FAMILIES = {
-    'dinov2': Family(layerscale=1e-5, offset=0.1),  # and DINO, iBOT with layerscale=None
-    'vit': Family(eps=1e-12),  # Google's and Hugging Face's ViT, arXiv 2010.11929
+    'dinov2': Family(layerscale=1e-5, offset=0.1),  # DINO and iBOT are the same with layerscale=None
+    'vit': Family(eps=1e-12),  # the ViT of Google and of Hugging Face, arXiv 2010.11929
     'clip': Family(eps=1e-5, activation='quick_gelu', patch_bias=False, embed_norm=True),  # arXiv 2103.00020
     'siglip': Family(activation='gelu_tanh', cls=False),  # arXiv 2303.15343
 }
@@ -104,8 +104,8 @@ def build(
     size, _, patch = variant.partition('/')
     if not patch.isdecimal() or int(patch) < 1:
         size = ''
-    given = dict(width=width, depth=depth, heads=heads, ffn=ffn, mlp_ratio=mlp_ratio)
-    shape = sizes('vit', size, f'variant {variant!r} is not a size and a patch like "S/14"', given)
+    replace = dict(width=width, depth=depth, heads=heads, ffn=ffn, mlp_ratio=mlp_ratio)
+    shape = sizes('vit', size, f'variant {variant!r} is not a size and a patch like "S/14"', replace)
     side = int(patch)
     check_choice('vit', 'family', family, FAMILIES)
     chosen = FAMILIES[family]
@@ -143,7 +143,7 @@ def build(
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class VitTower(FlaxTower):
-    """A tower of images; `build` says what it can be."""
+    """A tower of images around the flax module `Vit`."""
 
     module: Vit
     drop_path: float
@@ -207,28 +207,32 @@ def patch_grid(size: tuple[int, int], patch: int) -> tuple[int, int]:
 
 
 def check_drop_path(rate: float, crops: Mapping[str, int], rows_per_group: int) -> None:
-    """A UserError where groups of `rows_per_group` rows cannot leave out within .02 of the share `rate`."""
+    """A UserError if groups of `rows_per_group` rows cannot leave out a share of crops within .02 of `rate`.
 
-    def misses(rows: int) -> dict[str, float]:
-        shares = {view: 1 - kept_count(rows * v, rate) / (rows * v) for view, v in crops.items()}
+    `crops` is the number of crops by view. A group leaves out a whole number of crops, so small groups may miss the
+    rate.
+    """
+
+    def missed_shares(rows: int) -> dict[str, float]:
+        shares = {view: 1 - kept_count(rows * count, rate) / (rows * count) for view, count in crops.items()}
         return {view: share for view, share in shares.items() if abs(share - rate) > 0.02 + 1e-9}
 
-    if rate and (missed := misses(rows_per_group)):
-        fit = [str(rows) for rows in range(1, 65) if not misses(rows)]
-        got = ', '.join(f'{share:.3f} for the view {view!r}' for view, share in missed.items())
+    if rate and (missed := missed_shares(rows_per_group)):
+        fitting = [str(rows) for rows in range(1, 65) if not missed_shares(rows)]
+        shares = ', '.join(f'{share:.3f} for the view {view!r}' for view, share in missed.items())
         raise UserError(
-            f'drop_path {rate} cannot be met in groups of rows_per_group={rows_per_group}: it would be {got}; '
-            f'rows_per_group that fit: {", ".join(fit) or "none up to 64"}'
+            f'drop_path {rate} cannot be met in groups of rows_per_group={rows_per_group}: it would be {shares}; '
+            f'rows_per_group that fit: {", ".join(fitting) or "none up to 64"}'
         )
 
 
 def cubic_weights(size: int, out: int, antialias: bool, offset: float) -> np.ndarray:
-    """Bicubic interpolation of `size` samples to `out`, as torch does it: float32 [out,size], rows sum to 1.
+    """The matrix [out,size] that interpolates `size` samples to `out` samples as torch's bicubic mode does; float32.
 
-    Output i lies at (i + .5) * size / (out + offset) - .5 of the source. Without antialiasing: four taps of the cubic
-    kernel with a = -.75, indices clamped at the border. With it: a = -.5, widened by the scale where that shrinks,
-    taps outside the source left out and the rest normalised. The offset .1 is a kludge of the first DINO code that
-    the models trained with it need.
+    Output i lies at position (i + .5) * size / (out + offset) - .5 of the source. Each row sums to 1. Without
+    antialiasing a row has four taps of the cubic kernel with a = -.75, and taps outside of the source use its border.
+    With antialiasing a = -.5, the kernel is widened by the scale if the scale shrinks, and taps outside of the source
+    are left out before the row is normalised. The first DINO code had the offset .1, so models trained with it need it.
     """
     scale = size / (out + offset)
     source = (np.arange(out) + 0.5) * scale - 0.5
@@ -243,8 +247,10 @@ def cubic_weights(size: int, out: int, antialias: bool, offset: float) -> np.nda
     return matrix.astype(np.float32)
 
 
+# views/geometry.py has the same kernel for crops. Neither can replace the other: crops differ from row to row, so their
+# kernel is computed by jax in float32 with a = -.5. This one is computed by numpy in float64 while jax traces.
 def cubic_kernel(distance: np.ndarray, a: float) -> np.ndarray:
-    """Keys' cubic convolution kernel with parameter a; zero from distance 2 on."""
+    """Keys' cubic convolution kernel with the parameter a; zero from distance 2 on."""
     d = np.abs(distance)
     near = ((a + 2) * d - (a + 3)) * d * d + 1
     far = ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
@@ -252,7 +258,7 @@ def cubic_kernel(distance: np.ndarray, a: float) -> np.ndarray:
 
 
 def resize_grid(grid: Array, shape: tuple[int, int], antialias: bool, offset: float) -> Array:
-    """Position embeddings [h0,w0,D] for another grid of patches: [h,w,D], float32. The native grid stays as it is."""
+    """Position embeddings [h0,w0,D] resized to the grid `shape`: [h,w,D], float32. The same shape changes nothing."""
     if grid.shape[:2] == shape:
         return grid
     rows, columns = (cubic_weights(n, m, antialias, offset) for n, m in zip(grid.shape[:2], shape, strict=True))
@@ -260,10 +266,10 @@ def resize_grid(grid: Array, shape: tuple[int, int], antialias: bool, offset: fl
 
 
 def embed(params: Mapping[str, Any], images: Array, bits: Array | None, antialias: bool, offset: float) -> Array:
-    """Images [S,H,W,C] -> tokens [S,1+R+N,D] in float32: CLS and registers if there are any, then patches row by row.
+    """Images [S,H,W,C] -> tokens [S,1+R+N,D] in float32: CLS, registers, then patches row by row.
 
-    A masked patch (bits bool [S,N]) becomes the mask token BEFORE the position embedding is added, so that the tower
-    knows where it is; registers come in AFTER it and have no position.
+    The mask token replaces a masked patch (bits bool [S,N]) BEFORE position embeddings are added, so that the tower
+    sees where the patch is. Registers join AFTER this and have no position. CLS and registers may be absent.
     """
     kernel = params['patch_embed']['kernel']
     p = kernel.shape[0]
@@ -275,26 +281,28 @@ def embed(params: Mapping[str, Any], images: Array, bits: Array | None, antialia
     if bits is not None:
         x = jnp.where(bits[..., None], params['mask_token'], x)
     x += resize_grid(params['pos_grid'], grid, antialias, offset).reshape(-1, x.shape[-1])
-    first = jnp.zeros((0, x.shape[-1]))
+    prefix = jnp.zeros((0, x.shape[-1]))
     if 'cls' in params:
-        first = (params['cls'] + params['pos_cls'])[None]
+        prefix = (params['cls'] + params['pos_cls'])[None]
     if 'registers' in params:
-        first = jnp.concatenate([first, params['registers']])
-    return jnp.concatenate([jnp.broadcast_to(first, (x.shape[0], *first.shape)), x], axis=1)
+        prefix = jnp.concatenate([prefix, params['registers']])
+    return jnp.concatenate([jnp.broadcast_to(prefix, (x.shape[0], *prefix.shape)), x], axis=1)
 
 
 class Vit(nn.Module):
-    """Images [S,H,W,C] -> tokens of the last `layers` blocks before and after the norm, each [layers,S,1+R+N,D], and
-    the feature `cls` of each, [layers,S,D]."""
+    """Images [S,H,W,C] -> the results of the last `layers` blocks.
+
+    They are the tokens before and after the final norm, both [layers,S,1+R+N,D], and the feature `cls` [layers,S,D].
+    """
 
     width: int
     depth: int
     heads: int
-    hidden: int
+    hidden: int  # width of the hidden layer of the FFN
     ffn: str
-    patch: int
+    patch: int  # patch side in pixels
     channels: int
-    native: tuple[int, int]  # the grid of patches that pos_grid is stored for
+    native: tuple[int, int]  # the grid of patches for which pos_grid is stored
     registers: int
     family: Family
     qkv_bias: bool
@@ -308,7 +316,7 @@ class Vit(nn.Module):
         self, images: Array, bits: Array | None, kept: Array | None, layers: int
     ) -> tuple[Array, Array, Array]:
         family = self.family
-        how = dict(activation=family.activation, eps=family.eps, attention=self.attention, dtype=self.dtype)
+        options = dict(activation=family.activation, eps=family.eps, attention=self.attention, dtype=self.dtype)
         tokens = embed(self.embeddings(), constrain_rows(images), bits, self.antialias, family.offset)
         if family.embed_norm:
             tokens = LayerNorm(family.eps, name='embed_norm')(tokens)
@@ -323,18 +331,18 @@ class Vit(nn.Module):
             ffn=self.ffn,
             qkv_bias=self.qkv_bias,
             layerscale=family.layerscale,
-            **how,
+            **options,
         )
         normed = LayerNorm(family.eps, name='norm')(last)
         if family.cls:
             return last, normed, normed[:, :, 0]
-        pool = Pool('attention', self.heads, self.hidden, **how, name='pool')
-        rows = normed[:, :, self.registers :]
-        pooled = pool(rows.reshape(-1, *rows.shape[2:]))
+        pool = Pool('attention', self.heads, self.hidden, **options, name='pool')
+        patches = normed[:, :, self.registers :]
+        pooled = pool(patches.reshape(-1, *patches.shape[2:]))
         return last, normed, pooled.reshape(layers, -1, self.width)
 
     def embeddings(self) -> dict[str, Any]:
-        """The parameters that `embed` reads; starts as in the original DINOv2."""
+        """The parameters that `embed` reads, initialized as in the original DINOv2."""
         p, d = self.patch, self.width
         params = dict(
             pos_grid=parameter(self, 'pos_grid', weight_init, (*self.native, d), (None, None, 'embed')),
@@ -351,7 +359,7 @@ class Vit(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """The convolution's kernel [p,p,C,D] and bias [D]; `embed` applies them as one matrix product over patches."""
+    """The kernel [p,p,C,D] and bias [D] of the patch convolution; `embed` applies them as one matrix product."""
 
     shape: tuple[int, int, int, int]
     bias: bool = True
@@ -359,7 +367,7 @@ class PatchEmbed(nn.Module):
     @nn.compact
     def __call__(self) -> dict[str, Array]:
         init = uniform_fan_in(int(np.prod(self.shape[:3])))
-        found = dict(kernel=parameter(self, 'kernel', init, self.shape, (None, None, None, 'embed')))
+        params = dict(kernel=parameter(self, 'kernel', init, self.shape, (None, None, None, 'embed')))
         if self.bias:
-            found['bias'] = parameter(self, 'bias', init, self.shape[3:], ('embed',))
-        return found
+            params['bias'] = parameter(self, 'bias', init, self.shape[3:], ('embed',))
+        return params
