@@ -57,7 +57,7 @@ class Film(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Release:
-    """The images that become records."""
+    """The usable images, in the order of the entries."""
 
     root: pathlib.Path
     films: list[Film]

@@ -82,7 +82,7 @@ class Listed(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Release:
-    """The images that become records."""
+    """The usable images, in the order of the entries."""
 
     root: pathlib.Path
     films: list[Film]

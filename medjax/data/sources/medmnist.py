@@ -144,7 +144,7 @@ SETS = {
 
 @dataclasses.dataclass(frozen=True)
 class Release:
-    """The pictures of a file: its images, or the slices of its volumes. Picture i becomes record i."""
+    """The pictures of a file, in the order of the entries: its images, or the slices of its volumes."""
 
     name: str  # of the set
     pictures: dict[str, np.ndarray]  # split -> [n,H,W] or [n,H,W,3]

@@ -65,7 +65,7 @@ class Film(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Release:
-    """The images that become records."""
+    """The usable images, in the order of the entries."""
 
     root: pathlib.Path
     report_root: pathlib.Path | None  # the folder of the reports; None: there are no reports

@@ -93,7 +93,7 @@ class Film(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Release:
-    """The films that become records."""
+    """The usable films, in the order of the entries."""
 
     root: pathlib.Path
     films: list[Film]
