@@ -1,26 +1,31 @@
 # medjax on a machine that has Python 3.11 or newer, pip and make. Everything goes into .venv and .cache of this folder.
 #
 #   make demo          build, train, probe and report on the embedded data set -> runs/demo/report.html
-#   make test          the tests; make test-slow: those that take over a minute each
+#   make test          the quick tests
+#   make test-slow     the tests that take over a minute each; make test-long: the tests that do not fit into CI
 #   make lint          ruff and mypy
 #   make test-newest   the quick tests on PYTHON_NEWEST and the newest jax, in a second environment
 #   make golden        rewrite tests/golden after a wanted change of a shipped config
 #
 # PYTHON=python3.12 make …   takes another Python for a new .venv.
+# TORCH= make …              installs no torch; tests that compare with torch skip.
 
 SHELL := /bin/sh
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow test-newest lint format golden venv clean
+.PHONY: help demo test test-slow test-long test-newest lint format golden venv clean
 
 CANDIDATES := python3 python3.13 python3.12 python3.11 python
 USABLE := -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))'
 PYTHON ?= $(shell for p in $(CANDIDATES); do "$$p" $(USABLE) 2>/dev/null && { echo "$$p"; break; }; done)
-PYTHON_NEWEST ?= python3.12
+PYTHON_NEWEST ?= $(shell for p in python3.12 $(wildcard $(or $(PYENV_ROOT),$(HOME)/.pyenv)/versions/3.12*/bin/python); \
+	do "$$p" $(USABLE) 2>/dev/null && { echo "$$p"; break; }; done)
 # What touches the interfaces of jax most. Not in .ci/run: a second environment of a gigabyte for what rarely changes.
-NEWEST_TESTS ?= tests/test_config.py tests/parallel/test_runtime.py tests/models/test_vit.py tests/training/test_step.py
-# A CPU build, which few indexes hold. Where there is none the tests that compare with torch skip; TORCH=torch takes the
-# default build, gigabytes of CUDA on Linux. open_clip comes alone: its torchvision has no CPU build, and its losses need none.
-TORCH ?= torch==2.13.0+cpu
+NEWEST_TESTS ?= tests/test_config.py tests/parallel/test_runtime.py tests/parallel/test_sharding.py \
+	tests/models/test_vit.py tests/training/test_step.py
+# Tests compare medjax with torch. Where pip finds a CPU build of this version, it takes that build. The build on PyPI for
+# Linux brings gigabytes of CUDA: there, point pip to an index of CPU builds, or leave TORCH empty.
+# open_clip is installed without its dependencies: it asks for torchvision, and its losses do not need it.
+TORCH ?= torch==2.13.0
 
 BIN := .venv/bin
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
@@ -48,10 +53,11 @@ venv: .venv/medjax
 
 .venv/test: pyproject.toml .venv/medjax
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[test]'
-	@{ $(BIN)/python -m pip install -q --disable-pip-version-check '$(TORCH)' 2>/dev/null \
+	@if test -z '$(TORCH)'; then echo 'TORCH is empty: the tests that compare with torch skip.'; else \
+		$(BIN)/python -m pip install -q --disable-pip-version-check '$(TORCH)' \
 		&& $(BIN)/python -m pip install -q --disable-pip-version-check -e '.[parity]' \
-		&& $(BIN)/python -m pip install -q --disable-pip-version-check --no-deps open_clip_torch; } \
-		|| echo 'No CPU build of torch at hand: the tests that compare with torch skip (TORCH=torch make … takes any).'
+		&& $(BIN)/python -m pip install -q --disable-pip-version-check --no-deps open_clip_torch \
+		|| echo '$(TORCH), transformers or open_clip could not be installed: the tests that compare with them skip.'; fi
 	@touch $@
 
 demo: .venv/medjax
@@ -68,6 +74,9 @@ test: .venv/test
 test-slow: .venv/test
 	$(PYTEST) --slow
 
+test-long: .venv/test
+	$(PYTEST) --long || test $$? = 5  # 5: there is no such test
+
 lint: .venv/test
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -81,7 +90,8 @@ golden: .venv/test
 	$(BIN)/python tests/test_config.py
 
 test-newest:
-	@"$(PYTHON_NEWEST)" $(USABLE) 2>/dev/null || { echo "$(PYTHON_NEWEST) is not here."; exit 1; }
+	@test -n "$(PYTHON_NEWEST)" || { echo "No Python 3.12 found; name it: PYTHON_NEWEST=/path/to/python make test-newest"; \
+		exit 1; }
 	test -x .venv-newest/bin/python || "$(PYTHON_NEWEST)" -m venv .venv-newest
 	.venv-newest/bin/python -m pip install -q --disable-pip-version-check --upgrade --upgrade-strategy eager -e . pytest
 	.venv-newest/bin/python -m pytest $(NEWEST_TESTS)

@@ -1,11 +1,12 @@
-"""Images per second of the data room: decoding, reading, building and augmenting, against loops of PIL and OpenCV.
+"""Measures images per second of decoding, reading, building and augmenting, against loops of PIL and OpenCV.
 
     python benchmarks/data.py [--images 200] [--repeats 5] [--json FILE] [--quick]
 
-The images are phantoms of 512 pixels, rendered first. Rivals of a task run in turn, so that a busy machine slows all of
-them, and do what medjax does to the pixels and no more: a build also hashes, audits and splits. Augmentation is
-DINO's multi-crop, 2 x 224 and 8 x 96 pixels of each image: what a host does where the device does not, what the host
-does here (it decodes), and what the device does, this CPU or whatever jax finds.
+The images are phantoms of 512 pixels, rendered first. The implementations of a task run in turn, so a busy machine
+slows all of them. The loops do the same to the pixels as medjax and nothing else: a build of medjax also hashes, audits
+and splits. Augmentation is DINO's multi-crop, 2 x 224 and 8 x 96 pixels of each image. It is measured three times: on
+the host, as other frameworks do it; the host's share in medjax (it only decodes); and the device's share in medjax, on
+the devices that jax finds (a CPU too).
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ from medjax.data.images import decode
 from medjax.data.stream import Stream
 from medjax.views import make
 
-SIZE, SMALL = 512, 256  # pixels of the images, and after `--size` of a build
-ROWS = 16  # of a batch
+SIZE, SMALL = 512, 256  # pixels of the images; pixels after a build with `--size`
+ROWS = 16  # rows of a batch
 VIEWS = {
     'global': dict(view='crop', part='main', count=2, size=224, area=(0.32, 1.0), blur=(0.0, 0.5), sigma=(0.1, 2.0)),
     'local': dict(view='crop', part='main', count=8, size=96, area=(0.05, 0.32), blur=0.25, sigma=(0.1, 2.0)),
@@ -51,10 +52,12 @@ ALL = os.cpu_count() or 1
 
 
 class Case(NamedTuple):
-    task: str  # cases of a task are rivals
-    who: str
+    """One implementation of one task."""
+
+    task: str
+    implementation: str
     threads: int
-    run: Callable[[], int] | None  # does the work, returns the number of images; None: not installed
+    run: Callable[[], int] | None  # does the work and returns the number of images; None: not installed
 
 
 def main() -> None:
@@ -67,19 +70,19 @@ def main() -> None:
     if options.quick:
         options.images, options.repeats = 16, 2
     with tempfile.TemporaryDirectory() as folder:
-        rows = measured(cases(options.images, pathlib.Path(folder)), options.repeats)
-    versions = {name: getattr(module, '__version__', '') for name in OTHERS if (module := found(name))}
+        rows = measure(cases(options.images, pathlib.Path(folder)), options.repeats)
+    versions = {name: getattr(module, '__version__', '') for name in LIBRARIES if (module := import_or_none(name))}
     result = dict(cores=ALL, device=jax.devices()[0].device_kind, images=options.images, versions=versions, rows=rows)
     print(f'{ALL} cores, jax on {result["device"]}, {options.images} phantoms of {SIZE} px, {versions}\n{table(rows)}')
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + '\n')
 
 
-OTHERS = ('PIL', 'cv2', 'torchvision', 'simplejpeg', 'pydicom', 'jax')
+LIBRARIES = ('PIL', 'cv2', 'torchvision', 'simplejpeg', 'pydicom', 'jax')
 
 
-def found(name: str) -> Any:
-    """The module, or None where it is missing or cannot be loaded (torchvision of another torch)."""
+def import_or_none(name: str) -> Any:
+    """The module, or None if it is missing or does not load (torchvision for another torch)."""
     try:
         return importlib.import_module(name)
     except Exception:
@@ -87,11 +90,11 @@ def found(name: str) -> Any:
 
 
 def cases(count: int, folder: pathlib.Path) -> Iterator[Case]:
-    cv2 = found('cv2')
+    cv2 = import_or_none('cv2')
     if cv2:
-        cv2.setNumThreads(1)  # its threads are counted as the others': by the loop that calls it
+        cv2.setNumThreads(1)  # the loop that calls it starts the threads, as for all implementations
     with concurrent.futures.ProcessPoolExecutor() as pool:
-        pictures = list(pool.map(rendered, range(count), chunksize=4))
+        pictures = list(pool.map(render, range(count), chunksize=4))
     yield from decoding(pictures[:32], cv2)
     (folder / 'table').mkdir()
     files = [folder / 'table' / f'{i}.png' for i in range(count)]
@@ -101,19 +104,20 @@ def cases(count: int, folder: pathlib.Path) -> Iterator[Case]:
         rows = [[file.name, f'p{i}', 'train' if i % 10 else 'test'] for i, file in enumerate(files)]
         csv.writer(file).writerows([['image', 'patient_id', 'split'], *rows])
     yield from building(files, folder, cv2)
-    built(folder / 'table', folder / 'data')
+    build_table(folder / 'table', folder / 'data')
     data = records.open(folder / 'data')
     yield from reading(data, [file for i, file in enumerate(files) if i % 10], cv2)
     yield from augmenting(data, pictures[: 2 * ROWS])
 
 
-def rendered(i: int) -> np.ndarray:
+def render(i: int) -> np.ndarray:
     return phantom.record(i, phantom.Settings(size=SIZE)).image
 
 
 def decoding(pictures: Sequence[np.ndarray], cv2: Any) -> Iterator[Case]:
-    """Bytes to an array, on one thread."""
-    noise = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE)).astype(np.uint16)  # of the detector, in 8 more bits
+    """From bytes to an array, on one thread."""
+    # a detector's noise in 8 further bits
+    noise = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE)).astype(np.uint16)
     deep = [picture.astype(np.uint16) * 256 + noise for picture in pictures]
     kinds = {
         'JPEG grey': [as_jpeg(picture) for picture in pictures],
@@ -123,38 +127,38 @@ def decoding(pictures: Sequence[np.ndarray], cv2: Any) -> Iterator[Case]:
     }
     for kind, files in kinds.items():
         task = f'decoding {kind}'
-        yield Case(task, 'medjax', 1, lambda files=files: each(decode.read, files))
+        yield Case(task, 'medjax', 1, lambda files=files: run_on_all(decode.read, files))
         if kind.startswith('DICOM'):
-            yield Case(task, 'pydicom, stored values only', 1, lambda files=files: each(stored_values, files))
+            yield Case(task, 'pydicom, stored values only', 1, lambda files=files: run_on_all(stored_values, files))
             continue
-        yield Case(task, 'PIL', 1, lambda files=files: each(pil_decoded, files))
-        run = (lambda files=files: each(lambda data: cv2_decoded(cv2, data), files)) if cv2 else None
+        yield Case(task, 'PIL', 1, lambda files=files: run_on_all(pil_decoded, files))
+        run = (lambda files=files: run_on_all(lambda data: cv2_decoded(cv2, data), files)) if cv2 else None
         yield Case(task, 'OpenCV', 1, run)
 
 
 def reading(data: records.DataSet, files: Sequence[pathlib.Path], cv2: Any) -> Iterator[Case]:
-    """Random records, and batches, of a data set against the files that it was built from."""
+    """Random records and batches of a data set, against the files from which it was built."""
     train = data.split('train')
     order = np.random.default_rng(0).permutation(len(train)).tolist()
 
-    def of_file(decoded: Callable[[bytes], np.ndarray]) -> Callable[[int], np.ndarray]:
+    def read_file(decoded: Callable[[bytes], np.ndarray]) -> Callable[[int], np.ndarray]:
         return lambda i: decoded(files[i].read_bytes())
 
     loops: dict[str, Callable[[int], np.ndarray] | None] = {
         'medjax': lambda i: train.image(i),
-        'PIL': of_file(pil_decoded),
-        'OpenCV': of_file(lambda data: cv2_decoded(cv2, data)) if cv2 else None,
+        'PIL': read_file(pil_decoded),
+        'OpenCV': read_file(lambda data: cv2_decoded(cv2, data)) if cv2 else None,
     }
     for threads in sorted({1, ALL}):
-        for who, read in loops.items():
-            run = (lambda read=read, threads=threads: each(read, order, threads)) if read else None
-            yield Case(f'reading random records, {threads} threads', who, threads, run)
+        for implementation, read in loops.items():
+            run = (lambda read=read, threads=threads: run_on_all(read, order, threads)) if read else None
+            yield Case(f'reading random records, {threads} threads', implementation, threads, run)
 
     parts = {'main': dict(rows=ROWS, sources=dict(main=1.0))}
     number = 4 * max(len(order) // ROWS, 1)
 
     def stream() -> int:
-        batches = Stream(parts, {'main': data}, 0, ALL).batches()  # anew: nothing is decoded yet
+        batches = Stream(parts, {'main': data}, 0, ALL).batches()  # a new stream: nothing is decoded yet
         for _ in range(number):
             next(batches)
         batches.close()
@@ -169,16 +173,16 @@ def reading(data: records.DataSet, files: Sequence[pathlib.Path], cv2: Any) -> I
             def fill(at: int, batch=batch, chosen=chosen) -> None:
                 batch[at, 0, ..., 0] = read(chosen[at])
 
-            each(fill, range(ROWS), ALL)
+            run_on_all(fill, range(ROWS), ALL)
         return number * ROWS
 
     yield Case('reading batches', 'medjax (data.stream)', ALL, stream)
-    for who in ('PIL', 'OpenCV'):
-        yield Case('reading batches', who, ALL, (lambda read=loops[who]: loop(read)) if loops[who] else None)
+    for name in ('PIL', 'OpenCV'):
+        yield Case('reading batches', name, ALL, (lambda read=loops[name]: loop(read)) if loops[name] else None)
 
 
 def building(files: Sequence[pathlib.Path], folder: pathlib.Path, cv2: Any) -> Iterator[Case]:
-    """Files of 512 px to a data set, or to a folder of PNG files, of 256 px."""
+    """From files of 512 px to a data set of 256 px, or to a folder of PNG files of 256 px."""
 
     def pil(file: pathlib.Path) -> None:
         with Image.open(file) as image:
@@ -192,20 +196,22 @@ def building(files: Sequence[pathlib.Path], folder: pathlib.Path, cv2: Any) -> I
     (folder / 'small').mkdir()
     task = f'building, {SIZE} to {SMALL} px'
     out = folder / 'small_data'
-    yield Case(task, 'medjax build table', ALL, lambda: built(folder / 'table', out, '--size', str(SMALL)))
-    yield Case(task, 'PIL', ALL, lambda: each(pil, files, ALL))
-    yield Case(task, 'OpenCV', ALL, (lambda: each(opencv, files, ALL)) if cv2 else None)
+    yield Case(task, 'medjax build table', ALL, lambda: build_table(folder / 'table', out, '--size', str(SMALL)))
+    yield Case(task, 'PIL', ALL, lambda: run_on_all(pil, files, ALL))
+    yield Case(task, 'OpenCV', ALL, (lambda: run_on_all(opencv, files, ALL)) if cv2 else None)
 
 
 def augmenting(data: records.DataSet, pictures: Sequence[np.ndarray]) -> Iterator[Case]:
-    """JPEG files to the ten crops of each, in float32; on one host thread, or on the device from a decoded batch."""
+    """From JPEG files to ten crops of each in float32: on one host thread, or on the device from a decoded batch."""
     task, files = 'multi-crop', [as_jpeg(picture) for picture in pictures]
-    transforms = found('torchvision') and multi_crop()
-    run = (lambda: each(lambda d: transforms(Image.open(io.BytesIO(d))), files)) if transforms else None
+    transforms = import_or_none('torchvision') and multi_crop()
+    run = (lambda: run_on_all(lambda d: transforms(Image.open(io.BytesIO(d))), files)) if transforms else None
     yield Case(task, 'host: torchvision on PIL', 1, run)
     draw = np.random.default_rng(0)
-    yield Case(task, 'host: PIL loop', 1, lambda: each(lambda d: pil_crops(Image.open(io.BytesIO(d)), draw), files))
-    yield Case(task, 'host here: medjax decodes', 1, lambda: each(decode.read, files))
+    yield Case(
+        task, 'host: PIL loop', 1, lambda: run_on_all(lambda d: pil_crops(Image.open(io.BytesIO(d)), draw), files)
+    )
+    yield Case(task, 'host in medjax: decodes', 1, lambda: run_on_all(decode.read, files))
     views = jax.jit(make.build(VIEWS, {}, dict(channels=1, mean=0.5, std=0.25), {}, 1))
     batches = Stream({'main': dict(rows=ROWS, sources=dict(main=1.0))}, {'main': data}, 0, ALL).batches()
     batch = jax.device_put(next(batches))
@@ -215,11 +221,11 @@ def augmenting(data: records.DataSet, pictures: Sequence[np.ndarray]) -> Iterato
         jax.block_until_ready(views(batch, jax.random.key(0), 0))
         return ROWS
 
-    yield Case(task, f'device here: {jax.devices()[0].device_kind}', ALL, device)
+    yield Case(task, f'device in medjax: {jax.devices()[0].device_kind}', ALL, device)
 
 
 def multi_crop() -> Callable[[Image.Image], list[Any]]:
-    """What DINOv2's host does, with this benchmark's changes of grey values: torchvision's transforms on PIL images."""
+    """DINOv2's augmentation on the host, torchvision's transforms on PIL images, with this benchmark's grey values."""
     import torch
     from torchvision import transforms
 
@@ -235,12 +241,12 @@ def multi_crop() -> Callable[[Image.Image], list[Any]]:
         ]
         return transforms.Compose(steps)
 
-    crops = [crop(*one) for one in CROPS]
-    return lambda image: [one(image) for one in crops]
+    crops = [crop(*settings) for settings in CROPS]
+    return lambda image: [transform(image) for transform in crops]
 
 
 def pil_crops(image: Image.Image, draw: np.random.Generator) -> list[np.ndarray]:
-    """The same in PIL alone."""
+    """The same crops with PIL alone."""
     crops = []
     for size, area, blur in CROPS:
         share, aspect = draw.uniform(*area), np.exp(draw.uniform(np.log(3 / 4), np.log(4 / 3)))
@@ -256,8 +262,8 @@ def pil_crops(image: Image.Image, draw: np.random.Generator) -> list[np.ndarray]
     return crops
 
 
-def each(function: Callable[[Any], Any], items: Sequence[Any], threads: int = 1) -> int:
-    """Calls the function with each of them, on so many threads; returns their number."""
+def run_on_all(function: Callable[[Any], Any], items: Sequence[Any], threads: int = 1) -> int:
+    """Calls the function with every item, on `threads` threads; returns the number of items."""
     if threads == 1:
         for item in items:
             function(item)
@@ -268,7 +274,8 @@ def each(function: Callable[[Any], Any], items: Sequence[Any], threads: int = 1)
     return len(items)
 
 
-def built(table: pathlib.Path, out: pathlib.Path, *options: str) -> int:
+def build_table(table: pathlib.Path, out: pathlib.Path, *options: str) -> int:
+    """Runs `medjax build table`; returns the number of records."""
     with contextlib.redirect_stdout(io.StringIO()):
         build.main(['table', str(table), '--out', str(out), '--overwrite', *options])
     return sum(records.open(out).splits.values())
@@ -293,7 +300,7 @@ def as_jpeg(picture: np.ndarray) -> bytes:
 
 
 def as_png(picture: np.ndarray) -> bytes:
-    """As most files are: written by Pillow."""
+    """PNG as Pillow writes it, like most files."""
     file = io.BytesIO()
     Image.fromarray(picture).save(file, 'PNG')
     return file.getvalue()
@@ -314,21 +321,21 @@ def as_dicom(values: np.ndarray) -> bytes:
     return out.getvalue()
 
 
-def measured(cases: Iterator[Case], repeats: int) -> list[dict]:
-    """Images per second, one row a case: the cases of a task run in turn, once more before the clock counts."""
+def measure(cases: Iterator[Case], repeats: int) -> list[dict]:
+    """Images per second, one row for each case. The cases of a task run in turn; the first round is not timed."""
     rows = []
     for task, group in itertools.groupby(cases, key=lambda case: case.task):
         rivals = list(group)
-        speeds: dict[str, list[float]] = {case.who: [] for case in rivals}
+        speeds: dict[str, list[float]] = {case.implementation: [] for case in rivals}
         for k in range(repeats + 1):
             for case in (case for case in rivals if case.run):
                 start = time.perf_counter()
                 number = case.run()
                 if k:
-                    speeds[case.who].append(number / (time.perf_counter() - start))
+                    speeds[case.implementation].append(number / (time.perf_counter() - start))
         for case in rivals:
-            figures = speeds[case.who]
-            row = dict(task=task, who=case.who, threads=case.threads)
+            figures = speeds[case.implementation]
+            row = dict(task=task, implementation=case.implementation, threads=case.threads)
             if figures:
                 row |= dict(images_per_s=statistics.median(figures), least=min(figures), most=max(figures))
             rows.append(row)
@@ -336,10 +343,10 @@ def measured(cases: Iterator[Case], repeats: int) -> list[dict]:
 
 
 def table(rows: list[dict]) -> str:
-    lines = ['| task | who | threads | images/s (median, min, max) |', '| --- | --- | --- | --- |']
+    lines = ['| task | implementation | threads | images/s (median, min, max) |', '| --- | --- | --- | --- |']
     for row in rows:
         speed = f'{row["images_per_s"]:.1f} ({row["least"]:.1f}, {row["most"]:.1f})' if 'least' in row else ''
-        lines.append(f'| {row["task"]} | {row["who"]} | {row["threads"]} | {speed or "not installed"} |')
+        lines.append(f'| {row["task"]} | {row["implementation"]} | {row["threads"]} | {speed or "not installed"} |')
     return '\n'.join(lines)
 
 

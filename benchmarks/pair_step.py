@@ -1,17 +1,18 @@
-"""Times a training step on pairs against open_clip's: ViT-B/16 and BERT-base, softmax over pairs, AdamW, float32.
+"""Times a contrastive training step against open_clip's: ViT-B/16 and BERT-base, softmax, AdamW, float32.
 
     pip install --no-deps --target DIR open_clip_torch timm ftfy wcwidth
     python benchmarks/pair_step.py --open-clip DIR [--batch 16] [--length 77] [--cores 1] [--remat none] [--small]
 
-A step is forward, loss, backward and AdamW without clipping, on random pictures and on texts of random lengths. Each
-side is a process of its own, whose peak memory is therefore its own; they step in turn, so that a busy machine slows
-both. It does not slow them alike, for threads that wait for each other lose most: then look at --cores 1 and at the
-seconds of processor time, which waiting for a core is no part of.
+A step is forward, loss, backward and AdamW without clipping, on random images and on texts of random lengths. Each
+side runs in a process of its own, so its peak memory is measured alone. The sides step in turn, so a busy machine
+slows both. It does not slow them equally: threads that wait for each other lose most. On a busy machine use --cores 1
+and look at the seconds of processor time, which do not include waiting for a core.
 
-open_clip's side is all its own: CustomTextCLIP with VisionTransformer and HFTextEncoder around transformers' BERT
-(random weights; no dropout, for medjax has none), ClipLoss, and AdamW with the groups of open_clip_train. medjax's side
-is a recipe and the step that `medjax train` runs. FLOPs of both are counted, to show that they do the same work; the
-towers' outputs and the losses are compared in tests/weights/test_huggingface.py and tests/objectives/test_pairs.py.
+open_clip's side uses open_clip's own code: CustomTextCLIP with VisionTransformer and HFTextEncoder around transformers'
+BERT (random weights; no dropout, because medjax has none), ClipLoss, and AdamW with the groups of open_clip_train.
+medjax's side is a recipe and the step that `medjax train` runs. The FLOPs of both are counted, to show that both do the
+same work. tests/weights/test_huggingface.py compares the outputs of the towers, tests/objectives/test_pairs.py the
+losses.
 """
 
 from __future__ import annotations
@@ -43,15 +44,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split('\n\n')[0])
     parser.add_argument('--open-clip', help="the folder that pip's --target filled; without it medjax alone is timed")
     parser.add_argument('--batch', type=int, default=16)
-    parser.add_argument('--size', type=int, default=224, help='side of the pictures')
+    parser.add_argument('--size', type=int, default=224, help='side of the images, in pixels')
     parser.add_argument('--length', type=int, default=77, help='tokens of the longest text')
     parser.add_argument('--steps', type=int, default=6, help='timed steps of each side')
     parser.add_argument('--warmup', type=int, default=2)
     parser.add_argument('--cores', type=int, default=len(os.sched_getaffinity(0)), help='cores that both sides share')
-    parser.add_argument('--remat', default='products', help="medjax's towers store what layers.REMAT says")
-    parser.add_argument('--small', action='store_true', help='width 192, depth 4, 2,000 words: a quick look')
+    parser.add_argument(
+        '--remat', default='products', help="what medjax's towers store for the backward pass, a key of layers.REMAT"
+    )
+    parser.add_argument('--small', action='store_true', help='a quick look: width 192, depth 4, a vocabulary of 2,000')
     parser.add_argument('--json', action='store_true', help='one JSON line instead of a table')
-    parser.add_argument('--side', choices=SIDES, help=argparse.SUPPRESS)  # what a child process is
+    parser.add_argument('--side', choices=SIDES, help=argparse.SUPPRESS)  # set for child processes
     args = parser.parse_args()
     if args.side:
         serve(args)
@@ -61,7 +64,7 @@ def main() -> None:
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Both sides, step by step in turn."""
+    """Runs both sides, one step of each in turn."""
     children = {}
     for side in SIDES if args.open_clip else SIDES[:1]:
         command = [sys.executable, __file__, *sys.argv[1:], '--side', side]
@@ -72,43 +75,44 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         children[side].stdin.flush()
         answer = children[side].stdout.readline()
         if not answer:
-            raise SystemExit(f'the process of {side} has ended; what it said stands above')
+            raise SystemExit(f'the process of {side} ended; its output is above')
         return json.loads(answer)
 
-    facts = {side: ask(side) for side in children}  # one after the other: compiling beside a step would slow it
-    found: dict[str, list[dict]] = {side: [] for side in children}
+    facts = {side: ask(side) for side in children}  # one after the other, so that compiling slows no step
+    answers: dict[str, list[dict]] = {side: [] for side in children}
     for _ in range(args.warmup + args.steps):
         for side in children:
-            found[side].append(ask(side))
+            answers[side].append(ask(side))
     result: dict[str, Any] = dict(batch=args.batch, size=args.size, length=args.length, small=args.small)
     for side, child in children.items():
         child.stdin.close()
         child.wait()
-        seconds = [one['seconds'] for one in found[side][args.warmup :]]
+        timed = answers[side][args.warmup :]
+        seconds = [answer['seconds'] for answer in timed]
         median = statistics.median(seconds)
         result[side] = dict(
             facts[side],
             seconds=median,
-            cpu_seconds=statistics.median(one['cpu_seconds'] for one in found[side][args.warmup :]),
+            cpu_seconds=statistics.median(answer['cpu_seconds'] for answer in timed),
             seconds_min=min(seconds),
             seconds_max=max(seconds),
             images_per_s=args.batch / median,
-            first_loss=found[side][0]['loss'],
-            last_loss=found[side][-1]['loss'],
-            peak_memory_mib=found[side][-1]['peak_memory_mib'],
+            first_loss=answers[side][0]['loss'],
+            last_loss=answers[side][-1]['loss'],
+            peak_memory_mib=answers[side][-1]['peak_memory_mib'],
         )
     if args.open_clip:
         for kind in ('seconds', 'cpu_seconds'):
-            pairs = zip(*(found[side][args.warmup :] for side in SIDES))
-            result[f'ratio_{kind}'] = statistics.median(theirs[kind] / ours[kind] for ours, theirs in pairs)
+            steps = zip(*(answers[side][args.warmup :] for side in SIDES))
+            result[f'ratio_{kind}'] = statistics.median(open_clip[kind] / medjax[kind] for medjax, open_clip in steps)
     return result
 
 
 def serve(args: argparse.Namespace) -> None:
-    """A child: prepares when asked first, then makes a step a line."""
+    """A child process: prepares at the first line of its input, then runs one step for each line."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])  # before any thread is started
     answers = os.fdopen(os.dup(1), 'w')
-    os.dup2(2, 1)  # whatever else is printed
+    os.dup2(2, 1)  # other output goes to stderr
     start, step = medjax_step if args.side == 'medjax' else open_clip_step, None
     for _ in sys.stdin:
         began, worked = time.perf_counter(), time.process_time()
@@ -123,7 +127,7 @@ def serve(args: argparse.Namespace) -> None:
 
 
 def inputs(args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pictures [B,H,W,3]; token ids [B,T], 0 after the end of a text; lengths [B]."""
+    """Images [B,H,W,3]; token ids [B,T], 0 after the end of a text; lengths [B]."""
     rng = np.random.default_rng(0)
     images = rng.normal(size=(args.batch, args.size, args.size, 3)).astype(np.float32)
     lengths = rng.integers(args.length // 4, args.length + 1, args.batch)
@@ -181,11 +185,12 @@ def medjax_step(args, shape, images, ids, lengths) -> tuple[Callable[[], float],
     optim = make_optimizer(objective, config['optim'], config['total_steps'])
     step = make_step(objective, optim, lambda batch, key, step: batch)
     state = jax.jit(lambda key: create(objective, optim, key))(jax.random.key(0))
-    row, there = np.arange(args.batch, dtype=np.uint32), np.ones((args.batch, 1), bool)
-    words = np.arange(args.length) < lengths[:, None]
+    row, present = np.arange(args.batch, dtype=np.uint32), np.ones((args.batch, 1), bool)
+    valid = np.arange(args.length) < lengths[:, None]
     views = jax.device_put(
         dict(
-            crop=View(images[:, None], row, there, None, {}), report=View(ids[:, None], row, there, words[:, None], {})
+            crop=View(images[:, None], row, present, None, {}),
+            report=View(ids[:, None], row, present, valid[:, None], {}),
         )
     )
     flops = step_flops(objective, lambda batch, key, step: (batch, {}), state, views)
@@ -216,7 +221,7 @@ def open_clip_step(args, shape, images, ids, lengths) -> tuple[Callable[[], floa
     open_clip = import_open_clip(args.open_clip)
     torch.set_num_threads(args.cores)
     torch.manual_seed(0)
-    with tempfile.TemporaryDirectory() as folder:  # a name of a model that asks no network
+    with tempfile.TemporaryDirectory() as folder:  # a model's name that needs no network
         transformers.BertConfig(
             vocab_size=shape['vocabulary'],
             hidden_size=shape['width'],
@@ -243,13 +248,13 @@ def open_clip_step(args, shape, images, ids, lengths) -> tuple[Callable[[], floa
             ),
         )
     model.train()
-    # as open_clip_train/main.py groups them
-    plain = lambda n, p: p.ndim < 2 or 'bn' in n or 'ln' in n or 'bias' in n or 'logit_scale' in n  # noqa: E731
+    # the groups of open_clip_train/main.py
+    without_decay = lambda n, p: p.ndim < 2 or 'bn' in n or 'ln' in n or 'bias' in n or 'logit_scale' in n  # noqa: E731
     named = list(model.named_parameters())
     optim = torch.optim.AdamW(
         [
-            {'params': [p for n, p in named if plain(n, p)], 'weight_decay': 0.0},
-            {'params': [p for n, p in named if not plain(n, p)], 'weight_decay': DECAY},
+            {'params': [p for n, p in named if without_decay(n, p)], 'weight_decay': 0.0},
+            {'params': [p for n, p in named if not without_decay(n, p)], 'weight_decay': DECAY},
         ],
         lr=OPTIM['lr'],
         betas=(OPTIM['b1'], OPTIM['b2']),
@@ -257,11 +262,11 @@ def open_clip_step(args, shape, images, ids, lengths) -> tuple[Callable[[], floa
     )
     criterion = open_clip.ClipLoss()
     pictures = torch.tensor(images).permute(0, 3, 1, 2).contiguous()
-    words = torch.tensor(ids, dtype=torch.long)
+    tokens = torch.tensor(ids, dtype=torch.long)
 
     def loss_and_gradients() -> torch.Tensor:
         optim.zero_grad()
-        image, text, scale = model(pictures, words)
+        image, text, scale = model(pictures, tokens)
         loss = criterion(image, text, scale)
         loss.backward()
         return loss
@@ -271,7 +276,7 @@ def open_clip_step(args, shape, images, ids, lengths) -> tuple[Callable[[], floa
         optim.step()
         return loss.item()
 
-    # the counter does not know the CPU's flash attention, so it sees the plain one
+    # the counter does not count the CPU's flash attention, so the plain attention is counted
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         loss_and_gradients()
     return once, dict(
@@ -283,11 +288,14 @@ def open_clip_step(args, shape, images, ids, lengths) -> tuple[Callable[[], floa
 
 
 def import_open_clip(folder: str) -> Any:
-    """The package in `folder`. Where torchvision cannot be imported (its wheels for Linux are built for CUDA) open_clip
-    and timm get empty modules in its place: they need it for transforms of pictures, which are not timed."""
+    """Imports open_clip from `folder`.
+
+    If torchvision cannot be imported (its wheels for Linux are built for CUDA), open_clip and timm get empty modules
+    instead. They need torchvision for transforms of images, which are not timed.
+    """
     from unittest import mock
 
-    from transformers import BertModel  # noqa: F401  before: transformers asks whether there is a torchvision
+    from transformers import BertModel  # noqa: F401  first: transformers looks for torchvision
 
     sys.path.insert(0, str(Path(folder).resolve()))
     try:
@@ -302,7 +310,7 @@ def import_open_clip(folder: str) -> Any:
 
 def table(result: dict[str, Any]) -> str:
     lines = [
-        f'{result["batch"]} pairs of a {result["size"]} px picture and at most {result["length"]} tokens, float32',
+        f'{result["batch"]} pairs of a {result["size"]} px image and at most {result["length"]} tokens, float32',
         '',
         '| side | M parameters | GFLOP | s a step (median, min, max) | CPU s | images/s | peak MiB | losses |',
         '| --- | --- | --- | --- | --- | --- | --- | --- |',

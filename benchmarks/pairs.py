@@ -1,10 +1,10 @@
-"""Memory that the loss over pairs needs on a device, dense and in a ring, from the compiler's own analysis.
+"""Measures the memory of the contrastive losses on each device, dense and in a ring, from the compiler's analysis.
 
-python benchmarks/pairs.py [--rows 32768] [--width 512] [--devices 64] [--run]
+    python benchmarks/pairs.py [--rows 32768] [--width 512] [--devices 64] [--run]
 
-Compiles value and gradients of each term, for one image and one text a row, on so many virtual CPU devices; nothing is
-computed. `temporary` is what the program needs beside its arguments and results: peak memory of the loss. `--run`
-also runs each program (small --rows only) and says how far dense and ring are apart.
+The script compiles value and gradients of each term for one image and one text a row, on virtual CPU devices. It does
+not run them. `temporary` is the memory besides arguments and results: the peak memory of the loss. `--run` also runs
+each program (for small --rows only) and prints the difference between dense and ring.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def main() -> None:
     parser.add_argument('--devices', type=int, default=64)
     parser.add_argument('--run', action='store_true')
     options = parser.parse_args()
-    # before jax is imported
+    # set before jax is imported
     os.environ |= {'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': str(options.devices)}
     measure(options.rows, options.width, options.devices, options.run)
 
@@ -38,17 +38,17 @@ def measure(rows: int, width: int, devices: int, run: bool) -> None:
     jax.set_mesh(mesh)
     split = sharding.rows_sharding(mesh)
     names = 'student/image/crop/cls>vi', 'student/text/report/cls>vt'
-    there = View(None, jnp.arange(rows, dtype=jnp.uint32), jnp.ones((rows, 1), bool), None, {
+    view = View(None, jnp.arange(rows, dtype=jnp.uint32), jnp.ones((rows, 1), bool), None, {
         'key/text': jnp.ones((rows, 2), jnp.uint32) * jnp.arange(1, rows + 1, dtype=jnp.uint32)[:, None]
     })  # fmt: skip
-    views = {'crop': there, 'report': there}
+    views = {'crop': view, 'report': view}
     shapes = dict.fromkeys(names, (rows, 1, width))
     abstract = {name: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=split) for name, shape in shapes.items()}
     views_abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split), views)
-    whole = rows * rows * 4 / 2**20
+    matrix = rows * rows * 4 / 2**20
     print(
-        f'{rows} pairs of {width} numbers on {devices} devices, float32; the matrix of similarities is {whole:,.0f} '
-        f'MiB, {whole / devices:,.1f} a device, all columns {rows * width * 4 / 2**20:,.1f} MiB'
+        f'{rows} pairs of {width} numbers on {devices} devices, float32; the matrix of similarities is {matrix:,.0f} '
+        f'MiB, {matrix / devices:,.1f} a device, all columns {rows * width * 4 / 2**20:,.1f} MiB'
     )
     print(f'{"term":14}{"positives":12}{"":7}{"temporary MiB":>14}{"elements sent":>15}')
     for module in (pair_softmax, pair_sigmoid):
@@ -64,10 +64,9 @@ def measure(rows: int, width: int, devices: int, run: bool) -> None:
                 )
                 params, _ = term.init(jax.random.key(0))
 
-                def loss(found, params, views, term=term):
-                    return term.loss(
-                        TermInputs(params, {}, found, views, {}, None, jnp.zeros((), jnp.int32), None)
-                    ).loss
+                def loss(features, params, views, term=term):
+                    step = jnp.zeros((), jnp.int32)
+                    return term.loss(TermInputs(params, {}, features, views, {}, None, step, None)).loss
 
                 program = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(abstract, params, views_abstract).compile()
                 memory, kind = program.memory_analysis().temp_size_in_bytes / 2**20, 'ring' if ring else 'dense'
@@ -78,9 +77,9 @@ def measure(rows: int, width: int, devices: int, run: bool) -> None:
                 )
                 if run:
                     rng = np.random.default_rng(0)
-                    found = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+                    features = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
                     results.append(
-                        jax.device_get(program(*jax.device_put((found, params, views), (split, None, split))))
+                        jax.device_get(program(*jax.device_put((features, params, views), (split, None, split))))
                     )
             if run:
                 leaves = zip(*map(jax.tree.leaves, results))

@@ -1,4 +1,4 @@
-"""Images per second of the phantom on one core, PNG encoding of picture and mask included.
+"""Measures how many phantoms one core renders in a second, with PNG encoding of image and mask.
 
 taskset -c 0 python benchmarks/phantom.py [--size 256] [--records 200] [--json]
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')  # before numpy: one core is what is measured
+os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')  # set before numpy is imported: one core is measured
 
 import argparse
 import json
@@ -26,19 +26,19 @@ def main() -> None:
     options = parser.parse_args()
     settings = phantom.check(phantom.Settings(size=options.size))
 
-    phantom.record(0, settings)  # imports and first pages are not counted
+    phantom.record(0, settings)  # warm up: imports and first pages are not counted
     seconds, stored, spent = [], 0, time.process_time()
     for i in range(options.records):
         start = time.perf_counter()
-        made = phantom.record(i, settings)
-        encoded = decode.png(made.image[..., None]), decode.png(made.mask)
+        record = phantom.record(i, settings)
+        encoded = decode.png(record.image[..., None]), decode.png(record.mask)
         seconds.append(time.perf_counter() - start)
         stored += sum(map(len, encoded))
     result = dict(
         size=options.size,
         records=options.records,
         images_per_s=options.records / sum(seconds),
-        images_per_cpu_s=options.records / (time.process_time() - spent),  # where others use the core as well
+        images_per_cpu_s=options.records / (time.process_time() - spent),  # for a core in shared use
         median_ms=1e3 * statistics.median(seconds),
         bytes_per_image=stored / options.records,
     )

@@ -1,12 +1,12 @@
-"""Do equal texts count as positives? Zero-shot AUROC with and without, where 60 % of the reports say the same.
+"""Measures zero-shot AUROC with and without equal texts as positives, where 60 % of the reports have one text.
 
     python benchmarks/same_text.py --out FOLDER
 
-Builds a phantom 43 % of whose patients never have a finding, so that six reports in ten say "No acute findings.",
-trains configs/phantom_reports.py with SigLIP's loss (arXiv 2303.15343) for some hundred steps, once with the diagonal
-as the positives and once with equal texts as well, for each seed, and asks configs/prompts/phantom_impression.json.
-With a softmax there would be nothing to see: there equal texts of equal embeddings have the diagonal's gradients.
-What lies in FOLDER already is not made again.
+The script builds phantoms in which 43 % of the patients never have a finding. So six reports in ten say "No acute
+findings.". For each seed it trains configs/phantom_reports.py with SigLIP's loss (arXiv 2303.15343) for some hundred
+steps: once with the own pair as the only positive (the diagonal), and once with equal texts as positives too. It tests
+with the prompts of configs/prompts/phantom_impression.json. A softmax would show no difference: if equal texts have
+equal embeddings, both kinds of positives give the same gradients. The data set in FOLDER is used again.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def main() -> None:
     if not data.exists():
         medjax('build', 'phantom', '--records', 16_000, '--size', 64, '--healthy', 0.43, '--out', data)
         medjax('tokenizer', data, '--size', 400)
-    found = {name: [auroc(args.out, data, name, seed, args.steps) for seed in seeds] for name in POSITIVES}
-    print(table(found, seeds))
+    results = {name: [auroc(args.out, data, name, seed, args.steps) for seed in seeds] for name in POSITIVES}
+    print(table(results, seeds))
 
 
 def medjax(*args: object) -> None:
@@ -43,7 +43,7 @@ def medjax(*args: object) -> None:
 
 
 def auroc(out: Path, data: Path, positives: str, seed: str, steps: int) -> dict[str, float]:
-    """Of each finding, and their mean, of the export of the last step."""
+    """Trains and tests one run: the zero-shot AUROC of each finding, and their mean, at the last step."""
     run = out / f'{positives.replace(" ", "-")}-{seed}'
     term = (
         "dict(term='pair_sigmoid', rows='student/image/crop/cls>vi', columns='student/text/report/cls>vt', "
@@ -59,14 +59,14 @@ def auroc(out: Path, data: Path, positives: str, seed: str, steps: int) -> dict[
     return {label: row['value'] for label, row in result['results']['auroc'].items()}
 
 
-def table(found: dict[str, list[dict[str, float]]], seeds: list[str]) -> str:
-    """Markdown: a row a finding, its AUROC by seed with either kind of positives, and the mean difference."""
+def table(results: dict[str, list[dict[str, float]]], seeds: list[str]) -> str:
+    """A Markdown table: the AUROC of each finding by seed, for both kinds of positives, and the mean difference."""
     lines = [
-        f'| finding | {" | ".join(found)} | difference, 95 % t interval over {len(seeds)} seeds |',
+        f'| finding | {" | ".join(results)} | difference, 95 % t interval over {len(seeds)} seeds |',
         '|---|---|---|---|',
     ]
-    for label in found['diagonal'][0]:
-        without, with_text = (np.array([of[label] for of in found[name]]) for name in POSITIVES)
+    for label in results['diagonal'][0]:
+        without, with_text = (np.array([aurocs[label] for aurocs in results[name]]) for name in POSITIVES)
         gain = with_text - without
         low, high = stats.t.interval(0.95, len(gain) - 1, gain.mean(), stats.sem(gain))
         cells = [' '.join(f'{x:.3f}' for x in values) for values in (without, with_text)]

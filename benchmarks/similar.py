@@ -1,11 +1,12 @@
-"""What the search for near-duplicates finds, what it finds wrongly, and how long a million pictures take.
+"""Measures the search for near-duplicates: recall, false pairs, and the time for a million images.
 
-python benchmarks/similar.py DATA [DATA ...] [--most 2000]       # recall and false pairs of each
-python benchmarks/similar.py DATA [DATA ...] --million [--pictures 1000000]
+    python benchmarks/similar.py DATA [DATA ...] [--most 2000]       # recall and false pairs of each data set
+    python benchmarks/similar.py DATA [DATA ...] --million [--pictures 1000000]
 
-DATA are folders that `medjax build` wrote. Planted copies of 100 pictures are searched for among all of the data set.
-The million is drawn: a real thumbnail in part, the rest a Gaussian of the covariance of its data set, so that about as
-many pairs are near as of real pictures; 3,000 of it are planted copies, crops of 5 % and 10 % and brightened ones.
+DATA are folders that `medjax build` wrote. The script plants changed copies of 100 images and searches for them in the
+whole data set. The million thumbnails are drawn: each is a mixture of a real thumbnail and of Gaussian noise with the
+covariance of the data set. So about as many pairs are near as among real images. 3,000 of them are planted copies:
+crops of 5 % and 10 %, and brightened copies.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from medjax.data.audit import near_duplicates
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('data', nargs='+')
-    parser.add_argument('--most', type=int, default=2000, help='pictures of a data set')
+    parser.add_argument('--most', type=int, default=2000, help='images of a data set, at most')
     parser.add_argument('--million', action='store_true')
     parser.add_argument('--pictures', type=int, default=1_000_000)
     options = parser.parse_args()
@@ -40,7 +41,7 @@ def main() -> None:
 
 
 def load(path: str, most: int) -> tuple[list[np.ndarray], np.ndarray]:
-    """Pictures as 8-bit grey [H,W,1], and their patients."""
+    """Images as 8-bit grey [H,W,1], and their patients."""
     data = records.open(path)
     pictures, patients = [], []
     for name in data.splits:
@@ -57,57 +58,61 @@ def thumbnails(pictures: list[np.ndarray]) -> np.ndarray:
     return np.stack([near_duplicates.thumbnail(picture) for picture in pictures])
 
 
-def everything(thumbs: np.ndarray, others: np.ndarray | None = None) -> near_duplicates.Pairs:
-    """The candidates before the look at thumbnails, with what that look says of them."""
-    kept, near_duplicates.LIKELY = near_duplicates.LIKELY, -2.0
+def everything(thumbs: np.ndarray, others: np.ndarray | None = None) -> near_duplicates.Matches:
+    """All candidates, before the comparison of thumbnails removes any, with the result of that comparison."""
+    limit, near_duplicates.LIKELY_SAME = near_duplicates.LIKELY_SAME, -2.0
     try:
         return near_duplicates.candidates(thumbs, others)
     finally:
-        near_duplicates.LIKELY = kept
+        near_duplicates.LIKELY_SAME = limit
 
 
 def false_pairs(pictures: list[np.ndarray], patients: np.ndarray, name: str) -> None:
+    """Prints how many pairs of different patients, and of one patient, pass each stage of the search."""
     thumbs = thumbnails(pictures)
     start = time.perf_counter()
-    found = everything(thumbs)
+    matches = everything(thumbs)
     seconds = time.perf_counter() - start
-    likely = np.flatnonzero(found.alike >= near_duplicates.LIKELY)
+    likely = np.flatnonzero(matches.similarity >= near_duplicates.LIKELY_SAME)
     start = time.perf_counter()
-    agreed = np.array([near_duplicates.agree(pictures[found.first[k]], pictures[found.second[k]]) for k in likely])
-    each = 1e3 * (time.perf_counter() - start) / max(1, len(likely))
-    same = patients[found.first] == patients[found.second]
-    n, (_, of) = len(patients), np.unique(patients, return_counts=True)
-    pairs_same = int((of * (of - 1) // 2).sum())
-    print(f'\n{name}: {n} pictures of {len(of)} patients; {seconds:.1f} s, {each:.1f} ms a pair of pixels')
-    for whose, mine, pairs in (('different', ~same, n * (n - 1) // 2 - pairs_same), ('one', same, pairs_same)):
-        ended = np.sort(agreed[mine[likely]])[::-1]
+    similarity = np.array(
+        [near_duplicates.pixel_similarity(pictures[matches.first[k]], pictures[matches.second[k]]) for k in likely]
+    )
+    pair_ms = 1e3 * (time.perf_counter() - start) / max(1, len(likely))
+    same = patients[matches.first] == patients[matches.second]
+    n, (_, images) = len(patients), np.unique(patients, return_counts=True)
+    total_same = int((images * (images - 1) // 2).sum())
+    print(f'\n{name}: {n} images of {len(images)} patients; {seconds:.1f} s, {pair_ms:.1f} ms to compare two images')
+    for whose, chosen, total in (('different', ~same, n * (n - 1) // 2 - total_same), ('one', same, total_same)):
+        values = np.sort(similarity[chosen[likely]])[::-1]
         print(
-            f'  pairs of {whose} patient(s): {pairs}; near {mine.sum()} ({mine.sum() / max(1, pairs):.1e}), '
-            f'alike as thumbnails {mine[likely].sum()}, as pixels {(ended >= near_duplicates.ALIKE).sum()}; '
-            f'agreement, highest: {" ".join(f"{value:.3f}" for value in ended[:8])}'
+            f'  pairs of {whose} patient(s): {total}; near {chosen.sum()} ({chosen.sum() / max(1, total):.1e}), '
+            f'alike as thumbnails {chosen[likely].sum()}, as pixels {(values >= near_duplicates.SAME_PICTURE).sum()}; '
+            f'highest similarity: {" ".join(f"{value:.3f}" for value in values[:8])}'
         )
 
 
 def recall(pictures: list[np.ndarray]) -> None:
+    """Prints the share of planted copies that pass each stage of the search."""
     thumbs = thumbnails(pictures)
     chosen = np.arange(0, len(pictures), max(1, len(pictures) // 100))[:100]
-    print('  planted           near  thumbnails  pixels   agreement: least, 5 %, median')
+    print('  planted           near  thumbnails  pixels   similarity: least, 5 %, median')
     for name, change in changes(np.random.default_rng(0)).items():
         copies = [change(pictures[i]) for i in chosen]
-        found = everything(thumbnails(copies), thumbs)
-        right = found.second == chosen[found.first]
-        near, likely = (
-            len(np.unique(found.first[right & (found.alike >= least)])) for least in (-2, near_duplicates.LIKELY)
-        )
-        passed = set(found.first[right & (found.alike >= near_duplicates.LIKELY)].tolist())
-        agreed = np.array([near_duplicates.agree(pictures[i], copy) for i, copy in zip(chosen, copies)])
-        ended = sum(agreed[k] >= near_duplicates.ALIKE for k in passed)
-        values = ' '.join(f'{value:.3f}' for value in np.quantile(agreed, (0, 0.05, 0.5)))
-        n = len(chosen)
-        print(f'  {name:17} {near / n:5.2f} {likely / n:8.2f} {ended / n:10.2f}   {values}', flush=True)
+        matches = everything(thumbnails(copies), thumbs)
+        correct = matches.second == chosen[matches.first]
+        near = set(matches.first[correct].tolist())
+        likely = set(matches.first[correct & (matches.similarity >= near_duplicates.LIKELY_SAME)].tolist())
+        similarity = np.array([near_duplicates.pixel_similarity(pictures[i], copy) for i, copy in zip(chosen, copies)])
+        alike = [k for k in likely if similarity[k] >= near_duplicates.SAME_PICTURE]
+        shares = [len(stage) / len(chosen) for stage in (near, likely, alike)]
+        values = ' '.join(f'{value:.3f}' for value in np.quantile(similarity, (0, 0.05, 0.5)))
+        print(f'  {name:17} {shares[0]:5.2f} {shares[1]:8.2f} {shares[2]:10.2f}   {values}', flush=True)
 
 
 def changes(rng: np.random.Generator) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
+    """The changes that make a planted copy of an image, by name."""
+
     def crop(share: float) -> Callable[[np.ndarray], np.ndarray]:
         def cut(x: np.ndarray) -> np.ndarray:
             h, w = (max(1, round(side * (1 - share))) for side in x.shape[:2])
@@ -159,23 +164,24 @@ def changes(rng: np.random.Generator) -> dict[str, Callable[[np.ndarray], np.nda
 
 
 def million(real: list[np.ndarray], n: int) -> None:
+    """Draws n thumbnails, plants copies among them, and times the search."""
     rng = np.random.default_rng(0)
     start = time.perf_counter()
     thumbs = np.empty((n, 32, 32), np.uint8)
-    parts = []
-    for part in real:
-        flat = part.reshape(len(part), -1).astype(np.float32)
+    statistics = []
+    for data_set in real:
+        flat = data_set.reshape(len(data_set), -1).astype(np.float32)
         mean = flat.mean(0)
         _, lengths, axes = np.linalg.svd((flat - mean) / np.sqrt(len(flat)), full_matrices=False)
-        parts.append((mean, flat - mean, lengths[:, None] * axes))
-    share = 0.45  # of the variance that is a real picture's; the rest is drawn
+        statistics.append((mean, flat - mean, lengths[:, None] * axes))
+    share = 0.45  # share of the variance that comes from a real thumbnail; the noise gives the other share
     for at in range(0, n, 10_000):
-        mean, own, axes = parts[at // 10_000 % len(parts)]
+        mean, deviations, axes = statistics[at // 10_000 % len(statistics)]
         m = min(10_000, n - at)
-        drawn = rng.standard_normal((m, len(axes)), dtype=np.float32) @ axes
-        made = mean + np.sqrt(share) * own[rng.integers(len(own), size=m)] + np.sqrt(1 - share) * drawn
-        low, high = made.min(1, keepdims=True), made.max(1, keepdims=True)
-        thumbs[at : at + m] = np.round((made - low) * (255 / (high - low))).reshape(m, 32, 32)
+        noise = rng.standard_normal((m, len(axes)), dtype=np.float32) @ axes
+        grey = mean + np.sqrt(share) * deviations[rng.integers(len(deviations), size=m)] + np.sqrt(1 - share) * noise
+        low, high = grey.min(1, keepdims=True), grey.max(1, keepdims=True)
+        thumbs[at : at + m] = np.round((grey - low) * (255 / (high - low))).reshape(m, 32, 32)
     origin, copy = np.split(rng.permutation(n)[: 2 * (3000 * n // 1_000_000)], 2)
     for k, (i, j) in enumerate(zip(origin, copy)):
         side = (0.95, 0.90, 1.0)[k % 3] * 32
@@ -186,19 +192,21 @@ def million(real: list[np.ndarray], n: int) -> None:
         thumbs[j] = 255 * (np.asarray(planted) / 255) ** (1.3 if k % 3 == 2 else 1)
     print(f'{n} thumbnails drawn in {time.perf_counter() - start:.0f} s', flush=True)
     start, spent = time.perf_counter(), time.process_time()
-    pairs = everything(thumbs)
+    matches = everything(thumbs)
     seconds, spent = time.perf_counter() - start, time.process_time() - spent
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    near = len(pairs.first)
-    pairs = near_duplicates.Pairs(*(column[pairs.alike >= near_duplicates.LIKELY] for column in pairs[:4]), pairs.every)
-    key = set((np.minimum(pairs.first, pairs.second) * n + np.maximum(pairs.first, pairs.second)).tolist())
-    hit = np.array([min(i, j) * n + max(i, j) in key for i, j in zip(origin, copy)])
+    near = len(matches.first)
+    likely = matches.similarity >= near_duplicates.LIKELY_SAME
+    matches = near_duplicates.Matches(*(column[likely] for column in matches[:4]), matches.exhaustive)
+    opened = set((np.minimum(matches.first, matches.second) * n + np.maximum(matches.first, matches.second)).tolist())
+    recalled = np.array([min(i, j) * n + max(i, j) in opened for i, j in zip(origin, copy)])
     print(
         f'{seconds:.0f} s, {spent:.0f} CPU s, peak {peak:.1f} GiB with the thumbnails, '
-        f'every view met every picture: {pairs.every}; '
-        f'{near} pairs near ({near / (n * (n - 1) / 2):.1e}), {len(pairs.first)} to open, '
-        f'{hit.sum()} of {len(hit)} planted among them '
-        f'(crop 5 % {hit[::3].mean():.3f}, crop 10 % {hit[1::3].mean():.3f}, brightened {hit[2::3].mean():.3f})'
+        f'every variant was compared with every image: {matches.exhaustive}; '
+        f'{near} pairs near ({near / (n * (n - 1) / 2):.1e}), {len(matches.first)} to open, '
+        f'{recalled.sum()} of {len(recalled)} planted among them '
+        f'(crop 5 % {recalled[::3].mean():.3f}, crop 10 % {recalled[1::3].mean():.3f}, '
+        f'brightened {recalled[2::3].mean():.3f})'
     )
 
 

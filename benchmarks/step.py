@@ -1,11 +1,11 @@
-"""Times one training step on random views, and the whole loop on real records.
+"""Times one training step on random views, and the loop of training on real records.
 
     python benchmarks/step.py --json
     python benchmarks/step.py --config configs/rad_dino_vitb14.py --data DATA --config.batch_size=64 …
 
-Without --data a phantom of 256 images is built in a temporary folder. Steps of both kinds are timed in turn, so that a
-busy machine slows both. An image is one record with all its crops. FLOPs are the model's: what rematerialisation
-computes again does not count.
+Without --data, 256 phantoms are built in a temporary folder. Steps of both kinds are timed in turn, so a busy machine
+slows both. An image is one record with all its crops. FLOPs are those of the model: work that rematerialisation repeats
+does not count.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ def measure(config, datasets, steps: int, warmup: int) -> dict:
     step = make_step(objective, optim, make_views, config['micro_batches'])
     shardings, rows = state_shardings(objective, abstract, mesh), sharding.rows_sharding(mesh)
     state = jax.jit(lambda key: create(objective, optim, key), out_shardings=shardings)(jax.random.key(0))
-    mine = {part: sharding.local_rows(rows, b) for part, b in stream.rows.items()}
-    batches = stream.batches(0, mine)
+    local_rows = {part: sharding.local_rows(rows, b) for part, b in stream.rows.items()}
+    batches = stream.batches(0, local_rows)
 
     def fetch():
         return sharding.global_batch(next(batches), rows, stream.rows)
@@ -84,7 +84,7 @@ def measure(config, datasets, steps: int, warmup: int) -> dict:
     bare, bare_compile = compiled(step.step_on_views, out, state, noise, masks)
     loop, loop_compile = compiled(step.train_step, out, state, batch)
 
-    # In turn: a bare step, then a step of the loop with the batch that was fetched while the last one ran.
+    # In turn: a bare step, then a step of the loop with the batch that was fetched during the last step.
     times = dict(step=[], loop=[])
     for i in range(warmup + steps):
         start = time.perf_counter()
@@ -105,7 +105,7 @@ def measure(config, datasets, steps: int, warmup: int) -> dict:
     stats = jax.local_devices()[0].memory_stats() or {}
     memory = stats.get('peak_bytes_in_use', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
-    def of(kind: str, seconds: float) -> dict:
+    def summary(kind: str, compile_s: float) -> dict:
         median = statistics.median(times[kind])
         return dict(
             seconds=median,
@@ -113,7 +113,7 @@ def measure(config, datasets, steps: int, warmup: int) -> dict:
             seconds_max=max(times[kind]),
             images_per_s=config['batch_size'] / median,
             mfu=flops / median / peak.flops if peak.flops else None,
-            compile_s=seconds,
+            compile_s=compile_s,
         )
 
     return dict(
@@ -125,13 +125,13 @@ def measure(config, datasets, steps: int, warmup: int) -> dict:
         peak=peak.words,
         peak_memory_mib=memory / 2**20,
         temporary_memory_mib=getattr(bare.memory_analysis(), 'temp_size_in_bytes', 0) / 2**20,
-        step=of('step', bare_compile),
-        loop=of('loop', loop_compile),
+        step=summary('step', bare_compile),
+        loop=summary('loop', loop_compile),
     )
 
 
 def compiled(function, out_shardings, *args):
-    """The compiled function and how long that took, tracing included."""
+    """The compiled function, and the seconds of tracing and compilation."""
     start = time.perf_counter()
     program = jax.jit(function, donate_argnums=0, out_shardings=out_shardings).lower(*args).compile()
     return program, time.perf_counter() - start
@@ -143,11 +143,11 @@ def table(result: dict) -> str:
     head += f'{result["batch_size"]} images\n{result["peak"]}\n'
     head += f'peak memory {result["peak_memory_mib"]:.0f} MiB, temporary {result["temporary_memory_mib"]:.0f} MiB\n\n'
     rows = ['| | s a step (median, min, max) | images/s | MFU | compile s |', '| --- | --- | --- | --- | --- |']
-    for kind, words in (('step', 'step on random views'), ('loop', 'loop on records')):
+    for kind, title in (('step', 'step on random views'), ('loop', 'loop on records')):
         r = result[kind]
         mfu = '' if r['mfu'] is None else f'{100 * r["mfu"]:.1f} %'
         spread = f'{r["seconds"]:.3f} ({r["seconds_min"]:.3f}, {r["seconds_max"]:.3f})'
-        rows.append(f'| {words} | {spread} | {r["images_per_s"]:.1f} | {mfu} | {r["compile_s"]:.1f} |')
+        rows.append(f'| {title} | {spread} | {r["images_per_s"]:.1f} | {mfu} | {r["compile_s"]:.1f} |')
     return head + '\n'.join(rows)
 
 

@@ -1,6 +1,7 @@
-"""DINOv2's step at the size of a CPU, for benchmarks/step.py: ViT-S/14, 2 x 98 + 4 x 42 px, 4 images, float32.
+"""DINOv2's recipe at a size for a CPU, for benchmarks/step.py: ViT-S/14, 2 x 98 + 4 x 42 px, 4 images, float32.
 
-Two heads of 4,096 prototypes, Sinkhorn, three channels, no drop path; the rest is configs/dinov2_vits14.py.
+It has two heads with 4,096 prototypes, Sinkhorn, three channels and no drop path. All other values are those of
+configs/dinov2_vits14.py.
 """
 
 import runpy

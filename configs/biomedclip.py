@@ -1,27 +1,28 @@
-"""BiomedCLIP (arXiv 2303.00915): figures of articles against their captions, with a text tower that reads 256 tokens.
+"""BiomedCLIP (arXiv 2303.00915): contrast of article figures with their captions, read as 256 tokens.
 
-    medjax build biomedclip … --out DATA --size 336        # the lines that BiomedCLIP's own pipeline writes
-    medjax train --config configs/biomedclip.py --data DATA --workdir RUN \\
+    medjax build biomedclip FILE --out DATA --size 336      # the lines that BiomedCLIP's own pipeline writes
+    medjax train --config biomedclip --data DATA --workdir RUN \\
         --config.tokenizer.path=pubmedbert/vocab.txt --config.init_from='dict(path="pubmedbert.safetensors")'
 
-DATA: images with captions; theirs were 15.28 M pairs of 4.4 M articles (`medjax build pmc_oa` and `roco` are smaller
-sets of the kind). Without PubMedBERT's files: a tokenizer of `medjax tokenizer DATA`, and `init_from` left out as
-below.
+DATA holds images with captions. The authors trained on 15.28 M pairs from 4.4 M articles. `medjax build pmc_oa` and
+`medjax build roco` make smaller sets of this kind. Without PubMedBERT's files, train a tokenizer with
+`medjax tokenizer DATA` and leave `init_from` out.
 
-Certain (name of the checkpoint, code of its data): ViT-B/16 at 224 px, PubMedBERT, 256 tokens, the softmax of both
+Certain (name of the checkpoint, code of its data): ViT-B/16 at 224 px; PubMedBERT with 256 tokens; the softmax in both
 directions with a learned temperature; the numbers of pairs and articles.
-Recalled: batch 4,096, learning rate 5e-4, 32 epochs, at most 16 A100; 512 numbers, OpenAI's mean and deviation; a
-text head of two layers, the first as wide as the mean of both ends, without biases; a ViT of timm's kind.
-Of open_clip, which they trained with, recalled: crops of .9 to 1, weight decay .2 for matrices alone, betas .9 and
-.98, epsilon 1e-6, 2,000 steps of warm-up, temperature .07 at first and at least .01.
+Recalled: batch 4,096; learning rate 5e-4; 32 epochs; at most 16 A100; embeddings of 512 numbers; mean and deviation of
+OpenAI; a text head with two layers and no biases, the first layer as wide as the mean of its two ends; a ViT as in
+timm.
+Recalled of open_clip, the authors' training code: crops of area .9 to 1; weight decay .2 for matrices only; betas .9
+and .98; epsilon 1e-6; 2,000 warm-up steps; a temperature that starts at .07 and stays above .01.
+Ours: 119,400 steps, which are 32 epochs at batch 4,096; no decay of biases, norms and temperature.
+Not here: the authors also tried a batch size that grows during the run.
 
-Ours: 119,400 steps, which are 32 epochs at 4,096; that decay spares biases, norms and the temperature. What theirs
-had and ours has not: batch sizes that grow during the run were tried there.
-
-Cost: .24 TFLOP a pair, 1 PFLOP a step, 111 hours of an H100 at 30 % of its peak in all. Fewer devices take
-`micro_batches`, with the same gradient.
-Published: better than BioViL on RSNA (abstract); retrieval among held-out pairs, zero-shot PCam, LC25000, TCGA-TIL
-and RSNA (figures not read again). UniMed-CLIP's paper gives it 49.02 on the average of its 21 zero-shot sets.
+Cost: .24 TFLOP a pair, 1 PFLOP a step, 111 hours of one H100 at 30 % of its peak in all. `micro_batches` gives the same
+gradient on fewer devices.
+Published: better than BioViL on RSNA (abstract). The paper also reports retrieval among held-out pairs and zero-shot
+results on PCam, LC25000, TCGA-TIL and RSNA; these figures were not read again. The paper of UniMed-CLIP gives
+BiomedCLIP 49.02 on the average of its 21 zero-shot sets.
 """
 
 from ml_collections import ConfigDict
@@ -81,8 +82,6 @@ def get_config() -> ConfigDict:
                 b2=0.98,
                 eps=1e-6,
                 groups=[
-                    dict(match='*/bias', wd_scale=0.0),
-                    dict(match='*/scale', wd_scale=0.0),
                     dict(match='terms/*', wd_scale=0.0),
                 ],
             ),

@@ -1,25 +1,25 @@
-"""CheXzero (github rajpurkarlab/CheXzero): CLIP trained on with radiographs and the impressions of their reports.
+"""CheXzero (code: rajpurkarlab/CheXzero on GitHub): CLIP continued on radiographs and the impressions of reports.
 
-    medjax build mimic_cxr … --out DATA --size 320
-    medjax train --config configs/chexzero.py --data DATA --workdir RUN \\
+    medjax build mimic_cxr DIR --out DATA --size 320
+    medjax train --config chexzero --data DATA --workdir RUN \\
         --config.tokenizer.path=clip/tokenizer.json --config.init_from='dict(path="clip_vit_b32.safetensors",
         take=["towers/image", "towers/text", "heads/image", "heads/text"])'
 
-DATA: images of all views with reports that have an impression; theirs was MIMIC-CXR. Without CLIP's files: a
-tokenizer of `medjax tokenizer DATA`, and `init_from` left out as below. With them, add the temperature that CLIP ended
-with, which a term keeps and a start does not take over: `--config.terms.0.temperature.learned=.01`.
+DATA holds images of all views with reports that have an impression. The authors used MIMIC-CXR. Without CLIP's files,
+train a tokenizer with `medjax tokenizer DATA` and leave `init_from` out. With CLIP's files, also set the temperature
+with which CLIP ended, because a term holds it and `init_from` does not take it over:
+`--config.terms.0.temperature.learned=.01`.
 
-Certain (code): CLIP's ViT-B/32 and its text tower, 77 tokens, the last impression of the report, pictures stored at
-320 px with a black margin to a square, batch 16, SGD at 1e-4 with momentum .9, 4 epochs, ten checkpoints of which the
-test takes the mean; "X" against "no X" at the test.
-Recalled: 224 px are what the tower sees; mean and deviation of grey values, 101.49 and 83.44 of 255.
+Certain (code): CLIP's ViT-B/32 and text tower; 77 tokens; the last impression of a report; images stored at 320 px with
+a black margin to a square; batch 16; SGD at 1e-4 with momentum .9; 4 epochs; ten checkpoints whose outputs are averaged
+in the test; the prompts "X" and "no X" in the test.
+Recalled: the tower sees 224 px; mean and deviation of grey values are 101.49 and 83.44 of 255.
+Ours: AdamW at 1e-5, because SGD is not available here; the whole image stretched to a square, without the margin;
+94,000 steps, which are four passes over 377,000 images; an export after every tenth of the steps. Records without an
+impression take no part. The authors pair them with a sentence that says so.
 
-Ours: AdamW at 1e-5, since SGD is not among the optimisers here; the whole picture, stretched to a square where theirs
-has its margin; 94,000 steps, which are four passes over 377,000 images; an export every tenth of them. Records
-without an impression take no part, where theirs are paired with a sentence that says so.
-
-Cost: 44 GFLOP a pair, .7 TFLOP a step. Published hardware and hours: not read again.
-Published: not read again; `medjax probe --probes zero_shot` gives AUROC by finding with intervals.
+Cost: 44 GFLOP a pair, .7 TFLOP a step. Published hardware and hours were not read again.
+Published: not read again. `medjax probe --probes zero_shot` gives AUROC by finding with intervals.
 """
 
 from ml_collections import ConfigDict
@@ -62,7 +62,7 @@ def get_config() -> ConfigDict:
                     temperature=dict(learned=0.07, low=0.01),
                 ),
             ],
-            optim=dict(lr=1e-5, b1=0.9, b2=0.98, eps=1e-6),
+            optim=dict(lr=1e-5, b1=0.9, b2=0.98, eps=1e-6, no_decay=[]),
             init_from=None,
             export=dict(network='student', towers=['image', 'text'], heads=['image', 'text'], every=9_400),
             checkpoint=dict(every=1_000, keep=2),

@@ -1,27 +1,29 @@
-"""ConVIRT (arXiv 2010.00747): radiographs against single sentences of their reports, an unequal softmax over pairs.
+"""ConVIRT (arXiv 2010.00747): contrast of radiographs with single sentences of their reports.
 
-    medjax build mimic_cxr … --out DATA --size 336
-    medjax train --config configs/convirt.py --data DATA --workdir RUN \\
+    medjax build mimic_cxr DIR --out DATA --size 336
+    medjax train --config convirt --data DATA --workdir RUN \\
         --config.tokenizer.path=clinicalbert/vocab.txt \\
         --config.init_from='[dict(path="resnet50.safetensors"), dict(path="clinicalbert.safetensors")]'
 
-DATA: images with reports; theirs were about 217,000 pairs of MIMIC-CXR. Any data set with texts will do, and without
-the two lines of public files a tokenizer of `medjax tokenizer DATA`. ConVIRT starts from ResNet-50 of ImageNet and
-from ClinicalBERT, whose embeddings and first six layers never move: without `init_from`, which is left out so that
-the config runs by itself, they stay random, and their groups in `optim` should go.
+DATA holds images with reports. The authors used about 217,000 pairs of MIMIC-CXR. Any data set with texts works.
+ConVIRT starts from a ResNet-50 of ImageNet and from ClinicalBERT. ClinicalBERT's embeddings and first six layers are
+frozen. `init_from` is left out below, so that the recipe runs by itself. Then these layers stay random: remove their
+rules from `optim.groups`. Without the public files, train a tokenizer with `medjax tokenizer DATA`.
 
-There is no official code. Recalled from the paper, not read again: the formula with 3/4 of it for image -> text,
-temperature .1, 512 numbers, max-pooling over tokens, what is frozen, one sentence drawn from the report, crops of .6
-to 1, flips, brightness and contrast of .6 to 1.4, blur of sigma .1 to 3, Adam at 1e-4, weight decay 1e-6, batch 32.
-edreisMD/ConVIRT-pytorch (read): batch 112, 300 px, and twice the weighted loss.
+There is no official code.
+Recalled from the paper, not read again: the loss, with weight 3/4 for image -> text; temperature .1; embeddings of 512
+numbers; max-pooling over tokens; the frozen layers; one sentence drawn from the report; crops of area .6 to 1; flips;
+brightness and contrast of .6 to 1.4; blur with sigma .1 to 3; Adam at 1e-4; weight decay 1e-6; batch 32.
+edreisMD/ConVIRT-pytorch (read): batch 112; 300 px; twice the weighted loss.
+Ours: 224 px; 64 tokens; the width of the hidden layer of the heads; blur for every crop.
+Not here: rotations by up to 20 degrees and shears. The authors halve the learning rate when validation stops improving;
+here it follows a cosine over 200,000 steps (30 passes). Their weight decay was part of the gradient; here it is
+decoupled.
 
-Ours: 224 px, 64 tokens, the head's hidden layer; blur for every crop. What theirs had and ours has not: rotations by
-up to 20 degrees and shears; a learning rate that halves when validation stops falling, in the place of which stands a
-cosine over 200,000 steps (30 passes); weight decay was part of the gradient, here it is beside it.
-
-Cost: 57 GFLOP a pair, 1.8 TFLOP a step. Published hardware and hours: not found.
-Published (recalled): AUROC of a linear probe with 1 / 10 / 100 % of the labels, RSNA 90.7 / 91.7 / 92.1, CheXpert
-85.9 / 86.8 / 87.3; a tenth of the labels matches an ImageNet start in all four tasks (abstract).
+Cost: 57 GFLOP a pair, 1.8 TFLOP a step. Published hardware and hours were not found.
+Published (recalled): AUROC of a linear probe with 1 / 10 / 100 % of the labels is 90.7 / 91.7 / 92.1 on RSNA and
+85.9 / 86.8 / 87.3 on CheXpert. In all four tasks, a tenth of the labels reaches the result of an ImageNet start
+(abstract).
 """
 
 from ml_collections import ConfigDict
@@ -36,7 +38,7 @@ def get_config() -> ConfigDict:
             rows_per_group=1,
             micro_batches=1,
             dtype='float32',
-            image=dict(channels=3, mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225]),  # of the public ResNet
+            image=dict(channels=3, mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225]),  # those of the public ResNet
             data=dict(cxr=dict(sources=dict(main=1.0))),
             views=dict(
                 crop=dict(
@@ -93,6 +95,7 @@ def get_config() -> ConfigDict:
                 weight_decay=1e-6,
                 b1=0.9,
                 b2=0.999,
+                no_decay=[],  # ConVIRT decays every parameter
                 groups=[
                     dict(match='towers/text/words', lr_scale=0.0),
                     dict(match='towers/text/positions', lr_scale=0.0),

@@ -1,26 +1,26 @@
-"""CXR-CLIP (arXiv 2310.13292): two images and two texts of a study in all four pairs, and each kind among itself.
+"""CXR-CLIP (arXiv 2310.13292): contrast of two images with two texts of a study, and within images and within texts.
 
-    medjax build mimic_cxr … --out mimic --size 336
-    medjax train --config configs/cxr_clip.py --data mimic --workdir RUN \\
+    medjax build mimic_cxr DIR --out MIMIC --size 336
+    medjax train --config cxr_clip --data MIMIC --workdir RUN \\
         --config.views.report.prompts=prompts.json --config.tokenizer.path=clinicalbert/vocab.txt \\
         --config.init_from='[dict(path="resnet50.safetensors"), dict(path="clinicalbert.safetensors")]'
 
-DATA: images with findings and impressions (theirs MIMIC-CXR), and sets with labels, which become two texts of prompts
-each (theirs CheXpert and ChestX-ray14): write `sources=dict(mimic=…, chexpert=…)` below. A text that a record does
-not have takes no part. Without the public files: a tokenizer of `medjax tokenizer`, and `init_from` left out as
-below.
+DATA: images with findings and impressions (the authors used MIMIC-CXR), and sets with labels (CheXpert and
+ChestX-ray14). Two prompts per record turn labels into two texts. For several sets write
+`sources=dict(mimic=…, chexpert=…)` below. A text that a record does not have takes no part. Without the public files,
+train a tokenizer with `medjax tokenizer` and leave `init_from` out.
 
-Certain (code): two image views, two texts (findings and impression, or two prompts), the softmax over pairs as the
-mean of their combinations, the same among images and among texts, 256 tokens.
-Recalled: ResNet-50 (or a Swin, which is not here), ClinicalBERT, linear projections to 512, learned temperature from
-.07, weights 1 for images and .5 for texts, batch 128, AdamW at 5e-5, weight decay 1e-4, 15 epochs, one of them
-warm-up, 224 px.
+Certain (code): two image views; two texts (findings and impression, or two prompts); the loss is the mean softmax over
+the combinations of image view and text; the same loss among images and among texts; 256 tokens.
+Recalled: ResNet-50 (or Swin, which is not available here); ClinicalBERT; linear projections to 512; a learned
+temperature that starts at .07; weight 1 for images and .5 for texts; batch 128; AdamW at 5e-5; weight decay 1e-4; 15
+epochs, the first one for warm-up; 224 px.
+Ours: 45,000 steps; a temperature of its own for every term; two crops of one image as the two views. The authors take
+two images of the study where it has two. A record with one section has one text here. The authors translate the text
+into another language and back for a second one. `views.report.sentences=3` deals the sentences of one section into two
+texts instead.
 
-Ours: 45,000 steps; every term learns a temperature of its own. The two views are two crops of one image; theirs are
-two images of the study where it has two. A record with one section has one text, where theirs is translated there and
-back for a second one; `views.report.sentences=3` deals the sentences of one section into two texts instead.
-
-Cost: .32 TFLOP a row of two images and two texts, 42 TFLOP a step. Published hardware and hours: not read again.
+Cost: .32 TFLOP a row of two images and two texts, 42 TFLOP a step. Published hardware and hours were not read again.
 Published: not read again.
 """
 
@@ -96,8 +96,6 @@ def get_config() -> ConfigDict:
                 schedule=dict(rule='cosine', start=1.0, end=0.0, warmup=3_000),
                 weight_decay=1e-4,
                 groups=[
-                    dict(match='*/bias', wd_scale=0.0),
-                    dict(match='*/scale', wd_scale=0.0),
                     dict(match='terms/*', wd_scale=0.0),
                 ],
             ),

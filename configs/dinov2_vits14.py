@@ -1,26 +1,29 @@
-"""DINOv2's recipe for ImageNet-1k (arXiv 2304.07193, ssl_default_config and vitl16_short) with a ViT-S/14.
+"""DINOv2 (arXiv 2304.07193) with a ViT-S/14: the recipe for ImageNet-1k (ssl_default_config and vitl16_short).
 
-    medjax train --config configs/dinov2_vits14.py --data DATA --workdir RUN
-    … --config.micro_batches=8             the same gradient on a smaller machine
+    medjax train --config dinov2_vits14 --data DATA --workdir RUN
+    … --config.micro_batches=8             the same gradient in less memory
 
-From the original: 125,000 steps of 2,048 images; crops of 224 and 98 px, 2 + 8 of them; the colours, flips and the
-blur that the published models were really trained with; block masks; one head for DINO and iBOT with 65,536
-prototypes; centring by a running mean; .004 sqrt(2048 / 1024) as learning rate with layer-wise decay .9; every
-schedule.
+From the original: 125,000 steps with 2,048 images; 2 crops of 224 px and 8 crops of 98 px; the colours, flips and blur
+with which the published models were really trained; block masks; one head with 65,536 prototypes for DINO and iBOT;
+centring by a running mean; learning rate .004 sqrt(2048 / 1024) with layer-wise decay .9; all schedules.
 
-Different: the tower is ViT-S/14 (the original's is ViT-L/16; its public S is distilled from a ViT-g), without drop
-path, which so small a tower does not need; local crops are 98 px, a multiple of 14, as in the original's long recipe;
-masks have exact counts; KoLeo sees the whole batch and not that of one GPU (`within='group'` with
-rows_per_group=64 does); mean and deviation are the data set's and not ImageNet's. Flips and colours are for
-photographs: for radiographs look at rad_dino_vitb14.py first.
+Different from the original:
+- The tower is a ViT-S/14. The original trains a ViT-L/16, and its public ViT-S is distilled from a ViT-g.
+- There is no drop path, because so small a tower does not need it.
+- Local crops have 98 px, a multiple of 14, as in the original's long recipe.
+- Masks have exact counts.
+- KoLeo compares the whole batch. The original compares the rows of one GPU; `within='group'` with rows_per_group=64
+  does the same.
+- Mean and deviation are those of the data set, not of ImageNet.
+Flips and colours are made for photographs. For radiographs look at rad_dino_vitb14.py first.
 
-Cost: .16 TFLOP an image; 42 EFLOP in all, 40 hours of one H100 at 30 % of its peak.
+Cost: .16 TFLOP an image, 42 EFLOP in all: 40 hours of one H100 at 30 % of its peak.
 """
 
 from ml_collections import ConfigDict
 
 STEPS = 125_000
-EPOCH = 1_250  # steps: the original's unit, whatever the data set's size
+EPOCH = 1_250  # steps: the original's epoch, for a data set of any size
 LR = 0.004 * (2_048 / 1_024) ** 0.5
 
 
@@ -100,9 +103,6 @@ def get_config() -> ConfigDict:
                     dict(match='towers/image/*', layerwise=0.9, clip_group='image'),
                     dict(match='heads/dino/*', clip_group='dino'),
                     dict(match='towers/image/patch_embed/*', lr_scale=0.2),
-                    dict(match='*/bias', wd_scale=0.0),
-                    dict(match='*/scale', wd_scale=0.0),
-                    dict(match='*/gamma?', wd_scale=0.0),
                     dict(match='heads/*/prototypes/*', frozen_until=EPOCH),
                 ],
             ),

@@ -1,24 +1,23 @@
-"""MedCLIP (arXiv 2210.10163): images and sentences that do not belong together, joined by how alike their labels are.
+"""MedCLIP (arXiv 2210.10163): contrast of unpaired images and sentences, by the similarity of their labels.
 
-    medjax train --config configs/medclip.py --data images=CHEXPERT --data texts=MIMIC --workdir RUN \\
+    medjax train --config medclip --data images=CHEXPERT --data texts=MIMIC --workdir RUN \\
         --config.tokenizer.path=clinicalbert/vocab.txt \\
         --config.init_from='[dict(path="resnet50.safetensors"), dict(path="clinicalbert.safetensors")]'
 
-Two data sets with labels over one vocabulary, the one read for its images and the other for its texts; both may be
-the same folder. They are two parts of the batch, each with its own order, so nothing is paired. Without the public
-files: a tokenizer of `medjax tokenizer`, and `init_from` left out as below.
+DATA: two data sets with the same label names. One is read for its images, the other for its texts. Both may be the same
+folder. They are two parts of the batch, and each part is shuffled on its own, so images and texts are unpaired. Without
+the public files, train a tokenizer with `medjax tokenizer` and leave `init_from` out.
 
-Certain (code): the softmax over the similarities of label sets as the positives of both directions, batch 100,
-learning rate 2e-5, 10 epochs.
-Recalled: ResNet-50 (or a Swin, which is not here), ClinicalBERT, 512 numbers without biases, temperature .07, weight
-decay 1e-4, 224 px, a tenth of the steps for warm-up; 14 labels of CheXpert, those of sentences by a rule-based
-labeller.
+Certain (code): the softmax over the similarities of label sets gives the targets of both directions; batch 100;
+learning rate 2e-5; 10 epochs.
+Recalled: ResNet-50 (or Swin, which is not available here); ClinicalBERT; embeddings of 512 numbers without biases;
+temperature .07; weight decay 1e-4; 224 px; a tenth of the steps for warm-up; 14 labels of CheXpert, which a rule-based
+labeller gives to each sentence.
+Ours: the labels of a text are those of its record, where the authors label each sentence; similarity is the cosine of
+label sets, with "none of them" as a label of its own; 77 tokens; mean pooling; crops of area .8 to 1; 50,000 steps. The
+images of the part `texts` are not used, and are read at 8 px.
 
-Ours: a text's labels are those of its record, where theirs are of the sentence; the cosine of label sets with "none
-of them" as a label of its own; 77 tokens; mean pooling; crops of .8 to 1; 50,000 steps. Pictures of the texts' part
-are not looked at, and read at 8 px.
-
-Cost: 64 GFLOP for an image and a text, 6.4 TFLOP a step. Published hardware and hours: not read again.
+Cost: 64 GFLOP for an image and a text, 6.4 TFLOP a step. Published hardware and hours were not read again.
 Published: not read again.
 """
 
@@ -78,8 +77,6 @@ def get_config() -> ConfigDict:
                 schedule=dict(rule='cosine', start=1.0, end=0.0, warmup=5_000),
                 weight_decay=1e-4,
                 groups=[
-                    dict(match='*/bias', wd_scale=0.0),
-                    dict(match='*/scale', wd_scale=0.0),
                     dict(match='terms/*', wd_scale=0.0),
                 ],
             ),

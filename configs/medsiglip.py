@@ -1,25 +1,25 @@
-"""MedSigLIP (arXiv 2507.05201): SigLIP trained on with medical pairs among natural ones, a sigmoid for every pair.
+"""MedSigLIP (arXiv 2507.05201): SigLIP continued on medical pairs among natural ones, with a sigmoid for every pair.
 
-    medjax train --config configs/medsiglip.py --data DATA --workdir RUN \\
+    medjax train --config medsiglip --data DATA --workdir RUN \\
         --config.tokenizer.path=siglip/tokenizer.json --config.tokenizer.pad='</s>' \\
         --config.init_from='dict(path="siglip_so400m.safetensors", take=["towers/image", "towers/text", "heads/text"])'
 
-DATA: images with texts. Theirs mixed medical pairs into natural ones, so that what SigLIP knows is kept: write
-`sources=dict(natural=.98, medical=.02)` or so below and give `--data natural=DATA1 --data medical=DATA2`. Without
-SigLIP's files: a tokenizer of `medjax tokenizer DATA`, and `init_from` left out as below.
+DATA holds images with texts. The authors mixed medical pairs into natural ones, so that SigLIP keeps its abilities. For
+such a mixture write `sources=dict(natural=.98, medical=.02)` or similar below, and give `--data natural=DATA1
+--data medical=DATA2`. Without SigLIP's files, train a tokenizer with `medjax tokenizer DATA` and leave `init_from` out.
 
-Certain (model card): two towers of 400 M parameters, 448 px, 64 tokens, 1,152 numbers, grey values in [-1, 1], the
-sigmoid loss with learned temperature (from 1/10) and bias (from -10).
-Recalled: about 33 M medical pairs at a small weight; slices of CT in several windows as colours.
+Certain (model card): two towers with 400 M parameters; 448 px; 64 tokens; embeddings of 1,152 numbers; grey values in
+[-1, 1]; the sigmoid loss with a learned temperature (starts at 1/10) and bias (starts at -10).
+Recalled: about 33 M medical pairs with a small weight; slices of CT in several windows as colour channels.
+Ours: batch, learning rate, steps, decay and warm-up, which were not found; the weights above; the text is the
+impression, or the next section that a record has. A start from SigLIP takes over its towers and head. Temperature and
+bias belong to the term and begin anew. Then set `terms.0.temperature` and `terms.0.bias` to the values of the file
+(exp(-logit_scale), logit_bias).
+Not here: images padded to a square. This recipe stretches the whole image to a square (up to 1 : 2).
 
-Ours: batch, learning rate, steps, decay and warm-up, none of which were found; the weights above; text from the
-impression on. A start from SigLIP takes over its towers and head; temperature and bias, which a term keeps, begin
-anew: with it, set `terms.0.temperature` and `terms.0.bias` to those of the file (exp(-logit_scale), logit_bias). What
-theirs had and ours has not: pictures padded to a square. Here the whole picture is stretched to it (up to 1 : 2).
-
-Cost: 3.1 TFLOP a pair, 3.2 PFLOP a step. Published hardware and hours: not found.
-Published (card): zero-shot and linear probes of radiograph findings, dermatology, ophthalmology, pathology; figures
-not read again.
+Cost: 3.1 TFLOP a pair, 3.2 PFLOP a step. Published hardware and hours were not found.
+Published (card): zero-shot classification and linear probes in chest radiography, dermatology, ophthalmology and
+pathology. The figures were not read again.
 """
 
 from ml_collections import ConfigDict
@@ -52,14 +52,14 @@ def get_config() -> ConfigDict:
                 image=dict(tower='vit', variant='So400m/14', family='siglip', native_size=448),
                 text=dict(tower='text', variant='So400m', family='siglip', context=64),
             ),
-            heads=dict(text=dict(head='linear', out=1_152, bias=True)),  # of the texts alone, as in SigLIP
+            heads=dict(text=dict(head='linear', out=1_152, bias=True)),  # for texts only, as in SigLIP
             terms=[
                 dict(
                     term='pair_sigmoid',
                     rows='student/image/picture/cls',
                     columns='student/text/report/cls>text',
                     positives='identity',
-                    temperature=dict(learned=0.1, low=0.001),  # SigLIP's has no bound and ends below .01
+                    temperature=dict(learned=0.1, low=0.001),  # SigLIP has no bound and ends below .01
                     bias=-10.0,
                 ),
             ],
@@ -71,8 +71,6 @@ def get_config() -> ConfigDict:
                 b2=0.95,
                 clip=1.0,
                 groups=[
-                    dict(match='*/bias', wd_scale=0.0),
-                    dict(match='*/scale', wd_scale=0.0),
                     dict(match='terms/*', wd_scale=0.0),
                 ],
             ),

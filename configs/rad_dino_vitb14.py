@@ -1,22 +1,23 @@
-"""RAD-DINO (arXiv 2401.10815): DINOv2's ViT-B/14 trained on with chest radiographs at 518 px, on a pod.
+"""RAD-DINO (arXiv 2401.10815): DINOv2's ViT-B/14 continued on chest radiographs at 518 px, on a pod.
 
-    medjax train --config configs/rad_dino_vitb14.py --data DATA --workdir RUN \\
+    medjax train --config rad_dino_vitb14 --data DATA --workdir RUN \\
         --config.init_from.path=dinov2_vitb14.safetensors
 
-DATA is made with `medjax build … --size 777` or so: at most 1.5 times the size of the global crops.
-For a mixture, write `sources=dict(mimic=.4, nih=.6)` below and give `--data mimic=DATA1 --data nih=DATA2`.
+Build DATA with `medjax build … --size 777` or so: at most 1.5 times the size of the global crops. For a mixture write
+`sources=dict(mimic=.4, nih=.6)` below and give `--data mimic=DATA1 --data nih=DATA2`.
 
-Certain of RAD-DINO (model card and published files): it starts from the public DINOv2 ViT-B/14 with new heads; 518 px
-crops, 37 x 37 patches; 64 GPUs x 40 images = 2,560 a step; grey values on three channels with mean .5307 and deviation
-.2583; about 840,000 to 880,000 images; one head of 65,536 prototypes for both losses (from the size of its file).
-
-DINOv2's (arXiv 2304.07193; RAD-DINO used its code, but these of its settings were not found): areas of crops, masks,
-losses and their weights, teacher temperature and momentum, weight decay, drop path .3, layer-wise decay .9, clipping.
-
-Ours: local crops of 196 px; exposure and contrast instead of colours, milder blur, no flips (the heart is on the left);
-the learning rate, 2e-4 sqrt(2560 / 1024) / 2 = 1.6e-4 (another continued run reports collapse from 3.5e-4 on);
-35,000 steps, 100 passes over 880,000 images; warm-up over a tenth of them. rows_per_group=10 lets drop path keep 14 of
-20 global and 56 of 80 local crops, exactly .3 less, and four micro-batches on the 40 images of each of 64 devices.
+Certain of RAD-DINO (model card and published files): the start is the public DINOv2 ViT-B/14 with new heads; crops of
+518 px, which are 37 x 37 patches; 64 GPUs x 40 images = 2,560 a step; grey values on three channels with mean .5307 and
+deviation .2583; about 840,000 to 880,000 images; one head with 65,536 prototypes for both losses (from the size of its
+file).
+From DINOv2 (arXiv 2304.07193), whose code RAD-DINO used; these settings of RAD-DINO were not found: areas of crops;
+masks; losses and their weights; teacher temperature and momentum; weight decay; drop path .3; layer-wise decay .9;
+clipping.
+Ours: local crops of 196 px; exposure and contrast instead of colours; milder blur; no flips, because the heart is on
+the left; the learning rate 2e-4 sqrt(2560 / 1024) / 2 = 1.6e-4 (another continued run reports collapse from 3.5e-4
+on); 35,000 steps, which are 100 passes over 880,000 images; a tenth of them for warm-up. With rows_per_group=10, drop
+path keeps 14 of 20 global crops and 56 of 80 local crops: exactly .3 are dropped. It also allows four micro-batches of
+the 40 images of each of 64 devices.
 
 Cost: 2.5 TFLOP an image, 6.5 PFLOP a step: .34 s on 64 H100 at 30 % of their peak, 3.3 hours in all.
 """
@@ -24,7 +25,7 @@ Cost: 2.5 TFLOP an image, 6.5 PFLOP a step: .34 s on 64 H100 at 30 % of their pe
 from ml_collections import ConfigDict
 
 STEPS = 35_000
-EPOCH = 1_250  # steps: DINOv2's unit
+EPOCH = 1_250  # steps: DINOv2's epoch
 LR = 2e-4 * (2_560 / 1_024) ** 0.5 / 2
 
 
@@ -104,9 +105,6 @@ def get_config() -> ConfigDict:
                     dict(match='towers/image/*', layerwise=0.9, clip_group='image'),
                     dict(match='heads/dino/*', clip_group='dino'),
                     dict(match='towers/image/patch_embed/*', lr_scale=0.2),
-                    dict(match='*/bias', wd_scale=0.0),
-                    dict(match='*/scale', wd_scale=0.0),
-                    dict(match='*/gamma?', wd_scale=0.0),
                     dict(match='heads/*/prototypes/*', frozen_until=EPOCH),
                 ],
             ),

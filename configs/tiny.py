@@ -1,10 +1,10 @@
-"""The smallest run that has everything: for tests and for a first look at a new machine.
+"""The smallest run that has everything, for tests and for a first look at a new machine.
 
     medjax build phantom --records 64 --size 32 --out data/tiny
-    medjax train --config configs/tiny.py --data data/tiny --workdir runs/tiny
+    medjax train --config tiny --data data/tiny --workdir runs/tiny
 
-Cost: seconds for its 8 steps after about half a minute of compiling on two CPU cores.
-Expect: nothing learned; all files of a run are there.
+Cost: seconds for its 8 steps, after about half a minute of compilation on two CPU cores.
+Expect all files of a run, and nothing learned.
 """
 
 from ml_collections import ConfigDict
@@ -47,6 +47,7 @@ def get_config() -> ConfigDict:
                 schedule=dict(rule='cosine', start=1.0, end=0.0, warmup=2),
                 weight_decay=0.04,
                 clip=3.0,
+                no_decay=[],
             ),
             export=dict(network='teacher', towers=['image'], heads=['dino'], every=4),
             checkpoint=dict(every=4, keep=2),

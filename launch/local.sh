@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # launch/local.sh N -- medjax train …
 #
-# Starts N processes of one run on this machine, over jax.distributed.
-#   MEDJAX_DEVICES_PER_PROCESS   devices of each process (1): virtual ones on a CPU, that many GPUs on a GPU machine
-# The output of process 0 is plain, that of the others carries their number. Ctrl-C and SIGTERM reach all as SIGTERM, so
-# that the run ends in a saved step. Where one process fails, the others are ended and its exit code is ours.
+# Starts N processes of one run on this machine. They work together by jax.distributed.
+#   MEDJAX_DEVICES_PER_PROCESS   devices of each process (default 1): virtual devices on a CPU, GPUs on a GPU machine
+# Lines of process 0 are printed as they are. Lines of the other processes begin with the number of their process.
+# Ctrl-C and SIGTERM reach all processes as SIGTERM, so the run ends in a saved step. A second one kills them.
+# If one process fails, the script ends the others and exits with the code of the failed process.
 set -u
 
 usage() {
@@ -18,7 +19,7 @@ shift 2
 per_process=${MEDJAX_DEVICES_PER_PROCESS:-1}
 
 taken() { (: <"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
-port=$((20000 + RANDOM % 12000)) # below the ports that systems hand out by themselves
+port=$((20000 + RANDOM % 12000)) # below the ports that systems assign by themselves
 while taken "$port"; do port=$((port + 1)); done
 export MEDJAX_PORT=$port MEDJAX_PROCESSES=$processes JAX_NUM_CPU_DEVICES=$per_process
 
@@ -26,7 +27,7 @@ pids=()
 for ((rank = 0; rank < processes; rank++)); do
     export MEDJAX_PROCESS=$rank
     JAX_LOCAL_DEVICE_IDS=$(seq -s, $((rank * per_process)) $(((rank + 1) * per_process - 1)))
-    export JAX_LOCAL_DEVICE_IDS # which GPUs; a CPU process has its own devices anyway
+    export JAX_LOCAL_DEVICE_IDS # chooses GPUs; a CPU process has its own devices in any case
     if ((rank == 0)); then
         "$@" &
     else
@@ -43,7 +44,7 @@ interrupt() {
 }
 trap interrupt INT TERM
 
-# Bash has reaped a process when kill -0 no longer finds it, and keeps its exit code for `wait`.
+# A process has ended when kill -0 no longer finds it. Bash keeps its exit code for `wait`.
 left=("${!pids[@]}")
 code=0
 deadline=
@@ -61,7 +62,7 @@ while ((${#left[@]})); do
             if ((processes > 1 && !interrupted)); then
                 echo "$0: process $rank of $processes ended with code $ended; ending the others" >&2
             fi
-            deadline=$((SECONDS + 5)) # the same mistake may be in the others; let them say so
+            deadline=$((SECONDS + 5)) # other processes may make the same mistake: time for their messages
         fi
     done
     left=(${running[@]+"${running[@]}"})

@@ -1,8 +1,8 @@
-"""`python -m medjax` is `medjax`."""
+"""Makes `python -m medjax` the same as `medjax`."""
 
 import sys
 
 from medjax.cli import main
 
-if __name__ == '__main__':  # the processes of a build import this module
+if __name__ == '__main__':  # worker processes of a build import this module, too
     sys.exit(main())

@@ -1,4 +1,7 @@
-"""`medjax <command>`: finds the command and shows a user's mistake as one line. Nothing heavy is imported before."""
+"""`medjax <command>`: runs a command, and shows a user's mistake as one line.
+
+It imports nothing heavy by itself, so that help and mistakes are fast.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +16,15 @@ from medjax import __version__
 from medjax.errors import UserError, suggest
 
 COMMANDS = {
-    'build': 'source files -> records, splits, an audit of what was dropped',
-    'audit': 'data sets -> leaks, duplicates and contradictions in and between them; exit code 1 for a leak',
-    'reduce': 'a data set -> one without the training slices that repeat others of their volume',
-    'show': 'a data set -> one HTML page to look at',
-    'tokenizer': 'data sets -> a vocabulary trained on their texts',
-    'train': 'a config and records -> checkpoints, exports, metrics',
-    'probe': 'exports and records -> results with intervals',
-    'report': 'a run -> one HTML page to look at',
+    'build': 'source files -> a data set with splits, a list of drops, an audit',
+    'audit': 'data sets -> leaks, duplicates and contradicting labels in and between them; exit code 1 for a leak',
+    'reduce': 'a data set -> a smaller one without training slices that repeat others of their volume',
+    'show': 'a data set -> an HTML page with its images, labels and records',
+    'tokenizer': 'data sets -> a tokenizer trained on their texts',
+    'train': 'a config and data sets -> checkpoints, exports, metrics',
+    'config': 'a config -> all its values as JSON; two configs or runs -> the values that differ',
+    'probe': 'exports and a data set -> results with confidence intervals',
+    'report': 'a run -> an HTML page with its curves, results and pictures',
 }
 HELP = f"""medjax {__version__}: pretraining of medical image encoders; every method is a configuration.
 
@@ -28,23 +32,24 @@ HELP = f"""medjax {__version__}: pretraining of medical image encoders; every me
 
 {chr(10).join(f'    {name:10} {text}' for name, text in COMMANDS.items())}
 
-The way from a folder of images to a judged encoder:
+From images to an evaluated encoder, with the embedded data set:
 
     medjax build phantom --records 2000 --out data/phantom
     medjax train --config configs/demo.py --data data/phantom --workdir runs/demo
     medjax probe --run runs/demo --data data/phantom
     medjax report --run runs/demo
 
-`medjax <command> --help` tells what a command takes."""
+`medjax <command> --help` describes the options of a command."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command; its exit code, or 2 for a user's mistake, 70 for a bug, 130 after Ctrl-C, 143 after SIGTERM.
+    """Runs one command and returns its exit code.
 
-    141 where nobody reads the output any more.
+    Other codes: 2 for a user's mistake, 70 for a bug, 130 after Ctrl-C, 143 after SIGTERM, and 141 where nobody reads
+    the output any more (as in `medjax … | head`).
     """
     name, *rest = (sys.argv[1:] if argv is None else argv) or ['--help']
-    if argv is None and name != 'train':  # the process is ours; train saves its step at a SIGTERM
+    if argv is None and name != 'train':  # not called from a test; train handles SIGTERM itself and saves its step
         signal.signal(signal.SIGTERM, terminate)
     try:
         return run(name, rest)
@@ -57,14 +62,14 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f'medjax: {name} was stopped from the keyboard', file=sys.stderr)
         code = 130
-    except BrokenPipeError:  # the reader of our output has gone, as in `medjax … | head`
+    except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
     except Exception:
         traceback.print_exc()
-        code = 70  # a bug; 1 is what a command found: a leak, a probe that failed
-    if one_of_several():
-        # At a normal exit jax waits for the other processes of the run, which may be waiting for this one.
+        code = 70  # a bug; 1 is a result of a command, such as a leak or a failed probe
+    if is_one_of_several():
+        # At a normal exit, jax waits for the other processes of the run, and they may wait for this one.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -84,13 +89,14 @@ def run(name: str, argv: list[str]) -> int:
 
 
 class Terminated(KeyboardInterrupt):
-    """A SIGTERM: what cleans up after Ctrl-C cleans up after it."""
+    """Raised at a SIGTERM. It is a KeyboardInterrupt, so code that cleans up after Ctrl-C also cleans up after it."""
 
 
 def terminate(*_: object) -> NoReturn:
     raise Terminated
 
 
-def one_of_several() -> bool:
-    runtime = sys.modules.get('medjax.parallel.runtime')  # a command that has not imported it runs alone
+def is_one_of_several() -> bool:
+    """Whether this process is one of several of a run."""
+    runtime = sys.modules.get('medjax.parallel.runtime')  # a command that does not import it has one process
     return runtime is not None and runtime.several()

@@ -1,4 +1,4 @@
-"""Configs: a recipe file becomes a checked, frozen dict; and its JSON, its fingerprint and the way back.
+"""Configs: from a recipe file to a checked, frozen dict, its JSON and its fingerprint.
 
     configs/demo.py  --get_config-->  ConfigDict  --override-->  --resolve (from the data)-->  Config  --check
 
@@ -9,9 +9,11 @@ It returns a dict or an `ml_collections.ConfigDict` with these keys:
     total_steps, batch_size, seed, rows_per_group, micro_batches    whole numbers; batch_size is the sum of all rows
     dtype                                'float32' or 'bfloat16', of activations
     image        channels, mean, std     in units of [0,1]; None: from the data
-    data         part -> rows, canvas, sources {name: weight}    None: the rest of the batch; the longest stored side
+    data         part -> rows, canvas, sources {name: weight}    rows=None: the rest of the batch;
+                                                                 canvas=None: the longest stored side
     data_paths   source -> folder        filled in from --data
-    tokenizer    path, pad               None: that beside the data, of `medjax tokenizer`; its own filler
+    tokenizer    path, pad               path=None: the file that `medjax tokenizer` wrote beside the data;
+                                         pad=None: the file's own padding token
     views        name -> dict(view='crop', part=, count=, size=, ...)     see medjax.views.make
                  name -> dict(view='text', part=, count=, length=, ...)   see medjax.data.text.views
     masks        'view~mask' -> dict(mask='blocks', ...)                  see medjax.views.masks
@@ -41,13 +43,11 @@ from typing import Any, NoReturn
 
 from ml_collections import ConfigDict
 
-from medjax import plugins
+from medjax import plugins, recipes
 from medjax.data.text import tokenizer, views as text_views
 from medjax.errors import UserError, suggest
 from medjax.overrides import override, split_overrides
 from medjax.parallel.groups import check_rows
-from medjax.training.optimizer import Rule, optimizer
-from medjax.training.state import start_from
 from medjax.types import is_number, is_whole
 
 __all__ = [
@@ -64,7 +64,7 @@ __all__ = [
 ]
 
 REQUIRED = ('total_steps', 'batch_size', 'views', 'towers', 'terms', 'optim')
-# What a config file may leave out. A value of None in `image` or a part is resolved from the data.
+# What a config file may leave out. A None in `image` or in a part is resolved from the data.
 DEFAULTS: dict[str, Any] = dict(
     seed=0,
     rows_per_group=1,
@@ -85,12 +85,12 @@ DEFAULTS: dict[str, Any] = dict(
 )
 PART: dict[str, Any] = dict(rows=None, canvas=None, sources=dict(main=1.0))
 CLOSED = ('image', 'tokenizer', 'export', 'checkpoint', 'log', 'mesh')  # sections with exactly the keys above
-# What does not change what a run computes: where and how often things are read, written and placed.
+# Keys that do not change what a run computes: where and how often things are read, written and placed.
 NOT_IN_FINGERPRINT = ('data_paths', 'mesh', 'log', 'checkpoint', 'micro_batches')
 
 
 class Config(dict):
-    """A dict, nested, that refuses changes; its lists are tuples."""
+    """A nested dict that refuses changes. Its lists are tuples."""
 
     def _refuse(self, *_: Any, **__: Any) -> NoReturn:
         raise TypeError('a resolved config does not change')
@@ -100,9 +100,9 @@ class Config(dict):
 
 
 def load(spec: str, data: Sequence[str] = (), overrides: Sequence[str] = ()) -> tuple[Config, dict[str, Any]]:
-    """A recipe, ready to train, and its open data sets by source.
+    """A recipe that is ready to train, and its open data sets by source.
 
-    spec       'configs/demo.py', or 'configs/x.py:arg'
+    spec       'configs/demo.py', or the name of a shipped recipe, 'demo'; with an argument 'x.py:ARG'
     data       'PATH' for the only source of the config, or 'source=PATH', one for each
     overrides  'optim.lr=1e-3', 'terms.2.weight=.05', 'views.global.area=(.4, 1.)'
     """
@@ -116,7 +116,7 @@ def load(spec: str, data: Sequence[str] = (), overrides: Sequence[str] = ()) -> 
 
 
 def read(spec: str, overrides: Sequence[str] = (), data: Any = None) -> ConfigDict:
-    """The config of a file with its overrides and every default filled in; what depends on the data is still None."""
+    """The config of a file, with its overrides and all defaults. Values that depend on the data are still None."""
     config = ConfigDict(_call_get_config(spec, data))
     for name in config:
         if name not in REQUIRED and name not in DEFAULTS:
@@ -136,47 +136,8 @@ def read(spec: str, overrides: Sequence[str] = (), data: Any = None) -> ConfigDi
         key, equals, text = item.partition('=')
         if not equals:
             raise UserError(f'--config.{key}: write it with its value, --config.{key}=VALUE')
-        override(config, key, text, lambda path: keywords(config, path))
+        override(config, key, text)
     return config
-
-
-# Section of a config ('*' stands for one name or number) -> the key that names a plug-in, and the folder of plug-ins.
-PLUGINS = {
-    ('towers', '*'): ('tower', 'medjax.models.towers'),
-    ('views', '*'): ('view', 'medjax.views.kinds'),
-    ('views', '*', 'photometric'): ('set', 'medjax.views.photometric'),
-    ('masks', '*'): ('mask', 'medjax.views.masks'),
-    ('teachers', '*'): ('rule', 'medjax.objectives.teachers'),
-    ('terms', '*'): ('term', 'medjax.objectives.terms'),
-}
-# Parameters of builders that the program gives, so that a config cannot.
-GIVEN = frozenset(('where', 'name', 'context', 'channels', 'grid', 'crops', 'params', 'total_steps', 'state'))
-EVERY_TERM = dict(name=None, weight=1.0)  # keys of every term, whatever its module takes
-
-
-def keywords(config: ConfigDict, path: tuple[str, ...]) -> dict[str, inspect.Parameter]:
-    """The keywords that the builder of a section takes, with their defaults; {} for a section without a builder."""
-    section: Any = config
-    for name in path:
-        section = section[int(name) if isinstance(section, (list, tuple)) else name]
-    if not isinstance(section, (Mapping, ConfigDict)):
-        return {}
-    for pattern, (key, package) in PLUGINS.items():
-        if len(pattern) == len(path) and all(a in ('*', b) for a, b in zip(pattern, path, strict=True)):
-            module, _ = plugins.chosen(section, key, package, '.'.join(path))
-            found = plugins.options_of(getattr(module, 'options', module.build), GIVEN)
-            return found | (_parameters(EVERY_TERM) if key == 'term' else {})
-    if path == ('optim',):
-        return plugins.options_of(optimizer, GIVEN)
-    if path[:2] == ('optim', 'groups') and len(path) == 3:
-        return plugins.options_of(Rule, GIVEN)
-    if path[:1] == ('init_from',):
-        return plugins.options_of(start_from, GIVEN)
-    return {}
-
-
-def _parameters(defaults: Mapping[str, Any]) -> dict[str, inspect.Parameter]:
-    return {name: inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=v) for name, v in defaults.items()}
 
 
 def _fill(given: Any, default: dict[str, Any], where: str) -> ConfigDict:
@@ -190,10 +151,7 @@ def _fill(given: Any, default: dict[str, Any], where: str) -> ConfigDict:
 
 def _call_get_config(spec: str, data: Any) -> Any:
     name, _, argument = spec.partition(':')
-    path = Path(name)
-    if not path.is_file():
-        beside = sorted(str(p) for p in path.parent.glob('*.py')) if path.parent.is_dir() else []
-        raise UserError(f'--config: there is no file {name}{suggest(name, beside) if beside else ""}')
+    path = recipes.find(name)
     try:
         get_config = runpy.run_path(str(path), run_name='medjax_config').get('get_config')
         if get_config is None:
@@ -214,7 +172,7 @@ def _call_get_config(spec: str, data: Any) -> Any:
         raise UserError(f'{name}, line {line}: {type(error).__name__}: {error}') from error
 
 
-# What the data decides.
+# Values that the data decide.
 
 
 def _by_source(opened: list[tuple[str, Any]], config: ConfigDict) -> dict[str, Any]:
@@ -241,8 +199,8 @@ def _by_source(opened: list[tuple[str, Any]], config: ConfigDict) -> dict[str, A
 
 
 def resolve(config: ConfigDict, datasets: Mapping[str, Any]) -> Config:
-    """Fills in what is None from the data: channels, mean and std of the image, canvas and rows of the parts; and what
-    files say: the tokenizer's tokens, the prompts of text views.
+    """Fills in the values that are None, from the data: channels, mean and std of the image, canvas and rows of the
+    parts. Also reads the files that the config names: the tokenizer, the prompts of text views.
 
     The mean is that of a pixel of the mixture, sum_s w_s m_s, and the variance sum_s w_s (std_s^2 + m_s^2) - mean^2,
     with w_s the share of a source in the batch.
@@ -260,7 +218,7 @@ def resolve(config: ConfigDict, datasets: Mapping[str, Any]) -> Config:
             if part['canvas'] is None:
                 part['canvas'] = max(int(datasets[source].size) for source in part['sources'])
         found['image'] = _resolve_image(found['image'], parts, datasets)
-    found_texts = text_views.of_views(found['views'])
+    found_texts = text_views.from_config(found['views'])
     for name, text in found_texts.items():
         if text.prompts:
             found['views'][name]['prompts'] = text.prompts
@@ -270,7 +228,7 @@ def resolve(config: ConfigDict, datasets: Mapping[str, Any]) -> Config:
 
 
 def _resolve_tokenizer(given: dict[str, Any], datasets: Mapping[str, Any]) -> dict[str, Any]:
-    """Its path, and of the file the fingerprint and the tokens that the towers have to know."""
+    """The tokenizer's path, the fingerprint of its file, and the tokens that towers need."""
     path = given['path']
     if path is None and datasets:
         beside = {source: Path(data.path) / tokenizer.NAME for source, data in datasets.items()}
@@ -305,7 +263,7 @@ def _resolve_image(image: dict[str, Any], parts: Mapping[str, Any], datasets: Ma
     return {name: of_data[name] if value is None else value for name, value in image.items()}
 
 
-# Checks by name, of what no builder sees whole.
+# Checks that no single builder can make.
 
 
 def check(config: Config) -> Config:
@@ -321,7 +279,7 @@ def check(config: Config) -> Config:
     check_rows(rows, config['rows_per_group'], config['micro_batches'], math.prod(fixed))  # -1: seen with the devices
     for name, view in config['views'].items():
         _known(view.get('part'), config['data'], f'views.{name}.part')
-    text_views.of_views(config['views'])
+    text_views.from_config(config['views'])
     _check_export(config)
     return config
 
@@ -352,7 +310,7 @@ def _check_numbers(config: Config) -> None:
 
 
 def _check_levels(key: str, value: Any, channels: int | None, above: float) -> None:
-    """A number for all channels or a list of one for each; None where the data decides."""
+    """A number for all channels, or a list with one for each; None if the data decide."""
     numbers = value if isinstance(value, tuple) else () if value is None else (value,)
     if not all(is_number(x) and above < x < math.inf for x in numbers):
         what = 'a number' if above < 0 else f'a number above {above}'
@@ -400,7 +358,7 @@ def to_json(config: Mapping[str, Any]) -> str:
 
 
 def load_json(path: str | Path) -> Config:
-    """The way back: `load_json` of a file that holds `to_json(config)` equals `config`."""
+    """The inverse of `to_json`: the config in a file."""
     from etils import epath
 
     try:
@@ -415,13 +373,13 @@ def is_version_1(config: Mapping[str, Any]) -> bool:
 
 
 def fingerprint(config: Mapping[str, Any]) -> str:
-    """sha256 of the canonical JSON, 16 hex digits, without what does not change what a run computes."""
+    """16 hex digits of the sha256 of the config, without keys that do not change what a run computes."""
     text = json.dumps(_computed(config), sort_keys=True, separators=(',', ':'), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
-    """The dotted keys in which two configs differ, of those that count for the fingerprint."""
+    """The dotted keys in which two configs differ, as far as the keys count for the fingerprint."""
 
     def leaves(value: Any, key: str = '') -> dict[str, Any]:
         if isinstance(value, (Mapping, tuple)) and value:
@@ -436,6 +394,6 @@ def difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
 def _computed(config: Mapping[str, Any]) -> dict[str, Any]:
     computed = {name: value for name, value in config.items() if name not in NOT_IN_FINGERPRINT}
     tokenizer = computed.pop('tokenizer', {})
-    if 'tokens' in tokenizer:  # the file counts, wherever it lies, and only where there are texts
+    if 'tokens' in tokenizer:  # the content of the file counts, not its path, and only for a config with texts
         computed['tokenizer'] = {name: value for name, value in tokenizer.items() if name != 'path'}
     return computed

@@ -74,11 +74,13 @@ def chosen(cfg: Mapping[str, Any], key: str, package: str, where: str) -> tuple[
 def call(function: Callable, cfg: Mapping[str, Any], where: str, /, **extra: Any) -> Any:
     """`function(**cfg, **extra)`, where every key of `cfg` must be a parameter of the function.
 
+    A function with `**options` takes any key. It has to check them itself, or another function does.
     `where` is the config path that messages name: 'views.global: unknown key 'siez'; did you mean 'size'?'
     """
     free = options_of(function, extra)
+    takes_more = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(function).parameters.values())
     for name in cfg:
-        if name not in free:
+        if name not in free and not takes_more:
             raise UserError(f'{where}: unknown key {name!r}{renamed(name, free) or suggest(name, free)}')
     for name, parameter in free.items():
         if parameter.default is inspect.Parameter.empty and name not in cfg:

@@ -1,14 +1,22 @@
-"""Tests run on the CPU with 8 virtual devices and a compilation cache; slow ones only with --slow."""
+"""Tests run on the CPU with 8 virtual devices and a compilation cache.
+
+Tests with the marker `slow` or `long` run only with --slow or --long, and then they alone. With MEDJAX_REQUIRE_ALL=1,
+as in CI, a test that would skip fails: a package, a program or a file that it needs is missing.
+"""
 
 from __future__ import annotations
 
 import importlib.metadata
 import os
+import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
+
+Report = TypeVar('Report', pytest.TestReport, pytest.CollectReport)
 
 # Before jax is imported anywhere.
 os.environ['JAX_PLATFORMS'] = 'cpu'
@@ -22,15 +30,45 @@ os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '0')
 os.environ['MEDJAX_ID_KEY'] = 'a key for tests'
 
 
+KINDS = ('slow', 'long')
+OPTIONAL = ('Apache Beam',)  # may be missing in CI as well: it holds other packages back
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption('--slow', action='store_true', help='run the tests that take over a minute, and only those')
+    parser.addoption('--long', action='store_true', help='run the tests that do not fit into CI, and only those')
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    wanted = config.getoption('--slow')
-    left_out = [item for item in items if ('slow' in item.keywords) != wanted]
+    wanted = {kind for kind in KINDS if config.getoption(f'--{kind}')}
+    left_out = [item for item in items if {kind for kind in KINDS if kind in item.keywords} != wanted]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    return _required((yield))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    return _required((yield))  # a module may skip as a whole
+
+
+def _required(report: Report) -> Report:
+    """The report of a test or module. With MEDJAX_REQUIRE_ALL a skip becomes a failure.
+
+    A skip stays one if the package is optional, or if its reason names a variable MEDJAX_… that is not set: data
+    that only some machines have.
+    """
+    if os.environ.get('MEDJAX_REQUIRE_ALL') and report.skipped and not hasattr(report, 'wasxfail'):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        unset = [name for name in re.findall(r'MEDJAX_\w+', reason) if name not in os.environ]
+        if not unset and not any(name in reason for name in OPTIONAL):
+            report.outcome = 'failed'
+            report.longrepr = f'{reason}\nMEDJAX_REQUIRE_ALL is set, so this test must not skip.'
+    return report
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""Small images as JPEG, PNG and DICOM files."""
+"""Makes small JPEG, PNG and DICOM files."""
 
 import io
 
@@ -8,6 +8,7 @@ from PIL import Image
 
 
 def smooth(height: int, width: int, channels: int = 1, top: int = 255) -> np.ndarray:
+    """A smooth pattern of waves, 0 to `top`, uint8 or uint16 [height,width,channels]."""
     y, x = np.mgrid[:height, :width]
     planes = [np.sin(x / (9 + c)) * np.cos(y / (7 + c)) for c in range(channels)]
     values = (np.stack(planes, -1) + 1) / 2 * top
@@ -15,12 +16,14 @@ def smooth(height: int, width: int, channels: int = 1, top: int = 255) -> np.nda
 
 
 def file(pixels: np.ndarray, kind: str, **options) -> bytes:
+    """The bytes of an image file that Pillow writes. `kind`: 'JPEG', 'PNG', …"""
     buffer = io.BytesIO()
     Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(buffer, kind, **options)
     return buffer.getvalue()
 
 
-def dicom(stored: np.ndarray, **facts) -> bytes:
+def dicom(stored: np.ndarray, **fields) -> bytes:
+    """The bytes of an uncompressed DICOM file of the values [H,W] or [H,W,3], with more fields of its header."""
     pydicom = pytest.importorskip('pydicom')
     from pydicom.uid import ExplicitVRLittleEndian
 
@@ -39,7 +42,7 @@ def dicom(stored: np.ndarray, **facts) -> bytes:
     d.BitsAllocated = stored.dtype.itemsize * 8
     d.BitsStored = d.BitsAllocated
     d.PixelRepresentation = int(stored.dtype.kind == 'i')
-    for name, value in facts.items():
+    for name, value in fields.items():
         setattr(d, name, value)
     d.HighBit = d.BitsStored - 1
     d.PixelData = stored.tobytes()

@@ -21,10 +21,10 @@ class Page(html.parser.HTMLParser):
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
-        found = dict(attributes)
-        self.addresses += [found[name] for name in ('src', 'href', 'xlink:href', 'action') if name in found]
-        self.ids += [found['id']] if 'id' in found else []
-        self.section = found['id'] if tag == 'section' else self.section
+        attributes = dict(attributes)
+        self.addresses += [attributes[name] for name in ('src', 'href', 'xlink:href', 'action') if name in attributes]
+        self.ids += [attributes['id']] if 'id' in attributes else []
+        self.section = attributes['id'] if tag == 'section' else self.section
         self.quiet += tag in ('style', 'script')
         if tag == 'svg' or tag == 'img':
             self.figures[self.section] = self.figures.get(self.section, 0) + 1

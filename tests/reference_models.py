@@ -1,4 +1,4 @@
-"""Our towers and heads on arrays of the original DINOv2 code; called by tests/configs/test_dinov2_reference.py."""
+"""Compares our towers and heads with arrays of the original DINOv2 code, for tests/configs/test_dinov2_reference.py."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from medjax.models import heads
+from medjax.models.heads import dino_head
 from medjax.models.layers import add_residual, kept_count
 from medjax.models.towers import vit
 from medjax.types import Mask, View
 from medjax.weights import dinov2
 from medjax.weights.fit import check_like
 
-FORWARD, GRADIENT = 2e-5, 1e-4  # of the tensor's largest value
-HEADS = 3  # of attention, in all backbones of the reference
+FORWARD, GRADIENT = 2e-5, 1e-4  # tolerances, relative to the largest value of an array
+HEADS = 3  # attention heads of all backbones in the reference
 
 
 def check_vit(path: Path) -> None:
-    """vit_*.npz: outputs at five sizes, with and without mask, tokens after embedding, the last two blocks."""
+    """vit_*.npz: outputs at five image sizes with and without a mask, embedded tokens, the last two blocks."""
     arrays = dict(np.load(path))
     params = dinov2.backbone(under(arrays, 'param/'), heads=HEADS)
-    same(under(arrays, 'param/'), dinov2.to_meta(params), 0.0, 'there and back')
-    tower, module = tower_and_module(params)
+    same(under(arrays, 'param/'), dinov2.to_meta(params), 0.0, 'to Meta and back')
+    tower = tower_like(params)
+    module = tower.module  # gives the tokens before the final norm, too
     cases = sorted(name.removesuffix('/x') for name in arrays if name.endswith('/x'))
     assert cases, path
     for case in cases:
@@ -51,38 +52,24 @@ def check_vit(path: Path) -> None:
         same(expected, got, FORWARD, case)
 
 
-def tower_and_module(params: dict) -> tuple:
-    """The tower whose parameters have these shapes, and its flax module (for what is before the final norm)."""
+def tower_like(params: dict):
+    """The tower whose parameters have these shapes."""
     patch, _, channels, width = params['patch_embed']['kernel'].shape
-    native = params['pos_grid'].shape[:2]
-    blocks, registers = params['blocks'], len(params.get('registers', ()))
-    ffn = 'swiglu' if 'w12' in blocks['mlp'] else 'mlp'
-    shared = dict(
+    blocks = params['blocks']
+    tower = vit.build(
+        channels,
+        f'S/{patch}',
+        width=width,
         depth=len(blocks['norm1']['scale']),
         heads=HEADS,
-        ffn=ffn,
-        registers=registers,
+        ffn='swiglu' if 'w12' in blocks['mlp'] else 'mlp',
+        native_size=tuple(patch * n for n in params['pos_grid'].shape[:2]),
+        registers=len(params.get('registers', ())),
+        layerscale=1.0 if 'gamma1' in blocks else None,
         qkv_bias='bias' in blocks['attn']['qkv'],
     )
-    layerscale = 1.0 if 'gamma1' in blocks else None
-    size = tuple(patch * n for n in native)
-    tower = vit.build(channels, f'S/{patch}', width=width, native_size=size, layerscale=layerscale, **shared)
-    hidden = 4 * width
-    module = vit.Vit(
-        **shared,
-        width=width,
-        hidden=vit.swiglu_hidden(hidden) if ffn == 'swiglu' else hidden,
-        patch=patch,
-        channels=channels,
-        native=native,
-        antialias=registers > 0,
-        family=vit.FAMILIES['dinov2']._replace(layerscale=layerscale, offset=0.0 if registers else 0.1),
-        attention='xla',
-        remat='products',
-        dtype=jnp.float32,
-    )
     check_like(params, jax.eval_shape(tower.init, jax.random.key(0)), 'reference')
-    return tower, module
+    return tower
 
 
 def run(tower, params: dict, images: np.ndarray, bits: np.ndarray | None) -> dict[str, np.ndarray]:
@@ -94,10 +81,10 @@ def run(tower, params: dict, images: np.ndarray, bits: np.ndarray | None) -> dic
 
 
 def check_dino_head(path: Path) -> None:
-    """dino_head_*.npz: logits, and gradients of sum(logits * cotangent) by all parameters and the input."""
+    """dino_head_*.npz: logits, and the gradients of sum(logits * cotangent) by all parameters and by the input."""
     arrays = dict(np.load(path))
     params = dinov2.head(under(arrays, 'param/'))
-    same(under(arrays, 'param/'), dinov2.head_to_meta(params), 0.0, 'there and back')
+    same(under(arrays, 'param/'), dinov2.head_to_meta(params), 0.0, 'to Meta and back')
     head = head_like(params)
 
     @jax.value_and_grad
@@ -114,14 +101,14 @@ def head_like(params: dict):
     """The dino_head whose parameters have these shapes."""
     bottleneck, prototypes = params['prototypes']['direction'].shape
     width, hidden = params['mlp_0']['kernel'].shape
-    return heads.dino_head(
+    return dino_head.build(
         width, prototypes, hidden, bottleneck, layers=len(params) - 1, bias='bias' in params['mlp_0']
     )
 
 
 def check_head_init_stats(path: Path) -> None:
-    """dino_head_init_stats.json: mean, spread and largest value of each parameter at the start."""
-    head = heads.dino_head(768, 4096)
+    """dino_head_init_stats.json: mean, standard deviation and largest value of each new parameter."""
+    head = dino_head.build(768, 4096)
     state = dinov2.head_to_meta(head.init(jax.random.key(0)))
     stats = json.loads(Path(path).read_text())
     assert set(state) == set(stats)
@@ -133,7 +120,7 @@ def check_head_init_stats(path: Path) -> None:
 
 
 def check_pos_embed(path: Path) -> None:
-    """pos_embed_interp.npz: position embeddings of 16x16 and 37x37 at seven grids, in four modes."""
+    """pos_embed_interp.npz: position embeddings of 16x16 and 37x37 patches, resized to seven grids in four modes."""
     arrays = dict(np.load(path))
     tables = [name for name in arrays if name.count('/') == 2]
     assert tables, path
@@ -150,7 +137,7 @@ def check_pos_embed(path: Path) -> None:
 
 
 def check_drop_path(path: Path) -> None:
-    """drop_path_subset.npz: x + residual of a drawn subset, for the original's permutations."""
+    """drop_path_subset.npz: x + residual of a random subset, with the permutations that the original drew."""
     arrays = dict(np.load(path))
     x, w = arrays['x'], arrays['W']
     ratios = [name.removesuffix('/perm') for name in arrays if name.endswith('/perm')]
@@ -165,11 +152,12 @@ def check_drop_path(path: Path) -> None:
 
 
 def under(arrays: dict, prefix: str) -> dict[str, np.ndarray]:
+    """The arrays whose names have the prefix, by the rest of their names."""
     return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
 
 
 def same(expected: dict, got: dict, tolerance: float, what: str) -> None:
-    """Every expected array is there, with the same shape, within `tolerance` of its largest value."""
+    """Asserts that arrays have the same names and shapes, and differ by at most `tolerance` of the largest value."""
     assert set(expected) == set(got), (what, sorted(set(expected) ^ set(got)))
     for name, array in expected.items():
         value = np.asarray(got[name])

@@ -1,4 +1,4 @@
-"""What the tests of chest radiograph sources share: tiny images, tables, and a build that is opened again."""
+"""Helpers for tests of chest radiograph sources: tiny images, tables, a data set that is built and opened."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from medjax.data.types import Source
 
 
 def image(path: pathlib.Path, value: int, mode: str = 'L', side: int = 16) -> None:
-    """A picture with a gradient, so that no two are equal; `mode`: L, RGBA (alpha channel), I;16 (16 bits)."""
+    """Writes a picture with a gradient; each value gives another one. `mode`: L, RGBA (with alpha), I;16 (16 bits)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     grey = (np.arange(side * side).reshape(side, side) % 64 + value % 190).astype(np.uint8)
     if mode == 'RGBA':
@@ -38,7 +38,7 @@ def built(source: Source, out: pathlib.Path) -> tuple[dict, records.DataSet]:
 
 
 def labels(source: Source) -> dict[str, dict[str, int]]:
-    """image -> label -> code."""
+    """Image -> label -> code."""
     return {
         entry.image: dict(zip(source.labels, source.label(i), strict=True)) for i, entry in enumerate(source.entries)
     }
@@ -49,7 +49,7 @@ def examples(source: Source) -> dict:
 
 
 def on_disk(out: pathlib.Path) -> bytes:
-    """All that was written, the records decompressed: no plain id may be in it."""
+    """Everything that a data set holds, with the records decompressed. No plain id may be in it."""
     data = records.open(out)
     texts = [repr(vars(data)), *(repr(split[i]) for split in map(data.split, data.splits) for i in range(len(split)))]
     return b''.join(path.read_bytes() for path in out.rglob('*') if path.is_file()) + ''.join(texts).encode()

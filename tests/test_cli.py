@@ -1,4 +1,4 @@
-"""The command line: help, versions, mistakes; and that nothing heavy is imported for them."""
+"""The command line: help, version, mistakes; none of them imports anything heavy."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from medjax.errors import UserError
 
 @pytest.fixture
 def command(monkeypatch):
-    """Puts a function in the place of `medjax train`."""
+    """Replaces `medjax train` by a function."""
 
-    def put(function):
+    def replace(function):
         monkeypatch.setitem(sys.modules, 'medjax.commands.train', types.SimpleNamespace(main=function))
 
-    return put
+    return replace
 
 
 def test_help_names_every_command(capsys):
@@ -57,12 +57,12 @@ def test_a_users_mistake_is_one_line(command, capsys):
     assert capsys.readouterr().err == 'medjax: optim.lr: must be a number\n'
 
 
-def test_our_own_mistake_keeps_its_traceback_and_a_code_of_its_own(command, capsys):
+def test_a_bug_keeps_its_traceback_and_has_its_own_code(command, capsys):
     def fail(argv):
         raise ZeroDivisionError
 
     command(fail)
-    assert cli.main(['train']) == 70  # 1 is a finding: `medjax audit` says by it that there is a leak
+    assert cli.main(['train']) == 70  # 1 is a result: `medjax audit` returns it if there is a leak
     assert 'ZeroDivisionError' in capsys.readouterr().err
 
 
@@ -77,7 +77,7 @@ def test_ctrl_c(command, capsys):
 
 @pytest.mark.parametrize('name', ['build', 'train'])
 def test_sigterm(name, tmp_path):
-    """It cleans up as Ctrl-C does; train is left to its own way of taking it."""
+    """The command cleans up as after Ctrl-C; train handles SIGTERM itself."""
     program = (
         'import os, pathlib, signal, sys, types; from medjax.cli import main\n'
         'def run(argv):\n'
@@ -104,7 +104,7 @@ def test_help_imports_nothing_heavy():
 
 
 def test_output_into_a_closed_pipe():
-    # 100,000 lines do not fit in the pipe, so that the command is still writing when its reader goes
+    # 100,000 lines do not fit in the pipe, so the command is still writing when its reader closes
     program = (
         'import sys, types; from medjax.cli import main;'
         'main_ = lambda argv: [print(i) for i in range(100_000)] and 0;'

@@ -42,15 +42,16 @@ HOMES = {
 }
 
 # What a layer may import, besides itself. `commands` may import everything.
-BASE = {'', 'types', 'errors', 'files', 'plugins'}  # '' is medjax itself: its version
+BASE = {'', 'types', 'errors', 'files', 'plugins', 'recipes'}  # '' is medjax itself: its version
 LAYERS = {
     'types': BASE,
     'errors': BASE,
     'files': BASE,
     'plugins': BASE,
+    'recipes': BASE,
     'parallel': BASE,
     'data': BASE | {'parallel'},
-    'views': BASE | {'parallel'},
+    'views': BASE | {'parallel', 'data'},  # the view `text` takes the options of the host's text views
     'models': BASE | {'parallel'},
     'weights': BASE | {'parallel', 'models'},
     'objectives': BASE | {'parallel', 'data', 'views', 'models'},

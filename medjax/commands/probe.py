@@ -1,23 +1,21 @@
-"""`medjax probe`: what the exports of a run are worth on a data set.
+"""`medjax probe`: evaluates the exports of a run on a data set.
 
     medjax probe --run RUN --data DATA                  # the newest export
     medjax probe --run RUN --data DATA --steps all      # or 1000,2000
     medjax probe --run RUN --data DATA --follow         # beside a training, until it is done or long silent
     medjax probe --run RUN --data DATA --probes zero_shot,retrieval --prompts configs/prompts/phantom.json
 
-A job of its own, which needs only RUN/exports and the records. Each split is encoded once for all probes and kept in
-RUN/cache; results that are there with the same settings are not computed again. The same towers before training and
-raw pixels are probed as well, once. Without --probes, all probes that the export and the data allow.
+The command is a job of its own, beside or after the training. It needs only RUN/exports and the records. It encodes
+each split once for all probes and keeps the features in RUN/cache. A result that exists with the same settings is not
+computed again. Two baselines go through the same probes, once for each run: the towers before training ('random') and
+raw pixels ('pixels'). Without --probes, it runs all probes that the export and the data allow.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
 import pathlib
-import pkgutil
 import sys
-from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -25,92 +23,86 @@ from medjax.data import records
 from medjax.data.text import prompts
 from medjax.errors import UserError, suggest
 from medjax.plugins import find
-from medjax.probes import encode, methods as package, policy, results, statistics, watch
-from medjax.probes.encode import Encoder
-from medjax.probes.evaluate import Task
+from medjax.probes import encode, methods, policy, results, statistics, watch
+from medjax.probes.encode import BASELINES, Encoder
+from medjax.probes.evaluate import ProbeInputs
 
-BASELINES = {'random': encode.random_init, 'pixels': encode.raw_pixels}
-ALL = 'knn,linear,zero_shot,retrieval'
+DEFAULT_PROBES = 'knn,linear,zero_shot,retrieval'
 
 
 def main(argv: list[str]) -> int:
-    """Probes exports and baselines, prints one table; 1 where a probe or an export failed."""
+    """Probes exports and baselines and prints a table of results; returns 1 if a probe or an export failed."""
     args = _parser().parse_args(argv)
     run, data = pathlib.Path(args.run), records.open(args.data)
-    probes = {probe.name: probe for probe in map(_probe, (args.probes or ALL).split(','))}
-    baselines, labels = _baselines(args.baselines), policy.parse(args.policy)
-    sentences = None if args.prompts is None else prompts.zero_shot(args.prompts, '--prompts')
-    if sentences:
-        prompts.check_classes(sentences._asdict(), data.labels, f'--prompts {args.prompts}')
-    _can_be_probed(run, data, args)
+    probes = {probe.name: probe for probe in map(_probe, (args.probes or DEFAULT_PROBES).split(','))}
+    baselines, label_policy = _baselines(args.baselines), policy.parse(args.policy)
+    zero_shot = None if args.prompts is None else prompts.zero_shot(args.prompts, '--prompts')
+    if zero_shot:
+        prompts.check_classes(zero_shot._asdict(), data.labels, f'--prompts {args.prompts}')
+    _check(run, data, args)
 
-    def task(encoder: Encoder) -> Task:
-        return Task(encoder, data, _features(encoder, data, run, labels), sentences, args.seed, args.draws)
+    def inputs_of(encoder: Encoder) -> ProbeInputs:
+        return ProbeInputs(encoder, data, run / 'cache', label_policy, zero_shot, args.seed, args.draws)
 
-    exports = (
-        watch.follow(run, encode.load) if args.follow else watch.each(run, watch.chosen(run, args.steps), encode.load)
-    )
+    if args.follow:
+        exports = watch.follow(run, encode.load)
+    else:
+        exports = watch.load_each(run, watch.select_steps(run, args.steps), encode.load)
     failures = 0
     for step, encoder in exports:
         if isinstance(encoder, Exception):
             failures += _failed(f'export {step}', encoder)
             continue
-        possible, lacking = _possible(task(encoder), probes)
+        possible, reasons = _possible_probes(inputs_of(encoder), probes)
         if args.probes or not possible:
-            failures += sum(_failed(f'{name} on {_name(encoder)}', error) for name, error in lacking.items())
-        for one in (*(BASELINES[name](encoder) for name in baselines), encoder):
-            failures += _probe_encoder(run, task(one), possible, labels)
-        baselines = []  # once a run is enough: its exports share towers and preprocessing
+            failures += sum(_failed(f'{name} on step {step}', error) for name, error in reasons.items())
+        for baseline in baselines:
+            failures += _probe_encoder(run, inputs_of(BASELINES[baseline].make(encoder)), possible)
+        failures += _probe_encoder(run, inputs_of(encoder), possible)
+        baselines = []  # all exports of a run have the same towers and preprocessing
 
-    if (run / 'probes').is_dir():  # not where a run that was followed never came to an export
+    if (run / 'probes').is_dir():  # missing if a run with --follow ended before its first export
         print(results.table(run, data, list(probes)), flush=True)
     if failures:
         print(f'medjax: {failures} failure(s), see above', file=sys.stderr)
     return 1 if failures else 0
 
 
-def _features(
-    encoder: Encoder, data: records.DataSet, run: pathlib.Path, labels: dict[str, str]
-) -> Callable[[str], encode.Features]:
-    @functools.cache
-    def features(split: str) -> encode.Features:
-        found = encode.features(encoder, data, split, run / 'cache')
-        return found._replace(labels=policy.decided(found.labels, labels))
-
-    return features
-
-
-def _possible(task: Task, probes: dict[str, ModuleType]) -> tuple[dict[str, ModuleType], dict[str, UserError]]:
-    """The probes that can be run on this encoder and data, and why the others cannot."""
-    lacking = {}
+def _possible_probes(
+    inputs: ProbeInputs, probes: dict[str, ModuleType]
+) -> tuple[dict[str, ModuleType], dict[str, UserError]]:
+    """The probes that can run on these inputs, and the reasons why the others cannot."""
+    possible, reasons = {}, {}
     for name, probe in probes.items():
         try:
-            _needs(probe, task)
+            _requirements(probe, inputs)
+            possible[name] = probe
         except UserError as error:
-            lacking[name] = error
-    return {name: probe for name, probe in probes.items() if name not in lacking}, lacking
+            reasons[name] = error
+    return possible, reasons
 
 
-def _needs(probe: ModuleType, task: Task) -> dict[str, Any]:
-    return probe.needs(task) if hasattr(probe, 'needs') else {}
+def _requirements(probe: ModuleType, inputs: ProbeInputs) -> dict[str, Any]:
+    return probe.requirements(inputs) if hasattr(probe, 'requirements') else {}
 
 
-def _probe_encoder(run: pathlib.Path, task: Task, probes: dict[str, ModuleType], labels: dict[str, str]) -> int:
-    """All probes that have no result yet; one that fails does not stop the others. Returns the number of failures."""
-    encoder, data = task.encoder, task.data
-    origin = results.provenance(run, encoder, data) | {'policy': labels}
-    possible, lacking = _possible(task, probes)
-    for name, reason in lacking.items():  # a baseline's: the export itself has what its probes need
-        print(f'{_name(encoder)}, {name}: left out, {reason}', flush=True)
-    failures = done = 0
+def _probe_encoder(run: pathlib.Path, inputs: ProbeInputs, probes: dict[str, ModuleType]) -> int:
+    """Runs all probes without a result; a failing probe does not stop the others. Returns the number of failures."""
+    encoder, data = inputs.encoder, inputs.data
+    title = encode.title(encoder.name)
+    origin = results.provenance(run, encoder, data) | {'policy': inputs.policy}
+    possible, reasons = _possible_probes(inputs, probes)
+    for name, reason in reasons.items():  # only for a baseline: the export itself meets all requirements
+        print(f'{title}, {name}: left out, {reason}', flush=True)
+    failures = runs = 0
     for name, probe in possible.items():
         try:
-            key = results.settings_key(task, probe, origin | _needs(probe, task))
+            key = results.key(inputs, probe, origin | _requirements(probe, inputs))
             file = results.path(run, encoder.name, data.name, name)
-            if results.is_there(file, key):
+            if results.exists(file, key):
                 continue
-            done += 1
-            result, arrays = probe.run(task)
+            runs += 1
+            content, arrays = probe.run(inputs)
             about = dict(
                 probe=name,
                 data=data.name,
@@ -118,32 +110,29 @@ def _probe_encoder(run: pathlib.Path, task: Task, probes: dict[str, ModuleType],
                 encoder=dict(step=encoder.name, export_digest=encoder.digest, size=encoder.size),
                 split='test',
             )
-            results.write(file, about | result | origin | dict(key=key), arrays)
-            figure, rows = next(iter(result['results'].items()))
-            at, title = rows['mean'], results.COLUMNS.get(figure, figure)
-            told = f'{_name(encoder)}, {name}: {title} {at["value"]:.3f} [{at["low"]:.3f}, {at["high"]:.3f}]'
-            print(told, flush=True)
-        except Exception as error:  # one may not stop the others, so any error is told and counted
-            failures += _failed(f'{name} on {_name(encoder)} and {data.name}', error)
-    if done:
-        print(f'{_name(encoder)}: {origin["provenance"]}', flush=True)
+            results.write(file, about | content | origin | dict(key=key), arrays)
+            metric, rows = next(iter(content['results'].items()))
+            mean, metric = rows['mean'], results.METRIC_TITLES.get(metric, metric)
+            interval = f'[{mean["low"]:.3f}, {mean["high"]:.3f}]'
+            print(f'{title}, {name}: mean {metric} {mean["value"]:.3f} {interval}', flush=True)
+        except Exception as error:  # also a bug of this probe: the other probes still run, and the exit code is 1
+            failures += _failed(f'{name} on {title} and {data.name}', error)
+    if runs:
+        print(f'{title}: {origin["provenance"]}', flush=True)
     return failures
 
 
 def _failed(what: str, error: Exception) -> int:
-    """Says what went wrong in one line and counts it."""
-    words = str(error) if isinstance(error, UserError) else f'{type(error).__name__}: {error}'
-    print(f'medjax: {what} failed: {words}', file=sys.stderr, flush=True)
+    """Prints a failure in one line and returns 1, to be counted."""
+    reason = str(error) if isinstance(error, UserError) else f'{type(error).__name__}: {error}'
+    print(f'medjax: {what} failed: {reason}', file=sys.stderr, flush=True)
     return 1
 
 
-def _name(encoder: Encoder) -> str:
-    return encoder.name if isinstance(encoder.name, str) else f'step {encoder.name}'
-
-
-def _can_be_probed(run: pathlib.Path, data: records.DataSet, args: argparse.Namespace) -> None:
+def _check(run: pathlib.Path, data: records.DataSet, args: argparse.Namespace) -> None:
+    """UserError if nothing can be probed with these options."""
     if not run.is_dir() and (run.exists() or not args.follow):
-        raise UserError(f'--run {args.run}: there is no such folder; it is the --workdir of a `medjax train`')
+        raise UserError(f'--run {args.run}: there is no such folder; give the --workdir of a `medjax train`')
     if not data.splits.get('test'):
         raise UserError(f'--data {args.data}: no record in test, so there is nothing to probe')
     if not data.labels and not (data.split('test').column('words') > 0).any():
@@ -155,20 +144,15 @@ def _can_be_probed(run: pathlib.Path, data: records.DataSet, args: argparse.Name
 
 
 def _probe(name: str) -> ModuleType:
-    """'knn' is medjax.probes.methods.knn, 'mypkg.myprobe' the user's own: a module with `name` and `run`."""
-    known = [
-        m.name for m in pkgutil.iter_modules(package.__path__) if hasattr(find(m.name, package.__name__, ''), 'run')
-    ]
-    if '.' not in name and name not in known:
-        raise UserError(f'--probes: there is no probe {name!r}{suggest(name, known)}')
-    probe = find(name, package.__name__, '--probes')
-    if not hasattr(probe, 'run') or not hasattr(probe, 'name'):
-        raise UserError(f'--probes: {name} is no probe: it needs a `name` and a function `run`')
+    """The module of a probe: 'knn' is medjax.probes.methods.knn, 'mypkg.myprobe' is the user's own module."""
+    probe = find(name, methods.__name__, '--probes', 'probe', 'run')
+    if not hasattr(probe, 'name'):
+        raise UserError(f'--probes: {name} is not a probe: it needs a `name` and a function `run`')
     return probe
 
 
-def _baselines(given: str) -> list[str]:
-    names = [name for name in given.split(',') if name and name != 'none']
+def _baselines(text: str) -> list[str]:
+    names = [name for name in text.split(',') if name and name != 'none']
     for name in names:
         if name not in BASELINES:
             raise UserError(f'--baselines: there is no {name!r}{suggest(name, [*BASELINES, "none"])}')
@@ -176,29 +160,43 @@ def _baselines(given: str) -> list[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog='medjax probe', description='What the exports of a run are worth on a data set.'
-    )
+    parser = argparse.ArgumentParser(prog='medjax probe', description='Evaluate the exports of a run on a data set.')
     parser.add_argument('--run', required=True, metavar='RUN', help='the folder of a run (--workdir of medjax train)')
-    parser.add_argument('--data', required=True, metavar='DATA', help='a data set that medjax build made')
+    parser.add_argument(
+        '--data', required=True, metavar='DATA', help='the folder of a data set (--out of medjax build)'
+    )
     which = parser.add_mutually_exclusive_group()
-    which.add_argument('--steps', metavar='all|1000,2000', help='which exports; default: the newest')
+    which.add_argument('--steps', metavar='all|1000,2000', help='the exports to probe; default: the newest one')
     which.add_argument(
-        '--follow', action='store_true', help='probe exports as they come, until the run is done or silent for an hour'
+        '--follow',
+        action='store_true',
+        help='wait for exports and probe each one; ends when the run is done, or silent for an hour',
     )
     parser.add_argument(
-        '--probes', metavar='NAMES', help=f'of {ALL}, or mypkg.myprobe; default: all that export and data allow'
+        '--probes',
+        metavar='NAMES',
+        help=f'some of {DEFAULT_PROBES}, or your own mypkg.myprobe; default: all that the export and the data allow',
     )
     parser.add_argument(
-        '--prompts', metavar='FILE', help='sentences for the classes, and how they become scores, for zero_shot'
+        '--prompts',
+        metavar='FILE|NAME',
+        help='sentences for each class and the score to compute from them, which zero_shot needs: a JSON file, or the '
+        'name of a shipped one, for example cxr',
     )
-    parser.add_argument('--baselines', default='random,pixels', metavar='NAMES', help='default: %(default)s; or none')
+    parser.add_argument(
+        '--baselines',
+        default='random,pixels',
+        metavar='NAMES',
+        help='untrained encoders to compare with: random, pixels, or none (default: %(default)s)',
+    )
     parser.add_argument(
         '--policy',
         default='',
         metavar='uncertain=negative,…',
-        help='uncertain, blank, conflicting labels as positive or negative; default: left out',
+        help='count uncertain, blank or conflicting labels as positive or negative; default: they are left out',
     )
     parser.add_argument('--draws', type=int, default=statistics.DRAWS, help='bootstrap draws (default: %(default)s)')
-    parser.add_argument('--seed', type=int, default=0, help='of the bootstrap and of held-out patients')
+    parser.add_argument(
+        '--seed', type=int, default=0, help='seed of the bootstrap and of held-out patients (default: %(default)s)'
+    )
     return parser

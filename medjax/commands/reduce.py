@@ -1,6 +1,6 @@
-"""`medjax reduce`: a data set without the training slices of a volume that repeat others of it.
+"""`medjax reduce`: makes a data set without those training slices of a volume that repeat others of the same volume.
 
-medjax reduce DATA --out LESS --by hash                              # 6 bits of 64, as in "Less is More"
+medjax reduce DATA --out LESS --by hash                              # at most 6 of 64 bits, as in "Less is More"
 medjax reduce DATA --out LESS --by information --threshold .5
 medjax reduce DATA --out LESS --by embedding --export RUN/exports/1000
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+from typing import Any
 
 import numpy as np
 
@@ -18,24 +19,24 @@ from medjax.errors import UserError, suggest
 
 
 def main(argv: list[str]) -> int:
-    """Compares, copies what is kept, says what that is."""
+    """Finds repeated slices, writes the reduced data set, and prints a summary."""
     args = _parser().parse_args(argv)
-    measure, threshold = _measure(args.by), args.threshold
-    threshold = measure.default if threshold is None else _checked(measure, threshold)
+    measure = _measure(args.by)
+    threshold = measure.default if args.threshold is None else _check_threshold(measure, args.threshold)
     if measure.name == 'embedding' and not args.export:
-        raise UserError('--by embedding: say of which encoder: --export RUN/exports/STEP')
+        raise UserError('--by embedding needs an encoder: --export RUN/exports/STEP')
     if measure.name != 'embedding' and args.export:
-        raise UserError(f'--export is for --by embedding; --by {measure.name} needs no encoder')
+        raise UserError(f'--export is for --by embedding only; --by {measure.name} needs no encoder')
     data = records.open(args.data)
-    by = ''
+    encoder_name = ''
     if args.export:
-        from medjax.probes import encode  # brings jax, which the others do without
+        from medjax.probes import encode  # imports jax, which the other measures do not need
 
         encoder = encode.load(args.export)
         measure = measure._replace(describe=functools.partial(encode.last_cls, encoder))
-        by = f'step {encoder.name} ({encoder.digest[:16]})'
-    found, summary = reduce.make(data, args.out, measure, threshold, by, args.overwrite)
-    print('\n'.join(_told(data, args.out, found, summary)))
+        encoder_name = f'step {encoder.name} ({encoder.digest[:16]})'
+    repeats, summary = reduce.make(data, args.out, measure, threshold, encoder_name, args.overwrite)
+    print('\n'.join(_summary(data, args.out, repeats, summary)))
     return 0
 
 
@@ -45,51 +46,60 @@ def _measure(name: str) -> reduce.Measure:
     return reduce.MEASURES[name]
 
 
-def _checked(measure: reduce.Measure, threshold: float) -> float:
-    if not 0 <= threshold <= measure.top or (measure.whole and threshold != int(threshold)):
-        kind = 'a whole number of bits' if measure.whole else 'a number'
-        raise UserError(f'--threshold {threshold:g}: --by {measure.name} takes {kind} from 0 to {measure.top}')
+def _check_threshold(measure: reduce.Measure, threshold: float) -> float:
+    """The threshold; UserError where the measure does not allow it."""
+    top = measure.max_threshold
+    if not 0 <= threshold <= top or (measure.whole_threshold and threshold != int(threshold)):
+        kind = 'a whole number of bits' if measure.whole_threshold else 'a number'
+        raise UserError(f'--threshold {threshold:g}: --by {measure.name} takes {kind} from 0 to {top}')
     return threshold
 
 
-def _told(data: records.DataSet, out: str, found: reduce.Found, summary: dict) -> list[str]:
-    """What the person at the keyboard reads."""
+def _summary(data: records.DataSet, out: str, repeats: reduce.Repeats, summary: dict[str, Any]) -> list[str]:
+    """The lines that the command prints."""
     before, after = data.splits['train'], summary['splits']['train']
-    alone = before - int(found.sizes.sum())
+    kept, slices = int(repeats.kept_counts.sum()), int(repeats.sizes.sum())
+    alone = before - slices
     others = ', '.join(f'{name} {n}' for name, n in data.splits.items() if name != 'train')
-    least, middle, most = (int(np.quantile(found.kept, q, method='nearest')) for q in (0, 0.5, 1))
+    least, median, most = (int(np.quantile(repeats.kept_counts, q, method='nearest')) for q in (0, 0.5, 1))
     return [
         f'{data.name} -> {out}',
-        f'  version {summary["version"]}',
+        f'  version: {summary["version"]}',
         f'  train: {after} of {before} records are kept ({100 * after / before:.1f} %)',
-        f'  {len(found.sizes)} volumes (studies of several records): {found.kept.sum()} of {found.sizes.sum()} records '
-        f'({100 * found.kept.sum() / found.sizes.sum():.1f} %), of a volume {least} to {most}, median {middle}',
+        f'  volumes (studies of several records): {len(repeats.sizes)}, with {kept} of {slices} records kept '
+        f'({100 * kept / slices:.1f} %): {least} to {most} of each volume, median {median}',
         *([f'  studies of one record: {alone}, all kept'] if alone else []),
-        *([f'  {others}: as they were; only train is reduced'] if others else []),
-        f'  mean {summary["mean"]:.3f}, deviation {summary["std"]:.3f}, fingerprint {summary["fingerprint"]}',
+        *([f'  {others}: unchanged, because only train is reduced'] if others else []),
+        f'  pixels of train: mean {summary["mean"]:.3f}, standard deviation {summary["std"]:.3f}',
+        f'  fingerprint: {summary["fingerprint"]}',
         *(f'  audit: {sentence}' for sentence in summary['audit']['verdict']),
-        '  what was left out, and what it repeats: drops.csv',
+        '  drops.csv lists each record that was left out, and the kept record that it repeats',
     ]
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog='medjax reduce',
-        description='Make a data set without the training slices of a volume (a study of several records) that repeat '
-        'others of it. Validation and test stay as they are, DATA too.',
+        description='Make a smaller data set. Training slices of a volume (a study of several records) that repeat '
+        'other slices of the volume are left out. Validation and test stay the same. DATA itself is not changed.',
         allow_abbrev=False,
     )
     parser.add_argument('data', metavar='DATA', help='the folder of a data set (--out of medjax build)')
-    parser.add_argument('--out', required=True, metavar='LESS', help='the folder to make')
-    parser.add_argument('--by', required=True, metavar='|'.join(reduce.MEASURES), help='how slices are compared')
-    parser.add_argument('--export', metavar='RUN/exports/STEP', help='the encoder of --by embedding')
+    parser.add_argument('--out', required=True, metavar='LESS', help='the folder of the new data set')
+    parser.add_argument(
+        '--by',
+        required=True,
+        metavar='|'.join(reduce.MEASURES),
+        help='how slices are compared: difference hash, features of an encoder, or normalised mutual information',
+    )
+    parser.add_argument('--export', metavar='RUN/exports/STEP', help='the encoder, for --by embedding')
     defaults = ', '.join(f'{name} {measure.default:g}' for name, measure in reduce.MEASURES.items())
     parser.add_argument(
         '--threshold',
         type=float,
         metavar='T',
-        help='slices as near as this to a kept one are left out: at most so many bits of hash, at least so large a '
-        f'cosine or normalised mutual information (default: {defaults})',
+        help='leave a slice out if it is this near to a kept slice: at most T different bits (hash), or a cosine '
+        f'(embedding) or mutual information (information) of at least T (default: {defaults})',
     )
-    parser.add_argument('--overwrite', action='store_true', help='replace the data set that is at --out')
+    parser.add_argument('--overwrite', action='store_true', help='replace an existing data set at --out')
     return parser

@@ -1,4 +1,4 @@
-"""`medjax report`: the files of a run become RUN/report.html, one page without network."""
+"""`medjax report`: writes RUN/report.html from the files of a run, one page that needs no network."""
 
 from __future__ import annotations
 
@@ -10,16 +10,21 @@ from medjax.reports import base, data_facts, pictures, run_files, run_page
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
-        prog='medjax report', description='Write RUN/report.html: curves, health, results, features, data.'
+        prog='medjax report',
+        description='Write RUN/report.html: a verdict on the training, results of probes, curves, pictures of the '
+        'features, facts about the data.',
     )
     parser.add_argument('--run', required=True, metavar='RUN', help='the folder of a run (--workdir of medjax train)')
-    parser.add_argument('--data', metavar='DATA', help='the data set to show; default: all that the run used')
+    parser.add_argument(
+        '--data', metavar='DATA', help='the data set to show; default: all data sets that the config of the run names'
+    )
     args = parser.parse_args(argv)
 
-    run = run_files.read(args.run)
+    run = run_files.read_run(args.run)
     out = base.target('--run', str(run.path / 'report.html'))
-    data = data_facts.find(run, args.data)
-    html = run_page.render(run, pictures.gather(run, data), [data_facts.summary(one) for one in data.sets], data.words)
+    data = data_facts.open_data(run, args.data)
+    summaries = [data_facts.summary(dataset) for dataset in data.sets]
+    html = run_page.render(run, pictures.gather(run, data), summaries, data.missing)
 
     base.write(out, html)
     print(f'{os.path.join(args.run, "report.html")}: {len(html) / 1e6:.1f} MB')

@@ -13,7 +13,9 @@ from medjax.train import run
 def main(argv: list[str]) -> int:
     argv, overrides = configs.split_overrides(argv)
     parser = argparse.ArgumentParser(prog='medjax train', description=__doc__)
-    parser.add_argument('--config', required=True, metavar='FILE', help='the recipe, for example configs/demo.py')
+    parser.add_argument(
+        '--config', required=True, metavar='FILE|NAME', help='the recipe: a file, or the name of a shipped one, as demo'
+    )
     parser.add_argument('--data', action='append', default=[], metavar='[SOURCE=]DATA', help='a folder of medjax build')
     parser.add_argument('--workdir', required=True, type=Path, metavar='RUN', help='where the run lies or shall lie')
     parser.add_argument('--config.KEY=VALUE', dest='_', help='overrides, for example --config.optim.lr=1e-3')

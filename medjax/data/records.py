@@ -1,12 +1,10 @@
-"""A data set on disk, opened: random access to records, and columns that need no image.
+"""A data set on disk, opened: random access to its records, and columns that need no image.
 
-    data = records.open('DATA')
-    data.labels, data.mean, data.splits          # what medjax.json says
-    train = data.split('train')
-    train[3].image, train[3].label               # one decoded record, from any thread
-    train.labels_array, train.keys('patient'), train.column('age')
-
-and what a run was trained on, as hashes that a later evaluation can compare with (`write_seen`, `overlap`).
+data = records.open('DATA')
+data.labels, data.mean, data.splits          # the content of medjax.json
+train = data.split('train')
+train[3].image, train[3].label               # one decoded record, from any thread
+train.labels_array, train.keys('patient'), train.column('age')
 """
 
 from __future__ import annotations
@@ -31,12 +29,12 @@ from medjax.types import Record
 
 @dataclasses.dataclass(frozen=True)
 class DataSet:
-    """What medjax.json says of a data set; `mean` and `std` are of the train split's pixels in units of [0,1]."""
+    """The content of a data set's medjax.json. `mean` and `std` are of the train split's pixels, in units of [0,1]."""
 
     path: pathlib.Path
     name: str
     version: str
-    fingerprint: str  # of the content, hashed ids left out
+    fingerprint: str  # of the content, without the hashed ids
     key_fingerprint: str  # of the key that hashed the ids
     license: str
     labels: tuple[str, ...]
@@ -45,28 +43,32 @@ class DataSet:
     size: int  # the longest stored side, pixels
     mean: float
     std: float
-    splits: dict[str, int]  # records; only the splits that have any
-    patients: dict[str, int]  # patients in each split; studies count where nobody is known
-    unknown_patients: int  # images of which the source names no patient
-    namespace: str  # of the ids: equal ids of one namespace, hashed with one key, are one patient
-    split_list: str  # 'nih/official', …; 'given' by the source, or 'drawn' per patient
+    splits: dict[str, int]  # split -> number of records; only splits that are not empty
+    patients: dict[str, int]  # split -> number of patients; a study counts as one where no patient is known
+    unknown_patients: int  # images for which the source names no patient
+    # Two data sets share patients by id if they have one namespace and one key: equal ids are then one patient.
+    namespace: str
+    split_list: str  # 'nih/official', …; 'given' by the source; or 'drawn', patient by patient
     dropped: int
-    invented: bool  # its ids, and so its patients, are made up: who is who is known without looking
+    invented: bool  # the ids are made up (phantom) and always right: the audit searches no near-duplicates
 
     def split(self, name: str) -> Split:
-        """The split 'train', 'val' or 'test'; UserError where the data set has no record in it."""
+        """The split 'train', 'val' or 'test'. Raises UserError if the data set has no record in it."""
         if name not in self.splits:
             raise UserError(f'{self.path}: no record in the split {name!r}; there are {_counts(self.splits)}')
         return self._splits[name]
 
     @functools.cached_property
     def _splits(self) -> dict[str, Split]:
-        """One object for each: whoever asks shares its open files and their indices (8 bytes a record)."""
+        """One object for each split: all callers share its open files and their indices (8 bytes for each record)."""
         return {name: Split(self, name) for name in self.splits}
 
 
 class Split:
-    """The records of one split, in the order of their source. Indexing decodes the image; threads may share it."""
+    """The records of one split, in the order of their source.
+
+    Indexing decodes the image. Threads may share a split.
+    """
 
     def __init__(self, data: DataSet, name: str):
         self.data, self.name = data, name
@@ -77,12 +79,14 @@ class Split:
 
     def __getitem__(self, i: int) -> Record:
         raw = self.raw(i)
-        info = dict(json.loads(raw['info']), role=raw['role'].decode(), split=self.name, text=json.loads(raw['text']))
+        attributes = json.loads(raw['info'])
+        attributes |= dict(role=raw['role'].decode(), split=self.name, text=json.loads(raw['text']))
         keys = dict(zip(KINDS, raw['keys'].view(np.uint64), strict=True))
-        return Record(decode.decode(raw['image'], self.data.channels, self.data.bits), raw['label'], keys, info)
+        image = decode.decode(raw['image'], self.data.channels, self.data.bits)
+        return Record(image, raw['label'], keys, attributes)
 
     def image(self, i: int, channels: int | None = None, bits: int | None = None) -> np.ndarray:
-        """The image alone, uint8 or uint16 [H,W,C], with the channels and bits of the data set or those given."""
+        """The image of record i, uint8 or uint16 [H,W,C]. Default channels and bits: those of the data set."""
         return decode.decode(self.raw(i)['image'], channels or self.data.channels, bits or self.data.bits)
 
     def text(self, i: int) -> dict[str, str]:
@@ -90,12 +94,12 @@ class Split:
         return json.loads(self.raw(i)['text'])
 
     def mask(self, i: int) -> np.ndarray | None:
-        """The mask of record i, uint8 [H,W] in the size of its image, or None."""
+        """The mask of record i, uint8 [H,W], of the size of its image. None: the record has no mask."""
         png = self.raw(i)['mask']
         return decode.decode(png, 1, 8)[..., 0] if png else None
 
     def stored(self, numbers: Sequence[int]) -> list[bytes]:
-        """The records of these numbers as the bytes that are on disk, for a copy."""
+        """The records of these numbers as bytes, as they are on disk. For copying."""
         return self._files.__getitems__(numbers)
 
     @property
@@ -104,24 +108,24 @@ class Split:
         return self._columns['label']
 
     def keys(self, kind: str) -> np.ndarray:
-        """uint64 [n]: the hashed 'patient', 'study', 'image', 'origin', 'via', 'text' (0: none), or the 'pixels'."""
+        """uint64 [n]: the hashed 'patient', 'study', 'image', 'origin', 'via' or 'text' (0: none), or the 'pixels'."""
         if kind not in KINDS:
             raise UserError(f'no key {kind!r}{suggest(kind, KINDS)}')
         return self._columns['keys'][:, KINDS.index(kind)]
 
     @property
-    def facts(self) -> tuple[str, ...]:
-        """The names of `column`: what every record has, and of age, sex, view, site, … those that the source had."""
+    def column_names(self) -> tuple[str, ...]:
+        """The names that `column` accepts: the columns of every data set, and the attributes that the source gave."""
         return tuple(name.removeprefix('info/') for name in self._columns if name not in ('label', 'keys'))
 
     def column(self, name: str) -> np.ndarray:
-        """[n], mapped from disk: float32 with nan where unknown (age), or words with '' where unknown (sex, view, …).
+        """[n], mapped from disk. An attribute is float32, nan if unknown (age), or words, '' if unknown (sex, view, …).
 
-        Of every record: role, shape int32 [n,3] and bits as stored, the number of words and sentences of its texts,
-        thumb uint8 [n,32,32] and its perceptual hash uint8 [n,32].
+        Columns of every data set: role; shape int32 [n,3] and bits, as stored; words and sentences, the number of them
+        in the texts; thumb uint8 [n,32,32] and its perceptual hash uint8 [n,32].
         """
-        if name not in self.facts:
-            raise UserError(f'{self.data.path}: the records have no {name!r}{suggest(name, self.facts)}')
+        if name not in self.column_names:
+            raise UserError(f'{self.data.path}: the records have no {name!r}{suggest(name, self.column_names)}')
         return self._columns[name if name in self._columns else f'info/{name}']
 
     @functools.cached_property
@@ -129,7 +133,7 @@ class Split:
         return map_columns(self.data.path / 'columns' / self.name)
 
     def raw(self, i: int) -> dict[str, Any]:
-        """Record i as it is stored (`chunks.schema`): coded image, label, keys as int64, …; no column is touched."""
+        """Record i as it is stored (`format.schema`): encoded image, label, keys as int64, … Reads no column."""
         i = operator.index(i)
         if not -len(self) <= i < len(self):
             raise IndexError(f'record {i} of {len(self)}')
@@ -169,9 +173,9 @@ def open(path: str | os.PathLike) -> DataSet:
         raise UserError(f'{file} cannot be read: {error.strerror}') from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f'{file} is damaged ({error}); build the data set again') from None
-    for part in ('drops.csv', 'records/dataset_info.json', 'records/features.json', *_shards(path)):
-        if not (path / part).exists():
-            raise UserError(f'{path} is incomplete: {part} is missing; copy it again, or build it again')
+    for name in ('drops.csv', 'records/dataset_info.json', 'records/features.json', *_shards(path)):
+        if not (path / name).exists():
+            raise UserError(f'{path} is incomplete: {name} is missing; copy it again, or build it again')
     for split, count in data.splits.items():
         for name in COLUMNS:
             if column_rows(path / 'columns' / split / f'{name}.npy') != count:
@@ -183,13 +187,13 @@ def open(path: str | os.PathLike) -> DataSet:
 
 
 def _shards(path: pathlib.Path) -> list[str]:
-    """The record files that tfds will open."""
+    """The record files that tfds will open, relative to the data set."""
     try:
-        told = json.loads((path / 'records' / 'dataset_info.json').read_text())
-        lengths = {split['name']: len(split['shardLengths']) for split in told['splits']}
+        dataset_info = json.loads((path / 'records' / 'dataset_info.json').read_text())
+        counts = {split['name']: len(split['shardLengths']) for split in dataset_info['splits']}
     except (OSError, ValueError, KeyError, TypeError):
         return []
-    return [f'records/records-{s}.array_record-{k:05d}-of-{n:05d}' for s, n in lengths.items() for k in range(n)]
+    return [f'records/records-{s}.array_record-{k:05d}-of-{n:05d}' for s, n in counts.items() for k in range(n)]
 
 
 def _counts(splits: Mapping[str, int]) -> str:

@@ -1,4 +1,4 @@
-"""The contract between sources and the rest of the data room: entries, examples, drops, label codes."""
+"""The contract between a source and the rest of the data room: entries, examples, drops, codes of labels."""
 
 from __future__ import annotations
 
@@ -7,80 +7,86 @@ from typing import NamedTuple
 
 import numpy as np
 
-POSITIVE, NEGATIVE, UNCERTAIN, BLANK, CONFLICTING = 1, 0, -1, -2, -3  # conflicting: readers or lines disagree
-
-
-class Unreadable(Exception):
-    """One image or mask cannot be used; the message is the reason, without any id or path in it."""
-
-
-class Origin(NamedTuple):
-    """The image of another data set that an image was made from: RSNA's and SIIM's pictures are NIH's."""
-
-    namespace: str  # of the other data set: its builder's
-    image: str  # its plain ids there
-    patient: str
-    via: tuple[str, str] | None = None  # (namespace, image id) of the set that it came through: RSNA's film of NIH's
-
-
-class Entry(NamedTuple):
-    """One image before it is opened."""
-
-    image: str  # its id: a relative path, or a number as text; unique in the source
-    patient: str | None  # None where nobody knows: such images are grouped by near-duplicates where splits are drawn
-    study: str
-    split: str | None  # 'train' | 'val' | 'test'; None for all entries: drawn per patient
-    where: str = ''  # what the list of drops calls it, no id in it: 'metadata.csv line 17'
-    origin: Origin | None = None  # its patient is then the patient, whatever the derived set calls so
-    stamp: str = ''  # another one when the file changes (size and time), so that a resumed build reads it again
-
-
-class Example(NamedTuple):
-    """One image, opened."""
-
-    image: bytes | np.ndarray  # the bytes of a JPEG, PNG or DICOM file, or pixels uint8|uint16 [H,W] or uint8 [H,W,3]
-    role: str = 'image'  # 'frontal', 'lateral', …; 'image' where nothing is known
-    text: Mapping[str, str] = {}  # section -> text: {'report': …} or {'findings': …, 'impression': …}
-    info: Mapping[str, str | float] = {}  # age, sex, view, site, license, …: numbers and words; blank = leave it out
-    mask: bytes | np.ndarray | None = None  # PNG bytes or uint8 [H,W], the size of the image
-    frame: int = 0  # which one, where the file is a DICOM file of several
-    note: str = ''  # why a part of the example was left out ('the mask is left out: …'); listed with the drops
-
-
-class Drop(NamedTuple):
-    """An image, or a part of one, that was set aside."""
-
-    image: str  # plain id; hashed before it is written
-    where: str
-    reason: str
-    part: str = 'record'  # 'record': the image is not in the data set; 'part': it is, without this part
-
-
-class Source(NamedTuple):
-    """Everything that `data.write` needs to know of one data set."""
-
-    name: str
-    version: str  # enters the fingerprint of the data
-    namespace: str  # ids are hashed as 'namespace:id'; sources with one namespace share patients
-    labels: tuple[str, ...]
-    license: str
-    entries: Sequence[Entry]
-    label: Callable[[int], Sequence[int]]  # entry -> [L], one for each of `labels`: 1, 0, -1, -2 or -3, see above
-    load: Callable[[int], Example]
-    dropped: Sequence[Drop] = ()  # set aside before any image was opened
-    stamp: str = ''  # another one when a table changes, or an option: a resumed build then starts anew
-    notes: Sequence[str] = ()  # what the person at the keyboard should know; printed by `medjax build`
-    splits: str = ''  # the published list that the splits are, by `published.named`: 'nih/official', or '…, altered'
-    size: int | None = None  # bound of the longer stored side in pixels; never enlarges
-    key: bytes | None = None  # a fixed public key for invented ids; None: the private key of `data.ids`
-
+# Codes of a label. Conflicting: readers, or lines of a table, disagree.
+POSITIVE, NEGATIVE, UNCERTAIN, BLANK, CONFLICTING = 1, 0, -1, -2, -3
 
 SPLIT_NAMES = ('train', 'val', 'test')
 
 
+class Unreadable(Exception):
+    """An image or a mask cannot be used. The message is the reason; it holds no id and no path."""
+
+
+class Origin(NamedTuple):
+    """The image of another data set that an image was made from. Example: the images of RSNA and SIIM are NIH's."""
+
+    namespace: str  # of the other data set, as its source names it
+    image: str  # plain id of the image in the other data set
+    patient: str  # plain id of the patient there
+    # (namespace, image id) of a data set in between. Example: COVIDx took images from RSNA, which took them from NIH.
+    via: tuple[str, str] | None = None
+
+
+class Entry(NamedTuple):
+    """One image that is not opened yet."""
+
+    image: str  # its id: a relative path, or a number as text; unique in the source
+    # None: the release names no patient. Where splits are drawn, such images are grouped by near-duplicates.
+    patient: str | None
+    study: str
+    split: str | None  # 'train' | 'val' | 'test'; None for all entries: splits are drawn, patient by patient
+    where: str = ''  # its name in the list of drops, such as 'metadata.csv line 17'; holds no id
+    origin: Origin | None = None  # if given, its patient replaces `patient`
+    stamp: str = ''  # changes with the file (size and time): a resumed build then opens the image again
+
+
+class Example(NamedTuple):
+    """One image that is opened, with all that belongs to it."""
+
+    image: bytes | np.ndarray  # the bytes of a JPEG, PNG or DICOM file, or pixels uint8|uint16 [H,W] or uint8 [H,W,3]
+    role: str = 'image'  # 'frontal', 'lateral', …; 'image': unknown
+    text: Mapping[str, str] = {}  # section -> text: {'report': …} or {'findings': …, 'impression': …}
+    # Age, sex, view, site, license, …: numbers and words. An empty value is not stored.
+    attributes: Mapping[str, str | float] = {}
+    mask: bytes | np.ndarray | None = None  # PNG bytes or uint8 [H,W], of the size of the image
+    frame: int = 0  # the frame to read, if the file is a DICOM file of several frames
+    note: str = ''  # why a detail was left out ('the mask is left out: …'); stands in the list of drops
+
+
+class Drop(NamedTuple):
+    """An image that was set aside, or a detail of an image: its mask, a text, a label."""
+
+    image: str  # plain id; hashed before it is written
+    where: str
+    reason: str
+    scope: str = 'record'  # 'record': the image is not in the data set; 'detail': the image is, the detail is not
+
+
+class Source(NamedTuple):
+    """A release, ready to be written as a data set."""
+
+    name: str
+    version: str  # enters the fingerprint of the data set
+    namespace: str  # ids are hashed as 'namespace:id'; sources of one namespace share patients
+    labels: tuple[str, ...]
+    license: str
+    entries: Sequence[Entry]
+    label: Callable[[int], Sequence[int]]  # number of an entry -> [L], the code of each of `labels`
+    load: Callable[[int], Example]  # number of an entry -> its example; raises Unreadable
+    dropped: Sequence[Drop] = ()  # set aside before any image was opened
+    stamp: str = ''  # changes with a table or an option: a resumed build then starts again
+    notes: Sequence[str] = ()  # messages to the user; `medjax build` prints them
+    splits: str = ''  # the published split list, by `published_splits.list_name`: 'nih/official' or '…, altered'
+    size: int | None = None  # bound of the longer stored side in pixels; smaller images stay as they are
+    key: bytes | None = None  # a public key for the hashes of invented ids; None: the private key of `builder.ids`
+
+
 def patient_of(entry: Entry) -> str:
-    """Its patient's id; that of its origin where it has one; the study (slices of a volume, figures of an article)
-    where nobody is known."""
+    """The id of an entry's patient.
+
+    An entry with an origin has the patient of its origin. Where no patient is known, the study stands for the patient:
+    the slices of a volume, or the figures of an article.
+    """
     if entry.origin is not None:
         return f'{entry.origin.namespace}:{entry.origin.patient}'
     return f'study/{entry.study}' if entry.patient is None else entry.patient

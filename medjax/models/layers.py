@@ -1,8 +1,8 @@
-"""The layers of a transformer as einsums with named axes, and drop path over subsets.
+"""The layers of a transformer, with logical names for the axes of parameters, and drop path over subsets.
 
-Every parameter is created through `parameter`, which attaches one logical axis name (or None) to each dimension;
-`medjax.parallel.sharding` maps the names to mesh axes. Parameters are float32; activations have the layer's `dtype`;
-statistics of norms and softmax are float32.
+Every parameter is created by `parameter`, which gives each of its axes a logical name or None;
+`medjax.parallel.sharding` maps the names to axes of the mesh. Parameters are float32. Activations have the `dtype` of
+the layer. Norms and softmax compute in float32.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from medjax.errors import UserError, suggest
 from medjax.parallel.sharding import constrain_rows
 
 Names = tuple[str | None, ...]
-weight_init = jax.nn.initializers.normal(0.02)  # torch's trunc_normal_(std=.02) cuts at +-2: at 100 sigma, so nowhere
+# torch's trunc_normal_(std=.02) cuts at +-2, which is 100 standard deviations: in effect it does not cut.
+weight_init = jax.nn.initializers.normal(0.02)
 zeros = jax.nn.initializers.zeros
 ones = jax.nn.initializers.ones
 
-SIZES = {  # width, depth, heads, FFN; a hidden layer of the FFN is `mlp_ratio` times as wide
+SIZES = {  # the hidden layer of the FFN is `mlp_ratio` times as wide as the tower
     'Ti': dict(width=192, depth=12, heads=3, ffn='mlp', mlp_ratio=4.0),
     'S': dict(width=384, depth=12, heads=6, ffn='mlp', mlp_ratio=4.0),
     'B': dict(width=768, depth=12, heads=12, ffn='mlp', mlp_ratio=4.0),
@@ -31,10 +32,10 @@ SIZES = {  # width, depth, heads, FFN; a hidden layer of the FFN is `mlp_ratio` 
     'So400m': dict(width=1152, depth=27, heads=16, ffn='mlp', mlp_ratio=4304 / 1152),  # arXiv 2305.13035, SigLIP
     'g': dict(width=1536, depth=40, heads=24, ffn='swiglu', mlp_ratio=4.0),
 }
-REMAT = {  # what the backward pass of a block finds stored; it computes the rest again
+REMAT = {  # what a block stores for the backward pass, which computes everything else a second time
     'products': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # products with weights, no attention scores
-    'blocks': jax.checkpoint_policies.nothing_saveable,  # the block's input alone: least memory, a third more FLOPs
-    'none': jax.checkpoint_policies.everything_saveable,
+    'blocks': jax.checkpoint_policies.nothing_saveable,  # only the input of the block: least memory, a third more FLOPs
+    'none': jax.checkpoint_policies.everything_saveable,  # everything: nothing is computed twice
 }
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     'gelu': lambda x: jax.nn.gelu(x, approximate=False),  # x Phi(x)
@@ -44,21 +45,24 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-def sizes(tower: str, size: str, where: str, given: dict[str, Any]) -> dict[str, Any]:
-    """Those of SIZES, replaced by what is `given` and not None: width, depth, heads, ffn, mlp_ratio; checked."""
+def sizes(tower: str, size: str, where: str, replace: dict[str, Any]) -> dict[str, Any]:
+    """The values of a size in SIZES: width, depth, heads, ffn, mlp_ratio; values in `replace` that are not None win.
+
+    `tower` and `where` are for the message if there is no such size.
+    """
     if size not in SIZES:
         raise UserError(f'{tower}: {where}; sizes: {", ".join(SIZES)}')
-    found: dict[str, Any] = SIZES[size] | {name: value for name, value in given.items() if value is not None}
+    values: dict[str, Any] = SIZES[size] | {name: value for name, value in replace.items() if value is not None}
     for name in ('width', 'depth', 'heads'):
-        if not isinstance(found[name], int) or found[name] < 1:
-            raise UserError(f'{tower}: {name}={found[name]!r}: must be a whole number of at least 1')
-    if found['width'] % found['heads']:
-        raise UserError(f'{tower}: width {found["width"]} is not divisible by {found["heads"]} heads')
-    return found
+        if not isinstance(values[name], int) or values[name] < 1:
+            raise UserError(f'{tower}: {name}={values[name]!r}: must be a whole number of at least 1')
+    if values['width'] % values['heads']:
+        raise UserError(f'{tower}: width {values["width"]} is not divisible by {values["heads"]} heads')
+    return values
 
 
 def check_compute(tower: str, attention: str, remat: str, dtype: str) -> None:
-    """What towers of blocks are told about how to compute."""
+    """Checks the options of a transformer that change how it computes, and not what."""
     check_choice(tower, 'attention', attention, ('xla', 'cudnn'))
     check_choice(tower, 'remat', remat, REMAT)
     check_choice(tower, 'dtype', dtype, ('float32', 'bfloat16'))
@@ -66,36 +70,25 @@ def check_compute(tower: str, attention: str, remat: str, dtype: str) -> None:
         raise UserError(f"{tower}: attention='cudnn' needs a GPU and dtype='bfloat16'; attention='xla' runs anywhere")
 
 
-def check_choice(tower: str, name: str, value: str, known: Iterable[str]) -> None:
-    """A UserError that suggests what is known."""
-    if value not in known:
-        raise UserError(f'{tower}: unknown {name} {value!r}{suggest(value, known)}')
+def check_choice(tower: str, name: str, value: str, choices: Iterable[str]) -> None:
+    """A UserError that suggests the nearest choice if `value` is not among the choices."""
+    if value not in choices:
+        raise UserError(f'{tower}: unknown {name} {value!r}{suggest(value, choices)}')
 
 
 def uniform_fan_in(fan_in: int) -> Callable[..., Array]:
-    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)): torch's own start for Conv2d and Linear, weights and biases."""
+    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)): torch's default initializer for weights and biases of Conv2d and Linear."""
     bound = fan_in**-0.5
     return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 def parameter(module: nn.Module, name: str, init: Callable, shape: tuple[int, ...], axes: Names) -> Any:
-    """A float32 parameter of `module` whose dimensions have the logical names `axes`."""
+    """A float32 parameter of `module`; `axes` are the logical names of its axes."""
     return module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
 
 
-def unbox(variables: Any) -> Any:
-    """What `Module.init` gives -> its params as nested dicts of arrays."""
-    return nn.meta.unbox(variables['params'])
-
-
-def logical_axes(init: Callable[[Array], Any]) -> Any:
-    """The tree of logical names of the params that `init(key)`, a `Module.init`, would make."""
-    boxed = jax.eval_shape(init, jax.random.key(0))['params']
-    return jax.tree.map(lambda box: tuple(box.names), boxed, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned))
-
-
 class Linear(nn.Module):
-    """y = x W + b, contracting the last `inputs` dimensions of x with the first of W [*in, *out]."""
+    """y = x W + b with W [*in, *out]; the product sums over the last `inputs` axes of x and the first `inputs` of W."""
 
     shape: tuple[int, ...]
     axes: Names
@@ -114,7 +107,7 @@ class Linear(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """scale (x - mean) / sqrt(variance + eps) + bias over the last axis, in float32 whatever comes in and goes out."""
+    """scale (x - mean) / sqrt(variance + eps) + bias over the last axis, in float32; the result has `dtype`."""
 
     eps: float = 1e-6
     dtype: Any = jnp.float32
@@ -132,8 +125,8 @@ class LayerNorm(nn.Module):
 class Attention(nn.Module):
     """Self-attention, softmax(q k^T / sqrt(head size)) v over each sequence: [S,T,D] -> [S,T,D].
 
-    lengths         int32 [S], at least 1: only so many first tokens are looked at; None: all
-    causal          a token looks at itself and those before it
+    lengths         int32 [S], at least 1: only the first `lengths` tokens of a sequence are attended to; None: all T
+    causal          a token attends to itself and to earlier tokens only
     implementation  'xla' runs anywhere; 'cudnn' is the flash kernel of NVIDIA GPUs, for bfloat16 only
     """
 
@@ -148,13 +141,13 @@ class Attention(nn.Module):
         d, h = x.shape[-1], self.heads
         qkv = Linear((d, 3, h, d // h), ('embed', None, 'heads', None), bias=self.bias, dtype=self.dtype, name='qkv')(x)
         q, k, v = (qkv[..., i, :, :] for i in range(3))
-        how: dict[str, Any] = dict(implementation=self.implementation, is_causal=self.causal)
-        y = jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=lengths, **how)
+        options: dict[str, Any] = dict(implementation=self.implementation, is_causal=self.causal)
+        y = jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=lengths, **options)
         return Linear((h, d // h, d), ('heads', None, 'embed'), inputs=2, dtype=self.dtype, name='out')(y)
 
 
 class Mlp(nn.Module):
-    """fc2(activation(fc1 x)), see ACTIVATIONS."""
+    """fc2(activation(fc1 x)); `activation` is a key of ACTIVATIONS."""
 
     hidden: int
     dtype: Any = jnp.float32
@@ -169,7 +162,7 @@ class Mlp(nn.Module):
 
 
 class SwiGlu(nn.Module):
-    """w3(silu(gate) * value) where (gate, value) = w12 x, the gate first (arXiv 2002.05202, as DINOv2 packs it)."""
+    """w3(silu(gate) * value) with (gate, value) = w12 x (arXiv 2002.05202); DINOv2 stores the gate first."""
 
     hidden: int
     dtype: Any = jnp.float32
@@ -183,47 +176,48 @@ class SwiGlu(nn.Module):
 
 
 def kept_count(sequences: int, rate: float) -> int:
-    """How many of a group's sequences a residual branch is computed for."""
+    """The number of a group's sequences that drop path keeps in each residual branch."""
     return max(int(sequences * (1 - rate)), 1)
 
 
 def draw_kept(key: Array, groups: Array, sequences: int, depth: int, rate: float) -> Array:
-    """Which sequences each layer keeps: int32 [depth,2,G,kept], the 2 being attention and FFN.
+    """Draws the sequences that drop path keeps: int32 [depth,2,G,kept]; index 0 of axis 1 is attention, 1 is the FFN.
 
-    The draw of a group depends on `key` and the group's global number (`groups`, uint32 [G]) alone: not on the other
-    groups, the mesh or the micro-batch.
+    `groups` uint32 [G] are global group numbers. A draw depends on `key` and the number of its own group only. It does
+    not depend on other groups, the mesh or the micro-batch.
     """
 
-    def one(group: Array) -> Array:
-        order = jnp.argsort(jax.random.uniform(jax.random.fold_in(key, group), (depth, 2, sequences)))
-        return order[..., : kept_count(sequences, rate)]
+    def draw(group: Array) -> Array:
+        ranks = jnp.argsort(jax.random.uniform(jax.random.fold_in(key, group), (depth, 2, sequences)))
+        return ranks[..., : kept_count(sequences, rate)]
 
-    return jnp.moveaxis(jax.vmap(one)(groups), 0, 2)
+    return jnp.moveaxis(jax.vmap(draw)(groups), 0, 2)
 
 
 def add_residual(x: Array, residual: Callable[[Array], Array], kept: Array | None) -> Array:
-    """x + residual(x), or drop path over subsets (DINOv2, arXiv 2304.07193): x [S,T,D], kept int [G,k] or None.
+    """x + residual(x) for sequences x [S,T,D]; with `kept`, drop path over subsets (DINOv2, arXiv 2304.07193).
 
-    The sequences are G groups of n = S/G; `residual` is computed for the sequences kept[g] of each group only, and
-    added back times n/k. Gathering inside a group moves nothing between devices, and fewer sequences are computed.
+    `kept` int [G,k] holds for each of G groups the k sequences that keep the branch. The residual is computed for these
+    sequences only, which saves time. It is multiplied by n/k, for n = S/G sequences in a group, so that its expected
+    value does not change. Sequences are gathered inside their group, so nothing moves between devices.
     """
     if kept is None:
         return (x + residual(x)).astype(x.dtype)
     groups, k = kept.shape
-    rows = constrain_rows(x.reshape(groups, -1, *x.shape[1:]))
-    n = rows.shape[1]
-    subset = jax.vmap(lambda r, i: jnp.take(r, i, axis=0, unique_indices=True, mode='clip'))(rows, kept)
+    grouped = constrain_rows(x.reshape(groups, -1, *x.shape[1:]))  # [G,n,T,D]
+    n = grouped.shape[1]
+    subset = jax.vmap(lambda g, i: jnp.take(g, i, axis=0, unique_indices=True, mode='clip'))(grouped, kept)
     subset = constrain_rows(subset.reshape(groups * k, *x.shape[1:]))
     y = (residual(subset) * (n / k)).astype(x.dtype).reshape(groups, k, *x.shape[1:])
-    rows = jax.vmap(lambda r, i, u: r.at[i].add(u, unique_indices=True, mode='promise_in_bounds'))(rows, kept, y)
-    return rows.reshape(x.shape)
+    add = jax.vmap(lambda g, i, update: g.at[i].add(update, unique_indices=True, mode='promise_in_bounds'))
+    return add(grouped, kept, y).reshape(x.shape)
 
 
 class Block(nn.Module):
-    """A transformer block: x += gamma1 attn(norm1 x), then x += gamma2 ffn(norm2 x), gamma being LayerScale.
+    """A transformer block: x += gamma1 attn(norm1 x), then x += gamma2 ffn(norm2 x); gamma is LayerScale.
 
-    post_norm   as in BERT: x = norm1(x + attn x), then x = norm2(x + ffn x)
-    lengths     int32 [S] or None, see Attention; not together with `kept`, the sequences of drop path
+    With `post_norm`, as in BERT: x = norm1(x + attn x), then x = norm2(x + ffn x). A call takes `kept` int [2,G,k], one
+    layer of `draw_kept`, or `lengths` int32 [S], see Attention, but not both.
     """
 
     heads: int
@@ -251,7 +245,7 @@ class Block(nn.Module):
             if self.layerscale is None:
                 return y
             start = jax.nn.initializers.constant(self.layerscale)
-            # float32: 1e-5 + updates in bf16 is coarse
+            # in float32, because 1e-5 plus small updates is too coarse in bfloat16
             return y * parameter(self, name, start, y.shape[-1:], ('embed',))
 
         def branch(x: Array, norm: nn.Module, residual: Callable[[Array], Array], kept: Array | None) -> Array:
@@ -268,19 +262,19 @@ class Block(nn.Module):
 def scan_blocks(
     x: Array, depth: int, remat: str, layers: int, kept: Array | None = None, lengths: Array | None = None, **block: Any
 ) -> Array:
-    """x [S,T,D] through `depth` Blocks -> the tokens after each of the last `layers` of them, [layers,S,T,D].
+    """x [S,T,D] through `depth` Blocks -> the tokens after each of the last `layers` blocks, [layers,S,T,D].
 
-    The blocks are one scanned, rematerialised module called 'blocks' of the module in whose __call__ this stands;
-    their parameters are stacked. `block` is what a Block takes, `remat` a key of REMAT.
+    To be called inside the `__call__` of a flax module, which gets one child 'blocks': a scanned Block with stacked
+    parameters. `remat` is a key of REMAT. `block` holds the fields of Block.
     """
-    # prevent_cse is for code outside of a scan, where the compiler could merge both passes
+    # prevent_cse is needed outside of a scan only, where the compiler could merge the forward and backward pass
     blocks = nn.remat(Block, prevent_cse=False, policy=REMAT[remat])(**block, name='blocks')
 
-    def one(block: nn.Module, last: Array, kept: Array | None, lengths: Array | None) -> tuple[Array, None]:
+    def step(block: nn.Module, last: Array, kept: Array | None, lengths: Array | None) -> tuple[Array, None]:
         return jnp.concatenate([last[1:], block(last[-1], kept, lengths)[None]]), None
 
     scan = nn.scan(
-        one,
+        step,
         variable_axes={'params': 0},
         split_rngs={'params': True},
         in_axes=(0, nn.broadcast),
@@ -291,13 +285,13 @@ def scan_blocks(
 
 
 class Pool(nn.Module):
-    """One feature of a sequence, [S,T,D] -> [S,D], over its first `lengths` tokens (int32 [S], at least 1; None: all).
+    """One feature for each sequence, [S,T,D] -> [S,D]. A call takes `lengths` as in Attention.
 
-    how  'cls' the first token; 'last' the last one; 'mean', 'max' over tokens; 'attention' SigLIP's (arXiv 2303.15343):
-         y = attention of a learned query `probe` over the tokens, then y + mlp(norm y)
+    kind  'cls' is the first token, 'last' the last one; 'mean' and 'max' run over the tokens; 'attention' is SigLIP's
+          (arXiv 2303.15343): y = attention of a learned query `probe` over the tokens, then y + mlp(norm y)
     """
 
-    how: str
+    kind: str
     heads: int = 1
     hidden: int = 1
     activation: str = 'gelu'
@@ -307,19 +301,19 @@ class Pool(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, lengths: Array | None = None) -> Array:
-        if self.how == 'cls':
+        if self.kind == 'cls':
             return x[:, 0]
-        if self.how == 'attention':
+        if self.kind == 'attention':
             return self.attend(x, lengths)
         s, t, _ = x.shape
         lengths = jnp.full((s,), t, jnp.int32) if lengths is None else lengths
         number = jnp.arange(t)
-        # a sum over one token, not a gather: rows stay where they are
-        chosen = (number == lengths[:, None] - 1) if self.how == 'last' else (number < lengths[:, None])
-        if self.how == 'max':
+        # 'last' is a sum over one token and no gather, so that rows stay on their device
+        chosen = (number == lengths[:, None] - 1) if self.kind == 'last' else (number < lengths[:, None])
+        if self.kind == 'max':
             return jnp.where(chosen[..., None], x, -jnp.inf).max(1)
         total = jnp.where(chosen[..., None], x, 0).sum(1)
-        return total if self.how == 'last' else total / lengths[:, None]
+        return total if self.kind == 'last' else total / lengths[:, None]
 
     def attend(self, x: Array, lengths: Array | None) -> Array:
         s, d, h = x.shape[0], x.shape[-1], self.heads

@@ -41,9 +41,8 @@ def check_kind(f: Feature, where: str, recipe: Mapping[str, Any], tower: Tower) 
     """Text towers see text views, image towers see crops that their patches divide."""
     view = recipe['views'][f.view]
     is_text = view.get('view') == 'text'
-    if is_text != (tower.vocabulary > 0):
-        sees = 'texts' if tower.vocabulary else 'images'
-        raise UserError(f'{where}: the tower {f.tower!r} sees {sees}, and the view {f.view!r} has none')
+    if is_text != (tower.sees == 'text'):
+        raise UserError(f'{where}: the tower {f.tower!r} sees {tower.sees}s, and the view {f.view!r} has none')
     if is_text:
         check_texts(f, recipe, tower)
     elif (size := view.get('size')) is not None:

@@ -263,7 +263,7 @@ class Objective:
         """Rows and columns of patches in the tower that sees it, for every view of images; `views` are the config's."""
         out = {}
         for f in self.needs:
-            if not self.towers[f.tower].vocabulary:
+            if self.towers[f.tower].sees == 'image':
                 size = views[f.view]['size']
                 out[f.view] = self.towers[f.tower].grid((size, size) if isinstance(size, int) else tuple(size))
         return out

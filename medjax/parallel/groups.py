@@ -6,7 +6,7 @@ from medjax.errors import UserError
 
 
 def check_rows(rows: dict[str, int], rows_per_group: int, micro_batches: int, shards: int) -> None:
-    """Every device must hold whole groups, in every micro-batch."""
+    """A UserError unless every device holds whole groups in every micro-batch."""
     for part, b in rows.items():
         unit = rows_per_group * micro_batches * shards
         if b % unit:

@@ -1,7 +1,8 @@
-"""All pairs of rows and columns, block by block around a ring of devices, so that no device holds all columns.
+"""Sums over all pairs of rows and columns, block by block around a ring of devices: no device holds all columns.
 
-For losses over a similarity matrix that does not fit: a device holds one block [rows of a device, columns of a device],
-whatever the batch. Forward and backward are the same walk; the backward one makes every block again.
+This serves losses over a similarity matrix that does not fit into memory. A device holds one block at a time: its own
+rows times the columns of one device. The columns travel once around the ring. The backward pass goes around in the same
+way and computes every block again.
 """
 
 from __future__ import annotations
@@ -17,45 +18,46 @@ from medjax.parallel.sharding import ROWS, row_shards
 from medjax.types import Tree
 
 Block = Callable[[Tree, Tree, Tree, Tree], tuple[Tree, Tree]]
-"""(rows, columns, about_rows, about_columns) -> what this block gives to its rows, and to its columns.
+"""(rows, columns, row_facts, column_facts) -> the results of one block for its rows and for its columns.
 
-Trees of arrays whose leading axis is rows (or columns). Gradients pass through rows and columns, which are
-floating point, and not through what is said about them.
+All are trees of arrays whose leading axis is rows, or columns. Rows and columns are floating point, and gradients pass
+through them. Facts, such as keys and weights, get no gradient.
 """
 
 
-def ring_sums(block: Block, rows: Tree, columns: Tree, about_rows: Tree, about_columns: Tree) -> tuple[Tree, Tree]:
-    """The sum of block(...) over all devices' columns for the rows, and over all devices' rows for the columns.
+def ring_sums(block: Block, rows: Tree, columns: Tree, row_facts: Tree, column_facts: Tree) -> tuple[Tree, Tree]:
+    """For each row the sum of block(...) over all columns, and for each column the sum over all rows.
 
-    All arguments are global, their leading axes divisible by the number of devices that split the rows. Differentiable
-    by rows and columns; residuals are the arguments.
+    All arguments are global arrays; the number of row shards must divide their leading axes. The sums are
+    differentiable by rows and columns. The backward pass stores the arguments and nothing else.
     """
 
     @jax.custom_vjp
-    def run(rows: Tree, columns: Tree, about_rows: Tree, about_columns: Tree) -> tuple[Tree, Tree]:
-        return _around(block, jnp.add, rows, columns, about_rows, about_columns)
+    def sums(rows: Tree, columns: Tree, row_facts: Tree, column_facts: Tree) -> tuple[Tree, Tree]:
+        return _around(block, jnp.add, rows, columns, row_facts, column_facts)
 
     def forward(*arguments: Tree) -> tuple[Any, Any]:
-        return run(*arguments), arguments
+        return sums(*arguments), arguments
 
-    def backward(arguments: Any, bars: tuple[Tree, Tree]) -> tuple[Tree, Tree, None, None]:
-        rows, columns, about_rows, about_columns = arguments
+    def backward(arguments: Any, cotangents: tuple[Tree, Tree]) -> tuple[Tree, Tree, None, None]:
+        rows, columns, row_facts, column_facts = arguments
 
-        # A sum's cotangent is the same for every block: what the rows get back is again a sum over blocks.
-        def pull(rows: Tree, columns: Tree, of_rows: Any, of_columns: Any) -> tuple[Tree, Tree]:
-            (about_rows, row_bars), (about_columns, column_bars) = of_rows, of_columns
-            _, vjp = jax.vjp(lambda r, c: block(r, c, about_rows, about_columns), rows, columns)
-            return vjp((row_bars, column_bars))
+        # A sum has the same cotangent for every block, so the gradients of rows and columns are sums over blocks, too.
+        def gradients(rows: Tree, columns: Tree, row_side: Any, column_side: Any) -> tuple[Tree, Tree]:
+            (row_facts, row_cotangents), (column_facts, column_cotangents) = row_side, column_side
+            _, vjp = jax.vjp(lambda r, c: block(r, c, row_facts, column_facts), rows, columns)
+            return vjp((row_cotangents, column_cotangents))
 
-        return *_around(pull, jnp.add, rows, columns, (about_rows, bars[0]), (about_columns, bars[1])), None, None
+        row_side, column_side = (row_facts, cotangents[0]), (column_facts, cotangents[1])
+        return *_around(gradients, jnp.add, rows, columns, row_side, column_side), None, None
 
-    run.defvjp(forward, backward)
-    return run(rows, columns, about_rows, about_columns)
+    sums.defvjp(forward, backward)
+    return sums(rows, columns, row_facts, column_facts)
 
 
-def ring_maxima(block: Block, rows: Tree, columns: Tree, about_rows: Tree, about_columns: Tree) -> tuple[Tree, Tree]:
-    """Likewise the largest value over all blocks; no gradient."""
-    return _around(block, jnp.maximum, *jax.lax.stop_gradient((rows, columns)), about_rows, about_columns)
+def ring_maxima(block: Block, rows: Tree, columns: Tree, row_facts: Tree, column_facts: Tree) -> tuple[Tree, Tree]:
+    """As `ring_sums`, with the maximum in place of the sum, and without a gradient."""
+    return _around(block, jnp.maximum, *jax.lax.stop_gradient((rows, columns)), row_facts, column_facts)
 
 
 def _around(block: Block, combine: Callable, *arguments: Tree) -> tuple[Tree, Tree]:
@@ -64,22 +66,22 @@ def _around(block: Block, combine: Callable, *arguments: Tree) -> tuple[Tree, Tr
         return block(*arguments)
 
     def shift(tree: Tree) -> Tree:
+        """Sends the arrays to the next device of the ring."""
         steps = [(d, (d + 1) % devices) for d in range(devices)]
         return jax.tree.map(lambda x: jax.lax.ppermute(x, ROWS, steps), tree)
 
-    def local(rows: Tree, columns: Tree, about_rows: Tree, about_columns: Tree) -> tuple[Tree, Tree]:
-        own, others = block(rows, columns, about_rows, about_columns)
+    def on_device(rows: Tree, columns: Tree, row_facts: Tree, column_facts: Tree) -> tuple[Tree, Tree]:
+        row_results, column_results = block(rows, columns, row_facts, column_facts)
 
         def visit(carry: Any, _: None) -> tuple[Any, None]:
-            own, travelling = carry
-            columns, about, others = shift(travelling)
-            mine, theirs = block(rows, columns, about_rows, about)
-            own, others = jax.tree.map(combine, (own, others), (mine, theirs))
-            return (own, (columns, about, others)), None
+            row_results, travelling = carry
+            columns, column_facts, column_results = shift(travelling)
+            new = block(rows, columns, row_facts, column_facts)
+            row_results, column_results = jax.tree.map(combine, (row_results, column_results), new)
+            return (row_results, (columns, column_facts, column_results)), None
 
-        (own, (_, _, others)), _ = jax.lax.scan(
-            visit, (own, (columns, about_columns, others)), None, length=devices - 1
-        )
-        return own, shift(others)  # the last step brings the columns' results home
+        carry = row_results, (columns, column_facts, column_results)
+        (row_results, (_, _, column_results)), _ = jax.lax.scan(visit, carry, None, length=devices - 1)
+        return row_results, shift(column_results)  # the last step brings the results of columns to their own device
 
-    return jax.shard_map(local, in_specs=P(ROWS), out_specs=P(ROWS))(*arguments)
+    return jax.shard_map(on_device, in_specs=P(ROWS), out_specs=P(ROWS))(*arguments)

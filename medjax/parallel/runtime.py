@@ -1,6 +1,7 @@
-"""The processes of a run: who is there, and starting them together.
+"""The processes of a run: start, roles, end.
 
-`jax.distributed` is initialised always, also for one process: it is what turns SIGTERM into a saved step.
+`jax.distributed` is always initialised, also for a single process, because its preemption service turns SIGTERM into a
+saved step.
 """
 
 from __future__ import annotations
@@ -14,50 +15,51 @@ import jax
 
 from medjax.errors import UserError
 
-# Set by launch/local.sh for each process of a run on one machine.
+# launch/local.sh sets these variables for each process of a run on one machine.
 LOCAL = ('MEDJAX_PORT', 'MEDJAX_PROCESSES', 'MEDJAX_PROCESS')
 
 
 def start() -> None:
-    """Joins the processes of this run. Call it before anything asks jax for its devices; a second call does nothing.
+    """Joins the processes of this run. It must come before the first use of jax's devices. A second call does nothing.
 
-    Processes are found in this order: the three variables of launch/local.sh; a cluster that jax knows itself (SLURM,
-    Open MPI, Cloud TPU, Kubernetes); else this is the only process, its own coordinator on a free local port.
+    If the three variables of launch/local.sh are set, the processes are those that it started. Otherwise they are those
+    of a cluster that jax detects (SLURM, Open MPI, Cloud TPU, Kubernetes). Otherwise this is the only process, and its
+    coordinator has a free local port.
     """
     if jax.distributed.is_initialized():
         return
-    # XLA on the CPU has no collectives of its own between processes.
+    # On CPUs, XLA itself has no collectives between processes.
     jax.config.update('jax_cpu_collectives_implementation', 'gloo')
-    given = [name for name in LOCAL if name in os.environ]
-    if given and len(given) < len(LOCAL):
-        raise UserError(f'{given[0]} is set but not all of {", ".join(LOCAL)}; launch/local.sh sets the three')
-    if given:
+    present = [name for name in LOCAL if name in os.environ]
+    if present and len(present) < len(LOCAL):
+        raise UserError(f'{present[0]} is set but not all of {", ".join(LOCAL)}; launch/local.sh sets the three')
+    if present:
         port, processes, process = (int(os.environ[name]) for name in LOCAL)
-        _start_here(port, processes, process)
+        _start_local(port, processes, process)
     elif not _start_in_cluster():
         try:
-            _start_here(free_port(), 1, 0)
+            _start_local(free_port(), 1, 0)
         except RuntimeError as error:
             if 'before any JAX' not in str(error):
                 raise
-            # A notebook or a test that has computed already. One process needs nobody else.
+            # A notebook or a test has used jax already. A single process can go on without the service.
             warnings.warn('jax was in use before the run: SIGTERM will end it without a saved step', stacklevel=2)
-    jax.process_count()  # the processes meet here, before any of them can fail by itself
+    jax.process_count()  # waits for all processes, so that none can fail before the others have joined
 
 
-def _start_here(port: int, processes: int, process: int) -> None:
+def _start_local(port: int, processes: int, process: int) -> None:
     jax.distributed.initialize(
         f'127.0.0.1:{port}',
         processes,
         process,
-        cluster_detection_method='deactivate',  # inside a SLURM shell jax would take one GPU only
+        cluster_detection_method='deactivate',  # in a SLURM shell, detection would leave jax one GPU only
         coordinator_bind_address=f'127.0.0.1:{port}',
         initialization_timeout=120,
     )
 
 
 def _start_in_cluster() -> bool:
-    """Whether jax found a cluster and has joined it."""
+    """Joins the cluster that jax detects; False if there is none."""
     try:
         jax.distributed.initialize()
     except ValueError as error:
@@ -72,26 +74,27 @@ def _start_in_cluster() -> bool:
 
 
 def free_port() -> int:
-    """A local TCP port that nobody listens on."""
+    """A free local TCP port."""
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         return s.getsockname()[1]
 
 
 def is_main() -> bool:
-    """Whether this process writes what one process writes: metrics, exports, health, messages."""
+    """Whether this is the process that writes metrics, exports, health and messages."""
     return jax.process_index() == 0
 
 
 def several() -> bool:
-    """Whether this is one of several processes of a run."""
+    """Whether the run has more than one process."""
     return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 def shutdown() -> None:
-    """Waits until all processes have come to the end of the run, and leaves it.
+    """Waits until all processes reach the end of the run, then leaves it.
 
-    In a `finally` after a failure it does nothing where there are several: they may be waiting for this one elsewhere.
+    After a failure (in a `finally` block) a run of several processes is not left: the other processes may wait for this
+    one at another place, so waiting here would never end.
     """
     failed = sys.exc_info()[0] is not None
     if jax.distributed.is_initialized() and not (failed and several()):

@@ -1,7 +1,7 @@
-"""Mesh, the table from logical to mesh axes, and rows that stay on their device.
+"""The mesh, the table from logical to mesh axes, and rows that stay on their device.
 
 The mesh has the axes ('data', 'fsdp', 'tensor'). Rows are split over data and fsdp; parameters over fsdp and tensor
-by the one table `RULES`. Everything is written over global arrays and sharded by the compiler.
+by the table `RULES`. All code is written over global arrays, and the compiler shards it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ RULES = {
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
-    """A mesh over all devices of all processes; one axis may be -1 and takes what is left."""
+    """A mesh over all devices of all processes. One axis may be -1: it gets the remaining devices."""
     sizes = dict(data=data, fsdp=fsdp, tensor=tensor)
     n = jax.device_count()
     given = math.prod(s for s in sizes.values() if s != -1)
@@ -46,13 +46,13 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
 
 
 def row_shards() -> int:
-    """How many shards the rows have under the mesh in use; 1 without a mesh."""
+    """The number of shards of the rows under the mesh in use; 1 without a mesh."""
     shape = dict(jax.sharding.get_abstract_mesh().shape)
     return math.prod(shape.get(a, 1) for a in ROWS)
 
 
 def rows_sharding(mesh: Mesh) -> NamedSharding:
-    """Leading axis over data and fsdp, the rest whole."""
+    """The leading axis is split over data and fsdp, all other axes are whole."""
     return NamedSharding(mesh, P(ROWS))
 
 
@@ -61,21 +61,21 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def constrain_rows(x: jax.Array) -> jax.Array:
-    """Says that the leading axis of `x` is rows (or crops or groups of rows), split over data and fsdp."""
+    """Tells the compiler that the leading axis of `x` is rows (or crops, or groups), split over data and fsdp."""
     if not jax.sharding.get_abstract_mesh().shape or x.shape[0] % row_shards():
         return x
     return jax.lax.with_sharding_constraint(x, P(ROWS, *[P.UNCONSTRAINED] * (x.ndim - 1)))
 
 
 def everywhere(x: jax.Array) -> jax.Array:
-    """Says that every device holds the whole of `x`: one exchange, whatever is then looked up in it."""
+    """Tells the compiler that every device holds all of `x`: one exchange, however many lookups follow."""
     if not jax.sharding.get_abstract_mesh().shape:
         return x
     return jax.lax.with_sharding_constraint(x, P())
 
 
 def param_shardings(axes: Any, shapes: Any, mesh: Mesh) -> Any:
-    """Trees of logical names and of shapes -> tree of shardings, by RULES."""
+    """From trees of logical axis names and of shapes to a tree of shardings, by RULES."""
 
     def one(names: tuple[str | None, ...], leaf: Any) -> NamedSharding:
         spec, used = [], set()
@@ -92,7 +92,7 @@ def param_shardings(axes: Any, shapes: Any, mesh: Mesh) -> Any:
 
 
 def split_rows(tree: Any, n: int) -> Any:
-    """[L,...] -> [n,L/n,...]: an equal share of every device's consecutive rows in each of the n parts."""
+    """[L,...] -> [n,L/n,...]: each of the n slices gets an equal share of the consecutive rows of every device."""
     d = row_shards()
 
     def one(x: jax.Array) -> jax.Array:
@@ -114,20 +114,23 @@ def merge_rows(tree: Any, n: int) -> Any:
 
 
 def gather(tree: Any) -> Any:
-    """The whole of every array on every device, so that one process can write it."""
+    """All of every array on every device, so that one process can write it."""
     mesh = jax.tree.leaves(tree)[0].sharding.mesh
     return jax.jit(lambda x: x, out_shardings=replicated(mesh))(tree)
 
 
 def local_rows(sharding: NamedSharding, rows: int) -> np.ndarray:
-    """The global row numbers that this process feeds, sorted. Asked of the sharding: with the tensor axis over
-    several hosts two processes feed the same rows, and a host's rows need not be one range."""
+    """The global numbers of the rows that this process feeds, sorted.
+
+    The sharding decides. If the tensor axis spans several hosts, two processes feed the same rows, and the rows of a
+    host need not be one range.
+    """
     slices = sharding.addressable_devices_indices_map((rows,)).values()
     return np.unique(np.concatenate([np.arange(rows)[s[0]] for s in slices]))
 
 
 def global_batch(batch: Any, sharding: NamedSharding, rows: dict[str, int]) -> Any:
-    """This process's rows of each part (as `local_rows` names them) -> arrays over the global rows."""
+    """The rows of this process in each part (see `local_rows`) -> arrays over the global rows."""
     return {
         part: {
             name: jax.make_array_from_process_local_data(sharding, x, (rows[part], *x.shape[1:]))

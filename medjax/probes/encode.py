@@ -1,11 +1,11 @@
-"""An encoder out of an export, and the features of a data set's splits, computed once and kept.
+"""Encoders and their features: loads an export, encodes the splits of a data set and caches the result.
 
     encoder = encode.load('RUN/exports/1000')
     train = encode.features(encoder, data, 'train', cache='RUN/cache')     # for probes
-    out = encode.encode(encoder, ['a.png', 'b.dcm'])                       # for pictures, patch by patch
+    out = encode.encode(encoder, ['a.png', 'b.dcm'])                       # any images, with a feature for each patch
 
-The two baselines are encoders as well, so they go through the same code: `random_init` is the same tower before any
-training, `raw_pixels` the preprocessed picture itself.
+The two baselines are encoders as well, so they run through the same code. `random_init` is the same tower before any
+training. `raw_pixels` returns the preprocessed image itself.
 """
 
 from __future__ import annotations
@@ -37,62 +37,65 @@ from medjax.types import Tree, View
 from medjax.views.make import evaluation_view
 from medjax.weights import export
 
-LAYERS = 4  # as the linear probes of DINOv2: CLS of the last {1, 4} blocks
+LAYERS = 4  # blocks whose CLS is kept: the linear probe of DINOv2 uses the CLS of the last {1, 4} blocks
 ROWS_PER_DEVICE = 32
-PIXELS = 64  # raw pixels are taken at the encoder's size, but at no more than this
+PIXELS = 64  # `raw_pixels` uses the encoder's image size, but at most this one
 
 
 class Encoder(NamedTuple):
-    """What an export gives: parameters, a pure function of them, and the preprocessing they were trained with."""
+    """An image encoder: parameters, a pure function of them, and the preprocessing of its training."""
 
-    name: int | str  # the export's step, or 'random' or 'pixels'
-    digest: str  # of the weights and of all that the features depend on
-    params: Tree
+    name: int | str  # the step of the export, or 'random' or 'pixels'
+    digest: str  # changes with the weights and with every setting that the features depend on
+    params: Tree  # of the image tower
     apply: Callable[..., dict[str, jax.Array]]
-    """(params, images uint8|uint16 [B,H,W,C], extent int32 [B,2], size) -> 'cls' [B,layers,D] of the last blocks, last
-    block last, and 'patches' [B,h,w,D] of the last block, both after the final norm. Pixels have 'cls' alone.
-    Differentiable by params, for fine-tuning; `size` is static and may differ from the encoder's own."""
-    size: int  # pixels of the square that the tower sees
-    image: Mapping[str, Any]  # channels, mean, std
+    """(params, images uint8|uint16 [B,H,W,C], extent int32 [B,2], size) -> features.
+
+    'cls' [B,layers,D] is the CLS token of the last blocks, the last block at the end. 'patches' [B,h,w,D] are the patch
+    tokens of the last block. Both come after the final norm. Raw pixels have 'cls' only. The function is differentiable
+    by params, for fine-tuning. `size` is static and may differ from the encoder's own size.
+    """
+    size: int  # side of the square image that the tower reads, in pixels
+    image: Mapping[str, Any]  # preprocessing: channels, mean, std
     meta: Mapping[str, Any]  # the export's meta.json
-    parts: Tree | None = None  # {'towers', 'heads'}: all that the export has, for `pairs.load`; None: pixels
+    export: Tree | None = None  # all parameters of the export, {'towers', 'heads'}; None for raw pixels
     folder: pathlib.Path | None = None  # of the export
 
 
-class Features(NamedTuple):
-    """One split as probes see it: n records, L labels."""
+class SplitFeatures(NamedTuple):
+    """The input of a probe from one split: features, labels and patients of n records, with L labels."""
 
-    cls: np.ndarray  # float32 [n,layers,D], last block last
-    patches: np.ndarray | None  # float32 [n,D], the mean over the last block's patch tokens
-    labels: np.ndarray  # int8 [n,L]: 1, 0; negative where neither, see `policy`
-    patients: np.ndarray  # int64 [n], dense numbers 0…P-1; no identifier
+    cls: np.ndarray  # float32 [n,layers,D], the last block at the end
+    patches: np.ndarray | None  # float32 [n,D], the mean over the patch tokens of the last block; None for raw pixels
+    labels: np.ndarray  # int8 [n,L]: 1 or 0; a negative number does not count, see `policy.known`
+    patients: np.ndarray  # int64 [n], consecutive numbers 0…P-1; no identifier
 
 
 def load(folder: str | os.PathLike) -> Encoder:
-    """The encoder of the export RUN/exports/<step>."""
+    """Loads the encoder of an export, RUN/exports/<step>."""
     folder = pathlib.Path(folder)
     params, meta = export.load(folder)
     weights = hashlib.sha256((folder / 'weights.safetensors').read_bytes()).hexdigest()
-    return _of_towers(meta, int(meta['step']), params, weights, folder)
+    return _encoder(meta, int(meta['step']), params, weights, folder)
 
 
 def random_init(trained: Encoder, seed: int = 0) -> Encoder:
-    """The towers of an export, and the heads that pair them, before any training, drawn from a fixed seed."""
+    """Initialises the towers of an export and its image-text heads anew, from a fixed seed: a baseline."""
     meta, key = trained.meta, jax.random.key(seed)
-    parts: Tree = {'towers': {image_tower(meta): jax.jit(_tower(*_settings(meta)).init)(key)}, 'heads': {}}
+    params: Tree = {'towers': {image_tower(meta): jax.jit(_tower(*_settings(meta)).init)(key)}, 'heads': {}}
     for side in (side for pair in meta.get('pairs', ())[:1] for side in (pair['image'], pair['text'])):
         name, head = side['tower'], side['head']
         tower = _tower(json.dumps(meta['towers'][name]), json.dumps(meta['image']))
-        if name not in parts['towers']:
-            parts['towers'][name] = jax.jit(tower.init)(jax.random.fold_in(key, zlib.crc32(name.encode())))
+        if name not in params['towers']:
+            params['towers'][name] = jax.jit(tower.init)(jax.random.fold_in(key, zlib.crc32(name.encode())))
         if head:
             init = models.head(meta['heads'][head], tower.width, where=f'heads.{head}').init
-            parts['heads'][head] = init(jax.random.fold_in(key, zlib.crc32(f'>{head}'.encode())))
-    return _of_towers(meta, 'random', parts, f'random init {seed}', trained.folder)
+            params['heads'][head] = init(jax.random.fold_in(key, zlib.crc32(f'>{head}'.encode())))
+    return _encoder(meta, 'random', params, f'random init {seed}', trained.folder)
 
 
 def raw_pixels(trained: Encoder) -> Encoder:
-    """The preprocessed picture as one long feature, at no more than 64 x 64."""
+    """Returns the preprocessed image, at most 64 x 64 pixels, as one long feature: a baseline."""
     meta = trained.meta
     image, size = meta['image'], min(int(meta['size']), PIXELS)
 
@@ -102,27 +105,42 @@ def raw_pixels(trained: Encoder) -> Encoder:
     return Encoder('pixels', _digest('pixels', image, size), {}, apply, size, image, meta)
 
 
+class Baseline(NamedTuple):
+    """An untrained encoder to compare with."""
+
+    title: str  # for tables, pages and messages
+    make: Callable[[Encoder], Encoder]  # takes the trained encoder
+
+
+BASELINES = dict(random=Baseline('random init', random_init), pixels=Baseline('raw pixels', raw_pixels))
+
+
+def title(encoder: int | str) -> str:
+    """The name of an encoder for people: 'step 1000', 'random init', 'raw pixels'."""
+    return BASELINES[encoder].title if encoder in BASELINES else f'step {encoder}'
+
+
 def image_tower(meta: Mapping[str, Any]) -> str:
-    """The name of the tower that sees images: the one that is paired with texts, else 'image'."""
+    """The name of the export's image tower: the one that was trained with a text tower, else 'image'."""
     pairs = meta.get('pairs') or [dict(image=dict(tower='image'))]
     return pairs[0]['image']['tower']
 
 
-def _of_towers(
-    meta: Mapping[str, Any], name: int | str, parts: Tree, weights: str, folder: pathlib.Path | None
+def _encoder(
+    meta: Mapping[str, Any], name: int | str, params: Tree, weights: str, folder: pathlib.Path | None
 ) -> Encoder:
+    """An encoder from all parameters of an export; `weights` identifies them in the digest."""
     apply, tower = _apply(*_settings(meta)), image_tower(meta)
     digest = _digest(weights, meta['towers'][tower], meta['image'], meta['size'])
-    params = parts['towers'][tower]
-    return Encoder(name, digest, params, apply, int(meta['size']), meta['image'], meta, parts, folder)
+    return Encoder(name, digest, params['towers'][tower], apply, int(meta['size']), meta['image'], meta, params, folder)
 
 
-def _digest(*parts: Any) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+def _digest(*values: Any) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def _settings(meta: Mapping[str, Any]) -> tuple[str, str]:
-    """The tower's and the image's settings as text, to remember compiled functions by."""
+    """The settings of the image tower and of the images as JSON, which can be a key of functools.cache."""
     if (name := image_tower(meta)) not in meta['towers']:
         raise UserError(f'the export of step {meta["step"]} has no tower {name!r}, only {", ".join(meta["towers"])}')
     return json.dumps(meta['towers'][name]), json.dumps(meta['image'])
@@ -132,7 +150,7 @@ def _tower(cfg: str, image: str) -> Any:
     return models.tower(json.loads(cfg), json.loads(image)['channels'], where='the towers of the export')
 
 
-@functools.cache  # the exports of a run share one function, so it is compiled once
+@functools.cache  # all exports of a run share one function, so it is compiled once
 def _apply(cfg: str, image: str) -> Callable[..., dict[str, jax.Array]]:
     tower, preprocessing = _tower(cfg, image), json.loads(image)
 
@@ -157,48 +175,53 @@ def _compiled(apply: Callable[..., dict[str, jax.Array]], size: int, patch_mean:
     return jax.jit(run)
 
 
-def features(encoder: Encoder, data: Any, split: str, cache: str | os.PathLike | None = None) -> Features:
-    """CLS of the last four blocks and the mean patch token of every record of a split of a DataSet.
+def features(encoder: Encoder, data: Any, split: str, cache: str | os.PathLike | None = None) -> SplitFeatures:
+    """Encodes every record of a split of a DataSet: CLS of the last four blocks, and the mean patch token.
 
-    With `cache`, they are kept in <cache>/<encoder>/<data>.<split>.npz, and read from there as long as the encoder's
-    digest (weights, preprocessing, size) and the data's fingerprint are the same; else they are computed again.
+    With `cache`, the features are kept in <cache>/<encoder>/<data>.<split>.npz. They are read from this file if the
+    encoder's digest (weights, preprocessing, size) and the data's fingerprint are unchanged, else computed again.
+    The labels are those of the records; `--policy` is not applied.
     """
     records = data.split(split)
     patients = np.unique(records.keys('patient'), return_inverse=True)[1].astype(np.int64)
     key = _digest(encoder.digest, data.fingerprint, split, LAYERS, encoder.size)
     path = None if cache is None else pathlib.Path(cache) / str(encoder.name) / f'{data.name}.{split}.npz'
-    arrays = _read(path, key) if path else None
+    arrays = _read_cache(path, key) if path else None
     if arrays is None:
-        arrays = _run(encoder, records.image, len(records), data.size, True, f'{encoder.name}: {data.name} {split}')
+        progress = f'{encoder.name}: {data.name} {split}'
+        arrays = _encode_all(encoder, records.image, len(records), data.size, True, progress)
         if path:
             files.write_npz(path, key=np.array(key), **arrays)
-    return Features(arrays['cls'], arrays.get('patches'), np.asarray(records.labels_array), patients)
+    return SplitFeatures(arrays['cls'], arrays.get('patches'), np.asarray(records.labels_array), patients)
 
 
 def last_cls(encoder: Encoder, records: Any, numbers: np.ndarray) -> np.ndarray:
-    """float32 [n,D]: CLS of the last block of some records of a split of a DataSet."""
-    fetch = lambda k: records.image(int(numbers[k]))  # noqa: E731
-    return _run(encoder, fetch, len(numbers), records.data.size, True, f'{encoder.name}: {records.name}')['cls'][:, -1]
+    """float32 [n,D]: the CLS token of the last block for n records of a split of a DataSet, given by their numbers."""
+    image = lambda k: records.image(int(numbers[k]))  # noqa: E731
+    progress = f'{encoder.name}: {records.name}'
+    return _encode_all(encoder, image, len(numbers), records.data.size, True, progress)['cls'][:, -1]
 
 
 def encode(encoder: Encoder, images: Sequence[np.ndarray | str | os.PathLike]) -> dict[str, np.ndarray]:
-    """Features of any pictures, given as uint8|uint16 arrays [H,W] or [H,W,C], or as paths of JPEG, PNG or DICOM files.
+    """Encodes any images: arrays uint8|uint16 [H,W] or [H,W,C], or paths of JPEG, PNG or DICOM files.
 
-    Returns 'cls' float32 [n,layers,D] (last block last) and 'patches' [n,h,w,D]. All of them are kept on the host:
-    for a data set use `features`, which keeps the mean of the patches alone.
+    Returns 'cls' float32 [n,layers,D] (the last block at the end) and 'patches' [n,h,w,D]. All of them stay in the
+    host's memory. For a data set use `features`, which keeps only the mean of the patches.
     """
-    pictures = [_picture(image) for image in images]
-    if not pictures:
+    arrays = [_array(image) for image in images]
+    if not arrays:
         raise UserError('encode: no images given')
-    channels, deep = max(p.shape[2] for p in pictures), any(p.dtype == np.uint16 for p in pictures)
-    for i, p in enumerate(pictures):  # one kind for the batch; neither step changes what a grey value means
-        p = p.astype(np.uint16) * 257 if deep and p.dtype == np.uint8 else p
-        pictures[i] = np.repeat(p, channels, axis=2) if p.shape[2] != channels else p
-    canvas = max(max(p.shape[:2]) for p in pictures)
-    return _run(encoder, pictures.__getitem__, len(pictures), canvas, patch_mean=False, title='pictures')
+    # One batch has one dtype and one number of channels. Neither change alters the meaning of a grey value.
+    channels, deep = max(x.shape[2] for x in arrays), any(x.dtype == np.uint16 for x in arrays)
+    for i, x in enumerate(arrays):
+        x = x.astype(np.uint16) * 257 if deep and x.dtype == np.uint8 else x
+        arrays[i] = np.repeat(x, channels, axis=2) if x.shape[2] != channels else x
+    canvas = max(max(x.shape[:2]) for x in arrays)
+    return _encode_all(encoder, arrays.__getitem__, len(arrays), canvas, patch_mean=False, progress='images')
 
 
-def _picture(image: np.ndarray | str | os.PathLike) -> np.ndarray:
+def _array(image: np.ndarray | str | os.PathLike) -> np.ndarray:
+    """One image as uint8|uint16 [H,W,1|3]."""
     if not isinstance(image, np.ndarray):
         path = pathlib.Path(image)
         if not path.is_file():
@@ -209,48 +232,52 @@ def _picture(image: np.ndarray | str | os.PathLike) -> np.ndarray:
             raise UserError(f'encode: cannot read {path}: {error}') from None
     image = image[..., None] if image.ndim == 2 else image
     if image.ndim != 3 or image.shape[2] not in (1, 3) or image.dtype not in (np.uint8, np.uint16):
-        raise UserError(f'encode: a picture is uint8|uint16 [H,W], [H,W,1] or [H,W,3], not {image.dtype} {image.shape}')
+        raise UserError(
+            f'encode: an image must be uint8|uint16 [H,W], [H,W,1] or [H,W,3], not {image.dtype} {image.shape}'
+        )
     return image
 
 
-def _run(
-    encoder: Encoder, fetch: Callable[[int], np.ndarray], n: int, canvas: int, patch_mean: bool, title: str
+def _encode_all(
+    encoder: Encoder, image: Callable[[int], np.ndarray], n: int, canvas: int, patch_mean: bool, progress: str
 ) -> dict[str, np.ndarray]:
-    """All devices of this machine, batches of one shape; threads decode the next batches meanwhile."""
+    """Encodes image(0) … image(n-1) in batches of one shape on all devices; threads decode the next batches."""
     mesh = make_mesh()
     run = _compiled(encoder.apply, encoder.size, patch_mean)
     size = ROWS_PER_DEVICE * mesh.size
     out: list[Any] = []
-    with jax.set_mesh(mesh), tqdm(total=n, desc=title, unit='image', disable=None, leave=False) as bar:
+    with jax.set_mesh(mesh), tqdm(total=n, desc=progress, unit='image', disable=None, leave=False) as bar:
         params = jax.device_put(encoder.params, replicated(mesh))
-        for images, extent in _batches(fetch, n, canvas, size):
+        for images, extent in _batches(image, n, canvas, size):
             out.append(run(params, *jax.device_put((images, extent), rows_sharding(mesh))))
-            if len(out) > 1:  # one behind, so that the devices have work while results are copied
+            if len(out) > 1:  # copy the batch before: the devices work on this one meanwhile
                 out[-2] = jax.tree.map(np.asarray, out[-2])
             bar.update(min(size, n - bar.n))
-    return {name: np.concatenate([o[name] for o in out])[:n] for name in out[0]}
+    return {name: np.concatenate([batch[name] for batch in out])[:n] for name in out[0]}
 
 
 def _batches(
-    fetch: Callable[[int], np.ndarray], n: int, canvas: int, size: int
+    image: Callable[[int], np.ndarray], n: int, canvas: int, size: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Pictures 0…n-1, top-left on canvases [size,canvas,canvas,C], and extents [size,2]; the last is filled up."""
+    """Yields batches of canvases [size,canvas,canvas,C] and extents [size,2]; the last batch is padded.
+
+    Each image lies top-left on its canvas.
+    """
     with ThreadPoolExecutor() as pool:
-        starts = range(0, n, size)
-        ahead = [pool.submit(fetch, i) for i in range(min(n, 2 * size))]
-        for start in starts:
-            pictures = [future.result() for future in ahead[:size]]
-            ahead = ahead[size:] + [pool.submit(fetch, i) for i in range(start + 2 * size, min(n, start + 3 * size))]
-            images = np.zeros((size, canvas, canvas, pictures[0].shape[2]), pictures[0].dtype)
+        ahead = [pool.submit(image, i) for i in range(min(n, 2 * size))]
+        for start in range(0, n, size):
+            arrays = [future.result() for future in ahead[:size]]
+            ahead = ahead[size:] + [pool.submit(image, i) for i in range(start + 2 * size, min(n, start + 3 * size))]
+            images = np.zeros((size, canvas, canvas, arrays[0].shape[2]), arrays[0].dtype)
             extent = np.ones((size, 2), np.int32)
-            for i, picture in enumerate(pictures):
-                images[i, : picture.shape[0], : picture.shape[1]] = picture
-                extent[i] = picture.shape[:2]
+            for i, x in enumerate(arrays):
+                images[i, : x.shape[0], : x.shape[1]] = x
+                extent[i] = x.shape[:2]
             yield images, extent
 
 
-def _read(path: pathlib.Path, key: str) -> dict[str, np.ndarray] | None:
-    """The arrays of a cache file, or None where there is none, it is damaged, or it was made from something else."""
+def _read_cache(path: pathlib.Path, key: str) -> dict[str, np.ndarray] | None:
+    """The arrays of a cache file; None if the file is missing or damaged, or has another key."""
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files if name != 'key'} if file['key'] == key else None

@@ -1,18 +1,22 @@
-"""What a probe is given, and how the scores of a probe of labels become a result with intervals.
+"""Label probes return scores only. Metrics, thresholds and confidence intervals are computed here, the same for all
+of them. Labels without a positive and a negative in train and test are skipped.
 
-A probe is a module with a `name` and
+A probe is a module with
 
-    run(task: Task) -> Result
-    needs(task: Task) -> dict       # may be left out: what else its result depends on; UserError where it cannot run
+    name = 'knn'                                        # its name in results and tables
+    def run(inputs: ProbeInputs) -> Result              # a label probe calls `run_label_probe` here
+    def requirements(inputs: ProbeInputs) -> dict       # optional, see `label_requirements` for an example
 
-A probe of labels sees only labels that have both classes in train and in test, and says nothing but scores: what is a
-metric, an interval or a threshold is decided here, once for all of them, by `of_labels`.
+`requirements` raises a UserError if the probe cannot run on these inputs. It returns the facts that the result depends
+on besides encoder, data, seed and draws, such as the prompts. If one of them changes, the result is computed again.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,185 +24,208 @@ import numpy as np
 from medjax.data.records import DataSet
 from medjax.data.text.prompts import ZeroShot
 from medjax.errors import UserError
-from medjax.probes import metrics, statistics
-from medjax.probes.encode import Encoder, Features
+from medjax.probes import encode, metrics, policy, statistics
+from medjax.probes.encode import Encoder, SplitFeatures
+from medjax.probes.statistics import Bootstrap
 
 
-class Task(NamedTuple):
-    """One encoder on one data set."""
+@dataclasses.dataclass(frozen=True)
+class ProbeInputs:
+    """The inputs of a probe: one encoder, one data set and the options of `medjax probe`."""
 
     encoder: Encoder
     data: DataSet
-    features: Callable[[str], Features]  # of a split, computed when first asked for; unclear labels as --policy decided
-    prompts: ZeroShot | None  # of --prompts
+    cache: pathlib.Path | None  # RUN/cache, where encoded splits are kept
+    policy: Mapping[str, str]  # --policy: which uncertain, blank and conflicting labels count, and as what
+    prompts: ZeroShot | None  # --prompts
     seed: int
     draws: int  # of the bootstrap
+    _splits: dict[str, SplitFeatures] = dataclasses.field(default_factory=dict, init=False, repr=False)
+
+    def features(self, split: str) -> SplitFeatures:
+        """The features of a split, with its labels after `--policy`; computed at the first call, then kept."""
+        if split not in self._splits:
+            features = encode.features(self.encoder, self.data, split, self.cache)
+            self._splits[split] = features._replace(labels=policy.apply(features.labels, self.policy))
+        return self._splits[split]
 
 
 class Result(NamedTuple):
-    """What is kept of a probe on an encoder."""
+    """The result of a probe on one encoder and one data set."""
 
-    told: dict[str, Any]
-    """JSON: `results` {figure: {'mean' | a row's name: {value, low, high, …}}}, the first figure being the one that
-    headlines and curves show; `records` of each split, `chosen` (settings in words and numbers), `bootstrap`, …"""
-    arrays: dict[str, np.ndarray]  # beside it; `scores`, `labels`, `names` become ROC and PR curves
-
-
-class Outcome(NamedTuple):
-    """What a probe of labels says: a higher score is more positive."""
-
-    scores: np.ndarray  # float32 [n,L] of the test split
-    val_scores: np.ndarray | None  # float32 [n,L] of the validation split; None: nothing is chosen there
-    threshold: float | None  # for accuracy; None: the one that is best on validation, label by label
-    chosen: dict[str, Any]  # the settings in use, and by what they were chosen: words and numbers
-    others: dict[str, np.ndarray]  # further scores [n,L] of the test split, reported by their mean AUROC beside
-    details: dict[str, Any]  # what else to keep, as JSON: the whole grid, say
+    content: dict[str, Any]
+    """The JSON file. `results` is {metric: {row: {value, low, high, …}}}. A row is 'mean', a label or a direction of
+    retrieval. Reports put the first metric into headlines and curves. Further keys are `records` (their number in each
+    split), `chosen` (the settings, as short texts and numbers), `bootstrap`, …"""
+    arrays: dict[str, np.ndarray]  # the .npz file; reports draw ROC and PR curves from `scores`, `labels`, `names`
 
 
-class Splits(NamedTuple):
-    """What all probes of labels on one encoder and data set share; probes that learn nothing have `test` alone."""
+class Scores(NamedTuple):
+    """The scores of a label probe: n records, L labels; a higher score means more positive."""
 
-    train: Features | None
-    val: Features | None
-    test: Features
-    names: tuple[str, ...]  # of the labels that can be judged
-    skipped: dict[str, str]  # the others, each with its reason
-    validation: str  # where the validation split comes from, in words
+    test: np.ndarray  # float32 [n,L] of the test split
+    val: np.ndarray | None  # float32 [n,L] of the validation split; None if nothing is chosen on it
+    threshold: float | None  # for accuracy; None: for each label the best threshold on validation
+    chosen: dict[str, Any]  # the settings and how they were chosen, as short texts and numbers
+    others: dict[str, np.ndarray]  # test scores [n,L] of other settings; the result has the mean AUROC of each
+    details: dict[str, Any]  # more to keep, as JSON: for example the whole grid
 
 
-def needs_labels(task: Task) -> dict[str, Any]:
-    """The `needs` of a probe that learns from labels."""
-    if not task.data.labels:
+class LabelSplits(NamedTuple):
+    """The splits that a label probe sees, with only the labels that can be evaluated."""
+
+    train: SplitFeatures | None  # None, as `val`, if the probe does not learn
+    val: SplitFeatures | None
+    test: SplitFeatures
+    names: tuple[str, ...]  # of the labels that can be evaluated
+    skipped: dict[str, str]  # the other labels, each with the reason
+    validation: str  # where the validation split comes from, for people
+
+
+def label_requirements(inputs: ProbeInputs) -> dict[str, Any]:
+    """The `requirements` of a probe that learns from labels: the data set has labels and a train split."""
+    if not inputs.data.labels:
         raise UserError('the data set has no labels')
-    if not task.data.splits.get('train'):
+    if not inputs.data.splits.get('train'):
         raise UserError('the data set has no record in train')
     return {}
 
 
-def of_labels(task: Task, learn: Callable[[Features, Features, Features, int], Outcome]) -> Result:
-    """The result of learn(train, val, test, seed)."""
-    data = task.data
-    train, test = task.features('train'), task.features('test')
-    val = task.features('val') if data.splits.get('val') else None
-    splits = prepare(train, val, test, data.labels, task.seed, data.name)
-    return judge(lambda: learn(splits.train, splits.val, splits.test, task.seed), splits, task.seed, task.draws)
+def run_label_probe(
+    inputs: ProbeInputs, learn: Callable[[SplitFeatures, SplitFeatures, SplitFeatures, int], Scores]
+) -> Result:
+    """Evaluates the scores of learn(train, val, test, seed)."""
+    data = inputs.data
+    train, test = inputs.features('train'), inputs.features('test')
+    val = inputs.features('val') if data.splits.get('val') else None
+    splits = label_splits(train, val, test, data.labels, inputs.seed, data.name)
+    return evaluate(
+        lambda: learn(splits.train, splits.val, splits.test, inputs.seed), splits, inputs.seed, inputs.draws
+    )
 
 
-def prepare(
-    train: Features, val: Features | None, test: Features, names: tuple[str, ...], seed: int, data: str
-) -> Splits:
-    """Leaves out labels that cannot be judged; without a val split holds out a tenth of the patients of train."""
-    source = 'the val split'
+def label_splits(
+    train: SplitFeatures,
+    val: SplitFeatures | None,
+    test: SplitFeatures,
+    names: tuple[str, ...],
+    seed: int,
+    data: str,
+) -> LabelSplits:
+    """Skips labels that cannot be evaluated. Without a val split, holds out a tenth of the patients of train."""
+    validation = 'the val split'
     if val is None:
-        source = 'a tenth of the patients of train, held out, as there is no val split'
+        validation = 'a tenth of the patients of train, held out, as there is no val split'
         train, val = hold_out(train, 0.1, seed)
     skipped = {}
     for j, name in enumerate(names):
-        reasons = [lacks(split.labels[:, j], where) for split, where in ((train, 'train'), (test, 'test'))]
+        reasons = [
+            missing_class(features.labels[:, j], split) for features, split in ((train, 'train'), (test, 'test'))
+        ]
         if any(reasons):
             skipped[name] = '; '.join(filter(None, reasons))
     kept = [j for j, name in enumerate(names) if name not in skipped]
     if not kept:
         why = '; '.join(f'{name}: {reason}' for name, reason in list(skipped.items())[:5]) or 'it has no labels'
         raise UserError(f'{data}: no label to probe: each needs positives and negatives in train and test ({why})')
-    train, val, test = (x._replace(labels=x.labels[:, kept]) for x in (train, val, test))
-    return Splits(train, val, test, tuple(names[j] for j in kept), skipped, source)
+    train, val, test = (features._replace(labels=features.labels[:, kept]) for features in (train, val, test))
+    return LabelSplits(train, val, test, tuple(names[j] for j in kept), skipped, validation)
 
 
-def lacks(labels: np.ndarray, split: str) -> str:
-    """Why the records of a split cannot judge a label [n], '' where they can."""
-    missing = [word for value, word in ((1, 'positive'), (0, 'negative')) if not (labels == value).any()]
+def missing_class(labels: np.ndarray, split: str) -> str:
+    """The class that a label [n] lacks in a split: 'no positive record in test'; '' if it has both classes."""
+    missing = [name for value, name in ((1, 'positive'), (0, 'negative')) if not (labels == value).any()]
     return f'no {" and no ".join(missing)} record in {split}' if missing else ''
 
 
-def hold_out(split: Features, share: float, seed: int) -> tuple[Features, Features]:
-    """(the rest, the records of a random `share` of the patients, at least one)."""
+def hold_out(split: SplitFeatures, share: float, seed: int) -> tuple[SplitFeatures, SplitFeatures]:
+    """Divides a split by patients: (all others, a random `share` of the patients, at least one)."""
     patients = int(split.patients.max()) + 1
     if patients < 2:
-        raise UserError('the train split has a single patient, of which no validation can be held out')
+        raise UserError('the train split has a single patient, so no patient can be held out for validation')
     drawn = np.random.default_rng(seed).permutation(patients)[: max(1, round(share * patients))]
-    held = np.isin(split.patients, drawn)
+    held_out = np.isin(split.patients, drawn)
 
-    def take(rows: np.ndarray) -> Features:
-        return Features(
+    def take(rows: np.ndarray) -> SplitFeatures:
+        return SplitFeatures(
             split.cls[rows],
             None if split.patches is None else split.patches[rows],
             split.labels[rows],
             np.unique(split.patients[rows], return_inverse=True)[1],
         )
 
-    return take(~held), take(held)
+    return take(~held_out), take(held_out)
 
 
 def mean_auroc(scores: np.ndarray, labels: np.ndarray) -> float | None:
-    """Mean AUROC over the labels that have both classes among the known; None where no label has."""
-    figures = []
+    """The mean AUROC over the labels that have both classes; None if no label has."""
+    values = []
     for j in range(labels.shape[1]):
-        known = (labels[:, j] == 0) | (labels[:, j] == 1)
-        figure = metrics.auroc(metrics.curve(scores[known, j], labels[known, j]))[0] if known.any() else np.nan
-        figures += [] if np.isnan(figure) else [figure]
-    return float(np.mean(figures)) if figures else None
+        known = policy.known(labels[:, j])
+        value = metrics.auroc(metrics.curve(scores[known, j], labels[known, j]))[0] if known.any() else np.nan
+        values += [] if np.isnan(value) else [value]
+    return float(np.mean(values)) if values else None
 
 
-def judge(score: Callable[[], Outcome], splits: Splits, seed: int, draws: int) -> Result:
-    """The figures of the scores that `score` gives for the splits' test records."""
+def evaluate(score: Callable[[], Scores], splits: LabelSplits, seed: int, draws: int) -> Result:
+    """Calls `score` and computes the metrics of its test scores, with confidence intervals over patients.
+
+    `score` is a function because the result states how many seconds the scores and the metrics took.
+    """
     begun = time.perf_counter()
-    outcome = score()
-    if not np.isfinite(outcome.scores).all():
-        raise UserError('the scores are not finite numbers, so the features or the weights are not either')
-    test, thresholds = splits.test, _thresholds(outcome, splits.val, len(splits.names))
-    results = statistics.intervals(outcome.scores, test.labels, splits.names, test.patients, thresholds, seed, draws)
-    result = dict(
+    scores = score()
+    if not np.isfinite(scores.test).all():
+        raise UserError('the scores are not finite numbers; the features or the weights are probably not finite either')
+    test, thresholds = splits.test, _thresholds(scores, splits.val, len(splits.names))
+    bootstrap = Bootstrap(test.patients, seed, draws)
+    content = dict(
         records={
-            name: len(x.labels) for name, x in (('train', splits.train), ('val', splits.val), ('test', test)) if x
+            name: len(split.labels)
+            for name, split in (('train', splits.train), ('val', splits.val), ('test', test))
+            if split
         },
         validation=splits.validation,
         seed=seed,
-        chosen=outcome.chosen,
-        results=results,
-        others={name: mean_auroc(scores, test.labels) for name, scores in outcome.others.items()},
+        chosen=scores.chosen,
+        results=statistics.intervals(scores.test, test.labels, splits.names, thresholds, bootstrap),
+        others={name: mean_auroc(other, test.labels) for name, other in scores.others.items()},
         thresholds={metric: dict(zip(splits.names, t.tolist(), strict=True)) for metric, t in thresholds.items()},
-        details=outcome.details,
+        details=scores.details,
         skipped_labels=splits.skipped,
-        bootstrap=bootstrap(test.patients, seed, draws)
+        bootstrap=bootstrap.facts()
         | dict(
-            lost_class='a draw in which a label lost a class is left out of its interval and counted as undefined; '
-            'in the mean over labels the label then keeps its plain value',
+            lost_class='a draw without a positive or without a negative record of a label is left out of the interval '
+            'of this label and counted as undefined; in the mean over labels the label then keeps its plain value',
         ),
         seconds=round(time.perf_counter() - begun, 2),
     )
     arrays = dict(
-        scores=outcome.scores.astype(np.float32),
+        scores=scores.test.astype(np.float32),
         labels=test.labels.astype(np.int8),
         names=np.array(splits.names),
         patient=test.patients.astype(np.int64),
     )
-    return Result(result, arrays)
+    return Result(content, arrays)
 
 
-def bootstrap(patients: np.ndarray, seed: int, draws: int) -> dict[str, Any]:
-    """How the intervals were made; patients int [n] as 0…P-1."""
-    return dict(unit='patient', patients=int(patients.max()) + 1, draws=draws, level=statistics.LEVEL, seed=seed)
+def _thresholds(scores: Scores, val: SplitFeatures | None, count: int) -> dict[str, np.ndarray]:
+    """{metric: [L]}: the thresholds of accuracy and of balanced accuracy for `count` labels.
 
-
-def _thresholds(outcome: Outcome, val: Features | None, count: int) -> dict[str, np.ndarray]:
-    """[L] for accuracy: the probe's own or the best on validation; for balanced accuracy: the best on validation.
-
-    Where nothing is chosen on validation, the probe's own for both, if it has one.
+    Accuracy uses the probe's own threshold if it has one, else the best on validation. Balanced accuracy uses the best
+    on validation. Without validation scores both use the probe's own threshold; if there is none, both are left out.
     """
-    fixed = outcome.threshold
-    if val is None or outcome.val_scores is None:
+    fixed = scores.threshold
+    if val is None or scores.val is None:
         return {} if fixed is None else dict.fromkeys(statistics.THRESHOLDED, np.full(count, fixed))
-    labels = val.labels
 
     def best(balanced: bool) -> np.ndarray:
-        found = []
-        for j in range(labels.shape[1]):
-            known = (labels[:, j] == 0) | (labels[:, j] == 1)
-            found.append(metrics.best_threshold(outcome.val_scores[known, j], labels[known, j], balanced))
-        return np.array(found)
+        thresholds = []
+        for j in range(count):
+            known = policy.known(val.labels[:, j])
+            thresholds.append(metrics.best_threshold(scores.val[known, j], val.labels[known, j], balanced))
+        return np.array(thresholds)
 
     return dict(
-        accuracy=best(False) if fixed is None else np.full(labels.shape[1], fixed),
+        accuracy=best(False) if fixed is None else np.full(count, fixed),
         balanced_accuracy=best(True),
     )

@@ -1,45 +1,80 @@
-"""Both sides of an export that learned from pairs: images, by their features, and texts, by their words, in one space.
+"""The image and the text tower of an export: vectors of images and of texts in one space.
 
-both = pairs.load(encoder)
-pairs.unit(both.images(features.cls[:, -1])) @ pairs.unit(both.texts(['No pleural effusion.'])).T      # cosines
+encoder = image_text.load(encode.load('RUN/exports/1000'))
+images = unit(encoder.image_vectors(features.cls[:, -1]))
+texts = unit(encoder.text_vectors(['No pleural effusion.']))
+cosines = images @ texts.T
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from medjax.data.text import language, tokenizer, views as text_views
+from medjax.data.text import language, tokenizer as tokenizers, views as text_views
 from medjax.data.text.tokenizer import Tokenizer
 from medjax.errors import UserError
 from medjax.models import build as models
 from medjax.parallel.sharding import make_mesh, replicated, rows_sharding
 from medjax.probes.encode import Encoder
-from medjax.types import Tree, View
+from medjax.types import Head, Tree, View
 
 TEXTS_PER_DEVICE = 32
 
 
-class Pair(NamedTuple):
-    """What the first pair of an export computes; vectors are not normalised yet."""
+@dataclasses.dataclass(frozen=True)
+class Branch:
+    """One tower of an export and the head that projects its features into the common space."""
 
-    images: Callable[[np.ndarray], np.ndarray]  # features [...,D] of the image tower -> float32 [...,d]
-    texts: Callable[[Sequence[str]], np.ndarray]  # n texts with at least one known token each -> float32 [n,d]
-    tokens: Callable[[str], list[int]]  # what the tower reads of a text; [] where its tokenizer knows no word of it
-    whole: Callable[[str], bool]  # whether it reads all of a text, or only the beginning
-    temperature: float
-    sections: text_views.Texts  # which words of a record are its text
+    tower: str  # its config as JSON
+    params: Tree
+    head: Head | None  # None: the features are the vectors
+    head_params: Tree | None
+
+    def project(self, features: jax.Array) -> jax.Array:
+        return features if self.head is None else self.head.apply(self.head_params, features)
 
 
-def about(encoder: Encoder) -> dict[str, Any]:
-    """All that the vectors depend on beside the encoder's weights; UserError where it has no pair."""
-    if encoder.parts is None:
+@dataclasses.dataclass(frozen=True)
+class ImageTextEncoder:
+    """Both towers of the first contrastive term of a recipe. Its vectors are not normalised."""
+
+    image: Branch
+    text: Branch
+    tokenizer: Tokenizer
+    length: int  # tokens of a text that the text tower reads
+    temperature: float  # of cosines, as trained
+    text_view: text_views.TextView  # selects the text of a record from its sections
+
+    def image_vectors(self, features: np.ndarray) -> np.ndarray:
+        """Features [...,D] of the image tower -> float32 [...,d]."""
+        return np.asarray(self.image.project(jnp.asarray(features)))
+
+    def text_vectors(self, texts: Sequence[str]) -> np.ndarray:
+        """n texts -> float32 [n,d]. Each text needs at least one token that the tokenizer has."""
+        tokens = [self.tokens(text) for text in texts]
+        cls = _encode_texts(self.text, tokens, self.length, self.tokenizer.tokens.pad)
+        return np.asarray(self.text.project(jnp.asarray(cls)))
+
+    def tokens(self, text: str) -> list[int]:
+        """The tokens that the tower reads of a text; [] if the tokenizer has none of its words."""
+        return self.tokenizer.encode(_clean(text), self.length)
+
+    def fits(self, text: str) -> bool:
+        """True if the tower reads the whole text; False if the end is cut off."""
+        return len(self.tokenizer.encode(_clean(text), self.length + 1)) <= self.length
+
+
+def settings(encoder: Encoder) -> dict[str, Any]:
+    """The settings that the vectors depend on besides the encoder's weights; UserError without a text tower."""
+    if encoder.export is None:
         raise UserError('raw pixels share no space with texts')
     if not encoder.meta.get('pairs'):
         raise UserError(
@@ -47,62 +82,51 @@ def about(encoder: Encoder) -> dict[str, Any]:
             "one if its `export` names both towers and their heads: towers=['image', 'text'], heads=[…]"
         )
     pair = encoder.meta['pairs'][0]
-    named = {pair[side]['head'] for side in ('image', 'text')} - {None}
-    heads = {head: encoder.meta['heads'][head] for head in sorted(named)}
+    names = {pair[side]['head'] for side in ('image', 'text')} - {None}
+    heads = {head: encoder.meta['heads'][head] for head in sorted(names)}
     tower = encoder.meta['towers'][pair['text']['tower']]
     return dict(pair=pair, heads=heads, text_tower=tower, tokenizer=encoder.meta['tokenizer']['fingerprint'])
 
 
-def load(encoder: Encoder) -> Pair:
-    """The first pair of the encoder's export, which is that of the first such term in its recipe."""
-    settings = about(encoder)
-    image, text = settings['pair']['image'], settings['pair']['text']
-    words, length = _tokenizer(encoder), int(text['length'])
-    width = {side['tower']: _tower(json.dumps(encoder.meta['towers'][side['tower']])).width for side in (image, text)}
-
-    def project(side: Mapping[str, Any], x: jax.Array) -> jax.Array:
-        if side['head'] is None:
-            return x
-        head = models.head(settings['heads'][side['head']], width[side['tower']], f'heads.{side["head"]}')
-        return head.apply(encoder.parts['heads'][side['head']], x)
-
-    def tokens(one: str) -> list[int]:
-        return words.encode(_clean(one), length)
-
-    def embed(many: Sequence[str]) -> np.ndarray:
-        tower = encoder.parts['towers'][text['tower']]
-        cls = _cls(json.dumps(settings['text_tower']), tower, [tokens(one) for one in many], length, words.tokens.pad)
-        return np.asarray(project(text, jnp.asarray(cls)))
-
-    return Pair(
-        images=lambda x: np.asarray(project(image, jnp.asarray(x))),
-        texts=embed,
-        tokens=tokens,
-        whole=lambda one: len(words.encode(_clean(one), length + 1)) <= length,
-        temperature=float(settings['pair']['temperature']),
-        sections=text_views.text('', length, sections=text['sections'] or text_views.FALLBACKS, name='the text view'),
+def load(encoder: Encoder) -> ImageTextEncoder:
+    """Loads the towers, heads and tokenizer of the export's first image-text term; UserError as `settings`."""
+    pair = settings(encoder)['pair']
+    length, sections = int(pair['text']['length']), pair['text']['sections'] or text_views.FALLBACKS
+    return ImageTextEncoder(
+        image=_branch(encoder, pair['image']),
+        text=_branch(encoder, pair['text']),
+        tokenizer=_tokenizer(encoder),
+        length=length,
+        temperature=float(pair['temperature']),
+        text_view=text_views.text('', length, sections=sections, name='the text view'),
     )
 
 
-def unit(x: np.ndarray) -> np.ndarray:
-    """L2-normalised along the last axis, float32."""
-    x = x.astype(np.float32)
-    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+def _branch(encoder: Encoder, names: Mapping[str, Any]) -> Branch:
+    """The tower and head that `names` names."""
+    name, head = names['tower'], names['head']
+    cfg, params = json.dumps(encoder.meta['towers'][name]), encoder.export['towers'][name]
+    if head is None:
+        return Branch(cfg, params, None, None)
+    width = _tower(cfg).width
+    return Branch(
+        cfg, params, models.head(encoder.meta['heads'][head], width, f'heads.{head}'), encoder.export['heads'][head]
+    )
 
 
-def _clean(one: str) -> str:
-    """In one line, without control characters, as the sentences of reports are."""
-    return ' '.join(language.clean(one).split())
+def _clean(text: str) -> str:
+    """The text in one line and without control characters, as the reports of training were cleaned."""
+    return ' '.join(language.clean(text).split())
 
 
 def _tokenizer(encoder: Encoder) -> Tokenizer:
-    """The tokenizer beside the weights, if it is the one that the towers were trained with."""
-    said, where = encoder.meta['tokenizer'], encoder.folder / encoder.meta['tokenizer']['file']
-    if not where.is_file():
-        raise UserError(f'the export lacks its tokenizer {where}; copy the whole folder of the export')
-    if tokenizer.fingerprint(where.read_bytes()) != said['fingerprint']:
-        raise UserError(f'{where} is damaged or not the tokenizer of this export; copy the folder of the export again')
-    return tokenizer.load(where, said['pad'])
+    """The tokenizer in the export's folder; UserError if it is not the one of the training."""
+    meta, path = encoder.meta['tokenizer'], encoder.folder / encoder.meta['tokenizer']['file']
+    if not path.is_file():
+        raise UserError(f'the export lacks its tokenizer {path}; copy the whole folder of the export')
+    if tokenizers.fingerprint(path.read_bytes()) != meta['fingerprint']:
+        raise UserError(f'{path} is damaged or not the tokenizer of this export; copy the folder of the export again')
+    return tokenizers.load(path, meta['pad'])
 
 
 @functools.cache
@@ -110,7 +134,7 @@ def _tower(cfg: str) -> Any:
     return models.tower(json.loads(cfg), 1, where='the towers of the export')
 
 
-@functools.cache  # the exports of a run share one function, so it is compiled once
+@functools.cache  # all exports of a run share one function, so it is compiled once
 def _compiled(cfg: str) -> Callable[..., jax.Array]:
     def cls(params: Tree, ids: jax.Array, lengths: jax.Array) -> jax.Array:
         rows = jnp.arange(len(ids), dtype=jnp.uint32)
@@ -121,16 +145,17 @@ def _compiled(cfg: str) -> Callable[..., jax.Array]:
     return jax.jit(cls)
 
 
-def _cls(cfg: str, params: Tree, many: Sequence[Sequence[int]], length: int, pad: int) -> np.ndarray:
-    """cls float32 [n,D] of n texts as token ids, in batches over all devices of this machine."""
-    mesh, found = make_mesh(), []
+def _encode_texts(branch: Branch, tokens: Sequence[Sequence[int]], length: int, pad: int) -> np.ndarray:
+    """float32 [n,D]: cls of n texts, given as token ids, in batches over all devices of this machine."""
+    mesh = make_mesh()
     size = TEXTS_PER_DEVICE * mesh.size
+    batches = []
     with jax.set_mesh(mesh):
-        params = jax.device_put(params, replicated(mesh))
-        for start in range(0, len(many), size):
+        params = jax.device_put(branch.params, replicated(mesh))
+        for start in range(0, len(tokens), size):
             ids, lengths = np.full((size, length), pad, np.int32), np.ones(size, np.int32)
-            for i, one in enumerate(many[start : start + size]):
-                ids[i, : len(one)], lengths[i] = one, len(one)
-            out = _compiled(cfg)(params, *jax.device_put((ids, lengths), rows_sharding(mesh)))
-            found.append(np.asarray(out)[: len(many) - start])
-    return np.concatenate(found)
+            for i, text in enumerate(tokens[start : start + size]):
+                ids[i, : len(text)], lengths[i] = text, len(text)
+            cls = _compiled(branch.tower)(params, *jax.device_put((ids, lengths), rows_sharding(mesh)))
+            batches.append(np.asarray(cls)[: len(tokens) - start])
+    return np.concatenate(batches)

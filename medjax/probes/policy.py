@@ -1,9 +1,12 @@
-"""What labels that are neither yes nor no count as: a probe's reader decides, records keep them as they were given.
+"""Decides which labels count: first `apply` follows --policy, then `known` keeps positive and negative labels.
 
-    'uncertain=negative,blank=negative'   uncertain (-1), blank (-2) and conflicting (-3) labels as positive or negative
+Records keep labels as the source gives them: positive (1), negative (0), uncertain (-1), blank (-2), conflicting (-3).
+A user can have the last three counted as positive or negative:
 
-What is not named stays out of the fit and of the figures. On CheXpert the choice moves AUROCs by some hundredths
-(1901.07031), so it is written into every result.
+    medjax probe … --policy uncertain=negative,blank=negative
+
+The features of a probe carry the labels after this policy. On CheXpert the choice moves AUROCs by some hundredths
+(arXiv 1901.07031), so every result names its policy.
 """
 
 from __future__ import annotations
@@ -19,20 +22,29 @@ CODES = dict(uncertain=UNCERTAIN, blank=BLANK, conflicting=CONFLICTING)
 VALUES = dict(positive=POSITIVE, negative=NEGATIVE)
 
 
+def known(labels: np.ndarray) -> np.ndarray:
+    """True where a label counts: it is positive (1) or negative (0).
+
+    Uncertain (-1), blank (-2) and conflicting (-3) labels do not count. Every probe leaves them out of its fit, and
+    every metric leaves them out of its value. The other labels of the same record still count.
+    """
+    return (labels == POSITIVE) | (labels == NEGATIVE)
+
+
 def parse(text: str) -> dict[str, str]:
-    """{'uncertain': 'negative', …} from 'uncertain=negative,…'; UserError where a word is not known."""
+    """The policy that an option names: 'uncertain=negative' -> {'uncertain': 'negative'}; UserError for other names."""
     policy = {}
-    for part in filter(None, text.split(',')):
-        name, _, value = part.partition('=')
-        for word, words in ((name, CODES), (value, VALUES)):
-            if word not in words:
-                raise UserError(f'--policy {text}: {word!r} is none of {", ".join(words)}{suggest(word, words)}')
+    for rule in filter(None, text.split(',')):
+        name, _, value = rule.partition('=')
+        for given, names in ((name, CODES), (value, VALUES)):
+            if given not in names:
+                raise UserError(f'--policy {text}: {given!r} is none of {", ".join(names)}{suggest(given, names)}')
         policy[name] = value
     return policy
 
 
-def decided(labels: np.ndarray, policy: Mapping[str, str]) -> np.ndarray:
-    """int8 [n,L] with the codes that the policy names replaced by 1 or 0."""
+def apply(labels: np.ndarray, policy: Mapping[str, str]) -> np.ndarray:
+    """int8 [n,L]: the labels with the codes that the policy names replaced by 1 or 0."""
     labels = labels.copy()
     for name, value in policy.items():
         labels[labels == CODES[name]] = VALUES[value]

@@ -1,7 +1,8 @@
-"""RUN/probes/<encoder>/<data>.<probe>.json (+ .npz with the scores): written whole, found again, shown as a table.
+"""The results of probes on disk, and as a table.
 
-A data set is known by its name. Where the run has results of another data set of that name, <data> is the name and the
-first digits of the fingerprint: 'shapes-1f0c9a'.
+RUN/probes/<encoder>/<data>.<probe>.json holds a result, the .npz beside it the scores. <encoder> is the step of an
+export, or 'random' or 'pixels'. <data> is the name of the data set. If the run already has results of another data set
+with this name, <data> is the name and the first digits of the data set's fingerprint: 'shapes-1f0c9a'.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import hashlib
 import inspect
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -20,55 +21,58 @@ import numpy as np
 import medjax
 from medjax import files
 from medjax.data.audit.seen import overlap
-from medjax.probes.encode import Encoder
-from medjax.probes.evaluate import Task
+from medjax.probes.encode import Encoder, title
+from medjax.probes.evaluate import ProbeInputs
 
-DIGITS = 6  # of a data set's fingerprint, where its name alone is not enough
-COLUMNS = {'auroc': 'AUROC', 'auprc': 'AUPRC', 'accuracy': 'accuracy', 'balanced_accuracy': 'balanced accuracy'}
+DIGITS = 6  # of a data set's fingerprint in a file name
+METRIC_TITLES = {'auroc': 'AUROC', 'auprc': 'AUPRC', 'accuracy': 'accuracy', 'balanced_accuracy': 'balanced accuracy'}
+SEEN = dict(patient='the patient', image='the image (by its id)', pixels='the pixels', near='a near-duplicate')
 
 
 def path(run: pathlib.Path, encoder: int | str, data: str, probe: str) -> pathlib.Path:
+    """RUN/probes/<encoder>/<data>.<probe>.json."""
     return run / 'probes' / str(encoder) / f'{data}.{probe}.json'
 
 
-def settings_key(task: Task, probe: ModuleType, about: dict[str, Any]) -> str:
-    """A digest of all that a result depends on, the probe's own source included; `about`: what else."""
+def key(inputs: ProbeInputs, probe: ModuleType, dependencies: Mapping[str, Any]) -> str:
+    """A digest of everything that a result depends on, the source of the probe's module included."""
     module = [probe.__name__, inspect.getsource(probe)]
-    parts = [task.encoder.digest, task.data.fingerprint, *module, about, task.seed, task.draws, medjax.__version__]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+    values = [inputs.encoder.digest, inputs.data.fingerprint, *module, dependencies, inputs.seed, inputs.draws]
+    return hashlib.sha256(json.dumps([*values, medjax.__version__], sort_keys=True).encode()).hexdigest()[:32]
 
 
-def is_there(file: pathlib.Path, key: str) -> bool:
-    """Whether `file`, or the one beside it with a fingerprint in its name, is a whole result with these settings."""
+def exists(file: pathlib.Path, key: str) -> bool:
+    """True if a whole result with this key exists: in `file`, or in one with a fingerprint in its name."""
     data, _, probe = file.stem.rpartition('.')
-    beside = sorted(file.parent.glob(f'{glob.escape(data)}-{"?" * DIGITS}.{glob.escape(probe)}.json'))
-    results = [found for found in map(read, (file, *beside)) if found]
-    return any(found.get('key') == key and (file.parent / found['scores']).is_file() for found in results)
+    longer = sorted(file.parent.glob(f'{glob.escape(data)}-{"?" * DIGITS}.{glob.escape(probe)}.json'))
+    results = filter(None, map(read, (file, *longer)))
+    return any(result.get('key') == key and (file.parent / result['scores']).is_file() for result in results)
 
 
 def read(file: pathlib.Path) -> dict[str, Any] | None:
+    """The content of a result file; None if it is missing or damaged."""
     try:
         return json.loads(file.read_text())
     except (OSError, ValueError):
         return None
 
 
-def write(file: pathlib.Path, result: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
-    """The scores first, then the result that points to them, each whole or not at all."""
-    data, fingerprint = result.get('data', ''), result.get('data_fingerprint', '')
+def write(file: pathlib.Path, content: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+    """Writes the arrays, then the result that names their file. Each file is written whole or not at all."""
+    data, fingerprint = content.get('data', ''), content.get('data_fingerprint', '')
     if _is_taken(file.parents[1], data, fingerprint):
         longer = _with_digits(data, fingerprint)
         file = file.with_name(longer + file.name.removeprefix(data))
-        result = result | {'data': longer}
+        content = content | {'data': longer}
     scores = file.with_suffix('.npz')
     files.write_npz(scores, **arrays)
-    files.write_json(file, result | {'scores': scores.name})
+    files.write_json(file, content | {'scores': scores.name})
 
 
 def _is_taken(probes: pathlib.Path, data: str, fingerprint: str) -> bool:
-    """Whether some encoder was probed on another data set of this name."""
-    found = filter(None, map(read, probes.glob(f'*/{glob.escape(data)}.*.json')))
-    return any(r.get('data') == data and r.get('data_fingerprint') != fingerprint for r in found)
+    """True if the run has a result of another data set with this name."""
+    results = filter(None, map(read, probes.glob(f'*/{glob.escape(data)}.*.json')))
+    return any(r.get('data') == data and r.get('data_fingerprint') != fingerprint for r in results)
 
 
 def _with_digits(data: str, fingerprint: str) -> str:
@@ -76,78 +80,83 @@ def _with_digits(data: str, fingerprint: str) -> str:
 
 
 def provenance(run: pathlib.Path, encoder: Encoder, data: Any) -> dict[str, Any]:
-    """What share of the test split the encoder was trained on: {'overlap': shares or {}, 'provenance': a sentence}."""
+    """The overlap of the test split with the encoder's training data: {'overlap': shares, 'provenance': a sentence}.
+
+    `overlap` is empty for a baseline, and if the overlap is unknown.
+    """
     if isinstance(encoder.name, str):
-        return dict(overlap={}, provenance='trained on nothing')
+        return dict(overlap={}, provenance='not trained, so no overlap with pretraining')
     seen = run / 'data' / 'seen.npz'
     if not seen.is_file():
         return dict(overlap={}, provenance='overlap with pretraining unknown: the run has no data/seen.npz')
-    said = encoder.meta.get('seen')
-    if said and said != hashlib.sha256(seen.read_bytes()).hexdigest():
+    digest = encoder.meta.get('seen')
+    if digest and digest != hashlib.sha256(seen.read_bytes()).hexdigest():
         why = f'data/seen.npz is not the one that export {encoder.name} was trained on'
         return dict(overlap={}, provenance=f'overlap with pretraining unknown: {why}')
     shares = overlap(seen, data.split('test'))
-    if not any(shares[kind] for kind in ('patient', 'image', 'pixels', 'near')):
-        told = 'none of the test records was seen in pretraining, as far as hashes tell'
+    return dict(overlap=shares, provenance=overlap_sentence(shares))
+
+
+def overlap_sentence(shares: Mapping[str, Any]) -> str:
+    """A sentence about the shares that `medjax.data.audit.seen.overlap` returns."""
+    if any(shares.get(kind) for kind in SEEN):
+        parts = [f'{name} of {100 * shares[kind]:.1f} %' for kind, name in SEEN.items() if shares.get(kind) is not None]
+        sentence = f'pretraining saw {", ".join(parts)} of the test records'
     else:
-        parts = dict(patient='of a patient', image='with an id', pixels='with pixels', near='with nearly the pixels')
-        told = ', '.join(f'{100 * shares[k]:.1f} % {words}' for k, words in parts.items() if shares[k] is not None)
-        told = f'of the test records {told} seen in pretraining'
-    if not shares['comparable']:
-        told += '; the ids were hashed with different keys, so patients and images are not all compared'
-    return dict(overlap=shares, provenance=told)
+        sentence = 'pretraining saw none of the test records, by all hashes that can be compared'
+    if not shares.get('comparable', True):
+        sentence += '; ids were hashed with different keys, so not all patients and images can be compared'
+    return sentence
 
 
 def table(run: pathlib.Path, data: Any, probes: Sequence[str]) -> str:
-    """All results on a data set as a Markdown table: baselines, then steps; means over labels with their intervals."""
-    found = []
+    """All results on a data set as Markdown: baselines, then steps; means over labels with their intervals.
+
+    Probes with one first metric, as a mean over the same labels, share a table.
+    """
+    results = []
     for folder in (run / 'probes').iterdir():
         for probe in probes:
             names = (_with_digits(data.name, data.fingerprint), data.name)
-            results = filter(None, (read(path(run, folder.name, name, probe)) for name in names))
-            found += [result for result in results if result['data_fingerprint'] == data.fingerprint][:1]
-    found.sort(key=lambda r: (list(probes).index(r['probe']), _order(r['encoder']['step'])))
-    if not found:
-        return ''
-    # one table for all probes with one first figure, a mean over the same labels
+            candidates = filter(None, (read(path(run, folder.name, name, probe)) for name in names))
+            results += [result for result in candidates if result['data_fingerprint'] == data.fingerprint][:1]
+    results.sort(key=lambda result: (list(probes).index(result['probe']), _position(result['encoder']['step'])))
     tables: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-    for result in found:
-        figure, rows = next(iter(result['results'].items()))
-        tables.setdefault((figure, *rows), []).append(result)
+    for result in results:
+        metric, rows = next(iter(result['results'].items()))
+        tables.setdefault((metric, *rows), []).append(result)
     return '\n\n'.join(map(_one_table, tables.values()))
 
 
-def _one_table(found: list[dict[str, Any]]) -> str:
-    bootstrap, first = found[0]['bootstrap'], next(iter(found[0]['results'].values()))
-    ways = ' and '.join(way for way in first if way != 'mean')
-    over = f'{first["mean"]["labels"]} label(s)' if 'labels' in first['mean'] else ways
-    figures = dict.fromkeys(figure for result in found for figure in result['results'])
+def _one_table(results: list[dict[str, Any]]) -> str:
+    bootstrap, rows = results[0]['bootstrap'], next(iter(results[0]['results'].values()))
+    directions = ' and '.join(row for row in rows if row != 'mean')
+    averaged = f'{rows["mean"]["labels"]} label(s)' if 'labels' in rows['mean'] else directions
+    metrics = dict.fromkeys(metric for result in results for metric in result['results'])
     lines = [
-        f'{found[0]["data"]}, test split: {found[0]["records"]["test"]:,} records of '
-        f'{bootstrap["patients"]:,} patients; means over {over} with '
+        f'{results[0]["data"]}, test split: {results[0]["records"]["test"]:,} records of '
+        f'{bootstrap["patients"]:,} patients; means over {averaged} with '
         f'{100 * bootstrap["level"]:.0f} % intervals over patients',
         '',
-        '| encoder | probe | ' + ' | '.join(COLUMNS.get(figure, figure) for figure in figures) + ' |',
-        '|---|---|' + '---|' * len(figures),
+        '| encoder | probe | ' + ' | '.join(METRIC_TITLES.get(metric, metric) for metric in metrics) + ' |',
+        '|---|---|' + '---|' * len(metrics),
     ]
-    for result in found:
-        step = result['encoder']['step']
-        name = {'random': 'random init', 'pixels': 'raw pixels'}.get(step, f'step {step}')
-        cells = [_cell(result['results'].get(figure, {}).get('mean')) for figure in figures]
-        lines.append(f'| {name} | {result["probe"]} | ' + ' | '.join(cells) + ' |')
+    for result in results:
+        cells = [_cell(result['results'].get(metric, {}).get('mean')) for metric in metrics]
+        lines.append(f'| {title(result["encoder"]["step"])} | {result["probe"]} | ' + ' | '.join(cells) + ' |')
     return '\n'.join(lines)
 
 
-def _order(step: int | str) -> tuple[bool, str, int]:
-    """Baselines first, steps by number."""
+def _position(step: int | str) -> tuple[bool, str, int]:
+    """Sorts baselines first, then steps by number."""
     return (False, step, 0) if isinstance(step, str) else (True, '', step)
 
 
-def _cell(at: dict[str, Any] | None) -> str:
-    if at is None:
+def _cell(estimate: dict[str, Any] | None) -> str:
+    if estimate is None:
         return ''
-    interval = '' if at['low'] is None else f' [{_short(at["low"])}, {_short(at["high"])}]'
-    return _short(at['value']) + interval
+    interval = '' if estimate['low'] is None else f' [{_short(estimate["low"])}, {_short(estimate["high"])}]'
+    return _short(estimate['value']) + interval
 
 
 def _short(value: float) -> str:

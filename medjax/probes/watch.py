@@ -1,4 +1,4 @@
-"""Which exports of a run there are to probe, now or as they come."""
+"""Finds the exports of a run that `medjax probe` evaluates, now or as training writes them."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ from medjax.weights import export
 
 T = TypeVar('T')
 
-# What a folder that is still being copied raises when it is read.
+# Errors of reading a folder that is still being copied.
 UNREADABLE = (UserError, OSError, ValueError, KeyError)
 
-# A run that is silent for so long was stopped or killed: it logs every few steps, so every few minutes at most, and
-# compiling or writing a checkpoint takes minutes too. Where one is only slow, `--follow` can be started again.
+# A run without any sign for this long was stopped or killed. A live run logs every few steps, so every few minutes at
+# most; compiling or writing a checkpoint takes minutes too. If a run is only slow, `--follow` can be started again.
 PATIENCE_S = 3600.0
 
 
-def chosen(run: pathlib.Path, steps: str | None) -> list[int]:
-    """The steps to probe: 'all', '100,200', or None for the newest export."""
-    there = _there(run)
-    if not there:
+def select_steps(run: pathlib.Path, steps: str | None) -> list[int]:
+    """The steps that `--steps` names: 'all', '100,200', or None for the newest export."""
+    exported = _exported(run)
+    if not exported:
         raise UserError(f'{run} has no exports yet; `--follow` waits for them')
     if steps is None:
-        return there[-1:]
+        return exported[-1:]
     if steps == 'all':
-        return there
+        return exported
     try:
         wanted = [int(step) for step in steps.split(',')]
     except ValueError:
         raise UserError(f"--steps: 'all' or numbers such as 1000,2000, not {steps!r}") from None
-    if missing := [step for step in wanted if step not in there]:
-        raise UserError(f'{run} has no export of step {_list(missing)}; it has {_list(there)}')
+    if missing := [step for step in wanted if step not in exported]:
+        raise UserError(f'{run} has no export of step {_list(missing)}; it has {_list(exported)}')
     return wanted
 
 
-def each(
+def load_each(
     run: pathlib.Path, steps: Sequence[int], load: Callable[[pathlib.Path], T]
 ) -> Iterator[tuple[int, T | Exception]]:
-    """Each step with its loaded export, or with the error where it cannot be read."""
+    """Yields each step with its loaded export, or with the error if it cannot be read."""
     for step in steps:
         yield step, _load(run, step, load)
 
@@ -50,51 +50,49 @@ def each(
 def follow(
     run: pathlib.Path, load: Callable[[pathlib.Path], T], every_s: float = 5.0, patience_s: float = PATIENCE_S
 ) -> Iterator[tuple[int, T | Exception]]:
-    """Each export as it appears, until RUN/DONE is there and all have been given.
+    """Yields each export when it appears, until RUN/DONE exists and all exports were yielded.
 
-    Ends as well, with a sentence, once there was neither a new export nor a change of metrics.jsonl for `patience_s`.
-    A run that has no folder yet is waited for without limit: its job may be in a queue.
-    An export that cannot be read is tried again at every poll, as somebody may still be copying it; what is unreadable
-    at the end is given as its error.
+    It also ends, with a message, after `patience_s` without a new export and without a change of metrics.jsonl. A run
+    without a folder is waited for without limit, because its job may be in a queue.
+    An export that cannot be read is tried again at every poll, because it may still be copied. If it is unreadable at
+    the end, its error is yielded.
     """
-    given: set[int] = set()
+    yielded: set[int] = set()
     if not run.is_dir():
         print(f'{run} is not there yet: waiting for the run to begin', file=sys.stderr, flush=True)
-    signs, heard = _signs(run), time.monotonic()
+    signs, last_sign = _signs_of_life(run), time.monotonic()
     while True:
-        done = (run / 'DONE').exists()  # asked before listing: an export written before DONE cannot be missed
-        now, last = time.monotonic(), signs
-        signs = _signs(run)
-        if signs != last or not run.is_dir():
-            heard = now
-        ended = done or now - heard > patience_s
-        for step in _there(run):
-            if step not in given:
+        done = (run / 'DONE').exists()  # before the exports are listed: DONE is written after the last export
+        now, before = time.monotonic(), signs
+        signs = _signs_of_life(run)
+        if signs != before or not run.is_dir():
+            last_sign = now
+        ended = done or now - last_sign > patience_s
+        for step in _exported(run):
+            if step not in yielded:
                 loaded = _load(run, step, load)
                 if ended or not isinstance(loaded, Exception):
-                    given.add(step)
+                    yielded.add(step)
                     yield step, loaded
         if ended:
             if not done:
-                silent = f'no new export and no change of metrics.jsonl for {patience_s / 60:.0f} minutes'
-                words = (
-                    f'{run}: {silent}; it seems to have been stopped, so no more waiting (start again if it goes on)'
-                )
-                print(words, file=sys.stderr, flush=True)
+                silence = f'no new export and no change of metrics.jsonl for {patience_s / 60:.0f} minutes'
+                advice = 'the run seems to have been stopped; if it goes on, start this command again'
+                print(f'{run}: {silence}; {advice}', file=sys.stderr, flush=True)
             return
         time.sleep(every_s)
 
 
-def _signs(run: pathlib.Path) -> tuple[object, ...]:
-    """What a run that goes on changes."""
+def _signs_of_life(run: pathlib.Path) -> tuple[object, ...]:
+    """Values that change while the run goes on: its exports, the size and time of metrics.jsonl."""
     try:
         log = (run / 'metrics.jsonl').stat()
     except OSError:
-        return run.is_dir(), *_there(run)
-    return log.st_size, log.st_mtime_ns, *_there(run)
+        return run.is_dir(), *_exported(run)
+    return log.st_size, log.st_mtime_ns, *_exported(run)
 
 
-def _there(run: pathlib.Path) -> list[int]:
+def _exported(run: pathlib.Path) -> list[int]:
     return list(export.steps(run)) if (run / 'exports').is_dir() else []
 
 

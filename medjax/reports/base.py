@@ -1,4 +1,4 @@
-"""What all pages share: one style (base.html), one way to fill a template, one way to write a file."""
+"""Writes the pages: one style for all (base.html), one way to fill a template, one way to write the file."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from medjax import files
 from medjax.errors import UserError
 
 
-def render(template: str, **facts: Any) -> str:
-    """The page of a template that extends base.html, which needs: command, name, sections (id, title), and images,
-    whether the page shows any. Every text is escaped; what is missing is an error."""
+def render(template: str, **values: Any) -> str:
+    """The HTML of a template that extends base.html. All text is escaped. A missing value is an error.
+
+    base.html needs: command; name; sections, a list of (id, title); images, True if the page shows any image.
+    """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader('medjax.reports', '.'),
         autoescape=True,
@@ -23,11 +25,11 @@ def render(template: str, **facts: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(template).render(version=medjax.__version__, **facts)
+    return environment.get_template(template).render(version=medjax.__version__, **values)
 
 
 def target(option: str, path: str | None) -> pathlib.Path | None:
-    """The file that an option names; UserError where it cannot be written, before any work is done for it."""
+    """The file that an option names. UserError if it cannot be written, before the work for it begins."""
     if path is None:
         return None
     file = pathlib.Path(path).expanduser()
@@ -40,6 +42,6 @@ def target(option: str, path: str | None) -> pathlib.Path | None:
     return file
 
 
-def write(file: pathlib.Path, text: str) -> None:
-    """The whole file or, after a kill, the one that was there before."""
-    files.write_text(file, text)
+def write(file: pathlib.Path, html: str) -> None:
+    """Writes a page. If the process is killed, the page that was there before stays."""
+    files.write_text(file, html)

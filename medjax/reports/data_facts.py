@@ -1,70 +1,72 @@
-"""What a report says of the data: where it lies, its splits, its labels, what was dropped."""
+"""The facts about a data set that pages show: version, splits, labels, dropped images."""
 
 from __future__ import annotations
 
 import collections
-import csv
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from medjax.data import records
+from medjax.data.format import read_drops
 from medjax.errors import UserError
+from medjax.probes import policy
 from medjax.reports.run_files import Run
 
-REASONS = 5  # of drops, the most frequent ones
+REASONS = 5  # drops are listed by reason; only the most frequent reasons are listed
 
 
-class Found(NamedTuple):
-    """The data sets that could be opened, and a sentence for each that could not."""
+class OpenedData(NamedTuple):
+    """The data sets of a run that could be opened."""
 
     sets: list[records.DataSet]
-    words: str
+    missing: str  # sentences about those that could not be opened
 
 
-def find(run: Run, data: str | None) -> Found:
-    """The data set of --data, or those of the run's config; the config's may lie on another machine."""
-    if data is not None:
-        return Found([records.open(data)], '')
-    sets, words = [], []
-    for source, path in run.config.get('data_paths', {}).items():
+def open_data(run: Run, path: str | None) -> OpenedData:
+    """Opens the data set of --data, else those of the run's config, which may lie on another machine."""
+    if path is not None:
+        return OpenedData([records.open(path)], '')
+    sets, missing = [], []
+    for source, folder in run.config.get('data_paths', {}).items():
         try:
-            sets.append(records.open(path))
+            sets.append(records.open(folder))
         except UserError:
-            words.append(f'The data of source {source} is not where the config says; --data DATA shows it.')
-    return Found(sets, ' '.join(words) or 'The config names no data; --data DATA shows it.')
+            missing.append(
+                f'The data of source {source} is not where the config says. Give its folder with --data DATA.'
+            )
+    return OpenedData(sets, ' '.join(missing) or 'The config names no data. Give a data set with --data DATA.')
 
 
 def summary(data: records.DataSet) -> dict[str, Any]:
-    """Facts and a table of labels: positives and known (neither uncertain nor blank) records of each split."""
+    """Facts, and a table of labels: the records of each split that are positive, and those where the label is known."""
     split_names = list(data.splits)
     table = []
     for i, label in enumerate(data.labels):
         columns = [data.split(s).labels_array[:, i] for s in split_names]
-        table.append((label, [f'{np.sum(c == 1):,} / {np.sum(c >= 0):,}' for c in columns]))
+        table.append((label, [f'{np.sum(c == 1):,} / {np.sum(policy.known(c)):,}' for c in columns]))
     return {'name': data.name, 'facts': facts(data), 'splits': split_names, 'labels': table}
 
 
 def facts(data: records.DataSet) -> list[tuple[str, str]]:
-    """What a data set is, in a few lines."""
-    lists = {'given': 'given by the source', 'drawn': 'drawn per patient'}
+    """(name, value) of the main facts about a data set."""
+    lists = {'given': 'given by the source', 'drawn': 'drawn at random, patient by patient'}
     return [
         ('version', f'{data.version}, fingerprint {data.fingerprint}'),
         ('licence', data.license or 'not stated by the source'),
         ('records', ', '.join(f'{n:,} {split}' for split, n in data.splits.items())),
         ('patients', ', '.join(f'{n:,} {split}' for split, n in data.patients.items())),
-        ('split list', lists.get(data.split_list, data.split_list)),
-        ('images', f'channels {data.channels}, {data.bits} bit, longer side at most {data.size} px'),
-        ('pixels', f'mean {data.mean:.3f}, deviation {data.std:.3f} (train split, of [0,1])'),
-        ('set aside', drops(data.path / 'drops.csv')),
+        ('splits', lists.get(data.split_list, data.split_list)),
+        ('images', f'{data.channels} channel{"s" * (data.channels > 1)}, {data.bits} bit, at most {data.size} px'),
+        ('pixel values', f'mean {data.mean:.3f}, standard deviation {data.std:.3f} (train split, scale 0 to 1)'),
+        ('dropped', drops(data.path / 'drops.csv')),
     ]
 
 
 def drops(path: Path) -> str:
-    """How many records the build left out, and why; reasons only, no ids and no file names."""
-    with path.open(newline='') as file:
-        rows = [row for row in csv.DictReader(file) if row['part'] == 'record']
-    reasons = collections.Counter(row['reason'] for row in rows).most_common(REASONS)
+    """The number of records that the build dropped, with the reasons; without ids and file names."""
+    records_dropped = [drop for drop in read_drops(path) if drop.scope == 'record']
+    reasons = collections.Counter(drop.reason for drop in records_dropped).most_common(REASONS)
     listed = '; '.join(f'{n:,} x {reason}' for reason, n in reasons)
-    return f'{len(rows):,} records ({listed})' if rows else 'no record'
+    return f'{len(records_dropped):,} records ({listed})' if records_dropped else 'no record'

@@ -1,4 +1,4 @@
-"""Stored images as pictures of a page: in 8 bits, as data URIs, with the words that stand below them."""
+"""Turns stored images into 8-bit pictures for a page, as data URIs with a caption."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ TINTS = np.array([[255, 90, 40], [40, 170, 255], [250, 210, 50], [90, 220, 120],
 
 
 def eight_bits(image: np.ndarray) -> Image.Image:
-    """uint8 or uint16 [H,W,1|3]: black is 0 and white the full scale, as an encoder sees it."""
+    """uint8 or uint16 [H,W,1|3] with black as 0 and full scale as white, as an encoder sees it."""
     shades = (image.astype(np.float32) * (255 / np.iinfo(image.dtype).max)).round().astype(np.uint8)
     return Image.fromarray(shades[..., 0] if shades.shape[-1] == 1 else shades)
 
 
 def centre(image: np.ndarray) -> Image.Image:
-    """The centre square that an encoder sees, in colour."""
+    """The centre square that an encoder sees, in RGB."""
     side = min(image.shape[:2])
     top, left = ((length - side) // 2 for length in image.shape[:2])
-    found = eight_bits(image[top : top + side, left : left + side]).convert('RGB')
-    return found.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+    square = eight_bits(image[top : top + side, left : left + side]).convert('RGB')
+    return square.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
 
 
 def whole(image: np.ndarray, side: int) -> str:
-    """The whole image as a data URI, reduced where its longer side exceeds `side`; else pixel for pixel."""
-    found = eight_bits(image)
-    if max(found.size) <= side:
-        return uri(found, 'PNG')
-    found.thumbnail((side, side), Image.Resampling.BICUBIC)
-    return uri(found)
+    """The whole image as a data URI. It is reduced if its longer side exceeds `side`; else all pixels are kept."""
+    picture = eight_bits(image)
+    if max(picture.size) <= side:
+        return uri(picture, 'PNG')
+    picture.thumbnail((side, side), Image.Resampling.BICUBIC)
+    return uri(picture)
 
 
 def tinted(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The image in 8 bits and colour, tinted where the mask [H,W] is not 0: a tint for each of its values."""
+    """The image as uint8 [H,W,3], tinted where the mask [H,W] is not 0; each value of the mask has its own tint."""
     shades = np.asarray(eight_bits(image).convert('RGB'))
     values = np.unique(mask[mask != 0])
     tints = np.concatenate([np.zeros((1, 3), int), TINTS[np.arange(len(values)) % len(TINTS)]])
@@ -45,14 +45,14 @@ def tinted(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return np.where(mask[..., None] != 0, 0.55 * shades + 0.45 * colours, shades).round().astype(np.uint8)
 
 
-def uri(found: Image.Image, kind: str = 'JPEG') -> str:
-    """A picture as an address that holds it; 'JPEG', or 'PNG' for exact pixels."""
+def uri(picture: Image.Image, kind: str = 'JPEG') -> str:
+    """The picture as a data URI: 'JPEG', or 'PNG' to keep all pixels."""
     file = io.BytesIO()
-    found.save(file, kind, quality=88)
+    picture.save(file, kind, quality=88)
     return f'data:image/{kind.lower()};base64,' + base64.b64encode(file.getvalue()).decode()
 
 
-def words(label: np.ndarray, names: Sequence[str]) -> str:
-    """The labels that are present, for people."""
-    present = [name for name, value in zip(names, label, strict=True) if value == 1]
-    return ', '.join(present) or ('no finding labelled' if len(names) else '')
+def caption(label: np.ndarray, names: Sequence[str]) -> str:
+    """The positive labels [L] of a record: 'nodule, effusion'."""
+    positive = [name for name, value in zip(names, label, strict=True) if value == 1]
+    return ', '.join(positive) or ('no finding labelled' if len(names) else '')

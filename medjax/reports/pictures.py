@@ -1,9 +1,8 @@
-"""What an export sees: principal components of its patch features, nearest neighbours of test images, and where in
-them it finds the findings' words."""
+"""Shows the features of an export in pictures: patch components, nearest neighbours, maps of findings over images."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -15,188 +14,189 @@ from medjax.data.text.prompts import ZeroShot
 from medjax.errors import UserError
 from medjax.probes import encode, image_text
 from medjax.probes.methods import zero_shot
+from medjax.probes.vectors import unit
 from medjax.reports import choice, images
-from medjax.reports.data_facts import Found
+from medjax.reports.data_facts import OpenedData
 from medjax.reports.run_files import Run
 
-IMAGES = 8  # pictures with patch components
-QUERIES, NEIGHBOURS = 6, 5  # the first of them are queries as well
+IMAGES = 8  # with patch components
+QUERIES, NEIGHBOURS = 6, 5  # the first of these images are queries as well
 FINDINGS = 6  # maps beside an image
-TRAIN = 20_000  # more train records than this are not encoded for a report: a probe has cached them, or it says so
+TRAIN = 20_000  # a larger train split is not encoded for a report; `medjax probe` must have cached it
+
+
+class Gallery(NamedTuple):
+    """Pictures with a note for the reader. If there are no pictures, the note gives the reason."""
+
+    rows: Sequence[Any] = ()
+    note: str = ''
 
 
 class Pictures(NamedTuple):
-    """Three galleries; where one is empty, its words say why."""
+    """The three galleries of a report."""
 
-    patches: Sequence[Mapping[str, str]] = ()  # image and map as data URIs, words
-    patch_words: str = ''
-    neighbours: Sequence[Sequence[Mapping[str, Any]]] = ()  # rows of a query and its neighbours
-    neighbour_words: str = ''
-    findings: Sequence[Sequence[Mapping[str, Any]]] = ()  # rows of an image and where it is like each finding's words
-    finding_words: str = ''
+    patches: Gallery  # rows: {image, map, caption}
+    neighbours: Gallery  # rows: a list of cells, the query first
+    findings: Gallery  # rows: a list of cells, the image first, then a map for each finding
 
 
-def gather(run: Run, found: Found) -> Pictures:
-    """The galleries of the newest export that was probed (or else the newest), on the first data set found."""
-    step = run.newest() if run.newest() in run.exports else next(reversed(run.exports), None)
+class Sample(NamedTuple):
+    """The images that a report shows, and their features."""
+
+    images: list[np.ndarray]
+    captions: list[str]
+    cls: np.ndarray  # float32 [n,D] of the last block
+    patches: np.ndarray  # float32 [n,h,w,D]
+
+
+def gather(run: Run, data: OpenedData) -> Pictures:
+    """The galleries of the newest export that was probed, else of the newest export, on the first data set."""
+    step = run.newest_step() if run.newest_step() in run.exports else next(reversed(run.exports), None)
     if step is None:
-        return missing('No export yet.')
-    if not found.sets:
-        return missing(found.words)
-    data = found.sets[0]
-    name = next(name for name in ('test', 'val', 'train') if name in data.splits)
-    split = data.split(name)
+        return empty('No export yet.')
+    if not data.sets:
+        return empty(data.missing)
+    dataset = data.sets[0]
+    name = next(name for name in ('test', 'val', 'train') if name in dataset.splits)
+    split = dataset.split(name)
     encoder = encode.load(run.path / 'exports' / str(step))
     chosen = choice.varied(split, IMAGES)
-    pictures = [split[i].image for i in chosen]
-    seen = encode.encode(encoder, pictures)
-    labels = [images.words(split.labels_array[i], data.labels) for i in chosen]
-    of = f'{name} images of {data.name}, step {step:,}'
-    try:
-        rows, row_words = neighbours(run, encoder, data, seen['cls'][:QUERIES, -1], pictures, labels)
-    except UserError as error:
-        rows, row_words = [], str(error)
-    try:
-        found_words, finding_words = findings(run, encoder, data, seen['patches'], pictures, labels)
-    except UserError as error:
-        found_words, finding_words = [], str(error)
-    colours, shares = components(seen['patches'])
-    return Pictures(
-        patches=[
-            {
-                'image': images.uri(images.centre(image)),
-                'map': images.uri(over(images.centre(image), colour)),
-                'words': label,
-            }
-            for image, colour, label in zip(pictures, colours, labels, strict=True)
-        ],
-        patch_words=f'{of.capitalize()}; beside each the first three principal components of all their patch features '
-        f'as red, green and blue ({", ".join(f"{100 * share:.0f}" for share in shares)} % of the variance).',
-        neighbours=rows,
-        neighbour_words=row_words
-        or f'{of.capitalize()} (left), and the {NEIGHBOURS} train images of the most similar '
-        'features (CLS of the last block, cosine). Green: the same labels.',
-        findings=found_words,
-        finding_words=finding_words,
+    arrays = [split[i].image for i in chosen]
+    features = encode.encode(encoder, arrays)
+    captions = [images.caption(split.labels_array[i], dataset.labels) for i in chosen]
+    sample = Sample(arrays, captions, features['cls'][:, -1], features['patches'])
+    source = f'{name} images of {dataset.name}, export of step {step:,}'
+    galleries = []
+    for make in (neighbours, findings):
+        try:
+            galleries.append(make(run, encoder, dataset, sample, source))
+        except UserError as error:
+            galleries.append(Gallery(note=str(error)))
+    return Pictures(patch_components(sample, source), *galleries)
+
+
+def empty(reason: str) -> Pictures:
+    return Pictures(*[Gallery(note=reason)] * 3)
+
+
+def cell(picture: Image.Image, caption: str, highlight: bool = False, number: str = '') -> dict[str, Any]:
+    """One picture of a row. `highlight` prints the caption in green; `number` stands below it."""
+    return {'image': images.uri(picture), 'caption': caption, 'highlight': highlight, 'number': number}
+
+
+def patch_components(sample: Sample, source: str) -> Gallery:
+    """Images, with the principal components of their patch features as colours."""
+    colours, shares = components(sample.patches)
+    rows = []
+    for image, colour, caption in zip(sample.images, colours, sample.captions, strict=True):
+        centre = images.centre(image)
+        rows.append({'image': images.uri(centre), 'map': images.uri(overlay(centre, colour)), 'caption': caption})
+    percent = ', '.join(f'{100 * share:.0f}' for share in shares)
+    note = (
+        f'{source[0].upper()}{source[1:]}. Beside each image, colours show its patch features: their first three '
+        f'principal components as red, green and blue ({percent} % of the variance). Similar colours mean similar '
+        'features.'
     )
+    return Gallery(rows, note)
 
 
-def missing(reason: str) -> Pictures:
-    return Pictures(patch_words=reason, neighbour_words=reason, finding_words=reason)
-
-
-def neighbours(
-    run: Run,
-    encoder: encode.Encoder,
-    data: DataSet,
-    queries: np.ndarray,
-    pictures: Sequence[np.ndarray],
-    labels: Sequence[str],
-) -> tuple[list[list[dict[str, Any]]], str]:
-    """Rows of a query and its neighbours in train, or none and why."""
+def neighbours(run: Run, encoder: encode.Encoder, data: DataSet, sample: Sample, source: str) -> Gallery:
+    """Images, and the train images with the most similar features."""
     if 'train' not in data.splits:
-        return [], f'{data.name} has no train split to search.'
+        return Gallery(note=f'{data.name} has no train split to search.')
     cache, train = run.path / 'cache', data.split('train')
     if len(train) > TRAIN and not (cache / str(encoder.name) / f'{data.name}.train.npz').exists():
-        return [], f'`medjax probe` has not encoded the {len(train):,} train records of {data.name} yet.'
+        return Gallery(note=f'`medjax probe` has not encoded the {len(train):,} train records of {data.name} yet.')
     features = encode.features(encoder, data, 'train', cache=cache)
-    numbers, similarities = nearest(queries, features.cls[:, -1], NEIGHBOURS)
+    numbers, cosines = nearest(sample.cls[:QUERIES], features.cls[:, -1], NEIGHBOURS)
     rows = []
-    for query, label, ids, values in zip(pictures, labels, numbers, similarities, strict=False):
-        row: list[dict[str, Any]] = [
-            {'image': images.uri(images.centre(query)), 'words': label, 'same': False, 'similarity': ''}
-        ]
-        for i, value in zip(ids, values, strict=True):
-            other = images.words(train.labels_array[i], data.labels)
-            image = images.uri(images.centre(train[int(i)].image))
-            row.append({'image': image, 'words': other, 'same': other == label, 'similarity': f'{value:.3f}'})
+    for query, caption, near, values in zip(sample.images, sample.captions, numbers, cosines, strict=False):
+        row = [cell(images.centre(query), caption)]
+        for i, cosine in zip(near, values, strict=True):
+            other = images.caption(train.labels_array[i], data.labels)
+            row.append(cell(images.centre(train[int(i)].image), other, other == caption, f'cosine {cosine:.3f}'))
         rows.append(row)
-    return rows, ''
-
-
-def findings(
-    run: Run,
-    encoder: encode.Encoder,
-    data: DataSet,
-    patches: np.ndarray,
-    pictures: Sequence[np.ndarray],
-    labels: Sequence[str],
-) -> tuple[list[list[dict[str, Any]]], str]:
-    """Rows of a picture and, for each finding of the newest zero-shot result, a map of its similarity; and words.
-
-    The map is the cosine of each projected patch feature [n,h,w,D] with the direction of the finding's sentences. The
-    head was trained on cls: that it says something of single patches is what the maps show or do not show.
-    """
-    told = [r for r in run.results if (r.encoder, r.data, r.probe) == (encoder.name, data.name, zero_shot.name)]
-    if not told:
-        return [], (
-            'No sentences to look for: `medjax probe --probes zero_shot --prompts FILE` on an export of an image and a '
-            'text tower leaves some.'
-        )
-    prompts, both = ZeroShot(**told[0].body['details']['prompts']), image_text.load(encoder)
-    towards = list(zero_shot.directions(prompts.present, prompts.ensemble, both).items())[:FINDINGS]
-    directions = np.stack([direction for _, direction in towards], 1)
-    cosine = image_text.unit(both.images(patches)) @ directions  # [n,h,w,findings]
-    low, high = np.percentile(cosine, (2, 98), axis=(0, 1, 2))
-    shade = np.clip((cosine - low) / np.maximum(high - low, 1e-12), 0, 1)
-    rows = []
-    for i, (picture, label) in enumerate(zip(pictures[:QUERIES], labels, strict=False)):
-        centre = images.centre(picture)
-        row: list[dict[str, Any]] = [{'image': images.uri(centre), 'words': label, 'there': False, 'range': ''}]
-        for j, (name, _) in enumerate(towards):
-            at = cosine[i, :, :, j]
-            row.append(
-                {
-                    'image': images.uri(warm(centre, shade[i, :, :, j])),
-                    'words': name,
-                    'there': name in label.split(', '),
-                    'range': f'{at.min():.2f} to {at.max():.2f}',
-                }
-            )
-        rows.append(row)
-    words = (
-        'Left a test image, then where its patches are like the sentences of each finding: the cosine of the projected '
-        "patch features and the sentences' direction, from dark (2nd percentile of all patches) to bright (98th), "
-        'with its range in that image. Green: the finding is labelled. The head was trained on whole images.'
+    note = (
+        f'Left: {source}. Right of each: the {NEIGHBOURS} train images with the most similar features (cosine of the '
+        'CLS token of the last block). Green: the same labels.'
     )
-    return rows, words
+    return Gallery(rows, note)
 
 
-def warm(image: Image.Image, shade: np.ndarray) -> Image.Image:
-    """Numbers [h,w] in [0,1], bilinear between the patches' centres, as colours over the image they come from."""
+def findings(run: Run, encoder: encode.Encoder, data: DataSet, sample: Sample, source: str) -> Gallery:
+    """Images, and for each finding of the newest zero-shot result a map of its similarity to the patches.
+
+    The map is the cosine of each projected patch feature [n,h,w,D] with the vector of the finding's sentences. The head
+    was trained on cls. Whether it means something for single patches is what the maps show.
+    """
+    results = [r for r in run.results if (r.encoder, r.data, r.probe) == (encoder.name, data.name, zero_shot.name)]
+    if not results:
+        return Gallery(
+            note='No zero-shot result of this export yet, so there are no sentences to compare with. An export of an '
+            'image and a text tower can be probed with `medjax probe --probes zero_shot --prompts FILE`.'
+        )
+    prompts, both = ZeroShot(**results[0].content['details']['prompts']), image_text.load(encoder)
+    vectors = list(zero_shot.class_vectors(prompts.present, prompts.ensemble, both).items())[:FINDINGS]
+    cosine = unit(both.image_vectors(sample.patches)) @ np.stack(
+        [vector for _, vector in vectors], 1
+    )  # [n,h,w,findings]
+    shade = stretch(cosine)
+    rows = []
+    for i, (image, caption) in enumerate(zip(sample.images[:QUERIES], sample.captions, strict=False)):
+        centre = images.centre(image)
+        row = [cell(centre, caption)]
+        for j, (name, _) in enumerate(vectors):
+            values = cosine[i, :, :, j]
+            present, extent = name in caption.split(', '), f'cosine {values.min():.2f} to {values.max():.2f}'
+            row.append(cell(heat_map(centre, shade[i, :, :, j]), name, present, extent))
+        rows.append(row)
+    note = (
+        f'Left: {source}. Right of each: one map for each finding. It shows where the image is similar to the '
+        'sentences about the finding (cosine of the patch features and the sentences). Dark is the 2nd percentile of '
+        'all patches, bright the 98th. The numbers are the lowest and the highest cosine in the image. Green: the '
+        'image has this label. The model learned this comparison from whole images, not from places in them, so a map '
+        'is only a hint.'
+    )
+    return Gallery(rows, note)
+
+
+def stretch(values: np.ndarray) -> np.ndarray:
+    """Maps the 2nd to the 98th percentile of each channel (last axis) to [0,1]; clips the values outside."""
+    low, high = np.percentile(values, (2, 98), axis=tuple(range(values.ndim - 1)))
+    return np.clip((values - low) / np.maximum(high - low, 1e-12), 0, 1)
+
+
+def heat_map(image: Image.Image, shade: np.ndarray) -> Image.Image:
+    """Numbers [h,w] in [0,1] as colours over their image, interpolated between the centres of the patches."""
     smooth = Image.fromarray(shade.astype(np.float32)).resize(image.size, Image.Resampling.BILINEAR)
     colours = matplotlib.colormaps['inferno'](np.asarray(smooth))[..., :3]
     return Image.blend(image, Image.fromarray((255 * colours).round().astype(np.uint8)), 0.55)
 
 
 def components(patches: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Patch features [n,h,w,D] -> the first three principal components as colours [n,h,w,3] in [0,1], and the share of
-    variance [3] of each. One basis for all images, so that equal colours mean equal features; each component from its
-    2nd to its 98th percentile. The sign of a component is free: its largest loading is made positive."""
+    """Patch features [n,h,w,D] -> their first three principal components as colours [n,h,w,3] in [0,1], and the share
+    of the variance [3] of each.
+
+    All images have one basis, so equal colours mean equal features. Each component is stretched as `stretch` says. The
+    sign of a component is free: its largest loading is made positive.
+    """
     x = patches.reshape(-1, patches.shape[-1]).astype(np.float64)
     _, sizes, basis = np.linalg.svd(x - x.mean(0), full_matrices=False)
-    basis = np.pad(basis, ((0, 3), (0, 0)))[:3]  # components that so few patches do not have are 0
+    basis = np.pad(basis, ((0, 3), (0, 0)))[:3]  # fewer than three patches or dimensions: the missing components are 0
     sizes = np.pad(sizes, (0, 3))
     sign = np.sign(np.take_along_axis(basis, np.abs(basis).argmax(1)[:, None], 1))
-    scores = x @ (basis * sign).T
-    low, high = np.percentile(scores, (2, 98), axis=0)
-    colours = np.clip((scores - low) / np.maximum(high - low, 1e-12), 0, 1)
+    colours = stretch(x @ (basis * sign).T)
     return colours.reshape(*patches.shape[:3], 3), (sizes**2 / np.maximum((sizes**2).sum(), 1e-30))[:3]
 
 
 def nearest(queries: np.ndarray, others: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of each query [q,D] the k most similar rows of `others` [n,D] by cosine: their numbers and similarities [q,k]."""
-    similarity = unit(queries) @ unit(others).T
-    order = np.argsort(-similarity, axis=1, kind='stable')[:, :k]
-    return order, np.take_along_axis(similarity, order, axis=1)
+    """For each query [q,D] the k rows of `others` [n,D] with the greatest cosine: their numbers and cosines [q,k]."""
+    cosine = unit(queries) @ unit(others).T
+    order = np.argsort(-cosine, axis=1, kind='stable')[:, :k]
+    return order, np.take_along_axis(cosine, order, axis=1)
 
 
-def unit(x: np.ndarray) -> np.ndarray:
-    x = x.astype(np.float32)
-    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
-
-
-def over(image: Image.Image, colours: np.ndarray) -> Image.Image:
-    """Patch colours [h,w,3] in [0,1] laid over the image they come from."""
+def overlay(image: Image.Image, colours: np.ndarray) -> Image.Image:
+    """Patch colours [h,w,3] in [0,1] over their image."""
     shades = Image.fromarray((255 * colours).round().astype(np.uint8)).resize(image.size, Image.Resampling.NEAREST)
     return Image.blend(image, shades, 0.65)

@@ -1,4 +1,4 @@
-"""Figures as inline SVG that take their colours from the page, so that one figure serves light, dark and paper."""
+"""Draws figures as inline SVG. They take their colours from the page, so they fit light, dark and printed pages."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from matplotlib.patches import Rectangle
 
 from medjax.probes import metrics
 
-# Placeholders that become CSS variables of the page (base.html says what they look like).
+# Placeholders for the CSS variables of the page; base.html defines the real colours.
 INK, SOFT, RULE = '#010101', '#020202', '#030303'
 SERIES = ('#0a0001', '#0a0002', '#0a0003', '#0a0004', '#0a0005', '#0a0006')
 SPLITS = dict(zip(('train', 'val', 'test'), SERIES, strict=False))
 VARIABLES = {INK: 'ink', SOFT: 'soft', RULE: 'rule'} | {color: f'c{i}' for i, color in enumerate(SERIES, start=1)}
 
 DASHED, DOTTED = (0, (4, 3)), (0, (2, 3))
-POINTS = 500  # a curve has at most so many; longer ones are drawn as means over equal stretches
+POINTS = 500  # of a curve, at most; a longer curve is drawn as means over equal numbers of points
 
 STYLE = {
     'svg.fonttype': 'none',  # text stays text: searchable, in the page's font
     'svg.hashsalt': 'medjax',  # the same run gives the same bytes
-    'text.parse_math': False,  # a label is a label, whatever signs it holds
+    'text.parse_math': False,  # a label with $ signs is not read as a formula
     'font.family': 'sans-serif',
     'font.size': 8,
     'axes.titlesize': 8.5,
@@ -41,7 +41,7 @@ STYLE = {
     'ytick.color': SOFT,
     'axes.spines.top': False,
     'axes.spines.right': False,
-    'axes.formatter.useoffset': False,  # a tick says its value, also where a curve is flat
+    'axes.formatter.useoffset': False,  # ticks show whole values, also if a curve is flat
     'axes.grid': True,
     'grid.color': RULE,
     'grid.linewidth': 0.5,
@@ -53,8 +53,8 @@ STYLE = {
 }
 
 
-def svg(figure: Figure, words: str) -> Markup:
-    """The figure as an <svg> element for the page; `words` is what a screen reader says."""
+def svg(figure: Figure, description: str) -> Markup:
+    """The figure as an <svg> element; a screen reader reads the description."""
     file = io.StringIO()
     with matplotlib.rc_context(STYLE):
         figure.savefig(file, format='svg', transparent=True, metadata={'Date': None, 'Creator': None})
@@ -66,7 +66,7 @@ def svg(figure: Figure, words: str) -> Markup:
     for color, name in VARIABLES.items():
         text = text.replace(color, f'var(--{name})')
     box = re.search(r'viewBox="([^"]*)"', text)[1]
-    text = f'<svg viewBox="{box}" role="img" aria-label="{Markup.escape(words)}">' + text[text.index('>') + 1 :]
+    text = f'<svg viewBox="{box}" role="img" aria-label="{Markup.escape(description)}">' + text[text.index('>') + 1 :]
     return Markup(text)
 
 
@@ -77,9 +77,9 @@ def curves(
     log: bool = False,
     legend: bool = False,
 ) -> Markup:
-    """Values over steps, one line a series (x, y); `levels` are named horizontal lines, as the value at the start.
+    """Values over steps: a curve for each series (x, y), a horizontal line for each level {name: value}.
 
-    The legend is left out where one line says what the title says, unless `legend` asks for it.
+    One curve without levels gets no legend, because the title names it; `legend` forces one.
     """
     with matplotlib.rc_context(STYLE):
         figure, axes = panel()
@@ -99,41 +99,43 @@ def curves(
         return svg(figure, f'{title} over steps')
 
 
-def progress(
+def metric_over_steps(
     title: str,
     points: Sequence[tuple[int, Mapping[str, float]]],
-    bands: Mapping[str, Mapping[str, float]],
+    baselines: Mapping[str, Mapping[str, float]],
 ) -> Markup:
-    """A result with its interval over steps; `bands` are baselines, each a line and its interval across the panel."""
+    """A metric with its interval over steps; each baseline is a horizontal line with its interval as a band."""
     with matplotlib.rc_context(STYLE):
         figure, axes = panel()
-        for color, (name, at) in zip(SERIES[1:], bands.items(), strict=False):
-            low, high = interval(at)
+        for color, (name, estimate) in zip(SERIES[1:], baselines.items(), strict=False):
+            low, high = interval(estimate)
             axes.axhspan(low, high, color=color, alpha=0.14, linewidth=0)
-            axes.axhline(at['value'], color=color, linewidth=1.1, linestyle=DASHED, label=f'{name} {at["value"]:.3f}')
+            value = estimate['value']
+            axes.axhline(value, color=color, linewidth=1.1, linestyle=DASHED, label=f'{name} {value:.3f}')
         if points:
-            steps, y = np.array([(step, at['value']) for step, at in points], float).T
-            low, high = np.array([interval(at) for _, at in points], float).T
+            steps, y = np.array([(step, estimate['value']) for step, estimate in points], float).T
+            low, high = np.array([interval(estimate) for _, estimate in points], float).T
             label = f'this run {y[-1]:.3f}'
             bars = (y - low, high - y)
             axes.errorbar(steps, y, bars, color=SERIES[0], label=label, fmt='-o', ms=3.5, capsize=2, lw=1.2)
             if len(points) == 1:
                 axes.set_xlim(steps[0] * 0.5, steps[0] * 1.5 + 1)
         finish(axes, title, 'step of the export')
-        axes.set_title(title, pad=14)  # the legend lies between title and axes, where no interval can
+        axes.set_title(title, pad=14)  # the legend is between title and axes, so it hides no interval
         axes.margins(y=0.1)
         place = {'loc': 'lower right', 'bbox_to_anchor': (1, 1), 'borderaxespad': 0}
         axes.legend(**place, ncols=3, columnspacing=0.9, labelcolor=SOFT)
-        return svg(figure, f'{title} over the steps of the exports, with intervals and baselines')
+        return svg(figure, f'{title} for each export, with intervals and baselines')
 
 
-def interval(at: Mapping[str, float]) -> tuple[float, float]:
-    """Low and high, both the value itself where no interval was computed."""
-    return (at['value'], at['value']) if at.get('low') is None else (at['low'], at['high'])
+def interval(estimate: Mapping[str, float]) -> tuple[float, float]:
+    """(low, high); without an interval both are the value."""
+    value, low = estimate['value'], estimate.get('low')
+    return (value, value) if low is None else (low, estimate['high'])
 
 
-def discrimination(label: str, scores: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Markup:
-    """ROC and precision-recall curves of one label; scores: name -> (scores, labels 0|1), the first drawn boldest."""
+def roc_and_pr(label: str, scores: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Markup:
+    """ROC and precision-recall curves of one label. `scores` is {name: (scores, labels 0|1)}; the first is boldest."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4.6, 2.35), layout='constrained')
         roc, pr = figure.subplots(1, 2)
@@ -144,8 +146,8 @@ def discrimination(label: str, scores: Mapping[str, tuple[np.ndarray, np.ndarray
             c = metrics.curve(score, truth)
             true, false = c.true[0], c.false[0]
             width = 1.6 if color == SERIES[0] else 1.1
-            sensitivity, fall_out = true / true[-1], false / false[-1]
-            x, y = thinned(np.append(0, fall_out), np.append(0, sensitivity))
+            sensitivity, false_positive_rate = true / true[-1], false / false[-1]
+            x, y = thinned(np.append(0, false_positive_rate), np.append(0, sensitivity))
             roc.plot(x, y, color=color, linewidth=width, label=name)
             pr.plot(*thinned(sensitivity, true / (true + false)), color=color, linewidth=width)
         finish(roc, f'{label}: ROC', '1 - specificity', 'sensitivity')
@@ -157,7 +159,7 @@ def discrimination(label: str, scores: Mapping[str, tuple[np.ndarray, np.ndarray
 
 
 def histogram(title: str, unit: str, series: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Markup:
-    """Shares over bins, an outline a split: series: split -> counts [n] and the edges of their bins [n+1]."""
+    """Percentages over bins, an outline for each split. `series` is {split: (counts [n], edges of the bins [n+1])}."""
     with matplotlib.rc_context(STYLE):
         figure, axes = panel()
         for split, (counts, edges) in series.items():
@@ -169,14 +171,11 @@ def histogram(title: str, unit: str, series: Mapping[str, tuple[np.ndarray, np.n
         axes.set_ylim(bottom=0)
         if len(series) > 1:
             axes.legend(loc='best', labelcolor=SOFT)
-        return svg(figure, f'histogram of {title}, a line for each split')
+        return svg(figure, f'histogram of {title}, an outline for each split')
 
 
-def matrix(words: str, names: Sequence[str], shares: np.ndarray) -> Markup:
-    """Shares in [0,1] of rows and columns [n,n] as squares, stronger where larger, with per cent in them.
-
-    `words` is what a screen reader says.
-    """
+def matrix(description: str, names: Sequence[str], shares: np.ndarray) -> Markup:
+    """Shares [n,n] in [0,1] as squares with the percentage in them; a larger share has a stronger colour."""
     n = len(names)
     short = [name if len(name) <= 24 else f'{name[:23]}…' for name in names]
     with matplotlib.rc_context(STYLE):
@@ -192,7 +191,7 @@ def matrix(words: str, names: Sequence[str], shares: np.ndarray) -> Markup:
         axes.set_yticklabels(short)
         axes.grid(False)
         axes.tick_params(length=0)
-        return svg(figure, words)
+        return svg(figure, description)
 
 
 def panel() -> tuple[Figure, Axes]:
@@ -220,10 +219,11 @@ def cycle(n: int) -> list[str]:
 
 
 def thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """At most POINTS points: means over stretches of equal numbers of points, the ends kept."""
-    if len(x) <= POINTS:
-        return x, y
-    parts = [np.array([np.mean(part) for part in np.array_split(np.asarray(v, float), POINTS)]) for v in (x, y)]
-    for part, v in zip(parts, (x, y), strict=True):
-        part[0], part[-1] = v[0], v[-1]
-    return parts[0], parts[1]
+    """At most POINTS points, each the mean of about equally many; the first and the last point stay as they are."""
+
+    def means(values: np.ndarray) -> np.ndarray:
+        thin = np.array([np.mean(chunk) for chunk in np.array_split(np.asarray(values, float), POINTS)])
+        thin[0], thin[-1] = values[0], values[-1]
+        return thin
+
+    return (x, y) if len(x) <= POINTS else (means(x), means(y))

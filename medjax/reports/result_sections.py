@@ -1,4 +1,4 @@
-"""The probes' results as the page shows them: headlines, progress over steps, tables, ROC and PR curves, overlap."""
+"""The sections of a run's page that show results: headlines, curves over steps, tables, ROC and PR curves, overlap."""
 
 from __future__ import annotations
 
@@ -8,132 +8,152 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from medjax.probes.results import COLUMNS
+from medjax.probes.encode import BASELINES
+from medjax.probes.results import METRIC_TITLES, overlap_sentence
 from medjax.reports import plots
-from medjax.reports.run_files import BASELINES, Result, Run
+from medjax.reports.run_files import ResultFile, Run
 
+PROBES = dict(
+    knn='The most similar train images vote on each label of a test image',
+    linear='Logistic regressions predict the labels from the features of the image encoder, which does not change',
+    zero_shot='A test image is scored by its similarity to sentences about a finding; the probe learns from no label',
+    retrieval='R@5: the share of queries with a hit among the first 5 candidates. P@5: the share of hits among them',
+)
+SETTINGS = dict(by='chosen by', validation_auroc='validation AUROC')  # the others are printed as they are
 LABELS = 12  # panels of ROC and PR curves; the labels with the most positives come first
-OVERLAP = {'patient': 'are of patients', 'image': 'are images', 'pixels': 'have pixels'}
 
-Group = Mapping[int | str, Result]  # encoder -> result of one probe on one data set
-Figure = Mapping[str, Any]  # value, low, high; the bounds may be None
-
-
-def figure_of(group: Group) -> str:
-    """The figure that headlines and curves show: the first of a result, the AUROC where there are labels."""
-    return next((figure for result in group.values() for figure in result.body['results']), 'auroc')
+ResultsByEncoder = Mapping[int | str, ResultFile]  # of one probe on one data set
+Estimate = Mapping[str, Any]  # value, low, high; low and high may be None
 
 
-def named(figure: str) -> str:
-    return COLUMNS.get(figure) or plain(figure)
+def main_metric(results: ResultsByEncoder) -> str:
+    """The metric of headlines and curves: the first one of a result, which is AUROC for label probes."""
+    return next((metric for result in results.values() for metric in result.content['results']), 'auroc')
 
 
-def mean(result: Result, figure: str) -> Figure | None:
-    """The mean over labels (or over both ways of a retrieval), None where there is none."""
-    found = result.body['results'].get(figure, {}).get('mean')
-    return found if found and found.get('value') is not None else None
+def metric_title(metric: str) -> str:
+    return METRIC_TITLES.get(metric) or readable(metric)
 
 
-def steps_of(group: Group) -> dict[int, Result]:
-    return {encoder: result for encoder, result in group.items() if isinstance(encoder, int)}
+def mean(result: ResultFile, metric: str) -> Estimate | None:
+    """The mean over labels, or over both directions of retrieval; None if the result has no such value."""
+    estimate = result.content['results'].get(metric, {}).get('mean')
+    return estimate if estimate and estimate.get('value') is not None else None
 
 
-def newest_of(group: Group) -> int | None:
-    return max(steps_of(group), default=None)
+def exports(results: ResultsByEncoder) -> dict[int, ResultFile]:
+    return {encoder: result for encoder, result in results.items() if isinstance(encoder, int)}
 
 
-def baselines(group: Group, figure: str) -> dict[str, Figure]:
-    """The mean of random init and raw pixels, by name."""
-    return {BASELINES[e]: found for e in BASELINES if e in group and (found := mean(group[e], figure))}
+def newest_export(results: ResultsByEncoder) -> int | None:
+    return max(exports(results), default=None)
+
+
+def baseline_means(results: ResultsByEncoder, metric: str) -> dict[str, Estimate]:
+    """{title of the baseline: mean}."""
+    return {
+        baseline.title: estimate
+        for name, baseline in BASELINES.items()
+        if name in results and (estimate := mean(results[name], metric))
+    }
 
 
 def headlines(run: Run) -> list[dict[str, Any]]:
-    """The mean of the newest export, a tile for each probe and data set, and how it stands to the baselines."""
+    """A tile for each probe and data set: the mean of the newest export, compared with the baselines."""
     tiles = []
-    for (data, probe), group in run.grouped().items():
-        step, figure = newest_of(group), figure_of(group)
-        at = mean(group[step], figure) if step is not None else None
-        if at:
-            words = [compare(at, other, name) for name, other in baselines(group, figure).items()]
-            title = f'{probe} on {data}, mean {named(figure)}, step {step:,}'
-            tiles.append({'title': title, 'at': at, 'words': '; '.join(words) or 'no baseline yet'})
+    for (data, probe), results in run.results_by_probe().items():
+        step, metric = newest_export(results), main_metric(results)
+        estimate = mean(results[step], metric) if step is not None else None
+        if estimate:
+            comparisons = [compare(estimate, other, name) for name, other in baseline_means(results, metric).items()]
+            title = f'{probe} on {data}, mean {metric_title(metric)}, step {step:,}'
+            tiles.append(dict(title=title, estimate=estimate, note='; '.join(comparisons) or 'no baseline yet'))
     return tiles
 
 
-def compare(at: Figure, other: Figure, name: str) -> str:
-    """'above raw pixels (0.812), intervals disjoint': no more than the intervals say."""
-    side = 'above' if at['value'] > other['value'] else 'below'
-    if any(one.get('low') is None for one in (at, other)):
+def compare(estimate: Estimate, other: Estimate, name: str) -> str:
+    """'above raw pixels (0.812), intervals do not overlap'; without an interval only the first half."""
+    difference = estimate['value'] - other['value']
+    side = 'above' if difference > 0 else 'below' if difference < 0 else 'equal to'
+    if any(e.get('low') is None for e in (estimate, other)):
         return f'{side} {name} ({other["value"]:.3f})'
-    apart = at['low'] > other['high'] or at['high'] < other['low']
-    return f'{side} {name} ({other["value"]:.3f}), intervals {"disjoint" if apart else "overlap"}'
+    apart = estimate['low'] > other['high'] or estimate['high'] < other['low']
+    return f'{side} {name} ({other["value"]:.3f}), intervals {"do not overlap" if apart else "overlap"}'
 
 
 def level(run: Run) -> str:
-    levels = {result.body.get('bootstrap', {}).get('level') for result in run.results} - {None}
+    """The level of the intervals: '95 %'."""
+    levels = {result.content.get('bootstrap', {}).get('level') for result in run.results} - {None}
     return ' and '.join(f'{100 * value:g} %' for value in sorted(levels)) or '95 %'
 
 
-def progress(run: Run) -> list[Markup]:
-    """The mean over the steps of the exports, one panel for each data set and probe."""
+def curves_over_steps(run: Run) -> list[Markup]:
+    """A panel for each data set and probe: the mean of each export, and the baselines."""
     panels = []
-    for (data, probe), group in run.grouped().items():
-        figure = figure_of(group)
-        points = [(e, at) for e, one in sorted(steps_of(group).items()) if (at := mean(one, figure))]
-        if points or baselines(group, figure):
-            panels.append(plots.progress(f'{data}, {probe}: mean {named(figure)}', points, baselines(group, figure)))
+    for (data, probe), results in run.results_by_probe().items():
+        metric = main_metric(results)
+        means = {step: mean(result, metric) for step, result in sorted(exports(results).items())}
+        points = [(step, estimate) for step, estimate in means.items() if estimate]
+        baselines = baseline_means(results, metric)
+        if points or baselines:
+            title = f'{data}, {probe}: mean {metric_title(metric)}'
+            panels.append(plots.metric_over_steps(title, points, baselines))
     return panels
 
 
 def tables(run: Run) -> list[dict[str, Any]]:
-    return [table(data, probe, group) for (data, probe), group in run.grouped().items()]
+    return [table(data, probe, results) for (data, probe), results in run.results_by_probe().items()]
 
 
-def table(data: str, probe: str, group: Group) -> dict[str, Any]:
-    """All figures of the newest export for each label, with the baselines' first figure beside them."""
-    step = newest_of(group)
-    shown = next(iter(group)) if step is None else step
-    body = group[shown].body
-    figures = sorted(body['results'], key=lambda figure: ([*list(COLUMNS), figure]).index(figure))
-    others = [e for e in BASELINES if e in group and e != shown]
-    first = figure_of(group)
-    columns = [named(figure) for figure in figures] + [f'{named(first)} of {BASELINES[e]}' for e in others]
+def table(data: str, probe: str, results: ResultsByEncoder) -> dict[str, Any]:
+    """All metrics of the newest export for each label, and the main metric of the baselines."""
+    step = newest_export(results)
+    shown = next(iter(results)) if step is None else step
+    content = results[shown].content
+    metrics = sorted(content['results'], key=lambda metric: ([*METRIC_TITLES, metric]).index(metric))
+    others = [name for name in BASELINES if name in results and name != shown]
+    main = main_metric(results)
+    columns = [metric_title(metric) for metric in metrics]
+    columns += [f'{metric_title(main)} of {BASELINES[name].title}' for name in others]
     rows = []
-    for label in dict.fromkeys(['mean', *(label for figure in figures for label in body['results'][figure])]):
-        cells = [body['results'][figure].get(label) for figure in figures]
-        cells += [group[e].body['results'].get(first, {}).get(label) for e in others]
+    for label in dict.fromkeys(['mean', *(label for metric in metrics for label in content['results'][metric])]):
+        cells = [content['results'][metric].get(label) for metric in metrics]
+        cells += [results[name].content['results'].get(main, {}).get(label) for name in others]
         counts = next(((c['positives'], c['negatives']) for c in cells if c and 'positives' in c), ())
-        usable = [c if c and c.get('value') is not None else None for c in cells]
-        rows.append({'label': label, 'counts': counts, 'cells': usable})
+        with_value = [c if c and c.get('value') is not None else None for c in cells]
+        rows.append({'label': label, 'counts': counts, 'cells': with_value})
     return {
-        'title': f'{data}, {probe}, {BASELINES.get(shown) or f"export of step {shown:,}"}',
+        'title': f'{data}, {probe}, {BASELINES[shown].title if shown in BASELINES else f"export of step {shown:,}"}',
         'columns': columns,
         'rows': rows,
-        'words': table_words(body),
-        'text': tabs(columns, rows),
+        'note': table_note(content),
+        'text': tab_separated(columns, rows),
     }
 
 
-def table_words(body: Mapping[str, Any]) -> str:
-    """Records, patients, the settings (some chosen on validation), labels left out."""
-    words = [', '.join(f'{count:,} {split}' for split, count in body.get('records', {}).items()) + ' records']
-    if patients := body.get('bootstrap', {}).get('patients'):
-        words += [f'{patients:,} test patients']
-    if chosen := body.get('chosen'):
-        words += ['settings: ' + ', '.join(f'{plain(key)} {plain(value)}' for key, value in chosen.items())]
-    if skipped := body.get('skipped_labels'):
-        words += ['left out: ' + ', '.join(f'{label} ({reason})' for label, reason in skipped.items())]
-    return '; '.join(words) + '.'
+def table_note(content: Mapping[str, Any]) -> str:
+    """What the probe does, numbers of records and patients, the settings, and the labels that were left out."""
+    sentences = ['Records: ' + ', '.join(f'{n:,} {split}' for split, n in content.get('records', {}).items())]
+    if patients := content.get('bootstrap', {}).get('patients'):
+        sentences[0] += f' ({patients:,} patients)'
+    if chosen := content.get('chosen'):
+        settings = (f'{SETTINGS.get(key) or readable(key)}: {readable(value)}' for key, value in chosen.items())
+        sentences.append('Settings: ' + '; '.join(settings))
+    if skipped := content.get('skipped_labels'):
+        sentences.append('Labels left out: ' + ', '.join(f'{label} ({reason})' for label, reason in skipped.items()))
+    if content.get('probe') in PROBES:
+        sentences.insert(0, PROBES[content['probe']])
+    return '. '.join(sentences) + '.'
 
 
-def plain(value: Any) -> str:
-    """'validation_auroc' -> 'validation auroc', 0.0316227766 -> '0.0316'."""
+def readable(value: Any) -> str:
+    """'records_without_text' -> 'records without text', 0.0316227766 -> '0.0316'."""
     return f'{value:.3g}' if isinstance(value, float) else str(value).replace('_', ' ')
 
 
-def tabs(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
-    """The table for a spreadsheet: value, low and high in columns of their own."""
-    numbers = [f'{column}{part}' for column in columns for part in ('', ' low', ' high')]
+def tab_separated(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
+    """The table for a spreadsheet, with value, low and high in columns of their own."""
+    numbers = [f'{column}{suffix}' for column in columns for suffix in ('', ' low', ' high')]
     lines = [['label', 'positive', 'negative', *numbers]]
     for row in rows:
         values = [cell.get(key) if cell else None for cell in row['cells'] for key in ('value', 'low', 'high')]
@@ -142,42 +162,41 @@ def tabs(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
     return '\n'.join('\t'.join(line) for line in lines)
 
 
-def discrimination(run: Run) -> dict[str, Any]:
-    """ROC and PR panels of the newest export on its first data set, one a label, with raw pixels for comparison."""
-    newest = run.newest()
-    scored = [r for r in run.results if r.encoder == newest and r.scores is not None]
-    if not scored:
-        return {'panels': [], 'words': ''}
-    data = scored[0].data
-    drawn = {r.probe: curves for r in reversed(scored) if r.data == data and (curves := r.curves())}
-    if not drawn:
-        return {'panels': [], 'words': ''}
-    pixels = {r.probe: r for r in run.results if (r.encoder, r.data) == ('pixels', data)}
-    first = next((probe for probe in drawn if probe in pixels), next(iter(drawn)))
-    drawn = {first: drawn[first]} | drawn  # the first is drawn boldest
+def roc_and_pr(run: Run) -> dict[str, Any]:
+    """ROC and PR curves of the newest export on its first data set: a panel for each label, with raw pixels beside."""
+    newest = run.newest_step()
+    scored = [result for result in run.results if result.encoder == newest and result.scores is not None]
+    data = scored[0].data if scored else ''
+    by_probe = {r.probe: scores for r in reversed(scored) if r.data == data and (scores := r.labelled_scores())}
+    if not by_probe:
+        return {'panels': [], 'note': ''}
+    pixels = {result.probe: result for result in run.results if (result.encoder, result.data) == ('pixels', data)}
+    first = next((probe for probe in by_probe if probe in pixels), next(iter(by_probe)))
+    lines = {first: by_probe[first]} | by_probe  # the first is drawn boldest
     if first in pixels:
-        drawn[f'raw pixels ({first})'] = pixels[first].curves()
-    count = {name: int(np.sum(truth)) for name, (_, truth) in drawn[first].items() if 0 < np.sum(truth) < len(truth)}
-    names = sorted(count, key=lambda name: -count[name])[:LABELS]
-    words = f'Newest export with results (step {newest:,}), test split of {data}. Dotted: chance.'
-    if len(count) > LABELS:
-        words += f' The {LABELS} labels with the most positives of {len(count)}.'
-    panels = [plots.discrimination(name, {probe: c[name] for probe, c in drawn.items() if name in c}) for name in names]
-    return {'panels': panels, 'words': words}
+        lines[f'raw pixels ({first})'] = pixels[first].labelled_scores()
+    positives = {
+        name: int(np.sum(truth)) for name, (_, truth) in lines[first].items() if 0 < np.sum(truth) < len(truth)
+    }
+    names = sorted(positives, key=lambda name: -positives[name])[:LABELS]
+    note = f'The newest export with results (step {newest:,}) on the test split of {data}. Dotted lines: chance.'
+    if len(positives) > LABELS:
+        note += f' Only the {LABELS} labels with the most positives are shown, of {len(positives)}.'
+    panels = [
+        plots.roc_and_pr(name, {line: scores[name] for line, scores in lines.items() if name in scores})
+        for name in names
+    ]
+    return {'panels': panels, 'note': note}
 
 
 def overlap(run: Run) -> list[str]:
-    """What share of each test set the newest export was trained on, or why that is unknown: a sentence a data set."""
-    said = {}
+    """A sentence for each data set: the share of its test records that the newest export was trained on."""
+    sentences = {}
     for result in run.results:
-        found = result.body.get('overlap')
-        if result.encoder != run.newest():
+        if result.encoder != run.newest_step():
             continue
-        if found:
-            shares = [f'{100 * found[k]:.1f} % {words}' for k, words in OVERLAP.items() if found.get(k) is not None]
-            said[result.data] = f'{result.data}: of its test records, {", ".join(shares)} that pretraining saw.'
-            if not found.get('comparable', True):
-                said[result.data] += ' Ids were hashed with another key, so patients and images are not all compared.'
-        elif why := result.body.get('provenance'):
-            said[result.data] = f'{result.data}: {why}.'
-    return list(said.values())
+        if shares := result.content.get('overlap'):
+            sentences[result.data] = f'{result.data}: {overlap_sentence(shares)}.'
+        elif reason := result.content.get('provenance'):
+            sentences[result.data] = f'{result.data}: {reason}.'
+    return list(sentences.values())

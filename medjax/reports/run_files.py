@@ -1,6 +1,7 @@
-"""The files of a run, read for its report. What is missing is empty; what is torn by a kill is left out.
+"""Reads the files of a run for its report.
 
-A damaged result is left out too, with a sentence in `Run.damaged`.
+A missing file gives an empty value. A line of metrics.jsonl that a kill cut short is left out. A damaged result is left
+out too, with a sentence in `Run.damaged`.
 """
 
 from __future__ import annotations
@@ -15,135 +16,144 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from medjax.errors import UserError
+from medjax.probes import policy
+from medjax.probes.encode import BASELINES
 
-BASELINES = {'random': 'random init', 'pixels': 'raw pixels'}
 
+class ResultFile(NamedTuple):
+    """A result that `medjax probe` wrote: one probe of one encoder on one data set."""
 
-class Result(NamedTuple):
-    """One probe of one encoder on one data set, as `medjax probe` wrote it."""
-
-    encoder: int | str  # the export's step, or 'random' | 'pixels'
+    encoder: int | str  # the step of the export, or 'random' | 'pixels'
     data: str
     probe: str
-    body: Mapping[str, Any]
-    scores: Path | None
+    content: Mapping[str, Any]  # see `medjax.probes.evaluate.Result`
+    scores: Path | None  # the .npz file; None if it is missing or damaged
 
-    def curves(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Label -> scores and labels (0|1) of the test records that have the label."""
+    def labelled_scores(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """{label: (scores, labels 0|1)} of the test records where the label is known; {} if the file has no scores."""
         if self.scores is None:
             return {}
         with np.load(self.scores, allow_pickle=False) as file:
-            if 'scores' not in file:  # of a probe whose figures are not of labels
+            if 'scores' not in file:  # the probe is not a label probe
                 return {}
             scores, labels, names = file['scores'], file['labels'], file['names']
-        known = {str(name): labels[:, i] >= 0 for i, name in enumerate(names)}
-        return {name: (scores[at, i], labels[at, i]) for i, (name, at) in enumerate(known.items())}
+        known = policy.known(labels)
+        return {str(name): (scores[known[:, i], i], labels[known[:, i], i]) for i, name in enumerate(names)}
 
 
 class Run(NamedTuple):
-    """Everything a run has left in its folder."""
+    """The files in the folder of a run."""
 
     path: Path
     config: Mapping[str, Any]
-    lines: Sequence[Mapping[str, Any]]
+    log: Sequence[Mapping[str, Any]]  # the lines of metrics.jsonl
     health: Mapping[str, Any]
-    results: Sequence[Result]
-    damaged: Sequence[str]  # a sentence for each result that is left out
-    exports: Sequence[int]
+    results: Sequence[ResultFile]
+    damaged: Sequence[str]  # a sentence for each damaged result
+    exports: Sequence[int]  # steps
     done: bool
 
     @property
     def name(self) -> str:
         return self.path.name or 'run'
 
-    def newest(self) -> int | None:
+    def newest_step(self) -> int | None:
         """The step of the newest export that has results."""
-        return max((r.encoder for r in self.results if isinstance(r.encoder, int)), default=None)
+        return max((result.encoder for result in self.results if isinstance(result.encoder, int)), default=None)
 
-    def grouped(self) -> dict[tuple[str, str], dict[int | str, Result]]:
-        """(data, probe) -> encoder -> result; encoders in the order steps, random, pixels."""
-        groups: dict[tuple[str, str], dict[int | str, Result]] = {}
+    def results_by_probe(self) -> dict[tuple[str, str], dict[int | str, ResultFile]]:
+        """{(data, probe): {encoder: result}}; encoders are sorted: steps, random, pixels."""
+        table: dict[tuple[str, str], dict[int | str, ResultFile]] = {}
         for result in self.results:
-            groups.setdefault((result.data, result.probe), {})[result.encoder] = result
-        return dict(sorted(groups.items()))
+            table.setdefault((result.data, result.probe), {})[result.encoder] = result
+        return dict(sorted(table.items()))
 
 
-def read(run: str | os.PathLike) -> Run:
+def read_run(run: str | os.PathLike) -> Run:
+    """Reads the folder of a run; UserError if it has no config.json."""
     path = Path(run).resolve()
     if not path.is_dir():
         raise UserError(f'--run {os.fspath(run)}: there is no such folder')
     if not (path / 'config.json').exists():
         raise UserError(f'--run {os.fspath(run)}: no config.json in it; is it the --workdir of a `medjax train`?')
-    found, damaged = results(path / 'probes')
+    results, damaged = read_results(path / 'probes')
     return Run(
         path=path,
-        config=document(path / 'config.json'),
-        lines=lines(path / 'metrics.jsonl'),
-        health=document(path / 'health.json'),
-        results=found,
+        config=read_json(path / 'config.json'),
+        log=read_log(path / 'metrics.jsonl'),
+        health=read_json(path / 'health.json'),
+        results=results,
         damaged=damaged,
         exports=sorted(int(p.name) for p in children(path / 'exports') if p.name.isdecimal()),
         done=(path / 'DONE').exists(),
     )
 
 
-def document(path: Path) -> dict[str, Any]:
-    """A JSON object, {} where there is none."""
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; {} if there is no file."""
     if not path.exists():
         return {}
     try:
         return json.loads(path.read_text())
-    except ValueError as error:  # also where it is not text
+    except ValueError as error:  # includes files that are not text
         raise UserError(f'{path.parent.name}/{path.name} is not JSON: {error}') from None
 
 
-def lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; the last may be half written while the run goes on."""
-    found = []
-    for raw in path.read_text().splitlines() if path.exists() else []:
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl. While the run goes on, the last line may be half written."""
+    log = []
+    for line in path.read_text().splitlines() if path.exists() else []:
         try:
-            found.append(json.loads(raw))
+            log.append(json.loads(line))
         except json.JSONDecodeError:
             continue
-    return found
+    return log
 
 
-def results(folder: Path) -> tuple[list[Result], list[str]]:
-    """By data set and probe; exports by step, then random init, then raw pixels. And what is damaged, in sentences."""
-    found, damaged = [], []
-    for of_encoder in children(folder):
-        name = of_encoder.name
+def read_results(folder: Path) -> tuple[list[ResultFile], list[str]]:
+    """The results in RUN/probes, and a sentence for each damaged one.
+
+    They are sorted by data set, probe and encoder: steps, then random init, then raw pixels.
+    """
+    results, damaged = [], []
+    for encoder_folder in children(folder):
+        name = encoder_folder.name
         if not name.isdecimal() and name not in BASELINES:
             continue
-        for path in children(of_encoder):
+        for path in children(encoder_folder):
             if path.suffix == '.json' and not path.name.startswith('.'):
                 try:
-                    body = result(path)
+                    content = read_result(path)
                 except (UserError, OSError) as error:
                     damaged.append(f'A damaged result is left out: {error}.')
                     continue
                 scores = path.with_name(f'{path.stem}.npz')
                 if scores.exists() and not zipfile.is_zipfile(scores):
                     damaged.append(f'Damaged scores are left out: {name}/{scores.name} is no npz.')
-                known = scores if zipfile.is_zipfile(scores) else None
-                found.append(Result(int(name) if name.isdecimal() else name, body['data'], body['probe'], body, known))
-    order = list(BASELINES)
-    found.sort(key=lambda r: (r.data, r.probe, -1 if isinstance(r.encoder, int) else order.index(r.encoder), r.encoder))
-    return found, damaged
+                usable = scores if zipfile.is_zipfile(scores) else None
+                encoder = int(name) if name.isdecimal() else name
+                results.append(ResultFile(encoder, content['data'], content['probe'], content, usable))
+    results.sort(key=lambda result: (result.data, result.probe, *_position(result.encoder)))
+    return results, damaged
 
 
-def result(path: Path) -> dict[str, Any]:
-    """The result, if it says what it is of and has figures for labels."""
-    body, where = document(path), f'{path.parent.name}/{path.name}'
-    if not isinstance(body, dict):
+def _position(encoder: int | str) -> tuple[int, int]:
+    """Sorts steps by number, then the baselines."""
+    return (0, encoder) if isinstance(encoder, int) else (1, list(BASELINES).index(encoder))
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """The content of a result; UserError if it does not name its data and probe, or its values are no dicts."""
+    content, where = read_json(path), f'{path.parent.name}/{path.name}'
+    if not isinstance(content, dict):
         raise UserError(f'{where} is no JSON object')
     for key, kind in (('data', str), ('probe', str), ('results', dict)):
-        if not isinstance(body.get(key), kind):
+        if not isinstance(content.get(key), kind):
             raise UserError(f'{where} has no {key!r}')
-    for figure, labels in body['results'].items():
-        if not isinstance(labels, dict) or not all(isinstance(at, dict) for at in labels.values()):
-            raise UserError(f'{where} has no values of {figure!r}')
-    return body
+    for metric, rows in content['results'].items():
+        if not isinstance(rows, dict) or not all(isinstance(estimate, dict) for estimate in rows.values()):
+            raise UserError(f'{where} has no values of {metric!r}')
+    return content
 
 
 def children(folder: Path) -> list[Path]:

@@ -1,6 +1,7 @@
-"""The report of a run as one HTML page: what the files say, in the order in which one would ask.
+"""The report of a run as one HTML page.
 
-Is it learning, and is it any good? How good for each label? What do the curves, the features, the data say?
+Sections are in the order of a reader's questions. Does the model learn, and is it good? How good is it for each label?
+What do the curves, the features and the data show?
 """
 
 from __future__ import annotations
@@ -23,19 +24,21 @@ SECTIONS = (
     ('health', 'Health'),
     ('rates', 'Rates and speed'),
     ('patches', 'Patch features'),
-    ('neighbours', 'Neighbours'),
-    ('findings', 'Words over patches'),
+    ('neighbours', 'Nearest neighbours'),
+    ('findings', 'Maps of findings'),
     ('data', 'Data'),
     ('config', 'Configuration'),
 )
 
+Log = Sequence[Mapping[str, Any]]  # the lines of metrics.jsonl
 
-def render(run: Run, pictures: Pictures, datasets: Sequence[Mapping[str, Any]], data_words: str) -> str:
-    """The page. `datasets` and `pictures` come from the records (pictures.py), all else from the run's files."""
+
+def render(run: Run, pictures: Pictures, datasets: Sequence[Mapping[str, Any]], missing_data: str) -> str:
+    """The page. `datasets` and `pictures` come from the records, everything else from the files of the run."""
     return base.render(
         'run_page.html',
         command='report',
-        images=bool(pictures.patches or pictures.neighbours),
+        images=any(gallery.rows for gallery in pictures),
         name=run.name,
         sections=SECTIONS,
         status=run.health.get('status', 'too early'),
@@ -43,16 +46,16 @@ def render(run: Run, pictures: Pictures, datasets: Sequence[Mapping[str, Any]], 
         facts=facts(run),
         headlines=result_sections.headlines(run),
         level=result_sections.level(run),
-        progress=result_sections.progress(run),
+        curves_over_steps=result_sections.curves_over_steps(run),
         tables=result_sections.tables(run),
-        discrimination=result_sections.discrimination(run),
-        losses=losses(run.lines),
-        gauges=gauges(run.lines),
-        skipped=skipped(run.lines),
-        rates=rates(run.lines),
+        roc_and_pr=result_sections.roc_and_pr(run),
+        losses=losses(run.log),
+        gauges=gauges(run.log),
+        skipped=skipped(run.log),
+        rates=rates(run.log),
         pictures=pictures,
         datasets=datasets,
-        data_words=data_words,
+        missing_data=missing_data,
         overlap=result_sections.overlap(run),
         damaged=run.damaged,
         config=json.dumps(run.config, indent=2, sort_keys=True, ensure_ascii=False),
@@ -63,38 +66,56 @@ def render(run: Run, pictures: Pictures, datasets: Sequence[Mapping[str, Any]], 
 
 
 def facts(run: Run) -> list[tuple[str, str]]:
-    """What was run, in a few lines."""
+    """(name, value) of the main settings of the run and of its progress."""
     config = run.config
-    total, batch = config.get('total_steps'), config.get('batch_size')
-    step = run.lines[-1]['step'] if run.lines else 0
-    progress = f'{step:,} of {total:,} steps' if total else f'{step:,} steps'
-    if batch:
-        progress += f', {step * batch:,} images (batches of {batch:,})'
-    found = [('progress', f'{progress}{", done" if run.done else ""}')]
-    for name, words in (
-        ('towers', [f'{name}: {t.get("tower", "")} {t.get("variant", "")}' for name, t in of(config, 'towers')]),
-        ('views', [f'{v.get("count", 1)} x {name} {v["size"]} px' for name, v in of(config, 'views') if 'size' in v]),
-        ('heads', [f'{name}, {h["prototypes"]:,} prototypes' for name, h in of(config, 'heads') if 'prototypes' in h]),
-        ('terms', [term_words(term) for term in config.get('terms', [])]),
-        ('sources', [name for _, part in of(config, 'data') for name in part.get('sources', {})]),
+    rows = [('progress', progress(run))]
+    for name, values in (
+        ('towers', [f'{n}: {t.get("tower", "")} {t.get("variant", "")}' for n, t in section(config, 'towers')]),
+        ('views', [f'{v.get("count", 1)} x {n} {v["size"]} px' for n, v in section(config, 'views') if 'size' in v]),
+        ('heads', [f'{n}, {h["prototypes"]:,} prototypes' for n, h in section(config, 'heads') if 'prototypes' in h]),
+        ('terms', [term_title(term) for term in config.get('terms', [])]),
+        ('sources', [name for _, part in section(config, 'data') for name in part.get('sources', {})]),
     ):
-        if words:
-            found.append((name, ', '.join(words)))
-    speed = [line['images_per_s'] for line in run.lines if line.get('images_per_s')]
-    if speed:
-        mfu = [line['mfu'] for line in run.lines if line.get('mfu')]
-        words = f'{np.median(speed):,.4g} images/s' + (f', MFU {100 * np.median(mfu):.1f} %' if mfu else '')
-        found.append(('speed', f'{words} (median)'))
+        if values:
+            rows.append((name, ', '.join(values)))
+    speeds = [line['images_per_s'] for line in run.log if line.get('images_per_s')]
+    if speeds:
+        rows.append(('speed', f'{np.median(speeds):,.4g} images/s{mfu(run.log)} (median)'))
     if run.exports:
-        found.append(('exports', f'{len(run.exports)}, the newest of step {run.exports[-1]:,}'))
-    return found
+        rows.append(('exports', f'{len(run.exports)}; the newest is of step {run.exports[-1]:,}'))
+    return rows
 
 
-def of(config: Mapping[str, Any], section: str) -> list[tuple[str, Mapping[str, Any]]]:
-    return [(name, cfg) for name, cfg in config.get(section, {}).items() if isinstance(cfg, Mapping)]
+def progress(run: Run) -> str:
+    """'2,000 of 2,000 steps, 64,000 images (batches of 32), done'."""
+    total, batch = run.config.get('total_steps'), run.config.get('batch_size')
+    step = run.log[-1]['step'] if run.log else 0
+    text = f'{step:,} of {total:,} steps' if total else f'{step:,} steps'
+    if batch:
+        text += f', {step * batch:,} images (batches of {batch:,})'
+    return text + (', done' if run.done else '')
 
 
-def term_words(term: Mapping[str, Any]) -> str:
+def mfu(log: Log) -> str:
+    """', MFU 31.0 %': the median share of the peak FLOPs; '' if the log has none."""
+    if is_mfu_unknown(log):
+        return ', MFU unknown'
+    shares = [line['mfu'] for line in log if line.get('mfu')]
+    return f', MFU {100 * np.median(shares):.1f} %' if shares else ''
+
+
+def is_mfu_unknown(log: Log) -> bool:
+    """True if a line has mfu null: the run was faster than the measured peak, so the MFU of all lines is too high."""
+    return any(line.get('mfu', 0) is None for line in log)
+
+
+def section(config: Mapping[str, Any], name: str) -> list[tuple[str, Mapping[str, Any]]]:
+    """The dicts in a section of the config, by name."""
+    return [(key, cfg) for key, cfg in config.get(name, {}).items() if isinstance(cfg, Mapping)]
+
+
+def term_title(term: Mapping[str, Any]) -> str:
+    """'koleo x 0.1': the name of a term, and its weight if that is not 1."""
     name, weight = term.get('name', term.get('term', '')), term.get('weight', 1)
     return f'{name} x {weight:g}' if isinstance(weight, (int, float)) and weight != 1 else name
 
@@ -102,72 +123,74 @@ def term_words(term: Mapping[str, Any]) -> str:
 # Curves over steps
 
 
-Lines = Sequence[Mapping[str, Any]]
-
-
-def column(lines: Lines, key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values of the lines in which the value is there and finite."""
-    pairs = [(line['step'], line[key]) for line in lines if line.get(key) is not None]
-    x, y = np.array(pairs, float).reshape(-1, 2).T
+def column(log: Log, key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values of the lines that have a finite value."""
+    points = [(line['step'], line[key]) for line in log if line.get(key) is not None]
+    x, y = np.array(points, float).reshape(-1, 2).T
     return x, y
 
 
-def keys(lines: Lines, start: str, end: str = '') -> list[str]:
-    found = dict.fromkeys(key for line in lines for key in line)
-    return [key for key in found if key.startswith(start) and key.endswith(end) and len(column(lines, key)[0])]
+def keys(log: Log, start: str, end: str = '') -> list[str]:
+    """The keys with this start and end that have a value in some line."""
+    names = dict.fromkeys(key for line in log for key in line)
+    return [key for key in names if key.startswith(start) and key.endswith(end) and len(column(log, key)[0])]
 
 
-def losses(lines: Lines) -> list[Markup]:
-    """The total, and one panel a term with its start value."""
-    panels = [plots.curves('total loss', {'loss': column(lines, 'loss')})] if keys(lines, 'loss') else []
-    for key in keys(lines, 'term/', '/loss'):
+def losses(log: Log) -> list[Markup]:
+    """A panel for the total loss, and one for each term with its value at the start."""
+    panels = [plots.curves('total loss', {'loss': column(log, 'loss')})] if keys(log, 'loss') else []
+    for key in keys(log, 'term/', '/loss'):
         name = key.split('/')[1]
-        start = column(lines, f'term/{name}/start')[1]
+        start = column(log, f'term/{name}/start')[1]
         levels = {f'start {start[-1]:.3g}': float(start[-1])} if len(start) and start[-1] > 0 else {}
-        views = {view.removeprefix(f'{key}/'): column(lines, view) for view in keys(lines, f'{key}/')}
-        series = {'loss': column(lines, key)} | (views if len(views) > 1 else {})
+        views = {view.removeprefix(f'{key}/'): column(log, view) for view in keys(log, f'{key}/')}
+        series = {'loss': column(log, key)} | (views if len(views) > 1 else {})
         panels.append(plots.curves(f'{name} loss', series, levels))
     return panels
 
 
-def gauges(lines: Lines) -> list[Markup]:
+def gauges(log: Log) -> list[Markup]:
+    """Panels that show a collapse: teacher entropy, prototypes in use, effective rank, gradient norm."""
     panels = []
-    for key in keys(lines, 'term/', '/entropy'):
-        name, most = key.split('/')[1], column(lines, f'{key}_max')[1]
+    for key in keys(log, 'term/', '/entropy'):
+        name, most = key.split('/')[1], column(log, f'{key}_max')[1]
         levels = {f'ln K = {most[-1]:.2f}': float(most[-1])} if len(most) else {}
-        panels.append(plots.curves(f'{name}: teacher entropy (nats)', {'entropy': column(lines, key)}, levels))
-    for key in keys(lines, 'term/', '/prototypes'):
-        name, most = key.split('/')[1], column(lines, f'{key}_max')[1]
-        levels = {f'one a row: {most[-1]:,.0f}': float(most[-1])} if len(most) else {}  # flat rows use more than one
-        panels.append(plots.curves(f'{name}: prototypes the student uses', {'prototypes': column(lines, key)}, levels))
+        panels.append(plots.curves(f'{name}: teacher entropy (nats)', {'entropy': column(log, key)}, levels))
+    for key in keys(log, 'term/', '/prototypes'):
+        name, most = key.split('/')[1], column(log, f'{key}_max')[1]
+        # Not a maximum: a row with a flat distribution uses more than one prototype.
+        levels = {f'one per row: {most[-1]:,.0f}': float(most[-1])} if len(most) else {}
+        panels.append(plots.curves(f'{name}: prototypes the student uses', {'prototypes': column(log, key)}, levels))
     ranks = {}
-    for key in keys(lines, 'rank/'):
-        most = column(lines, key.replace('rank/', 'rank_max/', 1))[1]
+    for key in keys(log, 'rank/'):
+        most = column(log, key.replace('rank/', 'rank_max/', 1))[1]
         name = key.removeprefix('rank/').removeprefix('student/').removesuffix('/cls')
-        ranks[f'{name} (at most {most[-1]:.0f})' if len(most) else name] = column(lines, key)
+        ranks[f'{name} (at most {most[-1]:.0f})' if len(most) else name] = column(log, key)
     if ranks:
         panels.append(plots.curves('effective rank of CLS features', ranks, legend=True))
-    norms = {key.removeprefix('grad_norm/'): column(lines, key) for key in keys(lines, 'grad_norm/')}
+    norms = {key.removeprefix('grad_norm/'): column(log, key) for key in keys(log, 'grad_norm/')}
     if norms:
         wide = all(0 < 10 * y.min() < y.max() for _, y in norms.values())
         panels.append(plots.curves('gradient norm', norms, log=wide, legend=True))
     return panels
 
 
-def skipped(lines: Lines) -> str:
-    """A sentence on the steps that were skipped."""
-    total = column(lines, 'skipped')[1]
+def skipped(log: Log) -> str:
+    """A sentence on the number of skipped steps."""
+    total = column(log, 'skipped')[1]
     if not len(total):
         return ''
-    return f'Steps skipped because of numbers that were not finite: {total[-1]:.0f}.'
+    return f'Steps skipped because the loss or a gradient was not finite: {total[-1]:.0f}.'
 
 
-def rates(lines: Lines) -> list[Markup]:
-    names = {
+def rates(log: Log) -> list[Markup]:
+    """Panels of the schedules and of the speed. The MFU is left out if it is unknown."""
+    titles = {
         'lr': 'learning rate',
         'weight_decay': 'weight decay',
         'momentum': 'teacher momentum',
         'images_per_s': 'images per second',
-        'mfu': 'MFU (share of peak)',
     }
-    return [plots.curves(title, {title: column(lines, key)}) for key, title in names.items() if keys(lines, key)]
+    if not is_mfu_unknown(log):
+        titles['mfu'] = 'MFU (share of the peak FLOPs)'
+    return [plots.curves(title, {title: column(log, key)}) for key, title in titles.items() if keys(log, key)]

@@ -1,7 +1,7 @@
-"""Checkpoints: the full state, asynchronously, for resuming. The only file that knows orbax.
+"""Checkpoints: the full state of a run, saved asynchronously, for resuming. The only file that imports orbax.
 
 A save returns at once and is committed by one rename, so a kill at any moment leaves the previous checkpoint. A state
-saved by any number of processes and devices is restored on any other.
+can be restored on another number of processes and devices than it was saved on.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from medjax.types import TrainState
 class _Manager(ocp.CheckpointManager):
     """A manager that never asks jax about preemption.
 
-    jax agrees on a step to stop at by the last step that it was asked about. Orbax asks again for the step before from
-    the thread that finishes a save; a SIGTERM that came then would agree on a step that is over, and never stop.
+    The processes of a run agree on the step to stop at: the last step that any of them asked jax about. Orbax asks
+    about the previous step from the thread that finishes a save. A SIGTERM at that moment would agree on a step that
+    is over, and the run would never stop.
     """
 
     def reached_preemption(self, step: int) -> bool:
@@ -32,7 +33,7 @@ class _Manager(ocp.CheckpointManager):
 
 
 class Checkpoints:
-    """RUN/checkpoints/<step>: every `every` steps the state is saved, the last `keep` stay."""
+    """RUN/checkpoints/<step>. The state is saved every `every` steps; the last `keep` checkpoints stay."""
 
     def __init__(self, folder: Path, every: int, keep: int) -> None:
         logging.getLogger('absl').setLevel(logging.ERROR)  # orbax narrates every save
@@ -53,14 +54,14 @@ class Checkpoints:
         return step > 0 and self.manager.should_save(step)
 
     def save(self, step: int, state: TrainState) -> None:
-        """Starts saving `state` as step `step`; a step that is there already is left alone."""
+        """Starts saving `state` as step `step`. A step that is saved already is left alone."""
         if self.manager.latest_step() != step:
             self.manager.save(step, args=ocp.args.StandardSave(state._asdict()), force=True)
 
     def restore(self, step: int, like: TrainState) -> TrainState:
         """The state of `step` with the shapes, dtypes and shardings of `like` (abstract arrays).
 
-        What does not fit is an error: orbax by itself casts dtypes without a word.
+        UserError where they do not fit; orbax would cast dtypes silently.
         """
         self._compare(step, like)
         try:
@@ -75,7 +76,7 @@ class Checkpoints:
         wanted = {_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(like._asdict())[0]}
         advice = 'the config is not that of the run; use another --workdir, or start from its export by init_from'
         for name in sorted(found.keys() ^ wanted.keys()):
-            state = 'does not hold' if name in wanted else 'holds, beyond the config,'
+            state = 'lacks' if name in wanted else 'holds, unlike the config,'
             raise UserError(f'{self.folder / str(step)}: the checkpoint {state} {name}; {advice}')
         for name, leaf in wanted.items():
             have = found[name]
@@ -88,18 +89,15 @@ class Checkpoints:
                 )
 
     def stopping(self, step: int) -> bool:
-        """True on every process at the same step after a SIGTERM to any of them; to be called every step."""
+        """True, on every process at the same step, after a SIGTERM to any of them. Call it every step."""
         return multihost_utils.reached_preemption_sync_point(step)
-
-    def wait(self) -> None:
-        self.manager.wait_until_finished()
 
     def close(self) -> None:
         self.manager.close()
 
 
 def abstract(state: TrainState, shardings: Any) -> TrainState:
-    """Shapes of a state with their shardings: what `restore` needs."""
+    """Shapes and dtypes of a state with their shardings, as `restore` needs them."""
 
     def one(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

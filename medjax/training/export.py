@@ -16,6 +16,7 @@ import medjax
 from medjax.data.text.tokenizer import Tokenizer
 from medjax.data.text.views import FALLBACKS
 from medjax.objectives.compose import Objective
+from medjax.objectives.features import Feature
 from medjax.objectives.terms import Alignment
 from medjax.parallel import sharding
 from medjax.types import TrainState
@@ -71,7 +72,7 @@ class Exporter:
             medjax=medjax.__version__,
         )
         tokenizer = self.tokenizer
-        if tokenizer is None or not any(self.objective.towers[name].vocabulary for name in cfg['towers']):
+        if tokenizer is None or not any(self.objective.towers[name].sees == 'text' for name in cfg['towers']):
             return meta, {}
         length = max(view['length'] for view in config['views'].values() if view['view'] == 'text')
         meta['tokenizer'] = dict(
@@ -90,9 +91,9 @@ class Exporter:
         the term aligns other features, or features that are not exported.
         """
         image, text = alignment.rows, alignment.columns
-        if self.objective.towers[image.tower].vocabulary:
+        if self.sees(image) == 'text':
             image, text = text, image
-        if self.objective.towers[image.tower].vocabulary or not self.objective.towers[text.tower].vocabulary:
+        if (self.sees(image), self.sees(text)) != ('image', 'text'):
             return None
         exported = self.config['export']
         for f in (image, text):
@@ -104,3 +105,6 @@ class Exporter:
             image=dict(tower=image.tower, head=image.head),
             text=dict(tower=text.tower, head=text.head, length=view['length'], sections=sections),
         )
+
+    def sees(self, feature: Feature) -> str:
+        return self.objective.towers[feature.tower].sees

@@ -1,4 +1,4 @@
-"""Model FLOPs of a step, counted from its jaxpr: what MFU is made of."""
+"""Model FLOPs of a step, counted from its jaxpr, for the MFU."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from medjax.types import Batch, MakeViews, TrainState
 def model_flops(loss: Callable, params: Any, *rest: Any) -> float:
     """FLOPs of one forward and one backward pass of loss(params, *rest) by the parameters, nothing counted twice.
 
-    They are counted in the forward-mode derivative: for each product of activations and parameters it holds two more
-    products, as the backward pass does, and it has none of what rematerialisation computes again. Only matrix products
-    and convolutions count.
+    They are counted in the forward-mode derivative. It holds two more products for each product of activations and
+    parameters, as the backward pass does, and nothing that rematerialisation computes again. Only matrix products and
+    convolutions count.
     """
     derivative = jax.make_jaxpr(lambda p, t, *rest: jax.jvp(lambda p: loss(p, *rest), (p,), (t,)))
     return _count(derivative(params, params, *rest).jaxpr)

@@ -1,9 +1,13 @@
-"""Is this run learning? A verdict in words from the lines of metrics.jsonl.
+"""Is this run learning? A verdict in words, from the lines of metrics.jsonl.
 
-What it may not do is cry wolf. The total loss of self-distillation is not monotone, and the patch loss may rise while
-the teacher's temperature changes; so a run is called learning as soon as any term lies clearly below the value that
-uniform outputs give (`start`, from ln K), a low rank is called a collapse only where the loss or the rank's own past
-agrees, and every finding must hold over several log lines in a row. The probes remain the judge.
+A false alarm is worse than a late one. The total loss of self-distillation is not monotone, and the patch loss may rise
+while the teacher's temperature changes. So three rules hold:
+
+- A run is learning as soon as one term lies clearly below `start`, its loss for uniform outputs (ln K for prototypes).
+- A low rank is a collapse only if the loss, or the earlier rank of the same features, agrees.
+- Every finding must hold for several log lines in a row.
+
+The probes have the last word.
 """
 
 from __future__ import annotations
@@ -17,28 +21,28 @@ import numpy as np
 
 from medjax import files
 
-EARLY = 0.1  # share of the run within which only instability is called: warm-up takes 10 to 16 % in DINOv2's recipes
-SMOOTH = 5  # lines of the running median, and the fewest lines for any finding: a spike is not a state
-MARGIN = 0.02  # a loss 2 % below its start has left it: at the start it scatters by under 1 % of ln K
-LITTLE = 0.05  # less than 5 % below: words only, as the mean position of things gives a patch loss that much
-ABOVE = 1.25  # a loss 25 % above ln K is worse than knowing nothing: 1 to 2 % above is usual in the first steps
-RANK = 1.5  # participation ratio; 1 is a line, on which no two findings can be told apart
-FALLEN = 0.5  # ... a rank counts as fallen below half of its own best; a young encoder may start low and rise
-SINKING = 1 / 3  # worth a word, not a verdict: some loss of rank is usual as the features specialise
-ONE = 2.0  # prototypes that the student uses, at most: it says the same of all images ...
-ROWS = 16  # ... which only a batch with more rows than that can show
-UNIFORM = 0.99  # share of ln K above which the teacher says the same of every prototype
-FLAT = 0.8  # share of ln K: targets of more entropy hold little ...
-MATCHED = 0.02  # ... and a student whose divergence from them is less than this share of ln K has learned all of it
-SKIPPED = 0.01  # share of recent steps skipped as not finite: single ones happen in sound runs
+EARLY = 0.1  # in this first share of a run only instability is reported; warm-up takes 10 to 16 % in DINOv2's recipes
+SMOOTH = 5  # lines of the running median, and the fewest lines for a finding: one spike is not a state
+MARGIN = 0.02  # a loss 2 % below its start has left the start, where it varies by less than 1 % of ln K
+LITTLE = 0.05  # less than 5 % below the start is 'a little': the mean position of organs gives a patch loss as much
+ABOVE = 1.25  # a loss 25 % above ln K is worse than uniform outputs; 1 to 2 % above is usual in the first steps
+RANK = 1.5  # participation ratio; 1 means that all features lie on a line
+FALLEN = 0.5  # a rank has fallen if it is below half of its own maximum; an untrained encoder may start low and rise
+SINKING = 1 / 3  # a rank below this share of its maximum is a note, not a finding: some loss of rank is usual
+ONE = 2.0  # a student that uses at most this number of prototypes gives all images the same output
+ROWS = 16  # a batch with fewer rows cannot show that
+UNIFORM = 0.99  # above this share of ln K the teacher's outputs are uniform
+FLAT = 0.8  # above this share of ln K the targets hold little information
+MATCHED = 0.02  # below this share of ln K of divergence the student equals its targets
+SKIPPED = 0.01  # largest share of recent steps that may be skipped; single skipped steps happen in sound runs
 
 
 def verdict(history: Sequence[Mapping[str, Any]], total_steps: int) -> dict[str, Any]:
-    """What health.json holds: {step, status, since, verdict, terms, gauges}.
+    """The content of health.json: {step, status, since, verdict, terms, gauges}.
 
-    `history` are lines of metrics.jsonl in order (null where not finite). `status` is 'learning', 'not learning',
-    'collapsed', 'unstable', 'too early', or 'unknown' where no term states a start value; `since` is the step of the
-    first line of the state that still lasts, None for a state that asks for no action.
+    `history`: the lines of metrics.jsonl in order (null for numbers that are not finite). `status` is 'learning', 'not
+    learning', 'collapsed', 'unstable', 'too early', or 'unknown' if no term has a start value. `since` is the step at
+    which the present state began; None for a state that needs no action.
     """
     if not history:
         return dict(
@@ -67,13 +71,13 @@ def write(run: str | os.PathLike, health: Mapping[str, Any]) -> None:
     files.write_json(Path(run) / 'health.json', health)
 
 
-# The findings: None, or (status, the line where it began, words)
+# Findings: None, or (status, the number of the line where it began, a sentence)
 
 Finding = tuple[str, int, str]
 
 
 def unstable(history: Sequence[Mapping[str, Any]], terms: Mapping[str, Any]) -> Finding | None:
-    """Numbers that are not finite, now or often of late, or a loss that is well above its start and stays there."""
+    """NaN or infinite numbers in the last lines, or a loss that stays well above its start."""
     if 'loss' in history[-1] and history[-1]['loss'] is None:
         first = trailing(np.array([line.get('loss') is None for line in history]))
         return 'unstable', first, 'the loss is not finite; a lower optim.lr or a longer warm-up is the usual cure'
@@ -92,7 +96,7 @@ def unstable(history: Sequence[Mapping[str, Any]], terms: Mapping[str, Any]) -> 
 
 
 def collapsed(history: Sequence[Mapping[str, Any]], terms: Mapping[str, Any]) -> Finding | None:
-    """Features without rank, or one prototype for all images."""
+    """Features of rank 1, or one prototype for all images."""
     stuck = bool(terms) and all(term['ratio'] > 1 - MARGIN for term in terms.values())
     for key in sorted({key for line in history for key in line if key.startswith('rank/')}):
         rank = smooth(series(history, key))
@@ -112,7 +116,7 @@ def collapsed(history: Sequence[Mapping[str, Any]], terms: Mapping[str, Any]) ->
 
 
 def not_learning(history: Sequence[Mapping[str, Any]], terms: Mapping[str, Any]) -> Finding | None:
-    """Every term that states a start value is at it."""
+    """Every term with a start value is still at its start."""
     if not terms:
         return None
     first = trailing(np.all([term['ratios'] > 1 - MARGIN for term in terms.values()], axis=0))
@@ -127,7 +131,7 @@ def not_learning(history: Sequence[Mapping[str, Any]], terms: Mapping[str, Any])
 
 
 def learning(terms: Mapping[str, Any], early: bool, step: int, total_steps: int) -> tuple[str, str]:
-    """Status and words where nothing is wrong."""
+    """Status and sentence if there is no finding."""
     below = [loss_words(name, term) for name, term in terms.items() if term['ratio'] <= 1 - MARGIN]
     if early:
         far = f' So far: {", ".join(loss_words(name, term) for name, term in terms.items())}.' if terms else ''
@@ -141,7 +145,7 @@ def learning(terms: Mapping[str, Any], early: bool, step: int, total_steps: int)
 
 
 def notes(history: Sequence[Mapping[str, Any]], terms: Mapping[str, Any], gauges: Mapping[str, Any]) -> str:
-    """What is worth a look without being a finding."""
+    """Sentences on things that are worth a look but are no findings."""
     words = ''
     above = [name for name, term in terms.items() if term['ratio'] > 1 - MARGIN]
     if 0 < len(above) < len(terms):
@@ -164,9 +168,9 @@ def notes(history: Sequence[Mapping[str, Any]], terms: Mapping[str, Any], gauges
 
 
 def judged(history: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Terms with a positive start value: smoothed loss, start, ratio now, and the ratios of all lines.
+    """Terms with a positive start value: the smoothed loss, the start, their ratio now, and the ratios of all lines.
 
-    Terms without one (KoLeo: a mean log distance) have no value that means 'nothing learned'.
+    Other terms (KoLeo, a mean log distance) have no value that means "nothing learned".
     """
     names = {
         key.split('/')[1] for line in history for key in line if key.startswith('term/') and key.endswith('/start')
@@ -184,7 +188,7 @@ def judged(history: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def gauges_of(history: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float | None]]:
-    """Teacher entropy, prototypes the student uses, rank: value now (smoothed), largest possible, own peak."""
+    """Teacher entropy, prototypes in use, rank: the smoothed value now, the largest possible value, the peak so far."""
     gauges = {}
     for key in sorted({key for line in history for key in line}):
         last = key.rsplit('/', 1)[-1]
@@ -204,19 +208,19 @@ def uniform(history: Sequence[Mapping[str, Any]], name: str) -> bool:
 
 
 def entropies(history: Sequence[Mapping[str, Any]], name: str) -> tuple[float, float]:
-    """Mean entropy of a term's targets and its maximum ln K, smoothed, now."""
+    """The mean entropy of a term's targets and its maximum ln K, smoothed, in the last line."""
     now = (smooth(series(history, f'term/{name}/{what}'))[-1] for what in ('entropy', 'entropy_max'))
     entropy, most = map(float, now)
     return entropy, most
 
 
 def series(history: Sequence[Mapping[str, Any]], key: str) -> np.ndarray:
-    """One value a line, NaN where missing or not finite."""
+    """The values of a key, one for each line; NaN if missing or not finite."""
     return np.array([np.nan if line.get(key) is None else float(line[key]) for line in history])
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
-    """The median of the finite values among the last SMOOTH lines, for each line; NaN where there are none."""
+    """The running median over SMOOTH lines, of finite values only; NaN if there are none."""
     padded = np.concatenate([np.full(SMOOTH - 1, np.nan), values])
     windows = np.sort(np.lib.stride_tricks.sliding_window_view(padded, SMOOTH), axis=1)  # NaN last
     count = np.isfinite(windows).sum(axis=1, keepdims=True)
@@ -225,7 +229,7 @@ def smooth(values: np.ndarray) -> np.ndarray:
 
 
 def trailing(condition: np.ndarray) -> int | None:
-    """Where the last unbroken stretch of true begins, if it reaches the end."""
+    """The start of the last run of true values, if it reaches the end; else None."""
     if not condition[-1]:
         return None
     false = np.flatnonzero(~condition)
@@ -233,7 +237,7 @@ def trailing(condition: np.ndarray) -> int | None:
 
 
 def maximum_key(key: str) -> str:
-    """The name under which a gauge's largest possible value is written."""
+    """The key of the largest possible value of a gauge."""
     return key.replace('rank/', 'rank_max/', 1) if key.startswith('rank/') else f'{key}_max'
 
 

@@ -1,7 +1,7 @@
-"""The run's numbers on the host: metrics.jsonl (the source of truth), TensorBoard, and a line or a bar for people.
+"""The numbers of a run on the host: metrics.jsonl (the source of truth), TensorBoard, and a progress bar or line.
 
-The device is not waited for between log intervals: metrics stay jax arrays and one `device_get` per interval fetches
-them all, so the host may run ahead and the accelerator never idles for a number.
+Between log intervals the host does not wait for the device. Metrics stay jax arrays, and one `device_get` per interval
+fetches them all, so the host runs ahead and the accelerator never waits.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from jax import Array
 
 from medjax import files
 
-COUNTS = ('skipped', 'skipped_in_a_row')  # of counts a line holds the last value, of all else the mean
+COUNTS = ('skipped', 'skipped_in_a_row')  # a line holds the last value of a count, and the mean of other numbers
 
-# Dense bf16 FLOP/s of one jax device, from the makers' data sheets; the first name contained in device_kind counts.
+# Dense bf16 FLOP/s of one jax device, from the makers' data sheets. The first name that device_kind contains counts.
 PEAKS = {
     'H100 PCIe': 756e12,
     'H100 NVL': 835e12,
@@ -41,10 +41,10 @@ PEAKS = {
 
 
 class Peak(NamedTuple):
-    """What MFU is a share of."""
+    """The peak FLOP/s that MFU is relative to."""
 
-    flops: float | None  # FLOP/s of all devices of the run together; None: unknown, so no MFU
-    words: str  # what the number is, for people
+    flops: float | None  # FLOP/s of all devices of the run together; None: unknown, so there is no MFU
+    words: str  # a description of the number
 
 
 def peak_flops(devices: Sequence[jax.Device], dtype: str = 'bfloat16') -> Peak:
@@ -65,7 +65,7 @@ def peak_flops(devices: Sequence[jax.Device], dtype: str = 'bfloat16') -> Peak:
 
 @functools.cache
 def measured_cpu_peak(size: int = 1024, budget: float = 0.8) -> float:
-    """FLOP/s of a jitted float32 `size`³ matrix product (2·size³ FLOPs), the best of as many as fit in `budget` s."""
+    """FLOP/s of a jitted float32 `size`³ matrix product (2·size³ FLOPs), the best run within `budget` seconds."""
     device = jax.local_devices(backend='cpu')[0]
     x = jax.device_put(np.random.default_rng(0).standard_normal((size, size), np.float32), device)
     product = jax.jit(jnp.matmul)
@@ -85,13 +85,12 @@ class Writer:
         run: the folder RUN; metrics.jsonl and tensorboard/ lie in it.
         total_steps: where the run ends (for the bar and the time left).
         every: the log interval in steps.
-        start_step: steps already done; lines beyond it, left by a run that was killed, are cut, so the file stays one
-            story.
-        flops: model FLOPs of one step of the whole batch, or None where unknown.
-        peak: what MFU is a share of (`peak_flops`).
-        enabled: true on process 0 alone; elsewhere every call does nothing.
+        start_step: number of steps before this session. Later lines, which a killed run left, are cut from the file.
+        flops: model FLOPs of one step of the whole batch; None if unknown.
+        peak: the peak that MFU is relative to (`peak_flops`).
+        enabled: true on process 0 alone; on other processes every call does nothing.
 
-    `history` holds every line so far, those of before a resume included; health.verdict reads it.
+    `history` holds every line so far, also those from before a resume. health.verdict reads it.
     """
 
     def __init__(
@@ -106,7 +105,7 @@ class Writer:
         enabled: bool = True,
     ) -> None:
         self.enabled, self.total_steps, self.every = enabled, total_steps, every
-        self.flops, self.peak = flops, peak
+        self.flops, self.peak, self._peak_exceeded = flops, peak, False
         self.history: list[dict[str, Any]] = []
         if not enabled:
             return
@@ -126,9 +125,9 @@ class Writer:
         self._step = start_step
 
     def step(self, step: int, metrics: Mapping[str, Array], images: int) -> dict[str, Any] | None:
-        """Takes the metrics of one step (scalars on the device; `step` counts steps done) and its global images.
+        """Takes the metrics of one step (scalars on the device), the number of steps so far, and its global images.
 
-        Returns the line that was written, at the end of a log interval and of the run, else None.
+        Returns the line that was written, at the end of a log interval and of the run; else None.
         """
         if not self.enabled:
             return None
@@ -143,7 +142,7 @@ class Writer:
         return self.flush(images) if step % self.every == 0 or step == self.total_steps else None
 
     def flush(self, images_per_step: int) -> dict[str, Any] | None:
-        """Writes the line of the interval so far (also called early, before a run stops)."""
+        """Writes the line of the interval so far; also called before a run stops."""
         if not self.enabled or not self._waiting:
             return None
         steps = jax.device_get(self._waiting)  # the one place that waits for the device
@@ -152,7 +151,7 @@ class Writer:
         if self._images:
             line['images_per_s'] = self._images / (now - self._clock)
             if self.flops and self.peak and self.peak.flops:
-                line['mfu'] = line['images_per_s'] / images_per_step * self.flops / self.peak.flops
+                line['mfu'] = self._mfu(line['images_per_s'] / images_per_step * self.flops)
         line |= means(steps)
         line = {name: finite(value) for name, value in line.items()}
         self._waiting, self._images, self._clock = [], 0, now
@@ -167,7 +166,7 @@ class Writer:
         return line
 
     def say(self, text: str) -> None:
-        """A sentence for the person watching, without tearing the bar."""
+        """Prints a sentence without breaking the progress bar."""
         if self.enabled:
             self._bar.write(text, file=sys.stderr)
 
@@ -176,6 +175,19 @@ class Writer:
             self._bar.close()
             self._board.close()
             self._file.close()
+
+    def _mfu(self, flops_per_s: float) -> float | None:
+        """The share of the peak, or None if the peak is too low: once a line exceeds it, for the rest of the run.
+
+        A CPU's peak is too low if other programs used the processors while it was measured.
+        """
+        if not self._peak_exceeded and flops_per_s > self.peak.flops:
+            self._peak_exceeded = True
+            self.say(
+                f'MFU is unknown from here on: the run computes {flops_per_s / 1e9:.4g} GFLOP/s, more than the peak '
+                f'({self.peak.words}). A peak is too low if other programs were busy while it was measured.'
+            )
+        return None if self._peak_exceeded else flops_per_s / self.peak.flops
 
     def _show(self, line: Mapping[str, Any], images_per_step: int) -> None:
         words = []
@@ -194,10 +206,10 @@ class Writer:
 
 
 def means(steps: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Name -> the mean over the steps of an interval, of its finite values; of COUNTS the last value.
+    """The mean of each number over the steps of an interval, finite values only; for COUNTS the last value.
 
-    A value that was never finite stays NaN. A term without rows in a step says loss 0.0, rows 0: that step does not
-    count for the term's other numbers.
+    A number that was never finite stays NaN. A step in which a term had no rows (loss 0.0, rows 0) does not count for
+    the term's other numbers.
     """
     result = {}
     for name in dict.fromkeys(name for step in steps for name in step):
@@ -214,12 +226,12 @@ def means(steps: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def finite(value: Any) -> Any:
-    """JSON has no NaN: what is not finite becomes null."""
+    """None for NaN and infinite numbers, which JSON does not have."""
     return value if not isinstance(value, float) or math.isfinite(value) else None
 
 
 def cut(path: epath.Path, step: int) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl up to `step`; later ones, and a last line torn by a kill, leave the file."""
+    """The lines of metrics.jsonl up to `step`. Later lines, and a last line that a kill cut short, leave the file."""
     if not path.exists():
         return []
     text = path.read_text()

@@ -10,16 +10,18 @@ parameter, for example 'towers/image/blocks/mlp/fc1/kernel':
     frozen_until  before this step the parameter does not change; its gradient still enters norms and moments
     clip_group    name of the set of parameters whose gradients are clipped by their common norm
 
+Biases, norms and LayerScale have no weight decay unless `optim.no_decay` says otherwise.
 If several rules match a parameter, their lr_scale and wd_scale multiply: the patch embedding of DINOv2 has
 layerwise .9 of the whole tower times lr_scale .2 of its own rule. For frozen_until and clip_group the last one decides.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -30,16 +32,40 @@ from jax import Array
 
 from medjax.errors import UserError
 from medjax.objectives import schedules
+from medjax.objectives.schedules import Schedule
 from medjax.plugins import call
 from medjax.types import Metrics, Tree, is_number
 
+NO_DECAY = ('*/bias', '*/scale', '*/gamma?')  # of biases, norms and LayerScale
 
-class Optimizer(NamedTuple):
-    """Pure functions over trees of parameters."""
 
-    init: Callable[[Tree], Tree]  # params -> moments and the count of updates that were made
-    update: Callable[[Tree, Tree, Tree, Array], tuple[Tree, Tree, Metrics]]
-    """(grads, opt, params, step) -> params, opt, {'grad_norm/<clip group>', 'lr', 'weight_decay'}"""
+@dataclasses.dataclass(frozen=True, eq=False)
+class Optimizer:
+    """AdamW with a learning rate, weight decay and clipping of its own for every parameter."""
+
+    lr: float
+    schedule: Schedule  # step -> factor of lr
+    weight_decay: Schedule
+    adam: optax.GradientTransformation
+    clip: float | None
+    groups: Tree  # like the parameters: the Group of each
+
+    def init(self, params: Tree) -> Tree:
+        """The moments, and the number of updates so far."""
+        return self.adam.init(params)
+
+    def update(self, grads: Tree, opt: Tree, params: Tree, step: Array) -> tuple[Tree, Tree, Metrics]:
+        """New params and opt, and the metrics 'grad_norm/<clip group>', 'lr', 'weight_decay'."""
+        grads, norms = clip_by_group(grads, self.groups, self.clip)
+        directions, opt = self.adam.update(grads, opt)
+        rate, decay = self.lr * self.schedule(step), self.weight_decay(step)
+
+        def move(p: Array, d: Array, group: Group) -> Array:
+            thawed = (step >= group.frozen_until).astype(jnp.float32)
+            return p - rate * group.lr_scale * thawed * (d + decay * group.wd_scale * p)
+
+        params = jax.tree.map(move, params, directions, self.groups)
+        return params, opt, {**norms, 'lr': rate, 'weight_decay': decay}
 
 
 class Rule(NamedTuple):
@@ -72,6 +98,7 @@ def optimizer(
     b2: float = 0.999,
     eps: float = 1e-8,
     clip: float | None = None,
+    no_decay: Sequence[str] = NO_DECAY,
     groups: Sequence[Mapping[str, Any]] = (),
 ) -> Optimizer:
     """AdamW with decoupled weight decay (arXiv 1711.05101), the section `optim` of a config.
@@ -82,6 +109,7 @@ def optimizer(
     schedule, weight_decay  schedules: numbers, lists by step or rules
     clip                    bound of the gradient norm of every clip group: g <- g min(1, clip / (norm + 1e-6)), as
                             torch does; None for no clipping
+    no_decay                patterns of parameters without weight decay: biases, norms and LayerScale by default
     groups                  rules for some of the parameters, see the top of this file
 
     `params` gives paths and shapes only.
@@ -90,24 +118,14 @@ def optimizer(
         raise UserError(f'optim.lr={lr!r}: must be a number of at least 0')
     if clip is not None and not (is_number(clip) and clip > 0):
         raise UserError(f'optim.clip={clip!r}: must be a number above 0, or None for no clipping')
-    table = parameter_groups(params, groups)
-    schedule_at = schedules.schedule(schedule, total_steps, 'optim.schedule')
-    decay_at = schedules.schedule(weight_decay, total_steps, 'optim.weight_decay')
-    adam = optax.scale_by_adam(b1, b2, eps)
-
-    def update(grads: Tree, opt: Tree, params: Tree, step: Array) -> tuple[Tree, Tree, Metrics]:
-        grads, norms = clip_by_group(grads, table, clip)
-        directions, opt = adam.update(grads, opt)
-        rate, decay = lr * schedule_at(step), decay_at(step)
-
-        def move(p: Array, d: Array, group: Group) -> Array:
-            thawed = (step >= group.frozen_until).astype(jnp.float32)
-            return p - rate * group.lr_scale * thawed * (d + decay * group.wd_scale * p)
-
-        params = jax.tree.map(move, params, directions, table)
-        return params, opt, {**norms, 'lr': rate, 'weight_decay': decay}
-
-    return Optimizer(adam.init, update)
+    return Optimizer(
+        lr,
+        schedules.schedule(schedule, total_steps, 'optim.schedule'),
+        schedules.schedule(weight_decay, total_steps, 'optim.weight_decay'),
+        optax.scale_by_adam(b1, b2, eps),
+        clip,
+        parameter_groups(params, groups, no_decay),
+    )
 
 
 def clip_by_group(grads: Tree, table: Tree, bound: float | None) -> tuple[Tree, Metrics]:
@@ -125,11 +143,15 @@ def clip_by_group(grads: Tree, table: Tree, bound: float | None) -> tuple[Tree, 
     return jax.tree.unflatten(structure, [g * scale[n] for g, n in zip(leaves, names)]), metrics
 
 
-def parameter_groups(params: Tree, rules: Sequence[Mapping[str, Any]]) -> Tree:
-    """A tree like `params` with the Group of every parameter; a rule that matches nothing is a UserError."""
+def parameter_groups(params: Tree, rules: Sequence[Mapping[str, Any]] = (), no_decay: Sequence[str] = NO_DECAY) -> Tree:
+    """A tree like `params` with the Group of every parameter. A rule that matches nothing is a UserError; a pattern of
+    `no_decay` may match nothing."""
     flat, structure = jax.tree_util.tree_flatten_with_path(params)
     shapes = {'/'.join(str(k.key) for k in path): leaf.shape for path, leaf in flat}
-    table = dict.fromkeys(shapes, Group())
+    table = {
+        path: Group(wd_scale=0.0 if any(fnmatch.fnmatchcase(path, pattern) for pattern in no_decay) else 1.0)
+        for path in shapes
+    }
     for i, cfg in enumerate(rules):
         rule = call(Rule, cfg, f'optim.groups[{i}]')
         matched = _matched(rule.match, shapes)

@@ -1,9 +1,9 @@
-"""Where a crop lies, and the one matrix per axis that cuts, resizes, flips and blurs it.
+"""The box of a crop, and the matrix for each axis that cuts, resizes, flips and blurs it.
 
 Cropping, antialiased resizing, flipping and Gaussian blur are all linear along each axis, so a crop is
 `Wy @ image @ Wx^T` with Wy [height out, height in] and Wx [width out, width in]: two matrix products that run on
-tensor cores, without a gather and with static shapes whatever the crop. Lengths are in picture pixels, pixel j
-covers [j, j+1), a box is (top, left, height, width).
+tensor cores, without a gather, and with static shapes for any crop. Lengths are in image pixels, pixel j covers
+[j, j+1), a box is (top, left, height, width).
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ BLUR_TAPS = 9  # the blur kernel of DINOv2
 
 
 def random_box(u: Array, extent: Array, area: tuple[float, float], aspect: tuple[float, float]) -> Array:
-    """A random-resized-crop box float32 [4] inside a picture of `extent` [2] (height, width), from u uniform [TRIES,4].
+    """The box float32 [4] of a random-resized crop inside an image of `extent` [2] (height, width).
 
-    The share of the picture's area is uniform in `area`, width / height log-uniform in `aspect`; the first of ten
-    draws that fits is placed uniformly, and if none fits, the largest centred box of an allowed aspect is taken
-    (the distribution of torchvision's RandomResizedCrop, without its rounding to whole pixels).
+    u [TRIES,4] is uniform in [0,1). The share of the image's area is uniform in `area`, width / height is log-uniform
+    in `aspect`. The first of ten draws that fits is placed uniformly. If none fits, the box is the largest centred one
+    with an allowed aspect. This is the distribution of torchvision's RandomResizedCrop, without its rounding to whole
+    pixels.
     """
     full_height, full_width = extent[0].astype(jnp.float32), extent[1].astype(jnp.float32)
     root_area = jnp.sqrt(between(u[:, 0], area) * full_height * full_width)
@@ -38,7 +39,7 @@ def random_box(u: Array, extent: Array, area: tuple[float, float], aspect: tuple
 
 
 def centre_square(extent: Array) -> Array:
-    """The largest centred square box float32 [4] of a picture of `extent` [2]."""
+    """The largest centred square box float32 [4] of an image of `extent` [2]."""
     height, width = extent[0].astype(jnp.float32), extent[1].astype(jnp.float32)
     side = jnp.minimum(height, width)
     return jnp.stack([(height - side) / 2, (width - side) / 2, side, side])
@@ -47,7 +48,7 @@ def centre_square(extent: Array) -> Array:
 def crop(image: Array, extent: Array, box: Array, size: tuple[int, int], flip: Array, sigma: Array) -> Array:
     """Cuts `box` [4] out of one image [H,W,C] and resizes it to `size`: float32 [h,w,C], which may overshoot.
 
-    `extent` [2] is the picture's own height and width on the canvas: nothing outside it is read. `flip` (bool)
+    `extent` [2] is the height and width of the image on its canvas; nothing outside is read. `flip` (bool)
     mirrors left and right; `sigma` is the standard deviation of a Gaussian blur in output pixels, 0 for none.
     """
     down = axis_matrix(box[0], box[2], extent[0], jnp.zeros((), bool), sigma, size[0], image.shape[0])
@@ -66,7 +67,7 @@ def axis_matrix(start: Array, length: Array, extent: Array, flip: Array, sigma: 
     kernel with a = -.5 (what PIL and torch use for antialiased bicubic resizing). Pixels at or beyond `extent` get
     no weight. `flip` reverses the rows. The blur is a Gaussian of nine taps over the rows, reflected at both ends.
     """
-    # the rows that the blur reads beyond both ends are the reflected ones, so they are made here and not padded on
+    # the blur reads reflected rows beyond both ends: they are computed here, which needs no padding later
     i = jnp.pad(jnp.arange(size), BLUR_TAPS // 2, mode='reflect')
     i = jnp.where(flip, size - 1 - i, i)
     j = jnp.arange(canvas)
@@ -95,5 +96,5 @@ def gaussian(sigma: Array) -> Array:
 
 
 def between(u: Array, limits: tuple) -> Array:
-    """u in [0,1) -> a number between the two limits."""
+    """A number between the two limits, from u in [0,1)."""
     return limits[0] + u * (limits[1] - limits[0])

@@ -1,8 +1,8 @@
-"""DINOv2's public weights <-> ours: Meta's names, Hugging Face's names, safetensors files.
+"""DINOv2's public weights <-> ours, in Meta's names and in Hugging Face's.
 
-Only renames, transposes and reshapes, so gradients map by the same functions. Names of our ViT are in
-`medjax.models.towers.vit`, of the head in `medjax.models.heads`; torch's Linear weights are (out, in), its convolutions
-(out, in, height, width), and Meta's pos_embed holds the CLS row first.
+Arrays are only renamed, transposed and reshaped, so gradients are converted by the same functions. Our names come from
+`medjax.models.towers.vit` and `medjax.models.heads.dino_head`. torch's Linear weights are (out, in), its convolutions
+(out, in, height, width). The first row of Meta's pos_embed belongs to CLS.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from einops import rearrange
 
 from medjax.errors import UserError
 from medjax.weights import export
-from medjax.weights.fit import Params, State, back, put, turn
+from medjax.weights.fit import Params, State, from_torch, set_path, to_torch
 
-# Hugging Face's names -> Meta's, after the three projections of attention (and SwiGLU's two) have been joined.
-# The names in brackets are those that transformers 5 gives to modules in memory; files keep the older ones.
+# Hugging Face's names -> Meta's: patterns and replacements, applied in this order. Some patterns match two names: files
+# have the older names, and transformers 5 gives newer names to the modules in memory.
 HUGGING_FACE = [
     (r'^(dinov2|dinov2_with_registers)\.', ''),
     (r'^embeddings\.position_embeddings$', 'pos_embed'),
@@ -32,12 +32,13 @@ HUGGING_FACE = [
     (r'\.mlp\.weights_in\.', '.mlp.w12.'),
     (r'\.mlp\.(?:weights_out|down_proj)\.', '.mlp.w3.'),
 ]
+# Arrays that Meta stores joined along their first axis; the last name is Meta's.
 JOINED = [
     ('.attn.query.', '.attn.key.', '.attn.value.', '.attn.qkv.'),
     ('.mlp.gate_proj.', '.mlp.up_proj.', '.mlp.w12.'),
 ]
 
-# Meta's names inside a block -> ours, with the way from torch's array to ours (and back, as einops patterns).
+# Meta's names inside a block -> our path, and the einops pattern from torch's order of axes to ours.
 BLOCK = {
     'norm1.weight': ('norm1/scale', 'd -> d'),
     'norm1.bias': ('norm1/bias', 'd -> d'),
@@ -64,20 +65,22 @@ OUTSIDE = {
 
 
 def backbone(state: State, heads: int | None = None) -> Params:
-    """A DINOv2 backbone in Meta's or Hugging Face's names -> params of our ViT.
+    """A DINOv2 backbone in Meta's or Hugging Face's names -> parameters of our ViT.
 
-    heads     of attention, which the arrays do not tell; None: one for 64 features, as in every public model
+    `heads` is the number of attention heads, which cannot be seen in the arrays. None: width / 64, as in every public
+    model.
     """
     state = to_meta_names(state)
     params: Params = {}
     blocks: dict[str, dict[int, np.ndarray]] = {}
     unknown = []
     for name, array in state.items():
-        block = re.fullmatch(r'blocks\.(?:\d+\.)?(\d+)\.(.+)', name)  # a chunked block has its chunk's number first
+        # a model trained with FSDP has its blocks in chunks: blocks.<chunk>.<block>.…
+        block = re.fullmatch(r'blocks\.(?:\d+\.)?(\d+)\.(.+)', name)
         if block and block[2] in BLOCK:
             blocks.setdefault(block[2], {})[int(block[1])] = array
         elif name in OUTSIDE:
-            put(params, OUTSIDE[name][0], turn(name, array, OUTSIDE[name][1]))
+            set_path(params, OUTSIDE[name][0], from_torch(name, array, OUTSIDE[name][1]))
         elif name != 'pos_embed':
             unknown.append(name)
     if unknown:
@@ -95,8 +98,8 @@ def backbone(state: State, heads: int | None = None) -> Params:
             raise UserError(f'{name} is there for blocks {sorted(layers)} of {depth}')
         path, pattern = BLOCK[name]
         sizes = dict(c=3, h=heads) if 'qkv' in name else dict(h=heads) if '(h k)' in pattern else {}
-        stack = [turn(f'blocks.{i}.{name}', layers[i], pattern, **sizes) for i in range(depth)]
-        put(params, 'blocks/' + path, np.stack(stack))
+        stack = [from_torch(f'blocks.{i}.{name}', layers[i], pattern, **sizes) for i in range(depth)]
+        set_path(params, 'blocks/' + path, np.stack(stack))
 
     positions = state['pos_embed'][0]
     side = int(np.sqrt(len(positions) - 1))
@@ -108,8 +111,8 @@ def backbone(state: State, heads: int | None = None) -> Params:
 
 
 def head(state: State) -> Params:
-    """A DINOHead in Meta's names (mlp.0.weight, …, last_layer.weight_g and weight_v) -> params of `dino_head`."""
-    # newer torch keeps the weight norm's two parameters under other names
+    """A DINOHead in Meta's names (mlp.0.weight, …, last_layer.weight_g and weight_v) -> parameters of `dino_head`."""
+    # newer versions of torch have other names for the two parameters of weight norm
     newer = {f'last_layer.parametrizations.weight.original{i}': f'last_layer.weight_{x}' for i, x in enumerate('gv')}
     state = {newer.get(name, name): np.asarray(array, np.float32) for name, array in state.items()}
     layers = sorted({int(m[1]) for name in state if (m := re.fullmatch(r'mlp\.(\d+)\.(?:weight|bias)', name))})
@@ -118,7 +121,7 @@ def head(state: State) -> Params:
     for i, prefix in enumerate(['mlp'] if single else [f'mlp.{n}' for n in layers]):
         if f'{prefix}.weight' not in state:
             raise UserError(f'a DINO head lacks {prefix}.weight')
-        params[f'mlp_{i}'] = dict(kernel=turn(prefix, state[f'{prefix}.weight'], 'o i -> i o'))
+        params[f'mlp_{i}'] = dict(kernel=from_torch(prefix, state[f'{prefix}.weight'], 'o i -> i o'))
         if f'{prefix}.bias' in state:
             params[f'mlp_{i}']['bias'] = state[f'{prefix}.bias']
     if not params or not {'last_layer.weight_g', 'last_layer.weight_v'} <= set(state):
@@ -126,27 +129,27 @@ def head(state: State) -> Params:
     unknown = [name for name in state if not re.fullmatch(r'mlp\.(\d+\.)?(weight|bias)|last_layer\.weight_[gv]', name)]
     if unknown:
         raise UserError(f'{len(unknown)} names are not of a DINO head, the first {unknown[0]!r}')
-    gain = turn('last_layer.weight_g', state['last_layer.weight_g'], 'k 1 -> k')
-    direction = turn('last_layer.weight_v', state['last_layer.weight_v'], 'k b -> b k')
+    gain = from_torch('last_layer.weight_g', state['last_layer.weight_g'], 'k 1 -> k')
+    direction = from_torch('last_layer.weight_v', state['last_layer.weight_v'], 'k b -> b k')
     return params | dict(prototypes=dict(direction=direction, gain=gain))
 
 
 def to_meta(params: Params) -> dict[str, np.ndarray]:
-    """Params of our ViT -> a state in Meta's names: the inverse of `backbone`."""
+    """Parameters of our ViT -> arrays in Meta's names. The inverse of `backbone`."""
     flat = export.flatten(params)
     positions = np.concatenate([flat['pos_cls'][None], rearrange(flat['pos_grid'], 'h w d -> (h w) d')])
     state = {'pos_embed': positions[None]}
     for name, (path, pattern) in OUTSIDE.items():
         if path in flat:
-            state[name] = back(flat[path], pattern)
+            state[name] = to_torch(flat[path], pattern)
     for name, (path, pattern) in BLOCK.items():
         if f'blocks/{path}' in flat:
-            state |= {f'blocks.{i}.{name}': back(array, pattern) for i, array in enumerate(flat[f'blocks/{path}'])}
+            state |= {f'blocks.{i}.{name}': to_torch(array, pattern) for i, array in enumerate(flat[f'blocks/{path}'])}
     return state
 
 
 def head_to_meta(params: Params) -> dict[str, np.ndarray]:
-    """Params of a dino_head -> a state in Meta's names: the inverse of `head`."""
+    """Parameters of a `dino_head` -> arrays in Meta's names. The inverse of `head`."""
     state = {}
     layers = [params[f'mlp_{i}'] for i in range(len(params) - 1)]
     for i, layer in enumerate(layers):
@@ -160,17 +163,17 @@ def head_to_meta(params: Params) -> dict[str, np.ndarray]:
 
 
 def to_meta_names(state: State) -> dict[str, np.ndarray]:
-    """Hugging Face's names -> Meta's; Meta's stay as they are."""
+    """The arrays in Meta's names; names of Meta stay as they are."""
     renamed = {}
     for name, array in state.items():
         for pattern, new in HUGGING_FACE:
             name = re.sub(pattern, new, name)
         renamed[name] = np.asarray(array, np.float32)
-    for *parts, whole in JOINED:
-        for name in [name for name in renamed if parts[0] in name]:
-            names = [name.replace(parts[0], part) for part in parts]
-            absent = [n for n in names if n not in renamed]
-            if absent:
-                raise UserError(f'{name} is there without {absent[0]}')
-            renamed[name.replace(parts[0], whole)] = np.concatenate([renamed.pop(n) for n in names])
+    for *pieces, joined in JOINED:
+        for name in [name for name in renamed if pieces[0] in name]:
+            names = [name.replace(pieces[0], piece) for piece in pieces]
+            missing = [n for n in names if n not in renamed]
+            if missing:
+                raise UserError(f'{name} is there without {missing[0]}')
+            renamed[name.replace(pieces[0], joined)] = np.concatenate([renamed.pop(n) for n in names])
     return renamed

@@ -1,8 +1,8 @@
-"""Exports: what a run gives to everybody else, RUN/exports/<step>/{meta.json, weights.safetensors}. No orbax, no flax.
+"""Exports: what a run gives to everybody else, RUN/exports/<step>/{meta.json, weights.safetensors}.
 
-meta.json says what the arrays are: step, copy, the configs of towers and heads, the preprocessing of images. With a
-text tower the file of its tokenizer lies beside it, and meta's `tokenizer` says how it is used.
-An export appears whole or not at all: it is written into a hidden folder beside it, then renamed.
+meta.json describes the arrays: step, network, the configs of towers and heads, the preprocessing of images. An export
+with a text tower also holds the file of its tokenizer, and `tokenizer` in meta.json says how to use it. An export
+appears whole or not at all. To read one, neither orbax nor flax is needed.
 """
 
 from __future__ import annotations
@@ -19,29 +19,29 @@ from safetensors.numpy import load_file, save_file
 from medjax import files
 from medjax.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 
 
 def save(folder: str | Path, params: Any, meta: dict[str, Any], others: Mapping[str, bytes] | None = None) -> Path:
-    """Writes the export `folder`: nested dicts of arrays, their meta, other files by name. Replaces what is there."""
+    """Writes an export, in place of the one that is there: nested dicts of arrays, their meta, other files by name."""
     folder = Path(folder)
     arrays = {name: np.ascontiguousarray(array) for name, array in flatten(params).items()}
     with files.whole_folder(folder) as hidden:
         save_file(arrays, hidden / 'weights.safetensors')
-        (hidden / 'meta.json').write_text(json.dumps(dict(format=FORMAT) | meta, indent=1))
+        (hidden / 'meta.json').write_text(json.dumps(meta | dict(format=FORMAT), indent=1))
         for name, content in (others or {}).items():
             (hidden / name).write_bytes(content)
     return folder
 
 
 def load(folder: str | Path) -> tuple[Any, dict[str, Any]]:
-    """The export in `folder` -> (params as nested dicts of numpy arrays, meta)."""
+    """The export in `folder`: parameters as nested dicts of numpy arrays, and meta."""
     meta = read_meta(folder)
     return unflatten(read_safetensors(Path(folder) / 'weights.safetensors')), meta
 
 
 def read_meta(folder: str | Path) -> dict[str, Any]:
-    """meta.json of an export."""
+    """meta.json of an export, with the keys of the present format."""
     path = Path(folder) / 'meta.json'
     try:
         meta = json.loads(path.read_text())
@@ -49,13 +49,36 @@ def read_meta(folder: str | Path) -> dict[str, Any]:
         raise UserError(f'{folder} is no export: it has no meta.json') from None
     except ValueError:
         raise UserError(f'{path} is no JSON') from None
+    if meta.get('format') == 1:
+        return from_format_1(meta)
     if meta.get('format') != FORMAT:
-        raise UserError(f'{path}: format {meta.get("format")!r} is not known to this version, which reads {FORMAT}')
+        raise UserError(
+            f'{path}: the export has format {meta.get("format")!r}, and this version of medjax reads 1 and {FORMAT}; '
+            'use the version that wrote it, or a newer one'
+        )
     return meta
 
 
+def from_format_1(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Meta of format 1 with the keys of format 2.
+
+    `copy` became `network`. The key `layout` of the towers vit and text became `family`, and so did the value 'layout'
+    of `layerscale`. Nothing else changed, and the arrays are the same.
+    """
+
+    def tower(cfg: Mapping[str, Any]) -> dict[str, Any]:
+        if cfg.get('tower') not in ('vit', 'text'):
+            return dict(cfg)  # a user's own tower may have a `layout` of another kind
+        cfg = {'family' if key == 'layout' else key: value for key, value in cfg.items()}
+        return cfg | (dict(layerscale='family') if cfg.get('layerscale') == 'layout' else {})
+
+    renamed = {'network' if key == 'copy' else key: value for key, value in meta.items()}
+    towers = {name: tower(cfg) for name, cfg in meta.get('towers', {}).items()}
+    return renamed | dict(format=FORMAT, towers=towers)
+
+
 def steps(run: str | Path) -> list[int]:
-    """The steps that a run has exports of, sorted; none where there is no export yet."""
+    """The steps at which a run wrote exports, sorted."""
     folder = Path(run) / 'exports'
     return sorted(int(p.parent.name) for p in folder.glob('*/meta.json') if p.parent.name.isdecimal())
 
@@ -71,7 +94,7 @@ def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
 
 
 def flatten(tree: Any, shapes: bool = False, prefix: str = '') -> dict[str, Any]:
-    """Nested dicts -> {'towers/image/cls': array} (or its shape)."""
+    """Nested dicts of arrays -> {'towers/image/cls': array}, or the shape in place of the array."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Arrays of public weights -> those that a configuration wants: reshaped, resized, and compared by name and shape."""
+"""Fits the arrays of weights to a configuration, and checks their names and shapes."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from medjax.models.towers.vit import resize_grid
 from medjax.weights import export
 
 Params = dict[str, Any]
-State = Mapping[str, np.ndarray]  # a file's arrays by their names
+State = Mapping[str, np.ndarray]  # the arrays of a file by name
 
 
 def fit(params: Params, wanted: Params, antialias: bool, offset: float) -> Params:
-    """`params` of a tower for another grid of position embeddings, other image channels, a shorter context.
+    """The parameters of a tower for another grid of positions, another number of image channels or a shorter context.
 
-    `wanted` is the tree of the configuration's shapes. `antialias` and `offset` are those of `vit.cubic_weights`. What
-    cannot be made to fit stays as it is, for `check_like` to tell.
+    `wanted` is the tree of shapes of the configuration. `antialias` and `offset` are explained at `vit.cubic_weights`.
+    Other arrays stay as they are; `check_like` finds those that do not fit.
     """
     flat, shapes = export.flatten(params), export.flatten(wanted, shapes=True)
     for name, shape in shapes.items():
@@ -37,8 +37,11 @@ def fit(params: Params, wanted: Params, antialias: bool, offset: float) -> Param
 
 
 def adapt_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
-    """A first convolution [h,w,C,D] for another number of channels, exact for grey images repeated over the channels:
-    3 -> 1 sums over them, 1 -> n shares the kernel out."""
+    """A first convolution [h,w,C,D] for another number of image channels.
+
+    From n channels to one it sums over the channels. From one channel to n it divides the kernel evenly. Both give the
+    same result as before for a grey image that is repeated over the channels.
+    """
     if kernel.shape[2] == channels:
         return kernel
     if 1 not in (kernel.shape[2], channels):
@@ -48,36 +51,36 @@ def adapt_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
 
 
 def check_like(params: Params, wanted: Params, where: str) -> None:
-    """A UserError that names the first array of `params` that is missing, extra or of another shape than `wanted`'s."""
-    have, want = export.flatten(params, shapes=True), export.flatten(wanted, shapes=True)
-    for name in want:
-        if name not in have:
+    """A UserError that names the first array that is missing from `params`, is not in `wanted` or has another shape."""
+    shapes, wanted_shapes = export.flatten(params, shapes=True), export.flatten(wanted, shapes=True)
+    for name, shape in wanted_shapes.items():
+        if name not in shapes:
             raise UserError(f'{where}: {name} is missing from the weights')
-        if have[name] != want[name]:
+        if shapes[name] != shape:
+            raise UserError(f'{where}: {name} has shape {shapes[name]} in the weights, {shape} in this configuration')
+    for name in shapes:
+        if name not in wanted_shapes:
             raise UserError(
-                f'{where}: {name} has shape {have[name]} in the weights, {want[name]} in this configuration'
+                f'{where}: the weights have {name}, this configuration does not{suggest(name, wanted_shapes)}'
             )
-    for name in have:
-        if name not in want:
-            raise UserError(f'{where}: the weights have {name}, this configuration does not{suggest(name, want)}')
 
 
-def turn(name: str, array: np.ndarray, pattern: str, **sizes: int) -> np.ndarray:
-    """einops' rearrange, with a sentence where the shape does not fit."""
+def from_torch(name: str, array: np.ndarray, pattern: str, **sizes: int) -> np.ndarray:
+    """An array of torch in our order of axes; `pattern` is one of einops. UserError if the shape does not fit."""
     try:
         return rearrange(array, pattern, **sizes)
     except Exception as error:  # einops has no error class of its own for a shape that does not fit
         raise UserError(f'{name} has shape {np.shape(array)}, which does not fit {pattern!r} with {sizes}') from error
 
 
-def back(array: np.ndarray, pattern: str) -> np.ndarray:
-    """The inverse of `turn`."""
+def to_torch(array: np.ndarray, pattern: str) -> np.ndarray:
+    """The inverse of `from_torch`, for the same pattern."""
     torch, ours = pattern.split(' -> ')
     return rearrange(array, f'{ours} -> {torch}')
 
 
-def put(tree: Params, path: str, value: np.ndarray) -> None:
-    """Sets the array at 'a/b/c' of nested dicts."""
+def set_path(tree: Params, path: str, value: np.ndarray) -> None:
+    """Sets the array at the path 'a/b/c' of nested dicts."""
     *parents, last = path.split('/')
     for key in parents:
         tree = tree.setdefault(key, {})

@@ -45,8 +45,8 @@ def test_table(folder, tmp_path):
     assert sum(data.splits.values()) == 28 and data.dropped == 3 and data.size == 12
     assert '28 records' in out and 'labels: mass' in out and 'set aside: 3 images' in out
     assert '14 patients, none in two splits' in out and "namespace of the ids 'clinic'" in out
-    for words in ('line 6: an empty file', 'line 7: damaged JPEG', "line 32: the path leaves the folder ('..')"):
-        assert words in out
+    for text in ('line 6: an empty file', 'line 7: damaged JPEG', "line 32: the path leaves the folder ('..')"):
+        assert text in out
     with (tmp_path / 'data' / 'drops.csv').open() as file:
         assert [row['where'] for row in csv.DictReader(file)] == [f'metadata.csv line {n}' for n in (32, 6, 7)]
     assert 'SECRET' not in out + err
@@ -61,7 +61,7 @@ def test_jpegs_keep_their_bytes_where_no_resize_is_needed(folder, tmp_path):
     assert {data.split(s).raw(i)['image'] for s, n in data.splits.items() for i in range(n)} == originals
 
 
-def test_npz_there_and_back(tmp_path):
+def test_npz_is_read_and_written(tmp_path):
     images = np.random.default_rng(0).integers(0, 255, (6, 8, 8)).astype(np.uint8)
     np.savez(tmp_path / 'a.npz', train_images=images, train_labels=np.arange(6)[:, None] % 2)
     code, _, err = medjax('npz', tmp_path / 'a.npz', '--out', tmp_path / 'data', '--npz', tmp_path / 'b.npz')
@@ -72,19 +72,20 @@ def test_npz_there_and_back(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('argv', 'words'),
+    ('argv', 'message'),
     [
-        (['tabel', 'x'], "no 'tabel'"),
+        (['tabel', 'x'], "no kind of source 'tabel'"),
         (['table', 'nowhere', '--out', 'x'], 'is not a folder'),
         (['table', 'nowhere', '--size', '0', '--out', 'x'], 'at least one pixel'),
-        (['table', 'nowhere'], 'say where to: --out DATA'),
+        (['table', 'nowhere'], 'the folder of the data set is missing: --out DATA'),
         (['npz', 'nowhere.npz', '--out', 'x'], 'does not exist'),
+        (['--out', 'x'], 'the kind of the source comes first'),
     ],
 )
-def test_mistakes_are_one_line(argv, words):
+def test_mistakes_are_one_line(argv, message):
     code, out, err = medjax(*argv)
     assert code == 2 and not out
-    assert words in err and err.count('\n') == 1
+    assert message in err and err.count('\n') == 1
 
 
 def test_patients_in_two_splits_are_refused_and_nothing_is_left(folder, tmp_path):
@@ -96,7 +97,7 @@ def test_patients_in_two_splits_are_refused_and_nothing_is_left(folder, tmp_path
     assert [path.name for path in tmp_path.iterdir()] == ['clinic']
 
 
-def test_help_names_the_kinds():
+def test_help_lists_the_kinds():
     code, out, _ = medjax('--help')
     assert code == 0 and 'npz' in out and 'table' in out
     with pytest.raises(SystemExit) as end:

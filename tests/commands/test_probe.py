@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medjax import cli
+from medjax import cli, files
 from medjax.data import records
 from medjax.data.audit import seen
 from medjax.errors import UserError
@@ -77,7 +77,7 @@ def probed(tmp_path_factory, data):
     return run
 
 
-def files(run):
+def result_files(run):
     return {str(p.relative_to(run / 'probes')) for p in (run / 'probes').rglob('*.json')}
 
 
@@ -100,7 +100,9 @@ def test_policies_that_are_refused(probed, data, capsys, policy, words):
 
 def test_the_newest_export_and_both_baselines(probed, data):
     name = records.open(data).name
-    assert files(probed) == {f'{e}/{name}.{p}.json' for e in ('20', 'random', 'pixels') for p in ('knn', 'linear')}
+    assert result_files(probed) == {
+        f'{e}/{name}.{p}.json' for e in ('20', 'random', 'pixels') for p in ('knn', 'linear')
+    }
     result = json.loads((probed / 'probes' / '20' / f'{name}.linear.json').read_text())
     assert result['skipped_labels'] == {'rare': 'no positive record in train; no positive record in test'}
     assert set(result['results']['auroc']) == {'mean', 'square', 'left'}
@@ -132,7 +134,7 @@ def test_nothing_is_computed_twice_and_changed_settings_are(probed, data, capsys
     assert '| random init | linear |' in table and '| raw pixels | knn |' in table and '| step 20 | linear |' in table
     assert table.count('\n|') == 8 and 'balanced accuracy' in table
     with monkeypatch.context() as patch:
-        patch.setattr(encode, '_run', lambda *a, **k: pytest.fail('encoded again in spite of the cache'))
+        patch.setattr(encode, '_encode_all', lambda *a, **k: pytest.fail('encoded again in spite of the cache'))
         assert cli.main([*command[:-1], '40', '--probes', 'knn']) == 0
     name = records.open(data).name
     assert json.loads((probed / 'probes' / '20' / f'{name}.knn.json').read_text())['bootstrap']['draws'] == 40
@@ -141,11 +143,11 @@ def test_nothing_is_computed_twice_and_changed_settings_are(probed, data, capsys
 def test_steps(probed, data):
     assert cli.main(['probe', '--run', str(probed), '--data', str(data), '--steps', 'all', '--probes', 'knn']) == 0
     assert (probed / 'probes' / '10' / f'{records.open(data).name}.knn.json').exists()
-    assert watch.chosen(probed, '20,10') == [20, 10]
+    assert watch.select_steps(probed, '20,10') == [20, 10]
     with pytest.raises(UserError, match='no export of step 15; it has 10, 20'):
-        watch.chosen(probed, '15')
+        watch.select_steps(probed, '15')
     with pytest.raises(UserError, match="'all' or numbers"):
-        watch.chosen(probed, 'last')
+        watch.select_steps(probed, 'last')
 
 
 def test_the_cache_follows_weights_and_preprocessing(tmp_path, data):
@@ -231,9 +233,9 @@ def test_follow_waits_for_exports_and_survives_a_half_written_one(tmp_path, data
     job.start()
     code = cli.main(['probe', '--run', str(run), '--data', str(data), '--follow', '--probes', 'knn', '--draws', '20'])
     job.join()
-    assert {path.split('/')[0] for path in files(run)} == {'1', '2', 'random', 'pixels'}
-    told = capsys.readouterr().err
-    assert code == 1 and 'export 3 failed' in told and 'export 2' not in told and 'Traceback' not in told
+    assert {path.split('/')[0] for path in result_files(run)} == {'1', '2', 'random', 'pixels'}
+    output = capsys.readouterr().err
+    assert code == 1 and 'export 3 failed' in output and 'export 2' not in output and 'Traceback' not in output
 
 
 @pytest.fixture
@@ -264,11 +266,11 @@ def test_follow_waits_for_the_folder_and_ends_where_a_run_is_silent(tmp_path, cl
         return folder.name
 
     got = [(step, type(one)) for step, one in watch.follow(run, load)]
-    assert got == [(1, str), (2, str), (3, ValueError)], 'what is unreadable is told at the end'
+    assert got == [(1, str), (2, str), (3, ValueError)], 'an unreadable export is given at the end'
     assert 36_100 + watch.PATIENCE_S <= now[0] < 36_200 + watch.PATIENCE_S
-    told = capsys.readouterr().err
-    assert 'not there yet: waiting' in told
-    assert 'no new export and no change of metrics.jsonl for 60 minutes' in told
+    output = capsys.readouterr().err
+    assert 'not there yet: waiting' in output
+    assert 'no new export and no change of metrics.jsonl for 60 minutes' in output
 
 
 def test_follow_of_a_run_that_never_exported(tmp_path, data, clock, capsys):
@@ -282,7 +284,7 @@ def test_follow_of_a_run_that_never_exported(tmp_path, data, clock, capsys):
 def test_scores_are_for_those_who_may_read_the_results(tmp_path):
     before = os.umask(0o027)
     try:
-        encode.write_npz(tmp_path / 'scores.npz', scores=np.zeros(3))
+        files.write_npz(tmp_path / 'scores.npz', scores=np.zeros(3))
     finally:
         os.umask(before)
     (path,) = tmp_path.iterdir()
@@ -290,20 +292,20 @@ def test_scores_are_for_those_who_may_read_the_results(tmp_path):
 
 
 def test_one_failing_probe_stops_nothing(tmp_path, data, monkeypatch, capsys):
-    module = tmp_path / 'broken_probe' / 'mine.py'
+    module = tmp_path / 'broken_probe' / 'failing.py'
     module.parent.mkdir()
     (module.parent / '__init__.py').touch()
-    module.write_text("name = 'mine'\ndef run(task):\n    raise ValueError('not today')\n")
+    module.write_text("name = 'failing'\ndef run(inputs):\n    raise ValueError('not today')\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     run = tmp_path / 'run'
     make_export(run, 1)
     command = ['probe', '--run', str(run), '--data', str(data), '--baselines', 'none', '--draws', '20']
-    assert cli.main([*command, '--probes', 'broken_probe.mine,knn']) == 1
-    told = capsys.readouterr()
-    assert 'mine on step 1' in told.err and 'ValueError: not today' in told.err
-    assert '| step 1 | knn |' in told.out
-    assert 'overlap with pretraining unknown' in told.out
-    sys.modules.pop('broken_probe.mine')
+    assert cli.main([*command, '--probes', 'broken_probe.failing,knn']) == 1
+    output = capsys.readouterr()
+    assert 'failing on step 1' in output.err and 'ValueError: not today' in output.err
+    assert '| step 1 | knn |' in output.out
+    assert 'overlap with pretraining unknown' in output.out
+    sys.modules.pop('broken_probe.failing')
 
 
 def test_seen_records_are_counted(tmp_path, data):
@@ -316,9 +318,9 @@ def test_seen_records_are_counted(tmp_path, data):
         seen |= {kind: hashes, f'{kind}/key': np.zeros(len(hashes), np.uint8)}
     (run / 'data').mkdir(parents=True)
     np.savez(run / 'data' / 'seen.npz', **seen, pixels=np.unique(train.keys('pixels')))
-    found = results.provenance(run, encoder, opened)
-    assert found['overlap']['image'] == pytest.approx(3 / len(test)) and found['overlap']['pixels'] == 0
-    assert 'with an id' in found['provenance'] and f'{300 / len(test):.1f} %' in found['provenance']
+    origin = results.provenance(run, encoder, opened)
+    assert origin['overlap']['image'] == pytest.approx(3 / len(test)) and origin['overlap']['pixels'] == 0
+    assert f'the image (by its id) of {300 / len(test):.1f} %' in origin['provenance']
     other = encoder._replace(meta=dict(seen='0' * 64))
     assert 'unknown: data/seen.npz is not the one' in results.provenance(run, other, opened)['provenance']
 
@@ -345,8 +347,8 @@ def test_mistakes_are_sentences(tmp_path, data, capsys):
     for what, (run, path, *rest), words in mistakes(tmp_path, data):
         capsys.readouterr()
         assert cli.main(['probe', '--run', str(run), '--data', str(path), *rest]) == 2, what
-        told = capsys.readouterr().err
-        assert words in told and 'Traceback' not in told, (what, told)
+        output = capsys.readouterr().err
+        assert words in output and 'Traceback' not in output, (what, output)
 
 
 def test_an_encoder_of_three_channels_reads_grey_pictures(tmp_path, data):

@@ -56,7 +56,7 @@ def recipe() -> configs.ConfigDict:
 def sources(stream: Stream, part: str, step: int) -> np.ndarray:
     """The source of every row of a batch."""
     rows = stream.rows[part]
-    return np.array([stream.parts[part].sources[stream.parts[part].order[step * rows + r][0]] for r in range(rows)])
+    return np.array([stream.parts[part].sources[stream.parts[part].mixing[step * rows + r][0]] for r in range(rows)])
 
 
 def test_all_kinds_of_rows_train_one_tower(datasets):

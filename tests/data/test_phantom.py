@@ -1,4 +1,4 @@
-"""The phantom: line integrals against float64 references, and a data set whose parts agree with each other."""
+"""The phantom: line integrals against float64 references; images, masks, labels and reports that agree."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def frontals() -> list[phantom.Image]:
 
 
 def _everything() -> list[projection.Piece]:
-    """A scene with every kind of piece: fluid under air on one side, fluid that is drawn up on the other."""
+    """Scenes with every kind of piece: an effusion below a pneumothorax, and an effusion alone."""
     rng = np.random.default_rng(3)
     body = anatomy.draw_body(rng)._replace(sex='F')
     drawn = {name: findings._draw(name, rng) for name in findings.FINDINGS}
@@ -38,13 +38,17 @@ def _everything() -> list[projection.Piece]:
 
 
 def _primitives(solid: projection.Solid) -> list:
-    return [p for part in solid.parts for p in _primitives(part)] if isinstance(solid, projection.Common) else [solid]
+    return (
+        [p for inner in solid.solids for p in _primitives(inner)]
+        if isinstance(solid, projection.Intersection)
+        else [solid]
+    )
 
 
 def _holds(solid: projection.Solid, points: np.ndarray) -> np.ndarray:
-    """[n,3] -> bool [n], from the definitions of the solids."""
-    if isinstance(solid, projection.Common):
-        return np.logical_and.reduce([_holds(part, points) for part in solid.parts])
+    """[n,3] -> bool [n]: whether points lie in a solid, from its definition."""
+    if isinstance(solid, projection.Intersection):
+        return np.logical_and.reduce([_holds(inner, points) for inner in solid.solids])
     if isinstance(solid, projection.Ellipsoid):
         return (np.linalg.solve(solid.axes, (points - solid.centre).T) ** 2).sum(0) <= 1
     height = points @ solid.normal
@@ -59,7 +63,7 @@ def _inside(piece: projection.Piece, points: np.ndarray) -> np.ndarray:
 
 
 def _crossings(solid: projection.Ellipsoid | projection.Plate, start: np.ndarray, way: np.ndarray) -> list[float]:
-    """Depths where the ray start + t way meets a surface, by numpy's roots in float64."""
+    """The t at which the ray start + t way meets a surface, by numpy's roots in float64."""
     if isinstance(solid, projection.Plate):
         return [(b - solid.normal @ start) / (solid.normal @ way) for b in (solid.low, solid.high) if np.isfinite(b)]
     p, q = np.linalg.solve(solid.axes, start - solid.centre), np.linalg.solve(solid.axes, way)
@@ -69,7 +73,7 @@ def _crossings(solid: projection.Ellipsoid | projection.Plate, start: np.ndarray
 
 @pytest.mark.parametrize('view', ['PA', 'AP', 'lateral'])
 def test_line_integrals_between_surfaces(view: str) -> None:
-    """Between two neighbouring surfaces the density is constant: its value at the middle times the length is exact."""
+    """Between two surfaces the density is constant, so the value in the middle times the length is exact."""
     pieces = _everything()
     pose = detector.Pose(view, (0.2, -0.1, 0.15), (1.0, 2.0), 38.0, 150.0)
     camera = detector.camera(pose, 48)
@@ -110,7 +114,7 @@ def test_line_integrals_by_small_steps() -> None:
 
 
 def test_a_shadow_box_cuts_nothing_off() -> None:
-    """Every ellipsoid alone, on the whole picture: no ray outside its box meets it."""
+    """Compares each ellipsoid with its chords on the whole image: no ray outside its box meets it."""
     camera = detector.camera(detector.Pose('lateral', (0.2, 0.1, 0.1), (0.0, 2.0), 38.0, 150.0), 40)
     rays = np.stack([*np.meshgrid(camera.u, camera.v), np.ones((40, 40))], -1).astype(np.float64) @ camera.axes
     for piece in _everything()[::7]:
@@ -158,23 +162,24 @@ def test_noise_is_that_of_counted_photons(thickness: float) -> None:
 def test_records_depend_on_seed_and_index_alone() -> None:
     first = phantom.record(5, SMALL)
     phantom.record(900, SMALL)
-    again = phantom.record(5, SMALL)
-    np.testing.assert_array_equal(first.image, again.image)
-    np.testing.assert_array_equal(first.mask, again.mask)
-    assert (first.text, first.info, first.labels) == (again.text, again.info, again.labels)
+    second = phantom.record(5, SMALL)
+    np.testing.assert_array_equal(first.image, second.image)
+    np.testing.assert_array_equal(first.mask, second.mask)
+    assert (first.text, first.attributes, first.labels) == (second.text, second.attributes, second.labels)
     assert not np.array_equal(first.image, phantom.record(5, SMALL._replace(seed=1)).image)
     assert source.source(records=20).entries == source.source(records=70).entries[:20]
 
 
 @pytest.mark.parametrize(('size', 'bits'), [(32, 8), (99, 8), (161, 16), (1024, 8)])
 def test_sizes_and_depths_show_one_scene(size: int, bits: int) -> None:
-    made, coarse = phantom.record(0, SMALL._replace(size=size, bits=bits)), phantom.record(0, SMALL._replace(size=32))
-    assert made.image.shape == made.mask.shape == (size, size)
-    assert made.image.dtype == (np.uint8 if bits == 8 else np.uint16)
+    rendered = phantom.record(0, SMALL._replace(size=size, bits=bits))
+    coarse = phantom.record(0, SMALL._replace(size=32))
+    assert rendered.image.shape == rendered.mask.shape == (size, size)
+    assert rendered.image.dtype == (np.uint8 if bits == 8 else np.uint16)
     nearest = (np.arange(32) * 2 + 1) * size // 64
-    shown = made.image[np.ix_(nearest, nearest)] / (2.0**bits - 1)
+    shown = rendered.image[np.ix_(nearest, nearest)] / (2.0**bits - 1)
     assert np.corrcoef(shown.ravel(), coarse.image.ravel())[0, 1] > 0.97
-    assert made.text == coarse.text
+    assert rendered.text == coarse.text
 
 
 def test_a_study_has_one_anatomy_and_one_report() -> None:
@@ -193,36 +198,40 @@ def test_a_study_has_one_anatomy_and_one_report() -> None:
 
 def test_labels_agree_with_masks(frontals: list[phantom.Image]) -> None:
     wide = {0: [], 1: []}
-    for made in frontals:
-        shown = {name: (made.mask >> bit & 1).astype(bool) for bit, name in enumerate(phantom.MASKS)}
+    for rendered in frontals:
+        shown = {name: (rendered.mask >> bit & 1).astype(bool) for bit, name in enumerate(phantom.MASKS)}
         for name in ('nodule', 'consolidation', 'effusion', 'pneumothorax'):
-            assert shown[name].any() == bool(made.labels[name]) == (name in made.status.present), name
-            if name in made.status.present:  # the patient's right is on the left of the picture
+            assert shown[name].any() == bool(rendered.labels[name]) == (name in rendered.status.present), name
+            if name in rendered.status.present:  # the patient's right side is on the left of the image
                 middle = np.nonzero(shown['lung'].any(0))[0].mean()
                 left = np.nonzero(shown[name])[1].mean() > middle
-                assert left == (made.status.present[name].side == 'left'), name
+                assert left == (rendered.status.present[name].side == 'left'), name
         columns = np.nonzero(shown['lung'].any(0))[0]
-        wide[made.labels['cardiomegaly']].append(np.ptp(np.nonzero(shown['heart'].any(0))[0]) / np.ptp(columns))
+        wide[rendered.labels['cardiomegaly']].append(np.ptp(np.nonzero(shown['heart'].any(0))[0]) / np.ptp(columns))
     assert np.mean(np.array(wide[1])[:, None] > np.array(wide[0])) > 0.97
     for name in phantom.LABELS:
-        assert 0.1 < np.mean([made.labels[name] for made in frontals]) < 0.4, name
+        assert 0.1 < np.mean([rendered.labels[name] for rendered in frontals]) < 0.4, name
 
 
 def test_findings_can_be_seen(frontals: list[phantom.Image]) -> None:
     """Lungs are dark, the heart is bright, and a nodule is brighter than the ring around it."""
     brighter = []
-    for made in frontals:
-        lung, heart = made.mask & 1 > 0, made.mask >> 1 & 1 > 0
-        assert np.median(made.image[heart]) > np.median(made.image[lung & ~heart & ~(made.mask >> 2 > 0)])
-        if 'nodule' in made.status.present:
-            ball = made.mask >> 2 & 1 > 0
+    for rendered in frontals:
+        lung, heart = rendered.mask & 1 > 0, rendered.mask >> 1 & 1 > 0
+        assert np.median(rendered.image[heart]) > np.median(rendered.image[lung & ~heart & ~(rendered.mask >> 2 > 0)])
+        if 'nodule' in rendered.status.present:
+            ball = rendered.mask >> 2 & 1 > 0
             rows, columns = np.nonzero(ball)
             y, x = np.mgrid[:64, :64]
             ring = (
-                (np.hypot(y - rows.mean(), x - columns.mean()) < 6) & ~ball & lung & ~heart & ~(made.mask >> 4 & 1 > 0)
+                (np.hypot(y - rows.mean(), x - columns.mean()) < 6)
+                & ~ball
+                & lung
+                & ~heart
+                & ~(rendered.mask >> 4 & 1 > 0)
             )
-            brighter.append(made.image[ball].astype(float).mean() > made.image[ring].mean())
-    assert np.mean(brighter) > 0.75  # ribs and vessels lie over some
+            brighter.append(rendered.image[ball].astype(float).mean() > rendered.image[ring].mean())
+    assert np.mean(brighter) > 0.75  # ribs and vessels cover some nodules
 
 
 # Texts
@@ -244,18 +253,18 @@ DENIES = dict(
 
 
 def _reports(patients: int) -> list[tuple[findings.Status, findings.Status | None, dict[str, str]]]:
-    """Status, status before and sections of all studies of many patients, without rendering."""
-    made = []
+    """Status, earlier status and sections of all studies of many patients, without rendering."""
+    studies = []
     for number in range(patients):
         rng = np.random.default_rng(number)
         course = findings.history(rng, 4)
         for visit, status in enumerate(course):
             text = reports.write(rng, status, 60, 'F', 30 if visit else 0, 'PA', False)
-            made.append((status, course[visit - 1] if visit else None, text))
-    return made
+            studies.append((status, course[visit - 1] if visit else None, text))
+    return studies
 
 
-def test_reports_say_what_is_there_and_what_is_not() -> None:
+def test_reports_name_present_and_absent_findings() -> None:
     for status, _, text in _reports(200):
         words, impression = text['findings'].lower(), text['impression'].lower()
         for name in phantom.LABELS:
@@ -290,14 +299,14 @@ def test_follow_up_sentences_agree_with_the_states() -> None:
             )  # fmt: skip
             assert change == expected
             if now and then:
-                assert (now.side, now.zone, now.place, now.shape) == (then.side, then.zone, then.place, then.shape)
+                assert now._replace(size=then.size) == then
             if change and change != 'resolved':
                 says = dict(new='which is new', larger='larger than before', smaller='smaller than before')
                 assert re.search(SAYS[name] + ', ' + says.get(change, 'unchanged'), text['findings'].lower())
             noun = 'pleural effusion' if name == 'effusion' else name
             assert (f'The {noun} seen before has resolved.' in text['findings']) == (change == 'resolved')
             seen.add((name, change))
-    assert len(seen) == 5 * 6  # every finding took every course, and none at all
+    assert len(seen) == 5 * 6  # every finding had all five changes, and none
 
 
 def test_prevalence_stays_the_same_at_follow_up() -> None:
@@ -307,7 +316,7 @@ def test_prevalence_stays_the_same_at_follow_up() -> None:
             assert np.mean([name in course[visit].present for course in courses]) == pytest.approx(share, abs=0.035)
 
 
-# Knobs
+# Settings
 
 
 def test_label_noise_flips_its_share_and_nothing_else() -> None:
@@ -324,7 +333,7 @@ def test_label_noise_flips_its_share_and_nothing_else() -> None:
 
 def test_the_shortcut_comes_with_a_pneumothorax() -> None:
     tiny = phantom.Settings(size=32)
-    lung = findings.Finding('left', '', 0.2, (0.0, 0.0, 0.0), ())
+    lung = findings.Finding('left', '', 0.2, (0.0, 0.0, 0.0))
     for present, share in (({'pneumothorax': lung}, 0.6), ({}, 0.03)):
         status = findings.Status(present, {})
         sides = [
@@ -335,15 +344,15 @@ def test_the_shortcut_comes_with_a_pneumothorax() -> None:
         assert phantom._tube_side(tiny, phantom.identity(0, 0), status) == ''
     seen = set()
     for i in range(24):
-        made, plain = phantom.record(i, tiny._replace(shortcut=1.0)), phantom.record(i, tiny)
-        tube = made.info['tube'] != 'none'
-        assert tube == bool((made.mask >> 6 & 1).any()) == ('chest tube' in made.text['findings'])
-        assert plain.info['tube'] == 'none' and np.array_equal(plain.image, made.image) != tube
+        rendered, plain = phantom.record(i, tiny._replace(shortcut=1.0)), phantom.record(i, tiny)
+        tube = rendered.attributes['tube'] != 'none'
+        assert tube == bool((rendered.mask >> 6 & 1).any()) == ('chest tube' in rendered.text['findings'])
+        assert plain.attributes['tube'] == 'none' and np.array_equal(plain.image, rendered.image) != tube
         seen.add(tube)
     assert seen == {True, False}
 
 
-def test_the_healthy_have_no_finding_and_the_others_stay_as_they_were() -> None:
+def test_healthy_patients_have_no_finding_and_others_do_not_change() -> None:
     tiny = phantom.Settings(size=32)
     some = tiny._replace(healthy=0.43)
     before, now = ([phantom.labels(i, s) for i in range(4000)] for s in (tiny, some))
@@ -353,22 +362,22 @@ def test_the_healthy_have_no_finding_and_the_others_stay_as_they_were() -> None:
     i = next(i for i, found in enumerate(now) if any(found.values()))
     np.testing.assert_array_equal(phantom.record(i, some).image, phantom.record(i, tiny).image)
     i = next(i for i, (a, b) in enumerate(zip(before, now)) if a != b)
-    made = phantom.record(i, some)
-    assert made.text['impression'] == 'No acute findings.' and not (made.mask >> 2).any()
+    rendered = phantom.record(i, some)
+    assert rendered.text['impression'] == 'No acute findings.' and not (rendered.mask >> 2).any()
 
 
 # The source and the command
 
 
 def test_splits_are_disjoint_and_the_ids_do_not_depend_on_the_size() -> None:
-    made = source.source(records=3000)
-    drawn = splits.assign(made)
-    splits.check([entry.patient for entry in made.entries], drawn)
+    whole = source.source(records=3000)
+    drawn = splits.assign(whole)
+    splits.check([entry.patient for entry in whole.entries], drawn)
     assert np.mean([name == 'train' for name in drawn]) == pytest.approx(0.7, abs=0.05)
-    assert len({entry.image for entry in made.entries}) == 3000
-    of_study = {entry.study: entry.patient for entry in made.entries}
-    assert all(of_study[entry.study] == entry.patient for entry in made.entries)
-    counts = np.unique([entry.patient for entry in made.entries], return_counts=True)[1]
+    assert len({entry.image for entry in whole.entries}) == 3000
+    patient_of_study = {entry.study: entry.patient for entry in whole.entries}
+    assert all(patient_of_study[entry.study] == entry.patient for entry in whole.entries)
+    counts = np.unique([entry.patient for entry in whole.entries], return_counts=True)[1]
     assert counts.max() > 4 and (counts > 1).mean() > 0.6
 
 
@@ -377,15 +386,15 @@ def test_build(tmp_path) -> None:
     assert main(['build', 'phantom', '--records', '40', '--size', '32', '--out', str(out), '--npz', str(npz)]) == 0
     data = records.open(out)
     assert data.labels == phantom.LABELS and data.size == 32 and sum(data.splits.values()) == 40
-    made = {source.source(40, 32).entries[i].image: phantom.record(i, phantom.Settings(size=32)) for i in range(40)}
+    rendered = [phantom.record(i, phantom.Settings(size=32)) for i in range(40)]
     train = data.split('train')
-    images = {made.image.tobytes(): made for made in made.values()}
+    by_image = {image.image.tobytes(): image for image in rendered}
     for i in range(5):
         record = train[i]
-        twin = images[record.image[..., 0].tobytes()]
+        twin = by_image[record.image[..., 0].tobytes()]
         assert record.label.tolist() == [twin.labels[name] for name in phantom.LABELS]
         np.testing.assert_array_equal(train.mask(i), twin.mask)
-        assert record.info['sex'] == twin.info['sex']
+        assert record.attributes['sex'] == twin.attributes['sex']
     with np.load(npz) as arrays:
         assert arrays['train_images'].shape == (data.splits['train'], 32, 32)
         np.testing.assert_array_equal(arrays['train_labels'], train.labels_array)
@@ -401,7 +410,7 @@ def test_wrong_options_are_named(options: dict) -> None:
         source.source(**options)
 
 
-def test_knobs_and_version_are_in_the_fingerprint() -> None:
+def test_settings_and_version_are_in_the_fingerprint() -> None:
     versions = {
         source.source(1, seed=s, label_noise=n, shortcut=c, healthy=h).version
         for s, n, c, h in itertools.product((0, 1), (0, 0.1), (0, 1), (0, 0.4))

@@ -1,4 +1,4 @@
-"""From a source to a data set and back: what is stored, published, summed up and compared."""
+"""From a source to a data set and back: records, columns, the summary, and comparisons between data sets."""
 
 import csv
 import json
@@ -11,6 +11,7 @@ import pytest
 from medjax.data import records
 from medjax.data.audit import seen
 from medjax.data.builder import chunks, ids, splits, write
+from medjax.data.format import Dropped, read_drops, write_drops
 from medjax.data.images import decode
 from medjax.data.sources import npz, table
 from medjax.data.types import SPLIT_NAMES, Drop, Entry, Example, Source, Unreadable
@@ -31,7 +32,7 @@ def source(count: int = 40, **changes) -> Source:
             image=PIXELS[i],
             role='frontal',
             text={'findings': f'Pläce {i}.'},
-            info={'sex': 'F', 'age': float(i)} if i % 2 else {'sex': 'M'},
+            attributes={'sex': 'F', 'age': float(i)} if i % 2 else {'sex': 'M'},
             mask=mask if i % 3 == 0 else mask[1:] if i % 3 == 1 else None,
         )
 
@@ -68,8 +69,8 @@ def test_records_come_back_as_they_were(built):
             assert record.keys['patient'] == ids.hashed(b'a key for tests', 'invented', f'patient{i % 10}')
             assert record.keys['image'] == ids.hashed(b'a key for tests', 'invented', f'image{i}')
             assert record.keys['pixels'] == chunks.pixel_hash(PIXELS[i])
-            assert record.info['text'] == {'findings': f'Pläce {i}.'}
-            assert (record.info['split'], record.info['role'], record.info['sex']) == (
+            assert record.attributes['text'] == {'findings': f'Pläce {i}.'}
+            assert (record.attributes['split'], record.attributes['role'], record.attributes['sex']) == (
                 name,
                 'frontal',
                 'FM'[i % 2 == 0],
@@ -93,14 +94,27 @@ def test_mean_and_deviation_are_those_of_the_train_pixels(built):
 def test_what_was_set_aside_is_counted_and_listed_without_ids(built):
     out, summary = built
     listed = list(csv.DictReader((out / 'drops.csv').open()))
-    dropped = {row['where']: row['reason'] for row in listed if row['part'] == 'record'}
+    dropped = {row['where']: row['reason'] for row in listed if row['scope'] == 'record'}
     assert dropped == {'line 99': 'no such file'} | {f'line {i}': 'damaged in a test' for i in range(6, 40, 7)}
     assert summary['dropped'] == records.open(out).dropped == len(dropped)
-    masks = [row for row in listed if row['part'] == 'part']
+    masks = [row for row in listed if row['scope'] == 'detail']
     assert len(masks) == sum(i % 3 == 1 and i % 7 != 6 for i in range(40))
     assert all('the mask is left out: it has' in row['reason'] for row in masks)
     keys = {row['image_key'] for row in listed}
     assert f'{int(ids.hashed(b"a key for tests", "invented", "image6")):016x}' in keys
+
+
+def test_the_list_of_drops_of_an_older_build_is_read(tmp_path):
+    file = tmp_path / 'drops.csv'
+    file.write_text('part,where,reason,image_key\nrecord,line 1,lost,\npart,line 2,the mask is left out,0f\n')
+    drops = read_drops(file)
+    assert drops == [
+        Dropped('record', 'line 1', 'lost', ''),
+        Dropped('detail', 'line 2', 'the mask is left out', '0f'),
+    ]
+    write_drops(tmp_path / 'copy.csv', drops)
+    assert read_drops(tmp_path / 'copy.csv') == drops
+    assert (tmp_path / 'copy.csv').read_text().startswith('scope,where,reason,image_key')
 
 
 def test_no_plain_id_reaches_the_disk(built):
@@ -166,7 +180,7 @@ def test_images_are_bounded_masks_with_them_and_pixels_hashed_before(tmp_path, b
     assert a.mask(k).shape == a[k].image.shape[:2] and set(np.unique(a.mask(k))) <= {0, 255}
 
 
-def test_colour_and_16_bits_make_the_data_set_so_and_it_is_said(tmp_path):
+def test_one_image_in_colour_or_of_16_bits_changes_the_data_set_and_is_noted(tmp_path):
     deep = PIXELS[0].astype(np.uint16) * 200
     images = [PIXELS[0], deep, np.concatenate([PIXELS[0], PIXELS[0], 255 - PIXELS[0]], -1)]
     entries = [Entry(str(i), str(i), str(i), 'train') for i in range(3)]
@@ -228,11 +242,11 @@ def test_only_a_data_set_is_overwritten_and_only_when_asked(tmp_path):
         write.write(source(), tmp_path / 'data')
     write.write(source(version='2'), tmp_path / 'data', overwrite=True)
     assert records.open(tmp_path / 'data').version == '2'
-    (tmp_path / 'mine').mkdir()
-    (tmp_path / 'mine' / 'thesis.txt').write_text('years of work')
+    (tmp_path / 'other').mkdir()
+    (tmp_path / 'other' / 'thesis.txt').write_text('years of work')
     with pytest.raises(UserError, match='is no data set'):
-        write.write(source(), tmp_path / 'mine', overwrite=True)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ['data', 'mine']
+        write.write(source(), tmp_path / 'other', overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['data', 'other']
 
 
 def test_patients_in_two_splits_are_refused(tmp_path):
@@ -242,7 +256,7 @@ def test_patients_in_two_splits_are_refused(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_opening_what_is_no_data_set(tmp_path, built):
+def test_opening_a_folder_that_is_no_data_set(tmp_path, built):
     with pytest.raises(UserError, match='no such folder; make one with medjax build'):
         records.open(tmp_path / 'none')
     with pytest.raises(UserError, match=r'no medjax\.json'):
@@ -316,7 +330,7 @@ def test_covid_table(real_data, tmp_path):
     all_splits = [data.split(s) for s in data.splits]
     labels = np.concatenate([split.labels_array for split in all_splits])
     assert (labels[:, data.labels.index('covid19')] == 1).sum() == 153 and (labels[:, 0] == -2).sum() == 35
-    texts = [split[i].info['text'] for split in all_splits for i in range(len(split))]
+    texts = [split[i].attributes['text'] for split in all_splits for i in range(len(split))]
     assert sum('report' in text for text in texts) == 184
     masks = [(split.mask(i), split.image(i)) for split in all_splits for i in range(len(split))]
     assert sum(mask is not None for mask, _ in masks) == 171

@@ -1,5 +1,7 @@
-"""Opening and reading cost as much of a hundred thousand records as of a thousand; benchmarks/scale.py goes on from
-there to ten million."""
+"""Opening a data set and reading a record cost the same with a hundred thousand records as with a thousand.
+
+benchmarks/scale.py measures the same up to ten million records.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-INDEX = 8 / 2**20  # MiB a record: where it lies in its file, kept by ArrayRecord's reader
+INDEX = 8 / 2**20  # MiB for each record: its place in its file, which the reader of ArrayRecord keeps in memory
 
 
 def test_memory_and_time_do_not_grow_with_the_records(tmp_path):
@@ -25,10 +27,11 @@ def test_memory_and_time_do_not_grow_with_the_records(tmp_path):
     )
     assert done.returncode == 0, done.stderr[-2_000:]
     rows = json.loads((tmp_path / 'figures.json').read_text())['steps']
-    of = {(row['step'], row['records']): row for row in rows}
+    measured = {(row['step'], row['records']): row for row in rows}
     for step in {row['step'] for row in rows}:
-        small, large = of[step, few], of[step, many]
+        small, large = measured[step, few], measured[step, many]
         assert large['own'] - small['own'] < INDEX * many + 8, (step, small, large)
         assert large['mapped'] - small['mapped'] < 8, (step, small, large)
-        files = 0 if step in ('imports', 'open') else 79  # of the train split, against one; a few ms each, once
+        # The large train split has 79 more files. Opening one takes a few ms, once.
+        files = 0 if step in ('imports', 'open') else 79
         assert large['seconds'] < 3 * small['seconds'] + 0.02 * files + 1, (step, small, large)

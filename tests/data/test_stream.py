@@ -1,4 +1,4 @@
-"""The stream: a batch is a function of the step, whoever decodes it."""
+"""The stream: a batch depends on the step, and not on the host or thread that decodes it."""
 
 import itertools
 import threading
@@ -94,7 +94,7 @@ def test_a_batch_holds_its_records(datasets):
 def test_hosts_and_threads_change_nothing(datasets, hosts, threads):
     whole = take(Stream(parts(many=0.6, few=0.4), datasets, 7, threads=1), 5)
     stream = Stream(parts(many=0.6, few=0.4), datasets, 7, threads=threads)
-    shuffled = np.random.default_rng(1).permutation(8).reshape(hosts, -1)  # a mesh may give a host any rows
+    shuffled = np.random.default_rng(1).permutation(8).reshape(hosts, -1)  # a mesh may assign any rows to a host
     fed = [take(stream, 3, start=2, rows={'cxr': rows}) for rows in shuffled]
     for step in range(3):
         joined = {
@@ -116,9 +116,9 @@ def test_every_epoch_is_another_permutation(datasets):
 
 @pytest.mark.parametrize('share', [0.1, 0.3, 0.5])
 def test_mixtures_are_exact_over_windows(datasets, share):
-    order = Stream(parts(many=1 - share, few=share), datasets, 0).parts['cxr'].order
+    elements = Stream(parts(many=1 - share, few=share), datasets, 0).parts['cxr'].mixing
     for start in (0, 1234, 10**9):
-        drawn = np.array([order[start + i][0] for i in range(200)])
+        drawn = np.array([elements[start + i][0] for i in range(200)])
         assert abs(drawn.sum() - 200 * share) <= 1
 
 
@@ -126,18 +126,18 @@ def test_mixtures_are_exact_over_windows(datasets, share):
     ('rows', 'weights'),
     [
         (8, dict(many=0.5, few=0.25, deep=0.25)),
-        (13, dict(many=6.0, few=7.0)),  # shares that are no binary numbers
+        (13, dict(many=6.0, few=7.0)),  # shares without a finite binary form
         (6, dict(many=1 / 3, few=2 / 3)),
         (7, dict(many=5, few=1, deep=1)),
     ],
 )
 def test_every_batch_has_the_same_composition(datasets, rows, weights):
-    """Over epochs of the short sources, far into a run; and each source goes on through its own permutations."""
-    drawn_by = Stream({'cxr': dict(rows=rows, sources=weights)}, datasets, 0).parts['cxr'].order
+    """Over many epochs of the short sources, and far into a run. Each source goes through its own permutations."""
+    elements = Stream({'cxr': dict(rows=rows, sources=weights)}, datasets, 0).parts['cxr'].mixing
     wanted = [round(rows * w / sum(weights.values())) for w in weights.values()]
     drawn = {}
     for step in (*range(50), *range(10**9, 10**9 + 20)):
-        batch = [drawn_by[step * rows + r] for r in range(rows)]
+        batch = [elements[step * rows + r] for r in range(rows)]
         assert np.bincount([source for source, _, _ in batch], minlength=len(weights)).tolist() == wanted
         for source, record, epoch in batch:
             if step < 50:
@@ -150,7 +150,7 @@ def test_every_batch_has_the_same_composition(datasets, rows, weights):
 
 
 def test_compositions_where_shares_are_not_whole():
-    """A source has the next lower or next higher number of rows, and keeps to its share over any number of batches."""
+    """A source has the next lower or next higher number of rows, and its share over any number of batches."""
     draw = np.random.default_rng(0)
     for trial in range(100):
         rows, n = int(draw.integers(1, 40)), int(draw.integers(1, 8))
@@ -168,9 +168,10 @@ def test_compositions_where_shares_are_not_whole():
 
 
 def test_rows_of_a_source_are_spread_over_the_batch(datasets):
-    """So that devices, which hold consecutive rows, get like shares."""
-    mixed = Stream({'cxr': dict(rows=16, sources=dict(many=0.5, few=0.25, deep=0.25))}, datasets, 0).parts['cxr'].order
-    sources = np.array([mixed[r][0] for r in range(16)]).reshape(4, 4)
+    """A device holds consecutive rows, so every device gets a similar share of each source."""
+    three = {'cxr': dict(rows=16, sources=dict(many=0.5, few=0.25, deep=0.25))}
+    elements = Stream(three, datasets, 0).parts['cxr'].mixing
+    sources = np.array([elements[r][0] for r in range(16)]).reshape(4, 4)
     assert (np.sort(sources) == [0, 0, 1, 2]).all()
 
 
@@ -189,10 +190,8 @@ def test_channels_and_bits_of_a_part_are_made_equal(datasets):
     stream = Stream(parts(many=1.0, deep=1.0, colour=1.0), datasets, 0)
     batches = [batch['cxr']['image'] for batch in take(stream, 3)]
     assert batches[0].dtype == np.uint16 and batches[0].shape == (8, 1, 12, 12, 3)
-    for part, index, image in zip(
-        [stream.parts['cxr'].order[i] for i in range(8)], range(8), batches[0][:, 0], strict=True
-    ):
-        source, record, _ = part
+    elements = [stream.parts['cxr'].mixing[i] for i in range(8)]
+    for (source, record, _), index, image in zip(elements, range(8), batches[0][:, 0], strict=True):
         pixels = datasets[('many', 'deep', 'colour')[source]].split('train')[record].image
         wide = pixels if source == 1 else pixels.astype(np.uint16) * 257
         np.testing.assert_array_equal(
@@ -242,7 +241,7 @@ def wait_for_the_end(limit: float = 5.0) -> bool:
     return not decoding_threads()
 
 
-def test_threads_end_when_the_stream_is_left(datasets):
+def test_threads_end_when_the_iterator_is_closed_or_dropped(datasets):
     batches = Stream(parts(), datasets, 0, threads=3).batches()
     next(batches)
     assert decoding_threads()
@@ -256,7 +255,7 @@ def test_threads_end_when_the_stream_is_left(datasets):
 
 def test_a_decoding_error_is_raised_at_its_batch_and_ends_the_threads(datasets, monkeypatch):
     stream = Stream(parts(), datasets, 0, threads=2)
-    bad = stream.parts['cxr'].order[2 * 8 + 5][1]
+    bad = stream.parts['cxr'].mixing[2 * 8 + 5][1]
     raw = records.Split.raw
 
     def damaged(self, i):

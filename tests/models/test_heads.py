@@ -1,4 +1,4 @@
-"""The DINO head against torch's own weight norm, and its edges."""
+"""The DINO head against the weight norm of torch, zero inputs, dtypes, mistakes, and a head of the user."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from medjax.errors import UserError
-from medjax.models import build, heads
+from medjax.models import build
+from medjax.models.heads import dino_head
 from medjax.weights import dinov2
 
 
 def torch_head(layers: int, bias: bool):
-    """Linear, GELU, …, normalise, weight-normed linear, put together from torch's parts."""
+    """The same head of torch modules: linear layers with GELU between them, a linear layer with weight norm."""
     torch = pytest.importorskip('torch')
     nn = torch.nn
     torch.manual_seed(layers)
@@ -39,7 +40,7 @@ def test_logits_and_gradients_equal_torch(layers, bias):
     (logits * cotangent).sum().backward()
 
     params = dinov2.head({name: p.detach().numpy() for name, p in model.named_parameters()})
-    head = heads.dino_head(12, 20, hidden=16, bottleneck=8, layers=layers, bias=bias)
+    head = dino_head.build(12, 20, hidden=16, bottleneck=8, layers=layers, bias=bias)
     assert jax.tree.structure(params) == jax.tree.structure(head.init(jax.random.key(0)))
 
     def ours(params, x):
@@ -54,7 +55,7 @@ def test_logits_and_gradients_equal_torch(layers, bias):
 
 
 def test_the_bottleneck_has_norm_one_and_a_zero_input_a_finite_gradient():
-    head = heads.dino_head(12, 20, hidden=16, bottleneck=8, bias=False)
+    head = dino_head.build(12, 20, hidden=16, bottleneck=8, bias=False)
     params = head.init(jax.random.key(0))
     z = head.apply(params, jax.random.normal(jax.random.key(1), (3, 5, 12)))
     np.testing.assert_allclose(jnp.linalg.norm(z, axis=-1), 1, rtol=1e-5)
@@ -66,14 +67,14 @@ def test_the_bottleneck_has_norm_one_and_a_zero_input_a_finite_gradient():
 
 
 def test_axes_name_every_dimension():
-    head = heads.dino_head(12, 20, hidden=16, bottleneck=8)
+    head = dino_head.build(12, 20, hidden=16, bottleneck=8)
     params = head.init(jax.random.key(0))
     assert all(jax.tree.leaves(jax.tree.map(lambda p, names: len(names) == p.ndim, params, head.axes)))
     assert head.prototype_count == 20
 
 
 def test_bfloat16_products_give_float32_results():
-    head, half = (heads.dino_head(12, 20, hidden=16, bottleneck=8, dtype=d) for d in ('float32', 'bfloat16'))
+    head, half = (dino_head.build(12, 20, hidden=16, bottleneck=8, dtype=d) for d in ('float32', 'bfloat16'))
     params = jax.tree.map(lambda p: 10 * p, head.init(jax.random.key(0)))
     x = jax.random.normal(jax.random.key(1), (5, 12))
     expected = head.prototypes(params, head.apply(params, x))
@@ -85,7 +86,22 @@ def test_bfloat16_products_give_float32_results():
 def test_mistakes_get_a_sentence():
     with pytest.raises(UserError, match=r"heads\.dino: unknown key 'prototype'; did you mean 'prototypes'"):
         build.head(dict(head='dino_head', prototype=8), 12, 'heads.dino')
-    with pytest.raises(UserError, match=r"heads\.dino: there is no head 'dinohead'; did you mean 'dino_head'"):
+    with pytest.raises(UserError, match=r"heads\.dino\.head: there is no head 'dinohead'.*did you mean 'dino_head'"):
         build.head(dict(head='dinohead', prototypes=8), 12, 'heads.dino')
     with pytest.raises(UserError, match='bottleneck must be at least 1, got 0'):
         build.head(dict(head='dino_head', prototypes=8, bottleneck=0), 12, 'heads.dino')
+
+
+def test_a_head_of_the_user_is_a_module_with_build(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / 'my_heads').mkdir()
+    (tmp_path / 'my_heads' / '__init__.py').touch()
+    (tmp_path / 'my_heads' / 'square.py').write_text(
+        'from medjax.models.heads import linear\ndef build(width, dtype): return linear.build(width, width)'
+    )
+    head = build.head(dict(head='my_heads.square'), 3, 'heads.dino')
+    assert head.init(jax.random.key(0))['fc1']['kernel'].shape == (3, 3)
+    with pytest.raises(UserError, match=r"there is no head 'my_heads.cube' \(looked for the module my_heads.cube"):
+        build.head(dict(head='my_heads.cube'), 3, 'heads.dino')
+    with pytest.raises(UserError, match=r'the module medjax.models.heads is no head: it has no function build\(\)'):
+        build.head(dict(head='medjax.models.heads'), 3, 'heads.dino')

@@ -1,4 +1,4 @@
-"""Text towers and ResNets in a recipe: batch statistics, copies, micro-batches, devices, frozen prefixes, mistakes."""
+"""Text towers and ResNets in a recipe: batch statistics, teachers, micro-batches, devices, frozen blocks, mistakes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import pytest
 import recipes
 
 from medjax.errors import UserError
-from medjax.models import build, heads
+from medjax.models import build
+from medjax.models.heads import linear, mlp
 from medjax.objectives.compose import compose
 from medjax.parallel import sharding
 from medjax.training.optimizer import optimizer, parameter_groups
@@ -44,7 +45,7 @@ def pictures(rows: int, count: int = 2, size: tuple[int, int] = (16, 24)) -> Vie
 
 
 def recipe(norm: str = 'batch', **changes: Any) -> dict[str, Any]:
-    """A ResNet whose copy is a teacher, on two views of a picture, and a BERT on a report."""
+    """A ResNet and its teacher on two views of a picture, and a BERT on a report."""
     return (
         dict(
             total_steps=10,
@@ -88,26 +89,26 @@ def started(cfg: dict[str, Any], micro_batches: int = 1) -> Any:
     return objective, step, jax.jit(lambda key: create(objective, optim, key))(jax.random.key(0))
 
 
-def test_running_statistics_follow_the_batches_and_the_copy_follows_them():
+def test_running_statistics_follow_the_batches_and_the_teacher_follows_them():
     objective, step, state = started(recipe())
     assert objective.batch_statistics == ('image',)
     assert 'stats' not in state.params['towers']['image'], 'neither gradient nor optimiser may see them'
     seen = views(4)
     after, metrics = jax.jit(lambda s: step.step_on_views(s, seen, {}))(state)
     assert np.isfinite(metrics['loss']) and 'rank/student/image/global/cls' in metrics
-    # one pass after the other: global, then local, each from what the one before left
+    # the passes run one after the other, global and then local, and each updates the statistics of the one before
     stats = state.aux['stats']['student']['image']
+    stats_after = jax.jit(lambda params, view: objective.towers['image'].apply(params, view, train=True)['stats'])
     for name in ('global', 'local'):
-        tree = state.params['towers']['image'] | dict(stats=stats)
-        stats = objective.towers['image'].apply(tree, seen[name], train=True)['stats']
+        stats = stats_after(state.params['towers']['image'] | dict(stats=stats), seen[name])
     assert recipes.worst(after.aux['stats']['student']['image'], stats) <= 1e-5
     assert recipes.worst(stats, state.aux['stats']['student']['image']) > 0.01
     expected = jax.tree.map(lambda t, s: 0.9 * t + 0.1 * s, state.aux['stats']['teacher']['image'], stats)
     assert recipes.worst(after.aux['stats']['teacher']['image'], expected) <= 1e-5
-    # an export holds them again, each copy its own
-    for copy in ('student', 'teacher'):
-        tower = objective.export(after.params, after.aux, copy, ('towers/image',))['towers']['image']
-        jax.tree.map(np.testing.assert_array_equal, tower['stats'], after.aux['stats'][copy]['image'])
+    # an export holds the statistics of its network
+    for network in ('student', 'teacher'):
+        tower = objective.export(after.params, after.aux, network, ('towers/image',))['towers']['image']
+        jax.tree.map(np.testing.assert_array_equal, tower['stats'], after.aux['stats'][network]['image'])
         assert jax.tree.structure(tower) == jax.tree.structure(objective.towers['image'].init(jax.random.key(0)))
     assert jax.tree.structure(objective.axes[1], is_leaf=lambda x: isinstance(x, tuple)) == jax.tree.structure(
         state.aux
@@ -128,11 +129,11 @@ def test_micro_batches_are_refused_unless_the_statistics_are_frozen():
         started(recipe(), 2)
     objective, _, state = started(recipe('frozen'), 2)
     assert objective.batch_statistics == ()
-    found = {
+    results = {
         n: jax.jit(lambda s, v, n=n: gradients(objective, s, (v, {}), lambda part: part, s.key, n))(state, views(4))
         for n in (1, 2)
     }
-    (loss1, _, carry1, grads1), (loss2, _, carry2, grads2) = found[1], found[2]
+    (loss1, _, carry1, grads1), (loss2, _, carry2, grads2) = results[1], results[2]
     assert abs(loss1 - loss2) <= 1e-5 * abs(loss1)
     assert recipes.worst(grads2, grads1) <= 1e-5
     for _, stats in (carry1, carry2):
@@ -155,7 +156,7 @@ def test_absent_pictures_enter_no_statistics():
 
 
 def test_weights_of_two_files_come_with_their_statistics(tmp_path):
-    """A tower of another name in the file; the student and every copy that holds it, statistics with it."""
+    """A tower has another name in the file. The student and its teacher get it, with its statistics."""
     objective, _, state = started(recipe())
     params, aux = objective.init(jax.random.key(7))
     stats = jax.tree.map(lambda x: x + 3, aux['stats']['student'])
@@ -164,17 +165,17 @@ def test_weights_of_two_files_come_with_their_statistics(tmp_path):
     export.save(tmp_path / '2', {'towers': {'text': jax.device_get(tree['towers']['text'])}}, dict(step=1))
     state = start_from(str(tmp_path / '1'), state, take=['towers/image=towers/cxr'])
     state = start_from(str(tmp_path / '2'), state)
-    for found in (state.params['towers'], state.aux['teachers']['teacher']['towers']):
-        jax.tree.map(np.testing.assert_array_equal, found['image'], params['towers']['image'])
+    for towers in (state.params['towers'], state.aux['teachers']['teacher']['towers']):
+        jax.tree.map(np.testing.assert_array_equal, towers['image'], params['towers']['image'])
     jax.tree.map(np.testing.assert_array_equal, state.params['towers']['text'], params['towers']['text'])
-    for copy in ('student', 'teacher'):
-        jax.tree.map(np.testing.assert_array_equal, state.aux['stats'][copy], stats)
+    for network in ('student', 'teacher'):
+        jax.tree.map(np.testing.assert_array_equal, state.aux['stats'][network], stats)
     with pytest.raises(UserError, match="'towers/text' must be in the recipe and 'towers/txt' in"):
         start_from(str(tmp_path / '2'), state, take=['towers/text=towers/txt'])
 
 
-def test_layers_and_what_is_stored_change_nothing():
-    """Of a stage with fewer blocks than layers are asked for, the first stands for those before it."""
+def test_neither_layers_nor_remat_change_the_outputs():
+    """If a stage has fewer blocks than `layers`, the output of its first block fills the missing places."""
     tower, stored = (build.tower(dict(RESNET, remat=remat), 1, 'x') for remat in ('none', 'blocks'))
     params = tower.init(jax.random.key(0))
     out = tower.apply(params, pictures(2), layers=4)
@@ -191,7 +192,7 @@ def test_layers_and_what_is_stored_change_nothing():
 
 
 def test_frozen_prefix_of_the_text_stack():
-    """ConVIRT's: embeddings and the first blocks stay, later blocks move."""
+    """As in ConVIRT: embeddings and the first blocks stay as they are, later blocks are trained."""
     tower = build.tower(dict(TEXT, depth=3), 1, 'x')
     params = dict(towers=dict(text=tower.init(jax.random.key(0))))
     frozen = [
@@ -211,18 +212,18 @@ def test_frozen_prefix_of_the_text_stack():
 
 
 def test_layerwise_rates_of_towers_with_a_pool():
-    """The pooling lies above the last block, so it moves at the full rate."""
+    """The pooling comes after the last block, so it is trained at the full learning rate."""
     tower = build.tower(dict(tower='vit', variant='S/4', family='siglip', width=16, depth=2, heads=2), 1, 'x')
     params = dict(towers=dict(image=jax.eval_shape(tower.init, jax.random.key(0))))
     table = parameter_groups(params, [dict(match='towers/image/*', layerwise=0.5)])['towers']['image']
-    assert table['pool']['probe'].rate == table['norm']['scale'].rate == 1.0
-    assert table['pos_grid'].rate == 0.5**3
-    assert table['blocks']['attn']['qkv']['bias'].rate.ravel().tolist() == [0.25, 0.5]
+    assert table['pool']['probe'].lr_scale == table['norm']['scale'].lr_scale == 1.0
+    assert table['pos_grid'].lr_scale == 0.5**3
+    assert table['blocks']['attn']['qkv']['bias'].lr_scale.ravel().tolist() == [0.25, 0.5]
 
 
 @pytest.mark.parametrize('kind', ['bert', 'clip', 'resnet'])
 def test_eight_devices_give_what_one_gives_and_rows_stay(kind):
-    """Equal gradients and statistics; an eighth of the FLOPs each; only what has a parameter's shape is exchanged."""
+    """Gradients and statistics are equal; a device has an eighth of the FLOPs; exchanges have shapes of parameters."""
     if jax.device_count() != 8:
         pytest.skip('needs 8 (virtual) devices')
     cfg = dict(RESNET, stem=16) if kind == 'resnet' else dict(TEXT, family=kind, width=64)
@@ -266,18 +267,18 @@ def test_eight_devices_give_what_one_gives_and_rows_stay(kind):
 def test_projection_heads_are_their_formulas():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(3, 2, 8)).astype(np.float32)
-    head = heads.mlp(8, 5, hidden=6, norm=True, activation='relu')
+    head = mlp.build(8, 5, hidden=6, norm=True, activation='relu')
     p = jax.tree.map(lambda a: a + rng.normal(size=a.shape), head.init(jax.random.key(0)))
     assert jax.tree.structure(head.axes, is_leaf=lambda a: isinstance(a, tuple)) == jax.tree.structure(p)
     y = np.maximum(x.astype(np.float64) @ p['fc1']['kernel'] + p['fc1']['bias'], 0)
     y = (y - y.mean(-1, keepdims=True)) / np.sqrt(y.var(-1, keepdims=True) + 1e-12)
     y = (y * p['norm1']['scale'] + p['norm1']['bias']) @ p['fc2']['kernel'] + p['fc2']['bias']
     np.testing.assert_allclose(head.apply(p, x), y, atol=1e-4)
-    plain = heads.linear(8, 5)
+    plain = linear.build(8, 5)
     p = plain.init(jax.random.key(0))
-    assert set(p['fc1']) == {'kernel'} and plain.prototypes is None
+    assert set(p['fc1']) == {'kernel'} and plain.prototype_count == 0
     np.testing.assert_allclose(plain.apply(p, x), x @ np.asarray(p['fc1']['kernel']), atol=1e-5)
-    half = heads.mlp(8, 5, dtype='bfloat16').apply(heads.mlp(8, 5).init(jax.random.key(0)), x)
+    half = mlp.build(8, 5, dtype='bfloat16').apply(mlp.build(8, 5).init(jax.random.key(0)), x)
     assert half.dtype == jnp.float32
 
 
@@ -309,7 +310,7 @@ def test_texts_that_do_not_fit_the_tower_get_a_sentence():
         jax.eval_shape(lambda p: bert.apply(p, texts(2, length=9)), params)
     with pytest.raises(UserError, match='texts of 7 tokens, but this tower reads exactly 8'):
         jax.eval_shape(lambda p: siglip.apply(p, texts(2, length=7)), jax.eval_shape(siglip.init, jax.random.key(0)))
-    assert (bert.vocabulary, bert.context, bert.grid) == (40, 8, None)
+    assert (bert.vocabulary, bert.context, bert.sees) == (40, 8, 'text')
 
 
 def test_an_output_that_a_tower_lacks_is_a_sentence():

@@ -1,4 +1,4 @@
-"""The ViT tower: position embeddings, drop path over subsets, dtypes, what is stored, and its shares on a mesh."""
+"""The ViT tower: position embeddings, drop path over subsets, dtypes, remat, and the work of each device of a mesh."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def view(
 
 
 def start(tower, seed: int = 0):
-    """Parameters that are all far from zero, so that nothing is hidden by a small start."""
+    """Parameters that are all far from zero, because errors in parameters near zero would stay hidden."""
     leaves, tree = jax.tree.flatten(tower.init(jax.random.key(seed)))
     keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
     return tree.unflatten([x + 0.3 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)])
@@ -87,20 +87,20 @@ def test_layers_are_those_of_a_shallower_tower():
     np.testing.assert_allclose(outputs['layers/patches'][:, :, 0], expected['patches'], atol=2e-5)
 
 
-def gradients(tower, params, inputs, **how):
+def gradients(tower, params, inputs, **options):
     def objective(params):
-        outputs = tower.apply(params, inputs, **how)
+        outputs = tower.apply(params, inputs, **options)
         return sum(jnp.sum(jnp.sin(x)) for x in (outputs['cls'], outputs['patches']))
 
     return jax.jit(jax.grad(objective))(params)
 
 
 @pytest.mark.parametrize('remat', ['blocks', 'none'])
-def test_what_is_stored_changes_no_gradient(remat):
+def test_remat_changes_no_gradient(remat):
     params = start(vit.build(1, **SMALL))
-    how = dict(train=True, key=jax.random.key(3), rows_per_group=2)
-    expected = gradients(vit.build(1, **SMALL, drop_path=0.5), params, view(), **how)
-    got = gradients(vit.build(1, **SMALL, drop_path=0.5, remat=remat), params, view(), **how)
+    options = dict(train=True, key=jax.random.key(3), rows_per_group=2)
+    expected = gradients(vit.build(1, **SMALL, drop_path=0.5), params, view(), **options)
+    got = gradients(vit.build(1, **SMALL, drop_path=0.5, remat=remat), params, view(), **options)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max()), got, expected)
 
 
@@ -145,14 +145,14 @@ def test_drop_path_draws_differ_by_layer_branch_group_and_key_and_are_fair():
 def test_drop_path_of_a_group_does_not_depend_on_the_other_rows():
     tower = vit.build(1, **SMALL, drop_path=0.5)
     params, whole = start(tower), view(rows=6)
-    how = dict(train=True, key=jax.random.key(5), rows_per_group=2)
-    all_rows = tower.apply(params, whole, **how)['cls']
-    part = View(whole.x[2:4], whole.row[2:4], whole.present[2:4], None, {})
-    np.testing.assert_allclose(tower.apply(params, part, **how)['cls'], all_rows[2:4], atol=1e-5)
-    renumbered = part._replace(row=part.row + 2)
-    assert not np.allclose(tower.apply(params, renumbered, **how)['cls'], all_rows[2:4], atol=1e-3)
-    calm = tower.apply(params, whole)['cls']
-    assert not np.allclose(all_rows, calm, atol=1e-3)
+    options = dict(train=True, key=jax.random.key(5), rows_per_group=2)
+    all_rows = tower.apply(params, whole, **options)['cls']
+    group = View(whole.x[2:4], whole.row[2:4], whole.present[2:4], None, {})
+    np.testing.assert_allclose(tower.apply(params, group, **options)['cls'], all_rows[2:4], atol=1e-5)
+    renumbered = group._replace(row=group.row + 2)
+    assert not np.allclose(tower.apply(params, renumbered, **options)['cls'], all_rows[2:4], atol=1e-3)
+    undropped = tower.apply(params, whole)['cls']
+    assert not np.allclose(all_rows, undropped, atol=1e-3)
 
 
 def test_check_names_the_groups_that_meet_the_drop_rate():
@@ -167,14 +167,14 @@ def test_check_names_the_groups_that_meet_the_drop_rate():
     ('cfg', 'message'),
     [
         (dict(tower='vit', varient='S/14'), r"towers\.image: unknown key 'varient'; did you mean 'variant'"),
-        (dict(tower='vitt'), r"towers\.image: there is no 'vitt'.*did you mean 'vit'"),
+        (dict(tower='vitt'), r"towers\.image\.tower: there is no tower 'vitt'.*did you mean 'vit'"),
         (dict(), r"towers\.image: the key 'tower' is missing"),
         (dict(tower='vit', variant='S14'), r"variant 'S14' is not a size and a patch like \"S/14\""),
         (dict(tower='vit', width=30, heads=4), 'width 30 is not divisible by 4 heads'),
         (dict(tower='vit', width=0), 'width=0: must be a whole number of at least 1'),
         (dict(tower='vit', depth=0), 'depth=0: must be'),
         (dict(tower='vit', heads=-2), 'heads=-2: must be'),
-        (dict(tower='vit', native_size=100), r'100 px is no multiple of the patch side 14; 98 is'),
+        (dict(tower='vit', native_size=100), r'100 px is no multiple of the patch side 14 px; use 98 or 112'),
         (dict(tower='vit', remat='block'), "unknown remat 'block'; did you mean 'blocks'"),
         (dict(tower='vit', drop_path=1.0), 'drop_path is a share'),
         (dict(tower='vit', attention='cudnn'), "attention='xla' runs anywhere"),
@@ -193,7 +193,7 @@ def test_only_replacing_masks_are_taken():
 
 
 def test_rows_stay_on_their_device():
-    """On 8 devices nothing moves but gradients, and each device does an eighth of the work (rule 5)."""
+    """On 8 devices only gradients are exchanged, and each device does an eighth of the work."""
     if jax.device_count() != 8:
         pytest.skip('needs 8 (virtual) devices')
     tower = vit.build(1, **SMALL | dict(width=64), drop_path=0.25)

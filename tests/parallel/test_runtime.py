@@ -1,4 +1,4 @@
-"""Processes of a run: one by itself, several by launch/local.sh, and what happens when one fails or is told to stop."""
+"""The processes of a run: one alone, several by launch/local.sh, a failure of one, SIGTERM."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_one_failure_ends_all_with_its_code_and_message(tmp_path):
 
 @pytest.mark.parametrize('processes', [None, 2], ids=['alone', 'two'])
 def test_sigterm_reaches_all_at_one_step(tmp_path, processes):
-    """Also one process alone: without jax.distributed SIGTERM would kill it."""
+    """This holds for a single process, too: without jax.distributed SIGTERM would kill it."""
     process = start(tmp_path, 'wait', processes=processes)
     lines = read_until(process.stdout, 'process 0 of')
     while processes and not any('process 1 of' in line for line in lines):

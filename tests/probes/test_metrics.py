@@ -1,10 +1,11 @@
-"""Metrics equal scikit-learn, with ties and weights; intervals equal a slow loop, and they cover."""
+"""Metrics equal scikit-learn with ties and weights. Intervals equal a slow loop, and they contain the truth."""
 
 import numpy as np
 import pytest
 from sklearn import metrics as sk
 
 from medjax.probes import metrics, statistics
+from medjax.probes.statistics import Bootstrap
 
 
 def tied(seed, n=400, prevalence=0.3):
@@ -15,7 +16,7 @@ def tied(seed, n=400, prevalence=0.3):
 
 
 @pytest.mark.parametrize('seed', range(3))
-def test_figures_equal_sklearn_with_ties_and_weights(seed):
+def test_metrics_equal_sklearn_with_ties_and_weights(seed):
     scores, labels = tied(seed)
     weights = np.random.default_rng(seed).integers(0, 4, (5, len(scores)))
     c = metrics.curve(scores, labels, weights)
@@ -23,12 +24,12 @@ def test_figures_equal_sklearn_with_ties_and_weights(seed):
         assert metrics.auroc(c)[r] == pytest.approx(sk.roc_auc_score(labels, scores, sample_weight=w), abs=1e-12)
         precision = sk.average_precision_score(labels, scores, sample_weight=w)
         assert metrics.auprc(c)[r] == pytest.approx(precision, abs=1e-12)
-        said, kept = scores >= 0.25, w > 0
+        predicted, kept = scores >= 0.25, w > 0
         assert metrics.accuracy(scores, labels, 0.25, weights)[r] == pytest.approx(
-            sk.accuracy_score(labels, said, sample_weight=w), abs=1e-12
+            sk.accuracy_score(labels, predicted, sample_weight=w), abs=1e-12
         )
         assert metrics.balanced_accuracy(scores, labels, 0.25, weights)[r] == pytest.approx(
-            sk.balanced_accuracy_score(labels[kept], said[kept], sample_weight=w[kept]), abs=1e-12
+            sk.balanced_accuracy_score(labels[kept], predicted[kept], sample_weight=w[kept]), abs=1e-12
         )
 
 
@@ -58,25 +59,25 @@ def test_best_threshold_without_a_class_is_a_half():
 
 def several_labels(seed, patients=40):
     rng = np.random.default_rng(seed)
-    groups = np.repeat(np.arange(patients), rng.integers(1, 5, patients))
-    labels = (rng.random((len(groups), 3)) < (0.4, 0.2, 0.03)).astype(np.int8)
+    patient = np.repeat(np.arange(patients), rng.integers(1, 5, patients))
+    labels = (rng.random((len(patient), 3)) < (0.4, 0.2, 0.03)).astype(np.int8)
     labels[rng.random(labels.shape) < 0.1] = -1
     labels[0, 2], labels[1, 2] = 1, 0  # the third is rare, so that draws lose it
-    return np.float32(labels + rng.standard_normal(labels.shape)), labels, groups
+    return np.float32(labels + rng.standard_normal(labels.shape)), labels, patient
 
 
 def test_intervals_equal_a_slow_loop():
-    scores, labels, groups = several_labels(0)
+    scores, labels, patient = several_labels(0)
     thresholds = dict(accuracy=np.array([0.5, 0.6, 0.7]), balanced_accuracy=np.array([0.2, 0.3, 0.4]))
     draws, names = 60, ('a', 'b', 'c')
-    found = statistics.intervals(scores, labels, names, groups, thresholds, seed=3, draws=draws)
+    results = statistics.intervals(scores, labels, names, thresholds, Bootstrap(patient, seed=3, draws=draws))
 
     rng = np.random.default_rng(3)
-    patients = groups.max() + 1
+    count = patient.max() + 1
     plain = [sk.roc_auc_score(y[y >= 0], s[y >= 0]) for s, y in zip(scores.T, labels.T, strict=True)]
     aurocs, accuracies = np.full((draws, 3), np.nan), np.full((draws, 3), np.nan)
     for d in range(draws):
-        rows = np.concatenate([np.flatnonzero(groups == p) for p in rng.integers(patients, size=patients)])
+        rows = np.concatenate([np.flatnonzero(patient == p) for p in rng.integers(count, size=count)])
         for j in range(3):
             s, y = scores[rows, j], labels[rows, j]
             s, y = s[y >= 0], y[y >= 0]
@@ -85,35 +86,40 @@ def test_intervals_equal_a_slow_loop():
                 accuracies[d, j] = np.mean((s >= thresholds['accuracy'][j]) == y)
     assert np.isnan(aurocs[:, 2]).any(), 'the test needs a label that is lost in some draws'
     for j, name in enumerate(names):
-        at = found['auroc'][name]
-        assert at['value'] == pytest.approx(plain[j], abs=1e-12)
-        assert [at['low'], at['high']] == pytest.approx(np.nanpercentile(aurocs[:, j], [2.5, 97.5]), abs=1e-12)
-        assert at['undefined'] == np.isnan(aurocs[:, j]).sum()
-        assert (at['positives'], at['negatives']) == ((labels[:, j] == 1).sum(), (labels[:, j] == 0).sum())
-        other = found['accuracy'][name]
+        estimate = results['auroc'][name]
+        assert estimate['value'] == pytest.approx(plain[j], abs=1e-12)
+        assert [estimate['low'], estimate['high']] == pytest.approx(
+            np.nanpercentile(aurocs[:, j], [2.5, 97.5]), abs=1e-12
+        )
+        assert estimate['undefined'] == np.isnan(aurocs[:, j]).sum()
+        assert (estimate['positives'], estimate['negatives']) == ((labels[:, j] == 1).sum(), (labels[:, j] == 0).sum())
+        other = results['accuracy'][name]
         assert [other['low'], other['high']] == pytest.approx(np.nanpercentile(accuracies[:, j], [2.5, 97.5]))
     mean = np.where(np.isnan(aurocs), plain, aurocs).mean(1)
-    at = found['auroc']['mean']
-    assert [at['low'], at['high']] == pytest.approx(np.percentile(mean, [2.5, 97.5]), abs=1e-12)
-    assert at['labels'] == 3
+    estimate = results['auroc']['mean']
+    assert [estimate['low'], estimate['high']] == pytest.approx(np.percentile(mean, [2.5, 97.5]), abs=1e-12)
+    assert estimate['labels'] == 3
 
 
 def test_draws_depend_on_the_seed_alone():
-    groups = np.repeat(np.arange(30), 2)
-    whole = np.concatenate(list(statistics.draws_of(groups, 50, seed=1)))
-    in_chunks = np.concatenate(list(statistics.draws_of(groups, 50, seed=1, chunk_elements=7 * 60)))
+    patient = np.repeat(np.arange(30), 2)
+    whole = np.concatenate(list(Bootstrap(patient, seed=1, draws=50).weights()))
+    in_chunks = np.concatenate(list(Bootstrap(patient, seed=1, draws=50).weights(chunk_elements=7 * 60)))
     assert np.array_equal(whole, in_chunks)
-    assert (whole.sum(1) == 60).all() and not np.array_equal(whole, next(statistics.draws_of(groups, 50, seed=2)))
+    assert (whole.sum(1) == 60).all() and not np.array_equal(
+        whole, next(Bootstrap(patient, seed=2, draws=50).weights())
+    )
 
 
 def test_intervals_cover_and_count_patients_not_images():
-    """Twelve images a patient that share most of their score: the interval must hold the truth in about 95 % of
-    repetitions, where one over images would in far fewer."""
+    """The interval contains the truth in about 95 % of repetitions, with twelve similar images of each patient.
+
+    An interval over images would be too narrow: the images of a patient share most of their score."""
     from scipy.stats import norm
 
-    def interval(scores, labels, groups):
+    def interval(scores, labels, patient):
         half = dict(accuracy=np.array([0.5]), balanced_accuracy=np.array([0.5]))
-        return statistics.intervals(scores, labels, ('x',), groups, half, 0, 100)['auroc']['x']
+        return statistics.intervals(scores, labels, ('x',), half, Bootstrap(patient, 0, 100))['auroc']['x']
 
     truth = norm.cdf(1 / np.sqrt(2))
     hits, width, images = 0, [], []
@@ -123,9 +129,9 @@ def test_intervals_cover_and_count_patients_not_images():
         labels = np.repeat(of_patient, 12).astype(np.int8)[:, None]
         shared = np.repeat(rng.standard_normal(80), 12)
         scores = labels[:, 0] + np.sqrt(0.9) * shared + np.sqrt(0.1) * rng.standard_normal(len(shared))
-        at = interval(scores[:, None], labels, np.repeat(np.arange(80), 12))
-        hits += at['low'] <= truth <= at['high']
-        width.append(at['high'] - at['low'])
+        estimate = interval(scores[:, None], labels, np.repeat(np.arange(80), 12))
+        hits += estimate['low'] <= truth <= estimate['high']
+        width.append(estimate['high'] - estimate['low'])
         if seed < 3:
             wrong = interval(scores[:, None], labels, np.arange(960))
             images.append(wrong['high'] - wrong['low'])

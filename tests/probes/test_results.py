@@ -17,11 +17,11 @@ def put(run, fingerprint, value, step=10):
     result = dict(
         probe='knn', data='clinic', data_fingerprint=fingerprint, encoder=dict(step=step), key=f'{fingerprint}/{step}',
         records=dict(test=20), bootstrap=dict(patients=10, level=0.95),
-        results={name: dict(mean=mean) for name in results.COLUMNS},
+        results={name: dict(mean=mean) for name in results.METRIC_TITLES},
     )  # fmt: skip
     file = results.path(run, step, 'clinic', 'knn')
     results.write(file, result, dict(scores=np.full(3, value)))
-    assert results.is_there(file, result['key'])
+    assert results.exists(file, result['key'])
 
 
 def table(run, fingerprint):
@@ -35,11 +35,11 @@ def test_two_data_sets_of_one_name_are_kept_apart(tmp_path):
     put(tmp_path, SECOND, 0.875, step=20)
     for step, first, second in ((10, 0.25, 0.75), (20, 0.375, 0.875)):
         for name, value in (('clinic', first), ('clinic-b2b2b2', second)):
-            found = json.loads((tmp_path / 'probes' / str(step) / f'{name}.knn.json').read_text())
-            assert (found['data'], found['results']['auroc']['mean']['value']) == (name, value)
-            with np.load(tmp_path / 'probes' / str(step) / found['scores']) as arrays:
+            content = json.loads((tmp_path / 'probes' / str(step) / f'{name}.knn.json').read_text())
+            assert (content['data'], content['results']['auroc']['mean']['value']) == (name, value)
+            with np.load(tmp_path / 'probes' / str(step) / content['scores']) as arrays:
                 assert arrays['scores'][0] == value
-    assert not results.is_there(results.path(tmp_path, 10, 'clinic', 'knn'), 'another key')
+    assert not results.exists(results.path(tmp_path, 10, 'clinic', 'knn'), 'another key')
     assert table(tmp_path, FIRST).startswith('clinic, ') and table(tmp_path, SECOND).startswith('clinic-b2b2b2, ')
     assert '.250' in table(tmp_path, FIRST) and '.750' not in table(tmp_path, FIRST)
     assert '.875' in table(tmp_path, SECOND) and '.375' not in table(tmp_path, SECOND)
@@ -47,7 +47,7 @@ def test_two_data_sets_of_one_name_are_kept_apart(tmp_path):
 
 def test_the_name_of_a_data_set_goes_to_the_first_for_the_whole_run(tmp_path):
     put(tmp_path, FIRST, 0.25, step=10)
-    put(tmp_path, SECOND, 0.75, step=20)  # the first has no result at this step, but the curve over steps is its own
+    put(tmp_path, SECOND, 0.75, step=20)  # the first has no result at this step, but it keeps its name at all steps
     assert not results.path(tmp_path, 20, 'clinic', 'knn').exists()
     put(tmp_path, FIRST, 0.375, step=10)
     assert results.path(tmp_path, 10, 'clinic', 'knn').exists()

@@ -1,4 +1,4 @@
-"""Probes that need texts, on a run of four steps: zero-shot, retrieval, and every mistake's sentence."""
+"""Probes that need texts, on a run of four steps: zero-shot, retrieval, and the message for every mistake."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from sklearn.metrics import roc_auc_score, top_k_accuracy_score
 
 from medjax import cli, config as configs, train
 from medjax.data import records
-from medjax.data.text import prompts
+from medjax.data.text import prompts, views as text_views
 from medjax.errors import UserError
-from medjax.probes import encode, image_text, statistics
+from medjax.probes import encode, image_text, statistics, vectors
 from medjax.probes.methods import retrieval, zero_shot
 from medjax.training.export import Exporter
 from medjax.weights import export
@@ -81,31 +81,31 @@ def unit(x):
 def test_an_export_says_which_towers_and_heads_are_a_pair(encoder):
     (pair,) = encoder.meta['pairs']
     assert pair['image'] == dict(tower='image', head='vi')
-    assert pair['text'] == dict(tower='words', head='vt', length=32, sections=list(retrieval.texts.FALLBACKS))
+    assert pair['text'] == dict(tower='words', head='vt', length=32, sections=list(text_views.FALLBACKS))
     assert pair['term'] == 'pair_softmax' and 0.05 < pair['temperature'] < 0.1 and pair['temperature'] != 0.07
 
 
 def test_means_over_other_labels_stand_in_another_table(run, data, tmp_path, capsys):
-    mine = shutil.copytree(run, tmp_path / 'run')
+    copy = shutil.copytree(run, tmp_path / 'run')
     prompts = json.loads(Path(PROMPTS).read_text())
     prompts['present'] = dict(list(prompts['present'].items())[:2])
     (tmp_path / 'two.json').write_text(json.dumps(prompts))
     argv = ('--probes', 'knn,zero_shot', '--prompts', str(tmp_path / 'two.json'), '--baselines', 'none')
-    assert probe(mine, data, *argv) == 0
+    assert probe(copy, data, *argv) == 0
     first, second = capsys.readouterr().out.split('means over ')[1:]
     assert '| knn |' in first and '| zero_shot |' not in first and not first.startswith('2 label(s)')
     assert '| zero_shot |' in second and second.startswith('2 label(s)')
 
 
 def test_an_export_has_the_tokenizer_that_its_run_began_with(tmp_path, data, monkeypatch):
-    mine = shutil.copytree(data, tmp_path / 'data')
+    copy = shutil.copytree(data, tmp_path / 'data')
     (tmp_path / 'config.py').write_text(CONFIG)
-    config, datasets = configs.load(str(tmp_path / 'config.py'), [str(mine)])
-    before = (mine / 'tokenizer.json').read_bytes()
+    config, datasets = configs.load(str(tmp_path / 'config.py'), [str(copy)])
+    before = (copy / 'tokenizer.json').read_bytes()
     write = Exporter.write
 
     def later(*arguments):
-        (mine / 'tokenizer.json').write_text('{}')  # as by `medjax tokenizer --overwrite` beside the training
+        (copy / 'tokenizer.json').write_text('{}')  # as by `medjax tokenizer --overwrite` beside the training
         write(*arguments)
 
     monkeypatch.setattr(Exporter, 'write', later)
@@ -117,62 +117,62 @@ def test_an_export_has_the_tokenizer_that_its_run_began_with(tmp_path, data, mon
 
 def test_defaults_are_what_export_and_data_allow(run, data, capsys, monkeypatch):
     assert probe(run, data, '--prompts', PROMPTS) == 0
-    told = capsys.readouterr().out
-    found = {str(p.relative_to(run / 'probes')) for p in (run / 'probes').rglob('*.json')}
+    output = capsys.readouterr().out
+    written = {str(p.relative_to(run / 'probes')) for p in (run / 'probes').rglob('*.json')}
     name = records.open(data).name
     expected = {f'{e}/{name}.{p}.json' for e in ('4', 'random') for p in ('knn', 'linear', 'zero_shot', 'retrieval')}
-    assert found == expected | {f'pixels/{name}.{p}.json' for p in ('knn', 'linear')}
-    assert 'pixels, zero_shot: left out, raw pixels share no space with texts' in told
-    assert '| step 4 | zero_shot |' in told and '| R@1 | R@5 | R@10 | P@5 | P@10 |' in told
+    assert written == expected | {f'pixels/{name}.{p}.json' for p in ('knn', 'linear')}
+    assert 'pixels, zero_shot: left out, raw pixels share no space with texts' in output
+    assert '| step 4 | zero_shot |' in output and '| R@1 | R@5 | R@10 | P@5 | P@10 |' in output
     with monkeypatch.context() as patch:
         patch.setattr(encode, 'features', lambda *a, **k: pytest.fail('encoded again'))
         assert probe(run, data, '--prompts', PROMPTS) == 0
     assert probe(run, data) == 0, 'without prompts zero-shot is no default'
-    zero, found = result(run, data, 'zero_shot'), result(run, data, 'retrieval')
+    zero, retrieved = result(run, data, 'zero_shot'), result(run, data, 'retrieval')
     assert zero['chosen']['prompts'] == prompts.zero_shot(PROMPTS, 'x').digest and zero['chosen']['score'] == 'pair'
     assert zero['details']['prompts']['present'] == json.loads(Path(PROMPTS).read_text())['present']
     assert zero['records'] == {'test': len(records.open(data).split('test'))} and 'val' not in zero['records']
-    assert set(found['results']['R@5']) == {'mean', 'image to text', 'text to image'}
+    assert set(retrieved['results']['R@5']) == {'mean', 'image to text', 'text to image'}
     assert cli.main(['report', '--run', str(run), '--data', str(data)]) == 0
     page = (run / 'report.html').read_text()
-    assert 'Words over patches' in page and page.count('similarity to nodule') == 6 and 'image to text' in page
+    assert 'Maps of findings' in page and page.count('similarity to nodule') == 6 and 'image to text' in page
 
 
 def test_zero_shot_equals_sentences_one_by_one(run, data, encoder):
-    """Of every score and both ensembles, against the towers run on one image and one sentence at a time."""
-    both, opened = image_text.load(encoder), records.open(data)
+    """Every score, with both ensembles, equals the towers on one image and one sentence at a time."""
+    towers, opened = image_text.load(encoder), records.open(data)
     features = encode.features(encoder, opened, 'test')
-    images = unit(features.cls[:, -1] @ np.asarray(encoder.parts['heads']['vi']['fc1']['kernel']))
-    np.testing.assert_allclose(image_text.unit(both.images(features.cls[:, -1])), images, atol=1e-5)
-    many = both.texts(['No nodule.', 'A small left pneumothorax.', 'Mild cardiomegaly.'])
+    images = unit(features.cls[:, -1] @ np.asarray(encoder.export['heads']['vi']['fc1']['kernel']))
+    np.testing.assert_allclose(vectors.unit(towers.image_vectors(features.cls[:, -1])), images, atol=1e-5)
+    many = towers.text_vectors(['No nodule.', 'A small left pneumothorax.', 'Mild cardiomegaly.'])
     for sentence, vector in zip(['No nodule.', 'A small left pneumothorax.'], many):
-        np.testing.assert_allclose(both.texts([sentence])[0], vector, atol=2e-5)
+        np.testing.assert_allclose(towers.text_vectors([sentence])[0], vector, atol=2e-5)
     assert np.abs(many[0] - many[1]).max() > 1e-3
 
     pools = dict(present={'nodule': ['A nodule.', 'Nodule.'], 'effusion': ['An effusion.']}, normal=['No findings.'])
     for ensemble in ('before', 'after'):
 
         def cosine(pool, ensemble=ensemble):
-            vectors = np.stack([both.texts([s])[0] for s in pool])
+            vectors = np.stack([towers.text_vectors([s])[0] for s in pool])
             return images @ unit((unit(vectors) if ensemble == 'after' else vectors).mean(0))
 
         a, b, n = cosine(pools['present']['nodule']), cosine(pools['present']['effusion']), cosine(pools['normal'])
         settings = dict(**pools, absent=dict.fromkeys(pools['present'], pools['normal']), ensemble=ensemble, digest='')
         given = {score: prompts.ZeroShot(**settings, score=score, temperature=0.1) for score in prompts.SCORES}
-        found = {score: zero_shot.score(images, one, both) for score, one in given.items()}
-        np.testing.assert_allclose(found['cosine']['effusion'], b, atol=1e-4)
-        np.testing.assert_allclose(found['pair']['nodule'], (a - n) / 0.1, atol=1e-3)
+        scores = {score: zero_shot.score(images, one, towers) for score, one in given.items()}
+        np.testing.assert_allclose(scores['cosine']['effusion'], b, atol=1e-4)
+        np.testing.assert_allclose(scores['pair']['nodule'], (a - n) / 0.1, atol=1e-3)
         p = np.exp(a / 0.1) / (np.exp(a / 0.1) + np.exp(b / 0.1) + np.exp(n / 0.1))
-        np.testing.assert_allclose(found['classes']['nodule'], np.log(p / (1 - p)), atol=1e-3)
+        np.testing.assert_allclose(scores['classes']['nodule'], np.log(p / (1 - p)), atol=1e-3)
 
 
-def test_the_figures_are_those_of_the_scores(run, data):
+def test_the_metrics_are_those_of_the_scores(run, data):
     assert probe(run, data, '--probes', 'zero_shot', '--prompts', PROMPTS) == 0
-    told = result(run, data, 'zero_shot')
-    with np.load(run / 'probes' / '4' / told['scores']) as kept:
+    content = result(run, data, 'zero_shot')
+    with np.load(run / 'probes' / '4' / content['scores']) as kept:
         for j, name in enumerate(kept['names']):
             auroc = roc_auc_score(kept['labels'][:, j], kept['scores'][:, j])
-            assert told['results']['auroc'][name]['value'] == pytest.approx(auroc, abs=1e-6)
+            assert content['results']['auroc'][name]['value'] == pytest.approx(auroc, abs=1e-6)
 
 
 # Retrieval.
@@ -196,23 +196,23 @@ def test_retrieval_equals_loops_in_chunks_too(monkeypatch):
     sentences = sentences[text]  # equal texts are equal vectors
     for chunk in (1 << 24, 53 * 7):
         monkeypatch.setattr(retrieval, 'CHUNK_ELEMENTS', chunk)
-        found = retrieval.hits(retrieval.nearest(images, sentences, 10), text, study)
+        forward = retrieval.hits(retrieval.nearest(images, sentences, 10), text, study)
         back = retrieval.hits(retrieval.nearest(sentences, images, 10), text, study)
-        values = retrieval.figures({'a': found, 'b': back})
+        values = retrieval.query_metrics({'a': forward, 'b': back})
         assert list(values) == ['R@1', 'R@5', 'R@10', 'P@5', 'P@10']
-        for way, pair in (('a', (images, sentences)), ('b', (sentences, images))):
+        for direction, pair in (('a', (images, sentences)), ('b', (sentences, images))):
             for k in (1, 5, 10):
                 recall, precision = brute(*pair, text, study, k)
-                np.testing.assert_array_equal(values[f'R@{k}'][way], recall)
+                np.testing.assert_array_equal(values[f'R@{k}'][direction], recall)
                 if k > 1:
-                    np.testing.assert_allclose(values[f'P@{k}'][way], precision)
+                    np.testing.assert_allclose(values[f'P@{k}'][direction], precision)
 
 
 def test_retrieval_of_distinct_texts_is_top_k_accuracy():
     rng = np.random.default_rng(1)
     images, sentences = (unit(rng.normal(size=(60, 4)).astype(np.float32)) for _ in range(2))
     each = np.arange(60)
-    values = retrieval.figures({'a': retrieval.hits(retrieval.nearest(images, sentences, 10), each, each)})
+    values = retrieval.query_metrics({'a': retrieval.hits(retrieval.nearest(images, sentences, 10), each, each)})
     for k in (1, 5, 10):
         assert values[f'R@{k}']['a'].mean() == pytest.approx(top_k_accuracy_score(each, images @ sentences.T, k=k))
 
@@ -221,23 +221,23 @@ def test_chance_is_what_random_orders_give():
     rng = np.random.default_rng(2)
     text, study = rng.integers(9, size=30), np.repeat(np.arange(15), 2).astype(np.uint64)
     drawn = [
-        retrieval.figures({'a': retrieval.hits(np.stack([rng.permutation(30)[:10] for _ in text]), text, study)})
+        retrieval.query_metrics({'a': retrieval.hits(np.stack([rng.permutation(30)[:10] for _ in text]), text, study)})
         for _ in range(400)
     ]
-    for figure, expected in retrieval.by_chance(text, study).items():
-        assert np.mean([d[figure]['a'] for d in drawn]) == pytest.approx(expected, abs=0.02)
+    for metric, expected in retrieval.chance_metrics(text, study).items():
+        assert np.mean([d[metric]['a'] for d in drawn]) == pytest.approx(expected, abs=0.02)
 
 
 def test_intervals_of_means_are_over_patients():
     values = {'R@1': {'a': np.array([1.0, 1, 0, 0, 0, 0]), 'b': np.ones(6)}}
-    groups = np.array([0, 0, 1, 1, 1, 1])
-    at = statistics.of_means(values, groups, seed=0, draws=500)['R@1']
-    assert at['a'] == dict(value=pytest.approx(1 / 3), low=0.0, high=1.0)  # both draws of one patient alone
-    assert at['mean']['value'] == pytest.approx(2 / 3) and at['b'] == dict(value=1.0, low=1.0, high=1.0)
+    patients = np.array([0, 0, 1, 1, 1, 1])
+    estimates = statistics.intervals_of_means(values, statistics.Bootstrap(patients, seed=0, draws=500))['R@1']
+    assert estimates['a'] == dict(value=pytest.approx(1 / 3), low=0.0, high=1.0)  # both draws of one patient alone
+    assert estimates['mean']['value'] == pytest.approx(2 / 3) and estimates['b'] == dict(value=1.0, low=1.0, high=1.0)
 
 
 def test_records_without_text_are_left_out_and_few_candidates_have_no_large_k(encoder, run, data):
-    both = image_text.load(encoder)
+    towers = image_text.load(encoder)
     texts = [
         {'impression': 'No nodule.'},
         {},
@@ -250,10 +250,10 @@ def test_records_without_text_are_left_out_and_few_candidates_have_no_large_k(en
         text = staticmethod(texts.__getitem__)
         __len__ = lambda self: len(texts)  # noqa: E731
 
-    said = retrieval.said_of(Split(), both)
-    assert said == ['No nodule.', '', '', '胸部', 'No nodule.']
-    assert [bool(both.tokens(one)) for one in said] == [True, False, False, False, True]
-    assert list(retrieval.figures({'a': np.ones((3, 3), bool)})) == ['R@1']
+    record_texts = retrieval.record_texts(Split(), towers)
+    assert record_texts == ['No nodule.', '', '', '胸部', 'No nodule.']
+    assert [bool(towers.tokens(text)) for text in record_texts] == [True, False, False, False, True]
+    assert list(retrieval.query_metrics({'a': np.ones((3, 3), bool)})) == ['R@1']
 
 
 # Mistakes.
@@ -296,8 +296,8 @@ def good(**changes):
 )
 def test_prompt_files_that_are_refused(tmp_path, run, data, capsys, content, sentence):
     assert probe(run, data, '--prompts', write(tmp_path, content), '--probes', 'zero_shot') == 2
-    told = capsys.readouterr().err
-    assert sentence in told and 'Traceback' not in told and '--prompts' in told
+    output = capsys.readouterr().err
+    assert sentence in output and 'Traceback' not in output and '--prompts' in output
 
 
 def test_hard_prompts(tmp_path, run, data, capsys):
@@ -305,7 +305,7 @@ def test_hard_prompts(tmp_path, run, data, capsys):
     for sentence in ('胸部', '\x00\x07\u200b'):
         file = write(tmp_path, good(present={'nodule': [sentence]}))
         assert probe(run, data, *asked, '--prompts', file) == 1
-        assert 'knows no word of the prompt' in capsys.readouterr().err
+        assert 'has no word of the prompt' in capsys.readouterr().err
     long, odd = 'nodule ' * 10_000, 'A\x00nodule\x1b in\u200b the lung.'
     file = write(tmp_path, good(present={'nodule': [long, odd]}))
     assert probe(run, data, *asked, '--prompts', file) == 0
@@ -323,9 +323,9 @@ def test_damaged_tokenizers_and_exports_without_a_pair(tmp_path, run, data, caps
     for damage in (lambda: file.write_bytes(file.read_bytes()[:500]), file.unlink):
         damage()
         assert probe(folder, data, *asked) == 1
-        told = capsys.readouterr().err
-        assert ('is damaged or not the tokenizer' in told) or ('lacks its tokenizer' in told)
-        assert told.count('failed') == 2 and 'Traceback' not in told
+        output = capsys.readouterr().err
+        assert ('is damaged or not the tokenizer' in output) or ('lacks its tokenizer' in output)
+        assert output.count('failed') == 2 and 'Traceback' not in output
 
     params, meta = export.load(run / 'exports' / '4')
     export.save(tmp_path / 'image' / 'exports' / '4', params, meta | dict(pairs=[]))
@@ -337,8 +337,8 @@ def test_damaged_tokenizers_and_exports_without_a_pair(tmp_path, run, data, caps
 
 @pytest.mark.parametrize('file', sorted((ROOT / 'configs' / 'prompts').glob('*.json')), ids=lambda f: f.stem)
 def test_shipped_prompts(file):
-    found = prompts.zero_shot(str(file), 'x')
-    assert set(found.absent) == set(found.present) and found.score == 'pair'
+    loaded = prompts.zero_shot(str(file), 'x')
+    assert set(loaded.absent) == set(loaded.present) and loaded.score == 'pair'
     assert prompts.read(str(file), 'x').keys() == {'present', 'absent', 'normal'}, 'they serve a text view as well'
 
 

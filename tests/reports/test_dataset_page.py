@@ -1,4 +1,4 @@
-"""`medjax show`: what is in a data set, whatever its shape, on one page that names nobody."""
+"""`medjax show` writes one page about any data set. The page has no id in it."""
 
 from __future__ import annotations
 
@@ -57,31 +57,31 @@ def whole(tmp_path_factory):
 
 
 def test_what_the_page_tells(whole):
-    found = Page(whole[1].read_text())
-    assert set(found.sections) >= {id for id, _ in page.SECTIONS}
-    assert '20 train, 6 val, 10 test' in found.sections['header'] and 'images of patients' in found.sections['header']
-    assert '10 of 20' in found.sections['sheet'] and 'no positive label' in found.sections['sheet']
-    assert found.figures['sheet'] == 2 * (8 + 3 + 5), 'the nodules and the others, at most 8 of a split'
-    assert ['label', *['positive', 'negative', 'uncertain', 'blank', 'conflicting'] * 3] in found.rows
-    assert ['nodule', *map(str, (10, 10, 0, 0, 0, 3, 3, 0, 0, 0, 5, 5, 0, 0, 0))] in found.rows
-    assert ['a <b>mass</b>', *map(str, (0, 0, 7, 7, 6, 0, 0, 2, 2, 2, 0, 0, 3, 3, 4))] in found.rows
-    assert ['nodule', '18', '0'] in found.rows, 'labels together'
-    assert found.figures['histograms'] == 3, 'shades, height, age'
-    assert 'text: 6 words in every record that has any' in found.sections['histograms']
-    assert 'width: 20 px in every record' in found.sections['histograms']
-    assert 'text: known of 13 of 20 in train, 4 of 6 in val, 7 of 10 in test' in found.sections['histograms']
-    assert ['F', '10', '3', '5'] in found.rows and ['unknown', '5', '2', '2'] in found.rows
-    assert any(row[0].endswith('other values') for row in found.rows)
+    parsed = Page(whole[1].read_text())
+    assert set(parsed.sections) >= {id for id, _ in page.SECTIONS}
+    assert '20 train, 6 val, 10 test' in parsed.sections['header'] and 'images of patients' in parsed.sections['header']
+    assert '10 of 20' in parsed.sections['sheet'] and 'no positive label' in parsed.sections['sheet']
+    assert parsed.figures['sheet'] == 2 * (8 + 3 + 5), 'the nodules and the others, at most 8 of a split'
+    assert ['label', *['positive', 'negative', 'uncertain', 'blank', 'conflicting'] * 3] in parsed.rows
+    assert ['nodule', *map(str, (10, 10, 0, 0, 0, 3, 3, 0, 0, 0, 5, 5, 0, 0, 0))] in parsed.rows
+    assert ['a <b>mass</b>', *map(str, (0, 0, 7, 7, 6, 0, 0, 2, 2, 2, 0, 0, 3, 3, 4))] in parsed.rows
+    assert ['nodule', '18', '0'] in parsed.rows, 'labels together'
+    assert parsed.figures['histograms'] == 3, 'pixel values, height, age'
+    assert 'text: 6 words in every record that has any' in parsed.sections['histograms']
+    assert 'width: 20 px in every record' in parsed.sections['histograms']
+    assert 'text: known of 13 of 20 in train, 4 of 6 in val, 7 of 10 in test' in parsed.sections['histograms']
+    assert ['F', '10', '3', '5'] in parsed.rows and ['unknown', '5', '2', '2'] in parsed.rows
+    assert any(row[0].endswith('other values') for row in parsed.rows)
 
 
 def test_whole_records(whole, tmp_path):
-    found = shown(whole[0], tmp_path, '--record', 'test/1', '--record', 'val/0')
-    said = ' '.join(found.sections['records'].split())
-    assert 'test/1' in said and 'val/0' in said and 'train/' not in said
-    assert 'Finding 20 & no more.' in said and 'impressionNone.' in said.replace(' ', '')
-    assert 'the values 1, 2' in said and 'age 67' in re.sub(r'(?<=[a-z])(?=\d)', ' ', said)
-    assert 'positivenodule' in said.replace(' ', '')
-    assert found.figures['records'] == 4, 'two images, two masks'
+    parsed = shown(whole[0], tmp_path, '--record', 'test/1', '--record', 'val/0')
+    text = ' '.join(parsed.sections['records'].split())
+    assert 'test/1' in text and 'val/0' in text and 'train/' not in text
+    assert 'Finding 20 & no more.' in text and 'impressionNone.' in text.replace(' ', '')
+    assert 'the values 1, 2' in text and 'age 67' in re.sub(r'(?<=[a-z])(?=\d)', ' ', text)
+    assert 'positivenodule' in text.replace(' ', '')
+    assert parsed.figures['records'] == 4, 'two images, two masks'
     assert Page(whole[1].read_text()).figures['records'] == 2 * page.RECORDS
 
 
@@ -102,7 +102,7 @@ def test_the_same_set_gives_the_same_bytes(whole, tmp_path):
 
 def test_mistakes_are_exit_code_2(whole, tmp_path, capsys):
     data, out = str(whole[0].path), str(tmp_path / 'page.html')
-    for argv, said in (
+    for argv, sentence in (
         (['nowhere', '--out', out], 'there is no such folder'),
         ([data, '--out', str(tmp_path / 'no' / 'page.html')], 'there is no folder'),
         ([data, '--out', str(tmp_path)], 'that is a folder'),
@@ -112,13 +112,13 @@ def test_mistakes_are_exit_code_2(whole, tmp_path, capsys):
         ([data, '--out', out, '--record', 'val/-1'], 'as in --record train/17'),
     ):
         assert cli.main(['show', *argv]) == 2
-        assert said in capsys.readouterr().err
+        assert sentence in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
 def test_a_fact_that_is_a_number_in_one_split_and_a_word_in_another(tmp_path):
     grade = {'train': 2.0, 'val': 'high', 'test': 3.5}
-    data = build(tmp_path, example=lambda i: Example(grey(i), info={'grade': grade[SPLITS[i]]}))
+    data = build(tmp_path, example=lambda i: Example(grey(i), attributes={'grade': grade[SPLITS[i]]}))
     assert {str(value) for name in data.splits for value in data.split(name).column('grade')} == {'2', 'high', '3.5'}
     assert ['2', '20', '0', '0'] in shown(data, tmp_path).rows
 
@@ -136,19 +136,19 @@ SHAPES = {
 @pytest.mark.parametrize('shape', SHAPES)
 def test_any_shape(shape, tmp_path):
     data = build(tmp_path, (), lambda i: [], lambda i: Example(SHAPES[shape](i)), ['train'] * 5)
-    found = shown(data, tmp_path)
-    assert found.figures == {'sheet': 5, 'histograms': 1, 'records': 3}
-    assert 'The data set has no labels' in found.sections['labels'] and 'all records' in found.sections['sheet']
-    assert 'No text.' in found.sections['records']
+    parsed = shown(data, tmp_path)
+    assert parsed.figures == {'sheet': 5, 'histograms': 1, 'records': 3}
+    assert 'The data set has no labels' in parsed.sections['labels'] and 'all records' in parsed.sections['sheet']
+    assert 'No text.' in parsed.sections['records']
 
 
 def test_a_hundred_labels_are_capped(tmp_path):
     names = tuple(f'label {i}' for i in range(100))
     data = build(tmp_path, names, lambda i: [int((i + k) % 5 == 0 and k % 2 == 0) for k in range(100)])
-    found = shown(data, tmp_path)
-    assert 'The 20 labels with the most positives of 100.' in found.sections['sheet']
-    assert sum(row[0].startswith('label ') for row in found.rows) == 100 + page.LABELS
-    assert '\nlabel 1\n' not in found.sections['sheet'], 'it has no positive'
+    parsed = shown(data, tmp_path)
+    assert 'Only the 20 labels with the most positives are shown, of 100.' in parsed.sections['sheet']
+    assert sum(row[0].startswith('label ') for row in parsed.rows) == 100 + page.LABELS
+    assert '\nlabel 1\n' not in parsed.sections['sheet'], 'it has no positive'
 
 
 def test_pictures_are_of_many_patients(whole):

@@ -144,30 +144,30 @@ def write(run, **kwargs):
 
 def test_every_section_from_its_file(whole):
     run, text = whole
-    found = Page(text)
-    assert set(found.sections) >= {id for id, _ in run_page.SECTIONS}
-    assert 'Learning: cls loss 6.02 of 8.32 at the start.' in found.sections['header']
-    assert '2,000 of 2,000 steps, 64,000 images' in found.sections['header']
-    assert 'above raw pixels (0.625), intervals disjoint' in found.sections['header']
+    parsed = Page(text)
+    assert set(parsed.sections) >= {id for id, _ in run_page.SECTIONS}
+    assert 'Learning: cls loss 6.02 of 8.32 at the start.' in parsed.sections['header']
+    assert '2,000 of 2,000 steps, 64,000 images' in parsed.sections['header']
+    assert 'above raw pixels (0.625), intervals do not overlap' in parsed.sections['header']
     assert ['mean', '', '0.800[0.770, 0.830]', '0.500[0.470, 0.530]', '0.800[0.770, 0.830]',
-            '0.500[0.470, 0.530]', '0.625[0.595, 0.655]'] in found.rows  # fmt: skip
-    assert 'mean\t\t\t0.8000\t0.7700\t0.8300' in found.sections['results'], 'the table as text'
-    assert 'hernia (no positive in val)' in found.sections['results']
-    assert '12.5 % have pixels that pretraining saw' in found.sections['data']
-    assert '"total_steps": 2000' in found.sections['config']
-    assert found.figures == {'results': 2, 'curves': 3, 'losses': 4, 'health': 4, 'rates': 5}
-    assert 'start 8.32' in found.sections['losses']
-    assert 'one a row: 640' in found.sections['health']
+            '0.500[0.470, 0.530]', '0.625[0.595, 0.655]'] in parsed.rows  # fmt: skip
+    assert 'mean\t\t\t0.8000\t0.7700\t0.8300' in parsed.sections['results'], 'the table as text'
+    assert 'hernia (no positive in val)' in parsed.sections['results']
+    assert 'the pixels of 12.5 % of the test records' in parsed.sections['data']
+    assert '"total_steps": 2000' in parsed.sections['config']
+    assert parsed.figures == {'results': 2, 'curves': 3, 'losses': 4, 'health': 4, 'rates': 5}
+    assert 'start 8.32' in parsed.sections['losses']
+    assert 'one per row: 640' in parsed.sections['health']
     assert not list(run.glob('.report*'))
 
 
 def test_one_file_that_asks_for_nothing(whole):
     _, text = whole
-    found = Page(text)
-    assert all(address.startswith(('#', 'data:')) for address in found.addresses)
+    parsed = Page(text)
+    assert all(address.startswith(('#', 'data:')) for address in parsed.addresses)
     assert not re.search(r'url\((?!#)|@import|<script', text)
-    assert {a[1:] for a in found.addresses if a.startswith('#') and not re.fullmatch(r'#[mp][0-9a-f]{10}', a)} <= set(
-        found.ids
+    assert {a[1:] for a in parsed.addresses if a.startswith('#') and not re.fullmatch(r'#[mp][0-9a-f]{10}', a)} <= set(
+        parsed.ids
     )
 
 
@@ -183,10 +183,19 @@ def test_the_same_run_gives_the_same_bytes(whole):
 
 
 def test_torn_and_missing_numbers_are_left_out(run):
-    found = run_files.read(run)
-    assert len(found.lines) == 40, 'the last line is torn'
-    x, y = run_page.column(found.lines, 'loss')
+    loaded = run_files.read_run(run)
+    assert len(loaded.log) == 40, 'the last line is torn'
+    x, y = run_page.column(loaded.log, 'loss')
     assert len(x) == 39 and np.isfinite(y).all(), 'null is no point'
+
+
+def test_mfu_is_unknown_if_a_line_was_faster_than_the_peak(run):
+    assert ', MFU 31.0 % (median)' in Page(write(run)).sections['header']
+    given = [line | ({'mfu': None} if line['step'] > 1500 else {}) for line in lines()]
+    (run / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in given))
+    parsed = Page(write(run))
+    assert ', MFU unknown (median)' in parsed.sections['header']
+    assert parsed.figures['rates'] == 4 and 'MFU' not in parsed.sections['rates']
 
 
 MISSING = {
@@ -203,20 +212,20 @@ MISSING = {
 @pytest.mark.parametrize('gone', MISSING)
 def test_what_is_missing_is_said(run, gone):
     shutil.rmtree(run / gone) if gone == 'probes' else (run / gone).unlink()
-    found = Page(write(run))
+    parsed = Page(write(run))
     for section, sentence in MISSING[gone].items():
-        assert sentence in found.sections[section]
-    assert 'No export yet' in found.sections['patches']
-    assert 'No export yet' in found.sections['neighbours']
-    assert 'The data of source main is not where the config says' in found.sections['data']
+        assert sentence in parsed.sections[section]
+    assert 'No export yet' in parsed.sections['patches']
+    assert 'No export yet' in parsed.sections['neighbours']
+    assert 'The data of source main is not where the config says' in parsed.sections['data']
 
 
 def test_only_a_config(tmp_path):
     (tmp_path / 'config.json').write_text('{}')
-    found = Page(write(tmp_path))
-    assert found.figures == {}
+    parsed = Page(write(tmp_path))
+    assert parsed.figures == {}
     for sentences in MISSING.values():
-        assert all(sentence in found.sections[section] for section, sentence in sentences.items())
+        assert all(sentence in parsed.sections[section] for section, sentence in sentences.items())
 
 
 def test_one_step_and_one_export_without_intervals(run):
@@ -228,16 +237,16 @@ def test_one_step_and_one_export_without_intervals(run):
     body['results'] = {'auroc': {'mean': {'value': 0.7, 'low': None, 'high': None}, 'nodule': {'value': None}}}
     path.write_text(json.dumps(body))
     (run / 'probes' / '1' / 'phantom.knn.npz').unlink()
-    found = Page(write(run))
-    assert ['mean', '', '0.700'] in found.rows and ['nodule', '', '–'] in found.rows
-    assert 'no baseline yet' in found.sections['header']
+    parsed = Page(write(run))
+    assert ['mean', '', '0.700'] in parsed.rows and ['nodule', '', '–'] in parsed.rows
+    assert 'no baseline yet' in parsed.sections['header']
 
 
 def test_baselines_alone(run):
     for step in ('500', '1000', '2000'):
         shutil.rmtree(run / 'probes' / step)
-    found = Page(write(run))
-    assert 'phantom, knn, random init' in found.sections['results'] and found.figures['results'] == 2
+    parsed = Page(write(run))
+    assert 'phantom, knn, random init' in parsed.sections['results'] and parsed.figures['results'] == 2
 
 
 def test_damaged_results_are_left_out_and_said(run):
@@ -246,22 +255,22 @@ def test_damaged_results_are_left_out_and_said(run):
     (at / 'phantom.linear.npz').write_bytes((at / 'phantom.linear.npz').read_bytes()[:200])
     (run / 'probes' / '500' / 'phantom.knn.json').write_bytes(b'\xff\x00')
     (run / 'probes' / '500' / 'phantom.linear.json').write_text('{"probe": "linear", "data": "phantom"}')
-    found = Page(write(run))
-    said = found.sections['results']
+    parsed = Page(write(run))
+    text = parsed.sections['results']
     for name in ('2000/phantom.knn.json', '2000/phantom.linear.npz', '500/phantom.knn.json', '500/phantom.linear.json'):
-        assert f'left out: {name} ' in said, said
-    assert said.count(' are left out: ') == 1 and said.count(' is left out: ') == 3
-    assert 'phantom, linear, export of step 2,000' in said and 'phantom, knn, export of step 1,000' in said
-    assert found.figures['results'] == 2
+        assert f'left out: {name} ' in text, text
+    assert text.count(' are left out: ') == 1 and text.count(' is left out: ') == 3
+    assert 'phantom, linear, export of step 2,000' in text and 'phantom, knn, export of step 1,000' in text
+    assert parsed.figures['results'] == 2
 
 
 def test_why_overlap_is_unknown(run):
     for path in (run / 'probes' / '2000').glob('*.json'):
         why = {'overlap': {}, 'provenance': 'overlap with pretraining unknown: the run has no data/seen.npz'}
         path.write_text(json.dumps(json.loads(path.read_text()) | why))
-    said = Page(write(run)).sections['data']
-    assert 'phantom: overlap with pretraining unknown: the run has no data/seen.npz.' in said
-    assert 'no probe has compared' not in said
+    text = Page(write(run)).sections['data']
+    assert 'phantom: overlap with pretraining unknown: the run has no data/seen.npz.' in text
+    assert 'no probe has compared' not in text
 
 
 def test_ticks_of_a_flat_curve_are_its_values():
@@ -342,14 +351,14 @@ def add_export(run, data):
 def test_pictures_of_real_records(run, phantom):
     add_export(run, phantom)
     text = write(run, argv=['--data', str(phantom.path)])
-    found = Page(text)
-    assert found.figures['patches'] == 2 * pictures.IMAGES
-    assert found.figures['neighbours'] == pictures.QUERIES * (1 + pictures.NEIGHBOURS)
+    parsed = Page(text)
+    assert parsed.figures['patches'] == 2 * pictures.IMAGES
+    assert parsed.figures['neighbours'] == pictures.QUERIES * (1 + pictures.NEIGHBOURS)
     assert (run / 'cache' / '2000' / 'phantom.train.npz').exists(), 'encoded once, where the probes keep theirs'
     train = phantom.split('train').labels_array
     positives = [f'{np.sum(train[:, i] == 1):,} / {len(train):,}' for i in range(len(phantom.labels))]
     assert [
-        row[1] for row in found.rows if row[0] in phantom.labels and len(row) == 1 + len(phantom.splits)
+        row[1] for row in parsed.rows if row[0] in phantom.labels and len(row) == 1 + len(phantom.splits)
     ] == positives
     keys = [phantom.split(s).keys(kind) for s in phantom.splits for kind in ('patient', 'study', 'image')]
     hashed = [form.format(int(key)) for part in keys for key in part for form in ('{:016x}', '{}')]

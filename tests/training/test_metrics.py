@@ -84,6 +84,20 @@ def test_first_step_is_not_timed(tmp_path, monkeypatch):
     assert second['mfu'] == pytest.approx(1.0 * 80 / 1000)  # one step of 80 FLOPs a second
 
 
+def test_mfu_over_one_is_unknown_for_the_rest_of_the_run(tmp_path, monkeypatch, capfd):
+    """Steps of 80 FLOPs; the peak of 100 FLOP/s was measured on a busy CPU. Steps take 2 s, 0.5 s, 2 s."""
+    now = iter([100.0, 100.0, 102.0, 102.5, 104.5])
+    monkeypatch.setattr(metrics.time, 'perf_counter', lambda: next(now))
+    writer = metrics.Writer(tmp_path, 4, 1, flops=80.0, peak=metrics.Peak(100.0, 'CPU, measured'))
+    for step in range(1, 5):
+        writer.step(step, {'loss': jnp.float32(0)}, images=8)
+    writer.close()
+    assert [line.get('mfu', 'none') for line in lines(tmp_path)] == ['none', 0.4, None, None]
+    said = capfd.readouterr().err
+    assert said.count('MFU is unknown from here on') == 1 and 'CPU, measured' in said
+    assert said.count('MFU') == 2, 'one number before'
+
+
 def test_the_first_line_of_one_step_states_no_speed(tmp_path):
     train(tmp_path, 0, 2, every=1, total=2)
     first, second = lines(tmp_path)

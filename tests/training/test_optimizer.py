@@ -13,7 +13,7 @@ from medjax.errors import UserError
 from medjax.objectives.schedules import schedule
 from medjax.training.checkpoint import Checkpoints, abstract
 from medjax.training.flops import model_flops
-from medjax.training.optimizer import optimizer, parameter_groups
+from medjax.training.optimizer import Group, optimizer, parameter_groups
 from medjax.types import TrainState
 
 
@@ -52,6 +52,15 @@ def test_factors_multiply_and_the_last_rule_decides():
     assert (gain.clip_group, gain.frozen_until) == ('b', 3) and image['patch_embed']['kernel'].clip_group == 'tower'
 
 
+def test_biases_norms_and_layerscale_do_not_decay_unless_asked_for():
+    names = {name: jnp.zeros(2) for name in ('bias', 'scale', 'gamma1', 'gamma', 'kernel', 'gain')}
+    table = parameter_groups({'towers': {'image': {'x': names}}})['towers']['image']['x']
+    assert {name for name, group in table.items() if group.wd_scale == 0} == {'bias', 'scale', 'gamma1'}
+    assert all(group == Group() for group in parameter_groups({'x': names}, no_decay=())['x'].values())
+    scaled = parameter_groups({'x': names}, [dict(match='*/kernel', wd_scale=0.5)])['x']
+    assert scaled['kernel'].wd_scale == 0.5 and scaled['bias'].wd_scale == 0
+
+
 def test_a_rule_that_matches_nothing_or_is_misspelt():
     with pytest.raises(UserError, match=r'optim.groups\[0\].match: no parameter matches'):
         parameter_groups(params(), [dict(match='towers/txet/*', lr_scale=0.1)])
@@ -76,7 +85,7 @@ def test_rates_and_bounds_that_are_none(given, words):
 def test_updates_are_those_of_optax_adamw():
     """Without groups and clipping; the schedule is of the step that is given, not of the number of updates."""
     start = params()
-    ours = optimizer(start, 10, lr=0.1, schedule=[1.0, 0.5, 0.25, 0.125], weight_decay=0.03)
+    ours = optimizer(start, 10, no_decay=(), lr=0.1, schedule=[1.0, 0.5, 0.25, 0.125], weight_decay=0.03)
     theirs = optax.adamw(lambda count: 0.1 * 0.5**count, weight_decay=0.03)
     a, b, opt, state = start, start, ours.init(start), theirs.init(start)
     for i in range(3):
@@ -154,14 +163,14 @@ def test_a_checkpoint_of_other_shapes_or_dtypes_is_refused(tmp_path):
     shardings = jax.tree.map(lambda x: x.sharding, state)
     checkpoints = Checkpoints(tmp_path / 'checkpoints', every=1, keep=1)
     checkpoints.save(1, state)
-    checkpoints.wait()
+    checkpoints.manager.wait_until_finished()
     back = checkpoints.restore(1, abstract(state, shardings))
     np.testing.assert_array_equal(back.params['w'], state.params['w'])
     assert bool((jax.random.key_data(back.key) == jax.random.key_data(state.key)).all())
     for other, words in (
         ({'w': jnp.ones((2, 3), jnp.bfloat16)}, 'is float32'),
         ({'w': jnp.ones((2, 4))}, r'\[2, 3\] in the checkpoint'),
-        ({'v': jnp.ones((2, 3))}, 'does not hold|holds, beyond the config'),
+        ({'v': jnp.ones((2, 3))}, 'lacks|holds, unlike the config'),
     ):
         changed = state._replace(params=other)
         with pytest.raises(UserError, match=words):

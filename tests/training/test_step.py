@@ -103,11 +103,12 @@ def test_only_what_the_terms_name_is_computed():
         objective = compose(recipe)
         for name, tower in objective.towers.items():
 
-            def apply(params, view, mask=None, *, train=False, tower=tower, **rest):
-                seen.append((view.x.shape[2], mask is not None, train))
-                return tower.apply(params, view, mask, train=train, **rest)
+            class Watched(type(tower)):
+                def encode(self, params, view, mask, options):
+                    seen.append((view.x.shape[2], mask is not None, options.train))
+                    return super().encode(params, view, mask, options)
 
-            objective.towers[name] = tower._replace(apply=apply)
+            objective.towers[name] = Watched(**vars(tower))
         return objective
 
     def trace(recipe):

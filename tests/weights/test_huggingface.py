@@ -1,4 +1,4 @@
-"""Text towers, ViT and ResNet against transformers: its own classes with random weights, their files, ragged texts."""
+"""Text towers, ViT and ResNet against the classes of transformers, with random weights that are read from files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from medjax.errors import UserError
-from medjax.models import build, heads
+from medjax.models import build
+from medjax.models.heads import linear, mlp
 from medjax.types import View
 from medjax.weights.load import load
 
@@ -30,7 +31,7 @@ LENGTHS = np.array([[3], [LENGTH], [5], [1]])
 
 
 def shaken(model: Any) -> Any:
-    """Random weights far from their small start, so that nothing is hidden by it."""
+    """The model with random weights far from zero, because errors in weights near zero would stay hidden."""
     torch.manual_seed(0)
     for parameter in model.parameters():
         parameter.data = 0.25 * torch.randn_like(parameter) + (0.5 if parameter.ndim == 1 else 0)
@@ -72,13 +73,16 @@ def close(got: Any, expected: Any, share: float = 1e-5) -> None:
     np.testing.assert_allclose(got, expected, atol=share * np.abs(expected).max())
 
 
-def same_gradients(model: Any, loss: Any, tower: Any, part: str, params: Any, ours: Any, folder: Path) -> None:
-    """Theirs are written as a model's weights and read like weights; what a loss leaves alone has gradient zero."""
+def same_gradients(model: Any, loss: Any, tower: Any, module: str, params: Any, ours: Any, folder: Path) -> None:
+    """Compares gradients. Theirs are written as the weights of a model and read like weights.
+
+    A parameter that the loss does not depend on has gradient zero.
+    """
     model.zero_grad()
     loss.backward()
     for parameter in model.parameters():
         parameter.data = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-    expected = load(saved(model, folder / 'gradients')).read(part, wanted(tower))
+    expected = load(saved(model, folder / 'gradients')).read(module, wanted(tower))
     got = jax.jit(jax.grad(ours))(params)
     drop = lambda tree: {k: v for k, v in tree.items() if k != 'stats'}  # noqa: E731
     largest = max(np.abs(x).max() for x in jax.tree.leaves(drop(expected)))
@@ -95,7 +99,7 @@ def of_text(kind: str) -> Any:
 
 @pytest.mark.parametrize('kind', ['bert', 'clip', 'siglip'])
 def test_text_towers_equal_transformers(kind, tmp_path):
-    """Ragged lengths for BERT and CLIP; SigLIP reads its padding, and no mask is given to either."""
+    """BERT and CLIP get texts of different lengths. SigLIP reads padding, so neither model gets a mask."""
     model, tower = shaken(of_text(kind)), build.tower(dict(OUR_TEXT, family=kind), 1, 'towers.text')
     params = load(saved(model, tmp_path)).read('towers/text', wanted(tower))
     ids, view = texts()
@@ -119,8 +123,8 @@ def test_text_towers_equal_transformers(kind, tmp_path):
     same_gradients(model, loss, tower, 'towers/text', params, ours, tmp_path)
 
 
-def test_what_comes_after_a_text_changes_nothing():
-    """Neither padding nor its token ids, in any family that is told lengths; an absent text gives finite numbers."""
+def test_padding_changes_nothing():
+    """In the families with lengths, padding and its token ids change nothing. An absent text gives finite numbers."""
     _, view = texts()
     for family in ('bert', 'clip'):
         for pool in ('cls', 'last', 'mean', 'max', 'attention'):
@@ -135,7 +139,7 @@ def test_what_comes_after_a_text_changes_nothing():
         assert np.isfinite(nothing).all()
 
 
-def test_pooling_is_what_it_says():
+def test_poolings_equal_numpy():
     _, view = texts()
     params = build.tower(OUR_TEXT, 1, 'towers.text').init(jax.random.key(0))
     found = {p: build.tower(dict(OUR_TEXT, pool=p), 1, 'x').apply(params, view) for p in ('cls', 'last', 'mean', 'max')}
@@ -157,19 +161,19 @@ def test_a_longer_context_is_cut_and_another_vocabulary_refused(tmp_path):
         tower.apply(params, view._replace(x=ids[:, :, :4]))['tokens'][:, 0],
         model(torch.from_numpy(ids[:, 0, :4]).long()).last_hidden_state,
     )
-    for change, words in (
+    for change, message in (
         (dict(vocabulary=31), r'words has shape \(30, 16\) in the weights, \(31, 16\)'),
         (dict(context=12), r'positions has shape \(9, 16\)'),
         (dict(depth=1), r'the weights have encoder\.layer\.1'),
         (dict(depth=3), r'encoder\.layer\.2.* is missing from the weights'),
         (dict(family='clip'), r'this configuration does not|is missing'),
     ):
-        with pytest.raises(UserError, match=words):
+        with pytest.raises(UserError, match=message):
             load(path).read('towers/text', wanted(build.tower(dict(OUR_TEXT, **change), 1, 'towers.text')))
 
 
 def test_older_names_wrappers_and_the_projection_of_cxr_bert(tmp_path):
-    """LayerNorm.gamma, `bert.`, a head of masked words beside it, and CXR-BERT's own projection of CLS."""
+    """A file with LayerNorm.gamma, the prefix `bert.`, a head for masked words and CXR-BERT's projection of CLS."""
     from safetensors.numpy import load_file, save_file
 
     model = shaken(transformers.BertForMaskedLM(transformers.BertConfig(**TEXT)))
@@ -183,17 +187,17 @@ def test_older_names_wrappers_and_the_projection_of_cxr_bert(tmp_path):
     save_file(state, tmp_path / 'cxr.safetensors')
     weights = load(tmp_path / 'cxr.safetensors')
     assert set(weights.modules) == {'towers/text', 'heads/text'}
-    tower, head = build.tower(OUR_TEXT, 1, 'x'), heads.mlp(WIDTH, 6, activation='gelu', norm=True)
-    params, own = weights.read('towers/text', wanted(tower)), weights.read('heads/text', wanted(head))
+    tower, head = build.tower(OUR_TEXT, 1, 'x'), mlp.build(WIDTH, 6, activation='gelu', norm=True)
+    params, projection = weights.read('towers/text', wanted(tower)), weights.read('heads/text', wanted(head))
     ids, view = texts(None)
     cls = model.bert(torch.from_numpy(ids[:, 0]).long()).last_hidden_state[:, 0]
     expected = output(layer(torch.nn.functional.gelu(hidden(cls))))
-    close(head.apply(own, tower.apply(params, view)['cls'])[:, 0], expected)
+    close(head.apply(projection, tower.apply(params, view)['cls'])[:, 0], expected)
 
 
 @pytest.mark.parametrize('kind', ['clip', 'siglip'])
 def test_both_towers_of_a_pair(kind, tmp_path):
-    """Images and texts of CLIPModel and SiglipModel, through the projections, and the image tower's gradients."""
+    """Images and texts through the towers and projections of CLIPModel and SiglipModel, and gradients of images."""
     classes = dict(clip=('CLIPModel', 'CLIPConfig'), siglip=('SiglipModel', 'SiglipConfig'))[kind]
     make, config = (getattr(transformers, name) for name in classes)
     extra = dict(projection_dim=6) if kind == 'clip' else {}
@@ -209,12 +213,12 @@ def test_both_towers_of_a_pair(kind, tmp_path):
     patches = theirs.last_hidden_state
     if kind == 'clip':
         assert set(weights.modules) == {'towers/image', 'towers/text', 'heads/image', 'heads/text'}
-        head = heads.linear(WIDTH, 6)
+        head = linear.build(WIDTH, 6)
         found_pixels = head.apply(weights.read('heads/image', wanted(head)), found['cls'])
         close(found_pixels[:, 0], model.visual_projection(theirs.pooler_output))
-        patches = model.vision_model.post_layernorm(patches)[:, 1:]  # theirs norms CLS alone
+        patches = model.vision_model.post_layernorm(patches)[:, 1:]  # CLIPModel applies this norm to CLS only
     else:
-        head = heads.linear(WIDTH, WIDTH, bias=True)
+        head = linear.build(WIDTH, WIDTH, bias=True)
         close(found['cls'][:, 0], theirs.pooler_output)
     words = model.text_model(torch.from_numpy(ids[:, 0]).long()).pooler_output
     if kind == 'clip':
@@ -223,7 +227,7 @@ def test_both_towers_of_a_pair(kind, tmp_path):
     close(found['patches'][:, 0], patches)
 
     half = getattr(transformers, classes[0].replace('Model', 'VisionModel'))(model.config.vision_config)
-    half.load_state_dict(model.vision_model.state_dict())  # saved alone, it has no prefix
+    half.load_state_dict(model.vision_model.state_dict())  # saved alone, its names have no prefix
     alone = load(saved(half, tmp_path / 'half')).read('towers/image', wanted(image))
     jax.tree.map(np.testing.assert_array_equal, alone, params)
 
@@ -241,7 +245,7 @@ def test_vit_equals_transformers(tmp_path):
     expected = model(pixels).last_hidden_state
     out = tower.apply(params, view)
     close(jnp.concatenate([out['cls'][:, :, None], out['patches']], 2)[:, 0], expected)
-    other, seen = pictures(8, 20)  # another grid, resized as theirs does it
+    other, seen = pictures(8, 20)  # position embeddings are resized to another grid
     close(tower.apply(params, seen)['cls'][:, 0], model(other, interpolate_pos_encoding=True).last_hidden_state[:, 0])
     cotangent = np.random.default_rng(1).normal(size=(3, WIDTH)).astype(np.float32)
     loss = (expected[:, 0] * torch.from_numpy(cotangent)).sum()
@@ -252,7 +256,7 @@ def test_vit_equals_transformers(tmp_path):
 @pytest.mark.parametrize('train', [False, True], ids=['running', 'batch'])
 @pytest.mark.parametrize('variant', ['50', '18'])
 def test_resnet_equals_transformers(variant, train, tmp_path):
-    """Pictures that are not square; in training the gradients through the batch's statistics and the running ones."""
+    """Pictures are not square. In training, gradients through batch statistics and the running statistics are equal."""
     wide = 4 if variant == '50' else 1
     kind = 'bottleneck' if variant == '50' else 'basic'
     config = transformers.ResNetConfig(

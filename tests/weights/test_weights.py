@@ -1,4 +1,4 @@
-"""Public weights: our tower equals transformers' DINOv2 in features and gradients; names, files and mistakes."""
+"""Weights of DINOv2: features and gradients equal those of transformers; names, files, resizing, mistakes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from medjax.errors import UserError
-from medjax.models import heads
+from medjax.models.heads import dino_head
 from medjax.models.towers import vit
 from medjax.types import Mask, View
 from medjax.weights import dinov2, export
@@ -24,7 +24,7 @@ WIDTH, DEPTH, HEADS = 24, 2, 2
 
 
 def theirs(kind: str):
-    """A small model of transformers with random weights, none near its small start."""
+    """A small model of transformers with random weights, all far from zero."""
     registers, swiglu = KINDS[kind]
     sizes = dict(
         hidden_size=WIDTH, num_hidden_layers=DEPTH, num_attention_heads=HEADS, image_size=28, patch_size=7,
@@ -41,11 +41,11 @@ def theirs(kind: str):
     return model.eval()
 
 
-def ours(kind: str, **how):
-    """The tower of the same sizes; transformers resizes position embeddings without the offset."""
+def ours(kind: str, **options):
+    """The tower of the same sizes. transformers resizes position embeddings without an offset."""
     registers, swiglu = KINDS[kind]
     sizes = dict(width=WIDTH, depth=DEPTH, heads=HEADS, native_size=28, registers=registers, offset=0.0)
-    return vit.build(3, 'S/7', ffn='swiglu' if swiglu else 'mlp', **sizes | how)
+    return vit.build(3, 'S/7', ffn='swiglu' if swiglu else 'mlp', **sizes | options)
 
 
 def arrays(named) -> dict[str, np.ndarray]:
@@ -60,8 +60,8 @@ def as_view(images: np.ndarray) -> View:
 def all_tokens(tower, params, images, bits=None):
     mask = None if bits is None else Mask(bits[:, None], *[np.zeros((1, 1, 0))] * 2)
     out = tower.apply(params, as_view(images), mask)
-    parts = [out['cls'][:, :, None], *([out['registers']] if 'registers' in out else []), out['patches']]
-    return jnp.concatenate(parts, axis=2)[:, 0]
+    tokens = [out['cls'][:, :, None], *([out['registers']] if 'registers' in out else []), out['patches']]
+    return jnp.concatenate(tokens, axis=2)[:, 0]
 
 
 @pytest.mark.parametrize('kind', KINDS)
@@ -84,7 +84,7 @@ def test_features_and_gradients_equal_transformers(kind):
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_files_of_transformers_load(kind, tmp_path):
-    """save_pretrained writes older names than modules have; another size of image resizes the positions."""
+    """save_pretrained writes older names than modules have. Images of another size resize the position embeddings."""
     model = theirs(kind)
     model.save_pretrained(tmp_path)
     wanted = jax.eval_shape(ours(kind).init, jax.random.key(0))
@@ -115,7 +115,7 @@ def test_there_and_back(state):
 
 
 def test_chunked_blocks_have_the_names_of_both(state):
-    """Trained with FSDP, blocks are in chunks: blocks.<chunk>.<block>.…"""
+    """A model that was trained with FSDP has its blocks in chunks: blocks.<chunk>.<block>.…"""
     chunked = {n.replace('blocks.0.', 'blocks.0.0.').replace('blocks.1.', 'blocks.1.1.'): a for n, a in state.items()}
     assert 'blocks.1.1.norm1.bias' in chunked
     jax.tree.map(
@@ -148,7 +148,7 @@ def test_another_grid_stores_the_resized_positions(state):
 
 
 def test_a_training_checkpoint_holds_backbone_and_heads(state, tmp_path):
-    head = heads.dino_head(WIDTH, 20, hidden=16, bottleneck=8).init(jax.random.key(1))
+    head = dino_head.build(WIDTH, 20, hidden=16, bottleneck=8).init(jax.random.key(1))
     named = {f'dino_head.{name}': array for name, array in dinov2.head_to_meta(head).items()}
     path = tmp_path / 'teacher.safetensors'
     save_file(
@@ -190,10 +190,10 @@ def test_mistakes_get_a_sentence(state, tmp_path):
 
 
 def test_an_export_is_adapted_like_a_public_file(tmp_path):
-    """From 3 channels and a 4 x 4 grid to one channel and 6 x 6, as `backbone` does from Meta's names."""
+    """From 3 channels and a 4 x 4 grid to one channel and a 6 x 6 grid, as with a file in Meta's names."""
     tower = vit.build(3, 'S/8', width=16, depth=1, heads=2, native_size=32)
     params = jax.tree.map(np.asarray, tower.init(jax.random.key(0)))
-    export.save(tmp_path / 'export', {'towers': {'image': params}}, {'format': 1, 'step': 1})
+    export.save(tmp_path / 'export', {'towers': {'image': params}}, {'step': 1})
     wanted = jax.eval_shape(vit.build(1, 'S/8', width=16, depth=1, heads=2, native_size=48).init, jax.random.key(0))
     ours = load(tmp_path / 'export').read('towers/image', wanted)
     theirs = fit(dinov2.backbone(dinov2.to_meta(params), heads=2), wanted, antialias=False, offset=0.1)

@@ -1,20 +1,22 @@
-"""Leaks within a data set and between data sets, and what else a careful reviewer would ask about the data.
+"""The audit: searches data sets for leaks, and for other faults that a careful reviewer would ask about.
 
-Held-out records must not be known from training: a test record from train or val, a val record from train. Four kinds
-of knowing are looked for, between all parts (a part is one split of one data set):
+A leak is a held-out record that is known from training: a test record from train or val, or a val record from train.
+The audit compares all splits of all data sets, and looks for four kinds of matches:
 
-    patient   the same person (or study, where nobody is known)    by hashed ids, where both sides used one key
-    image     the same image, or one made from it     by hashed ids and those of their origins (RSNA's images are NIH's)
-    pixels    equal pixels                            by hash, whatever the files are called
-    near      the same picture resized, coded again, brightened or slightly cropped    by `data.similar`; not `pixels`
+    patient   the same patient (the same study, where patients are unknown), by hashed ids
+    image     the same image, or images made from the same one (RSNA's images are NIH's), by hashed ids
+    pixels    equal pixels, by their hash, whatever the files are called
+    near      the same picture resized, coded again, brightened or slightly cropped: see `near_duplicates`
 
-The result is plain data, ready for JSON: numbers of records within their part, never an id.
+Hashed ids are compared only where both data sets used one key. A near-duplicate with equal pixels counts as 'pixels'.
+The result is plain data, ready for JSON. It holds numbers of records within their split, never an id.
 """
 
 from __future__ import annotations
 
 import collections
-import csv
+import dataclasses
+import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -22,77 +24,102 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from medjax.data.audit import near_duplicates, seen
+from medjax.data.format import read_drops
 from medjax.data.records import DataSet, Split
 
 RANK = {'train': 0, 'val': 1, 'test': 2}
-WORDS = dict(patient='patient', image='image or its origin', pixels='equal pixels', near='near-duplicates')
-LISTED = 1000  # pairs that are listed of each finding; all are counted
+KIND_NAMES = dict(patient='patient', image='image or its origin', pixels='equal pixels', near='near-duplicates')
+# What one record, and what several records, have in common with records of another split. {} is 'a record of nih/train'
+# or 'a patient of nih/train'.
+KIND_SENTENCES = dict(
+    patient=('shows {}', 'show {}'),
+    image=('has the same image or origin as {}', 'have the same image or origin as {}'),
+    pixels=('has the same pixels as {}', 'have the same pixels as {}'),
+    near=('is a near-duplicate of {}', 'are near-duplicates of {}'),
+)
+LISTED = 1000  # matches of a finding that are listed; all of them are counted
 
 
-class Part(NamedTuple):
+class NamedSplit(NamedTuple):
     name: str  # 'nih/test'
     split: Split
 
 
-class Pair(NamedTuple):
-    """Two records that are one: numbers of parts, and of records in them. The first part is the earlier one."""
+class Match(NamedTuple):
+    """Two records that match. The first one is of the earlier split, in the order train, val, test."""
 
-    part: int
-    record: int
-    other_part: int
-    other: int
-    alike: float  # 1 for everything but near-duplicates
+    first_split: int  # number in the list of splits
+    first_record: int  # number within its split
+    second_split: int
+    second_record: int
+    similarity: float  # 1 for all kinds but near-duplicates
 
 
 def audit(datasets: Sequence[DataSet]) -> dict[str, Any]:
-    """What was found in and between the data sets: sets, leaks, shared, labels, texts, unknown, verdict.
+    """Audits data sets, each by itself and all together.
 
-    leaks: [{'kind', 'known', 'held_out', 'records', 'of', 'pairs', 'pair_count'}]: `records` of the `of` records of the
-    part `held_out` are known from the part `known`; pairs are [known record, held-out record, alike], `pair_count` says
-    how many there are, listed or not.
-    shared: the same for parts of equal rank (train and train, test and test, a part and itself), which is no leak.
-    verdict: sentences, the leaks first; without any the first one is 'no leak found'.
+    Returns a dict of:
+    sets: facts about each data set, with counts of drops by reason.
+    leaks: one finding for each kind of match and each two splits: {'kind', 'known', 'held_out', 'records', 'of',
+        'pairs', 'pair_count'}. Of the `of` records in the split `held_out`, `records` match a record of the split
+        `known`. `pairs` lists matches as [known record, held-out record, similarity]; `pair_count` counts all of them.
+    shared: the same for splits of equal rank (two train splits, two test splits, one split with itself): no leaks.
+    labels: counts of label values, and matches with contradicting labels.
+    texts: counts of repeated texts.
+    unknown: sentences about what could not be compared.
+    verdict: all of it as sentences, the leaks first. Without a leak, the first sentence is 'no leak found'.
     """
-    names = _names(datasets)
-    parts = [
-        Part(f'{name}/{s}', data.split(s)) for name, data in zip(names, datasets, strict=True) for s in data.splits
+    names = _unique_names(datasets)
+    splits = [
+        NamedSplit(f'{name}/{s}', data.split(s))
+        for name, data in zip(names, datasets, strict=True)
+        for s in data.splits
     ]
-    pairs = {
-        'patient': list(_by_key(parts, 'patient')),
-        'image': list(_by_key(parts, 'image')),
-        'pixels': list(_by_key(parts, 'pixels')),
-    }
-    pairs['near'], notes = _near(parts)
-    found = [finding for kind in WORDS for finding in _findings(kind, parts, pairs[kind])]
-    leaks = [f for f in found if _rank(parts, f['known']) < _rank(parts, f['held_out'])]
-    told = dict(
-        sets=[_set(name, data) for name, data in zip(names, datasets, strict=True)],
+    near, notes = _near_matches(splits)
+    matches = {kind: list(_key_matches(splits, kind)) for kind in ('patient', 'image', 'pixels')} | {'near': near}
+    findings = [finding for kind in KIND_NAMES for finding in _findings(kind, splits, matches[kind])]
+    leaks = [f for f in findings if _rank(splits, f['known']) < _rank(splits, f['held_out'])]
+    result = dict(
+        sets=[_set_facts(name, data) for name, data in zip(names, datasets, strict=True)],
         leaks=leaks,
-        shared=[f for f in found if f not in leaks],
-        labels=_labels(parts, [*pairs['pixels'], *pairs['near']]),
-        texts=_texts(parts),
+        shared=[f for f in findings if f not in leaks],
+        labels=_labels(splits, [*matches['pixels'], *matches['near']]),
+        texts=_texts(splits),
         unknown=[*_unknown(datasets, names), *notes],
     )
-    return told | {'verdict': _verdict(told)}
+    return result | {'verdict': _verdict(result)}
 
 
-def _verdict(told: dict[str, Any]) -> list[str]:
-    """The audit in sentences, the worst first."""
-    said = [
-        f'leak: {f["records"]} of {f["of"]} records of {f["held_out"]} are in {f["known"]} by {WORDS[f["kind"]]}'
-        for f in told['leaks']
+def _verdict(result: Mapping[str, Any]) -> list[str]:
+    """The result in sentences, the leaks first."""
+    sentences = [
+        f'leak: {f["records"]} of {f["of"]} records of {f["held_out"]} {_sentence(f)}' for f in result['leaks']
     ]
-    said = said or ['no leak found']
-    for f in told['shared']:
-        where = f['held_out'] if f['held_out'] == f['known'] else f'{f["held_out"]} and {f["known"]}'
-        said.append(f'{f["records"]} records repeat others within {where} by {WORDS[f["kind"]]}; they are kept')
-    if n := told['labels']['contradictions']:
-        said.append(f'{n} pairs of equal or near-duplicate images have contradicting labels')
-    return said + told['unknown']
+    sentences = sentences or ['no leak found']
+    for f in result['shared']:
+        sentences.append(f'{_count(f["records"], "record")} of {f["held_out"]} {_sentence(f)}; no record was removed')
+    if n := result['labels']['contradictions']:
+        sentences.append(f'contradicting labels: {n} times, two equal or near-duplicate images have different labels')
+    return sentences + result['unknown']
 
 
-def _names(datasets: Sequence[DataSet]) -> list[str]:
-    """Each data set's name, numbered where two have the same."""
+def _sentence(finding: Mapping[str, Any]) -> str:
+    """The end of a sentence about a finding: 'have the same pixels as a record of nih/train'."""
+    one, several = KIND_SENTENCES[finding['kind']]
+    known = finding['known']
+    if finding['kind'] == 'patient':
+        other = f'a patient of {known}'
+    else:
+        other = f'another record of {known}' if known == finding['held_out'] else f'a record of {known}'
+    return (one if finding['records'] == 1 else several).format(other)
+
+
+def _count(n: int, noun: str) -> str:
+    return f'{n} {noun}' if n == 1 else f'{n} {noun}s'
+
+
+def _unique_names(datasets: Sequence[DataSet]) -> list[str]:
+    """The name of each data set, with a number where two have the same name."""
     count = collections.Counter(data.name for data in datasets)
     number: collections.Counter = collections.Counter()
     names = []
@@ -102,143 +129,164 @@ def _names(datasets: Sequence[DataSet]) -> list[str]:
     return names
 
 
-def _rank(parts: Sequence[Part], name: str) -> int:
-    return RANK[next(part.split.name for part in parts if part.name == name)]
+def _rank(splits: Sequence[NamedSplit], name: str) -> int:
+    return RANK[next(named.split.name for named in splits if named.name == name)]
 
 
-def _by_key(parts: Sequence[Part], kind: str) -> Iterator[Pair]:
-    """Pairs of records with an equal key, between parts; within a part only equal pixels mean anything.
+# Matches
 
-    Of each key the first record in a part stands for all the others that have it there.
+
+def _key_matches(splits: Sequence[NamedSplit], kind: str) -> Iterator[Match]:
+    """Matches of records with an equal key of a kind, between splits; for 'pixels' also within a split.
+
+    In the first split of a match, the first record with a key stands for all records of the split with this key.
     """
-    firsts = [_first(part.split, kind) for part in parts]
-    for (a, x), (b, y) in itertools.combinations(enumerate(parts), 2):
-        if kind != 'pixels' and x.split.data.key_fingerprint != y.split.data.key_fingerprint:
+    first_records = [_first_records(named.split, kind) for named in splits]
+    for numbers in itertools.combinations(range(len(splits)), 2):
+        a, b = sorted(numbers, key=lambda n: (RANK[splits[n].split.name], n))
+        split, other = splits[a].split, splits[b].split
+        if kind != 'pixels' and split.data.key_fingerprint != other.data.key_fingerprint:
             continue
-        (a, x), (b, y) = sorted([(a, x), (b, y)], key=lambda item: (RANK[item[1].split.name], item[0]))
-        keys, known = firsts[a]
-        mine = [(hashed, np.arange(len(hashed))) for hashed in seen.ids(y.split, kind)]
-        done: set[int] = set()
-        for hashed, numbers in mine:
+        keys, record_of = first_records[a]
+        matched: set[int] = set()
+        for hashed in seen.hashed_ids(other, kind):
             at = np.searchsorted(keys, hashed)
             hit = (at < len(keys)) & (hashed != 0)
             hit[hit] = keys[at[hit]] == hashed[hit]
-            for record, other in zip(known[at[hit]].tolist(), numbers[hit].tolist(), strict=True):
-                if other not in done:
-                    done.add(other)
-                    yield Pair(a, record, b, other, 1.0)
+            for record, other_record in zip(record_of[at[hit]].tolist(), np.flatnonzero(hit).tolist(), strict=True):
+                if other_record not in matched:
+                    matched.add(other_record)
+                    yield Match(a, record, b, other_record, 1.0)
     if kind == 'pixels':
-        for a, part in enumerate(parts):
-            hashed = part.split.keys('pixels')
+        for a, named in enumerate(splits):
+            hashed = named.split.keys('pixels')
             _, first, member = np.unique(hashed, return_index=True, return_inverse=True)
-            for other in np.flatnonzero(first[member] != np.arange(len(hashed))).tolist():
-                yield Pair(a, int(first[member[other]]), a, other, 1.0)
+            for record in np.flatnonzero(first[member] != np.arange(len(hashed))).tolist():
+                yield Match(a, int(first[member[record]]), a, record, 1.0)
 
 
-def _first(split: Split, kind: str) -> tuple[np.ndarray, np.ndarray]:
-    """The sorted keys of a kind and, of each, the first record that has it."""
-    hashed = np.concatenate(seen.ids(split, kind))
+def _first_records(split: Split, kind: str) -> tuple[np.ndarray, np.ndarray]:
+    """The sorted keys of a kind, and the first record with each key."""
+    hashed = np.concatenate(seen.hashed_ids(split, kind))
     keys, first = np.unique(hashed, return_index=True)
     return keys, first % len(split)
 
 
-def _near(parts: Sequence[Part]) -> tuple[list[Pair], list[str]]:
-    """Near-duplicates in and between all parts: candidates by thumbnails, then looked at as pixels; and what was not
-    looked for. Phantoms are left out: their bodies are as alike as a second look can tell, and who is who is known."""
-    chosen = [n for n, part in enumerate(parts) if not part.split.data.invented]
-    notes = (
-        ['near-duplicates were not looked for among phantoms: who is who is known'] if len(chosen) < len(parts) else []
-    )
-    if not chosen:
-        return [], notes
-    start = np.cumsum([0, *(len(parts[n].split) for n in chosen)])
-    found = near_duplicates.candidates(np.concatenate([parts[n].split.column('thumb') for n in chosen]))
-    if not found.every:
-        notes.append('so many images are searched for crops in the likeliest places only: some crops may be missed')
+@dataclasses.dataclass(frozen=True)
+class _Images:
+    """The images of several splits under one numbering."""
 
-    def place(i: int) -> tuple[int, int]:
-        at = int(np.searchsorted(start, i, 'right')) - 1
-        return chosen[at], i - int(start[at])
+    splits: Sequence[NamedSplit]
+    searched: Sequence[int]  # the splits whose images are numbered, as positions in `splits`
 
-    def picture(i: int) -> np.ndarray:
-        part, record = place(i)
-        return parts[part].split.image(record)
+    @functools.cached_property
+    def starts(self) -> np.ndarray:
+        """The number of the first image of each searched split, and at the end the number of all images."""
+        return np.cumsum([0, *(len(self.splits[n].split) for n in self.searched)])
 
-    agreed = near_duplicates.agreed(found.first, found.second, picture)
-    first, second = (side[agreed >= near_duplicates.ALIKE] for side in (found.first, found.second))
-    group = near_duplicates.groups(first, second, start[-1])
-    alike = dict(
-        zip(zip(first.tolist(), second.tolist()), agreed[agreed >= near_duplicates.ALIKE].tolist(), strict=True)
-    )
-    pixels = np.concatenate([parts[n].split.keys('pixels') for n in chosen])
-    told = {
-        (min(i, j), max(i, j))
-        for i, j in _within(group, [place(i)[0] for i in range(len(group))], alike)
-        if pixels[i] != pixels[j]  # else they are found as that
-    }
-    others = np.array(sorted(told - alike.keys()), np.int64).reshape(-1, 2)
-    again = near_duplicates.agreed(others[:, 0], others[:, 1], picture)
-    alike |= zip(map(tuple, others.tolist()), again.tolist(), strict=True)
-    pairs = []
-    for i, j in told:
-        (a, x), (b, y) = sorted([place(i), place(j)], key=lambda p: (RANK[parts[p[0]].split.name], *p))
-        pairs.append(Pair(a, x, b, y, round(alike[i, j], 4)))
-    return sorted(pairs), notes
+    def place(self, i: int) -> tuple[int, int]:
+        """The position of the split in `splits`, and the record in this split, of image i."""
+        k = int(np.searchsorted(self.starts, i, 'right')) - 1
+        return self.searched[k], i - int(self.starts[k])
+
+    def open(self, i: int) -> np.ndarray:
+        """The pixels of image i."""
+        n, record = self.place(i)
+        return self.splits[n].split.image(record)
 
 
-def _within(
-    group: np.ndarray, part: Sequence[int], alike: Mapping[tuple[int, int], float]
-) -> Iterator[tuple[int, int]]:
-    """Pairs that tell all of each group of one picture: every member with one in each part where the group is.
+def _near_matches(splits: Sequence[NamedSplit]) -> tuple[list[Match], list[str]]:
+    """Near-duplicates within and between all splits, and notes about what was not searched.
 
-    The search keeps the nearest of a picture and one of equal thumbnails; what it leaves out is in the group all the
-    same. A member that was found alike is preferred to the part's first one.
+    Thumbnails give the candidates, and the images' pixels confirm them. Phantoms are left out: their bodies are too
+    similar for this comparison, and their patients are known.
     """
-    known: dict[int, list[int]] = collections.defaultdict(list)
-    for i, j in alike:
-        known[i].append(j)
-        known[j].append(i)
-    several = np.flatnonzero(np.bincount(group, minlength=len(group))[group] > 1)
-    order = several[np.argsort(group[several], kind='stable')]
-    for members in np.split(order, np.flatnonzero(np.diff(group[order])) + 1):
-        first: dict[int, int] = {}
+    searched = [n for n, named in enumerate(splits) if not named.split.data.invented]
+    notes = []
+    if len(searched) < len(splits):
+        notes.append('near-duplicates were not searched among phantom images: their patients are known without it')
+    if not searched:
+        return [], notes
+    images = _Images(splits, searched)
+    found = near_duplicates.candidates(np.concatenate([splits[n].split.column('thumb') for n in searched]))
+    if not found.exhaustive:
+        notes.append('with over 100,000 images, the search for near-duplicates is approximate: it may miss some crops')
+
+    similarities = near_duplicates.pixel_similarities(found.first, found.second, images.open)
+    confirmed = similarities >= near_duplicates.SAME_PICTURE
+    first, second = found.first[confirmed], found.second[confirmed]
+    cluster = near_duplicates.clusters(first, second, images.starts[-1])
+    similarity = dict(zip(zip(first.tolist(), second.tolist()), similarities[confirmed].tolist(), strict=True))
+    pixels = np.concatenate([splits[n].split.keys('pixels') for n in searched])
+    expanded = {
+        (min(i, j), max(i, j))
+        for i, j in _expand_clusters(cluster, [images.place(i)[0] for i in range(len(cluster))], similarity)
+        if pixels[i] != pixels[j]  # equal pixels are a kind of their own
+    }
+    new = np.array(sorted(expanded - similarity.keys()), np.int64).reshape(-1, 2)
+    new_similarities = near_duplicates.pixel_similarities(new[:, 0], new[:, 1], images.open)
+    similarity |= zip(map(tuple, new.tolist()), new_similarities.tolist(), strict=True)
+    matches = []
+    for i, j in expanded:
+        (a, x), (b, y) = sorted([images.place(i), images.place(j)], key=lambda p: (RANK[splits[p[0]].split.name], *p))
+        matches.append(Match(a, x, b, y, round(similarity[i, j], 4)))
+    return sorted(matches), notes
+
+
+def _expand_clusters(
+    cluster: np.ndarray, split_of: Sequence[int], confirmed: Mapping[tuple[int, int], float]
+) -> Iterator[tuple[int, int]]:
+    """Expands clusters of near-duplicates into reported matches.
+
+    Each member is matched with one representative per split, so that copies dropped by the search's top-k limit are
+    still counted. The representative is a member that the search confirmed as a match, or else the split's first
+    member. `cluster` and `split_of` have an element for each image; `confirmed` has the matches of the search.
+    """
+    matches_of: dict[int, list[int]] = collections.defaultdict(list)
+    for i, j in confirmed:
+        matches_of[i].append(j)
+        matches_of[j].append(i)
+    clustered = np.flatnonzero(np.bincount(cluster, minlength=len(cluster))[cluster] > 1)
+    order = clustered[np.argsort(cluster[clustered], kind='stable')]
+    for members in np.split(order, np.flatnonzero(np.diff(cluster[order])) + 1):
+        first_member: dict[int, int] = {}
         for i in members.tolist():
-            first.setdefault(part[i], i)
+            first_member.setdefault(split_of[i], i)
         for i in members.tolist():
-            near = {part[j]: j for j in known[i]}
-            for n, head in first.items():
-                j = near.get(n, head)
+            confirmed_in = {split_of[j]: j for j in matches_of[i]}
+            for split, first in first_member.items():
+                j = confirmed_in.get(split, first)
                 if i != j:
                     yield i, j
 
 
-def _findings(kind: str, parts: Sequence[Part], pairs: Sequence[Pair]) -> Iterator[dict[str, Any]]:
-    """One for each two parts that have a pair."""
-    chosen: dict[tuple[int, int], list[Pair]] = collections.defaultdict(list)
-    for pair in pairs:
-        chosen[pair.part, pair.other_part].append(pair)
-    for (a, b), some in sorted(chosen.items()):
+def _findings(kind: str, splits: Sequence[NamedSplit], matches: Sequence[Match]) -> Iterator[dict[str, Any]]:
+    """One finding for each two splits that have a match."""
+    by_splits: dict[tuple[int, int], list[Match]] = collections.defaultdict(list)
+    for match in matches:
+        by_splits[match.first_split, match.second_split].append(match)
+    for (a, b), chosen in sorted(by_splits.items()):
         yield dict(
             kind=kind,
-            known=parts[a].name,
-            held_out=parts[b].name,
-            records=len({pair.other for pair in some}),
-            of=len(parts[b].split),
-            pairs=[[pair.record, pair.other, pair.alike] for pair in some[:LISTED]],
-            pair_count=len(some),
+            known=splits[a].name,
+            held_out=splits[b].name,
+            records=len({match.second_record for match in chosen}),
+            of=len(splits[b].split),
+            pairs=[[match.first_record, match.second_record, match.similarity] for match in chosen[:LISTED]],
+            pair_count=len(chosen),
         )
 
 
-def _set(name: str, data: DataSet) -> dict[str, Any]:
-    """One data set: counts, what was set aside and why, whose images may have text burned in."""
-    with (data.path / 'drops.csv').open(newline='') as file:
-        rows = list(csv.DictReader(file))
-    burned = collections.Counter(
-        str(word).upper() or 'UNKNOWN'
-        for s in data.splits
-        for word in (data.split(s).column('burned_in') if 'burned_in' in data.split(s).facts else [''] * data.splits[s])
-    )
-    drops = collections.Counter((row['part'], row['reason']) for row in rows)
+# Other facts
+
+
+def _set_facts(name: str, data: DataSet) -> dict[str, Any]:
+    """One data set: its counts, its drops by reason, and its images by `burned_in` (text in the pixels)."""
+    burned_in: collections.Counter = collections.Counter()
+    for split in (data.split(s) for s in data.splits):
+        values = split.column('burned_in') if 'burned_in' in split.column_names else [''] * len(split)
+        burned_in.update(str(value).upper() or 'UNKNOWN' for value in values)
+    drops = collections.Counter((drop.scope, drop.reason) for drop in read_drops(data.path / 'drops.csv'))
     return dict(
         name=name,
         version=data.version,
@@ -249,64 +297,68 @@ def _set(name: str, data: DataSet) -> dict[str, Any]:
         splits=data.splits,
         patients=data.patients,
         labels=list(data.labels),
-        drops=[dict(part=part, reason=reason, count=n) for (part, reason), n in drops.most_common()],
-        burned_in=dict(burned),
+        drops=[dict(scope=scope, reason=reason, count=n) for (scope, reason), n in drops.most_common()],
+        burned_in=dict(burned_in),
     )
 
 
-def _labels(parts: Sequence[Part], pairs: Sequence[Pair]) -> dict[str, Any]:
-    """How often each label has each value, and duplicates of which one has a finding and the other does not."""
+def _labels(splits: Sequence[NamedSplit], matches: Sequence[Match]) -> dict[str, Any]:
+    """Counts of each label's values, and the matches in which one record has a finding and the other does not."""
     counts = {
-        part.name: {
-            name: {str(v): int(n) for v, n in zip(*np.unique(column, return_counts=True), strict=True)}
-            for name, column in zip(part.split.data.labels, part.split.labels_array.T, strict=True)
+        named.name: {
+            label: {str(v): int(n) for v, n in zip(*np.unique(column, return_counts=True), strict=True)}
+            for label, column in zip(named.split.data.labels, named.split.labels_array.T, strict=True)
         }
-        for part in parts
+        for named in splits
     }
-    against = []
-    for pair in pairs:
-        x, y = parts[pair.part], parts[pair.other_part]
-        mine = dict(zip(x.split.data.labels, x.split.labels_array[pair.record].tolist(), strict=True))
-        theirs = dict(zip(y.split.data.labels, y.split.labels_array[pair.other].tolist(), strict=True))
-        if names := [name for name in mine if {mine[name], theirs.get(name)} == {0, 1}]:
-            against.append([x.name, pair.record, y.name, pair.other, names])
-    return dict(counts=counts, contradictions=len(against), pairs=against[:LISTED])
+    contradictions = []
+    for match in matches:
+        a, b = splits[match.first_split], splits[match.second_split]
+        first = dict(zip(a.split.data.labels, a.split.labels_array[match.first_record].tolist(), strict=True))
+        second = dict(zip(b.split.data.labels, b.split.labels_array[match.second_record].tolist(), strict=True))
+        if labels := [label for label in first if {first[label], second.get(label)} == {0, 1}]:
+            contradictions.append([a.name, match.first_record, b.name, match.second_record, labels])
+    return dict(counts=counts, contradictions=len(contradictions), pairs=contradictions[:LISTED])
 
 
-def _texts(parts: Sequence[Part]) -> dict[str, Any]:
-    """How often one text stands for several records: 'no acute findings' is many reports' whole text.
+def _texts(splits: Sequence[NamedSplit]) -> dict[str, Any]:
+    """Counts of texts, and of repeated ones: 'no acute findings' is the whole text of many reports.
 
-    `most` records have the most frequent text, `record` is the first of them; no text is told, for it can hold names.
+    For each split with texts: `records` with a text, `distinct` texts, `most` records with the most frequent text, and
+    the first `record` with it. The text itself is left out, because it can hold names.
     """
-    told = {}
-    for part in parts:
-        keys = part.split.keys('text')
+    result = {}
+    for named in splits:
+        keys = named.split.keys('text')
         numbers = np.flatnonzero(keys)
         if len(numbers):
             _, first, counts = np.unique(keys[numbers], return_index=True, return_counts=True)
             most = int(counts.argmax())
-            told[part.name] = dict(
+            result[named.name] = dict(
                 records=len(numbers), distinct=len(counts), most=int(counts[most]), record=int(numbers[first[most]])
             )
-    return told
+    return result
 
 
 def _unknown(datasets: Sequence[DataSet], names: Sequence[str]) -> list[str]:
-    """What could not be compared, or was compared on the strength of a name."""
-    said = []
+    """What could not be compared, or was compared only by a name."""
+    sentences = []
     for name, data in zip(names, datasets, strict=True):
-        if data.unknown_patients:
-            said.append(
-                f'{name}: {data.unknown_patients} images name no patient, so people may be in two splits unseen'
-            )
+        if n := data.unknown_patients:
+            without = f'{_count(n, "image")} name{"s" * (n == 1)} no patient'
+            sentences.append(f'{name}: {without}, so one person may be in two splits unnoticed')
     for (a, x), (b, y) in itertools.combinations(zip(names, datasets, strict=True), 2):
         if x.key_fingerprint != y.key_fingerprint:
-            said.append(f'{a} and {b}: ids were hashed with different keys, so patients and images were not compared')
-        elif x.namespace != y.namespace:
-            spaces = f'the namespaces {x.namespace!r} and {y.namespace!r}'
-            said.append(f'{a} and {b}: ids are of {spaces}, so patients and images were compared by their origins only')
-        elif x.fingerprint != y.fingerprint:
-            said.append(
-                f'{a} and {b}: ids are both of the namespace {x.namespace!r}, so equal ids count as one patient'
+            sentences.append(
+                f'{a} and {b}: ids were hashed with different keys, so patients and images were not compared'
             )
-    return said
+        elif x.namespace != y.namespace:
+            sentences.append(
+                f'{a} and {b}: ids belong to different namespaces ({x.namespace!r} and {y.namespace!r}), so patients '
+                'and images were compared by their origins only'
+            )
+        elif x.fingerprint != y.fingerprint:
+            sentences.append(
+                f'{a} and {b}: ids of both belong to the namespace {x.namespace!r}, so equal ids count as one patient'
+            )
+    return sentences

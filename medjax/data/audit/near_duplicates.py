@@ -1,19 +1,25 @@
-"""Near-duplicates: one picture stored twice, at another size, coded again, brightened, marked or slightly cropped.
+"""Near-duplicates: one picture stored twice, resized, coded again, brightened, marked or slightly cropped.
 
-    found = similar.candidates(thumbs)              # of every picture its `thumbnail`, kept in the data set
-    same = similar.agreed(found.first, found.second, image) >= similar.ALIKE        # image(i) -> pixels [H,W,C]
-    similar.groups(found.first[same], found.second[same], len(thumbs))
+    matches = near_duplicates.candidates(thumbs)                  # `thumbnail` of every picture, kept in the data set
+    similarity = near_duplicates.pixel_similarities(matches.first, matches.second, image)     # image(i) -> [H,W,C]
+    same = similarity >= near_duplicates.SAME_PICTURE
+    near_duplicates.clusters(matches.first[same], matches.second[same], len(thumbs))
 
-Three looks, each finer and dearer than the one before:
-1. 256 bits of a thumbnail, the signs of its low frequencies: the perceptual DCT hash (Zauner, "Implementation and
-   Benchmarking of Perceptual Image Hash Functions", 2010) with four times its bits, as chests share the lowest. Every
-   picture is searched with as a whole, by nine crops, whose bits a crop's own are near to, and as a negative.
-2. Thumbnails, one laid upon the other by Gauss-Newton steps over scale and shift (inverse compositional: Baker and
-   Matthews, "Lucas-Kanade 20 Years On", 2004), compared in a band of frequencies above those that all chests share.
-3. `agree`: the same on 64 x 64 pixels, with any curve of grey values. It needs both pictures, so it is the caller's.
+The search has three stages. Each one is more precise and more expensive than the one before.
 
-Not found are mirrored and turned pictures, crops of 15 % and more for the most part, and flat pictures, of which equal
-ones are known by the hash of their pixels. Measured recall and false pairs: BUILD_NOTES.md, benchmarks/similar.py.
+1. Hashes of 256 bits: the signs of the low frequencies of a thumbnail. This is the perceptual DCT hash (Zauner,
+   "Implementation and Benchmarking of Perceptual Image Hash Functions", 2010) with four times its bits, because all
+   chest radiographs share the lowest frequencies. Each picture is searched for in eleven variants: as a whole, as nine
+   crops (the hash of a cropped copy is near to one of them), and as a negative.
+2. Thumbnails: one is aligned with the other by Gauss-Newton steps over scale and shift (inverse compositional: Baker
+   and Matthews, "Lucas-Kanade 20 Years On", 2004). They are compared in a band of frequencies above those that all
+   chests share.
+3. Pixels: `pixel_similarity` does the same on 64 x 64 pixels and allows any smooth change of grey values. It needs both
+   images, so the caller opens them.
+
+Not found: mirrored and turned pictures, most crops of 15 % and more, and flat pictures (equal flat pictures are found
+by the hash of their pixels). BUILD_NOTES.md has the measured recall and false matches; benchmarks/similar.py measures
+them.
 """
 
 from __future__ import annotations
@@ -26,346 +32,313 @@ from typing import NamedTuple
 
 import numpy as np
 
-from medjax.data.audit import alignment
+from medjax.data.audit import alignment, hash_search
 
-SIDE = 32  # pixels of a thumbnail
-WAVES = 17  # frequencies of an axis that enter the hash: 17 x 17 without the mean, 256 of 288
-RADIUS = 60  # bits: under 1e-4 of the pairs of different patients are as near in any view
-TIGHT = 52  # bits in large sets, where 60 would bring tens of millions of false pairs
-SURE = 30  # bits at which hashes alone tell, where no thumbnail may be kept: 40 and fewer were never two patients
-LIKELY = 0.98  # agreement of thumbnails worth opening: above it are 98 % of what JPEG at quality 50 leaves of 28 pixels
-ALIKE = 0.985  # agreement of pixels of one picture: follow-ups of a patient reach 0.98, other patients 0.93
-MOST = 32  # pairs of a picture that are kept, the nearest: 10,000 copies make 320,000 pairs, not 50 million
-EVERY = 10**10  # comparisons of a view up to which every view meets every picture: those of 100,000 pictures
-CELLS, PROBES = 2048, 16  # beyond that crops meet the pictures of 16 cells of 2,048, of what is near 97 to 99 %
-CROP = 0.92  # side of the nine crops: near to crops of 3 to 12 %
-LOOK = 64  # pixels of a side at which `agree` looks; at 32 where both pictures have a side below 48, which is blur
+THUMB_SIDE = 32  # pixels
+FREQUENCIES = 17  # per axis, in the hash: the first 256 of the 17 x 17 coefficients without the mean
+
+# Bits by which the hashes of two candidates may differ. In every variant, fewer than 1 in 10,000 pairs of images of
+# different patients were as near as this.
+RADIUS = 60
+# The same for large sets, where 60 bits would give tens of millions of false candidates.
+LARGE_SET_RADIUS = 52
+# Bits up to which hashes alone mean one picture, for files that must not hold thumbnails. Images of two patients
+# always differed in more than 40 bits, except for images of equal pixels.
+HASH_ONLY_RADIUS = 30
+# Similarity of thumbnails from which the images are opened and compared. Of 28-pixel images that were coded again as
+# JPEG at quality 50, 98 % lie above it.
+LIKELY_SAME = 0.98
+# Similarity of pixels from which two pictures are one. Follow-up images of one patient reached 0.98, images of
+# different patients 0.93.
+SAME_PICTURE = 0.985
+# Comparisons of one variant up to which every variant is compared with every picture: those of 100,000 pictures with
+# each other. Larger sets use the cells of `hash_search` and LARGE_SET_RADIUS.
+EXHAUSTIVE_LIMIT = 10**10
+# Side of the nine crops, relative to the picture. Their hashes are near to those of copies cropped by 3 to 12 %.
+CROP_SIDE = 0.92
+# Pixels of a side for `pixel_similarity`. It is half of this where both images have a side below 48 pixels: such images
+# would only become blurred at 64.
+PIXEL_SIDE = 64
 
 
-class Pairs(NamedTuple):
-    """m pairs of pictures, the most alike first."""
+class Matches(NamedTuple):
+    """m matches of two pictures each, the most similar first."""
 
     first: np.ndarray  # int64 [m], numbers of pictures
     second: np.ndarray  # int64 [m]
-    bits: np.ndarray  # int64 [m], by which the hashes of the nearest view differ
-    alike: np.ndarray  # float32 [m], agreement of the thumbnails, LIKELY to 1
-    every: bool  # whether every view met every picture at RADIUS; else crops met near cells only, all at TIGHT
+    bits: np.ndarray  # int64 [m]: by how many bits the hashes of the nearest variant differ
+    similarity: np.ndarray  # float32 [m]: of the thumbnails, LIKELY_SAME to 1
+    exhaustive: bool  # every variant was compared with every picture; if False, crops were compared within cells only
 
 
 def thumbnail(pixels: np.ndarray) -> np.ndarray:
-    """uint8|uint16 [H,W,C] -> uint8 [32,32]: the whole picture squeezed, grey, stretched from its darkest to its
-    brightest value, so that size, aspect, depth and window matter little. A flat picture gives zeros."""
-    small = alignment.squeezed(pixels, SIDE)
+    """A grey thumbnail: uint8|uint16 [H,W,C] -> uint8 [32,32].
+
+    The whole picture becomes a square, and its darkest to brightest values become 0 to 255. So size, aspect, depth and
+    window have little influence. A flat picture gives zeros.
+    """
+    small = alignment.to_square(pixels, THUMB_SIDE)
     low, high = small.min(), small.max()
     return np.round((small - low) * (255 / max(high - low, 1e-6))).astype(np.uint8)
 
 
 def hashes(thumbs: np.ndarray) -> np.ndarray:
-    """[n,32,32] -> uint8 [n,32], 256 bits: whether the DCT-II coefficients (u,v), 0 <= u,v < 17, are positive, row by
-    row from (0,1) on. Flat thumbnails give zeros, and nothing else does."""
-    return _seen(thumbs, np.arange(len(thumbs)), 0)[0]
+    """The perceptual hashes of thumbnails: [n,32,32] -> uint8 [n,32], 256 packed bits.
 
-
-def near(queries: np.ndarray, bank: np.ndarray, radius: int = RADIUS) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """first, second, bits, int64 [p]: pairs of packed hashes [n,32] and [m,32] that differ by `radius` bits at most.
-
-    Exact, of whole pictures, the MOST nearest of each query. Hashes of flat pictures (no bit set) are near to nothing.
+    A bit says whether the DCT-II coefficient (u,v), 0 <= u,v < 17, is positive, row by row from (0,1) on. Flat
+    thumbnails give zeros, and no other thumbnail does.
     """
-    ours, theirs = np.flatnonzero(queries.any(1)), np.flatnonzero(bank.any(1))
-    first, second, bits = _search(queries[ours], bank[theirs], radius)
-    return ours[first], theirs[second], bits.astype(np.int64)
+    return _describe(_Pictures(thumbs, np.arange(len(thumbs))), 0)[0]
 
 
-def candidates(thumbs: np.ndarray, others: np.ndarray | None = None) -> Pairs:
+def near_hashes(
+    queries: np.ndarray, bank: np.ndarray, radius: int = RADIUS
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Finds hashes of `queries` [n,32] and `bank` [m,32] that differ in at most `radius` bits.
+
+    Returns first, second, bits, int64 [k]. The search is exact. It compares whole pictures only, and keeps the MAX_HITS
+    nearest of each query. A hash without a set bit (of a flat picture) is near to nothing.
+    """
+    filled, bank_filled = np.flatnonzero(queries.any(1)), np.flatnonzero(bank.any(1))
+    first, second, bits = hash_search.search(queries[filled], bank[bank_filled], radius)
+    return filled[first], bank_filled[second], bits.astype(np.int64)
+
+
+def candidates(thumbs: np.ndarray, others: np.ndarray | None = None) -> Matches:
     """Likely near-duplicates within `thumbs` [n,32,32] (first < second), or between them and `others` [m,32,32].
 
-    Hashes are searched exactly, at RADIUS bits, for each whole picture, its nine crops and its negative. BEYOND
-    n m = EVERY (100,000 pictures) THE RADIUS IS TIGHT, AND CROPS AND NEGATIVES MEET ONLY THE 1 % OF THE PICTURES IN
-    THE NEAREST CELLS OF 15 LOW FREQUENCIES: `every` is False then, and fewer crops and markers are found.
+    Up to n m = EXHAUSTIVE_LIMIT (100,000 pictures within one set), every whole picture, crop and negative is compared
+    with every picture, at RADIUS bits. The search of larger sets is approximate, and `exhaustive` is False: the radius
+    is LARGE_SET_RADIUS, and crops and negatives are compared only with the 1 % of the pictures in the nearest cells of
+    15 low frequencies. It finds fewer crops and marked copies.
 
-    Of equal thumbnails the first alone is searched with; the others are paired with it (bits 0, alike 1) or, between
-    two sets, have its pairs in `thumbs` and are left out in `others`. A picture keeps the MOST nearest; `groups`
-    makes whole what that leaves open. Flat thumbnails are in no pair.
+    Only the first of several equal thumbnails is searched for. Within one set, the others match it (0 bits, similarity
+    1). Between two sets, the others in `thumbs` have the same matches as the first, and those in `others` are left out.
+    The search keeps the MAX_HITS nearest of a picture; `clusters` joins what this leaves out. A flat thumbnail has no
+    match.
     """
-    within = others is None
-    ours, copies, original = _distinct(thumbs)
-    others, theirs = (thumbs, ours) if others is None else (others, _distinct(others)[0])
-    every = len(ours) * len(theirs) <= EVERY
-    found = _near(thumbs, ours, others, theirs, within, every)
-    alike = _agreements(thumbs, others, ours[found.first], theirs[found.second], found.view)
-    likely = np.flatnonzero(alike >= LIKELY)
-    first, second = ours[found.first[likely]], theirs[found.second[likely]]
-    bits, alike = found.bits[likely].astype(np.int64), alike[likely]
-    if within:
-        first, second = np.concatenate([first, original]), np.concatenate([second, copies])
+    pictures, copies, originals = _distinct(thumbs)
+    other_pictures = None if others is None else _distinct(others)[0]
+    bank = pictures if other_pictures is None else other_pictures
+    exhaustive = len(pictures.numbers) * len(bank.numbers) <= EXHAUSTIVE_LIMIT
+    hits = _search_variants(pictures, other_pictures, exhaustive)
+    first, second = pictures.numbers[hits.first], bank.numbers[hits.second]
+    similarity = _thumb_similarities(thumbs, bank.thumbs, first, second, hits.variant)
+    likely = np.flatnonzero(similarity >= LIKELY_SAME)
+    first, second, similarity = first[likely], second[likely], similarity[likely]
+    bits = hits.bits[likely].astype(np.int64)
+    if others is None:
+        first, second = np.concatenate([first, originals]), np.concatenate([second, copies])
         bits = np.concatenate([bits, np.zeros(len(copies), np.int64)])
-        alike = np.concatenate([alike, np.ones(len(copies), np.float32)])
+        similarity = np.concatenate([similarity, np.ones(len(copies), np.float32)])
         first, second = np.minimum(first, second), np.maximum(first, second)
     elif len(copies):
         order = np.argsort(first, kind='stable')
-        start, stop = (np.searchsorted(first[order], original, side) for side in ('left', 'right'))
-        copy = np.repeat(np.arange(len(copies)), stop - start)
-        pair = order[np.arange(len(copy)) - np.repeat(np.cumsum(stop - start) - stop, stop - start)]
-        first, second = np.concatenate([first, copies[copy]]), np.concatenate([second, second[pair]])
-        bits, alike = np.concatenate([bits, bits[pair]]), np.concatenate([alike, alike[pair]])
-    order = np.lexsort((second, first, -alike))
-    return Pairs(first[order], second[order], bits[order], alike[order], every)
+        start, stop = (np.searchsorted(first[order], originals, side) for side in ('left', 'right'))
+        copy = np.repeat(np.arange(len(copies)), stop - start)  # copy and match: one line for each match of an original
+        match = order[np.arange(len(copy)) - np.repeat(np.cumsum(stop - start) - stop, stop - start)]
+        first, second = np.concatenate([first, copies[copy]]), np.concatenate([second, second[match]])
+        bits, similarity = np.concatenate([bits, bits[match]]), np.concatenate([similarity, similarity[match]])
+    order = np.lexsort((second, first, -similarity))
+    return Matches(first[order], second[order], bits[order], similarity[order], exhaustive)
 
 
-def agree(a: np.ndarray, b: np.ndarray) -> float:
-    """How far two pictures, uint8|uint16 [H,W,C] of any size, are one: 0 to 1; from ALIKE on they are.
+def pixel_similarity(a: np.ndarray, b: np.ndarray) -> float:
+    """The similarity, 0 to 1, of two images uint8|uint16 [H,W,C] of any size. SAME_PICTURE or more means one picture.
 
-    Both are squeezed to 64 x 64 (32 x 32 where each has a side below 48). One is laid upon the other by scale and
-    shift of either axis, from the best of 19 crops (either picture may be the crop); its grey values g become the cubic
-    c0 + c1 g + c2 g^2 + c3 g^3 nearest to the other's; both pass the band; the agreement is their correlation without
-    the 4 of 64 blocks that differ most, where a marker may be. A negative agrees, a mirrored picture does not, a flat
-    one agrees with nothing: 0.
+    1. Both are resized to 64 x 64 pixels (32 x 32 where both have a side below 48).
+    2. One is aligned with the other by scale and shift of each axis. The start is the best of 19 crops, and either
+       picture may be the cropped one.
+    3. Its grey values g become c0 + c1 g + c2 g² + c3 g³ with the c that bring it nearest to the other.
+    4. The result is the correlation of their details, without the 4 of 64 blocks that differ most.
+
+    A negative counts as the same picture, a mirrored picture does not, and a flat picture is similar to nothing (0).
     """
-    side = LOOK if max(min(a.shape[:2]), min(b.shape[:2])) >= 48 else LOOK // 2
-    pair = np.stack([alignment.squeezed(a, side), alignment.squeezed(b, side)])
-    low, high = pair.min((1, 2), keepdims=True), pair.max((1, 2), keepdims=True)
+    side = PIXEL_SIDE if max(min(a.shape[:2]), min(b.shape[:2])) >= 48 else PIXEL_SIDE // 2
+    images = np.stack([alignment.to_square(a, side), alignment.to_square(b, side)])
+    low, high = images.min((1, 2), keepdims=True), images.max((1, 2), keepdims=True)
     if (high - low < 1e-3).any():
         return 0.0
-    pair = (pair - low) / (high - low)
-    places = np.concatenate([_crops(1.0)[:1], _crops(CROP), _crops(0.84)])
-    both = ((pair[0], pair[1]), (pair[1], pair[0]))
-    wide = [alignment.band(alignment.warped(one[None], places)) for one, _ in both]
-    met = np.stack([(seen * alignment.band(other[None])).mean((1, 2)) for seen, (_, other) in zip(wide, both)])
-    turn, start = np.unravel_index(np.argsort(-abs(met), axis=None)[:3], met.shape)
-    sign = np.sign(met[turn, start])[:, None, None]
-    image, target = sign * pair[turn], pair[1 - turn]
-    laid = alignment.laid(image, target, places[start], steps=10)
-    return max(0.0, float(alignment.agreement(alignment.curved(laid, target), target).max()))
+    images = (images - low) / (high - low)
+    placements = np.concatenate([_crops(1.0)[:1], _crops(CROP_SIDE), _crops(0.84)])
+    correlations = np.stack([
+        (alignment.band_pass(alignment.warp(whole[None], placements)) * alignment.band_pass(cropped[None])).mean((1, 2))
+        for whole, cropped in ((images[0], images[1]), (images[1], images[0]))
+    ])  # fmt: skip
+    whole, start = np.unravel_index(np.argsort(-abs(correlations), axis=None)[:3], correlations.shape)
+    sign = np.sign(correlations[whole, start])[:, None, None]  # -1 for a negative
+    image, target = sign * images[whole], images[1 - whole]
+    aligned = alignment.align(image, target, placements[start], steps=10)
+    matched = alignment.match_grey_values(aligned, target)
+    return max(0.0, float(alignment.details_correlation(matched, target).max()))
 
 
-def agreed(first: np.ndarray, second: np.ndarray, image: Callable[[int], np.ndarray]) -> np.ndarray:
-    """float64 [m]: `agree` of m pairs of pictures, which `image` opens by number. A progress bar on a terminal."""
+def pixel_similarities(first: np.ndarray, second: np.ndarray, image: Callable[[int], np.ndarray]) -> np.ndarray:
+    """float64 [m]: `pixel_similarity` of m matches. `image` opens a picture by its number.
+
+    Shows a progress bar on a terminal.
+    """
     from tqdm import tqdm
 
-    picture = functools.lru_cache(64)(image)  # a picture has several pairs, near each other
-    pairs = list(zip(first.tolist(), second.tolist(), strict=True))
-    bar = tqdm(pairs, 'near-duplicates', unit=' pairs', disable=None, leave=False)
-    return np.array([agree(picture(i), picture(j)) for i, j in bar], np.float64)
+    cached = functools.lru_cache(64)(image)  # the matches of one picture are near each other in the list
+    matches = list(zip(first.tolist(), second.tolist(), strict=True))
+    bar = tqdm(matches, 'near-duplicates', unit=' matches', disable=None, leave=False)
+    return np.array([pixel_similarity(cached(i), cached(j)) for i, j in bar], np.float64)
 
 
-def groups(first: np.ndarray, second: np.ndarray, n: int) -> np.ndarray:
-    """int64 [n]: the connected components of n pictures under pairs, each named by its smallest number."""
-    group = np.arange(n)
+def clusters(first: np.ndarray, second: np.ndarray, n: int) -> np.ndarray:
+    """int64 [n]: the connected components of n pictures under matches, each named by its smallest number."""
+    cluster = np.arange(n)
     while True:
-        joined, smaller = group.copy(), np.minimum(group[first], group[second])
+        joined, smaller = cluster.copy(), np.minimum(cluster[first], cluster[second])
         for side in (first, second):
-            np.minimum.at(joined, group[side], smaller)  # the head of a group joins the smaller group
+            np.minimum.at(joined, cluster[side], smaller)  # the head of a cluster joins the smaller cluster
         while (joined != joined[joined]).any():  # and its members follow
             joined = joined[joined]
-        if (joined == group).all():
-            return group
-        group = joined
+        if (joined == cluster).all():
+            return cluster
+        cluster = joined
 
 
-# The views of a picture, their bits and low frequencies
+# The variants of a picture, with their hashes and low frequencies
 
 
 def _crops(size: float) -> np.ndarray:
-    """float32 [9,4]: nine places of a crop of `size` as places of `align`."""
+    """float32 [9,4]: the placements (see `alignment`) of nine crops of side `size`; the first is the middle one."""
     shifts = (0.0, size - 1, 1 - size)
     return np.array([(size, down, size, across) for down in shifts for across in shifts], np.float32)
 
 
-_PLACES = np.concatenate([_crops(1.0)[:1], _crops(CROP), _crops(1.0)[:1]])  # the whole, nine crops, the negative
-_NEGATIVE = len(_PLACES) - 1
+# the whole picture, nine crops, and the whole picture again, for its negative
+_PLACEMENTS = np.concatenate([_crops(1.0)[:1], _crops(CROP_SIDE), _crops(1.0)[:1]])
+_NEGATIVE = len(_PLACEMENTS) - 1
+
+
+class _Pictures(NamedTuple):
+    """A choice of pictures by their thumbnails."""
+
+    thumbs: np.ndarray  # uint8 [n,32,32], all of a set
+    numbers: np.ndarray  # int [m], the chosen ones
 
 
 @functools.cache
-def _basis(view: int) -> np.ndarray:
-    """float32 [1024,256]: a thumbnail times these are its coefficients in a view."""
-    at, waves = (np.arange(SIDE) + 0.5) / SIDE, np.arange(WAVES)[:, None]
-    cosines = np.cos(np.pi * waves * at) * np.sqrt(np.where(waves > 0, 2, 1) / SIDE)
-    place = _PLACES[view : view + 1]
-    down, across = (
-        cosines @ alignment.sampling(place[:, :2], SIDE)[0],
-        cosines @ alignment.sampling(place[:, 2:], SIDE)[0],
-    )
-    basis = np.einsum('ui,vj->ijuv', down, across).reshape(SIDE * SIDE, WAVES * WAVES)[:, 1:257]
-    return np.ascontiguousarray(-basis if view == _NEGATIVE else basis, np.float32)
+def _basis(variant: int) -> np.ndarray:
+    """float32 [1024,256]: the product of a thumbnail and this matrix is the coefficients of one variant."""
+    at, waves = (np.arange(THUMB_SIDE) + 0.5) / THUMB_SIDE, np.arange(FREQUENCIES)[:, None]
+    cosines = np.cos(np.pi * waves * at) * np.sqrt(np.where(waves > 0, 2, 1) / THUMB_SIDE)
+    placement = _PLACEMENTS[variant : variant + 1]
+    down = cosines @ alignment.sampling_matrix(placement[:, :2], THUMB_SIDE)[0]
+    across = cosines @ alignment.sampling_matrix(placement[:, 2:], THUMB_SIDE)[0]
+    basis = np.einsum('ui,vj->ijuv', down, across).reshape(THUMB_SIDE**2, FREQUENCIES**2)[:, 1:257]
+    return np.ascontiguousarray(-basis if variant == _NEGATIVE else basis, np.float32)
 
 
-def _seen(thumbs: np.ndarray, chosen: np.ndarray, view: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of the chosen pictures in a view, uint8 [n,32], the packed bits, and float32 [n,15], the coefficients (u,v) below
-    (4,4) as a unit vector."""
+def _describe(pictures: _Pictures, variant: int) -> tuple[np.ndarray, np.ndarray]:
+    """One variant of m pictures: the packed bits uint8 [m,32] of its hash, and its low frequencies float32 [m,15].
+
+    The low frequencies are the coefficients (u,v) below (4,4), scaled to a unit vector.
+    """
+    chosen, batch_size = pictures.numbers, 4096
     bits, lows = np.zeros((len(chosen), 32), np.uint8), np.zeros((len(chosen), 15), np.float32)
-    low = (np.arange(4)[:, None] * WAVES + np.arange(4)).ravel()[1:] - 1
-    for start in range(0, len(chosen), 4096):
-        part = thumbs[chosen[start : start + 4096]]
-        waves = part.reshape(len(part), -1).astype(np.float32) @ _basis(view)
-        bits[start : start + 4096] = np.packbits(waves > 1e-2, axis=1)  # beyond rounding, or flat ones had bits
-        few = waves[:, low]
-        lows[start : start + 4096] = few / np.maximum(np.linalg.norm(few, axis=1, keepdims=True), 1e-6)
+    low = (np.arange(4)[:, None] * FREQUENCIES + np.arange(4)).ravel()[1:] - 1
+    for start in range(0, len(chosen), batch_size):
+        batch = pictures.thumbs[chosen[start : start + batch_size]]
+        coefficients = batch.reshape(len(batch), -1).astype(np.float32) @ _basis(variant)
+        # above rounding errors, which would set bits of flat pictures
+        bits[start : start + batch_size] = np.packbits(coefficients > 1e-2, axis=1)
+        few = coefficients[:, low]
+        lows[start : start + batch_size] = few / np.maximum(np.linalg.norm(few, axis=1, keepdims=True), 1e-6)
     return bits, lows
 
 
-def _distinct(thumbs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The first of each kind of equal thumbnails that are not flat, the other ones, and the first of each of those."""
-    rows = np.ascontiguousarray(thumbs).reshape(len(thumbs), SIDE * SIDE).view(np.uint64)
-    odd = np.random.default_rng(0).integers(1 << 64, size=SIDE * SIDE // 8, dtype=np.uint64) | np.uint64(1)
-    shaped = np.flatnonzero(rows.any(1))  # a flat one is all zeros
-    sums = (rows @ odd)[shaped]  # modulo 2^64: equal for equal rows, and by chance for one pair of millions of millions
+def _distinct(thumbs: np.ndarray) -> tuple[_Pictures, np.ndarray, np.ndarray]:
+    """The first of each kind of equal thumbnails, without flat ones; the copies; and the original of each copy."""
+    rows = np.ascontiguousarray(thumbs).reshape(len(thumbs), THUMB_SIDE**2).view(np.uint64)
+    factors = np.random.default_rng(0).integers(1 << 64, size=THUMB_SIDE**2 // 8, dtype=np.uint64) | np.uint64(1)
+    filled = np.flatnonzero(rows.any(1))  # a flat thumbnail is all zeros
+    # sums modulo 2^64: equal for equal rows, and by chance for fewer than one in a million million pairs of rows
+    sums = (rows @ factors)[filled]
     _, kinds, kind = np.unique(sums, return_index=True, return_inverse=True)
-    original = shaped[kinds[kind]]
-    copy = original != shaped
-    return np.sort(shaped[kinds]), shaped[copy], original[copy]
+    original = filled[kinds[kind]]
+    is_copy = original != filled
+    return _Pictures(thumbs, np.sort(filled[kinds])), filled[is_copy], original[is_copy]
 
 
-# Pairs of near bits; first and second are int32, bits uint8
+# The search over all variants
 
 
-class _Found(NamedTuple):
+class _Hits(NamedTuple):
+    """Two pictures with near hashes, as positions in `_Pictures.numbers`."""
+
     first: np.ndarray  # int32 [m]
     second: np.ndarray  # int32 [m]
     bits: np.ndarray  # uint8 [m]
-    view: np.ndarray  # int8 [m], of the first picture; where negative, of the second
+    variant: np.ndarray  # int8 [m]: a variant of the first picture; a negative number is a variant of the second one
 
 
-def _near(
-    thumbs: np.ndarray, ours: np.ndarray, others: np.ndarray, theirs: np.ndarray, within: bool, every: bool
-) -> _Found:
-    """The pairs of the chosen pictures that are near in any view, of each picture the MOST nearest."""
-    hashed, lows = _seen(thumbs, ours, 0)
-    known, known_lows = (hashed, lows) if within else _seen(others, theirs, 0)
-    radius = RADIUS if every else TIGHT
-    found = _of_view(*_search(hashed, known, radius, half=within), 0)
-    crops_of = [(thumbs, ours, known, None if every else _cells(known_lows), 1)]
-    if not within:
-        crops_of.append((others, theirs, hashed, None if every else _cells(lows), -1))
-    for view in range(1, len(_PLACES)):
-        parts = [found]
-        for pictures, chosen, bank, cells, turn in crops_of[: 1 if view == _NEGATIVE else 2]:
-            bits, low = _seen(pictures, chosen, view)
-            pairs = _search(bits, bank, radius) if cells is None else _search_cells(bits, low, bank, cells)
-            parts.append(_of_view(*(pairs if turn > 0 else (pairs[1], pairs[0], pairs[2])), turn * view))
-        found = _merged(parts, within)
-    return found
+def _search_variants(pictures: _Pictures, others: _Pictures | None, exhaustive: bool) -> _Hits:
+    """Hits of any variant, at most MAX_HITS of each picture. Without `others`, the search is within `pictures`."""
+    within = others is None
+    hashed, lows = _describe(pictures, 0)
+    other_hashed, other_lows = (hashed, lows) if others is None else _describe(others, 0)
+    radius = RADIUS if exhaustive else LARGE_SET_RADIUS
+    hits = _with_variant(*hash_search.search(hashed, other_hashed, radius, half=within), 0)
+    # variants of `pictures` are searched for in the bank of `others`, and between two sets also the other way round
+    directions = [(pictures, other_hashed, None if exhaustive else hash_search.make_cells(other_lows), 1)]
+    if others is not None:
+        directions.append((others, hashed, None if exhaustive else hash_search.make_cells(lows), -1))
+    for variant in range(1, len(_PLACEMENTS)):
+        found = [hits]
+        for queries, bank, cells, sign in directions[: 1 if variant == _NEGATIVE else 2]:
+            query_bits, query_lows = _describe(queries, variant)
+            if cells is None:
+                first, second, bits = hash_search.search(query_bits, bank, radius)
+            else:
+                first, second, bits = hash_search.search_cells(query_bits, query_lows, bank, cells, radius)
+            first, second = (first, second) if sign > 0 else (second, first)
+            found.append(_with_variant(first, second, bits, sign * variant))
+        hits = _merge(found, within)
+    return hits
 
 
-def _of_view(first: np.ndarray, second: np.ndarray, bits: np.ndarray, view: int) -> _Found:
-    return _Found(first, second, bits, np.full(len(first), view, np.int8))
+def _with_variant(first: np.ndarray, second: np.ndarray, bits: np.ndarray, variant: int) -> _Hits:
+    return _Hits(first, second, bits, np.full(len(first), variant, np.int8))
 
 
-def _merged(parts: list[_Found], within: bool) -> _Found:
-    """Each pair once, in the view where it is nearest; within one set, not with itself and first < second."""
-    found = _Found(*map(np.concatenate, zip(*parts)))
+def _merge(found: list[_Hits], within: bool) -> _Hits:
+    """Keeps one hit of each two pictures, the variant in which they are nearest.
+
+    within: the search is within one set; no picture is matched with itself, and first < second.
+    """
+    hits = _Hits(*map(np.concatenate, zip(*found)))
     if within:
-        turned = found.first > found.second
-        ends = np.minimum(found.first, found.second), np.maximum(found.first, found.second)
-        found = _Found(*ends, found.bits, np.where(turned, -found.view, found.view))
-        found = _Found(*(column[found.first < found.second] for column in found))
-    order = np.lexsort((found.bits, found.second, found.first))
-    found = _Found(*(column[order] for column in found))
-    new = np.ones(len(order), bool)
-    new[1:] = (np.diff(found.first) > 0) | (np.diff(found.second) > 0)
-    found = _Found(*(column[new] for column in found))
-    kept = _nearest(found.first, found.bits)
-    return _Found(*(column[kept] for column in found))
+        swapped = hits.first > hits.second
+        ends = np.minimum(hits.first, hits.second), np.maximum(hits.first, hits.second)
+        hits = _Hits(*ends, hits.bits, np.where(swapped, -hits.variant, hits.variant))
+        hits = _Hits(*(column[hits.first < hits.second] for column in hits))
+    order = np.lexsort((hits.bits, hits.second, hits.first))
+    hits = _Hits(*(column[order] for column in hits))
+    is_new = np.ones(len(order), bool)
+    is_new[1:] = (np.diff(hits.first) > 0) | (np.diff(hits.second) > 0)
+    hits = _Hits(*(column[is_new] for column in hits))
+    kept = hash_search.nearest(hits.first, hits.bits)
+    return _Hits(*(column[kept] for column in hits))
 
 
-def _nearest(first: np.ndarray, bits: np.ndarray) -> np.ndarray:
-    """The numbers of the pairs that are among the MOST nearest of their first picture."""
-    if not len(first) or np.bincount(first - first.min()).max() <= MOST:
-        return np.arange(len(first))
-    order = np.lexsort((bits, first))
-    starts = np.flatnonzero(np.diff(first[order], prepend=-1))
-    rank = np.arange(len(order)) - np.repeat(starts, np.diff(starts, append=len(order)))
-    return np.sort(order[rank < MOST])
+def _thumb_similarities(
+    thumbs: np.ndarray, others: np.ndarray, first: np.ndarray, second: np.ndarray, variant: np.ndarray
+) -> np.ndarray:
+    """float32 [m]: similarity of the thumbnails of m hits, each aligned from the variant that was the hit."""
 
-
-def _search(
-    queries: np.ndarray, bank: np.ndarray, radius: int, half: bool = False
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """first, second, bits: packed hashes within `radius`, of a query the MOST nearest; half: first < second."""
-    block, few = 65_536, 512  # a bank that stays in the cache; an answer of 400 MB where all are equal
-    indices = [_index(bank[start : start + block]) for start in range(0, len(bank), block)]
-    parts = []
-    for start in range(0, len(queries), few):
-        mine = []
-        for b in range(start // block if half else 0, len(indices)):
-            first, second, bits = _range(indices[b], queries[start : start + few], radius)
-            second += b * block
-            kept = np.flatnonzero(first + start < second) if half else slice(None)
-            mine.append((first[kept], second[kept], bits[kept]))
-        first, second, bits = _joined(mine)
-        kept = _nearest(first, bits)
-        parts.append((first[kept] + np.int32(start), second[kept], bits[kept]))
-    return _joined(parts)
-
-
-def _search_cells(
-    queries: np.ndarray, lows: np.ndarray, bank: np.ndarray, cells: tuple
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """As _search at TIGHT, of the hashes [n,32] with low frequencies [n,15] in the PROBES nearest cells of the bank."""
-    coarse, members = cells
-    indices = [_index(bank[numbers]) for numbers in members]
-    parts, many = [], 1 << 18
-    for start in range(0, len(queries), many):
-        cell = coarse.search(lows[start : start + many], min(PROBES, len(members)))[1]
-        query = np.argsort(cell.astype(np.uint16).ravel(), kind='stable') // cell.shape[1]
-        ends = np.cumsum(np.bincount(cell.ravel(), minlength=len(members)))
-        mine = []
-        for numbers, index, asking in zip(members, indices, np.split(query.astype(np.int32), ends[:-1])):
-            few = 1 + (1 << 25) // max(1, len(numbers))  # a cell may be a crowd of copies: as in _search, 400 MB
-            for at in range(0, len(asking), few):
-                some = asking[at : at + few]
-                first, second, bits = _range(index, queries[start + some], TIGHT)
-                kept = _nearest(first, bits)
-                mine.append((some[first[kept]], numbers[second[kept]], bits[kept]))
-        first, second, bits = _joined(mine)
-        kept = _nearest(first, bits)
-        parts.append((first[kept] + np.int32(start), second[kept], bits[kept]))
-    return _joined(parts)
-
-
-def _cells(lows: np.ndarray) -> tuple:
-    """faiss's index of the centres of cells, and of each cell the numbers of its pictures, int32."""
-    import faiss
-
-    number = max(1, min(CELLS, len(lows) // 40))
-    some = lows[np.random.default_rng(0).permutation(len(lows))[: 64 * number]]
-    means = faiss.Kmeans(lows.shape[1], number, niter=8, seed=0)
-    means.train(np.ascontiguousarray(some))
-    cell = means.index.search(lows, 1)[1][:, 0]
-    order = np.argsort(cell, kind='stable').astype(np.int32)
-    return means.index, np.split(order, np.cumsum(np.bincount(cell, minlength=number))[:-1])
-
-
-def _index(bank: np.ndarray):
-    import faiss
-
-    index = faiss.IndexBinaryFlat(256)
-    index.add(np.ascontiguousarray(bank))
-    return index
-
-
-def _range(index, queries: np.ndarray, radius: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    ends, bits, second = index.range_search(np.ascontiguousarray(queries), radius + 1)  # it returns what is nearer
-    first = np.repeat(np.arange(len(queries), dtype=np.int32), np.diff(ends.astype(np.int64)))
-    return first, second.astype(np.int32), np.asarray(bits).astype(np.uint8)
-
-
-def _joined(parts: list) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    parts = [tuple(np.zeros(0, kind) for kind in (np.int32, np.int32, np.uint8)), *parts]
-    first, second, bits = (np.concatenate(columns) for columns in zip(*parts))
-    return first, second, bits
-
-
-def _agreements(thumbs: np.ndarray, others: np.ndarray, first: np.ndarray, second: np.ndarray, view: np.ndarray):
-    """float32 [m]: agreement of the thumbnails of pairs, each laid from the view that made it a candidate."""
-
-    def part(chosen: np.ndarray) -> np.ndarray:
+    def of_batch(chosen: np.ndarray) -> np.ndarray:
         a, b = thumbs[first[chosen]].astype(np.float32), others[second[chosen]].astype(np.float32)
-        turned = (view[chosen] < 0)[:, None, None]
-        wide, tight = np.where(turned, b, a), np.where(turned, a, b)
-        seen = abs(view[chosen])
-        wide *= np.where(seen == _NEGATIVE, -1, 1).astype(np.float32)[:, None, None]
-        return alignment.agreement(alignment.laid(wide, tight, _PLACES[seen], steps=5), tight)
+        swapped = (variant[chosen] < 0)[:, None, None]
+        whole, cropped = np.where(swapped, b, a), np.where(swapped, a, b)
+        start = abs(variant[chosen])
+        whole *= np.where(start == _NEGATIVE, -1, 1).astype(np.float32)[:, None, None]
+        aligned = alignment.align(whole, cropped, _PLACEMENTS[start], steps=5)
+        return alignment.details_correlation(aligned, cropped)
 
-    parts = [np.arange(start, min(start + 64, len(first))) for start in range(0, len(first), 64)]  # 64 fit the cache
+    batches = [np.arange(start, min(start + 64, len(first))) for start in range(0, len(first), 64)]  # 64 fit the cache
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
-        return np.concatenate([np.zeros(0, np.float32), *threads.map(part, parts)])
+        return np.concatenate([np.zeros(0, np.float32), *threads.map(of_batch, batches)])

@@ -1,9 +1,9 @@
-"""What a run was trained on, as hashes that a later evaluation can compare with."""
+"""What a run was trained on, as hashes (seen.npz), and the overlap of an evaluation with it."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -13,53 +13,72 @@ from medjax.data.records import DataSet, Split
 
 
 def write_seen(datasets: Mapping[str, DataSet], path: str | os.PathLike) -> None:
-    """Writes what a run on the train splits of `datasets` sees, as sorted hashes without order or content.
+    """Writes hashes of the train splits of `datasets` to `path` (seen.npz). They are sorted, without order or content.
 
-    Arrays: patient, image, pixels uint64, each sorted and unique (image has the origins too); patient/key and
-    image/key: which of `keys` (the fingerprints of the id keys) hashed it; hash uint8 [n,32], perceptual; split. Equal
-    data give an equal file.
+    Arrays of the file:
+    patient, image, pixels: uint64, sorted and unique; image also has the images' origins.
+    patient/key, image/key: the position in `keys` of the id key that made each hash.
+    keys: fingerprints of the id keys.
+    hash: uint8 [n,32], perceptual hashes.
+    split: 'train'.
+
+    Equal data give an equal file.
     """
-    trained = {name: data.split('train') for name, data in datasets.items()}
+    splits = [data.split('train') for data in datasets.values()]
     keys = sorted({data.key_fingerprint for data in datasets.values()})
     arrays = {'keys': np.array(keys), 'split': np.array(['train'])}
     for kind in ('patient', 'image'):
-        own = {key: [s for s in trained.values() if s.data.key_fingerprint == key] for key in keys}
-        hashes = [_unique(h[h != 0] for s in own[key] for h in ids(s, kind)) for key in keys]
-        owner = np.repeat(np.arange(len(keys), dtype=np.uint8), [len(part) for part in hashes])
-        order = np.argsort(np.concatenate(hashes), kind='stable')
-        arrays[kind], arrays[f'{kind}/key'] = np.concatenate(hashes)[order], owner[order]
-    arrays['pixels'] = _unique(split.keys('pixels') for split in trained.values())
-    arrays['hash'] = np.unique(np.concatenate([split.column('hash') for split in trained.values()]), axis=0)
+        by_key = [
+            _unique(
+                hashed[hashed != 0]
+                for split in splits
+                if split.data.key_fingerprint == key
+                for hashed in hashed_ids(split, kind)
+            )
+            for key in keys
+        ]
+        key_number = np.repeat(np.arange(len(keys), dtype=np.uint8), [len(hashed) for hashed in by_key])
+        order = np.argsort(np.concatenate(by_key), kind='stable')
+        arrays[kind], arrays[f'{kind}/key'] = np.concatenate(by_key)[order], key_number[order]
+    arrays['pixels'] = _unique(split.keys('pixels') for split in splits)
+    arrays['hash'] = np.unique(np.concatenate([split.column('hash') for split in splits]), axis=0)
     files.write_npz(path, **arrays)
 
 
 def overlap(seen: str | os.PathLike, split: Split) -> dict[str, float | bool | None]:
-    """The share of the split's records whose patient, image or pixels the run of `seen` was trained on, and of those
-    that are `near` to an image of it: their perceptual hashes differ by at most `similar.SURE` bits.
+    """The shares of a split's records that the run of the file `seen` was trained on.
 
-    `comparable`: the ids of both sides were hashed with one key. If not, patient and image are None (no id is
-    compared across keys) or, where only some of the run's sources had this key, lower bounds.
+    patient, image, pixels: the share of records whose patient, image or pixels were in training.
+    near: the share whose perceptual hash differs from one of training by at most `near_duplicates.HASH_ONLY_RADIUS`
+    bits; None for old files without such hashes.
+    comparable: all ids of both sides were hashed with one key. If False, patient and image are None (ids of different
+    keys are never compared). Where only some data sets of the run had the split's key, they are lower bounds.
     """
     with np.load(seen, allow_pickle=False) as file:
         keys = file['keys'].tolist()
-        mine = split.data.key_fingerprint
+        key = split.data.key_fingerprint
         shares: dict[str, float | bool | None] = {}
         for kind in ('patient', 'image'):
-            known = file[kind][file[f'{kind}/key'] == keys.index(mine)] if mine in keys else None
-            hit = None if known is None else np.any([np.isin(hashed, known) for hashed in ids(split, kind)], axis=0)
-            shares[kind] = None if hit is None else float(hit.mean())
+            if key not in keys:
+                shares[kind] = None
+                continue
+            trained = file[kind][file[f'{kind}/key'] == keys.index(key)]
+            shares[kind] = float(
+                np.any([np.isin(hashed, trained) for hashed in hashed_ids(split, kind)], axis=0).mean()
+            )
         shares['pixels'] = float(np.isin(split.keys('pixels'), file['pixels']).mean())
-        shares['near'] = None  # as of runs whose file has no such hashes
+        shares['near'] = None
         if 'hash' in file:
-            near, *_ = near_duplicates.near(np.asarray(split.column('hash')), file['hash'], near_duplicates.SURE)
-            shares['near'] = len(np.unique(near)) / len(split)
-    return shares | {'comparable': keys == [mine]}
+            hashes = np.asarray(split.column('hash'))
+            first, *_ = near_duplicates.near_hashes(hashes, file['hash'], near_duplicates.HASH_ONLY_RADIUS)
+            shares['near'] = len(np.unique(first)) / len(split)
+    return shares | {'comparable': keys == [key]}
 
 
-def ids(split: Split, kind: str) -> list[np.ndarray]:
-    """The hashed ids of a kind; an image is also known by the one that it was made from (0 where by none)."""
+def hashed_ids(split: Split, kind: str) -> list[np.ndarray]:
+    """The hashed ids of a kind, uint64 [n] each: for 'image' also those of its origins (0 where it has none)."""
     return [split.keys(name) for name in (('image', 'origin', 'via') if kind == 'image' else (kind,))]
 
 
-def _unique(arrays) -> np.ndarray:
+def _unique(arrays: Iterable[np.ndarray]) -> np.ndarray:
     return np.unique(np.concatenate([np.zeros(0, np.uint64), *arrays]))

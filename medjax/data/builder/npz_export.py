@@ -1,4 +1,4 @@
-"""A data set as an .npz file in the layout of MedMNIST."""
+"""Writes a data set as one .npz file with the array names of MedMNIST: train_images, train_labels, val_images, …"""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from medjax.errors import UserError
 
 
 def write(data: DataSet, file: str) -> None:
-    """A data set of equal-sized images as an .npz file in this layout, split for split."""
-    path = writable(file)
+    """Writes all splits of `data` into `file`. UserError where the images differ in size."""
+    path = check_file(file)
     from tqdm import tqdm
 
-    found = {}
+    arrays = {}
     with (
         ThreadPoolExecutor(os.cpu_count()) as pool,
         tqdm(total=sum(data.splits.values()), desc=path.name, unit=' images', disable=None) as bar,
@@ -29,15 +29,18 @@ def write(data: DataSet, file: str) -> None:
                 images.append(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
                 bar.update()
             if len({image.shape for image in images}) > 1:
-                raise UserError(f'--npz {file}: the images differ in size, which this layout cannot hold')
-            labels = np.asarray(split.labels_array)  # MedMNIST has uint8; what is neither yes nor no needs a sign
-            found[f'{name}_images'] = np.stack(images)
-            found[f'{name}_labels'] = labels.astype(np.uint8) if (labels >= 0).all() else labels
-    files.write_npz(path, compressed=True, **found)
+                raise UserError(
+                    f'--npz {file}: the images differ in size, and an .npz file of MedMNIST holds images of one size'
+                )
+            labels = np.asarray(split.labels_array)
+            arrays[f'{name}_images'] = np.stack(images)
+            # MedMNIST has uint8; codes below 0 (uncertain, blank, conflicting) need a signed type
+            arrays[f'{name}_labels'] = labels.astype(np.uint8) if (labels >= 0).all() else labels
+    files.write_npz(path, compressed=True, **arrays)
 
 
-def writable(file: str) -> pathlib.Path:
-    """Where `write` may write; UserError where it may not."""
+def check_file(file: str) -> pathlib.Path:
+    """The path of the file that `write` makes; UserError where it cannot be made or already exists."""
     path = pathlib.Path(file).expanduser()
     if path.suffix != '.npz':
         raise UserError(f'--npz {file}: the name must end in .npz')

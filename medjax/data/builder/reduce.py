@@ -1,18 +1,18 @@
-"""Reduction: a data set without those training slices of a volume that repeat others of it.
+"""Makes a smaller data set: training slices of a volume that repeat other slices of the same volume are left out.
 
 Neighbouring slices of one volume are nearly equal, and a pretraining that tells images apart learns less from them
 (Wolf et al., "Less is More: Selective reduction of CT data for self-supervised pre-training …", 2024, arXiv
-2410.14524, code: Wolfda95/Less_is_More). As in their code a slice is kept if it is far from every slice of its volume
-that is kept already, in the order of the slices: not only from the last, as volumes come back to what they showed
-(above and below an organ; repeated series). A volume is a study of several records, in their order in the split.
+2410.14524, code: Wolfda95/Less_is_More). As in their code, the slices are visited in their order, and a slice is kept
+if it is far from every kept slice of its volume. A comparison with the last kept slice would not be enough: a volume
+can show the same again, above and below an organ or in a repeated series. A volume is a study of several records, in
+their order in the split.
 
-Only training records are left out: validation and test stay record for record what they were, so that results on them
-can be compared. What is kept is copied byte for byte.
+Only training records are left out. Validation and test stay the same, so that results on them can be compared. Kept
+records are copied byte for byte.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import os
 import pathlib
@@ -24,46 +24,49 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from medjax.data.builder import chunks, columns, write
-from medjax.data.builder.chunks import Chunk, Dropped
-from medjax.data.format import map_columns
+from medjax.data.builder.chunks import Chunk
+from medjax.data.format import Dropped, map_columns, read_drops, write_drops
 from medjax.data.records import DataSet, Split
 from medjax.errors import UserError
 
 SPLIT = 'train'
-LEVELS = 16  # of grey; more of them need more pixels than a thumbnail has, and noise then hides what slices share
-AHEAD = 1024  # records that are described together
-FEW = 64  # records whose bytes are in memory together
+LEVELS = 16  # grey levels; more levels need more pixels than a thumbnail has, and noise then hides equal structures
+COMPARE_BATCH = 1024  # records whose descriptions (hash, features or grey levels) are in memory together, about
+COPY_BATCH = 64  # records whose bytes are in memory together
 
 
 class Measure(NamedTuple):
-    """How near two slices are."""
+    """A way to compare two slices."""
 
     name: str
-    describe: Callable[[Split, np.ndarray], np.ndarray] | None  # numbers of n records -> [n,…], what is compared
-    compare: Callable[[np.ndarray, np.ndarray], np.ndarray]  # of one with [m,…] -> float64 [m]
-    rising: bool  # whether larger is nearer
-    default: float
-    top: int  # thresholds lie between 0 and it
-    whole: bool  # whether they are whole numbers
-    found: str  # a value, in words: '3 bits from'
-    limit: str  # a threshold, in words: 'at most 6 bits from'
+    describe: Callable[[Split, np.ndarray], np.ndarray] | None  # numbers of n records -> their descriptions [n,…]
+    compare: Callable[[np.ndarray, np.ndarray], np.ndarray]  # one description with m others [m,…] -> float64 [m]
+    larger_is_nearer: bool
+    default: float  # threshold
+    max_threshold: int  # the smallest is 0
+    whole_threshold: bool  # the threshold must be a whole number
+    value_text: str  # format of a result: '3 bits from'
+    threshold_text: str  # format of a threshold: 'at most 6 bits from'
 
-    def near(self, value: float, threshold: float) -> bool:
-        return value >= threshold if self.rising else value <= threshold
+    def is_near(self, value: float, threshold: float) -> bool:
+        return value >= threshold if self.larger_is_nearer else value <= threshold
 
 
-class Found(NamedTuple):
-    """What repeats what among n records."""
+class Repeats(NamedTuple):
+    """The repeated records among the n records of a split that has v volumes."""
 
-    of: np.ndarray  # int64 [n]: the kept record of the same study that is nearest; -1 where the record is kept
-    value: np.ndarray  # float64 [n]: how near; nan where the record is kept
-    kept: np.ndarray  # int64 [v]: records that are kept of each volume
+    nearest: np.ndarray  # int64 [n]: the kept record of the same volume that is nearest; -1 where the record is kept
+    value: np.ndarray  # float64 [n]: the measure's result for these two; nan where the record is kept
+    kept_counts: np.ndarray  # int64 [v]: kept records of each volume
     sizes: np.ndarray  # int64 [v]: records of each volume
 
 
 def dhash(thumbs: np.ndarray) -> np.ndarray:
-    """uint8 [n,32,32] -> uint8 [n,8], 64 bits: whether a pixel is brighter than its left neighbour, row by row, after
-    a reduction to 9 x 8 pixels (Lanczos, rounded): `imagehash.dhash` of thumbnails; the paper's code takes slices."""
+    """The difference hash of thumbnails, uint8 [n,32,32] -> uint8 [n,8], 64 bits.
+
+    A thumbnail is reduced to 9 x 8 pixels (Lanczos, rounded). Each bit says, row by row, whether a pixel is brighter
+    than its left neighbour. This is `imagehash.dhash` of thumbnails; the paper's code hashes whole slices.
+    """
     from PIL import Image
 
     small = [np.asarray(Image.fromarray(thumb).resize((9, 8), Image.Resampling.LANCZOS)) for thumb in thumbs]
@@ -71,32 +74,33 @@ def dhash(thumbs: np.ndarray) -> np.ndarray:
     return np.packbits((rows[:, :, 1:] > rows[:, :, :-1]).reshape(len(rows), 64), axis=1)
 
 
-def bits(one: np.ndarray, many: np.ndarray) -> np.ndarray:
-    """Hamming distances of a packed hash [8] to others [m,8]: the number of bits that differ, 0 to 64."""
+def hamming(one: np.ndarray, many: np.ndarray) -> np.ndarray:
+    """The number of different bits, 0 to 64, between a packed hash [8] and others [m,8]."""
     return np.bitwise_count(one ^ many).sum(1).astype(np.float64)
 
 
 def cosine(one: np.ndarray, many: np.ndarray) -> np.ndarray:
-    """a·b / (|a| |b|) of features [D] with others [m,D], to the six digits that float32 features are worth."""
+    """a·b / (|a| |b|) of features [D] with others [m,D], rounded to the six digits that float32 features carry."""
     one, many = one.astype(np.float64), many.astype(np.float64)
     return (many @ one / np.maximum(np.linalg.norm(one) * np.linalg.norm(many, axis=1), 1e-12)).round(6)
 
 
-def information(one: np.ndarray, many: np.ndarray) -> np.ndarray:
+def mutual_information(one: np.ndarray, many: np.ndarray) -> np.ndarray:
     """Normalised mutual information 2 I(a;b) / (H(a) + H(b)) of grey levels [p] with others [m,p], levels < LEVELS.
 
-    I(a;b) = H(a) + H(b) - H(a,b), entropies of the joint histogram and its margins; 1 where each level of one slice
-    means one of the other, so a change of window alone changes little. Two flat slices have 1, a flat and another 0.
+    I(a;b) = H(a) + H(b) - H(a,b), with entropies of the joint histogram and its margins. The result is 1 where each
+    level of one slice corresponds to one level of the other, so another grey-value window changes it little. It is 1
+    for two flat slices, and 0 for a flat slice with any other.
     """
     cell = one.astype(np.int64) * LEVELS + many
     cell += np.arange(len(many))[:, None] * LEVELS**2
     joint = np.bincount(cell.ravel(), minlength=len(many) * LEVELS**2).reshape(-1, LEVELS, LEVELS) / len(one)
-    both = _entropy(joint.reshape(len(many), -1))
-    total = _entropy(joint.sum(1)) + _entropy(joint.sum(2))
-    return np.where(total > 0, 2 * (total - both) / np.maximum(total, 1e-12), 1.0).round(6)
+    joint_entropy = _entropy(joint.reshape(len(many), -1))
+    margins = _entropy(joint.sum(1)) + _entropy(joint.sum(2))
+    return np.where(margins > 0, 2 * (margins - joint_entropy) / np.maximum(margins, 1e-12), 1.0).round(6)
 
 
-def levels(thumbs: np.ndarray) -> np.ndarray:
+def grey_levels(thumbs: np.ndarray) -> np.ndarray:
     """uint8 [n,32,32] -> uint8 [n,1024]: the grey values in LEVELS equal steps."""
     return thumbs.reshape(len(thumbs), -1) // np.uint8(256 // LEVELS)
 
@@ -110,31 +114,38 @@ def _thumbs(split: Split, numbers: np.ndarray) -> np.ndarray:
     return np.asarray(split.column('thumb')[numbers])
 
 
-# Thresholds: 6 bits is the "Hash-6" of the paper's code, its best; the others keep about as many slices of the volumes
-# of benchmarks/reduce.py as 6 bits do. How near features are is a matter of the encoder, so 0.9 carries least: look at
-# what it keeps. Between patients none means much: 1.3 % of all pairs of NIH's radiographs lie within 6 bits.
+# The default thresholds. 6 bits is "Hash-6" of the paper's code, which was its best. The other two keep about as many
+# slices of the volumes of benchmarks/reduce.py as 6 bits do. The similarity of features depends on the encoder, so 0.9
+# is the least certain one: look at what it keeps. None of them works between patients: 1.3 % of all pairs of NIH's
+# radiographs lie within 6 bits.
 MEASURES = {
     measure.name: measure
     for measure in (
         Measure(
-            'hash', lambda split, numbers: dhash(_thumbs(split, numbers)), bits, rising=False, default=6, top=63,
-            whole=True, found='{:g} bits from', limit='at most {:g} bits from',
+            'hash', lambda split, numbers: dhash(_thumbs(split, numbers)), hamming, larger_is_nearer=False, default=6,
+            max_threshold=63, whole_threshold=True, value_text='{:g} bits from',
+            threshold_text='at most {:g} bits from',
         ),
         Measure(
-            'embedding', None, cosine, rising=True, default=0.9, top=1,
-            whole=False, found='cosine {:.4f} with', limit='cosine of at least {:g} with',
+            'embedding', None, cosine, larger_is_nearer=True, default=0.9,
+            max_threshold=1, whole_threshold=False, value_text='cosine {:.4f} with',
+            threshold_text='cosine of at least {:g} with',
         ),
         Measure(
-            'information', lambda split, numbers: levels(_thumbs(split, numbers)), information, rising=True,
-            default=0.6, top=1, whole=False, found='normalised mutual information {:.4f} with',
-            limit='normalised mutual information of at least {:g} with',
+            'information', lambda split, numbers: grey_levels(_thumbs(split, numbers)), mutual_information,
+            larger_is_nearer=True, default=0.6, max_threshold=1, whole_threshold=False,
+            value_text='normalised mutual information {:.4f} with',
+            threshold_text='normalised mutual information of at least {:g} with',
         ),
     )
 }  # fmt: skip
 
 
 def volumes(studies: np.ndarray) -> list[np.ndarray]:
-    """The numbers of the records of each study that has several, in their order; studies by their first record."""
+    """The record numbers of each study that has several records, in their order.
+
+    `studies` holds the study key of each record. The studies are ordered by their first record.
+    """
     order = np.argsort(studies, kind='stable')
     starts = np.flatnonzero(np.append(True, studies[order][1:] != studies[order][:-1]))
     sizes = np.diff(starts, append=len(order))
@@ -143,106 +154,118 @@ def volumes(studies: np.ndarray) -> list[np.ndarray]:
     return [order[starts[k] : starts[k] + sizes[k]] for k in several]
 
 
-def repeats(described: np.ndarray, measure: Measure, threshold: float) -> tuple[np.ndarray, np.ndarray]:
-    """Of the n slices of one volume, int64 [n] the kept slice that each is near to (-1: it is kept), float64 [n] how
-    near. A slice is kept if it is near to none of those before it that are kept."""
-    of, value = np.full(len(described), -1), np.full(len(described), np.nan)
+def repeats_in_volume(described: np.ndarray, measure: Measure, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+    """The repeated slices of one volume, from the descriptions [n,…] of its slices.
+
+    A slice is kept if no kept slice before it is near. Returns `nearest` int64 [n] and `value` float64 [n], as in
+    `Repeats` but with numbers within the volume.
+    """
+    nearest, value = np.full(len(described), -1), np.full(len(described), np.nan)
     kept: list[int] = []
-    known = np.empty_like(described)
-    for i, slice_ in enumerate(described):
+    kept_descriptions = np.empty_like(described)
+    for i, description in enumerate(described):
         if kept:
-            values = measure.compare(slice_, known[: len(kept)])
-            nearest = int(values.argmax() if measure.rising else values.argmin())
-            if measure.near(values[nearest], threshold):
-                of[i], value[i] = kept[nearest], values[nearest]
+            values = measure.compare(description, kept_descriptions[: len(kept)])
+            k = int(values.argmax() if measure.larger_is_nearer else values.argmin())
+            if measure.is_near(values[k], threshold):
+                nearest[i], value[i] = kept[k], values[k]
                 continue
-        known[len(kept)] = slice_
+        kept_descriptions[len(kept)] = description
         kept.append(i)
-    return of, value
+    return nearest, value
 
 
-def find(split: Split, measure: Measure, threshold: float) -> Found:
-    """What repeats what in the volumes of a split; UserError where it has none."""
+def find_repeats(split: Split, measure: Measure, threshold: float) -> Repeats:
+    """The repeated records in all volumes of a split. UserError where it has no volume."""
     from tqdm import tqdm
 
-    groups = volumes(split.keys('study'))
-    if not groups:
+    found = volumes(split.keys('study'))
+    if not found:
         raise UserError(f'{split.data.path}: every study of {split.name} has one record: nothing to reduce')
-    sizes = np.array([len(group) for group in groups])
-    of, value = np.full(len(split), -1), np.full(len(split), np.nan)
+    sizes = np.array([len(volume) for volume in found])
+    nearest, value = np.full(len(split), -1), np.full(len(split), np.nan)
     with tqdm(total=int(sizes.sum()), desc=f'compare by {measure.name}', unit=' records', disable=None) as bar:
-        for some in _together(groups):
-            described = measure.describe(split, np.concatenate(some))
-            for group, part in zip(some, np.split(described, np.cumsum([len(group) for group in some])[:-1])):
-                mine, values = repeats(part, measure, threshold)
-                of[group], value[group] = np.where(mine < 0, -1, group[mine]), values
-                bar.update(len(group))
-    return Found(of, value, np.array([int((of[group] < 0).sum()) for group in groups]), sizes)
+        for batch in _batches(found):
+            described = measure.describe(split, np.concatenate(batch))
+            ends = np.cumsum([len(volume) for volume in batch])[:-1]
+            for volume, descriptions in zip(batch, np.split(described, ends)):
+                within, values = repeats_in_volume(descriptions, measure, threshold)
+                nearest[volume], value[volume] = np.where(within < 0, -1, volume[within]), values
+                bar.update(len(volume))
+    return Repeats(nearest, value, np.array([int((nearest[volume] < 0).sum()) for volume in found]), sizes)
 
 
-def _together(groups: list[np.ndarray]) -> Iterator[list[np.ndarray]]:
-    """Whole volumes, AHEAD records or some more at a time."""
-    some: list[np.ndarray] = []
-    for group in groups:
-        some.append(group)
-        if sum(map(len, some)) >= AHEAD:
-            yield some
-            some = []
-    if some:
-        yield some
+def _batches(found: list[np.ndarray]) -> Iterator[list[np.ndarray]]:
+    """Whole volumes, of at least COMPARE_BATCH records together (the last batch may have fewer)."""
+    batch: list[np.ndarray] = []
+    for volume in found:
+        batch.append(volume)
+        if sum(map(len, batch)) >= COMPARE_BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
 
 
 def make(
-    data: DataSet, out: str | os.PathLike, measure: Measure, threshold: float, by: str = '', overwrite: bool = False
-) -> tuple[Found, dict[str, Any]]:
-    """Writes `data` without what repeats as the data set `out`; returns what was found, and the content of its
-    medjax.json plus its audit.
+    data: DataSet,
+    out: str | os.PathLike,
+    measure: Measure,
+    threshold: float,
+    encoder: str = '',
+    overwrite: bool = False,
+) -> tuple[Repeats, dict[str, Any]]:
+    """Writes `data` without repeated training records as the data set `out`.
 
-    `by` says more of the measure, as which encoder; it is told in the version. Labels, keys, texts and masks of kept
-    records, their splits and their order stay; drops.csv has the rows of `data` and one for each record left out.
+    Returns the repeats and the content of the new medjax.json with its audit. `encoder` names the encoder of the
+    measure, if it has one; the name enters the version. Labels, keys, texts and masks of kept records stay, and so do
+    the splits and the order. drops.csv has the rows of `data` and one row for each record that is left out.
     """
     out = pathlib.Path(out).expanduser().absolute()
     if out.resolve() == data.path.resolve():
-        raise UserError(f'--out {out} is the data set itself, which a reduction does not replace; choose another --out')
-    write.may_write(out, overwrite)
+        raise UserError(f'--out {out} is the data set itself, which a reduction never replaces; choose another --out')
+    write.check_out(out, overwrite)
     if SPLIT not in data.splits:
-        raise UserError(f'{data.path}: no record in {SPLIT}, and others are not reduced')
-    limit = measure.limit.format(threshold)
-    version = f'{data.version}, {SPLIT} reduced by {measure.name}{by and f" of {by}"}: {limit} a kept record'
+        raise UserError(f'{data.path}: no record in {SPLIT}, and only {SPLIT} is reduced')
+    limit = measure.threshold_text.format(threshold)
+    version = f'{data.version}, {SPLIT} reduced by {measure.name}{encoder and f" of {encoder}"}: {limit} a kept record'
     with write.work_folder(out, overwrite, [data.fingerprint, data.key_fingerprint, version]) as work:
-        made = work / 'chunks'
-        shutil.rmtree(made, ignore_errors=True)  # of a reduction that was killed
-        made.mkdir()
+        chunk_folder = work / 'chunks'
+        shutil.rmtree(chunk_folder, ignore_errors=True)  # left by a reduction that was killed
+        chunk_folder.mkdir()
         try:
-            found = find(data.split(SPLIT), measure, threshold)
-            plan = _copied(data, found, made)
-            about = dict(
+            repeats = find_repeats(data.split(SPLIT), measure, threshold)
+            plan = _copy_kept(data, repeats, chunk_folder)
+            description = dict(
                 name=data.name,
                 version=version,
                 license=data.license,
                 labels=list(data.labels),
                 split_list=data.split_list,
-                dropped=data.dropped + int((found.of >= 0).sum()),
+                dropped=data.dropped + int((repeats.nearest >= 0).sum()),
                 invented=data.invented,
                 unknown_patients=data.unknown_patients,
                 namespace=data.namespace,
                 key_fingerprint=data.key_fingerprint,
             )
-            summary = write.assembled(about, None, columns.gather(made, plan, work / 'columns'), plan, made, work)
-            _list_drops(data, found, measure, limit, work / 'drops.csv')
-            summary['audit'] = write.audited(work)[1]
+            totals = columns.gather(chunk_folder, plan, work / 'columns')
+            summary = write.assemble(description, None, totals, plan, work)
+            _list_drops(data, repeats, measure, limit, work / 'drops.csv')
+            summary['audit'] = write.audit(work)[1]
         finally:
-            shutil.rmtree(made)  # so that nothing is left where this failed
+            shutil.rmtree(chunk_folder)  # then a failure leaves no work folder
         write.publish(work, out, overwrite)
-    return found, summary
+    return repeats, summary
 
 
-def _copied(data: DataSet, found: Found, made: pathlib.Path) -> list[Chunk]:
-    """Copies the kept records of all splits into chunks in `made`; returns these, their entries numbers in `data`."""
-    import tensorflow_datasets  # noqa: F401  patches __import__ while it loads: before the threads, never beside
+def _copy_kept(data: DataSet, repeats: Repeats, folder: pathlib.Path) -> list[Chunk]:
+    """Copies the kept records of all splits into chunks in `folder`. A chunk's entries are record numbers of `data`."""
+    # tensorflow_datasets patches __import__ while it loads, so it loads before the threads start
+    import tensorflow_datasets  # noqa: F401
     from tqdm import tqdm
 
-    numbers = {split: np.arange(n) for split, n in data.splits.items()} | {SPLIT: np.flatnonzero(found.of < 0)}
+    numbers = {split: np.arange(n) for split, n in data.splits.items()}
+    numbers[SPLIT] = np.flatnonzero(repeats.nearest < 0)
     plan = [chunk for split in data.splits for chunk in chunks.cut(split, numbers[split])]
     total = sum(map(len, numbers.values()))
     with (
@@ -251,26 +274,26 @@ def _copied(data: DataSet, found: Found, made: pathlib.Path) -> list[Chunk]:
     ):
         splits = {split: data.split(split) for split in data.splits}
         for chunk in plan:
-            _copy(splits[chunk.split], chunk, made, pool, bar.update)
+            _copy_chunk(splits[chunk.split], chunk, folder, pool, bar.update)
     return plan
 
 
-def _copy(
+def _copy_chunk(
     split: Split, chunk: Chunk, folder: pathlib.Path, pool: ThreadPoolExecutor, advance: Callable[[int], Any]
 ) -> None:
-    """The records of a chunk as they are on disk, and beside them what `columns.gather` wants to know of them.
+    """Copies the records of a chunk as they are on disk, and writes the columns that `columns.gather` needs.
 
-    Pixels are decoded for mean and deviation alone, so of train alone. For the content stands which record of which
-    data set it is: that data set's fingerprint holds the content.
+    Only mean and deviation need decoded pixels, so only train is decoded. The `content` of a record is a hash of the
+    data set's fingerprint and the record's number: the fingerprint already stands for the record's content.
     """
     from array_record.python.array_record_module import ArrayRecordWriter
 
     numbers = np.array(chunk.entries)
     writer = ArrayRecordWriter(str(folder / f'{chunk.name}.array_record'), 'group_size:1')
-    for start in range(0, len(numbers), FEW):
-        for stored in split.stored(numbers[start : start + FEW]):
+    for start in range(0, len(numbers), COPY_BATCH):
+        for stored in split.stored(numbers[start : start + COPY_BATCH]):
             writer.write(stored)
-        advance(len(numbers[start : start + FEW]))
+        advance(len(numbers[start : start + COPY_BATCH]))
     writer.close()
     values = {name: column[numbers] for name, column in map_columns(split.data.path / 'columns' / split.name).items()}
     moments = np.zeros((len(numbers), 3))
@@ -281,14 +304,16 @@ def _copy(
     np.savez(folder / f'{chunk.name}.npz', moments=moments, content=content, drops=np.array('[]'), **values)
 
 
-def _list_drops(data: DataSet, found: Found, measure: Measure, limit: str, path: pathlib.Path) -> None:
-    """The rows of `data` and one for each record left out. What differs from one to the next stands under `where`, as
-    reports count equal reasons."""
-    shutil.copyfile(data.path / 'drops.csv', path)
+def _list_drops(data: DataSet, repeats: Repeats, measure: Measure, limit: str, path: pathlib.Path) -> None:
+    """Writes the rows of the old drops.csv and one row for each record that is left out.
+
+    Reports count equal reasons. So the reason is the same for all these records, and their differences stand in
+    `where`.
+    """
+    drops = read_drops(data.path / 'drops.csv')
     images = data.split(SPLIT).keys('image')
-    with path.open('a', newline='') as file:
-        rows = csv.writer(file)
-        for i in np.flatnonzero(found.of >= 0).tolist():
-            near = f'{measure.found.format(found.value[i])} {SPLIT}/{found.of[i]}'
-            where = f'{SPLIT}/{i} of {data.name} ({data.fingerprint}): {near}'
-            rows.writerow(Dropped('record', where, f'{limit} a kept record of its study', f'{images[i]:016x}'))
+    for i in np.flatnonzero(repeats.nearest >= 0).tolist():
+        near = f'{measure.value_text.format(repeats.value[i])} {SPLIT}/{repeats.nearest[i]}'
+        where = f'{SPLIT}/{i} of {data.name} ({data.fingerprint}): {near}'
+        drops.append(Dropped('record', where, f'{limit} a kept record of its study', f'{images[i]:016x}'))
+    write_drops(path, drops)

@@ -1,4 +1,7 @@
-"""Images without a patient: near-duplicates, and what is of one study, count as one patient where splits are drawn."""
+"""Gives images of unknown patients a surrogate patient id, one per cluster of near-duplicates.
+
+So a cluster never spans two splits, where splits are drawn per patient. Images of one study are in one cluster, too.
+"""
 
 from __future__ import annotations
 
@@ -14,71 +17,83 @@ from medjax.data.builder import chunks
 from medjax.data.types import Source, Unreadable, patient_of
 
 
-def of_near_duplicates(
-    source: Source, again: Callable[[], Source] | None
+def assign_surrogate_patients(
+    source: Source, make_source: Callable[[], Source] | None
 ) -> tuple[Source, Callable[[], Source] | None, list[str]]:
-    """The source, and what makes it again, with one invented patient for each group of near-duplicates among images
-    without a patient; and what to say of it. Only where splits are to be drawn: it opens every image once more."""
+    """Returns the source with surrogate patients, its factory for worker processes, and notes for the user.
+
+    Does nothing where the source gives its own splits. Otherwise it opens every image of the source once more.
+    """
     unknown = [i for i, entry in enumerate(source.entries) if entry.patient is None and entry.origin is None]
     if len(unknown) < 2 or any(entry.split for entry in source.entries):
-        return source, again, []
-    named = _groups(source, unknown)
+        return source, make_source, []
+    surrogates = _surrogate_patients(source, unknown)
     note = (
-        f'{len(unknown)} images name no patient: {len(named)} of them are near-duplicates or of one study, in '
-        f'{len(set(named.values()))} groups that are each in one split; people may still be in two'
+        f'{len(unknown)} images name no patient. {len(surrogates)} of them are near-duplicates or of one study: they '
+        f'form {len(set(surrogates.values()))} clusters, and each cluster is in one split. Other images of one person '
+        'may still be in two splits'
     )
-    return _renamed(source, named), again and functools.partial(_again, again, named), [note]
+    changed_factory = make_source and functools.partial(_make_with_surrogates, make_source, surrogates)
+    return _with_surrogates(source, surrogates), changed_factory, [note]
 
 
-def _groups(source: Source, unknown: list[int]) -> dict[int, str]:
-    """Entry without a patient -> the patient of an image that it repeats, or 'group/<the group's first image>', where
-    the group has more than the entry."""
-    from tqdm import tqdm
+def _surrogate_patients(source: Source, unknown: list[int]) -> dict[int, str]:
+    """Maps entries of unknown patients to a patient id, where their cluster has more than one image.
 
-    everyone = range(len(source.entries))
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        bar = tqdm(
-            pool.map(lambda i: _thumbnail(source, i), everyone), 'looking for near-duplicates', len(everyone),
-            unit=' images', disable=None,
-        )  # fmt: skip
-        thumbs = list(bar)
-    readable = np.array([i for i, thumb in zip(everyone, thumbs, strict=True) if thumb is not None])
+    The id is that of a known patient in the cluster. If there is none, it is 'group/<first image of the cluster>'. The
+    drawn split depends on this text, so it must not change.
+    """
+    thumbs = _thumbnails(source)
+    readable = np.array([i for i, thumb in enumerate(thumbs) if thumb is not None])
     if len(readable) < 2:
         return {}
-    pairs = near_duplicates.candidates(np.stack([thumb for thumb in thumbs if thumb is not None]))
-    nobody = np.isin(readable, unknown)
-    asked = nobody[pairs.first] | nobody[pairs.second]  # of two known patients it is the audit that tells
-    first, second = pairs.first[asked], pairs.second[asked]
-    agreed = near_duplicates.agreed(first, second, lambda n: chunks.opened(source.load(int(readable[n]))))
-    kept = agreed >= near_duplicates.ALIKE
-    # an image is also with its patient's others, or with those of its study where nobody is known
-    _, head, member = np.unique(
+    matches = near_duplicates.candidates(np.stack([thumb for thumb in thumbs if thumb is not None]))
+    is_unknown = np.isin(readable, unknown)
+    useful = is_unknown[matches.first] | is_unknown[matches.second]  # the audit reports those of two known patients
+    first, second = matches.first[useful], matches.second[useful]
+    similarity = near_duplicates.pixel_similarities(
+        first, second, lambda n: chunks.pixels_of(source.load(int(readable[n])))
+    )
+    confirmed = similarity >= near_duplicates.SAME_PICTURE
+    # images of one patient (of one study, where the patient is unknown) are in one cluster as well
+    _, first_image, member = np.unique(
         [patient_of(source.entries[i]) for i in readable], return_index=True, return_inverse=True
     )
-    group = near_duplicates.groups(
-        np.concatenate([first[kept], head[member]]),
-        np.concatenate([second[kept], np.arange(len(readable))]),
+    cluster = near_duplicates.clusters(
+        np.concatenate([first[confirmed], first_image[member]]),
+        np.concatenate([second[confirmed], np.arange(len(readable))]),
         len(readable),
     )
-    size = np.bincount(group, minlength=len(readable))
-    patient = {group[n]: source.entries[readable[n]].patient for n in np.flatnonzero(~nobody)[::-1]}
+    size = np.bincount(cluster, minlength=len(readable))
+    known_patient = {cluster[n]: source.entries[readable[n]].patient for n in np.flatnonzero(~is_unknown)[::-1]}
     return {
-        int(readable[n]): patient.get(group[n]) or f'group/{source.entries[readable[group[n]]].image}'
-        for n in np.flatnonzero(nobody & (size[group] > 1))
+        int(readable[n]): known_patient.get(cluster[n]) or f'group/{source.entries[readable[cluster[n]]].image}'
+        for n in np.flatnonzero(is_unknown & (size[cluster] > 1))
     }
 
 
-def _thumbnail(source: Source, i: int) -> np.ndarray | None:
-    try:
-        return near_duplicates.thumbnail(chunks.opened(source.load(i)))
-    except Unreadable:  # set aside when it is written
-        return None
+def _thumbnails(source: Source) -> list[np.ndarray | None]:
+    """The thumbnail of each entry; None where the image is unreadable (the build sets it aside later)."""
+    from tqdm import tqdm
+
+    def thumbnail(i: int) -> np.ndarray | None:
+        try:
+            return near_duplicates.thumbnail(chunks.pixels_of(source.load(i)))
+        except Unreadable:
+            return None
+
+    numbers = range(len(source.entries))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = pool.map(thumbnail, numbers)
+        return list(tqdm(found, 'looking for near-duplicates', len(numbers), unit=' images', disable=None))
 
 
-def _renamed(source: Source, named: Mapping[int, str]) -> Source:
-    entries = [entry._replace(patient=named[i]) if i in named else entry for i, entry in enumerate(source.entries)]
+def _with_surrogates(source: Source, surrogates: Mapping[int, str]) -> Source:
+    entries = [
+        entry._replace(patient=surrogates[i]) if i in surrogates else entry for i, entry in enumerate(source.entries)
+    ]
     return source._replace(entries=entries)
 
 
-def _again(again: Callable[[], Source], named: Mapping[int, str]) -> Source:
-    return _renamed(again(), named)
+def _make_with_surrogates(make_source: Callable[[], Source], surrogates: Mapping[int, str]) -> Source:
+    return _with_surrogates(make_source(), surrogates)

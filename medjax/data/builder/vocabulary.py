@@ -1,4 +1,4 @@
-"""A vocabulary learned from the texts of data sets."""
+"""Learns the vocabulary of a WordPiece tokenizer from the texts of data sets."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from medjax.errors import UserError
 
 
 def train(datasets: Iterable[DataSet], size: int) -> str:
-    """The JSON of a WordPiece tokenizer with at most `size` tokens, learned from the texts of the train splits.
+    """Learns a tokenizer with at most `size` tokens from the texts of the train splits. Returns its JSON.
 
-    Lower case, without accents, cut as BERT does; [CLS] text [SEP]. Each different text counts once, however many
-    images it is told of; a quarter of the tokens at most are single letters, the frequent ones. The same texts give the
-    same file (with one version of the library). UserError where there is no text.
+    The tokenizer uses lower case without accents, cuts words as BERT does, and gives [CLS] text [SEP]. Each different
+    text counts once, even if many images have it. At most a quarter of the tokens are single letters, the most frequent
+    ones. Equal texts give an equal file (with one version of the tokenizers library). UserError where there is no text.
     """
-    corpus = [' '.join(sentences(text)) for data in datasets for text in _different(data)]
+    corpus = [' '.join(sentences(text)) for data in datasets for text in _distinct_texts(data)]
     if not corpus:
         raise UserError('no training record has a text, so there is nothing to learn a vocabulary from')
     if size < 100:
@@ -25,8 +25,9 @@ def train(datasets: Iterable[DataSet], size: int) -> str:
     from tokenizers import Tokenizer as Inner, models, trainers
 
     inner = bert_pieces(Inner(models.WordPiece(unk_token='[UNK]')), lower=True)
-    # The library numbers letters within words as it meets them, in the order of a hash table that differs from run to
-    # run, and settles ties by number. Named here as special tokens, they have their numbers before.
+    # The library numbers letters within words in the order of a hash table, which differs from run to run, and it
+    # breaks ties by these numbers. Special tokens are numbered first, in the given order: so the letters are passed as
+    # special tokens.
     counts: dict[str, int] = {}
     for text in corpus:
         for letter in inner.normalizer.normalize_str(text):
@@ -41,13 +42,13 @@ def train(datasets: Iterable[DataSet], size: int) -> str:
     return of_words(sorted(vocabulary, key=vocabulary.__getitem__), lower=True).to_str(pretty=True)
 
 
-def _different(data: DataSet) -> list[str]:
+def _distinct_texts(data: DataSet) -> list[str]:
     """The texts of the train split, each once, in the order of the records."""
     if 'train' not in data.splits:
         return []
     split = data.split('train')
-    found: dict[int, str] = {}
+    texts: dict[int, str] = {}
     for i, key in enumerate(split.keys('text').tolist()):
-        if key and key not in found:
-            found[key] = '\n\n'.join(split.text(i).values())
-    return list(found.values())
+        if key and key not in texts:
+            texts[key] = '\n\n'.join(split.text(i).values())
+    return list(texts.values())

@@ -1,19 +1,18 @@
-"""From a source to a data set on disk: made beside it in a hidden work folder, published whole or not at all. It makes
+"""Writes a data set DATA from a source: in a hidden work folder beside DATA, which becomes DATA at the very end.
 
     DATA/medjax.json     name, version, labels, channels, bits, size, mean, std, splits, fingerprints
-    DATA/columns/        what is cheap to know of every record: labels, hashed keys, thumbnails, age, sex, …
-    DATA/drops.csv       what was set aside, where it stood and why; hashed ids only
+    DATA/columns/        values of every record that are cheap to keep: labels, hashed keys, thumbnails, age, sex, …
+    DATA/drops.csv       every drop with its place and reason; ids are hashed
     DATA/audit.json      leaks and duplicates, as `medjax audit` finds them
     DATA/records/        ArrayRecord files that tensorflow_datasets reads (without TensorFlow)
 
-A build that was stopped leaves its finished chunks in the work folder, and the same command goes on from them.
+A build that was stopped leaves its finished chunks in the work folder. The same command continues with them.
 """
 
 from __future__ import annotations
 
 import collections
 import contextlib
-import csv
 import errno
 import fcntl
 import hashlib
@@ -30,13 +29,13 @@ from medjax import __version__
 from medjax.data import records
 from medjax.data.audit import leaks
 from medjax.data.builder import chunks, columns, ids, splits, unknown_patients, workers
-from medjax.data.builder.chunks import Chunk, Dropped
-from medjax.data.builder.columns import Gathered
-from medjax.data.format import FORMAT, schema
+from medjax.data.builder.chunks import Chunk
+from medjax.data.builder.columns import Totals
+from medjax.data.format import FORMAT, Dropped, schema, write_drops
 from medjax.data.types import SPLIT_NAMES, Source
 from medjax.errors import UserError
 
-LARGE = 1024  # px; decoding time and memory grow with the area, and few encoders see more
+LARGE = 1024  # px; decoding time and memory grow with the area, and few encoders read larger images
 
 
 def write(
@@ -44,25 +43,28 @@ def write(
     out: str | os.PathLike,
     overwrite: bool = False,
     stratify: Sequence[str] = (),
-    again: Callable[[], Source] | None = None,
-    run: Callable[..., None] = workers.run,
+    make_source: Callable[[], Source] | None = None,
+    make_chunks: Callable[..., None] = workers.run,
 ) -> dict[str, Any]:
-    """Writes the data set `out` and returns the content of its medjax.json plus drops (rows of drops.csv), notes and
-    the audit.
+    """Writes the data set `out` from a source.
 
-    Splits, hashed ids, reduced images, hashes, mean and deviation are made here, alike for every source; `stratify`
-    names labels whose shares drawn splits keep. `again` makes the source once more in other processes, which `run`
-    starts. Raises UserError where `out` exists (without `overwrite`, or if it is no data set), where a patient is in
-    two splits, and where no record is left.
+    Returns the content of medjax.json and also drops (rows of drops.csv), notes for the user, and the audit. Every
+    source is treated alike: splits, hashed ids, image size, hashes, mean and deviation are made here.
+
+    stratify: labels whose shares are kept equal in drawn splits.
+    make_source: the factory of the source for worker processes. It must be picklable. None: no worker processes.
+    make_chunks: makes the chunks, `workers.run` or a function with the same parameters.
+
+    Raises UserError where `out` exists (without `overwrite`, or if it is no data set), where a patient is in two given
+    splits, and where no record is left.
     """
     out = pathlib.Path(out).expanduser().absolute()
-    may_write(out, overwrite)
+    check_out(out, overwrite)
     key = source.key or ids.private_key()
     unknown = sum(entry.patient is None and entry.origin is None for entry in source.entries)
-    source, again, notes = unknown_patients.of_near_duplicates(source, again)
-    named = splits.assign(source, stratify)
-    plan = chunks.plan(named)
-    said = [
+    source, make_source, notes = unknown_patients.assign_surrogate_patients(source, make_source)
+    plan = chunks.plan(splits.assign(source, stratify))
+    identity = [
         source.name,
         source.version,
         source.namespace,
@@ -71,97 +73,97 @@ def write(
         source.stamp,
         ids.fingerprint(key),
     ]
-    with work_folder(out, overwrite, said) as work:
-        made = work / 'chunks'
-        made.mkdir(exist_ok=True)
-        run(source, again, key, plan, made)
-        summary = _finish(source, key, unknown, plan, made, work)
-        data, summary['audit'] = audited(work)
+    with work_folder(out, overwrite, identity) as work:
+        chunk_folder = work / 'chunks'
+        chunk_folder.mkdir(exist_ok=True)
+        make_chunks(source, make_source, key, plan, chunk_folder)
+        summary = _finish(source, key, unknown, plan, work)
+        data, summary['audit'] = audit(work)
         summary['notes'] = [*source.notes, *notes, *_notes(data)]
-        shutil.rmtree(made)
+        shutil.rmtree(chunk_folder)
         publish(work, out, overwrite)
     return summary
 
 
-def _finish(
-    source: Source, key: bytes, unknown: int, plan: list[Chunk], made: pathlib.Path, work: pathlib.Path
-) -> dict[str, Any]:
-    """Moves the chunks' files into `work` as a data set and returns what medjax.json says."""
-    known = columns.gather(made, plan, work / 'columns')
-    drops = [*(chunks.told(drop, key, source.namespace) for drop in source.dropped), *known.drops]
-    if not known.shards:
-        shutil.rmtree(made)  # so that the work folder goes
-        raise UserError(_nothing(source, drops))
-    about = dict(
+def _finish(source: Source, key: bytes, unknown: int, plan: list[Chunk], work: pathlib.Path) -> dict[str, Any]:
+    """Turns the finished chunks in `work` into a data set and returns the content of medjax.json, with the drops.
+
+    unknown: number of images whose patient is unknown.
+    """
+    totals = columns.gather(work / 'chunks', plan, work / 'columns')
+    drops = [*(chunks.drop_row(drop, key, source.namespace) for drop in source.dropped), *totals.drops]
+    if not totals.chunk_lengths:
+        shutil.rmtree(work / 'chunks')  # then `work_folder` removes the whole work folder
+        raise UserError(_no_record_message(source, drops))
+    description = dict(
         name=source.name,
         version=source.version,
         license=source.license,
         labels=list(source.labels),
         split_list='drawn' if source.entries[0].split is None else source.splits or 'given',
-        dropped=sum(drop.part == 'record' for drop in drops),
+        dropped=sum(drop.scope == 'record' for drop in drops),
         invented=source.key is not None,
         unknown_patients=unknown,
         namespace=source.namespace,
         key_fingerprint=ids.fingerprint(key),
     )
-    summary = assembled(about, source.size, known, plan, made, work)
-    with (work / 'drops.csv').open('w', newline='') as file:
-        csv.writer(file).writerows([Dropped._fields, *drops])
-    return summary | {'drops': drops, 'people': known.people}
+    summary = assemble(description, source.size, totals, plan, work)
+    write_drops(work / 'drops.csv', drops)
+    return summary | {'drops': drops, 'patient_count': totals.patient_count}
 
 
-def assembled(
-    about: dict[str, Any],
-    size: int | None,
-    known: Gathered,
-    plan: Sequence[Chunk],
-    made: pathlib.Path,
-    work: pathlib.Path,
+def assemble(
+    description: dict[str, Any], size: int | None, totals: Totals, plan: Sequence[Chunk], work: pathlib.Path
 ) -> dict[str, Any]:
-    """Moves the chunks' records into `work` and writes medjax.json: `about`, and what the columns add up to. `size` is
-    the bound that images were stored with; it enters the fingerprint alone."""
-    _as_tfds(len(about['labels']), plan, known.shards, made, work / 'records')
-    count, total, squares = known.moments
+    """Moves the chunks' records to work/records and writes medjax.json: the description and the totals.
+
+    `size` is the bound on the side of stored images; only the fingerprint needs it. Returns the content of medjax.json.
+    """
+    _move_records(len(description['labels']), plan, totals.chunk_lengths, work / 'chunks', work / 'records')
+    count, total, squares = totals.moments
     mean = total / count
     summary = dict(
         format=FORMAT,
-        **about,
-        channels=known.channels,
-        bits=known.bits,
-        size=known.size,
+        **description,
+        channels=totals.channels,
+        bits=totals.bits,
+        size=totals.size,
         mean=float(mean),
         std=float(np.sqrt(max(squares / count - mean**2, 0.0))),
-        splits={split: sum(lengths) for split, lengths in known.shards.items()},
-        patients=known.patients,
-        fingerprint=_fingerprint(about, size, known.content),
+        splits={split: sum(lengths) for split, lengths in totals.chunk_lengths.items()},
+        patients=totals.patients,
+        fingerprint=_fingerprint(description, size, totals.content),
     )
     (work / 'medjax.json').write_text(json.dumps(summary, indent=1) + '\n')
     return summary
 
 
-def audited(work: pathlib.Path) -> tuple[records.DataSet, dict[str, Any]]:
-    """The finished data set in `work`, opened, and its audit, which is kept in audit.json."""
+def audit(work: pathlib.Path) -> tuple[records.DataSet, dict[str, Any]]:
+    """Opens the finished data set in `work` and audits it. The result also goes into audit.json."""
     data = records.open(work)
-    found = leaks.audit([data])
-    (work / 'audit.json').write_text(json.dumps(found, indent=1) + '\n')
-    return data, found
+    result = leaks.audit([data])
+    (work / 'audit.json').write_text(json.dumps(result, indent=1) + '\n')
+    return data, result
 
 
-def _as_tfds(
-    labels: int, plan: Sequence[Chunk], shards: dict[str, list[int]], made: pathlib.Path, out: pathlib.Path
+def _move_records(
+    labels: int, plan: Sequence[Chunk], chunk_lengths: dict[str, list[int]], folder: pathlib.Path, out: pathlib.Path
 ) -> None:
-    """The chunks' files under the names, and with the metadata, by which tensorflow_datasets reads them."""
+    """Moves the chunks' record files from `folder` to `out`, with names and metadata for tensorflow_datasets.
+
+    labels: number of labels. chunk_lengths: split -> records of each of its chunks.
+    """
     import tensorflow_datasets as tfds
 
     out.mkdir()
     infos = []
-    for split, lengths in shards.items():
-        mine = [chunk for chunk in plan if chunk.split == split]
-        filled = [(chunk, n) for chunk, n in zip(mine, lengths, strict=True) if n]
+    for split, lengths in chunk_lengths.items():
+        split_chunks = [chunk for chunk in plan if chunk.split == split]
+        filled = [(chunk, n) for chunk, n in zip(split_chunks, lengths, strict=True) if n]
         size = 0
         for k, (chunk, _) in enumerate(filled):
             file = out / f'records-{split}.array_record-{k:05d}-of-{len(filled):05d}'
-            os.rename(made / f'{chunk.name}.array_record', file)
+            os.rename(folder / f'{chunk.name}.array_record', file)
             size += file.stat().st_size
         template = tfds.core.ShardedFileTemplate(
             data_dir=out, dataset_name='records', split=split, filetype_suffix='array_record'
@@ -173,51 +175,59 @@ def _as_tfds(
     )  # fmt: skip
 
 
-def _fingerprint(about: dict[str, Any], size: int | None, content: str) -> str:
-    """16 hex digits over content and order; hashed ids are left out, so every key and machine gets the same."""
-    said = json.dumps([FORMAT, about['name'], about['version'], about['labels'], size, content])
-    return hashlib.sha256(said.encode()).hexdigest()[:16]
+def _fingerprint(description: dict[str, Any], size: int | None, content: str) -> str:
+    """16 hex digits over content and order of the records, without hashed ids: equal for every id key and machine."""
+    identity = [FORMAT, description['name'], description['version'], description['labels'], size, content]
+    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
 
 
 def _notes(data: records.DataSet) -> list[str]:
-    """What the data set should not hide."""
-    parts = {split: data.split(split) for split in data.splits}
-    shapes = np.concatenate([split.column('shape') for split in parts.values()])
-    depths = np.concatenate([split.column('bits') for split in parts.values()])
+    """Facts about the finished data set that its user should see."""
+    present = {name: data.split(name) for name in data.splits}
+    shapes = np.concatenate([split.column('shape') for split in present.values()])
+    depths = np.concatenate([split.column('bits') for split in present.values()])
     notes = []
     if 0 < (colour := int((shapes[:, 2] == 3).sum())) < len(shapes):
-        notes.append(f'{colour} of {len(shapes)} images are in colour: the data set has 3 channels, grey is repeated')
+        notes.append(
+            f'{colour} of {len(shapes)} images are in colour. So the data set has 3 channels, and a grey image is read '
+            'with its channel repeated'
+        )
     if 0 < (deep := int((depths == 16).sum())) < len(depths):
-        notes.append(f'{deep} of {len(depths)} images have 16 bits: the data set has 16, 8-bit values are spread')
+        notes.append(
+            f'{deep} of {len(depths)} images have 16 bits. So the data set has 16 bits, and 8-bit values are scaled to '
+            '16 bits when they are read'
+        )
     if (longest := int(shapes[:, :2].max())) > LARGE:
-        notes.append(f'the longest side has {longest} px; training reads smaller images faster (--size bounds them)')
-    if missing := [split for split in SPLIT_NAMES if split not in parts]:
+        notes.append(f'the longest side of an image is {longest} px. Training reads smaller images faster: use --size')
+    if missing := [name for name in SPLIT_NAMES if name not in present]:
         notes.append(f'no record in {" and ".join(missing)}')
     return notes
 
 
-def _nothing(source: Source, drops: list[Dropped]) -> str:
-    reasons = collections.Counter(drop.reason for drop in drops if drop.part == 'record').most_common(3)
-    why = '; '.join(f'{n} x {reason}' for reason, n in reasons)
-    return f'{source.name}: no usable image, so nothing was written ({why or "the source is empty"})'
+def _no_record_message(source: Source, drops: list[Dropped]) -> str:
+    reasons = collections.Counter(drop.reason for drop in drops if drop.scope == 'record').most_common(3)
+    counts = '; '.join(f'{n} x {reason}' for reason, n in reasons)
+    return f'{source.name}: no usable image, so nothing was written ({counts or "the source is empty"})'
 
 
-def may_write(out: pathlib.Path, overwrite: bool) -> None:
-    """UserError where `out` exists, without `overwrite` or as something that is no data set."""
+def check_out(out: pathlib.Path, overwrite: bool) -> None:
+    """UserError where `out` exists and `overwrite` is not set, or where `out` is not a data set."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not (out / 'medjax.json').is_file():
-        raise UserError(f'{out} exists and is no data set of medjax; choose another --out, or move it away yourself')
+        raise UserError(
+            f'{out} exists and is no data set of medjax; choose another --out, or move the old folder away yourself'
+        )
     if not overwrite:
         raise UserError(f'{out} exists; choose another --out, or add --overwrite to replace it')
 
 
 @contextlib.contextmanager
-def work_folder(out: pathlib.Path, overwrite: bool, said: Sequence[Any]) -> Iterator[pathlib.Path]:
-    """The hidden folder beside `out` where it is made, this build's alone while it lives.
+def work_folder(out: pathlib.Path, overwrite: bool, identity: Sequence[Any]) -> Iterator[pathlib.Path]:
+    """The hidden folder beside `out` in which the data set is made. A lock keeps other builds out of it.
 
-    It is kept where the build is stopped and some of its chunks are whole, else it goes; what it holds is used again
-    where the same is `said` of what is built.
+    If the build is stopped, the folder stays as long as it holds a finished chunk. The next build uses these chunks if
+    its `identity` (name, version, options, …; any JSON) is equal, and removes them otherwise.
     """
     work = out.with_name(f'.{out.name}.work')
     try:
@@ -229,43 +239,46 @@ def work_folder(out: pathlib.Path, overwrite: bool, said: Sequence[Any]) -> Iter
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not os.path.samestat(os.fstat(lock.fileno()), os.stat(work / 'lock')):
-                raise FileNotFoundError  # it was published while we opened it
+                raise FileNotFoundError  # the other build published the folder after we opened the lock
         except OSError:
             raise UserError(f'another build is writing {out}; wait for it, or choose another --out') from None
-        digest = hashlib.sha256(json.dumps([__version__, FORMAT, *said]).encode()).hexdigest()
+        digest = hashlib.sha256(json.dumps([__version__, FORMAT, *identity]).encode()).hexdigest()
         lock.seek(0)
-        mine = ('lock', 'chunks') if lock.read() == digest else ('lock',)
-        for left in (path for path in work.iterdir() if path.name not in mine):
-            shutil.rmtree(left) if left.is_dir() else left.unlink()  # of another source, or half of what was published
-        for left in work.glob('chunks/.*'):  # of a process that was killed
-            left.unlink()
+        usable = ('lock', 'chunks') if lock.read() == digest else ('lock',)
+        for path in [path for path in work.iterdir() if path.name not in usable]:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()  # another source, or a half-published data set
+        for path in work.glob('chunks/.*'):  # unfinished files of a killed process
+            path.unlink()
         lock.truncate(0)
         lock.write(digest)
         lock.flush()
         try:
-            may_write(out, overwrite)  # again: another build may have come first
+            check_out(out, overwrite)  # another build may have published `out` since the first check
             yield work
         except (OSError, RuntimeError) as error:
-            if not _is_full(error):
+            if not _is_disk_full(error):
                 raise
-            raise UserError(f'no space is left in {out.parent}; make some, and the same command goes on') from None
+            raise UserError(
+                f'no space is left in {out.parent}; free some, and run the same command again: it continues with the '
+                'finished chunks'
+            ) from None
         finally:
             if work.exists() and not any((work / 'chunks').glob('*.npz')):
                 shutil.rmtree(work, ignore_errors=True)
 
 
-def _is_full(error: Exception) -> bool:
-    """ArrayRecord's writer says it in words only."""
+def _is_disk_full(error: Exception) -> bool:
+    """ArrayRecord's writer has no error number for it, only the text."""
     return getattr(error, 'errno', None) in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(error)
 
 
 def publish(work: pathlib.Path, out: pathlib.Path, overwrite: bool) -> None:
-    """One rename; an old data set is moved aside first and deleted after."""
-    may_write(out, overwrite)  # once more: something may have come there meanwhile
+    """Renames the work folder to `out`. An old data set is moved aside before, and deleted after."""
+    check_out(out, overwrite)  # something may have been put there meanwhile
     (work / 'lock').unlink()
     os.chmod(work, 0o777 & ~_umask())
     old = work.with_name(work.name + '.old')
-    shutil.rmtree(old, ignore_errors=True)  # of a build that was killed here
+    shutil.rmtree(old, ignore_errors=True)  # left by a build that was killed at this place
     if out.exists():
         os.rename(out, old)
     os.rename(work, out)

@@ -1,0 +1,1 @@
+"""Image files: checking their headers, reading their pixels, storing them."""

@@ -1,6 +1,6 @@
-"""Bytes to pixels and back: JPEG, PNG and DICOM in, JPEG and PNG stored.
+"""Bytes to pixels and back: sources have JPEG, PNG and DICOM files; data sets store JPEG and PNG.
 
-Pixels are uint8 or uint16 [H,W,C], C = 1 or 3. A colour file whose three channels are equal is a grey image.
+Pixels are uint8 or uint16 [H,W,C], C = 1 or 3. A colour file with three equal channels is read as a grey image.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import zlib
 
 import numpy as np
 
-from medjax.data.images import dicom, headers
+from medjax.data.images import dicom, dicom_pixels, headers
 from medjax.data.types import Unreadable
 
 
 def decode(data: bytes, channels: int, bits: int) -> np.ndarray:
-    """The pixels of a stored JPEG or PNG, [H,W,channels], uint8 or uint16 as `bits` says.
+    """The pixels of a stored JPEG or PNG, [H,W,channels], uint8 (bits=8) or uint16 (bits=16).
 
-    Grey becomes three equal channels, 8 bits become 16 by v -> 257 v, so that both mean the same part of full scale.
+    Grey becomes three equal channels. 8 bits become 16 by v -> 257 v, so full scale stays full scale.
     """
     pixels = _jpeg(data, grey=channels == 1) if data[:2] == b'\xff\xd8' else _pillow(data)
     if bits == 16 and pixels.dtype == np.uint8:
@@ -29,24 +29,27 @@ def decode(data: bytes, channels: int, bits: int) -> np.ndarray:
 
 
 def read(data: bytes, frame: int = 0) -> np.ndarray:
-    """The pixels of a source file, told by its content, not by its name; `frame` of a DICOM file. Raises Unreadable."""
+    """The pixels of a source file. Its content, not its name, gives its kind. `frame`: of a DICOM file.
+
+    Raises Unreadable.
+    """
     kind = 'DICOM' if dicom.looks_like(data) else headers.kind(data)
     try:
         if kind == 'DICOM':
-            pixels = dicom.pixels(data, frame)
+            pixels = dicom_pixels.pixels(data, frame)
         elif kind == 'PNG':
             needed, turn = headers.png(data)
             pixels = turned(_pillow(needed), turn)
         else:
-            pixels = _whole_jpeg(data)
+            pixels = _checked_jpeg(data)
     except Unreadable:
         raise
     except MemoryError:
         raise Unreadable('there is not enough memory to read it') from None
-    except Exception as error:  # decoders of damaged files raise nearly anything
-        # What a DICOM library says may quote the file's fields.
-        words = type(error).__name__ if kind == 'DICOM' else ' '.join(str(error).split())[:150]
-        raise Unreadable(f'damaged {kind}: {words}') from None
+    except Exception as error:  # on damaged files, decoders may raise almost any exception
+        # The messages of a DICOM library may quote fields of the file, so only the name of the exception is kept.
+        detail = type(error).__name__ if kind == 'DICOM' else ' '.join(str(error).split())[:150]
+        raise Unreadable(f'damaged {kind}: {detail}') from None
     return grey_if_equal(pixels)
 
 
@@ -68,7 +71,7 @@ def grey_if_equal(pixels: np.ndarray) -> np.ndarray:
 
 
 def bounded(pixels: np.ndarray, size: int | None) -> np.ndarray:
-    """Reduced so that the longer side is `size`; aspect kept, antialiased (bicubic), depth kept; never enlarged."""
+    """The image, reduced if its longer side exceeds `size`. Antialiased (bicubic); aspect and bit depth stay."""
     from PIL import Image
 
     if size is None or max(pixels.shape[:2]) <= size:
@@ -78,7 +81,7 @@ def bounded(pixels: np.ndarray, size: int | None) -> np.ndarray:
         image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
         small = np.asarray(image.resize(shape[::-1], Image.Resampling.BICUBIC))
         return small.reshape(*shape, pixels.shape[2])
-    planes = [  # Pillow has no antialiased resize of 16 bits: through float32, which holds them exactly
+    planes = [  # Pillow has no antialiased resize for 16 bits; float32 holds all values exactly
         np.asarray(Image.fromarray(plane.astype(np.float32)).resize(shape[::-1], Image.Resampling.BICUBIC))
         for plane in np.moveaxis(pixels, 2, 0)
     ]
@@ -86,7 +89,7 @@ def bounded(pixels: np.ndarray, size: int | None) -> np.ndarray:
 
 
 def bounded_mask(values: np.ndarray, size: int | None) -> np.ndarray:
-    """Like `bounded` for a mask [H,W]: nearest neighbour, so that no value is invented."""
+    """Like `bounded` for a mask [H,W], by nearest neighbour: so no new values appear."""
     if size is None or max(values.shape) <= size:
         return values
     (h, w), (to_h, to_w) = values.shape, _reduced(values.shape, size)
@@ -98,8 +101,9 @@ def bounded_mask(values: np.ndarray, size: int | None) -> np.ndarray:
 def png(pixels: np.ndarray) -> bytes:
     """PNG bytes of uint8 [H,W], [H,W,1], [H,W,3] or uint16 [H,W], [H,W,1].
 
-    Every row is stored less the row above, and packed as runs. Pillow would try five filters on every row and search
-    for repeats: about as many bytes, but four times as long to write (level 4) and twice as long to read (8 bits).
+    A row is stored as its difference from the row above, and compressed as runs of equal bytes. Pillow tries five
+    filters on every row and searches for repetitions. That gives about as many bytes, but takes four times as long to
+    write (level 4) and twice as long to read (8 bits).
     """
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
     height, width, channels = pixels.shape
@@ -108,22 +112,22 @@ def png(pixels: np.ndarray) -> bytes:
         raise Unreadable('16 bits in colour')
     values = np.ascontiguousarray(pixels).astype('>u2' if bits == 16 else np.uint8).reshape(height, -1).view(np.uint8)
     rows = np.empty((height, 1 + values.shape[1]), np.uint8)
-    rows[:, 0] = 2  # the filter 'up', whose first row is less nothing
+    rows[:, 0] = 2  # the filter 'up'; above the first row are zeros
     rows[0, 1:] = values[0]
     np.subtract(values[1:], values[:-1], out=rows[1:, 1:])
     packer = zlib.compressobj(strategy=zlib.Z_RLE)
     header = struct.pack('>IIBBBBB', width, height, bits, 2 if channels == 3 else 0, 0, 0, 0)
-    parts = [(b'IHDR', header), (b'IDAT', packer.compress(rows) + packer.flush()), (b'IEND', b'')]
+    chunks = [(b'IHDR', header), (b'IDAT', packer.compress(rows) + packer.flush()), (b'IEND', b'')]
     return b'\x89PNG\r\n\x1a\n' + b''.join(
-        struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data)) for kind, data in parts
+        struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data)) for kind, data in chunks
     )
 
 
 def keepable(data: bytes | np.ndarray) -> bytes | None:
-    """A JPEG file's bytes without its metadata, where they can be stored as they are; else None.
+    """The bytes of a JPEG file without its metadata, if they can be stored unchanged; else None.
 
-    Dropped are EXIF, XMP, colour profiles and comments, which may name the patient; the coded image is untouched.
-    A picture that EXIF turns, or one in CMYK, cannot be kept: it is stored as PNG.
+    EXIF, XMP, colour profiles and comments are removed: they may name the patient. The coded image is not touched. An
+    image that EXIF rotates, or in CMYK, cannot be kept as JPEG and is stored as PNG.
     """
     if isinstance(data, np.ndarray) or data[:3] != b'\xff\xd8\xff':
         return None
@@ -131,16 +135,16 @@ def keepable(data: bytes | np.ndarray) -> bytes | None:
     if header.turn != 1 or header.channels == 4:
         return None
     kept, at = [], 0
-    for marker, start, end in headers.segments(data):  # up to the end marker; what follows is no picture
-        comment = marker == 0xFE or (0xE1 <= marker <= 0xEF and marker != 0xEE)  # APP0 and APP14 say how to decode
-        kept.append(data[at : start if comment else end])
+    for marker, start, end in headers.segments(data):  # up to the end marker; bytes after it belong to no image
+        metadata = marker == 0xFE or (0xE1 <= marker <= 0xEF and marker != 0xEE)  # decoding needs APP0 and APP14
+        kept.append(data[at : start if metadata else end])
         at = end
     return b''.join(kept)
 
 
 def turned(pixels: np.ndarray, turn: int) -> np.ndarray:
-    """[H,W,...] set upright, by EXIF's orientation 1 to 8."""
-    if turn >= 5:  # rows and columns are exchanged, then as 1 to 4
+    """The pixels [H,W,...] turned upright, by EXIF's orientation 1 to 8."""
+    if turn >= 5:  # exchange rows and columns; the rest is as for 1 to 4
         pixels = pixels.swapaxes(0, 1)
     rows, columns = {1: (1, 1), 2: (1, -1), 3: (-1, -1), 4: (-1, 1), 5: (1, 1), 6: (1, -1), 7: (-1, -1), 8: (-1, 1)}[
         turn
@@ -148,8 +152,8 @@ def turned(pixels: np.ndarray, turn: int) -> np.ndarray:
     return np.ascontiguousarray(pixels[::rows, ::columns])
 
 
-def _whole_jpeg(data: bytes) -> np.ndarray:
-    """A JPEG as a source has it: checked, in whatever colours, set upright."""
+def _checked_jpeg(data: bytes) -> np.ndarray:
+    """The pixels of a source's JPEG: checked, grey or RGB, turned upright."""
     header = headers.jpeg(data)
     if header.process not in headers.STRICT:
         raise Unreadable('a JPEG in a rare coding (arithmetic or hierarchical), which nothing here decodes')
@@ -162,11 +166,11 @@ def _jpeg(data: bytes, grey: bool = False) -> np.ndarray:
     import simplejpeg
 
     grey = grey or simplejpeg.decode_jpeg_header(data)[2] == 'Gray'
-    return simplejpeg.decode_jpeg(data, colorspace='GRAY' if grey else 'RGB')  # strict: a damaged one raises
+    return simplejpeg.decode_jpeg(data, colorspace='GRAY' if grey else 'RGB')  # strict: raises on a damaged JPEG
 
 
 def _cmyk(data: bytes) -> np.ndarray:
-    """The RGB of a JPEG for printers, which are inverted by custom: 255 is no ink."""
+    """The RGB pixels of a JPEG for printers. By custom its values are inverted: 255 is no ink."""
     import simplejpeg
 
     inks = simplejpeg.decode_jpeg(data, colorspace='CMYK').astype(np.uint16)
@@ -178,8 +182,8 @@ def _pillow(data: bytes) -> np.ndarray:
 
     try:
         opened = Image.open(io.BytesIO(data), formats=['PNG'])
-    except UnidentifiedImageError:  # its words name an address in memory
-        raise Unreadable('damaged PNG: its header tells of no kind of picture') from None
+    except UnidentifiedImageError:  # its message holds an address in memory
+        raise Unreadable('damaged PNG: its header names no kind of image') from None
     with opened as image:
         image.load()
         if image.mode in ('1', 'LA', 'La'):

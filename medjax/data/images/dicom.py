@@ -1,6 +1,7 @@
-"""DICOM files to pixels, as a reader of films sees them: rescaled, windowed, bright = dense; and the few facts of the
-header that may leave the file. Nothing else does: names, numbers, dates and free comments stay where they are, and of
-the fields that leave, only words that are known here, since people have been typed into every field.
+"""The header of a DICOM file: ids, number of frames, and the attributes that may leave the file.
+
+Names, numbers, dates and free comments stay in the file. Of the other fields, a value leaves only if all its words are
+in `ATTRIBUTES`: names of people have been typed into every field. The pixels are read by dicom_pixels.py.
 """
 
 from __future__ import annotations
@@ -13,31 +14,30 @@ import warnings
 import zlib
 from typing import Any, BinaryIO, NamedTuple
 
-import numpy as np
-
 from medjax.data.images import headers
 from medjax.data.types import Unreadable
 
-BARE = (b'\x02\x00\x00\x00', b'\x08\x00')  # how files without the preamble begin: with group 0002 or 0008
-NO_PICTURES = {  # Modality -> what the object is; some of these have pixel data that show nothing to a reader
+BARE = (b'\x02\x00\x00\x00', b'\x08\x00')  # the start of files without the preamble: group 0002 or 0008
+NO_PICTURES = {  # Modality -> the kind of object; some of these have pixel data, but no image for a reader
     'SEG': 'a segmentation',
     'RTDOSE': 'a dose distribution',
     'REG': 'a registration',
     'RWV': 'a map of real-world values',
 }
-OLDEST, IMPOSSIBLE = 90.0, 120.0  # years; so few are older that they are told as 90; releases hold 148 and 411
-COLOURS = ('MONOCHROME1', 'MONOCHROME2', 'PALETTE COLOR', 'RGB', 'YBR_FULL', 'YBR_FULL_422', 'YBR_ICT', 'YBR_RCT')
-NEEDED = ('Rows', 'Columns', 'SamplesPerPixel', 'PhotometricInterpretation', 'BitsAllocated')
+OLDEST = 90.0  # years; so few people are older that their age could identify them: it is stored as 90
+IMPOSSIBLE = 120.0  # years; a higher age is an error (releases contain 148 and 411)
 
 
-def _words(text: str) -> frozenset[str]:
+def _word_set(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-WORDS = {  # what leaves a header: our name -> DICOM's, and the words that its value may consist of, in any case
+# The attributes that leave a header: name -> DICOM's name of the field, and the words that its value may consist of, in
+# upper or lower case.
+ATTRIBUTES = {
     'modality': (
         'Modality',  # PS3.3 C.7.3.1.1.1
-        _words("""
+        _word_set("""
             AR ASMT AU BDUS BI BMD CFM CR CT CTPROTOCOL DG DMS DOC DX ECG EEG EMG EOG EPS ES FID GM HC HD IO IOL IVOCT
             IVUS KER KO LEN LS M3D MG MR NM OAM OCT OP OPM OPT OPTBSV OPTENF OPV OSS OT PA PLAN POS PR PT PX REG RESP RF
             RG RTDOSE RTIMAGE RTINTENT RTPLAN RTRAD RTRECORD RTSEGANN RTSTRUCT RWV SEG SM SMR SR SRF STAIN TEXTUREMAP
@@ -45,8 +45,8 @@ WORDS = {  # what leaves a header: our name -> DICOM's, and the words that its v
         """),
     ),
     'body_part': (
-        'BodyPartExamined',  # the terms of PS3.16 annex L that are common, with spaces and without
-        _words("""
+        'BodyPartExamined',  # the common terms of PS3.16 annex L, with and without spaces
+        _word_set("""
             ABDOMEN ABDOMENPELVIS ABDOMINAL ADRENAL ANKLE AORTA ARM AXILLA BACK BILE BLADDER BODY BONE BRAIN BREAST
             BRONCHUS BUTTOCK CALCANEUS CALF CARDIAC CAROTID CEREBELLUM CERVICAL CERVIX CHEEK CHEST CHESTABDOMEN
             CHESTABDPELVIS CLAVICLE COCCYX COLON CORNEA CORONARYARTERY CSPINE CTSPINE DUCT DUODENUM EAR ELBOW ESOPHAGUS
@@ -61,7 +61,7 @@ WORDS = {  # what leaves a header: our name -> DICOM's, and the words that its v
     ),
     'view': (
         'ViewPosition',
-        _words("""
+        _word_set("""
             AP PA L R LL RL LAT LATERAL LLD RLD LLO RLO LPO RPO LAO RAO FRONTAL POSTERIOR ANTERIOR ANTEROPOSTERIOR
             POSTEROANTERIOR OBL OBLIQUE DECUBITUS LEFT RIGHT SUPINE PRONE ERECT UPRIGHT SITTING STANDING SEMI PORTABLE
             BEDSIDE HORIZONTAL VERTICAL AXIAL SAGITTAL CORONAL TRANSVERSE COSTAL LORDOTIC APICAL INSPIRATION EXPIRATION
@@ -69,11 +69,11 @@ WORDS = {  # what leaves a header: our name -> DICOM's, and the words that its v
             CC MLO ML LM LMO XCC XCCL XCCM FB SIO ISO CV AT RM TAN SPOT MAG
         """),
     ),
-    'sex': ('PatientSex', _words('M F O')),
-    'laterality': ('ImageLaterality', _words('L R B U')),
+    'sex': ('PatientSex', _word_set('M F O')),
+    'laterality': ('ImageLaterality', _word_set('L R B U')),
     'scanner': (
         'Manufacturer',
-        _words("""
+        _word_set("""
             AGFA GEVAERT ALOKA BRUKER CANON CARESTREAM CURVEBEAM DEL DETECTION ESAOTE FISCHER FONAR FUJI FUJIFILM PHOTO
             FILM GE G E GENDEX GMM HITACHI HOLOGIC IMAGING DYNAMICS KODAK EASTMAN KONICA MINOLTA LODOX LORAD LUMISYS
             MARCONI MINDRAY NEUSOFT OEC PHILIPS PICKER PLANMECA RAYENCE SAMSUNG MEDISON SECTRA SHIMADZU SIEMENS
@@ -82,55 +82,59 @@ WORDS = {  # what leaves a header: our name -> DICOM's, and the words that its v
             LTD INC GMBH AG NV N V BV AND DIAGNOSTICS DIGITAL
         """),
     ),
-    'burned_in': ('BurnedInAnnotation', _words('YES NO')),
+    'burned_in': ('BurnedInAnnotation', _word_set('YES NO')),
 }
 
 
 class Header(NamedTuple):
-    """What is known of a file without its pixels. The ids are plain, '' where there is none; never tell them."""
+    """The header of a file. The ids are plain, '' if the file has none; they must not leave the machine."""
 
     patient: str
     study: str
     instance: str
     accession: str
     frames: int
-    facts: dict[str, str | float]
+    attributes: dict[str, str | float]
 
 
 def looks_like(data: bytes) -> bool:
-    """Whether the bytes begin as a DICOM file does, with its preamble or, as old files, without."""
+    """Whether the bytes begin like a DICOM file: with its preamble or, in old files, without it."""
     return data[128:132] == b'DICM' or data.startswith(BARE)
 
 
 def header(file: BinaryIO) -> Header:
-    """Ids, facts and the number of pictures, from one pass over the header. Unreadable where it holds no picture:
-    a report, a PDF, a presentation state, a DICOMDIR."""
+    """Ids, attributes and number of frames, from one pass over the header.
+
+    Raises Unreadable if the file holds no image: a report, a PDF, a presentation state, a DICOMDIR.
+    """
     size = _size(file)
     if not looks_like(file.read(132)):
         raise Unreadable('no DICOM file' if size else 'an empty file')
     file.seek(0)
     try:
-        found = _open(file, header_only=True)
+        fields = open_file(file, header_only=True)
     except Unreadable:
         raise
-    except Exception as error:  # damaged files raise nearly anything
+    except Exception as error:  # a damaged file may raise almost any exception
         raise Unreadable(f'a damaged DICOM header: {type(error).__name__}') from None
-    modality = str(_get(found, 'Modality') or '').strip().upper()
-    if modality in NO_PICTURES or not _get(found, 'Rows'):
-        raise Unreadable(f'no picture but {NO_PICTURES.get(modality) or _kind(found)}')
+    modality = str(_get(fields, 'Modality') or '').strip().upper()
+    if modality in NO_PICTURES or not _get(fields, 'Rows'):
+        raise Unreadable(f'no picture but {NO_PICTURES.get(modality) or _kind(fields)}')
 
     def plain(tag: str) -> str:
-        return str(_get(found, tag) or '').replace('\0', '').strip()
+        return str(_get(fields, tag) or '').replace('\0', '').strip()
 
     return Header(
         plain('PatientID'), plain('StudyInstanceUID'), plain('SOPInstanceUID'), plain('AccessionNumber'),
-        _frames(found, size), _facts(found),
+        _frame_count(fields, size), _attributes(fields),
     )  # fmt: skip
 
 
 def frames(file: BinaryIO) -> int:
-    """How many pictures an open file holds; 1 where it does not say. Reads its header alone; damaged files count as
-    one, and so do those that are no DICOM: what is wrong with them is told when their pixels are read."""
+    """The number of frames of an open file, from its header. 1: the header names no number, or it cannot be read.
+
+    A file that is damaged or no DICOM file counts as one frame. Reading its pixels then gives the reason.
+    """
     try:
         return header(file).frames
     except Unreadable:
@@ -138,109 +142,104 @@ def frames(file: BinaryIO) -> int:
 
 
 def shape(data: bytes) -> tuple[int, int]:
-    """Rows and columns, from the header alone; (0, 0) where it does not say."""
+    """Rows and columns, from the header. (0, 0): the header has none. Reading the pixels then gives the reason."""
     try:
-        file = _open(io.BytesIO(data), header_only=True)
-        rows, columns = int(file.Rows), int(file.Columns)
+        fields = open_file(io.BytesIO(data), header_only=True)
+        rows, columns = int(fields.Rows), int(fields.Columns)
         headers.check_size(rows, columns)
         return rows, columns
-    except Exception:  # what is wrong with it is told when its pixels are read
+    except Exception:
         return 0, 0
 
 
-def facts(data: bytes) -> dict[str, str | float]:
-    """Modality, body part, view, side, sex, age in years, scanner, spacing in mm, and whether text is burned in
-    ('YES'). A value with a word that is not among WORDS is left out: such fields have held names.
+def attributes(data: bytes) -> dict[str, str | float]:
+    """The attributes of a file: those of `ATTRIBUTES`, age in years, spacing of the pixels in mm.
+
+    A value with a word that is not in `ATTRIBUTES` is left out: such fields have held names of people.
     """
     try:
-        return _facts(_open(io.BytesIO(data), header_only=True))
+        return _attributes(open_file(io.BytesIO(data), header_only=True))
     except Exception:
         return {}
 
 
-@np.errstate(all='ignore')  # what is no number is looked for at the end
-def pixels(data: bytes, frame: int = 0) -> np.ndarray:
-    """uint8 or uint16 [H,W,C]: more than 8 stored bits become full-scale 16, so that none is lost.
+def open_file(file: BinaryIO, header_only: bool = False) -> Any:
+    """The pydicom data set of a file. A file that does not name its transfer syntax is taken as uncompressed."""
+    import pydicom
+    from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-    Grey: modality LUT or rescale, then the first VOI LUT or window (without one: the frame's own range, padding
-    left out), then MONOCHROME1 inverted (DICOM PS3.3 C.11.1, C.11.2). Colour and palettes: 8 bits, RGB.
-    """
-    from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi
-
-    file = _open(io.BytesIO(data))
-    if 'PixelData' not in file:
-        raise Unreadable('a DICOM file without pixel data')
-    if missing := [name for name in NEEDED if file.get(name) is None]:
-        raise Unreadable(f'a DICOM file whose header lacks {", ".join(missing)}')
-    kind, bits = str(file.PhotometricInterpretation), int(file.BitsAllocated)
-    if kind not in COLOURS:  # then it may be any text
-        raise Unreadable('a DICOM file in an unknown colour space')
-    _check_plugins(file)
-    stored = _stored(file, frame)
-    if kind == 'PALETTE COLOR':
-        colours = apply_color_lut(stored, file)[..., :3]
-        return (colours >> 8).astype(np.uint8) if colours.dtype == np.uint16 else colours.astype(np.uint8)
-    if stored.ndim == 3 and stored.shape[2] == 3 and stored.dtype == np.uint8:
-        return stored
-    if kind not in ('MONOCHROME1', 'MONOCHROME2') or stored.ndim != 2:
-        raise Unreadable(f'a DICOM file in {kind} of {bits} bits; grey, palettes and 8-bit colour can be read')
-
-    values = np.asarray(apply_modality_lut(stored, file), np.float64)
-    if file.get('VOILUTSequence'):
-        lut = file.VOILUTSequence[0]
-        shown = apply_voi(np.asarray(apply_modality_lut(stored, file)), file) / (2.0 ** lut.LUTDescriptor[2] - 1)
-    elif (window := _window(file)) is not None:
-        shown = _windowed(values, *window)
-    else:
-        picture = values[~_padding(stored, file)]
-        low, high = (picture.min(), picture.max()) if picture.size else (0.0, 1.0)
-        shown = (values - low) / max(high - low, 1e-12)
-    if not np.isfinite(shown).all():
-        raise Unreadable('a DICOM file whose rescaling or window makes no numbers of its pixels')
-    shown = np.clip(shown, 0.0, 1.0)
-    if kind == 'MONOCHROME1':
-        shown = 1.0 - shown
-    scale, kept = (255, np.uint8) if int(file.get('BitsStored') or bits) <= 8 else (65_535, np.uint16)
-    return np.round(shown * scale).astype(kept)[..., None]
+    _silence()
+    _check_inflated(file)
+    fields = pydicom.dcmread(file, force=True, stop_before_pixels=header_only)
+    if 'TransferSyntaxUID' not in fields.file_meta:
+        implicit, little = fields.original_encoding
+        explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+        fields.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
+    return fields
 
 
-def _facts(file: Any) -> dict[str, str | float]:
-    found: dict[str, str | float] = {}
-    for name, (tag, known) in WORDS.items():
-        value = str(_get(file, tag) or '').strip()
-        words = re.findall('[A-Z0-9]+', value.upper())
-        if words and known.issuperset(words) and re.fullmatch(r'[A-Za-z0-9 ,.&/()_-]{1,40}', value):
-            found[name] = value
-    if (age := _years(str(_get(file, 'PatientAge') or ''))) is not None and age <= IMPOSSIBLE:
-        found['age'] = min(age, OLDEST)
-    for tag in ('PixelSpacing', 'ImagerPixelSpacing', 'NominalScannedPixelSpacing'):
-        spacing = _first(_get(file, tag))
-        if spacing is not None and 0 < spacing < 100:
-            found['spacing'] = spacing
-            break
-    return found
-
-
-def _kind(file: Any) -> str:
-    """What an object without pixels is, by its class: 'Encapsulated PDF Storage'."""
-    given = _get(file, 'SOPClassUID') or _get(file.file_meta, 'MediaStorageSOPClassUID') or ''
-    return _name(given) or 'an object of an unknown class'
-
-
-def _name(uid: Any) -> str:
-    """The standard's name of a UID; '' where it has none, whatever the field holds then."""
+def uid_name(uid: Any) -> str:
+    """The standard's name of a UID; '' if it has none. So nothing else that the field may hold is passed on."""
     from pydicom.uid import UID_dictionary
 
     return UID_dictionary[str(uid)][0] if str(uid) in UID_dictionary else ''
 
 
-def _frames(file: Any, size: int) -> int:
-    """NumberOfFrames, or 1 where it is none or more than the file has room for."""
+def frame_bytes(fields: Any) -> int:
+    """The bytes of an uncompressed frame. With single bits, incomplete bytes are not counted."""
+    bits = int(fields.Rows) * int(fields.Columns) * int(fields.SamplesPerPixel) * int(fields.BitsAllocated)
+    return bits * (2 if fields.PhotometricInterpretation == 'YBR_FULL_422' else 3) // 24
+
+
+def first_number(value: Any) -> float | None:
+    """The first of several values. None: there is no value, or it is no finite number."""
+    if isinstance(value, (list, tuple)) or type(value).__name__ == 'MultiValue':
+        value = value[0] if len(value) else None
     try:
-        count = int(_get(file, 'NumberOfFrames') or 1)
-        return count if count == 1 or 0 < count * max(_least_bytes(file), 1) <= size else 1
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _attributes(fields: Any) -> dict[str, str | float]:
+    result: dict[str, str | float] = {}
+    for name, (tag, allowed) in ATTRIBUTES.items():
+        value = str(_get(fields, tag) or '').strip()
+        words = re.findall('[A-Z0-9]+', value.upper())
+        if words and allowed.issuperset(words) and re.fullmatch(r'[A-Za-z0-9 ,.&/()_-]{1,40}', value):
+            result[name] = value
+    if (age := _years(str(_get(fields, 'PatientAge') or ''))) is not None and age <= IMPOSSIBLE:
+        result['age'] = min(age, OLDEST)
+    for tag in ('PixelSpacing', 'ImagerPixelSpacing', 'NominalScannedPixelSpacing'):
+        spacing = first_number(_get(fields, tag))
+        if spacing is not None and 0 < spacing < 100:
+            result['spacing'] = spacing
+            break
+    return result
+
+
+def _kind(fields: Any) -> str:
+    """The class of an object without pixels, such as 'Encapsulated PDF Storage'."""
+    uid = _get(fields, 'SOPClassUID') or _get(fields.file_meta, 'MediaStorageSOPClassUID') or ''
+    return uid_name(uid) or 'an object of an unknown class'
+
+
+def _frame_count(fields: Any, size: int) -> int:
+    """NumberOfFrames. 1: it is no number, or more frames than a file of `size` bytes can hold."""
+    try:
+        count = int(_get(fields, 'NumberOfFrames') or 1)
+        return count if count == 1 or 0 < count * max(_least_bytes(fields), 1) <= size else 1
     except (ValueError, TypeError, AttributeError, OverflowError):
         return 1
+
+
+def _least_bytes(fields: Any) -> int:
+    """The fewest bytes of the file that a frame can take."""
+    syntax = fields.file_meta.TransferSyntaxUID
+    if syntax.is_encapsulated:
+        return 64  # no coding has a shorter header
+    return frame_bytes(fields) // 1032 if syntax.is_deflated else frame_bytes(fields)  # 1032: deflate's best ratio
 
 
 def _size(file: BinaryIO) -> int:
@@ -249,23 +248,8 @@ def _size(file: BinaryIO) -> int:
     return size
 
 
-def _open(file: BinaryIO, header_only: bool = False) -> Any:
-    """The data set. A file that does not say how it is coded is taken as it could be read: uncompressed."""
-    import pydicom
-    from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
-
-    _silence()
-    _check_inflated(file)
-    found = pydicom.dcmread(file, force=True, stop_before_pixels=header_only)
-    if 'TransferSyntaxUID' not in found.file_meta:
-        implicit, little = found.original_encoding
-        plain = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
-        found.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else plain
-    return found
-
-
 def _silence() -> None:
-    """What pydicom complains of quotes the file's fields: it reaches neither terminal nor log."""
+    """Keeps pydicom's warnings out of terminal and log: they quote the fields of a file."""
     import pydicom
 
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
@@ -277,7 +261,7 @@ def _silence() -> None:
 
 
 def _check_inflated(file: BinaryIO) -> None:
-    """Raises Unreadable for a deflated file that is too large inside, without keeping what is inside."""
+    """Raises Unreadable if a deflated file is too large once inflated. The inflated bytes are not kept."""
     from pydicom.filereader import _read_file_meta_info, read_preamble
     from pydicom.uid import DeflatedExplicitVRLittleEndian
 
@@ -288,138 +272,24 @@ def _check_inflated(file: BinaryIO) -> None:
         file.seek(start)
         return
     size = 0
-    inflater, left = zlib.decompressobj(-zlib.MAX_WBITS), file.read()
-    while left and not inflater.eof:
-        size += len(inflater.decompress(left, 1 << 24))
-        left = inflater.unconsumed_tail
+    inflater, deflated = zlib.decompressobj(-zlib.MAX_WBITS), file.read()
+    while deflated and not inflater.eof:
+        size += len(inflater.decompress(deflated, 1 << 24))
+        deflated = inflater.unconsumed_tail
         if size > headers.MOST_INFLATED:
             raise Unreadable(f'a deflated DICOM file of more than {headers.MOST_INFLATED >> 30} GB inside')
     file.seek(start)
 
 
-def _least_bytes(file: Any) -> int:
-    """The bytes of a file, at least, that a frame takes; a file cannot hold more frames than that."""
-    syntax = file.file_meta.TransferSyntaxUID
-    if syntax.is_encapsulated:
-        return 64  # no coding has a shorter header
-    return _frame_bytes(file) // 1032 if syntax.is_deflated else _frame_bytes(file)  # what deflate reaches at best
-
-
-def _frame_bytes(file: Any) -> int:
-    """The bytes of an uncompressed frame, which are whole or, of single bits, rounded down."""
-    bits = int(file.Rows) * int(file.Columns) * int(file.SamplesPerPixel) * int(file.BitsAllocated)
-    return bits * (2 if file.PhotometricInterpretation == 'YBR_FULL_422' else 3) // 24
-
-
-def _stored(file: Any, frame: int) -> np.ndarray:
-    """The values of a frame as they are stored: [H,W] or [H,W,3]. Sizes and coding are checked before it is decoded."""
-    from pydicom.encaps import encapsulate, get_frame
-    from pydicom.pixels import pixel_array
-    from pydicom.uid import RLELossless
-
-    rows, columns, samples = int(file.Rows), int(file.Columns), int(file.SamplesPerPixel)
-    count = int(file.get('NumberOfFrames') or 1)
-    syntax, data = file.file_meta.TransferSyntaxUID, file.PixelData
-    headers.check_size(rows, columns)
-    if samples not in (1, 3):
-        raise Unreadable(f'a DICOM file of {samples} samples a pixel; 1 and 3 can be read')
-    if not syntax.is_encapsulated:
-        if len(data) < count * _frame_bytes(file):
-            raise Unreadable(f'damaged DICOM: it is cut short: {len(data)} bytes of {count * _frame_bytes(file)}')
-        return pixel_array(file, index=frame)
-
-    tables = ('ExtendedOffsetTable', 'ExtendedOffsetTableLengths')
-    offsets = tuple(file[name].value for name in tables) if all(name in file for name in tables) else None
-    coded = get_frame(data, frame, number_of_frames=count, extended_offsets=offsets)
-    if syntax != RLELossless:
-        _check_coded(coded, (rows, columns, samples))
-    # What was checked is what is decoded, alone.
-    file.PixelData, file.NumberOfFrames = encapsulate([coded]), 1
-    for name in tables:
-        file.pop(name, None)
-    # Damaged data end pylibjpeg-rle in a panic, which is no Exception; pydicom's own decoder is quick enough.
-    return pixel_array(file, index=0, decoding_plugin='pydicom' if syntax == RLELossless else '')
-
-
-def _check_coded(coded: bytes, size: tuple[int, int, int]) -> None:
-    """Raises Unreadable where a compressed picture has another size (height, width, channels), or is damaged."""
-    if coded[:2] == b'\xff\xd8':
-        jpeg = headers.jpeg(coded)
-        told = jpeg.height, jpeg.width, jpeg.channels
-    else:
-        jpeg, told = None, headers.jpeg2000(coded)
-    if told != size:
-        its, coded_size = (' x '.join(map(str, (width, height, samples))) for height, width, samples in (size, told))
-        raise Unreadable(f'a DICOM file of {its} whose coded picture has {coded_size}')
-    strictly = headers.STRICT if size[2] == 1 else headers.STRICT - {headers.LOSSLESS}
-    if jpeg and jpeg.bits == 8 and jpeg.process in strictly:
-        import simplejpeg
-
-        # For its strictness: the decoder of pylibjpeg, which gives the pixels, fills what is missing.
-        simplejpeg.decode_jpeg(coded, colorspace='GRAY')
-
-
-def _check_plugins(file: Any) -> None:
-    """Raises Unreadable with what to install where no decoder for the file's compression is there."""
-    from pydicom.pixels import get_decoder
-
-    syntax = file.file_meta.TransferSyntaxUID
+def _get(fields: Any, tag: str) -> Any:
+    """The value of a field. None: it is missing, or pydicom cannot parse it."""
     try:
-        missing = not get_decoder(syntax).is_available
-    except NotImplementedError:
-        told = f'the coding {_name(syntax)}' if _name(syntax) else 'an unknown coding'
-        raise Unreadable(f'a DICOM file in {told}, which nothing here decodes') from None
-    if missing:
-        raise Unreadable(f"a DICOM file in {_name(syntax)}; its decoder comes with: pip install 'medjax[dicom]'")
-
-
-def _get(file: Any, tag: str) -> Any:
-    """A field's value, None where it is missing or cannot be understood."""
-    try:
-        return file.get(tag)
+        return fields.get(tag)
     except Exception:
         return None
 
 
 def _years(text: str) -> float | None:
-    """DICOM's '061Y', '018M', '012W', '003D' in years; '61', as some releases have it, is years too."""
+    """DICOM's '061Y', '018M', '012W' or '003D' in years. Some releases have '61', also in years."""
     match = re.fullmatch(r'(\d{1,3})([YMWD]?)', text.strip().upper())
     return int(match[1]) / dict(Y=1, M=12, W=52.18, D=365.25)[match[2] or 'Y'] if match else None
-
-
-def _window(file: Any) -> tuple[float, float, str] | None:
-    """The first window: (centre, width, function); None where the file has none that works."""
-    centre, width = (_first(file.get(name)) for name in ('WindowCenter', 'WindowWidth'))
-    function = str(file.get('VOILUTFunction') or 'LINEAR').upper()
-    if centre is None or width is None or width <= 0 or (function == 'LINEAR' and width < 1):
-        return None
-    return centre, width, function
-
-
-def _first(value: Any) -> float | None:
-    """The first of several values, None where there is none that is a number."""
-    if isinstance(value, (list, tuple)) or type(value).__name__ == 'MultiValue':
-        value = value[0] if len(value) else None
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return None
-    return number if math.isfinite(number) else None
-
-
-def _windowed(values: np.ndarray, centre: float, width: float, function: str) -> np.ndarray:
-    """The part of the display range that PS3.3 C.11.2.1.2 gives each value, 0 to 1 (before clipping)."""
-    if function == 'SIGMOID':
-        return 1.0 / (1.0 + np.exp(np.clip(-4.0 * (values - centre) / width, -700, 700)))
-    if function == 'LINEAR_EXACT':
-        return (values - centre) / width + 0.5
-    return (values - (centre - 0.5)) / max(width - 1.0, 1e-12) + 0.5
-
-
-def _padding(stored: np.ndarray, file: Any) -> np.ndarray:
-    """Where the detector saw nothing and the file says so."""
-    low = file.get('PixelPaddingValue')
-    if low is None:
-        return np.zeros(stored.shape, bool)
-    high = file.get('PixelPaddingRangeLimit', low)
-    return (stored >= min(low, high)) & (stored <= max(low, high))

@@ -1,7 +1,7 @@
-"""What a file says of itself, read before anything is decoded: its kind, its size, whether it is whole.
+"""The headers of image files, read before anything is decoded: kind, size, and whether the file is complete.
 
-Decoders believe a header: they would reserve the gigabytes that a few hundred bytes ask for, fill the missing half of
-a picture with grey, or never come back. So every file passes here first.
+Decoders trust a header. A few hundred bytes can make them reserve gigabytes, fill the missing half of an image with
+grey, or run forever. So every file is checked here first.
 """
 
 from __future__ import annotations
@@ -14,19 +14,20 @@ from typing import NamedTuple
 
 from medjax.data.types import Unreadable
 
-# A picture or a frame. The largest mammograms have 28 million, films scanned at 50 micrometres 60; on the way to what
-# is stored a pixel takes up to 40 bytes, so that such a picture needs 3 GB. Below it Pillow's own limits never speak.
+# Pixels of an image or a frame. The largest mammograms have 28 million, films scanned at 50 micrometres 60 million.
+# During processing a pixel takes up to 40 bytes, so an image of this size needs 3 GB. Pillow's own limits are higher.
 MOST_PIXELS = 80_000_000
-MOST_BYTES = 4 << 30  # of a file, which is held in memory; the longest volumes of tomosynthesis have half of that
-MOST_INFLATED = 1 << 30  # of a deflated DICOM file, which is inflated as a whole; a few KB may claim terabytes
-MOST_SCANS = 100  # of a progressive JPEG, each of which costs a pass over the picture; encoders write about 10
+MOST_BYTES = 4 << 30  # of a file, which is held in memory; the longest volumes of tomosynthesis have half of it
+MOST_INFLATED = 1 << 30  # bytes of a deflated DICOM file once it is inflated; a few KB can inflate to terabytes
+MOST_SCANS = 100  # of a progressive JPEG; each scan costs a pass over the image; encoders write about 10
 
-NEXT_MARKER = re.compile(rb'\xff[\xc0-\xcf\xd8-\xfe]')  # not 00, FF and restarts, nor, for JPEG-LS, what is below 80
+# The next marker of a JPEG. After FF, these bytes are no such marker: 00, FF, restarts, and, for JPEG-LS, all below 80.
+NEXT_MARKER = re.compile(rb'\xff[\xc0-\xcf\xd8-\xfe]')
 START_OF_FRAME = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
 PROGRESSIVE, LOSSLESS = 0xC2, 0xC3
-STRICT = {0xC0, 0xC1, PROGRESSIVE, LOSSLESS}  # what simplejpeg decodes, of 8 bits; lossless ones in grey alone
+STRICT = {0xC0, 0xC1, PROGRESSIVE, LOSSLESS}  # the 8-bit codings that simplejpeg decodes; lossless in grey only
 
-OTHERS = {  # what people mix up with images -> how it begins
+OTHERS = {  # other kinds of files that are given as images -> how they begin
     'a GIF': rb'GIF8[79]a',
     'a TIFF': rb'II[*+]\0|MM\0[*+]',
     'a BMP': rb'BM.{4}\0{4}',
@@ -44,23 +45,25 @@ OTHERS = {  # what people mix up with images -> how it begins
 }
 
 
-SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of a pixel, by the kind of colours that a PNG tells
-ADAM7 = (  # the pictures that an interlaced PNG is sent as: first column and row, steps to the next
+SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # colour type of a PNG -> samples of a pixel
+ADAM7 = (  # the passes of an interlaced PNG: first column, first row, steps between columns and between rows
     (0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2),
 )  # fmt: skip
 
 
 class Jpeg(NamedTuple):
+    """The header of a JPEG."""
+
     height: int
     width: int
     channels: int
     bits: int
     process: int  # the marker of its frame: 0xC0 baseline, PROGRESSIVE, LOSSLESS, …
-    turn: int  # EXIF's orientation, 1 to 8; 1 is upright
+    turn: int  # EXIF's orientation, 1 to 8; 1: upright
 
 
 def kind(data: bytes) -> str:
-    """'JPEG' or 'PNG' by the first bytes; what else the file is, if it can be told, is the reason of Unreadable."""
+    """'JPEG' or 'PNG', by the first bytes. Raises Unreadable for other files; the reason names their kind if known."""
     if not data:
         raise Unreadable('an empty file')
     if data[:8] == b'\x89PNG\r\n\x1a\n':
@@ -76,7 +79,7 @@ def kind(data: bytes) -> str:
 
 
 def check_size(height: int, width: int) -> None:
-    """Raises Unreadable for no pixels and for more than MOST_PIXELS."""
+    """Raises Unreadable for an image without pixels, or with more than MOST_PIXELS."""
     if height < 1 or width < 1:
         raise Unreadable(f'a picture of {width} x {height} pixels')
     if height * width > MOST_PIXELS:
@@ -88,11 +91,13 @@ def check_size(height: int, width: int) -> None:
 
 
 def segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """(marker, start, end) of each segment of a JPEG; the coded picture lies between them. The last is (0xD9, …) if
-    the file is whole."""
+    """(marker, start, end) of each segment of a JPEG. The coded image lies between them.
+
+    The last segment of a complete file is (0xD9, …).
+    """
     at = 2
-    while found := NEXT_MARKER.search(data, at):
-        start, body = found.span()
+    while match := NEXT_MARKER.search(data, at):
+        start, body = match.span()
         marker = data[start + 1]
         if marker == 0xD9:
             yield marker, start, body
@@ -104,7 +109,7 @@ def segments(data: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def jpeg(data: bytes) -> Jpeg:
-    """What a JPEG or JPEG-LS says of itself. Raises Unreadable where it is cut short, or larger than can be read."""
+    """The header of a JPEG or JPEG-LS. Raises Unreadable if the file is incomplete, or too large to be read."""
     frames, scans, turn, last = [], [], 1, 0
     for marker, start, end in segments(data):
         body, last = data[start + 4 : end], marker
@@ -122,39 +127,39 @@ def jpeg(data: bytes) -> Jpeg:
     check_size(height, width)
     if len(scans) > MOST_SCANS:
         raise Unreadable(f'a JPEG of {len(scans)} scans; at most {MOST_SCANS} can be read')
-    if not components <= (_finished(scans) if process == PROGRESSIVE else {c for scan in scans for c in _of(scan)}):
+    if not components <= (_complete(scans) if process == PROGRESSIVE else {c for s in scans for c in _components(s)}):
         raise Unreadable('damaged JPEG: some of its scans are missing')
     return Jpeg(height, width, channels, bits, process, turn)
 
 
-def _of(scan: bytes) -> bytes:
-    """The components of a scan."""
+def _components(scan: bytes) -> bytes:
+    """The numbers of the colour components of a scan."""
     return scan[1 : 1 + 2 * scan[0] : 2] if scan else b''
 
 
-def _finished(scans: list[bytes]) -> set[int]:
-    """The components of a progressive JPEG of which all coefficients were sent to their last bit."""
-    left: dict[int, set[int]] = {}
+def _complete(scans: list[bytes]) -> set[int]:
+    """The components of a progressive JPEG whose coefficients are all there, to the last bit."""
+    missing_of: dict[int, set[int]] = {}
     for scan in scans:
         if scan and len(scan) >= 4 + 2 * scan[0]:
             first, final, bits = scan[1 + 2 * scan[0] : 4 + 2 * scan[0]]
-            for component in _of(scan):
-                sent = left.setdefault(component, set(range(64)))
+            for component in _components(scan):
+                missing = missing_of.setdefault(component, set(range(64)))
                 if bits & 15 == 0:
-                    sent -= set(range(first, final + 1))
-    return {component for component, missing in left.items() if not missing}
+                    missing -= set(range(first, final + 1))
+    return {component for component, missing in missing_of.items() if not missing}
 
 
 def orientation(exif: bytes) -> int:
-    """The orientation that EXIF (from its TIFF header on) tells, 1 to 8; 1 where it tells none."""
-    order = {b'II*\0': '<', b'MM\0*': '>'}.get(exif[:4])
+    """The orientation in EXIF data that begin with their TIFF header, 1 to 8. Without a valid one: 1."""
+    byte_order = {b'II*\0': '<', b'MM\0*': '>'}.get(exif[:4])
     try:
-        at = struct.unpack_from(f'{order}I', exif, 4)[0]
-        for entry in range(at + 2, at + 2 + 12 * struct.unpack_from(f'{order}H', exif, at)[0], 12):
-            tag, _, _, value = struct.unpack_from(f'{order}HHIH', exif, entry)
+        at = struct.unpack_from(f'{byte_order}I', exif, 4)[0]
+        for entry in range(at + 2, at + 2 + 12 * struct.unpack_from(f'{byte_order}H', exif, at)[0], 12):
+            tag, _, _, value = struct.unpack_from(f'{byte_order}HHIH', exif, entry)
             if tag == 0x0112:
                 return value if 1 <= value <= 8 else 1
-    except struct.error:  # it ends too early, or is none
+    except struct.error:  # the data end too early, or are no EXIF
         pass
     return 1
 
@@ -163,21 +168,21 @@ def orientation(exif: bytes) -> int:
 
 
 def png(data: bytes) -> tuple[bytes, int]:
-    """The parts of a PNG that its picture is made of, and its orientation. Raises Unreadable where a part is damaged
-    or missing, and for what cannot be read.
+    """The PNG with only the chunks that its image needs, and its orientation.
 
-    Texts, colour profiles and transparency are left out: they may be packed bombs, and nothing of them is wanted.
+    Texts, colour profiles and transparency are left out: they are not needed, and they may be decompression bombs.
+    Raises Unreadable if a chunk is damaged or missing, or if the image cannot be read.
     """
-    kept, packed, at, turn, seen = [data[:8]], [], 8, 1, b''
-    while seen != b'IEND':
-        length, seen = int.from_bytes(data[at : at + 4], 'big'), data[at + 4 : at + 8]
+    kept, packed, at, turn, name = [data[:8]], [], 8, 1, b''
+    while name != b'IEND':
+        length, name = int.from_bytes(data[at : at + 4], 'big'), data[at + 4 : at + 8]
         body, end = at + 8, at + 12 + length
         if end > len(data):
             raise Unreadable('damaged PNG: it is cut short')
-        needed = seen[:1].isupper()
+        needed = name[:1].isupper()
         if needed and zlib.crc32(memoryview(data)[at + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], 'big'):
             raise Unreadable('damaged PNG: a checksum in it is wrong')
-        if (seen == b'IHDR') != (at == 8):
+        if (name == b'IHDR') != (at == 8):
             raise Unreadable('damaged PNG: its header is not at its start')
         if at == 8:
             width, height, bits, colours, *_, interlaced = struct.unpack(
@@ -186,11 +191,11 @@ def png(data: bytes) -> tuple[bytes, int]:
             check_size(height, width)
             if bits == 16 and colours in (2, 6):
                 raise Unreadable('a PNG of 16 bits in colour, which would lose half of them; store it as 16-bit grey')
-        if seen == b'acTL' and (pictures := int.from_bytes(data[body : body + 4], 'big')) > 1:
+        if name == b'acTL' and (pictures := int.from_bytes(data[body : body + 4], 'big')) > 1:
             raise Unreadable(f'an animated PNG of {pictures} pictures; store each as a file of its own')
-        if seen == b'eXIf':
+        if name == b'eXIf':
             turn = orientation(data[body : end - 4])
-        if seen == b'IDAT':
+        if name == b'IDAT':
             packed.append(memoryview(data)[body : end - 4])
         if needed:
             kept.append(data[at:end])
@@ -200,16 +205,16 @@ def png(data: bytes) -> tuple[bytes, int]:
 
 
 def _check_rows(packed: list[memoryview], width: int, height: int, bits: int, interlaced: bool) -> None:
-    """Raises Unreadable where the inflated data of a PNG are shorter than its rows, which Pillow would leave black."""
+    """Raises Unreadable if the inflated data of a PNG are shorter than its rows. Pillow would leave such rows black."""
     passes = ADAM7 if interlaced else ((0, 0, 1, 1),)
     shapes = [(-(-(height - y) // down), -(-(width - x) // right)) for x, y, right, down in passes]
-    left = sum(rows * (1 + -(-columns * bits // 8)) for rows, columns in shapes if rows > 0 and columns > 0)
+    missing = sum(rows * (1 + -(-columns * bits // 8)) for rows, columns in shapes if rows > 0 and columns > 0)
     inflater = zlib.decompressobj()
-    for part in packed:
-        while len(part) and left > 0:
-            left -= len(inflater.decompress(part, min(left, 1 << 20)))
-            part = inflater.unconsumed_tail
-    if left > 0:
+    for chunk in packed:
+        while len(chunk) and missing > 0:
+            missing -= len(inflater.decompress(chunk, min(missing, 1 << 20)))
+            chunk = inflater.unconsumed_tail
+    if missing > 0:
         raise Unreadable('damaged PNG: rows are missing')
 
 
@@ -217,12 +222,12 @@ def _check_rows(packed: list[memoryview], width: int, height: int, bits: int, in
 
 
 def jpeg2000(data: bytes) -> tuple[int, int, int]:
-    """(height, width, channels) of a JPEG 2000 picture. Raises Unreadable where it does not say."""
+    """(height, width, channels) of a JPEG 2000 image. Raises Unreadable if its header is damaged."""
     at = 0
-    if data[4:8] == b'jP  ':  # in boxes, of which the one with the picture is looked for
+    if data[4:8] == b'jP  ':  # a file of boxes: search for the box with the image
         while data[at + 4 : at + 8] != b'jp2c':
             length = int.from_bytes(data[at : at + 4], 'big')
-            if length < 8:  # a box of no length: pydicom would look for the next one for ever
+            if length < 8:  # a box without length: pydicom would search for the next box forever
                 raise Unreadable('damaged JPEG 2000 picture')
             at += length
         at += 8

@@ -1,13 +1,14 @@
-"""A thorax phantom: the embedded data set, and the load generator for everything else.
+"""A thorax phantom: the embedded data set, made of invented patients.
 
-    record(index, settings) -> Image      picture, masks, labels, report, keys of record `index`
-    identity(index, seed) -> Identity     whose picture it is, without rendering
+    record(index, settings) -> Image      image, masks, labels, report and ids of record `index`
+    identity(index, seed) -> Identity     the patient, study and image of record `index`, without rendering
 
-Record i is a function of (seed, i) and the knobs alone: every draw comes from a Philox generator whose key is the
-seed and whose counter is what the draw is for (patient, study or record), so neither the number of records nor
-the order in which they are asked for matters, and a knob changes nothing but what it is for.
-Patients lie in blocks of 16 records that are filled whole; a patient has 1 to 4 studies, a study a frontal and
-mostly a lateral picture.
+Record i depends only on (seed, i) and the settings. Every draw comes from a Philox generator whose key is the seed and
+whose counter says what the draw is for (patient, study or record). So a record depends neither on the number of records
+nor on the records before it, and a setting changes only its own property.
+
+Each block of 16 records is filled with whole patients. A patient has 1 to 4 studies. A study has a frontal image, and
+most studies have a lateral image too.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ import numpy as np
 from medjax.data.phantom import anatomy, detector, findings, projection, report
 from medjax.errors import UserError
 
-VERSION = 2  # raise it with every change of pixels, labels or texts: it enters the data set's fingerprint
-KEY = b'medjax phantom: invented patients, a public key'  # ids of people who do not exist need no secret
+VERSION = 2  # increase it with every change of pixels, labels or texts: it enters the fingerprint of the data set
+KEY = b'medjax phantom: invented patients, a public key'  # hashed ids of invented patients need no secret key
 LABELS = findings.FINDINGS
 MASKS = (
     'lung',
@@ -31,59 +32,64 @@ MASKS = (
     'pneumothorax',
     'tube',
 )  # bit k of the mask is MASKS[k]
-SHOWN = dict(
+MIN_LENGTHS = dict(
     lung=0.5, heart=0.5, nodule=0.2, consolidation=0.2, effusion=0.4, pneumothorax=2.0, tube=0.1
-)  # cm along the ray
-BLOCK = 16
-_LAYOUT, _BODY, _COURSE, _STUDY, _IMAGE, _NOISE, _FLIP, _TUBE, _HEALTHY = range(9)  # what draws are for
+)  # a pixel is in a mask if its ray passes at least this length through it, in cm
+BLOCK = 16  # records that share their draw of patients
+_PATIENTS, _BODY, _COURSE, _STUDY, _IMAGE, _NOISE, _FLIP, _TUBE, _HEALTHY = range(9)  # the purposes of draws
 
 
 class Settings(NamedTuple):
     seed: int = 0
     size: int = 256  # pixels, square
-    label_noise: float = 0.0  # share of labels that are flipped, by study; reports and masks stay true
-    shortcut: float = 0.0  # probability of a chest tube with a pneumothorax (and of .05 of that without); 0: no tubes
-    healthy: float = 0.0  # share of patients who never have a finding, beside the 30 % who happen to have none
+    label_noise: float = 0.0  # share of flipped labels, per study; reports and masks stay correct
+    shortcut: float = 0.0  # probability of a chest tube with a pneumothorax (and .05 of it without); 0: no tubes
+    healthy: float = 0.0  # share of patients who never have a finding, in addition to the 30 % without one by chance
     bits: int = 8  # 8 | 16
 
 
 class Identity(NamedTuple):
+    """The ids of one record, and its place among the studies of its patient."""
+
     patient: str
     study: str
     image: str
     number: int  # of the patient
-    studies: int  # of the patient in all
-    visit: int  # which of them, from 0
+    studies: int  # number of studies of the patient
+    visit: int  # number of this study, from 0
     role: str  # 'frontal' | 'lateral'
 
 
 class Image(NamedTuple):
+    """One rendered record."""
+
     identity: Identity
     image: np.ndarray  # uint8|uint16 [H,W]
     mask: np.ndarray  # uint8 [H,W], bits as in MASKS
-    labels: dict[str, int]  # what the data set says: 1, 0, perhaps flipped
-    status: findings.Status  # what is there
+    labels: dict[str, int]  # the labels of the data set: 1 or 0, and possibly flipped
+    status: findings.Status  # the true findings
     text: dict[str, str]  # indication, comparison, findings, impression
-    info: dict[str, str | float]  # age, sex, site, view, tube
+    attributes: dict[str, str | float]  # age, sex, site, view, tube
 
 
 def check(settings: Settings) -> Settings:
+    """Returns the settings; UserError where one of them is out of range."""
     if not 32 <= settings.size <= 1024:
         raise UserError(f'phantom: the size {settings.size} is outside 32 to 1024 pixels')
     if settings.bits not in (8, 16):
-        raise UserError(f'phantom: {settings.bits} bits; 8 and 16 are possible')
+        raise UserError(f'phantom: bits must be 8 or 16, not {settings.bits}')
     for name in ('label_noise', 'shortcut', 'healthy'):
         if not 0 <= getattr(settings, name) <= 1:
-            raise UserError(f'phantom: {name} is a share between 0 and 1, not {getattr(settings, name)}')
+            raise UserError(f'phantom: {name} must lie between 0 and 1, but it is {getattr(settings, name)}')
     if not 0 <= settings.seed < 2**63:
-        raise UserError(f'phantom: the seed {settings.seed} is not a whole number between 0 and 2^63')
+        raise UserError(f'phantom: the seed must be a whole number from 0 to 2^63 - 1, but it is {settings.seed}')
     return settings
 
 
 def identity(index: int, seed: int) -> Identity:
-    """Whose picture record `index` is."""
+    """The patient, study and image of record `index`."""
     block, place = divmod(index, BLOCK)
-    return _layout(block, seed)[place]
+    return _identities(block, seed)[place]
 
 
 def labels(index: int, settings: Settings) -> dict[str, int]:
@@ -102,47 +108,48 @@ def record(index: int, settings: Settings) -> Image:
 
     rng = _rng(seed, _IMAGE, index)
     view = 'lateral' if who.role == 'lateral' else ('AP' if rng.random() < 0.25 else 'PA')
-    pose, exposure, breath = (
-        detector.draw_pose(rng, view, body.height),
-        detector.draw_exposure(rng, site),
-        rng.uniform(0, 1),
-    )
+    pose = detector.draw_pose(rng, view, body.height)
+    exposure = detector.draw_exposure(rng, site)
+    breath = rng.uniform(0, 1)
     tube = _tube_side(settings, who, status)
     pieces = anatomy.scene(body, breath, view == 'lateral', status.present, tube)
     path, mask = _project(pieces, pose, settings.size)
     bright = detector.expose(path, site, exposure, pose.field / settings.size, _rng(seed, _NOISE, index))
 
-    top = np.float32(2**settings.bits - 1)
-    age = body.age + days[who.visit] / 365.25
+    max_value = np.float32(2**settings.bits - 1)
+    age = int(body.age + days[who.visit] / 365.25)
     return Image(
         identity=who,
-        image=np.rint(bright * top).astype(np.uint8 if settings.bits == 8 else np.uint16),
+        image=np.rint(bright * max_value).astype(np.uint8 if settings.bits == 8 else np.uint16),
         mask=mask,
         labels=_labels(settings, who, status),
         status=status,
         text=report.write(
             _rng(seed, _STUDY, who.number, who.visit + 1),
             status,
-            int(age),
+            age,
             body.sex,
-            _gap(days, who.visit),
+            _days_since_last(days, who.visit),
             view,
             bool(tube),
         ),
-        info=dict(age=int(age), sex=body.sex, site=sites[who.visit], view=view, tube=tube or 'none'),
+        attributes=dict(age=age, sex=body.sex, site=sites[who.visit], view=view, tube=tube or 'none'),
     )
 
 
-def _rng(seed: int, purpose: int, *which: int) -> np.random.Generator:
-    """The draws for one thing: no two share a counter, so none depends on another having been drawn."""
+def _rng(seed: int, purpose: int, *numbers: int) -> np.random.Generator:
+    """The random generator for one purpose, of the patient, study or record with these numbers.
+
+    No two of them share a counter, so no draw depends on the others.
+    """
     counter = np.zeros(4, np.uint64)
-    counter[1 : 1 + len(which)] = which
+    counter[1 : 1 + len(numbers)] = numbers
     return np.random.Generator(np.random.Philox(key=np.array([seed, purpose], np.uint64), counter=counter))
 
 
-def _layout(block: int, seed: int) -> list[Identity]:
-    """The 16 records of a block: patients are drawn until it is full, and the last one's studies are cut to fit."""
-    rng = _rng(seed, _LAYOUT, block)
+def _identities(block: int, seed: int) -> list[Identity]:
+    """The 16 records of a block. Patients are drawn until it is full; the last one's studies are cut to fit."""
+    rng = _rng(seed, _PATIENTS, block)
     images: list[tuple[int, int, str]] = []  # patient in the block, visit, role
     patient = 0
     while len(images) < BLOCK:
@@ -152,16 +159,18 @@ def _layout(block: int, seed: int) -> list[Identity]:
                 images.append((patient, visit, 'lateral'))
         patient += 1
     studies = {p: visit + 1 for p, visit, _ in images[:BLOCK]}
-    who = []
+    identities = []
     for p, visit, role in images[:BLOCK]:
         number = block * BLOCK + p
         name = f'p{number}'
-        who.append(Identity(name, f'{name}s{visit}', f'{name}s{visit}{role[0]}', number, studies[p], visit, role))
-    return who
+        identities.append(
+            Identity(name, f'{name}s{visit}', f'{name}s{visit}{role[0]}', number, studies[p], visit, role)
+        )
+    return identities
 
 
 def _calendar(seed: int, who: Identity) -> tuple[np.ndarray, list[str]]:
-    """Days since the first study, and the site of each study: most are done where the patient is at home."""
+    """Days since the first study, and the site of each study. Most studies are made at the patient's home site."""
     rng = _rng(seed, _STUDY, who.number)
     days = np.concatenate([[0], np.cumsum(np.exp(rng.uniform(0.7, 6.2, 8)).astype(int) + 1)])
     names = list(detector.SITES)
@@ -169,12 +178,13 @@ def _calendar(seed: int, who: Identity) -> tuple[np.ndarray, list[str]]:
     return days, [names[home ^ int(away)] for away in rng.random(9) < 0.1]
 
 
-def _gap(days: np.ndarray, visit: int) -> int:
-    """Days since the study before, 0 for the first."""
+def _days_since_last(days: np.ndarray, visit: int) -> int:
+    """Days since the last study, 0 for the first one."""
     return int(days[visit] - days[visit - 1]) if visit else 0
 
 
 def _course(settings: Settings, who: Identity) -> list[findings.Status]:
+    """The findings of the patient at each study."""
     if _rng(settings.seed, _HEALTHY, who.number).random() < settings.healthy:
         return [findings.Status({}, {})] * who.studies
     return findings.history(_rng(settings.seed, _COURSE, who.number), who.studies)
@@ -186,6 +196,7 @@ def _labels(settings: Settings, who: Identity, status: findings.Status) -> dict[
 
 
 def _tube_side(settings: Settings, who: Identity, status: findings.Status) -> str:
+    """The side of the chest tube, or ''. With a pneumothorax, it is the side of that."""
     rng = _rng(settings.seed, _TUBE, who.number, who.visit)
     chance, side = rng.random(), ('right', 'left')[int(rng.integers(2))]
     if 'pneumothorax' in status.present:
@@ -194,18 +205,18 @@ def _tube_side(settings: Settings, who: Identity, status: findings.Status) -> st
 
 
 def _project(pieces: list[projection.Piece], pose: detector.Pose, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Line integrals and masks; small pictures are the mean of 2 x 2 finer ones, so that ribs do not alias."""
-    fine = 2 if size <= 160 else 1
-    path, lengths = projection.project(pieces, detector.camera(pose, size * fine))
+    """Line integrals and masks. Small images are rendered at twice the size and averaged, to avoid aliasing of ribs."""
+    oversampling = 2 if size <= 160 else 1
+    path, lengths = projection.project(pieces, detector.camera(pose, size * oversampling))
     mask = np.zeros((size, size), np.uint8)
     for bit, name in enumerate(MASKS):
         if name in lengths:
-            shown = lengths[name] > SHOWN[name]  # cm along the ray
-            mask |= _pool(shown, fine).max((1, 3)).astype(np.uint8) << bit
-    return _pool(path, fine).mean((1, 3)), mask
+            shown = lengths[name] > MIN_LENGTHS[name]
+            mask |= _pixel_blocks(shown, oversampling).max((1, 3)).astype(np.uint8) << bit
+    return _pixel_blocks(path, oversampling).mean((1, 3)), mask
 
 
-def _pool(image: np.ndarray, fine: int) -> np.ndarray:
-    """(h f) (w f) -> h f w f."""
+def _pixel_blocks(image: np.ndarray, side: int) -> np.ndarray:
+    """(h side) (w side) -> h side w side."""
     h, w = image.shape
-    return image.reshape(h // fine, fine, w // fine, fine)
+    return image.reshape(h // side, side, w // side, side)

@@ -1,0 +1,1 @@
+"""Shared by all sources: folders, tables, label codes, published splits, figures, run-length masks."""

@@ -1,7 +1,8 @@
-"""Splits that were published, by name: how many images each part has, and a hash of the list where it is known.
+"""Names the split lists that were published, with the number of images in each split and, if known, a hash of the list.
 
-Two lists circulate as "the NIH split": three quarters of one's test images are training images of the other. So a list
-has a name, a build says which one it used, and says so where the folder's own list has other counts or another hash.
+Why names: two lists are both called "the NIH split", and three quarters of the test images of one are training images
+of the other. A build prints which list it used. It also prints where the list in the folder differs from the published
+one, by counts or by hash.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from medjax.errors import UserError
 
 
 class Published(NamedTuple):
-    about: str  # where the list comes from and what is wrong with it
+    """A published list."""
+
+    description: str  # where the list comes from, and its faults
     images: dict[str, int]  # split -> number of images
-    digest: str = ''  # `digest` of the list; '' where no copy of it could be read while this was written
+    digest: str = ''  # `digest` of the list; '' if no copy of the list was at hand when this was written
 
 
 LISTS = {
@@ -65,7 +68,7 @@ LISTS = {
         '1d154569d0b074061fc8fee10dffccb8c4b1867f6a0f45c9007269d01064db1a',
     ),
     'roco/v2': Published(
-        'the *_captions.csv of ROCOv2 as others counted them', {'train': 59_958, 'val': 9_904, 'test': 9_927}
+        'the *_captions.csv of ROCOv2; counts from public descriptions', {'train': 59_958, 'val': 9_904, 'test': 9_927}
     ),
 }
 
@@ -82,13 +85,13 @@ LISTS |= {
         'ac8c58357b8f5f92c364e449e02c67a4590e180d78da77fead15c48243ded028',
     ),
     'rsna_pneumonia/benchx': Published(
-        'yangzhou12/BenchX; drawn image by image, so NIH patients may be in several parts',
+        'yangzhou12/BenchX; drawn image by image, so NIH patients may be in several splits',
         {'train': 18_678, 'val': 4_003, 'test': 4_003},
         '83c3b1ceb5042f471175c6c5dcc110bdc508fc2771659ebfa11d7b75c6665ae8',
     ),
 }
 
-# train and test images (each counted once) and digest of the lists in lindawangg/COVID-Net
+# numbers of train and test images (each image counted once) and digest, of the lists in lindawangg/COVID-Net
 _COVIDX = {
     '1': (13_467, 210, '6c54c3368296b83ce1f12d2b0756bd52e0fb6bde46ba9601d0d74733d0a10125'),
     '2': (13_569, 231, 'c3e2a617cb59e3e8401578d23706a90f9ab53dc0d4b1366e39a2701c62f7e953'),
@@ -104,15 +107,15 @@ _COVIDX = {
     '9B': (30_482, 400, 'c93d4d4a71445d6a3d3e1a33465ef7b3d46555900e0d87fe5ea73c35f0df08f5'),
 }
 LISTS |= {
-    f'covidx/{version}': Published('lindawangg/COVID-Net, labels/', {'train': train, 'test': test}, known)
-    for version, (train, test, known) in _COVIDX.items()
+    f'covidx/{version}': Published('lindawangg/COVID-Net, labels/', {'train': train, 'test': test}, list_digest)
+    for version, (train, test, list_digest) in _COVIDX.items()
 }
 LISTS['covidx/cxr-4'] = Published(
-    'train.txt, val.txt and test.txt of COVIDx CXR-4; from the lists of yangzhou12/BenchX, which lost a line each',
+    'train.txt, val.txt and test.txt of COVIDx CXR-4; from yangzhou12/BenchX, where each list has lost one line',
     {'train': 67_863, 'val': 8_473, 'test': 8_482},
 )
 
-# medmnist/info.py 3.0.2 of MedMNIST/MedMNIST; five sets lost blank images with 2.2.4, so older files have more
+# train, val, test of medmnist/info.py 3.0.2 in MedMNIST/MedMNIST. Version 2.2.4 removed blank images from five sets.
 _MEDMNIST = {
     'pathmnist': (89_996, 10_004, 7_180),
     'chestmnist': (78_468, 11_219, 22_433),
@@ -140,55 +143,66 @@ _MEDMNIST = {
 }
 LISTS |= {
     f'medmnist/{name}': Published(
-        'the file; 3D sets are counted in volumes', dict(zip(SPLIT_NAMES, counts, strict=True))
+        'the splits of the .npz file; 3D sets are counted in volumes', dict(zip(SPLIT_NAMES, counts, strict=True))
     )
     for name, counts in _MEDMNIST.items()
 }
 
 
 def digest(images: Iterable[tuple[str, str]]) -> str:
-    """sha256 of the sorted lines 'split<TAB>image' of (image, split) pairs."""
+    """The sha256 of a list of (image, split): of its sorted lines 'split<TAB>image'."""
     lines = sorted(f'{split}\t{image}' for image, split in images)
     return hashlib.sha256('\n'.join(lines).encode()).hexdigest()
 
 
 def differences(name: str, images: Iterable[tuple[str, str]]) -> list[str]:
-    """In what a list differs from the published one of that name, in words; [] where it is the same."""
-    images, known = list(images), LISTS[name]
+    """Sentences on how a list of (image, split) differs from the published list `name`; [] if the two are equal."""
+    images, published = list(images), LISTS[name]
     counts = Counter(split for _, split in images)
-    said = [
+    sentences = [
         f'{name} has {expected} {split} images, this list {counts[split]}'
-        for split, expected in known.images.items()
+        for split, expected in published.images.items()
         if counts[split] != expected
     ]
-    if extra := sorted(counts.keys() - known.images.keys()):
-        said.append(f'{name} has no {" and no ".join(extra)}, this list has')
-    if not said and known.digest and digest(images) != known.digest:
-        said.append(f'{name} has as many images, but not the same ones in each split')
-    return said
+    if extra := sorted(counts.keys() - published.images.keys()):
+        sentences.append(f'{name} has no {" and no ".join(extra)}, this list has')
+    if not sentences and published.digest and digest(images) != published.digest:
+        sentences.append(f'{name} has as many images, but not the same ones in each split')
+    return sentences
 
 
-def named(name: str, differences: Sequence[str]) -> str:
-    """How a data set is to call its list: by a published name only where it is that list."""
+def list_name(name: str, differences: Sequence[str]) -> str:
+    """The name of a data set's list: that of the published list if the two are equal, else 'nih/official, altered'."""
     return f'{name}, altered' if differences else name
 
 
-def read_split(root: pathlib.Path, name: str, source: str) -> dict[str, str]:
-    """image -> split from DIR/<name>/{train,val,test}.txt, one a line: lists that others published, as `source`."""
-    listed: dict[str, str] = {}
+def read_lists(root: pathlib.Path, name: str, publisher: str) -> dict[str, str]:
+    """Reads image -> split from DIR/<name>/train.txt, val.txt and test.txt, which name one image a line.
+
+    These are lists that somebody else published; the user puts them there. UserError if a list is missing, or if two
+    lists name the same image.
+    """
+    split_of: dict[str, str] = {}
     for split in SPLIT_NAMES:
         path = root / name / f'{split}.txt'
         if not path.is_file():
-            raise UserError(f'{path} is missing; --split {name} reads train.txt, val.txt and test.txt there ({source})')
+            raise UserError(
+                f'{path} is missing; --split {name} reads train.txt, val.txt and test.txt there ({publisher})'
+            )
         for image in tables.read_list(path):
-            if listed.setdefault(image, split) != split:
-                raise UserError(f'{path}: an image is in {listed[image]}.txt and in {split}.txt; copy the lists again')
-    return listed
+            if split_of.setdefault(image, split) != split:
+                raise UserError(
+                    f'{path}: an image is in {split_of[image]}.txt and in {split}.txt; copy the lists again'
+                )
+    return split_of
 
 
-def keep_apart(entries: Sequence[Entry]) -> tuple[list[Entry], list[Drop]]:
-    """For published splits that share patients: a patient in several is kept in test, or else in val, and the
-    images of that patient in the others are set aside, so that no score is told of people who were trained on."""
+def keep_patients_apart(entries: Sequence[Entry]) -> tuple[list[Entry], list[Drop]]:
+    """Drops entries so that no patient is in two splits, for published lists that share patients between splits.
+
+    A patient in several splits stays in test or, without test images, in val. The patient's images in the other splits
+    become drops. So no score is measured on patients of the training split.
+    """
     rank = {name: place for place, name in enumerate(SPLIT_NAMES)}
     last: dict[str, str] = {}
     for entry in entries:

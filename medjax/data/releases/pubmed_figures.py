@@ -1,11 +1,13 @@
-"""Figures of open-access articles and their captions: what ROCO, PMC-OA and a rebuilt PMC-15M share.
+"""Builds the source of a set of figures from open-access articles: ROCO, PMC-OA, a rebuilt PMC-15M.
 
-A figure has no label and no known patient; its article, a number of PubMed Central, is its study. All these sets take
-from one body of articles, so they have one namespace: an article's key is the same in each of them.
+A figure has a caption, but no labels and no known patient. Its article, by the article's number in PubMed Central, is
+its study. All these sets take their figures from the same articles, so they share one namespace: the key of an article
+is the same in all of them.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pathlib
 import re
@@ -21,84 +23,101 @@ NAMESPACE = 'pmc'
 
 
 class Figure(NamedTuple):
+    """A figure before it is opened."""
+
     image: str  # its id in the release
     file: str  # relative to the folder
-    article: str  # 'PMC4083729', '' where it is not known
-    where: str
-    captions: tuple[Any, ...]  # texts, or what `source`'s read makes texts of
+    article: str  # 'PMC4083729'; '' if it is not known
+    where: str  # for the list of drops
+    captions: tuple[Any, ...]  # texts, or keys for `Figures.read_caption`
     split: str | None = None
-    info: Mapping[str, str | float] = {}
+    attributes: Mapping[str, str | float] = {}
 
 
-def article(text: str) -> str:
-    """The first number of PubMed Central in a text, 'PMC4083729', or the text if it is a bare one; else ''."""
-    found = re.search(r'PMC\d+', text)
-    return found[0] if found else f'PMC{text}' if re.fullmatch(r'[0-9]+', text) else ''
+@dataclasses.dataclass(frozen=True)
+class Figures:
+    """The figures that a release names."""
+
+    name: str  # of the source
+    license: str
+    figures: Iterable[Figure | Drop]  # a line that names no figure is a drop
+    notes: Sequence[str] = ()
+    splits: str = ''  # the name of the published list
+    read_caption: Callable[[Any], str] = str  # gives the text of one of `Figure.captions`; may raise Unreadable
 
 
-def license(text: str) -> str:
-    """'CC BY-NC' out of 'CC BY-NC 4.0' or 'CC BY-NC [Doe et al. (2020)]'; '' where no licence is named."""
-    found = re.search(r'NO-CC CODE|CC0|CC[ -]BY(-(NC|SA|ND))*', text.upper())
-    return found[0].replace('CC-BY', 'CC BY') if found else ''
+def article_id(text: str) -> str:
+    """The first PubMed Central number in a text: 'PMC4083729', also from '4083729' alone; '' if there is none."""
+    match = re.search(r'PMC\d+', text)
+    return match[0] if match else f'PMC{text}' if re.fullmatch(r'[0-9]+', text) else ''
 
 
-def source(
-    root: pathlib.Path,
-    name: str,
-    figures: Iterable[Figure],
-    dropped: Sequence[Drop],
-    notes: Sequence[str],
-    license: str,
-    size: int | None,
-    splits: str = '',
-    read: Callable[[Any], str] = str,
-) -> Source:
-    """The figures whose files are there. Several lines of one image are joined: its captions one below the other."""
-    kept, unusable = _usable(root, _joined(figures))
-    if not kept:
-        why = Counter(drop.reason for drop in unusable).most_common(1)
-        raise UserError(f'{root}: no image of {name} is there' + (f' ({why[0][1]} x {why[0][0]})' if why else ''))
+def license_name(text: str) -> str:
+    """'CC BY-NC' from 'CC BY-NC 4.0' or 'CC BY-NC [Doe et al. (2020)]'; '' if the text names no licence."""
+    match = re.search(r'NO-CC CODE|CC0|CC[ -]BY(-(NC|SA|ND))*', text.upper())
+    return match[0].replace('CC-BY', 'CC BY') if match else ''
+
+
+def source(root: pathlib.Path, release: Figures, size: int | None) -> Source:
+    """The source with the figures whose files are in the folder `root`.
+
+    Lines that name the same image are joined: the record has all their captions, one below the other.
+    """
+    figures, dropped = _with_files(root, _joined(release.figures))
+    if not figures:
+        reasons = Counter(drop.reason for drop in dropped).most_common(1)
+        most = f' ({reasons[0][1]} x {reasons[0][0]})' if reasons else ''
+        raise UserError(f'{root}: no image of {release.name} is there{most}')
 
     def load(i: int) -> Example:
-        figure = kept[i]
+        figure = figures[i]
         text, note = '', ''
-        data = folders.content(folders.inside(root, figure.file))
+        data = folders.read_bytes(folders.inside(root, figure.file))
         try:
-            text = '\n'.join(dict.fromkeys(filter(None, (read(caption).strip() for caption in figure.captions))))
+            captions = (release.read_caption(caption).strip() for caption in figure.captions)
+            text = '\n'.join(dict.fromkeys(filter(None, captions)))
         except Unreadable as error:
             note = f'the caption is left out: {error}'
-        return Example(data, text={'caption': text} if text else {}, info=figure.info, note=note)
+        return Example(data, text={'caption': text} if text else {}, attributes=figure.attributes, note=note)
 
     entries = [
         Entry(f.image, None, f.article or f'image/{f.image}', f.split, f.where, stamp=folders.stamp(root / f.file))
-        for f in kept
+        for f in figures
     ]
     return Source(
-        name=name, version='1', namespace=NAMESPACE, labels=(), license=license, size=size, entries=entries,
-        label=lambda i: (), load=load, dropped=[*dropped, *unusable], notes=[*notes, *_notes(kept)], splits=splits,
+        name=release.name, version='1', namespace=NAMESPACE, labels=(), license=release.license, size=size,
+        entries=entries, label=lambda i: (), load=load, dropped=dropped, notes=[*release.notes, *_notes(figures)],
+        splits=release.splits,
     )  # fmt: skip
 
 
-def _joined(figures: Iterable[Figure]) -> list[Figure | Drop]:
-    """One figure for each image id; a line that puts it in another split or file than its first line is a drop."""
-    found: dict[str, Figure] = {}
-    drops = []
+def _joined(figures: Iterable[Figure | Drop]) -> list[Figure | Drop]:
+    """One figure for each image id. A line with another split or file than the image's first line becomes a drop."""
+    by_image: dict[str, Figure] = {}
+    dropped: list[Drop] = []
     for figure in figures:
-        first = found.setdefault(figure.image, figure)
+        if isinstance(figure, Drop):
+            dropped.append(figure)
+            continue
+        first = by_image.setdefault(figure.image, figure)
         if first is figure:
             continue
         if (first.split, first.file) != (figure.split, figure.file):
-            drops.append(Drop(figure.image, figure.where, f'the image of {first.where} in another split or file'))
+            dropped.append(Drop(figure.image, figure.where, f'the image of {first.where} in another split or file'))
         else:
-            found[figure.image] = first._replace(captions=first.captions + figure.captions)
-    return [*found.values(), *drops]
+            by_image[figure.image] = first._replace(captions=first.captions + figure.captions)
+    return [*by_image.values(), *dropped]
 
 
-def _usable(root: pathlib.Path, figures: list[Figure | Drop]) -> tuple[list[Figure], list[Drop]]:
-    """Millions of files are looked up by listing each folder once; whether one leaves `root` is seen when opened."""
+def _with_files(root: pathlib.Path, figures: list[Figure | Drop]) -> tuple[list[Figure], list[Drop]]:
+    """The figures whose files are there, and the drops.
+
+    Each folder is listed once, since there are millions of files. A link that leaves `root` is noticed when the file is
+    opened.
+    """
     listed: dict[str, frozenset[str]] = {}
 
-    def there(file: str) -> bool:
+    def is_there(file: str) -> bool:
         folder, _, name = file.rpartition('/')
         if folder not in listed:
             try:
@@ -107,33 +126,34 @@ def _usable(root: pathlib.Path, figures: list[Figure | Drop]) -> tuple[list[Figu
                 listed[folder] = frozenset()
         return name in listed[folder]
 
-    kept, dropped = [], []
+    present, dropped = [], []
     for figure in figures:
         if isinstance(figure, Drop):
             dropped.append(figure)
             continue
         try:
-            if not there(folders.relative(figure.file)):
+            if not is_there(folders.relative_path(figure.file)):
                 raise Unreadable('there is no such file')
-            kept.append(figure)
+            present.append(figure)
         except Unreadable as error:
             dropped.append(Drop(figure.image, figure.where, str(error)))
-    return kept, dropped
+    return present, dropped
 
 
 def _notes(figures: list[Figure]) -> list[str]:
+    """Notes on articles in several splits, on images without an article, and on licences."""
     notes = []
-    articles = defaultdict(set)
+    splits_of = defaultdict(set)
     for figure in figures:
-        articles[figure.article].add(figure.split)
-    unknown = len(articles.pop('', ()))
-    if across := sum(len(splits) > 1 for splits in articles.values()):
+        splits_of[figure.article].add(figure.split)
+    without_article = len(splits_of.pop('', ()))
+    if across := sum(len(splits) > 1 for splits in splits_of.values()):
         notes.append(
-            f'{across} of {len(articles)} articles have figures in more than one split, so patients may be too'
+            f'{across} of {len(splits_of)} articles have figures in more than one split, so patients may be too'
         )
-    if unknown:
+    if without_article:
         notes.append(f'{sum(not figure.article for figure in figures)} images name no article')
-    known = Counter(str(figure.info.get('license', 'unknown')) for figure in figures)
-    if set(known) - {'unknown'}:
-        notes.append('licences: ' + ', '.join(f'{name} {count}' for name, count in known.most_common()))
+    licenses = Counter(str(figure.attributes.get('license', 'unknown')) for figure in figures)
+    if set(licenses) - {'unknown'}:
+        notes.append('licences: ' + ', '.join(f'{name} {count}' for name, count in licenses.most_common()))
     return notes

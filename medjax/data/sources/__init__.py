@@ -1,20 +1,48 @@
-"""Sources: where images come from. A source is data and two functions; everything else is done by `data.write`.
+"""Sources: each module of this folder turns one release into the records of a data set.
 
-A module `medjax/data/sources/<kind>.py` has two functions, and `medjax build <kind>` is there:
+How to add a source
+-------------------
+Write a module with two functions and, if they apply, three constants:
 
-    arguments(parser) -> None       adds its own options to an argparse parser
-    source(**options) -> Source     the options by their names in the parser; a user's mistake raises UserError
-    SPLITS = ('official', …)        if the release has splits: their names in `data.splits`, the first is the default;
-                                    `source` then takes the chosen one as `split=` ('drawn' leaves Entry.split None)
+    def arguments(parser):              adds the options of the source to an argparse parser
+    def source(**options) -> Source:    takes the options by their names in the parser
+    SPLITS = ('official', …)            the choices of --split, the first is the default; only if the release has
+                                        splits. `source` then takes the choice as `split=`. The choice 'drawn' is
+                                        always added: `source` leaves Entry.split None, and the builder draws splits
+    LICENSE, LAYOUT                     texts for `medjax build --help`: the licence, and what the folder must hold
 
-`Source.entries` says what is known before an image is opened: plain ids and perhaps a split. `Source.label(i)` gives
-its labels, without opening it either. `Source.load(i)` opens or renders entry i and gives the rest; it is called from
-several threads and processes at once and in any order, so it must be a pure function of i. A file that cannot be read
-raises `Unreadable(reason)`: the entry is set aside with the reason and the build goes on.
-`medjax.data.builder.write.write(source, out)` then does, for every source alike: splits, hashed ids, bounded size,
-encoding, pixel and perceptual hashes, mean and deviation, the list of what was set aside, the audit, publishing.
+A mistake of the user raises UserError with a sentence that says what was wrong, where, and what would work.
 
-Ids are plain strings, unique within `Source.namespace` for their kind; they never reach the disk unhashed.
+A module <kind>.py in this folder is found as `medjax build <kind>`. Your own module, outside of medjax, is found by
+its full name: `medjax build mypkg.mysource …`. It imports the names below from `medjax.data.sources`. The docstring of
+the module is shown by `medjax build <kind> --help`, its first line by `medjax build --help`. Write in it how the folder
+looks, how splits, labels and patients are decided, which traps the release has, what you checked, and the licence.
+
+What a source returns
+---------------------
+A `Source` holds, among names and notes:
+
+    entries     one `Entry` for each image: its id, patient, study and perhaps split. No image is opened for this
+    label(i)    the label codes of entry i, one for each of `Source.labels`. No image is opened for this
+    load(i)     opens or renders image i and returns an `Example`: image, text, mask, attributes. Threads and processes
+                call it at once and in any order, so it must depend on i alone
+
+Ids are plain strings, unique within `Source.namespace`. They are never stored: only their keyed hash is.
+
+An image that cannot be used is set aside with a reason, and the build goes on. If no image must be opened to see it,
+`source` adds a `Drop` to `Source.dropped`. Otherwise `load` raises `Unreadable(reason)`. A reason is written and
+printed as it is, so it must not hold an id, a name or a path.
+
+Everything else is the same for all sources, and `medjax.data.builder.write.write(source, out)` does it: splits, hashed
+ids, bounded size, encoding, hashes of pixels, mean and deviation, the list of drops, the audit, and the folder, which
+appears whole or not at all.
+
+Where to look
+-------------
+`medjax.data.releases` has what most sources need. `folders` checks a folder and lists its files. `tables` reads CSV and
+JSON, and joins the lines of an image. `coding` turns cells into label codes, ages and roles. `published_splits` names
+split lists and compares lists with them. Short sources to read first: `brax` reads a folder with a table, `phantom`
+renders its images. docs/add_a_data_set.md has a complete source in 30 lines.
 """
 
 from __future__ import annotations

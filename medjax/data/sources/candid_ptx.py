@@ -1,31 +1,34 @@
-"""CANDID-PTX: 19,237 DICOM films of Dunedin with reports, and masks of pneumothorax as runs of pixels.
+"""CANDID-PTX: 19,237 DICOM radiographs of Dunedin with reports, and masks of pneumothorax as run lengths.
 
-    DIR/Pneumothorax_reports.csv    SOPInstanceUID, EncodedPixels, Report, StudyInstanceUID, filename: a line a mask
+    DIR/Pneumothorax_reports.csv    SOPInstanceUID, EncodedPixels, Report, StudyInstanceUID, filename: one mask a line
     DIR/chest_tube.csv, DIR/acute_rib_fracture.csv (or Rib_fracture_mask_rle.csv)    anon_SOPUID, mask_rle
-    DIR/chest_radiographs/<SOPInstanceUID>    without an ending in the release; .dcm is taken too, in any folder
+    DIR/chest_radiographs/<SOPInstanceUID>    without a suffix in the release; .dcm and other folders are accepted
 
-Traps: several lines an image; a blank EncodedPixels is no answer, '-1' is none there; tubes and fractures have lines of
-'-1' too. The patient is the part of `filename` before the first '_' (P0012_… is 12); an image with lines of two
-patients is set aside. Age and sex are in the DICOM headers. Words that the de-identification took are '!PERSONALNAME!'
-and '<###>' in the reports; stored are '___', as in all sets (`data.language`), and the reports' sections.
+Splits: the release has none; they are drawn per patient.
+Labels: `pneumothorax` is 1 with runs, 0 with '-1', blank without either, and conflicting with both. `chest_tube` and
+`rib_fracture` are 1 if their table has runs for the image. They are 0 if it has none, as in all public loaders, and
+blank without the table.
+Mask: the pneumothorax; all its masks in an image are joined. Masks of tubes and fractures are left out.
+Patients: the beginning of `filename`, before the first '_' (P0012_… is patient 12). An image whose lines name two
+patients is set aside. Age and sex come from the DICOM headers.
+Reports: the de-identification wrote '!PERSONALNAME!' and '<###>' in place of words. They are stored as '___', as in
+all data sets (`data.text.language`), and the report is cut into its sections.
+Traps: an image has several lines. A blank EncodedPixels means that nobody answered; '-1' means that there is no
+pneumothorax. The tables of tubes and fractures have lines with '-1' too.
 
-Labels: pneumothorax is 1 with runs, 0 with -1, blank without either, conflicting with both. chest_tube and rib_fracture
-are 1 where their table has runs of the image, else 0 as in all public loaders, blank without the table. The mask is
-that of the pneumothorax, all masks of an image joined; those of tubes and fractures are left out.
-
-No official split: drawn per patient.
-
-Checked in loaders of several public repositories: file names and columns, runs relative and in column order, the
-patient from `filename`, an image under two patients, empty reports. Recalled, not
-checked: 19,237 images; that absence from the two small tables means absence; the licence (data use agreement).
+Checked in the loaders of several public repositories: file names and columns; that runs are relative and go down the
+columns; the patient in `filename`; an image under two patients; empty reports.
+Recalled, not checked: 19,237 images; that an image without a line in the two small tables has no tube or fracture.
+Licence (recalled): CANDID-PTX data use agreement.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import pathlib
 import re
-from collections import defaultdict
+from typing import NamedTuple
 
 from medjax.data.images import dicom
 from medjax.data.releases import coding, folders, rle, tables
@@ -37,96 +40,127 @@ from medjax.errors import UserError
 LICENSE = 'CANDID-PTX data use agreement'
 LAYOUT = 'the folder that holds Pneumothorax_reports.csv and chest_radiographs/ of CANDID-PTX'
 LABELS = ('pneumothorax', 'chest_tube', 'rib_fracture')
-SMALL = {'chest_tube': ('chest_tube.csv',), 'rib_fracture': ('acute_rib_fracture.csv', 'Rib_fracture_mask_rle.csv')}
+SMALL_TABLES = {
+    'chest_tube': ('chest_tube.csv',),
+    'rib_fracture': ('acute_rib_fracture.csv', 'Rib_fracture_mask_rle.csv'),
+}
+
+
+class Film(NamedTuple):
+    """An image that the table names and whose file is there."""
+
+    entry: Entry
+    labels: list[int]
+    lines: list[Line]
+    file: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Release:
+    """The usable images, in the order of the entries."""
+
+    root: pathlib.Path
+    films: list[Film]
+
+    def label(self, i: int) -> list[int]:
+        """The code of each label of image i."""
+        return self.films[i].labels
+
+    def load(self, i: int) -> Example:
+        """Reads image i, its mask and its report. Raises Unreadable."""
+        film = self.films[i]
+        data, mask, note = folders.read_bytes(folders.inside(self.root, film.file)), None, ''
+        try:
+            if film.labels[0] != BLANK:
+                mask = rle.mask([line.cells['EncodedPixels'] for line in film.lines], dicom.shape(data))
+        except Unreadable as error:
+            note = f'the mask is left out: {error}'
+        attributes = dicom.attributes(data) | {'language': 'en'}
+        role = coding.role(str(attributes.get('view', '')))
+        return Example(data, role, _sections(film.lines), attributes, mask, note=note)
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    folders.arguments(parser, LAYOUT)
+    """Adds DIR and --size."""
+    folders.add_arguments(parser, LAYOUT)
 
 
 def source(folder: str, size: int | None = None) -> Source:
+    """The source of the release in `folder`. UserError if the table or all images are missing."""
     root = folders.release_folder(folder, 'Pneumothorax_reports.csv', layout=LAYOUT)
     table = tables.read_table(root / 'Pneumothorax_reports.csv', ['SOPInstanceUID', 'EncodedPixels'])
-    small = {label: _small(root, names) for label, names in SMALL.items()}
-    films = {name: file for name, file in folders.paths(root).items() if file.suffix.lower() not in ('.csv', '.txt')}
-    place = {file.name.removesuffix('.dcm'): name for name, file in films.items()}
-    lines: defaultdict[str, list[Line]] = defaultdict(list)
-    for line in table.lines:
-        lines[line.cells['SOPInstanceUID']].append(line)
-
-    dropped, entries, told = list(table.dropped), [], []
-    for image, mine in lines.items():
-        where = table.where(mine[0])
+    positives = {label: _positives(root, names) for label, names in SMALL_TABLES.items()}
+    stamps = {path: stamp for path, stamp in folders.files(root).items() if not path.lower().endswith(('.csv', '.txt'))}
+    files = {path.rsplit('/', 1)[-1].removesuffix('.dcm'): path for path in stamps}
+    images, unusable = tables.by_image(table, 'SOPInstanceUID', files)
+    dropped = [*table.dropped, *unusable]
+    films: list[Film] = []
+    for image, path, where, lines in images:
         try:
-            file = folders.inside(root, place.get(image, f'chest_radiographs/{image}') if image else '')
-            patient = _patient(mine)
+            patient = _patient(lines)
         except Unreadable as error:
             dropped.append(Drop(image, where, str(error)))
             continue
-        label, unknown = _pneumothorax(mine)
-        for line in unknown:
-            reason = 'EncodedPixels is neither runs nor -1; this line says nothing'
-            dropped.append(Drop(image, table.where(line), reason, 'part'))
-        study = next((line.cells['StudyInstanceUID'] for line in mine if line.cells.get('StudyInstanceUID')), '')
-        named = f'{patient}/{study}' if patient and study else f'study/{study}' if study else f'image/{image}'
-        entries.append(Entry(image, patient, named, None, where, stamp=folders.stamp(file)))
-        others = [BLANK if has is None else int(image in has) for has in small.values()]
-        told.append([label, *others])
-    if not entries:
-        raise UserError(f'{root}: none of the {len(lines)} images of {table.path.name} is there; give {LAYOUT}')
+        pneumothorax, invalid = _pneumothorax(lines)
+        for line in invalid:
+            reason = 'EncodedPixels is neither runs nor -1; this line is ignored'
+            dropped.append(Drop(image, table.where(line), reason, 'detail'))
+        number = next((line.cells['StudyInstanceUID'] for line in lines if line.cells.get('StudyInstanceUID')), '')
+        study = f'{patient}/{number}' if patient and number else f'study/{number}' if number else f'image/{image}'
+        others = [BLANK if images is None else int(image in images) for images in positives.values()]
+        entry = Entry(image, patient, study, None, where, stamp=stamps[path])
+        films.append(Film(entry, [pneumothorax, *others], lines, path))
+    if not films:
+        count = len(images) + len(unusable)
+        raise UserError(f'{root}: none of the {count} images of {table.path.name} is there; give {LAYOUT}')
 
-    def load(i: int) -> Example:
-        image = entries[i].image
-        data, mask, note = folders.content(folders.inside(root, place[image])), None, ''
-        try:
-            if told[i][0] != BLANK:
-                mask = rle.mask([line.cells['EncodedPixels'] for line in lines[image]], dicom.shape(data))
-        except Unreadable as error:
-            note = f'the mask is left out: {error}'
-        facts = dicom.facts(data) | {'language': 'en'}
-        role = coding.role(str(facts.get('view', '')))
-        return Example(data, role, _text(lines[image]), facts, mask, note=note)
-
+    notes = _notes(table, positives)
+    notes += folders.unlisted_notes(stamps, {image.file for image in images}, table.path.name)
+    release = Release(root, films)
     return Source(
         name='candid_ptx', version='1', namespace='candid_ptx', labels=LABELS, license=LICENSE, size=size,
-        entries=entries, label=lambda i: told[i], load=load, dropped=dropped,
-        notes=_notes(table, small, folders.not_named(films, {place[i] for i in lines if i in place}, table.path.name)),
+        entries=[film.entry for film in films], label=release.label, load=release.load, dropped=dropped, notes=notes,
     )  # fmt: skip
 
 
-def _small(root: pathlib.Path, names: tuple[str, ...]) -> set[str] | None:
-    """The images of which a table has runs; None where the table is not there."""
+def _positives(root: pathlib.Path, names: tuple[str, ...]) -> set[str] | None:
+    """The images for which a small table has runs; None if the table is missing. `names`: its possible names."""
     path = next((root / name for name in names if (root / name).is_file()), None)
     if path is None:
         return None
     lines = tables.read_table(path, ['anon_SOPUID', 'mask_rle']).lines
-    return {line.cells['anon_SOPUID'] for line in lines if rle.label(line.cells['mask_rle']) == 1}
+    return {line.cells['anon_SOPUID'] for line in lines if rle.label_code(line.cells['mask_rle']) == 1}
 
 
 def _patient(lines: list[Line]) -> str | None:
-    """The patient that an image's lines name, None where none does; Unreadable where they name two."""
+    """The patient that an image's lines name, None if they name none. Raises Unreadable if they name two."""
     cells = {line.cells.get('filename', '').split('_')[0] for line in lines} - {''}
-    numbers = {str(int(match[1])) if (match := re.fullmatch(r'P?(\d+)', cell)) else cell for cell in cells}
-    if len(numbers) > 1:
+    patients = {str(int(match[1])) if (match := re.fullmatch(r'P?(\d+)', cell)) else cell for cell in cells}
+    if len(patients) > 1:
         raise Unreadable('its lines name two patients')
-    return next(iter(numbers), None)
+    return next(iter(patients), None)
 
 
 def _pneumothorax(lines: list[Line]) -> tuple[int, list[Line]]:
-    """The label, and the lines that cannot be understood."""
-    said = [(line, rle.label(line.cells['EncodedPixels'])) for line in lines]
-    label = coding.fuse(BLANK if value is None else value for _, value in said)
-    return label, [line for line, value in said if value is None]
+    """The label pneumothorax of an image, and its lines with an invalid cell."""
+    codes = [rle.label_code(line.cells['EncodedPixels']) for line in lines]
+    invalid = [line for line, code in zip(lines, codes, strict=True) if code is None]
+    return coding.combine(BLANK if code is None else code for code in codes), invalid
 
 
-def _text(lines: list[Line]) -> dict[str, str]:
-    """The report, which every line of an image repeats."""
+def _sections(lines: list[Line]) -> dict[str, str]:
+    """The sections of the report, which every line of an image repeats."""
     reports = dict.fromkeys(line.cells['Report'] for line in lines if line.cells.get('Report'))
-    return sections.parse(language.tokens('\n\n'.join(reports)))
+    return sections.parse(language.unify_placeholders('\n\n'.join(reports)))
 
 
-def _notes(table: Table, small: dict[str, set[str] | None], extra: list[str]) -> list[str]:
-    notes = [f'{SMALL[label][0]} is missing: {label} is blank' for label, has in small.items() if has is None]
+def _notes(table: Table, positives: dict[str, set[str] | None]) -> list[str]:
+    """Notes on a missing small table and on missing patients."""
+    notes = [
+        f'{SMALL_TABLES[label][0]} is missing: {label} is blank'
+        for label, images in positives.items()
+        if images is None
+    ]
     if 'filename' not in table.columns:
         notes.append(f'{table.path.name} has no column filename, which names the patients: each image counts as one')
-    return [*notes, *extra]
+    return notes

@@ -2,34 +2,39 @@
 
     DIR/train.csv, valid.csv              Path, Sex, Age, Frontal/Lateral, AP/PA and 14 labels
     DIR/train/patient00001/study1/view1_frontal.jpg …, DIR/valid/…
-    DIR/test_labels.csv, DIR/test/…       released later; labels by Path, or groundtruth.csv: by Study
+    DIR/test_labels.csv, DIR/test/…       released later; labels by Path. Or groundtruth.csv: labels by Study
     DIR/df_chexpert_plus_240401.csv       CheXpert Plus: sections of reports, race, ethnicity, insurance; PNG/train/…
-    DIR/chexbert_labels/impression_fixed.json      its labels: an object a line, with path_to_image
+    DIR/chexbert_labels/impression_fixed.json      labels of CheXpert Plus: one object a line, with path_to_image
 
-DIR has at least one of these tables. Images are found by the end of their path (train/patient00001/study1/view1…), so
-that JPEG, PNG and DICOM copies, small or not, are one image. Ids for derived sets: image
-'train/patient00001/study1/view1_frontal.jpg' without the leading CheXpert-v1.0, patient 'patient00001'.
+DIR holds at least one of these tables. An image is found by the end of its path (train/patient00001/study1/view1…), so
+the JPEG, PNG and DICOM copies of an image, small or not, are one image.
 
-Split: train.csv is train, valid.csv val, the test labels test; images that CheXpert Plus alone names have its column
-split. CheXpert 5x200 and the like are no official lists. Labels: 1, 0, -1, blank as in the tables; images without a
-line in train.csv or valid.csv have those of impression_fixed.json (CheXpert too was labelled from impressions), and
-the column label_source says so. Several lines of one image are joined: where they differ, the label is conflicting.
+Splits: train.csv is train, valid.csv is val, the test labels are test. An image that only CheXpert Plus names has the
+split of its column `split`. CheXpert 5x200 and similar selections are not official lists.
+Labels: 1, 0, -1 and blank as in the tables. An image without a line in train.csv or valid.csv has the labels of
+impression_fixed.json, and the column label_source says so. (The labels of CheXpert come from impressions too.) Several
+lines of one image are joined. Where they differ, the label is conflicting.
+Ids that derived data sets use: image = 'train/patient00001/study1/view1_frontal.jpg' without the leading CheXpert-v1.0,
+patient = 'patient00001'.
+Traps:
+- 78 % of train's cells are blank. valid and test have no -1 and no blanks, since radiologists read them.
+- An age of 0 means unknown. Sex can be 'Unknown'. Some frontal images have AP/PA 'LL'.
+- test_labels.csv has labels and nothing else.
+- In the table of CheXpert Plus, a path ends in .jpg although the file is a PNG. Its column report repeats the sections
+  with accession numbers, so only the sections are read.
+- The race of CheXpert 1.0 is in a separate Excel file, which is not read.
 
-Traps: 78 % of train's cells are blank; valid and test have no -1 and no blank (read by radiologists); an age of 0 is
-an unknown one; Sex has an 'Unknown'; some frontal images have AP/PA 'LL'; test_labels.csv has labels alone; in the
-Plus table the path ends in .jpg where the file is a PNG, and its column report repeats the sections with accession
-numbers, so only the sections are read. Race for CheXpert 1.0 is in a separate Excel file, which is not read.
-
-Checked: train.csv of mlmed/torchxrayvision, valid and test lists of jlianglab/Ark, groundtruth.csv of
-rajpurkarlab/cheXpert-test-set-labels (disjoint in patients; their counts and the facts above); the columns of the Plus
-table in a public script that quotes its header, names of its label files and of PNG/ in several. Recalled, not
-checked: what the sections hold, how ages are written there. Licence recalled: Stanford University School of Medicine
-research use agreement.
+Checked: train.csv of mlmed/torchxrayvision; the valid and test lists of jlianglab/Ark; groundtruth.csv of
+rajpurkarlab/cheXpert-test-set-labels (the splits are disjoint in patients; counts and facts above); the columns of
+the Plus table in a public script that quotes its header; the names of its label files and of PNG/ in several scripts.
+Recalled, not checked: what the sections hold, and how ages are written there.
+Licence (recalled): Stanford University School of Medicine research use agreement.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import pathlib
 import re
@@ -37,7 +42,7 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from medjax.data.releases import coding, folders, published_splits, tables
-from medjax.data.releases.coding import CHEXPERT
+from medjax.data.releases.coding import CHEXPERT_LABELS
 from medjax.data.types import BLANK, Drop, Entry, Example, Source
 from medjax.errors import UserError
 
@@ -48,175 +53,215 @@ LAYOUT = (
 )
 SPLITS = ('official',)
 TABLES = {'train.csv': 'train', 'valid.csv': 'val', 'test_labels.csv': 'test', 'groundtruth.csv': 'test'}
-PLUS, CHEXBERT = 'df_chexpert_plus_240401.csv', 'chexbert_labels/impression_fixed.json'
-SECTIONS = {  # of CheXpert Plus, in the order in which those of one name are joined
+PLUS_TABLE, PLUS_LABELS = 'df_chexpert_plus_240401.csv', 'chexbert_labels/impression_fixed.json'
+SECTIONS = {  # column of CheXpert Plus -> section; columns of one section are joined in this order
     'section_clinical_history': 'indication', 'section_history': 'indication', 'section_comparison': 'comparison',
     'section_technique': 'technique', 'section_procedure_comments': 'technique', 'section_findings': 'findings',
     'section_impression': 'impression',
 }  # fmt: skip
-SUFFIXES = ('.jpg', '.png', '.dcm')
+SUFFIXES = ('.jpg', '.png', '.dcm')  # of several copies of an image, the first suffix is used
 
 
-class Named(NamedTuple):
-    """An image that a table names."""
+class Film(NamedTuple):
+    """An image that a table names and whose file is there."""
+
+    entry: Entry
+    labels: list[int]
+    fields: dict[str, str]
+    file: str
+
+
+class Listed(NamedTuple):
+    """What the tables say of one image."""
 
     where: str
     split: str | None
-    labels: list[list[int]]  # one for each line
-    cells: dict[str, str]
+    labels: list[list[int]]  # one list for each line
+    fields: dict[str, str]  # plane, view, sex, age, sections, …
+
+
+@dataclasses.dataclass(frozen=True)
+class Release:
+    """The usable images, in the order of the entries."""
+
+    root: pathlib.Path
+    films: list[Film]
+
+    def label(self, i: int) -> list[int]:
+        """The code of each label of image i."""
+        return self.films[i].labels
+
+    def load(self, i: int) -> Example:
+        """Reads image i and its report. Raises Unreadable."""
+        fields = self.films[i].fields
+        attributes = coding.filled(
+            age=coding.age(fields.get('age', '')) or None,  # 0 is unknown: all others are 18 or more
+            sex=coding.sex(fields.get('sex', '')),
+            **{name: fields.get(name) for name in ('view', 'race', 'ethnicity', 'insurance', 'label_source')},
+        )
+        data = folders.read_bytes(folders.inside(self.root, self.films[i].file))
+        return Example(data, coding.role(fields.get('plane', '')), text=_sections(fields), attributes=attributes)
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    folders.arguments(parser, LAYOUT)
+    """Adds DIR and --size."""
+    folders.add_arguments(parser, LAYOUT)
 
 
 def source(folder: str, size: int | None = None, split: str = 'official') -> Source:
-    root = folders.release_folder(folder, '|'.join([*TABLES, PLUS]), layout=LAYOUT)
-    found = folders.files(root, *SUFFIXES)
-    paths = {}  # without its suffix: train/patient00001/study1/view1_frontal -> the file; JPEG before PNG before DICOM
-    for path in sorted(found, key=lambda path: (SUFFIXES.index(path[-4:].lower()), path), reverse=True):
-        paths[_image(path)[:-4]] = path
-    images: dict[str, Named] = {}
+    """The source of the release in `folder`. UserError if all tables or all images are missing."""
+    root = folders.release_folder(folder, '|'.join([*TABLES, PLUS_TABLE]), layout=LAYOUT)
+    stamps = folders.files(root, *SUFFIXES)
+    files = {}  # image without its suffix -> its file
+    for path in sorted(stamps, key=lambda path: (SUFFIXES.index(path[-4:].lower()), path), reverse=True):
+        files[_image_id(path)[:-4]] = path
+    images: dict[str, Listed] = {}
     dropped: list[Drop] = []
-    for name, part in TABLES.items():
+    for name, table_split in TABLES.items():
         if (root / name).exists():
-            _read(root / name, part, images, paths, dropped)
-    listed = split != 'drawn' and any(named.split in ('train', 'val') for named in images.values())
+            _read_table(root / name, table_split, images, files, dropped)
+    is_official = split != 'drawn' and any(listed.split in ('train', 'val') for listed in images.values())
     notes = _differences(images)
-    read = len(images)
-    if (root / PLUS).exists():
+    before = len(images)
+    if (root / PLUS_TABLE).exists():
         _read_plus(root, images, dropped)
-    if listed and (more := len(images) - read):
+    if is_official and (more := len(images) - before):
         notes.append(f'{more:,} images are in CheXpert Plus alone, so they are not in the list chexpert/official')
-    name_of_list = published_splits.named('chexpert/official', notes) if listed else ''
+    list_name = published_splits.list_name('chexpert/official', notes) if is_official else ''
+    films, unusable = _films(images, files, stamps, split)
+    notes += folders.usage_notes(root, 'its table', LAYOUT, len(images), len(films), len(stamps))
 
-    entries, labels, facts, files = [], [], [], []
-    for image, named in images.items():
-        missing = image[:-4] not in paths
-        if missing or not (named.split or split == 'drawn'):
-            reason = 'there is no such file' if missing else 'its split is neither train, valid nor test'
-            dropped.append(Drop(image, named.where, reason))
-            continue
-        _, patient, study, _ = image.split('/')
-        path = paths[image[:-4]]
-        part = None if split == 'drawn' else named.split
-        entries.append(Entry(image, patient, f'{patient}/{study}', part, named.where, stamp=found[path]))
-        labels.append(coding.join(named.labels))
-        facts.append(named.cells)
-        files.append(path)
-    notes += folders.account(root, 'its table', LAYOUT, len(images), len(entries), len(found))
-
-    def load(i: int) -> Example:
-        cells = facts[i]
-        told = coding.known(
-            age=coding.age(cells.get('age', '')) or None,  # 0 is unknown: all others are 18 or more
-            sex=coding.sex(cells.get('sex', '')),
-            **{name: cells.get(name) for name in ('view', 'race', 'ethnicity', 'insurance', 'label_source')},
-        )
-        data = folders.content(folders.inside(root, files[i]))
-        return Example(data, coding.role(cells.get('plane', '')), text=_text(cells), info=told)
-
+    release = Release(root, films)
     return Source(
-        name='chexpert', version='1', namespace='chexpert', labels=tuple(map(coding.label_name, CHEXPERT)),
-        license=LICENSE, size=size, entries=entries, label=labels.__getitem__, load=load, dropped=dropped,
-        notes=notes, splits=name_of_list,
+        name='chexpert', version='1', namespace='chexpert', labels=tuple(map(coding.label_name, CHEXPERT_LABELS)),
+        license=LICENSE, size=size, entries=[film.entry for film in films], label=release.label,
+        load=release.load, dropped=[*dropped, *unusable], notes=notes, splits=list_name,
     )  # fmt: skip
 
 
-def _image(path: str) -> str:
-    """'CheXpert-v1.0-small/train/patient00001/study1/view1_frontal.jpg' -> 'train/…'; '' if it names no view."""
+def _image_id(path: str) -> str:
+    """'CheXpert-v1.0-small/train/patient00001/study1/view1_frontal.jpg' -> 'train/…'; '' if the path names no image."""
     match = re.search(r'(?:^|/)((?:train|valid|test)/patient\d+/study\d+/view\d+_(?:frontal|lateral)\.\w{3})$', path)
     return match[1] if match else ''
 
 
-def _read(
-    path: pathlib.Path, split: str, images: dict[str, Named], paths: Mapping[str, str], dropped: list[Drop]
+def _read_table(
+    path: pathlib.Path, split: str, images: dict[str, Listed], files: Mapping[str, str], dropped: list[Drop]
 ) -> None:
-    """Adds what train.csv, valid.csv, test_labels.csv (by Path) or groundtruth.csv (by Study) says to `images`."""
+    """Adds the lines of a table of CheXpert 1.0 to `images`.
+
+    The key of a line is its Path, in groundtruth.csv its Study: such a line stands for all images of the study.
+    """
     key = 'Study' if path.name == 'groundtruth.csv' else 'Path'
-    table = tables.read_table(path, [key, *CHEXPERT])
+    table = tables.read_table(path, [key, *CHEXPERT_LABELS])
     dropped += table.dropped
-    views: dict[str, list[str]] = {}
+    images_of: dict[str, list[str]] = {}  # study -> its images
     if key == 'Study':
-        for view in sorted(paths):
-            views.setdefault(view.rsplit('/', 1)[0], []).append(f'{view}.jpg')
+        for name in sorted(files):
+            images_of.setdefault(name.rsplit('/', 1)[0], []).append(f'{name}.jpg')
     for line in table.lines:
         where, cells = table.where(line), line.cells
         if key == 'Study':
             study = re.search(r'test/patient\d+/study\d+$', cells[key])
-            names = views.get(study[0], []) if study else []
+            names = images_of.get(study[0], []) if study else []
             reason = 'no view of the study is there'
         else:
-            names = [name] if (name := _image(cells[key])) else []
+            names = [name] if (name := _image_id(cells[key])) else []
             reason = 'its Path names no view of a study'
         if not names:
             dropped.append(Drop(cells[key], where, reason))
             continue
-        codes, wrong = coding.codes(cells, CHEXPERT)
-        if wrong:
-            reason = f'neither 1, 0, -1 nor blank, taken as blank: {", ".join(wrong)}'
-            dropped.append(Drop(cells[key], where, reason, 'part'))
+        labels, invalid = coding.label_codes(cells, CHEXPERT_LABELS)
+        if invalid:
+            reason = f'neither 1, 0, -1 nor blank, taken as blank: {", ".join(invalid)}'
+            dropped.append(Drop(cells[key], where, reason, 'detail'))
         for name in names:
-            facts = {
+            fields = {
                 'plane': 'lateral' if 'lateral' in name else 'frontal',
                 'view': cells.get('AP/PA') or cells.get('Frontal/Lateral', ''),
                 'sex': cells.get('Sex', ''),
                 'age': cells.get('Age', ''),
             }
-            images.setdefault(name, Named(where, split, [], facts)).labels.append(codes)
+            images.setdefault(name, Listed(where, split, [], fields)).labels.append(labels)
 
 
-def _read_plus(root: pathlib.Path, images: dict[str, Named], dropped: list[Drop]) -> None:
-    """Adds reports and groups of CheXpert Plus to `images`, and the images that it alone names."""
-    table = tables.read_table(root / PLUS, ['path_to_image', 'split'])
+def _read_plus(root: pathlib.Path, images: dict[str, Listed], dropped: list[Drop]) -> None:
+    """Adds the sections and fields of CheXpert Plus to `images`, and the images that it alone names.
+
+    A field that is already there stays.
+    """
+    table = tables.read_table(root / PLUS_TABLE, ['path_to_image', 'split'])
     dropped += table.dropped
-    labels = dict(_chexbert(root / CHEXBERT)) if (root / CHEXBERT).exists() else {}
+    labels_of = dict(_chexbert_labels(root / PLUS_LABELS)) if (root / PLUS_LABELS).exists() else {}
     for line in table.lines:
         cells = line.cells
-        if not (name := _image(cells['path_to_image'])):
+        if not (name := _image_id(cells['path_to_image'])):
             dropped.append(Drop(cells['path_to_image'], table.where(line), 'path_to_image names no view of a study'))
             continue
-        facts = {section: cells[section] for section in SECTIONS if cells.get(section)}
-        facts |= {
+        fields = {section: cells[section] for section in SECTIONS if cells.get(section)}
+        fields |= {
             'plane': cells.get('frontal_lateral', ''),
             'view': cells.get('ap_pa') or cells.get('frontal_lateral', ''),
             'insurance': cells.get('insurance_type', ''),
-            **{fact: cells.get(fact, '') for fact in ('age', 'sex', 'race', 'ethnicity')},
+            **{field: cells.get(field, '') for field in ('age', 'sex', 'race', 'ethnicity')},
         }
         if name not in images:
-            codes = labels.get(name, [BLANK] * len(CHEXPERT))
-            facts['label_source'] = 'chexbert' if name in labels else ''
-            part = folders.SPLITS.get(cells['split'].lower())
-            images[name] = Named(table.where(line), part, [codes], {})
-        told = images[name].cells
-        told |= {fact: value for fact, value in facts.items() if value and not told.get(fact)}
+            labels = labels_of.get(name, [BLANK] * len(CHEXPERT_LABELS))
+            fields['label_source'] = 'chexbert' if name in labels_of else ''
+            split = folders.SPLIT_SPELLINGS.get(cells['split'].lower())
+            images[name] = Listed(table.where(line), split, [labels], {})
+        present = images[name].fields
+        present |= {field: value for field, value in fields.items() if value and not present.get(field)}
 
 
-def _chexbert(path: pathlib.Path) -> Iterator[tuple[str, list[int]]]:
-    """image -> labels of a file with one JSON object a line: 1.0, 0.0, -1.0 or null."""
-    for number, line in tables.numbered(path):
+def _chexbert_labels(path: pathlib.Path) -> Iterator[tuple[str, list[int]]]:
+    """(image, label codes) of each line: a JSON object whose labels are 1.0, 0.0, -1.0 or null."""
+    for number, line in tables.numbered_lines(path):
         try:
-            told = json.loads(line)
-            cells = {name: '' if told.get(name) is None else str(told[name]) for name in CHEXPERT}
-            yield _image(told['path_to_image']), coding.codes(cells, CHEXPERT)[0]
+            value = json.loads(line)
+            cells = {name: '' if value.get(name) is None else str(value[name]) for name in CHEXPERT_LABELS}
+            yield _image_id(value['path_to_image']), coding.label_codes(cells, CHEXPERT_LABELS)[0]
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise UserError(f'{path}, line {number}: no JSON object with path_to_image and labels') from None
 
 
-def _differences(images: Mapping[str, Named]) -> list[str]:
-    """In what the tables of CheXpert 1.0 and of its test set differ from the published lists."""
-    parts = {'chexpert/official': ('train', 'val'), 'chexpert/test': ('test',)}
-    said = []
-    for name, splits in parts.items():
-        if chosen := [(image, str(named.split)) for image, named in images.items() if named.split in splits]:
-            said += published_splits.differences(name, chosen)
-    return said
+def _differences(images: Mapping[str, Listed]) -> list[str]:
+    """Sentences on how the tables of CheXpert 1.0 and of its test set differ from the published lists."""
+    splits_of = {'chexpert/official': ('train', 'val'), 'chexpert/test': ('test',)}
+    sentences = []
+    for name, splits in splits_of.items():
+        if split_list := [(image, str(listed.split)) for image, listed in images.items() if listed.split in splits]:
+            sentences += published_splits.differences(name, split_list)
+    return sentences
 
 
-def _text(cells: Mapping[str, str]) -> dict[str, str]:
-    """Sections by their usual names."""
+def _films(
+    images: Mapping[str, Listed], files: Mapping[str, str], stamps: Mapping[str, str], split: str
+) -> tuple[list[Film], list[Drop]]:
+    """The images that have a file and, unless `split` is 'drawn', a split; and a drop for each other image.
+
+    files: image without its suffix -> its file. stamps: file -> stamp.
+    """
+    films, dropped = [], []
+    for image, listed in images.items():
+        if image[:-4] not in files:
+            dropped.append(Drop(image, listed.where, 'there is no such file'))
+            continue
+        if split != 'drawn' and not listed.split:
+            dropped.append(Drop(image, listed.where, 'its split is neither train, valid nor test'))
+            continue
+        _, patient, study, _ = image.split('/')
+        path = files[image[:-4]]
+        image_split = None if split == 'drawn' else listed.split
+        entry = Entry(image, patient, f'{patient}/{study}', image_split, listed.where, stamp=stamps[path])
+        films.append(Film(entry, coding.combine_lines(listed.labels), listed.fields, path))
+    return films, dropped
+
+
+def _sections(fields: Mapping[str, str]) -> dict[str, str]:
+    """The sections of a report by their usual names."""
     texts: dict[str, list[str]] = {}
     for column, section in SECTIONS.items():
-        if cells.get(column):
-            texts.setdefault(section, []).append(cells[column])
-    return {section: '\n'.join(parts) for section, parts in texts.items()}
+        if fields.get(column):
+            texts.setdefault(section, []).append(fields[column])
+    return {section: '\n'.join(paragraphs) for section, paragraphs in texts.items()}

@@ -1,17 +1,21 @@
-"""A hospital's export: a tree of DICOM files of any names, with or without suffix, one record for each frame.
+"""A hospital's export: a tree of DICOM files, with any names and suffixes. Each frame becomes a record.
 
-Nothing is taken from the names of files and folders, which often hold those of people: patient, study and instance are
-those of the headers, hashed before anything is written, and drops say `file 17`, the 17th of
-`find . ! -type d | LC_ALL=C sort`. What holds no picture is set aside with what it is: reports, PDFs,
-presentation states, segmentations, a DICOMDIR, a viewer's own files. An instance that was exported twice is one record.
+    DIR/**/*     files of other kinds are set aside
 
-A PatientID that stands for nobody (blank, ANONYMOUS, 0, …) is unknown. MG, CT, MR and all other modalities are read;
-each slice of a volume is a record. The role is frontal or lateral by ViewPosition, in mammograms the view itself (cc,
-mlo, …).
+Nothing is read from the names of files and folders, since they often hold the names of people. Patient, study and
+instance come from the headers and are hashed before anything is written. Drops show `file 17`: the 17th line of
+`find . ! -type d | LC_ALL=C sort`. A file without a picture is set aside, and the drop says what it is: a report, a
+PDF, a presentation state, a segmentation, a DICOMDIR, a file of a viewer. An instance that was exported twice is one
+record. MG, CT, MR and all other modalities are read. Each slice of a volume is a record.
 
---labels FILE.csv gives labels: the columns that hold only 0, 1, -1 (uncertain) or nothing, joined by the column
-SOPInstanceUID, else StudyInstanceUID, else AccessionNumber. Several lines for one key are joined: blanks give way,
-values that disagree are conflicting. The fields are DICOM's own (PS3.3); the headers of pydicom's real files were read.
+Splits: drawn per patient.
+Labels: --labels FILE.csv gives them. Its columns with only 0, 1, -1 (uncertain) or blank cells are the labels. Its
+column SOPInstanceUID, else StudyInstanceUID, else AccessionNumber says which images a line describes. Several lines
+with one key are joined: blank cells are ignored, and values that disagree are conflicting.
+Patients: the PatientID. A PatientID that stands for nobody (blank, ANONYMOUS, 0, …) counts as unknown.
+Roles: frontal or lateral by ViewPosition; in mammograms the view itself (cc, mlo, …).
+
+Checked: the headers of pydicom's real files. The fields are those of DICOM PS3.3.
 """
 
 from __future__ import annotations
@@ -21,8 +25,8 @@ import multiprocessing
 import os
 import pathlib
 import re
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 from medjax.data.images import dicom
 from medjax.data.images.dicom import Header
@@ -31,72 +35,94 @@ from medjax.data.types import BLANK, Drop, Entry, Example, Source, Unreadable
 from medjax.errors import UserError
 
 LICENSE = ''
-LAYOUT = 'a folder with DICOM files, at any depth and of any names'
+LAYOUT = 'a folder with DICOM files, at any depth and with any names'
 NOBODY = re.compile(r'anon\w*|unknown|none|null|removed|de-?identified|[0x*.-]*', re.IGNORECASE)
-KEYS = {'SOPInstanceUID': 'instance', 'StudyInstanceUID': 'study', 'AccessionNumber': 'accession'}  # most exact first
-BATCH = 64  # files a thread reads before it says so
+# column of --labels -> field of Header; the first one that the table has is used
+KEYS = {'SOPInstanceUID': 'instance', 'StudyInstanceUID': 'study', 'AccessionNumber': 'accession'}
+BATCH = 64  # number of files that a thread reads between two updates of the progress bar
 
-Picture = tuple[int, str, Header, int | None]  # number of the file, its path, its header, the frame
+
+class Picture(NamedTuple):
+    """One picture: a file, or a frame of a file."""
+
+    number: int  # of the file, for drops
+    path: str
+    header: Header
+    frame: int | None  # None for a file with one picture
+
+    @property
+    def patient(self) -> str | None:
+        """The PatientID, None if it stands for nobody."""
+        return None if NOBODY.fullmatch(self.header.patient) else self.header.patient
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    folders.arguments(parser, LAYOUT)
-    parser.add_argument('--labels', metavar='FILE.csv', help=f'labels by {", ".join(KEYS)}; columns of 0, 1, -1, blank')
-    parser.add_argument('--namespace', help="exports with one namespace share their patients (default: DIR's name)")
+    """Adds DIR, --size, --labels and --namespace."""
+    folders.add_arguments(parser, LAYOUT)
+    parser.add_argument(
+        '--labels',
+        metavar='FILE.csv',
+        help=f'a table with one of the columns {", ".join(KEYS)}, and label columns that hold 0, 1, -1 or blanks',
+    )
+    parser.add_argument(
+        '--namespace', help="exports with the same namespace share their patients (default: DIR's name)"
+    )
 
 
 def source(folder: str, labels: str | None = None, size: int | None = None, namespace: str | None = None) -> Source:
-    """The export as a source: every header is read once. UserError where no file holds a picture."""
+    """The source of the export in `folder`. Reads the header of every file. UserError if no file holds a picture."""
     root = folders.release_folder(folder, layout=LAYOUT)
-    found, dropped, notes = folders.tree(root)
-    pictures, unusable = _pictures(root, found)
+    files, dropped, notes = folders.numbered_files(root)
+    pictures, unusable = _pictures(root, files)
     if not pictures:
-        raise UserError(f'{root}: none of its {len(found)} files is a DICOM file with a picture; give {LAYOUT}')
-    names, given = _labels(pathlib.Path(labels).expanduser(), pictures, notes) if labels else ((), [])
+        raise UserError(f'{root}: none of its {len(files)} files is a DICOM file with a picture; give {LAYOUT}')
+    names, codes = _labels(pathlib.Path(labels).expanduser(), pictures, notes) if labels else ((), [])
     blank = [BLANK] * len(names)
 
     def load(i: int) -> Example:
-        _, path, header, frame = pictures[i]
-        return Example(folders.content(root / path), frame=frame or 0, role=_role(header), info=header.facts)
+        picture = pictures[i]
+        data = folders.read_bytes(root / picture.path)
+        return Example(data, frame=picture.frame or 0, role=_role(picture.header), attributes=picture.header.attributes)
 
     return Source(
         name=root.name, version='1', namespace=namespace or root.name, labels=names, license=LICENSE, size=size,
         entries=[_entry(root, picture) for picture in pictures],
-        label=lambda i: (given[i] if given else None) or blank,
+        label=lambda i: (codes[i] if codes else None) or blank,
         load=load, dropped=[*dropped, *unusable], notes=[*notes, *_notes(pictures)],
     )  # fmt: skip
 
 
-def _pictures(root: pathlib.Path, found: list[tuple[int, str]]) -> tuple[list[Picture], list[Drop]]:
-    """Every frame of every file that holds pictures, and the other files with a reason."""
+def _pictures(root: pathlib.Path, files: list[tuple[int, str]]) -> tuple[list[Picture], list[Drop]]:
+    """Every frame of every file that holds pictures, and a drop for each other file."""
     from tqdm import tqdm
 
-    batches = [found[at : at + BATCH] for at in range(0, len(found), BATCH)]
+    batches = [files[start : start + BATCH] for start in range(0, len(files), BATCH)]
     pictures: list[Picture] = []
     dropped: list[Drop] = []
-    first: dict[str, int] = {}  # instance -> the file it was found in
-    child = multiprocessing.parent_process() is not None  # of a build that shows its own progress
+    first: dict[str, int] = {}  # instance -> number of the first file that holds it
+    is_worker = multiprocessing.parent_process() is not None  # then the main process shows the progress
     with (
-        ThreadPoolExecutor(min(32, 4 * (os.cpu_count() or 1))) as pool,  # more than cores: shares answer slowly
-        tqdm(total=len(found), desc='headers', unit=' files', disable=child or None) as bar,
+        ThreadPoolExecutor(min(32, 4 * (os.cpu_count() or 1))) as pool,  # more threads than cores: shares are slow
+        tqdm(total=len(files), desc='headers', unit=' files', disable=is_worker or None) as bar,
     ):
         for batch, headers in zip(batches, pool.map(lambda batch: _headers(root, batch), batches), strict=True):
             for (number, path), header in zip(batch, headers, strict=True):
                 if isinstance(header, str):
                     dropped.append(Drop(path, f'file {number}', header))
                 elif header.instance in first:
-                    dropped.append(Drop(path, f'file {number}', f'the instance of file {first[header.instance]} again'))
+                    reason = f'repeats the instance of file {first[header.instance]}'
+                    dropped.append(Drop(path, f'file {number}', reason))
                 else:
                     if header.instance:
                         first[header.instance] = number
                     frames = range(header.frames) if header.frames > 1 else [None]
-                    pictures += [(number, path, header, frame) for frame in frames]
+                    pictures += [Picture(number, path, header, frame) for frame in frames]
             bar.update(len(batch))
     return pictures, dropped
 
 
 def _headers(root: pathlib.Path, batch: list[tuple[int, str]]) -> list[Header | str]:
-    """The header of each file, or why it holds no picture."""
+    """The header of each file, or the reason why it holds no picture."""
     headers: list[Header | str] = []
     for _, path in batch:
         try:
@@ -111,24 +137,19 @@ def _headers(root: pathlib.Path, batch: list[tuple[int, str]]) -> list[Header | 
 
 def _entry(root: pathlib.Path, picture: Picture) -> Entry:
     number, path, header, frame = picture
-    which = '' if frame is None else f' frame {frame + 1}'
+    suffix = '' if frame is None else f' frame {frame + 1}'
     image = header.instance or path
-    patient = _person(header)
     study = header.study or header.accession
     return Entry(
-        image + which, patient, f'{patient or ""}/{study}' if study else f'image/{image}', None,
-        f'file {number}{which}', stamp=folders.stamp(root / path),
+        image + suffix, picture.patient, f'{picture.patient or ""}/{study}' if study else f'image/{image}', None,
+        f'file {number}{suffix}', stamp=folders.stamp(root / path),
     )  # fmt: skip
 
 
-def _person(header: Header) -> str | None:
-    return None if NOBODY.fullmatch(header.patient) else header.patient
-
-
 def _role(header: Header) -> str:
-    view = str(header.facts.get('view', ''))
+    view = str(header.attributes.get('view', ''))
     first = view.lower().split(' ')[0]
-    if header.facts.get('modality') == 'MG' and re.fullmatch('[a-z]{2,6}', first):
+    if header.attributes.get('modality') == 'MG' and re.fullmatch('[a-z]{2,6}', first):
         return first
     return coding.role(view)
 
@@ -136,48 +157,58 @@ def _role(header: Header) -> str:
 def _labels(
     path: pathlib.Path, pictures: list[Picture], notes: list[str]
 ) -> tuple[tuple[str, ...], list[list[int] | None]]:
-    """The names of the labels, and those of each picture, or None where the table has no line for it."""
+    """The names of the labels, and the label codes of each picture (None if the table has no line for it).
+
+    Adds notes on images without a line and on lines without an image.
+    """
     if not path.is_file():
         raise UserError(f'--labels {path}: there is no such file; give a CSV file')
     table = tables.read_table(path)
-    known = {re.sub('[ _]', '', name).lower(): name for name in table.columns}
-    key = next((key for key in KEYS if key.lower() in known), None)
+    column_of = {re.sub('[ _]', '', column).lower(): column for column in table.columns}
+    key = next((key for key in KEYS if key.lower() in column_of), None)
     if key is None:
-        raise UserError(f'--labels {path}: none of its columns is {", ".join(KEYS)}; one of them says whose labels')
-    column = known[key.lower()]
-    names = [name for name in table.columns if name != column and _is_label([line.cells[name] for line in table.lines])]
+        raise UserError(
+            f'--labels {path}: none of its columns is {", ".join(KEYS)}; one of them must say which image a line is for'
+        )
+    key_column = column_of[key.lower()]
+    names = [
+        column
+        for column in table.columns
+        if column != key_column and _is_label([line.cells[column] for line in table.lines])
+    ]
     if not names:
         raise UserError(f'--labels {path}: no column holds only 0, 1, -1 (uncertain) or nothing')
-    lines: dict[str, list[Mapping[str, str]]] = {}
-    for line in table.lines:
-        lines.setdefault(line.cells[column], []).append(line.cells)
-    lines.pop('', None)
-    joined = {of: coding.join([coding.codes(cells, names)[0] for cells in several]) for of, several in lines.items()}
-    own = [getattr(header, KEYS[key]) for _, _, header, _ in pictures]
-    if not set(own) & joined.keys():
+    codes = {
+        value: coding.combine_lines([coding.label_codes(line.cells, names)[0] for line in lines])
+        for value, lines in table.by(key_column).items()
+        if value
+    }
+    values = [getattr(picture.header, KEYS[key]) for picture in pictures]
+    if not set(values) & codes.keys():
         raise UserError(
             f'--labels {path}: no {key} of it is in a header of these files; a spreadsheet may have changed it '
             '(leading zeros, long numbers), or the export has new ids'
         )
-    if without := sum(of not in joined for of in own):
+    if without := sum(value not in codes for value in values):
         notes.append(f'{without} images have no line in {path.name}: their labels are blank')
-    if unused := len(joined.keys() - set(own)):
+    if unused := len(codes.keys() - set(values)):
         notes.append(f'{unused} values of {key} in {path.name} are in no file')
     if table.dropped:
         notes.append(f'{len(table.dropped)} lines of {path.name} have too few or too many cells and are left out')
-    return tuple(names), [joined.get(of) for of in own]
+    return tuple(names), [codes.get(value) for value in values]
 
 
 def _is_label(cells: list[str]) -> bool:
-    return any(cells) and all(coding.label(cell) is not None for cell in cells if cell)
+    return any(cells) and all(coding.label_code(cell) is not None for cell in cells if cell)
 
 
 def _notes(pictures: list[Picture]) -> list[str]:
-    people = [_person(header) for _, _, header, _ in pictures]
+    """Notes on unknown patients, and on one PatientID for many studies."""
     notes = []
-    if unknown := sum(person is None for person in people):
+    if unknown := sum(picture.patient is None for picture in pictures):
         notes.append(f'{unknown} images have no PatientID, or one that stands for nobody: people may be in two splits')
-    studies = {header.study for _, _, header, _ in pictures}
-    if len(set(people)) == 1 and people[0] is not None and len(studies) > 1:
+    patients = {picture.patient for picture in pictures}
+    studies = {picture.header.study for picture in pictures}
+    if len(patients) == 1 and None not in patients and len(studies) > 1:
         notes.append(f'all {len(studies)} studies have one PatientID: if it stands for nobody, ask for pseudonyms')
     return notes

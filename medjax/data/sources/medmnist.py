@@ -1,24 +1,32 @@
-"""MedMNIST: 12 sets of pictures (28, 64, 128, 224 px) and 6 of volumes (28, 64), each one .npz file of fixed splits.
+"""MedMNIST: 12 sets of pictures (28, 64, 128, 224 px) and 6 of volumes (28, 64 px), each one .npz file with its splits.
 
-    FILE    <set>.npz or <set>_64.npz, _128, _224, as released: the name of the file says which set it is
-            {train,val,test}_images uint8 [n,H,W], [n,H,W,3], volumes [n,D,H,W]; {train,val,test}_labels [n,1], [n,14]
+    FILE    <set>.npz, <set>_64.npz, <set>_128.npz or <set>_224.npz; the set is found by the name of the file
+            train_images, val_images, test_images    uint8 [n,H,W] or [n,H,W,3]; volumes [n,D,H,W]
+            train_labels, val_labels, test_labels    [n,1] or [n,14]
 
-Labels have their names: two classes are one label, named by class 1 (breastmnist: 1 is normal or benign); more classes
-are one label each; retinamnist's are grades. chestmnist's effusion and pleural are pleural_effusion and
-pleural_thickening, so that a finding has one name in all sets. A volume becomes D records, its slices along the first
-axis, all of one study and of one patient, so that no split parts them. The files name no patients.
+A volume becomes D records: its slices along the first axis. They share a study and a patient, so no split separates
+them. An image's id is its position in the file, such as 'train/17'. In a trimmed file it is 'train/17 of 99', because
+position 17 is another image there.
 
-The build says whether the file is a published one (MD5), and where its counts differ from the published ones; a
-trimmed file still builds. Positions are ids only where the split has its published size.
+Splits: those of the file.
+Labels: their names, as MedMNIST gives them. Two classes are one label, named by class 1 (breastmnist: 1 is normal or
+benign). More classes are one label each; those of retinamnist are grades. The labels effusion and pleural of chestmnist
+are called pleural_effusion and pleural_thickening, so that a finding has one name in all data sets.
+Patients: not known. Each image counts as one, and so does each volume.
+Traps: five sets had more images before version 2.2.4, which removed blank ones. The build says whether the file is a
+published one (by its MD5), and where its counts differ from the published ones. A trimmed file can be built.
 
-Checked: names, counts, MD5s and licences (medmnist/info.py 3.0.2 of MedMNIST/MedMNIST; names are shortened). Five sets
-had more images before 2.2.4, blank ones (its history). Recalled, not checked: pictures of one HAM10000 lesion are in
-several splits of dermamnist; slices of one CT are in one split of the organ sets.
+Checked: names, counts, MD5s and licences in medmnist/info.py 3.0.2 of MedMNIST/MedMNIST (names are shortened), and the
+five sets in its history.
+Recalled, not checked: pictures of one HAM10000 lesion are in several splits of dermamnist; slices of one CT are in one
+split of the organ sets.
+Licence: CC BY 4.0; dermamnist CC BY-NC 4.0.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
 import pathlib
 import re
@@ -36,13 +44,15 @@ LICENSE = 'CC BY 4.0; dermamnist CC BY-NC 4.0'
 LAYOUT = 'an .npz file of MedMNIST under its released name, such as pneumoniamnist.npz or pneumoniamnist_128.npz'
 SPLITS = ('official',)
 NOTES = {
-    'chestmnist': 'the images are from NIH ChestX-ray14, split as nih/chestmnist; which is which cannot be told: '
-    'do not test on NIH, RSNA or SIIM-ACR after training on it, nor the other way round',
+    'chestmnist': 'the images are from NIH ChestX-ray14, split as nih/chestmnist, but nobody published which image is '
+    'which: do not test on NIH, RSNA or SIIM-ACR after training on it, nor the other way round',
     'dermamnist': 'HAM10000 has several pictures of a lesion, and this split was drawn by picture',
 }
 
 
 class Set(NamedTuple):
+    """One set of MedMNIST."""
+
     labels: tuple[str, ...]
     md5: tuple[str, ...]  # of the files of 28, 64, 128 and 224 px
 
@@ -132,99 +142,134 @@ SETS = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class Release:
+    """The pictures of a file, in the order of the entries: its images, or the slices of its volumes."""
+
+    name: str  # of the set
+    pictures: dict[str, np.ndarray]  # split -> [n,H,W] or [n,H,W,3]
+    labels: dict[str, np.ndarray]  # split -> int8 [count,L]; without the splits that have no labels
+    counts: dict[str, int]  # split -> number of images or volumes
+    depths: dict[str, int]  # split -> pictures of a volume; 1 for images
+    places: list[tuple[str, int]]  # split and position of each picture
+
+    def entry(self, i: int, stamp: str) -> Entry:
+        """The entry of picture i. `stamp` is that of the file."""
+        split, k = self.places[i]
+        number, z = divmod(k, self.depths[split])
+        image = _image_id(self.name, split, number, self.counts[split])
+        where = f'{split}_images[{number}]'
+        if not self.name.endswith('3d'):
+            return Entry(image, None, f'image/{image}', split, where, stamp=stamp)
+        volume = f'volume/{image}'
+        return Entry(f'{image} slice {z}', volume, volume, split, f'{where} slice {z}', stamp=stamp)
+
+    def label(self, i: int) -> Sequence[int]:
+        """The code of each label of picture i."""
+        split, k = self.places[i]
+        if split not in self.labels:
+            return [BLANK] * len(SETS[self.name].labels)
+        return self.labels[split][k // self.depths[split]].tolist()
+
+    def load(self, i: int) -> Example:
+        """Picture i."""
+        split, k = self.places[i]
+        return Example(np.ascontiguousarray(self.pictures[split][k]))
+
+
 def arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds FILE."""
     parser.add_argument('file', metavar='FILE', help=LAYOUT)
 
 
 def source(file: str, split: str = 'official') -> Source:
+    """The source of a file. UserError if its name is not a set's name, or if its arrays do not fit the set."""
     path = pathlib.Path(file).expanduser()
-    name = _named(path)
-    names = SETS[name].labels
-    held = npz.arrays(path)
-    stacks = {part: held[f'{part}_images'] for part in SPLIT_NAMES if f'{part}_images' in held}
-    labels = {part: _labels(held[f'{part}_labels'], names) for part in stacks if f'{part}_labels' in held}
-    volume = name.endswith('3d')
-    slices: dict[str, np.ndarray] = {}
-    for part, stack in stacks.items():
-        if volume != (stack.ndim == 4 and stack.shape[3] > 3):
-            raise UserError(f'{path}: {part}_images has shape {stack.shape}, which is no {name}; is the name right?')
-        slices[part] = stack.reshape(-1, *stack.shape[2:]) if volume else stack
-        npz.check(path, part, slices[part], None)
-        if part in labels and len(labels[part]) != len(stack):
-            raise UserError(f'{path}: {len(stack)} {part}_images but {len(labels[part])} {part}_labels')
-    depth = {part: stack.shape[1] if volume else 1 for part, stack in stacks.items()}
-    place = [(part, k) for part, pictures in slices.items() for k in range(len(pictures))]
-    counts = [(f'{part}/{i}', part) for part, stack in stacks.items() for i in range(len(stack))]
-    ids = {part: _ids(name, part, len(stack)) for part, stack in stacks.items()}
+    name = _set_name(path)
+    release = _release(path, name)
+    list_name, notes = _comparison(path, name, release.counts)
     stamp = folders.stamp(path)
-    name_of_list, notes = _compared(path, name, counts)
-
-    def entry(part: str, k: int) -> Entry:
-        i, z = divmod(k, depth[part])
-        if not volume:
-            image, where = ids[part].format(i), f'{part}_images[{i}]'
-            return Entry(image, None, f'image/{image}', part, where, stamp=stamp)
-        whole = ids[part].format(i)
-        where = f'{part}_images[{i}] slice {z}'
-        return Entry(f'{whole} slice {z}', f'volume/{whole}', f'volume/{whole}', part, where, stamp=stamp)
-
-    def label(n: int) -> Sequence[int]:
-        part, k = place[n]
-        return labels[part][k // depth[part]].tolist() if part in labels else [BLANK] * len(names)
-
-    def load(n: int) -> Example:
-        part, k = place[n]
-        return Example(np.ascontiguousarray(slices[part][k]))
-
-    each = 'each volume counts as a patient, so that its slices stay together' if volume else 'each image counts as one'
+    patients = 'each image counts as one'
+    if name.endswith('3d'):
+        patients = 'each volume counts as a patient, so that its slices stay together'
     return Source(
-        name=path.stem, version='1', namespace=name, labels=names, entries=[entry(*at) for at in place],
-        license='CC BY-NC 4.0' if name == 'dermamnist' else 'CC BY 4.0', label=label, load=load,
-        notes=[*notes, f'the file names no patients: {each}', *filter(None, [NOTES.get(name)])],
-        splits=name_of_list,
+        name=path.stem, version='1', namespace=name, labels=SETS[name].labels,
+        license='CC BY-NC 4.0' if name == 'dermamnist' else 'CC BY 4.0',
+        entries=[release.entry(i, stamp) for i in range(len(release.places))], label=release.label, load=release.load,
+        notes=[*notes, f'the file names no patients: {patients}', *filter(None, [NOTES.get(name)])],
+        splits=list_name,
     )  # fmt: skip
 
 
-def _named(path: pathlib.Path) -> str:
-    """The set that the file's name begins with: 'organmnist3d' of organmnist3d_64.npz."""
+def _release(path: pathlib.Path, name: str) -> Release:
+    """The pictures of a file. UserError if its arrays do not fit the set `name`."""
+    is_volume = name.endswith('3d')
+    arrays = npz.arrays(path)
+    images = {split: arrays[f'{split}_images'] for split in SPLIT_NAMES if f'{split}_images' in arrays}
+    labels = {
+        split: _labels(arrays[f'{split}_labels'], SETS[name].labels) for split in images if f'{split}_labels' in arrays
+    }
+    pictures = {}
+    for split, stack in images.items():
+        if is_volume != (stack.ndim == 4 and stack.shape[3] > 3):
+            raise UserError(
+                f'{path}: {split}_images has shape {stack.shape}, which does not fit {name}; is the file name right?'
+            )
+        pictures[split] = stack.reshape(-1, *stack.shape[2:]) if is_volume else stack
+        npz.check(path, split, pictures[split], None)
+        if split in labels and len(labels[split]) != len(stack):
+            raise UserError(f'{path}: {len(stack)} {split}_images but {len(labels[split])} {split}_labels')
+    counts = {split: len(stack) for split, stack in images.items()}
+    depths = {split: stack.shape[1] if is_volume else 1 for split, stack in images.items()}
+    places = [(split, k) for split, stack in pictures.items() for k in range(len(stack))]
+    return Release(name, pictures, labels, counts, depths, places)
+
+
+def _set_name(path: pathlib.Path) -> str:
+    """The set that a file's name begins with: 'organmnist3d' for organmnist3d_64.npz."""
     name = re.split(r'[_.]', path.name.lower())[0]
     if name not in SETS:
         raise UserError(
-            f'{path.name} is no name of a MedMNIST file{suggest(name, SETS)}; there are {", ".join(SETS)}. Give '
-            f'{LAYOUT}; medjax build npz takes files of this layout under any name'
+            f'{path.name} is not the name of a MedMNIST file{suggest(name, SETS)}; there are {", ".join(SETS)}. Give '
+            f'{LAYOUT}; medjax build npz takes files of this format with any name'
         )
     return name
 
 
-def _labels(given: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
-    """int8 [n,L] of classes [n,1] or, where a picture has several, of columns [n,L]."""
-    given = given.reshape(len(given), -1)
-    classes = 2 if len(names) == 1 or given.shape[1] > 1 else len(names)
-    if given.dtype.kind not in 'iub' or given.shape[1] not in (1, len(names)):
-        raise UserError(f'labels of shape {given.shape} and dtype {given.dtype}; whole numbers [n, 1] are meant')
-    if given.size and not 0 <= given.min() <= given.max() < classes:
-        raise UserError(f'labels from {given.min()} to {given.max()}; this set counts its {classes} classes from 0')
-    several = given.shape[1] == 1 and len(names) > 1
-    return (given == np.arange(len(names)) if several else given).astype(np.int8)
+def _labels(labels: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
+    """The label codes int8 [n,L] from class numbers [n,1] or from columns [n,L]."""
+    labels = labels.reshape(len(labels), -1)
+    classes = 2 if len(names) == 1 or labels.shape[1] > 1 else len(names)
+    if labels.dtype.kind not in 'iub' or labels.shape[1] not in (1, len(names)):
+        raise UserError(
+            f'labels of shape {labels.shape} and dtype {labels.dtype}; this set has whole numbers of shape [n, 1] or '
+            f'[n, {len(names)}]'
+        )
+    if labels.size and not 0 <= labels.min() <= labels.max() < classes:
+        raise UserError(f'labels from {labels.min()} to {labels.max()}; this set counts its {classes} classes from 0')
+    has_class_numbers = labels.shape[1] == 1 and len(names) > 1
+    return (labels == np.arange(len(names)) if has_class_numbers else labels).astype(np.int8)
 
 
-def _ids(name: str, part: str, count: int) -> str:
-    """Format of an image's id. In a trimmed file, position 17 is another image than in the published one."""
-    official = published_splits.LISTS[f'medmnist/{name}'].images[part]
-    return f'{part}/{{}}' if count == official else f'{part}/{{}} of {count}'
+def _image_id(name: str, split: str, number: int, count: int) -> str:
+    """The id of image `number` of a split: 'train/17', in a trimmed file of 99 images 'train/17 of 99'."""
+    published = published_splits.LISTS[f'medmnist/{name}'].images[split]
+    return f'{split}/{number}' if count == published else f'{split}/{number} of {count}'
 
 
-def _compared(path: pathlib.Path, name: str, counts: Sequence[tuple[str, str]]) -> tuple[str, list[str]]:
-    """The name of the file's split, and whether it is a published one or in what it differs."""
+def _comparison(path: pathlib.Path, name: str, counts: dict[str, int]) -> tuple[str, list[str]]:
+    """The name of the file's split list, and notes on whether the file is a published one. counts: split -> images."""
     current, older = f'medmnist/{name}', f'medmnist/{name} before 2.2.4'
+    images = [(f'{split}/{i}', split) for split, count in counts.items() for i in range(count)]
     with path.open('rb') as file:
         md5 = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
     if md5 in SETS[name].md5:
         size = (28, 64, 128, 224)[SETS[name].md5.index(md5)]
         return current, [f'the file is the published one of {size} px: its MD5 is in medmnist/info.py 3.0.2']
-    if older in published_splits.LISTS and not published_splits.differences(older, counts):
+    if older in published_splits.LISTS and not published_splits.differences(older, images):
         return older, [
-            f'the file is of {name} before MedMNIST 2.2.4, which took blank images out: not comparable image by image'
+            f'the file is of {name} before MedMNIST 2.2.4, which removed blank images: results on the two differ'
         ]
-    differ = published_splits.differences(current, counts)
-    return published_splits.named(current, differ), [f'the file is none of the published ones (MD5 {md5})', *differ]
+    differences = published_splits.differences(current, images)
+    list_name = published_splits.list_name(current, differences)
+    return list_name, [f'the file is none of the published ones (MD5 {md5})', *differences]

@@ -1,9 +1,15 @@
 """A folder with metadata.csv and the images that it names: PNG, JPEG (8 or 16 bit), DICOM.
 
-Recognised columns: image (required), patient_id, study_id, split, text, age, sex, view, mask, license.
-Labels: the named columns; by default those that hold only 0, 1, -1 (uncertain) or nothing. A DICOM file of several
-frames gives a record for each, and what the table does not say of age, sex and view is taken from its header. Ages
-above 90 are told as 90, those that nobody reaches are left out; sexes are told as M and F where the word is known.
+    DIR/metadata.csv     image,patient_id,split,text,age,sex,view,effusion,nodule
+    DIR/…                the images, at the paths that the column image names
+
+Recognised columns: image (required), patient_id, study_id, split, text, age, sex, view, mask, license. A DICOM file
+with several frames gives a record for each. Age, sex and view come from its header if the table does not have them.
+Ages above 90 are stored as 90, and impossible ones are left out. Words for male and female are stored as M and F.
+
+Splits: the column split (train, val or test). Without it they are drawn per patient.
+Labels: the columns that --labels names. By default, the columns that hold only 0, 1, -1 (uncertain) or nothing.
+Patients: the column patient_id. Without it, near-duplicates stay together where splits are drawn.
 """
 
 from __future__ import annotations
@@ -14,6 +20,7 @@ import pathlib
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 from medjax.data.images import dicom
 from medjax.data.releases import coding, folders, tables
@@ -22,7 +29,7 @@ from medjax.data.types import BLANK, Drop, Entry, Example, Source, Unreadable
 from medjax.errors import UserError, suggest
 
 RECOGNISED = ('image', 'patient_id', 'study_id', 'split', 'text', 'age', 'sex', 'view', 'mask', 'license')
-MOST_VALUES = 100  # a text column with more values than this is no label
+MOST_VALUES = 100  # a text column with more values cannot be a label
 LAYOUT = (
     'the folder that holds metadata.csv and its images; the table has a line for each image, at least the column image'
 )
@@ -30,62 +37,74 @@ LAYOUT = (
 Label = Callable[[Mapping[str, str]], int]  # cells -> 1, 0, -1 or -2
 
 
+class Picture(NamedTuple):
+    """One picture: the file of a line, or a frame of it."""
+
+    line: Line
+    file: pathlib.Path
+    frame: int | None  # None for a file with one picture
+
+
 def arguments(parser: argparse.ArgumentParser) -> None:
-    folders.arguments(parser, 'holds metadata.csv and its images')
-    parser.add_argument('--labels', help='columns, separated by commas; a text column gives one label per value')
-    parser.add_argument('--namespace', help="tables with one namespace share their patients' ids (default: DIR's name)")
+    """Adds DIR, --size, --labels and --namespace."""
+    folders.add_arguments(parser, LAYOUT)
+    parser.add_argument(
+        '--labels', metavar='A,B', help='columns that are labels; a text column gives one label for each of its values'
+    )
+    parser.add_argument(
+        '--namespace', help="data sets with the same namespace share their patients (default: DIR's name)"
+    )
 
 
 def source(folder: str, labels: str | None = None, size: int | None = None, namespace: str | None = None) -> Source:
-    """The table as a source; lines that cannot be used are set aside with a reason, `UserError` where none can be."""
+    """The source of the table in `folder`. A line that cannot be used becomes a drop with its reason.
+
+    UserError if the table is missing, has no column image, or has an unknown split.
+    """
     root = folders.release_folder(folder, 'metadata.csv', layout=LAYOUT)
     table = tables.read_table(root / 'metadata.csv', ['image'], lower=RECOGNISED)
     lines, files, unusable = _usable(root, table)
-    names, label_of = _labels(lines, table.columns, labels)
-    pictures = [picture for n, file in enumerate(files) for picture in _pictures(n, file)]
-    entries = [
-        _entry(table.where(lines[n]), lines[n].cells, frame, _stamp(root, files[n], lines[n].cells))
-        for n, frame in pictures
-    ]
+    names, functions = _labels(lines, table.columns, labels)
+    pictures = [picture for line, file in zip(lines, files, strict=True) for picture in _pictures(line, file)]
+    entries = [_entry(root, table.where(picture.line), picture) for picture in pictures]
 
     def label(i: int) -> list[int]:
-        return [of(lines[pictures[i][0]].cells) for of in label_of]
+        return [function(pictures[i].line.cells) for function in functions]
 
     def load(i: int) -> Example:
-        n, frame = pictures[i]
-        cells, data = lines[n].cells, folders.content(files[n])
+        line, file, frame = pictures[i]
+        cells, data = line.cells, folders.read_bytes(file)
         mask, note = _mask(root, cells.get('mask', '')) if frame is None else (None, '')
         if frame is not None and cells.get('mask'):
-            note = 'the mask is left out: it cannot be told which of the frames it belongs to'
+            note = 'the mask is left out: the table does not say which of the frames it belongs to'
         age, sex = coding.age(cells.get('age', '')), _sex(cells.get('sex', ''))
-        told = coding.known(sex=sex, view=cells.get('view'), license=cells.get('license'), age=age)
-        facts = (dicom.facts(data) if dicom.looks_like(data) else {}) | told
+        attributes = dicom.attributes(data) if dicom.looks_like(data) else {}
+        attributes |= coding.filled(sex=sex, view=cells.get('view'), license=cells.get('license'), age=age)
         return Example(
             image=data,
             frame=frame or 0,
-            role=coding.role(str(facts.get('view', ''))),
+            role=coding.role(str(attributes.get('view', ''))),
             text={'report': cells['text']} if cells.get('text') else {},
-            info=facts,
+            attributes=attributes,
             mask=mask,
             note=note,
         )
 
-    space = namespace or root.name
     licenses = sorted({line.cells['license'] for line in lines if line.cells.get('license')})
     return Source(
-        name=root.name, version='1', namespace=space, labels=names, license='; '.join(licenses), size=size,
-        entries=entries, label=label, load=load, dropped=[*table.dropped, *unusable],
+        name=root.name, version='1', namespace=namespace or root.name, labels=names, license='; '.join(licenses),
+        size=size, entries=entries, label=label, load=load, dropped=[*table.dropped, *unusable],
         notes=_notes(table.columns, lines, names),
     )  # fmt: skip
 
 
 def _usable(root: pathlib.Path, table: Table) -> tuple[list[Line], list[pathlib.Path], list[Drop]]:
-    """The lines whose image may be opened, their files, and the others with a reason."""
+    """The lines whose image is there, their files, and a drop for each other line."""
     lines = table.lines
-    split_given = any(line.cells.get('split') for line in lines)
-    if wrong := {s for line in lines if (s := line.cells.get('split', '')) and s.lower() not in folders.SPLITS}:
+    splits = {line.cells.get('split', '') for line in lines} - {''}
+    if unknown := [split for split in sorted(splits) if split.lower() not in folders.SPLIT_SPELLINGS]:
         raise UserError(
-            f'metadata.csv: the column split holds {", ".join(map(repr, sorted(wrong)[:3]))}; use train, val or test'
+            f'metadata.csv: the column split holds {", ".join(map(repr, unknown[:3]))}; use train, val or test'
         )
     usable, files, dropped = [], [], []
     first: dict[pathlib.Path, Line] = {}
@@ -94,9 +113,9 @@ def _usable(root: pathlib.Path, table: Table) -> tuple[list[Line], list[pathlib.
         try:
             file = folders.inside(root, cell)
             if file in first:
-                same = 'again' if line.cells == first[file].cells else 'again with other values'
-                raise Unreadable(f'the image of line {first[file].number} {same}')
-            if split_given and not line.cells['split']:
+                values = '' if line.cells == first[file].cells else ' with other values'
+                raise Unreadable(f'repeats the image of line {first[file].number}{values}')
+            if splits and not line.cells['split']:
                 raise Unreadable('the split is blank although other lines have one')
         except Unreadable as error:
             dropped.append(Drop(cell, table.where(line), str(error)))
@@ -107,35 +126,39 @@ def _usable(root: pathlib.Path, table: Table) -> tuple[list[Line], list[pathlib.
     return usable, files, dropped
 
 
-def _pictures(n: int, file: pathlib.Path) -> list[tuple[int, int | None]]:
-    """(line, None) for a file of one picture; (line, frame) for each frame of a DICOM file of several."""
-    count = folders.frames(file)
-    return [(n, frame) for frame in range(count)] if count > 1 else [(n, None)]
+def _pictures(line: Line, file: pathlib.Path) -> list[Picture]:
+    """The pictures in a file: one, or each frame of a DICOM file."""
+    count = folders.frame_count(file)
+    return [Picture(line, file, frame) for frame in (range(count) if count > 1 else [None])]
 
 
-def _entry(where: str, cells: Mapping[str, str], frame: int | None, stamp: str) -> Entry:
-    """Ids as they are; a study number means something only within its patient; blanks stand alone."""
+def _entry(root: pathlib.Path, where: str, picture: Picture) -> Entry:
+    """The entry of a picture. A study_id is a number within a patient; a record without one is a study of its own."""
+    cells = picture.line.cells
     image, patient = cells['image'], cells.get('patient_id') or None
     study = f'{patient or ""}/{cells["study_id"]}' if cells.get('study_id') else f'image/{image}'
-    which = '' if frame is None else f' frame {frame + 1}'
-    split = folders.SPLITS.get(cells.get('split', '').lower())
-    return Entry(image + which, patient, study, split, where + which, stamp=stamp)
+    suffix = '' if picture.frame is None else f' frame {picture.frame + 1}'
+    split = folders.SPLIT_SPELLINGS.get(cells.get('split', '').lower())
+    stamp = _stamp(root, picture.file, cells.get('mask', ''))
+    return Entry(image + suffix, patient, study, split, where + suffix, stamp=stamp)
 
 
-def _stamp(root: pathlib.Path, file: pathlib.Path, cells: Mapping[str, str]) -> str:
-    """Of the image and of its mask."""
+def _stamp(root: pathlib.Path, file: pathlib.Path, mask: str) -> str:
+    """The stamp of an image and of its mask, if the mask can be used."""
     try:
-        return folders.stamp(file, folders.inside(root, cells['mask'])) if cells.get('mask') else folders.stamp(file)
-    except Unreadable:  # the mask is left out
+        return folders.stamp(file, folders.inside(root, mask)) if mask else folders.stamp(file)
+    except Unreadable:
         return folders.stamp(file)
 
 
 def _labels(lines: list[Line], columns: list[str], named: str | None) -> tuple[tuple[str, ...], list[Label]]:
-    """Names of the labels and, for each, the function from a line's cells to 1, 0, -1 or -2."""
+    """The names of the labels and, for each, the function from a line's cells to its code. `named`: --labels."""
     values = {name: Counter(line.cells[name] for line in lines if line.cells[name]) for name in columns}
-    number = {name for name in columns if values[name] and all(coding.label(cell) is not None for cell in values[name])}
+    coded = {
+        name for name in columns if values[name] and all(coding.label_code(cell) is not None for cell in values[name])
+    }
     if named is None:
-        chosen = [name for name in columns if name in number and name not in RECOGNISED]
+        chosen = [name for name in columns if name in coded and name not in RECOGNISED]
     else:
         chosen = list(dict.fromkeys(_column(name) for name in named.split(',') if name.strip()))
     names: list[str] = []
@@ -145,9 +168,9 @@ def _labels(lines: list[Line], columns: list[str], named: str | None) -> tuple[t
             raise UserError(f'--labels: metadata.csv has no column {column!r}{suggest(column, columns)}')
         if not values[column]:
             raise UserError(f'--labels: the column {column!r} is empty')
-        if column in number:
+        if column in coded:
             names.append(column)
-            functions.append(functools.partial(_given, column))
+            functions.append(functools.partial(_code, column))
             continue
         if len(values[column]) > MOST_VALUES:
             raise UserError(
@@ -156,33 +179,34 @@ def _labels(lines: list[Line], columns: list[str], named: str | None) -> tuple[t
             )
         for value in sorted(values[column]):
             names.append(f'{column}={value}' if value in names or value in chosen else value)
-            functions.append(functools.partial(_is, column, value))
+            functions.append(functools.partial(_equals, column, value))
     return tuple(names), functions
 
 
-def _given(column: str, cells: Mapping[str, str]) -> int:
-    number = coding.label(cells[column])
-    return BLANK if number is None else number
+def _code(column: str, cells: Mapping[str, str]) -> int:
+    code = coding.label_code(cells[column])
+    return BLANK if code is None else code
 
 
-def _is(column: str, value: str, cells: Mapping[str, str]) -> int:
+def _equals(column: str, value: str, cells: Mapping[str, str]) -> int:
     return int(cells[column] == value) if cells[column] else BLANK
 
 
 def _sex(cell: str) -> str | None:
-    """'M' or 'F' for words that mean so, other words ('O', 'unknown') as they are; no numbers and no sentences."""
+    """'M' or 'F' if the cell means so. Other single words ('O', 'unknown') stay; numbers and sentences become None."""
     return coding.sex(cell) or (cell if re.fullmatch(r'[^\W\d_]{1,12}', cell) else None)
 
 
 def _mask(root: pathlib.Path, cell: str) -> tuple[bytes | None, str]:
-    """The file of the mask that a line names and '', or None and why it is left out."""
+    """The content of the mask that a line names and '', or None and the reason why the mask is left out."""
     try:
-        return (folders.content(folders.inside(root, cell)) if cell else None), ''
+        return (folders.read_bytes(folders.inside(root, cell)) if cell else None), ''
     except Unreadable as error:
         return None, f'the mask is left out: {error}'
 
 
 def _notes(columns: list[str], lines: list[Line], labels: tuple[str, ...]) -> list[str]:
+    """Notes on lines without a patient, and on a table without labels."""
     without = sum(not line.cells.get('patient_id') for line in lines)
     notes = []
     if without:
@@ -193,6 +217,7 @@ def _notes(columns: list[str], lines: list[Line], labels: tuple[str, ...]) -> li
     return notes
 
 
-def _column(cell: str) -> str:
-    name = cell.strip()
+def _column(name: str) -> str:
+    """The name of a column in --labels, in lower case if it is a recognised one, as `read_table` does."""
+    name = name.strip()
     return name.lower() if name.lower() in RECOGNISED else name

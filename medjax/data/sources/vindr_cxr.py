@@ -1,32 +1,37 @@
-"""VinDr-CXR 1.0.0 of PhysioNet: 18,000 frontal DICOM films, each train film read by three radiologists.
+"""VinDr-CXR 1.0.0 of PhysioNet: 18,000 frontal DICOM films; three radiologists read each film of train.
 
     DIR/train/<image_id>.dicom, DIR/test/<image_id>.dicom
-    DIR/annotations/image_labels_train.csv    image_id, rad_id, 28 findings and diagnoses as 0/1: a line a reader
-    DIR/annotations/image_labels_test.csv     image_id, the same: a line an image, by consensus
+    DIR/annotations/image_labels_train.csv    image_id, rad_id, 28 findings and diagnoses as 0/1: one reader a line
+    DIR/annotations/image_labels_test.csv     image_id, the same 28: one image a line, by consensus
 
-Traps: 45,000 lines for 15,000 train images; 'Other diseases' in train is 'Other disease' in test; films with inverted
-greys (MONOCHROME1), which are turned; no patient is named in any table, so splits know no people.
+Splits: `official` is train 15,000 / test 3,000. `benchx` is 12,000 / 3,000 / 3,000, from lists of yangzhou12/BenchX
+that you put at DIR/benchx/train.txt, val.txt and test.txt.
+Labels: in train, the code on which all readers of an image agree, else conflicting; in test, the consensus. A label is
+blank if its table lacks the column. The boxes of annotations_*.csv are of 22 kinds and do not fit the one mask of a
+record, so they are left out.
+Patients: no table names them. So people may be in two splits.
+Traps: train has 45,000 lines for 15,000 images. 'Other diseases' in train is 'Other disease' in test. Films with
+inverted greys (MONOCHROME1) are inverted back.
 
-Labels: what all readers of an image say, else conflicting; consensus for test; blank where a table lacks the column.
-The boxes of annotations_*.csv are of 22 kinds and do not fit the one mask of a record; they are left out.
-
-Splits: `official` train 15,000 / test 3,000; or `benchx` 12,000 / 3,000 / 3,000, lists of yangzhou12/BenchX to be put
-at DIR/benchx/{train,val,test}.txt.
-
-Checked: image ids of both splits (BenchX's lists and the Kaggle table in mlmed/torchxrayvision: 15,000 images, three
-readers each); that the column differs between the tables and the file extension (loaders of several public
-repositories). Recalled, not checked: that all films are PA, on which the role 'frontal' rests; the licence.
+Checked: the image ids of both splits (BenchX's lists, and the Kaggle table in mlmed/torchxrayvision: 15,000 images with
+three readers each); that the column differs between the tables, and the suffix of the files (loaders of several public
+repositories).
+Recalled, not checked: that all films are PA, on which the role 'frontal' rests.
+Licence (recalled): PhysioNet credentialed 1.5.0.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import pathlib
-from collections import defaultdict
+from collections.abc import Mapping
+from typing import NamedTuple
 
 from medjax.data.images import dicom
 from medjax.data.releases import coding, folders, published_splits, tables
-from medjax.data.types import BLANK, Drop, Entry, Example, Source, Unreadable
+from medjax.data.releases.tables import Line, Table
+from medjax.data.types import BLANK, Drop, Entry, Example, Source
 from medjax.errors import UserError
 
 LICENSE = 'PhysioNet credentialed 1.5.0'
@@ -36,83 +41,117 @@ TABLES = {split: f'annotations/image_labels_{split}.csv' for split in ('train', 
 NO_LABEL = ('image_id', 'rad_id')
 
 
+class Film(NamedTuple):
+    """An image that a table names and whose file is there."""
+
+    entry: Entry
+    labels: dict[str, int]
+    file: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Release:
+    """The usable images, in the order of the entries."""
+
+    root: pathlib.Path
+    films: list[Film]
+    names: tuple[str, ...]  # of the labels, in the order of the tables
+
+    def label(self, i: int) -> list[int]:
+        """The code of each label of image i."""
+        labels = self.films[i].labels
+        return [labels.get(name, BLANK) for name in self.names]
+
+    def load(self, i: int) -> Example:
+        """Reads image i. Raises Unreadable."""
+        data = folders.read_bytes(folders.inside(self.root, self.films[i].file))
+        return Example(data, 'frontal', attributes=dicom.attributes(data))
+
+
 def arguments(parser: argparse.ArgumentParser) -> None:
-    folders.arguments(parser, LAYOUT)
+    """Adds DIR and --size."""
+    folders.add_arguments(parser, LAYOUT)
 
 
 def source(folder: str, size: int | None = None, split: str = 'official') -> Source:
+    """The source of the release in `folder`. UserError if both tables, a list of `split` or all images are missing."""
     root = folders.release_folder(folder, '|'.join(TABLES.values()), layout=LAYOUT)
-    benchx = published_splits.read_split(root, 'benchx', 'from yangzhou12/BenchX') if split == 'benchx' else {}
-    files = folders.paths(root, '.dicom', '.dcm')
-    notes, dropped, entries = [], [], []
-    told: dict[str, dict[str, int]] = {}
-    names: dict[str, None] = {}  # in the tables' order
-    tabled: dict[str, str] = {}  # image -> split, as the tables have it
-    place: dict[str, str] = {}
-    for part, name in TABLES.items():
-        if not (root / name).is_file():
-            notes.append(f'{name} is missing: no {part} image is in the data set')
+    benchx = published_splits.read_lists(root, 'benchx', 'from yangzhou12/BenchX') if split == 'benchx' else {}
+    stamps = folders.files(root, '.dicom', '.dcm')
+    films: dict[str, Film] = {}
+    table_split: dict[str, str] = {}  # image -> the split of its table
+    notes: list[str] = []
+    dropped: list[Drop] = []
+    for name, path in TABLES.items():
+        if not (root / path).is_file():
+            notes.append(f'{path} is missing: no {name} image is in the data set')
             continue
-        votes, first, wrong = _read(root / name)
-        dropped += wrong
-        for image, said in votes.items():
-            file = f'{part}/{image}.dicom'
-            try:
-                stamp = folders.stamp(folders.inside(root, file if image else ''))
-                if image in told:
-                    raise Unreadable('the image is in both tables')
-                if benchx and image not in benchx:
-                    raise Unreadable('in no list of the split benchx')
-            except Unreadable as error:
-                dropped.append(Drop(image, first[image], str(error)))
-                continue
-            place[image] = file
-            told[image] = {label: coding.fuse(values) for label, values in said.items()}
-            names |= dict.fromkeys(told[image])
-            entries.append(Entry(image, None, f'image/{image}', benchx.get(image, part), first[image], stamp=stamp))
-        used = {f'{part}/{image}.dicom' for image in votes}
-        notes += folders.not_named([name for name in files if name.startswith(f'{part}/')], used, name)
-        tabled |= dict.fromkeys(votes, part)
-    if not entries:
+        table = tables.read_table(root / path, ['image_id'])
+        table_split |= dict.fromkeys(table.by('image_id'), name)
+        unusable, unlisted = _read_table(table, name, stamps, benchx, films)
+        dropped += unusable
+        notes += unlisted
+    if not films:
         raise UserError(f'{root}: none of the images that the tables name is there; give {LAYOUT}')
-    differ = published_splits.differences(f'vindr_cxr/{split}', (benchx or tabled).items()) if split in SPLITS else []
-    notes += differ
-
-    def load(i: int) -> Example:
-        data = folders.content(folders.inside(root, place[entries[i].image]))
-        return Example(data, 'frontal', info=dicom.facts(data))
-
+    list_name = ''
+    if split in SPLITS:
+        differences = published_splits.differences(f'vindr_cxr/{split}', (benchx or table_split).items())
+        list_name = published_splits.list_name(f'vindr_cxr/{split}', differences)
+        notes += differences
     notes += [
         'no patients are named: where splits are drawn, near-duplicates stay together; people may still be in two',
         'boxes are left out: a record holds one mask',
     ]
+    names = dict.fromkeys(name for film in films.values() for name in film.labels)
+    release = Release(root, list(films.values()), tuple(names))
     return Source(
-        name='vindr_cxr', version='1', namespace='vindr_cxr', labels=tuple(names), license=LICENSE, size=size,
-        entries=entries, label=lambda i: [told[entries[i].image].get(name, BLANK) for name in names],
-        load=load, dropped=dropped, notes=notes,
-        splits=published_splits.named(f'vindr_cxr/{split}', differ) if split in SPLITS else '',
+        name='vindr_cxr', version='1', namespace='vindr_cxr', labels=release.names, license=LICENSE, size=size,
+        entries=[film.entry for film in release.films], label=release.label, load=release.load, dropped=dropped,
+        notes=notes, splits=list_name,
     )  # fmt: skip
 
 
-def _read(path: pathlib.Path) -> tuple[dict[str, dict[str, list[int]]], dict[str, str], list[Drop]]:
-    """image -> label -> what each reader says; image -> its first line; and cells that hold neither 0 nor 1."""
-    table = tables.read_table(path, ['image_id'])
-    names = {column: _name(column) for column in table.columns if column not in NO_LABEL}
-    votes: defaultdict[str, dict[str, list[int]]] = defaultdict(lambda: {name: [] for name in names.values()})
-    first: dict[str, str] = {}
-    dropped = list(table.dropped)
-    for line in table.lines:
-        image = line.cells['image_id']
-        first.setdefault(image, table.where(line))
-        for column, name in names.items():
-            value = coding.label(line.cells[column])
-            if value is None and line.cells[column]:
-                dropped.append(Drop(image, table.where(line), f'{column} is neither 0 nor 1 and left blank', 'part'))
-            votes[image][name].append(BLANK if value is None else value)
-    return votes, first, dropped
+def _read_table(
+    table: Table, split: str, stamps: Mapping[str, str], benchx: Mapping[str, str], films: dict[str, Film]
+) -> tuple[list[Drop], list[str]]:
+    """Adds the images of the table of a split to `films`. Returns drops, and notes on files that it does not list.
+
+    stamps: file -> stamp. benchx: image -> split in the lists of BenchX; {} for other splits.
+    """
+    present = [file for file in stamps if file.startswith(f'{split}/')]
+    files = {file.removeprefix(f'{split}/').removesuffix('.dicom'): file for file in present}
+    images, unusable = tables.by_image(table, 'image_id', files)
+    dropped = [*table.dropped, *unusable]
+    for image, file, where, lines in images:
+        if image in films:
+            dropped.append(Drop(image, where, 'the image is in both tables'))
+            continue
+        if benchx and image not in benchx:
+            dropped.append(Drop(image, where, 'not in the lists of the split benchx'))
+            continue
+        labels, invalid = _labels(table, image, lines)
+        dropped += invalid
+        entry = Entry(image, None, f'image/{image}', benchx.get(image, split), where, stamp=stamps[file])
+        films[image] = Film(entry, labels, file)
+    return dropped, folders.unlisted_notes(present, {image.file for image in images}, TABLES[split])
 
 
-def _name(column: str) -> str:
-    """'Nodule/Mass' -> 'nodule_mass'; the tables disagree on the plural of one."""
+def _labels(table: Table, image: str, lines: list[Line]) -> tuple[dict[str, int], list[Drop]]:
+    """The labels on which all readers of an image agree, and a drop for each cell that holds neither 0 nor 1."""
+    labels, dropped = {}, []
+    for column in table.columns:
+        if column in NO_LABEL:
+            continue
+        codes = [coding.label_code(line.cells[column]) for line in lines]
+        labels[_label_name(column)] = coding.combine(BLANK if code is None else code for code in codes)
+        for line, code in zip(lines, codes, strict=True):
+            if code is None and line.cells[column]:
+                reason = f'{column} is neither 0 nor 1 and left blank'
+                dropped.append(Drop(image, table.where(line), reason, 'detail'))
+    return labels, dropped
+
+
+def _label_name(column: str) -> str:
+    """'Nodule/Mass' -> 'nodule_mass'; the two tables differ in the plural of 'Other disease'."""
     name = column.lower().replace('/', '_').replace(' ', '_')
     return 'other_diseases' if name == 'other_disease' else name

@@ -1,0 +1,1 @@
+"""Texts of records: sections, sentences, prompts, text views, tokenizers."""

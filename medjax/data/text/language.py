@@ -1,4 +1,4 @@
-"""Texts, whatever they say: placeholders of de-identification, language, sentences."""
+"""Reports as text: control characters, placeholders of de-identification, language, sentences."""
 
 from __future__ import annotations
 
@@ -8,27 +8,29 @@ from collections.abc import Iterator
 
 
 def clean(text: str) -> str:
-    r"""Lines end in \n, other control characters are spaces, invisible characters are gone."""
+    r"""The text with \n as the only line end, spaces for other control characters, and no invisible characters."""
     text = re.sub(r'\r+\n|[\r\v\f\x85\u2028\u2029]', '\n', text)
     text = re.sub('[\u00ad\u200b-\u200f\u2060\ufeff]', '', text)
     return re.sub(r'[\x00-\x08\x0e-\x1f\x7f-\x9f]', ' ', text)
 
 
 def fold(text: str) -> str:
-    """Lower case, no accents, single spaces, none around a slash: how headings and words are compared."""
+    """The text in lower case, without accents, with single spaces and none around a slash. For comparing words."""
     if not text.isascii():
         text = ''.join(c for c in unicodedata.normalize('NFKD', text) if not unicodedata.combining(c))
     return re.sub(' ?/ ?', '/', ' '.join(text.casefold().split()))
 
 
-def _words(text: str) -> frozenset[str]:
+def _word_set(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-# One token for all: what was there cannot be known, and a model that sees four forms learns from which hospital a text
-# is. '___' is that of MIMIC-CXR, the largest; unlike 'XXXX' it has no letters and is nobody's word.
+# One placeholder for all forms. The removed word cannot be known, and with four forms a model would learn the hospital
+# of a text from the form. '___' is the form of MIMIC-CXR, the largest set of reports. Unlike 'XXXX' it has no letters,
+# so it is never a word.
 PLACEHOLDER = '___'
-_REMOVED = _words("""
+# The words inside a placeholder in brackets, such as '[first name]'.
+_PLACEHOLDER_WORDS = _word_set("""
     redacted removed deidentified identified de anonymized anonymised phi name names first last person personal of birth
     personalname patient doctor physician provider staff hcw date dates day month year time id ids alphanumericid number
     mrn ssn phone fax email url contact location address city state zip hospital institution organization vendor age
@@ -40,20 +42,24 @@ _PLACEHOLDERS = re.compile(
 )
 
 
-def tokens(text: str) -> str:
-    """The text with each placeholder of de-identification ('XXXX', '[**Name**]', '<DATE>') as '___'; a run is one."""
+def unify_placeholders(text: str) -> str:
+    """The text with '___' for each placeholder of de-identification ('XXXX', '[**Name**]', '<DATE>').
+
+    Placeholders in a row become one.
+    """
 
     def replace(match: re.Match) -> str:
         inside = match['square'] or match['angle']
-        if inside and not _REMOVED.issuperset(re.split(r'[\W\d_]+', inside.casefold().strip(' _-:#0123456789'))):
-            return match.group()
-        return PLACEHOLDER
+        if not inside:
+            return PLACEHOLDER
+        words = re.split(r'[\W\d_]+', inside.casefold().strip(' _-:#0123456789'))
+        return PLACEHOLDER if _PLACEHOLDER_WORDS.issuperset(words) else match.group()
 
     return re.sub(r'___(?:[ \t]+___)+', PLACEHOLDER, _PLACEHOLDERS.sub(replace, text))
 
 
-# Function words and words of radiology, Spanish ones also cut to their stems (PadChest is stemmed). Italian and Dutch
-# are here only so that they are not taken for Spanish and German.
+# Function words, and words of radiology. The reports of PadChest are stemmed: Spanish words are here as stems too.
+# Italian and Dutch are here only so that they are not taken for Spanish and German.
 _FREQUENT = dict(
     en="""the of and is are was were with without there no not for this to in at by from has have seen which on or as
         heart lungs lung chest clear effusion pleural opacity opacities left right unchanged stable normal fever
@@ -71,67 +77,76 @@ _FREQUENT = dict(
     it='il lo la gli dei della delle di e con senza che non un una per nel nella sono si in destra sinistra del al',
     nl='de het een en van met zonder geen is zijn niet in op voor er links rechts bij naar wordt longen hart',
 )
-_EVERYWHERE = _words('consolidation lobe normal patient pleural pneumothorax stable thorax')  # written alike in several
-_KNOWN = {name: _words(fold(frequent)) - _EVERYWHERE for name, frequent in _FREQUENT.items()}
-_OWN = {name: known.difference(*(_KNOWN[n] for n in _KNOWN if n != name)) for name, known in _KNOWN.items()}
+_SHARED = _word_set('consolidation lobe normal patient pleural pneumothorax stable thorax')  # in several languages
+_WORDS_OF = {name: _word_set(fold(frequent)) - _SHARED for name, frequent in _FREQUENT.items()}
+_UNIQUE_WORDS_OF = {
+    name: words.difference(*(_WORDS_OF[other] for other in _WORDS_OF if other != name))
+    for name, words in _WORDS_OF.items()
+}
 
 
 def language(text: str) -> str:
-    """'en', 'es', 'pt', 'de' or 'fr' by counts of frequent words; '' where these are few, or two languages alike.
+    """'en', 'es', 'pt', 'de' or 'fr', from counts of frequent words. '': too few of them, or two languages are close.
 
-    At least two different words must speak for it, and one of them for no other language.
+    The language must have at least two different frequent words in the text. One of them must belong to no other
+    language.
     """
     words = re.findall(r'[^\W\d_]+', fold(text[:20_000]))
-    counts = {name: sum(word in known for word in words) for name, known in _KNOWN.items()}
+    counts = {name: sum(word in frequent for word in words) for name, frequent in _WORDS_OF.items()}
     (best, most), (_, second) = sorted(counts.items(), key=lambda item: -item[1])[:2]
     sure = most >= 0.12 * len(words) and most >= 1.15 * second and most > second
-    sure = sure and len(_KNOWN[best].intersection(words)) >= 2 and not _OWN[best].isdisjoint(words)
+    sure = sure and len(_WORDS_OF[best].intersection(words)) >= 2 and not _UNIQUE_WORDS_OF[best].isdisjoint(words)
     return best if sure and best in ('en', 'es', 'pt', 'de', 'fr') else ''
 
 
-# Never the end of a sentence; and those that are the end where a capital follows.
-_ABBREVIATIONS = _words("""
+# Abbreviations that never end a sentence.
+_ABBREVIATIONS = _word_set("""
     dr drs mr mrs ms prof vs e.g i.e eg ie approx fig figs cf bzw z.b d.h u.a v.a ggf li re bds inkl evtl vgl st sog
     aprox sr sra dra p.ej núm pág mme env gez geb
 """)
-_MAYBE = _words('etc min max sec resp a.m p.m cm mm bilat lat temp mod incl hosp usw ca i.v dcha izq esq dir inf sup')
+# Abbreviations that end a sentence if a capital letter follows.
+_ABBREVIATIONS_AT_END = _word_set(
+    'etc min max sec resp a.m p.m cm mm bilat lat temp mod incl hosp usw ca i.v dcha izq esq dir inf sup'
+)
+# Where a sentence may end: before the number of a list item or a bullet, after punctuation, at a blank line.
 _MARK = re.compile(
     r'(?<!\S)(?P<item>\d{1,2})[.)](?=\s)|[.!?…]+["\')\]»”]*|[。！？]+|\n[ \t]*\n\s*|\n(?=[ \t]*[-•*][ \t])'
 )
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences, each in one line, with the number of its list item; stretches without any word are left out."""
-    text, start, found = clean(text), 0, []
-    for end in ends(text):
+    """The sentences, each in one line. A list item keeps its number. A stretch without a word is no sentence."""
+    text, start, result = clean(text), 0, []
+    for end in sentence_ends(text):
         sentence = ' '.join(text[start:end].split())
-        found += [sentence] if any(c.isalnum() or c == '_' for c in sentence) else []
+        if any(c.isalnum() or c == '_' for c in sentence):
+            result.append(sentence)
         start = end
-    return found
+    return result
 
 
-def ends(text: str) -> Iterator[int]:
-    """Where each sentence ends; the last is the length of the text."""
-    listed = {int(n) for n in re.findall(r'(?:[.!?]\s{1,9}|\n[ \t]*)(\d{1,2})[.)]\s', text)}
+def sentence_ends(text: str) -> Iterator[int]:
+    """The position where each sentence ends. The last one is the length of the text."""
+    item_numbers = {int(n) for n in re.findall(r'(?:[.!?]\s{1,9}|\n[ \t]*)(\d{1,2})[.)]\s', text)}
     start = item = 0
     for mark in _MARK.finditer(text):
         begin, end = mark.span()
         following = text[end : end + 12].lstrip()[:1]
         if mark['item']:
-            opens = begin - start < 40 and not text[start:begin].strip()
+            at_start = begin - start < 40 and not text[start:begin].strip()
             number = int(mark['item'])
-            # '1. Clear lungs 2. No effusion', but not 'in segment 2. No effusion' where a real 2. is yet to come
-            if number == item + 1 and (opens or (item and number not in listed and following.isupper())):
+            # '1. Clear lungs 2. No effusion' has an item 2. 'In segment 2. No effusion' has none if an item 2 follows.
+            if number == item + 1 and (at_start or (item and number not in item_numbers and following.isupper())):
                 item = number
-                if not opens:
+                if not at_start:
                     yield (start := begin)
                 continue
-            if opens and number == 1:
+            if at_start and number == 1:
                 item = 1
                 continue
             if text[end - 1] == ')':
                 continue
-        if _goes_on(text, begin, end, following):
+        if _continues(text, begin, end, following):
             continue
         if end > start:
             yield (start := end)
@@ -139,15 +154,15 @@ def ends(text: str) -> Iterator[int]:
         yield len(text)
 
 
-def _goes_on(text: str, begin: int, end: int, following: str) -> bool:
-    """Whether the sentence goes on after a mark at text[begin:end]; `following` is the first character after it."""
+def _continues(text: str, begin: int, end: int, following: str) -> bool:
+    """Whether the sentence continues after the mark text[begin:end]. `following` is the next character."""
     mark = text[begin:end].strip('"\')]»”')
     if not mark or mark[0] in '\n。！？' or not following:
         return False
     spaced = text[end : end + 1].isspace()
     if mark[0].isdigit():
-        return following.islower()  # 'am 3. Tag' would need German grammar
-    if not spaced:  # 2.3; but 'normal.No effusion'
+        return following.islower()  # 'am 3. Tag' is cut: it would need German grammar
+    if not spaced:  # '2.3' continues, 'normal.No effusion' does not
         return not (mark == '.' and re.fullmatch(r'[a-zà-ÿ]{2}\.[A-ZÀ-Þ][a-zà-ÿ]', text[max(0, begin - 2) : end + 2]))
     if mark[0] == '?':  # '? pneumonia', '39? C'
         return begin == 0 or text[begin - 1].isspace() or text[begin - 1].isdigit()
@@ -158,6 +173,6 @@ def _goes_on(text: str, begin: int, end: int, following: str) -> bool:
     word = raw.casefold()
     if word in _ABBREVIATIONS or (word in ('no', 'nr', 'nº') and following.isdigit()):
         return True
-    if len(raw) == 1 and raw.isupper():  # 'Dr. A. Smith', but not 'type B. No'
+    if len(raw) == 1 and raw.isupper():  # 'Dr. A. Smith' continues, 'type B. No' does not
         return len(words) < 2 or words[-2][-1:] == '.'
-    return (word in _MAYBE or '.' in word) and not following.isupper()
+    return (word in _ABBREVIATIONS_AT_END or '.' in word) and not following.isupper()

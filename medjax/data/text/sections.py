@@ -3,10 +3,10 @@
     parse('INDICATION: Cough.  FINDINGS: Clear lungs. IMPRESSION: Normal.')
     -> {'indication': 'Cough.', 'findings': 'Clear lungs.', 'impression': 'Normal.'}
 
-A heading is a name from `HEADINGS` that stands where headings stand (`_colon_headings` and `_bare_heading` say where).
-Other colons are prose: 'Heart size: normal' stays within its section. Nothing is lost: `pieces` cuts the text without
-remainder, and `parse` joins the pieces but for those of `DROPPED`, which hold names, numbers and phone calls. That is
-no de-identification: a name within a sentence stays there.
+A heading is a name from `HEADINGS` at a place where headings are written (see `_colon_headings` and `_bare_heading`).
+Any other text before a colon is prose: 'Heart size: normal' stays in its section. `pieces` cuts the text and loses
+nothing. `parse` joins the pieces, without those of `DROPPED`, which hold names, numbers and phone calls. This is no
+de-identification: a name inside a sentence stays there.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from functools import lru_cache
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
-from medjax.data.text.language import clean, ends, fold
+from medjax.data.text.language import clean, fold, sentence_ends
 
-# What `parse` gives. 'report' is running text that no heading names more closely. 'preliminary' (a wet read) is apart
-# because the report proper repeats or corrects it, 'addendum' because it corrects the report.
+# The sections of `parse`. 'report' is text under no other heading. 'preliminary' (a wet read) is a section of its own
+# because the final report repeats or corrects it, 'addendum' because it corrects the report.
 SECTIONS = ('findings', 'impression', 'indication', 'comparison', 'technique', 'recommendation', 'addendum')
 SECTIONS += ('preliminary', 'report')
-DROPPED = ('identity', 'notice')  # who the patient and the doctors are; who told whom, and who signed
-CONTEXT = ('indication', 'comparison', 'technique')  # written before the reading; a paragraph each
+DROPPED = ('identity', 'notice')  # names of patient and doctors; phone calls and signatures
+CONTEXT = ('indication', 'comparison', 'technique')  # written before the findings, in one paragraph each
 
-# Case, accents and a number at the end do not matter. In each section: English, Spanish, Portuguese, German, French.
-# 'Findings and impression' is findings: it describes, and whoever wants a short summary would not want all of it.
+# The names of the sections in English, Spanish, Portuguese, German and French. Case, accents and a number at the end do
+# not matter. 'Findings and impression' counts as findings: it is too long for a summary.
 HEADINGS = {
     'findings': """findings, finding, findings and impression, findings & impression, findings/impression,
         impression and findings, impression/findings, imaging findings, imaging notes, observations, results, result;
@@ -82,8 +82,8 @@ HEADINGS = {
         communication of critical results, critical results, critical result, teaching physician statement""",
 }
 
-# A sentence that begins so is a notice. Only at its start: 'Large pneumothorax, discussed with …' is a finding too.
-_TOLD = 'discussed|communicated|conveyed|relayed|telephoned|phoned|paged|called|e-?mailed|entered|posted|reported'
+# The start of a sentence that is a notice. Only the start counts: 'Large pneumothorax, discussed with …' is a finding.
+_VERBS = 'discussed|communicated|conveyed|relayed|telephoned|phoned|paged|called|e-?mailed|entered|posted|reported'
 _NOTICE = re.compile(
     rf"""\W{{0,9}}(?:
     (?:electronically\ |digitally\ )?(?:dictated|transcribed|signed|approved|verified|interpreted|read)
@@ -92,8 +92,8 @@ _NOTICE = re.compile(
     | (?:i|we)\b.{{0,80}}\b(?:reviewed|viewed|interpreted)\b.{{0,40}}\b(?:images?|study|studies|films?|examination)\b
     | (?:(?:the|this|these|above|critical|urgent|preliminary|pertinent|important|and)\ ){{0,4}}
         (?:findings?|results?|report|case|impression|information|wet\ read|recommendations?)\b.{{0,120}}
-        \b(?:(?:{_TOLD})\ (?:with|to(?!\ be\b)|in\ person|into|via|over|on\ the)|(?:was|were|been)\ (?:{_TOLD})\ by)\b
-    | (?:{_TOLD})\ (?:with|to|by|via|at|dr)\b
+        \b(?:(?:{_VERBS})\ (?:with|to(?!\ be\b)|in\ person|into|via|over|on\ the)|(?:was|were|been)\ (?:{_VERBS})\ by)\b
+    | (?:{_VERBS})\ (?:with|to|by|via|at|dr)\b
     | (?:drs?\.|doctor|(?:the\ )?(?:referring|ordering|covering|primary)?\ ?(?:physician|clinician|team|nurse))
         .{{0,80}}\b(?:notified|informed|paged|telephoned|made\ aware|called\ (?:at|by|on))\b
     | (?:firmado|dictado|validado|laudado|assinado)\ por\b | befundet\ von\b | gez\.\ | (?:signé|validé)\ par\b
@@ -104,49 +104,49 @@ _NOTICE = re.compile(
 
 
 class Piece(NamedTuple):
-    """A stretch of the text: heading + text of all pieces, put together, are `clean(text)`."""
+    """A stretch of a report. The headings and texts of all pieces, joined, are `clean(report)`."""
 
     section: str  # one of SECTIONS or DROPPED
-    heading: str  # as it is written, with its colon; '' where the section goes on, or has none
+    heading: str  # as written, with its colon; '' if the piece continues a section or has no heading
     text: str
 
 
 class _Heading(NamedTuple):
     start: int
     end: int
-    section: str  # '' for a ruled line, after which the section goes on
+    section: str  # '' for a ruled line: the section continues after it
 
 
 def parse(text: str) -> dict[str, str]:
-    """Section -> its text in one line, in the order of appearance; only the sections that are there.
+    """Section -> its text in one line, in the order of the report. Absent sections have no key.
 
-    Sections that appear twice are joined. Pieces of identity and notice are left out.
+    A section that appears twice is joined. Pieces of identity and notice are left out.
     """
-    found: dict[str, list[str]] = {}
+    words_of: dict[str, list[str]] = {}
     for piece in pieces(text):
         if piece.section not in DROPPED and (words := piece.text.split()):
-            found.setdefault(piece.section, []).extend(words)
-    return {section: ' '.join(words) for section, words in found.items()}
+            words_of.setdefault(piece.section, []).extend(words)
+    return {section: ' '.join(words) for section, words in words_of.items()}
 
 
 def pieces(text: str) -> list[Piece]:
-    """The cleaned text in pieces, in order and without gaps. What `parse` leaves out can be counted here."""
+    """The cleaned text in pieces, in order and without gaps. Contains the pieces that `parse` leaves out."""
     text = clean(text)
-    headings = _in_force(_headings(text))
-    # 'COMPARISON: None.', a blank line, then the reading without a heading: many reports are written so. Where the
-    # findings have a heading, a second paragraph of the technique is just that.
+    headings = _without_subheadings(_headings(text))
+    # Many reports have 'COMPARISON: None.', a blank line, then the findings without a heading. If the findings have a
+    # heading, a second paragraph belongs to the section before it.
     one_paragraph = CONTEXT if all(heading.section != 'findings' for heading in headings) else ()
     cuts: list[Piece] = []
     section = 'report'
     for heading, following in pairwise([_Heading(0, 0, 'report'), *headings, _Heading(len(text), len(text), '')]):
         title, body = text[heading.start : heading.end], text[heading.end : following.start]
         if heading.section in DROPPED:
-            end = _value(body) if heading.section == 'identity' else (_paragraph(body) or len(body))
+            end = _value_end(body) if heading.section == 'identity' else (_paragraph_end(body) or len(body))
             cuts.append(Piece(heading.section, title, body[:end]))
             title, body = '', body[end:]
         elif heading.section:
             section = heading.section
-        if section in one_paragraph and (end := _paragraph(body)):
+        if section in one_paragraph and (end := _paragraph_end(body)):
             cuts += _without_notices(section, title, body[:end])
             section, title, body = 'report', '', body[end:]
         cuts += _without_notices(section, title, body)
@@ -155,58 +155,59 @@ def pieces(text: str) -> list[Piece]:
 
 _SECTION = {fold(name): section for section, names in HEADINGS.items() for name in re.split('[,;]', names)}
 _FIRST, _LAST = frozenset(name.split()[0] for name in _SECTION), frozenset(name.split()[-1] for name in _SECTION)
-_fold = lru_cache(20_000)(fold)  # the same headings come again and again
-_LONGEST = 64  # characters that a heading may take
+_fold = lru_cache(20_000)(fold)  # reports repeat the same headings
+_LONGEST = 64  # characters of a heading, at most
 _WORD = re.compile(r'\S+')
 _RULE = re.compile(r'[ \t]*(?:_{6,}|[-=*~]{3,})[ \t]*')
-_OPENS = re.compile(r'[ \t\xa0*#>•-]*(?:\d+[.)])?[ \t]*')  # what may stand before a heading in its line
+_OPENS = re.compile(r'[ \t\xa0*#>•-]*(?:\d+[.)])?[ \t]*')  # may stand before a heading in its line
 _COMPOUND = re.compile(r'[ \t]*[A-Z][\w/&-]*[ \t]+(?:[\w/&-]+[ \t]+){0,2}')  # 'CARDIAC' before 'FINDINGS:'
-# What follows a heading without a colon: nothing, a dash, a gap, 'No acute …', '1. …'
+# The text after a heading without a colon: nothing, a dash, a gap, 'No acute …', '1. …'
 _AFTER_BARE = re.compile(r'[ \t]*$|[ \t]+[-–][ \t]|[ \t]{2,}|[ \t](?=[A-Z][a-zà-ÿ]|\d+[.)][ \t])')
-# 'WET READ: ___ ___ 8:35 AM' and 'WET READ VERSION #1': who read it, and when
+# After 'WET READ:' or 'WET READ VERSION': the reader and the time ('___ ___ 8:35 AM'), or a number ('#1')
 _STAMP = re.compile(r'(?: *#\d+)?(?:[^\n]{0,60}?\b\d{1,2}:\d\d(?: *[ap]m)?)?[ \t]*$', re.IGNORECASE | re.MULTILINE)
 
 
 def _headings(text: str) -> list[_Heading]:
-    """Whatever looks like a heading, in order."""
-    found: list[_Heading] = []
+    """Everything that looks like a heading, in order."""
+    headings: list[_Heading] = []
     before, lower = '', text.islower()
     for line in re.finditer(r'[^\n]+|\n(?=\n)', text):
         start, stop = line.span()
         if _RULE.fullmatch(text, start, stop):
-            found.append(_Heading(start, stop, ''))
+            headings.append(_Heading(start, stop, ''))
         elif not line.group().isspace():
             bare = _bare_heading(text, start, stop)
-            found += [bare] if bare else []
-            # 'findings: …' in lower case opens a section, but not within a sentence from the line before
-            found += _colon_headings(text, bare.end if bare else start, stop, lower or before[-1:] in '.!?:;')
+            headings += [bare] if bare else []
+            # 'findings: …' in lower case opens a section, but not inside a sentence that began in the line before
+            headings += _colon_headings(text, bare.end if bare else start, stop, lower or before[-1:] in '.!?:;')
         before = text[max(start, stop - 8) : stop].rstrip()
-    ends = [0, *accumulate((heading.end for heading in found), max)]
-    return [heading for heading, end in zip(found, ends) if heading.start >= end]
+    ends = [0, *accumulate((heading.end for heading in headings), max)]
+    return [heading for heading, end in zip(headings, ends) if heading.start >= end]
 
 
-def _in_force(headings: list[_Heading]) -> list[_Heading]:
-    """The headings without those that belong to the text of another section."""
+def _without_subheadings(headings: list[_Heading]) -> list[_Heading]:
+    """The headings that open a section, without those inside the text of another section."""
     last_report = max((i for i, heading in enumerate(headings) if heading.section == 'report'), default=-1)
     kept: list[_Heading] = []
-    section, read, apart = 'report', False, False
+    section, after_findings, separate = 'report', False, False
     for i, heading in enumerate(headings):
-        # The headings of a preliminary report, or of an addendum to what is already written, are its own.
-        if apart and heading.section in SECTIONS and heading.section not in ('report', 'addendum', 'preliminary'):
+        # Headings inside a preliminary report, or inside an addendum to the report above it, are part of its text.
+        if separate and heading.section in SECTIONS and heading.section not in ('report', 'addendum', 'preliminary'):
             continue
-        # 'CARDIAC FINDINGS:' opens the findings, and is a subheading once a reading has begun.
+        # 'CARDIAC FINDINGS:' opens the findings, but after the start of the findings it is a subheading.
         if heading.start == heading.end and section not in ('report', *CONTEXT):
             continue
         kept.append(heading)
         if heading.section in SECTIONS:
             section = heading.section
-            read |= section in ('findings', 'impression')
-            apart = (section == 'addendum' and read) or (section in ('addendum', 'preliminary') and i < last_report)
+            after_findings |= section in ('findings', 'impression')
+            separate = section == 'addendum' and after_findings
+            separate |= section in ('addendum', 'preliminary') and i < last_report
     return kept
 
 
 def _bare_heading(text: str, start: int, stop: int) -> _Heading | None:
-    """A heading without a colon at the start of a line: alone in it, or in capitals before what is not in capitals."""
+    """A heading without a colon at the start of a line: alone in the line, or in capitals before other text."""
     words = list(_WORD.finditer(text[start : min(stop, start + _LONGEST)]))[:6]
     if not words or not (first := words[0].group().strip('*#'))[:1].isupper() or _fold(first) not in _FIRST:
         return None
@@ -215,23 +216,24 @@ def _bare_heading(text: str, start: int, stop: int) -> _Heading | None:
         name = text[start:end].strip('*# \t\xa0')
         if name[-1:] == ':':
             if fold(name[:-1].rstrip('* ')) in _SECTION:
-                return None  # that is a heading with a colon
+                return None  # a heading with a colon
         elif section := _SECTION.get(_fold(name)):
-            rest = text[end : min(stop, end + 8)]
-            numbered = section in DROPPED and re.match(r'[ \t]+[\d#\[]', rest)  # 'MRN 12345'
-            if not rest.strip(' \t*'):
+            following = text[end : min(stop, end + 8)]
+            numbered = section in DROPPED and re.match(r'[ \t]+[\d#\[]', following)  # 'MRN 12345'
+            if not following.strip(' \t*'):
                 return _Heading(start, _heading_end(text, min(stop, end + 8), section), section)
-            after = _AFTER_BARE.match(rest)
-            if (name.isupper() and (section == 'preliminary' or numbered or after)) or re.match(' [-–] ', rest):
-                return _Heading(start, _heading_end(text, end + (after.end() if after else 0), section), section)
+            gap = _AFTER_BARE.match(following)
+            if (name.isupper() and (section == 'preliminary' or numbered or gap)) or re.match(' [-–] ', following):
+                return _Heading(start, _heading_end(text, end + (gap.end() if gap else 0), section), section)
             return None
     return None
 
 
-def _colon_headings(text: str, start: int, stop: int, fresh: bool) -> Iterator[_Heading]:
+def _colon_headings(text: str, start: int, stop: int, new_sentence: bool) -> Iterator[_Heading]:
     """Headings with a colon: at the start of a line; in capitals anywhere; capitalised after a sentence or a gap.
 
-    'CARDIAC FINDINGS:' and 'Lung findings:' have no width: the name is more than a heading and stays in the text.
+    `new_sentence`: the line begins a sentence, so a heading at its start may be in lower case. The headings
+    'CARDIAC FINDINGS:' and 'Lung findings:' have no width: their words belong to the text and stay in it.
     """
     colon, identified = start - 1, False
     while (colon := text.find(':', colon + 1, stop)) >= 0:
@@ -252,10 +254,11 @@ def _colon_headings(text: str, start: int, stop: int, fresh: bool) -> Iterator[_
         lead = text[max(start, at - 33) : at]
         near = at - start < 33
         opens = near and _OPENS.fullmatch(lead)
-        capital, loose = name[0].isupper(), identified or lead[-2:].isspace() or lead.rstrip()[-1:] in tuple('.!?;)]')
+        capital = name[0].isupper()
+        after_gap = identified or lead[-2:].isspace() or lead.rstrip()[-1:] in tuple('.!?;)]')
         if section in ('findings', 'impression') and near and _COMPOUND.fullmatch(lead):
             yield _Heading(start, start, section)
-        elif (opens and (capital or fresh or section in DROPPED)) or name.isupper() or (capital and loose):
+        elif (opens and (capital or new_sentence or section in DROPPED)) or name.isupper() or (capital and after_gap):
             identified |= section == 'identity'
             yield _Heading(start if opens else at, _heading_end(text, colon + 1, section), section)
 
@@ -267,28 +270,29 @@ def _heading_end(text: str, end: int, section: str) -> int:
     return stamp.end() if stamp else end
 
 
-def _paragraph(body: str) -> int | None:
-    """Where the first paragraph that has words ends at a blank line; None where there is no such line."""
+def _paragraph_end(body: str) -> int | None:
+    """The end of the first paragraph with words, after its blank line. None: no blank line follows it."""
     blank = re.compile(r'\n[ \t]*\n').search(body, len(body) - len(body.lstrip()))
     return blank.end() if blank else None
 
 
-def _value(body: str) -> int:
-    """Where the value of 'MRN:' ends: with the line, or with the next where the line is empty.
+def _value_end(body: str) -> int:
+    """The end of the value after a heading such as 'MRN:'.
 
-    A very long line holds more than a value: then with its first sentence.
+    The value ends with its line, or with the next line if its line is empty. A very long line holds more than the
+    value: then the value ends with the first sentence.
     """
     begin = len(body) - len(body.lstrip())
     if body.count('\n', 0, begin) > 1:
         return 0
     line = body[begin:].split('\n', 1)[0]
-    return begin + (len(line) if len(line) < 100 else next(ends(line)))
+    return begin + (len(line) if len(line) < 100 else next(sentence_ends(line)))
 
 
 def _without_notices(section: str, heading: str, body: str) -> Iterator[Piece]:
-    """The body, cut where a sentence tells of a phone call or a signature."""
+    """The body, cut before and after every sentence about a phone call or a signature."""
     kept = at = 0
-    for end in ends(body) if body.strip() else ():
+    for end in sentence_ends(body) if body.strip() else ():
         if _NOTICE.match(' '.join(body[at : min(end, at + 400)].split())):
             yield Piece(section, heading, body[kept:at])
             yield Piece('notice', '', body[at:end])

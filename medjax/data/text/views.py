@@ -1,12 +1,15 @@
-"""Which words of a record a text view sees: sections, sentences, prompts. Chosen on the host, before tokenizing.
+"""Text views: which texts of a record a text tower sees. They are drawn on the host, before the tokenizer.
 
 views={'report': dict(view='text', part='cxr', length=128),                      # impression, else findings, …
        'sentence': dict(view='text', part='cxr', length=64, sentences=1),        # ConVIRT: one sentence, drawn
        'both': dict(view='text', part='cxr', length=256, count=2, sections=['findings', 'impression'])}  # CXR-CLIP
+
+A view first collects the texts of a record that it may use (`TextView.pool`), then draws from them (`TextView.draw`).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,44 +17,78 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from medjax.data.text import prompts as prompt_files
-from medjax.data.text.language import sentences as cut
+from medjax.data.text import language, prompts as prompt_files
 from medjax.errors import UserError
 from medjax.plugins import call
+from medjax.types import is_whole
 
 FALLBACKS = ('impression', 'findings', 'report', 'caption')
-NO_KEY = bytes(8)
+NO_TEXT = bytes(8)  # the key of a record without any text
 
 
-class Texts(NamedTuple):
-    """A text view of a config: R texts of each row of a part, of at most T tokens."""
+class TextPool(NamedTuple):
+    """The texts of one record that a view draws from: its sections, or sentences from prompts."""
+
+    sections: list[list[str]]  # the sentences of each section
+    prompts: prompt_files.SentencePools | None  # only for a record with none of the view's sections
+
+    @property
+    def has_text(self) -> bool:
+        return bool(self.sections) or (self.prompts is not None and any(self.prompts))
+
+
+@dataclasses.dataclass(frozen=True)
+class TextView:
+    """A text view of a config: R texts for each row of a part, each of at most T tokens."""
 
     part: str
     length: int  # T
-    number: int  # R
-    sections: tuple[tuple[str, ...], ...]  # in order of preference; those of one entry are joined
-    sentences: int | None
+    count: int  # R
+    sections: tuple[tuple[str, ...], ...]  # in order of preference; the names in one tuple are joined
+    sentences: int | None  # None: a text is a section; n: a text is n sentences of the best section
     shuffle: bool
     prompts: prompt_files.Prompts | None
-    absent: int
-    where: str
+    absent: int  # how many absent findings the prompts may state
+    where: str  # the config path that messages name
+
+    def pool(self, texts: Mapping[str, str], labels: Mapping[str, int]) -> TextPool:
+        """The pool of a record with these texts (by section) and labels (by name)."""
+        joined = ([s for name in names for s in language.sentences(texts.get(name, ''))] for names in self.sections)
+        sections = [sentences for sentences in joined if sentences][: 1 if self.sentences else self.count]
+        if self.prompts is None or sections:
+            return TextPool(sections, None)
+        return TextPool([], prompt_files.sentence_pools(self.prompts, labels, self.absent > 0))
+
+    def draw(self, pool: TextPool, rng: np.random.Generator) -> list[str]:
+        """At most `count` texts from the pool of a record."""
+        texts = pool.sections
+        if pool.prompts is not None:
+            drawn = (
+                prompt_files.draw_sentences(pool.prompts, self.absent, rng)
+                for _ in range(1 if self.sentences else self.count)
+            )
+            texts = [sentences for sentences in drawn if sentences]
+        if self.sentences and texts:
+            texts = self._packs(texts[0], self.sentences, rng)
+        elif self.shuffle:
+            texts = [[sentences[k] for k in rng.permutation(len(sentences))] for sentences in texts]
+        return [' '.join(sentences) for sentences in texts]
+
+    def _packs(self, sentences: list[str], size: int, rng: np.random.Generator) -> list[list[str]]:
+        """The sentences, dealt at random into packs of `size`; the first `count` packs."""
+        positions = rng.permutation(len(sentences))
+        packs = [positions[at : at + size] for at in range(0, len(sentences), size)][: self.count]
+        return [[sentences[k] for k in (pack if self.shuffle else sorted(pack))] for pack in packs]
 
 
-class Words(NamedTuple):
-    """What a record's texts are drawn from: sentences of its sections, or pools of prompts."""
-
-    sections: list[list[str]]
-    prompts: prompt_files.Pools | None
-
-
-def of_views(views: Mapping[str, Mapping[str, Any]]) -> dict[str, Texts]:
-    """The text views among a config's views, checked; a UserError names the key."""
-    found = {}
+def from_config(views: Mapping[str, Mapping[str, Any]]) -> dict[str, TextView]:
+    """The text views among the views of a config, checked. A UserError names the key."""
+    text_views = {}
     for name, cfg in views.items():
         if cfg.get('view') == 'text':
-            given = {key: value for key, value in cfg.items() if key != 'view'}
-            found[name] = call(text, given, f'views.{name}', name=f'views.{name}')
-    return found
+            keywords = {key: value for key, value in cfg.items() if key != 'view'}
+            text_views[name] = call(text, keywords, f'views.{name}', name=f'views.{name}')
+    return text_views
 
 
 def text(
@@ -65,21 +102,22 @@ def text(
     absent: int = 0,
     *,
     name: str,
-) -> Texts:
-    """`count` texts of each record of `part`, of at most `length` tokens, first and last token included.
+) -> TextView:
+    """`count` texts for each row of `part`, each of at most `length` tokens, first and last token included.
 
-    `sections`: names in order of preference, 'impression+findings' joins two. The texts of a record are the first
-    `count` of those sections that it has: one text is the best section, and two of ['findings', 'impression'] are both.
-    `sentences`: instead, the sentences of the best section are dealt in random packs of so many, without putting back:
-    1 is a drawn sentence, and with a large `count` every sentence of a short report. Within a text they keep their
-    order unless `shuffle`. A record with fewer texts than `count` has the others absent (length 0).
-    `prompts`: for records that have none of the sections, sentences from their labels (see prompts.py: a file
-    or its content), of all findings that are present, and of up to `absent` that are known to be absent.
+    `sections`: names of sections in order of preference; 'impression+findings' joins two sections. The texts of a
+    record are the first `count` of those that it has. So one text is the best section, and two texts of
+    ['findings', 'impression'] are both sections. A record with fewer texts has absent texts (length 0) in their place.
+    `sentences`: a text is this number of sentences instead of a section. The sentences of the best section are dealt
+    at random, without replacement: sentences=1 draws one sentence, and with a large `count` a short report gives all
+    its sentences. `shuffle`: the sentences of a text are in random order, not in the order of the report.
+    `prompts`: a file of prompts, or its content (see prompts.py), for records that have none of the sections. Labels
+    become sentences: all findings that are present, and up to `absent` findings that are known to be absent.
     """
     for key, value, least in (('length', length, 3), ('count', count, 1), ('absent', absent, 0)):
-        if not _whole(value) or value < least:
+        if not is_whole(value) or value < least:
             raise UserError(f'{name}.{key}: a whole number of at least {least}, not {value!r}')
-    if sentences is not None and (not _whole(sentences) or sentences < 1):
+    if sentences is not None and (not is_whole(sentences) or sentences < 1):
         raise UserError(
             f'{name}.sentences: None for whole sections, or a whole number of at least 1, not {sentences!r}'
         )
@@ -89,11 +127,11 @@ def text(
         raise UserError(f'{name}.sections: empty, and there are no prompts; name a section or a file of prompts')
     if absent and not prompts:
         raise UserError(f'{name}.absent: {absent} without prompts has no effect; name a file of prompts')
-    return Texts(
+    return TextView(
         part=part,
         length=length,
-        number=count,
-        sections=tuple(tuple(one.strip() for one in section.split('+')) for section in sections),
+        count=count,
+        sections=tuple(tuple(each.strip() for each in section.split('+')) for section in sections),
         sentences=sentences,
         shuffle=bool(shuffle),
         prompts=None if prompts is None else prompt_files.read(prompts, f'{name}.prompts'),
@@ -102,38 +140,11 @@ def text(
     )
 
 
-def words(texts: Texts, said: Mapping[str, str], labels: Mapping[str, int]) -> Words:
-    """What the view draws from, of a record with the sections `said` and the `labels` by name."""
-    joined = ([s for name in names for s in cut(said.get(name, ''))] for names in texts.sections)
-    sections = [whole for whole in joined if whole][: 1 if texts.sentences else texts.number]
-    from_labels = texts.prompts and not sections
-    return Words(sections, prompt_files.pools(texts.prompts, labels, texts.absent > 0) if from_labels else None)
+def text_key(pools: Iterable[TextPool]) -> bytes:
+    """8 bytes that identify the texts of a record; `pools` has its pool for each text view of a part.
 
-
-def draw(texts: Texts, of: Words, rng: np.random.Generator) -> list[str]:
-    """At most `number` texts."""
-    found = of.sections
-    if of.prompts:
-        found = [
-            prompt_files.draw(of.prompts, texts.absent, rng) for _ in range(1 if texts.sentences else texts.number)
-        ]
-        found = [whole for whole in found if whole]
-    if texts.sentences and found:
-        best, n = found[0], texts.sentences
-        order = rng.permutation(len(best))
-        packs = [order[at : at + n] for at in range(0, len(best), n)][: texts.number]
-        found = [[best[k] for k in (pack if texts.shuffle else sorted(pack))] for pack in packs]
-    elif texts.shuffle:
-        found = [[whole[k] for k in rng.permutation(len(whole))] for whole in found]
-    return [' '.join(whole) for whole in found]
-
-
-def key(of: Iterable[Words]) -> bytes:
-    """8 bytes, equal where the views of a part draw from equal words, but for case; NO_KEY where there are none."""
-    of = [one for one in of if one.sections or (one.prompts and any(one.prompts))]
-    told = json.dumps(of, ensure_ascii=False).casefold().encode('utf-8', 'surrogatepass')
-    return hashlib.sha256(told).digest()[:8] if of else NO_KEY
-
-
-def _whole(x: Any) -> bool:
-    return isinstance(x, int) and not isinstance(x, bool)
+    Two records have equal keys if their pools are equal but for upper and lower case. NO_TEXT: all pools are empty.
+    """
+    with_text = [pool for pool in pools if pool.has_text]
+    content = json.dumps(with_text, ensure_ascii=False).casefold().encode('utf-8', 'surrogatepass')
+    return hashlib.sha256(content).digest()[:8] if with_text else NO_TEXT

@@ -1,22 +1,27 @@
-"""ResNet (arXiv 1512.03385) in its version 1.5, whose stride lies in the 3 x 3 convolution: scanned blocks, and batch
-norms whose running statistics are no parameters."""
+"""ResNet (arXiv 1512.03385) of version 1.5: the 3 x 3 convolution of a block has the stride.
+
+Blocks are scanned. The running statistics of batch norms are not trained; they are stored under 'stats'.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax import Array
 
 from medjax.errors import UserError
-from medjax.models.layers import REMAT, check_choice, logical_axes, ones, parameter, unbox, zeros
+from medjax.models.flax_tower import FlaxTower, logical_axes
+from medjax.models.layers import REMAT, check_choice, ones, parameter, zeros
 from medjax.parallel.sharding import constrain_rows
-from medjax.types import Mask, Tower, View
+from medjax.types import ApplyOptions, Mask, Tower, Tree, View
 
-SIZES = {  # blocks of each stage, and how much wider a block's output is than its 3 x 3 convolution
+SIZES = {  # the number of blocks in each stage, and the width of a block's output / that of its 3 x 3 convolution
     '18': ((2, 2, 2, 2), 1),
     '34': ((3, 4, 6, 3), 1),
     '50': ((3, 4, 6, 3), 4),
@@ -37,17 +42,19 @@ def build(
 ) -> Tower:
     """A ResNet tower for images of `channels` channels and of any size.
 
-    variant  '18', '34', '50' or '101'; depths (blocks of each stage) replace its own
-    stem     channels after the first convolution, doubled with every stage but the first
-    norm     'batch': in training by the mean and variance of the global batch, absent rows left out; running
-             statistics r <- .9 r + .1 batch (variance unbiased) are used otherwise, and follow in the order in which
-             the recipe's views are run. 'frozen': by the running statistics always, which then never change
-    remat    what is stored for the backward pass: 'blocks' (the blocks' inputs) or 'none' (nothing is computed again)
-    dtype    of activations; parameters and statistics are float32, and the outputs are
+    variant  '18', '34', '50' or '101'
+    stem     channels after the first convolution; every stage after the first has twice the channels of the one before
+    depths   the number of blocks in each stage; replaces the value of the variant
+    norm     'batch': in training, mean and variance come from the global batch without absent rows, and update the
+             running statistics r <- .9 r + .1 batch (with the unbiased variance) once in each pass, in the order of the
+             passes. Outside of training the running statistics are used.
+             'frozen': the running statistics are always used and never change
+    remat    what is stored for the backward pass: 'blocks' (the inputs of blocks) or 'none' (nothing is computed twice)
+    dtype    type of the activations; parameters, statistics and outputs are float32
 
-    Outputs: patches [B,V,N,D], the last feature map row by row, ceil(side / 32) a side with four stages; cls [B,V,D],
-    their mean. With layers=n also 'layers/cls' and 'layers/patches' of the last n blocks; where the last stage has
-    fewer, its first stands for those before it.
+    The patches are the pixels of the last feature map, row by row; with four stages a side of n pixels has
+    ceil(n / 32). `cls` is their mean. `layers=n` counts blocks of the last stage only. If the stage has fewer blocks,
+    the output of its first block fills the missing places.
     """
     if variant not in SIZES:
         raise UserError(f'resnet: unknown variant {variant!r}; sizes: {", ".join(SIZES)}')
@@ -59,60 +66,50 @@ def build(
     if not all(isinstance(n, int) and n > 0 for n in (stem, *depths)):
         raise UserError(f'resnet: stem={stem!r} and depths={depths!r} must be whole numbers of at least 1')
     module = Resnet(channels, stem, depths, expansion, remat, jnp.dtype(dtype))
-    side = 2 ** len(depths) * 2  # the stem halves twice, every stage but the first once
+    side = module.stride
+    example = (np.zeros((1, side, side, channels), np.float32), np.ones(1, np.float32), 1)
+    return ResnetTower(
+        width=stem * 2 ** (len(depths) - 1) * expansion,
+        axes=logical_axes(module, example),
+        batch_statistics=norm == 'batch',
+        module=module,
+        example=example,
+    )
 
-    def start(key: Array) -> Any:
-        return module.init(key, jnp.zeros((1, side, side, channels)), jnp.ones(1), 1)
 
-    def apply(
-        params: Any,
-        view: View,
-        mask: Mask | None = None,
-        *,
-        train: bool = False,
-        key: Array | None = None,
-        rows_per_group: int = 1,
-        layers: int = 1,
-    ) -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class ResnetTower(FlaxTower):
+    """A tower of images around the flax module `Resnet`."""
+
+    module: Resnet
+
+    def encode(self, params: Tree, view: View, mask: Mask | None, options: ApplyOptions) -> dict[str, Any]:
         if mask is not None:
             raise UserError('resnet: this tower takes no masks')
         b, v = view.x.shape[:2]
         images = view.x.reshape(b * v, *view.x.shape[2:])
+        weight = view.present.reshape(-1).astype(jnp.float32)
+        update = options.train and self.batch_statistics
         variables = dict(params={name: p for name, p in params.items() if name != 'stats'}, stats=params['stats'])
-        moving = train and norm == 'batch'
-        found: Any = module.clone(train=moving).apply(
-            variables, images, view.present.reshape(-1).astype(jnp.float32), layers, mutable=['stats'] if moving else ()
+        maps, updated = self.module.clone(train=update).apply(
+            variables, images, weight, options.layers, mutable=['stats'] if update else ()
         )
-        last, moved = found
-        last = last.astype(jnp.float32).reshape(layers, b, v, -1, last.shape[-1])
-        patches = jnp.moveaxis(last, 0, 2)  # [B,V,layers,N,D]
+        maps = maps.astype(jnp.float32).reshape(options.layers, b, v, -1, maps.shape[-1])
+        patches = jnp.moveaxis(maps, 0, 2)  # [B,V,layers,N,D]
         cls = patches.mean(3)
         outputs = dict(cls=cls[:, :, -1], patches=patches[:, :, -1]) | {'layers/cls': cls, 'layers/patches': patches}
-        return outputs | (dict(stats=moved['stats']) if moving else {})
+        return outputs | (dict(stats=updated['stats']) if update else {})
 
-    def grid(size: tuple[int, int]) -> tuple[int, int]:
-        return -(-size[0] // side), -(-size[1] // side)
-
-    def init(key: Array) -> Any:
-        variables = start(key)
-        return unbox(variables) | dict(stats=variables['stats'])
-
-    stats = jax.eval_shape(start, jax.random.key(0))['stats']
-    return Tower(
-        init=jax.jit(init),
-        axes=logical_axes(start) | dict(stats=jax.tree.map(lambda x: (None,) * x.ndim, stats)),
-        apply=apply,
-        width=stem * 2 ** (len(depths) - 1) * expansion,
-        grid=grid,
-        batch_statistics=norm == 'batch',
-    )
+    def grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        stride = self.module.stride
+        return -(-size[0] // stride), -(-size[1] // stride)
 
 
 class BatchNorm(nn.Module):
-    """scale (x - mean) / sqrt(variance + eps) + bias for each channel of x [S,H,W,C], in float32.
+    """scale (x - mean) / sqrt(variance + eps) + bias for each channel of x [S,H,W,C], computed in float32.
 
-    In training by the weighted mean and variance over images and pixels, `weight` [S] being 1 for present images and 0
-    for absent ones; else, and where no image is present, by the running ones.
+    In training, mean and variance are weighted over images and pixels: `weight` [S] is 1 for a present image and 0 for
+    an absent one. Outside of training, and if no image is present, they are the running statistics.
     """
 
     train: bool
@@ -130,7 +127,7 @@ class BatchNorm(nn.Module):
         if self.train:
             w = weight[:, None, None, None]
             n = weight.sum() * x.shape[1] * x.shape[2]
-            # one channel's sums at a time over global rows: what devices exchange has the shape of `scale`
+            # one sum for each channel: devices exchange arrays of the shape of `scale` and nothing larger
             batch_mean = (w * x).sum((0, 1, 2)) / jnp.maximum(n, 1)
             batch_variance = (w * jnp.square(x - batch_mean)).sum((0, 1, 2)) / jnp.maximum(n, 1)
             unbiased = batch_variance * n / jnp.maximum(n - 1, 1)
@@ -163,7 +160,7 @@ class ConvNorm(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """relu(shortcut(x) + convolutions(x)): 1 x 1, 3 x 3, 1 x 1 where `expansion` > 1, else 3 x 3 twice."""
+    """relu(shortcut(x) + convolutions(x)): 1 x 1, 3 x 3 and 1 x 1 if `expansion` > 1, otherwise 3 x 3 twice."""
 
     out: int
     expansion: int
@@ -191,7 +188,7 @@ class ResidualBlock(nn.Module):
 
 
 class Stage(nn.Module):
-    """A block that may halve the picture and the others, scanned: feature maps after the last `layers` blocks."""
+    """A first block with the stride, then scanned blocks -> the feature maps after the last `layers` blocks."""
 
     out: int
     depth: int
@@ -209,11 +206,11 @@ class Stage(nn.Module):
         if self.depth == 1:
             return last
 
-        def one(block: nn.Module, last: Array, weight: Array) -> tuple[Array, None]:
+        def step(block: nn.Module, last: Array, weight: Array) -> tuple[Array, None]:
             return jnp.concatenate([last[1:], block(last[-1], weight)[None]]), None
 
         scan = nn.scan(
-            one,
+            step,
             variable_axes={'params': 0, 'stats': 0},
             split_rngs={'params': True},
             in_axes=nn.broadcast,
@@ -224,7 +221,7 @@ class Stage(nn.Module):
 
 
 class Resnet(nn.Module):
-    """Images [S,H,W,C] -> feature maps of the last `layers` blocks of the last stage [layers,S,h,w,D]."""
+    """Images [S,H,W,C] -> the feature maps of the last `layers` blocks of the last stage, [layers,S,h,w,D]."""
 
     channels: int
     stem: int
@@ -233,6 +230,11 @@ class Resnet(nn.Module):
     remat: str
     dtype: Any
     train: bool = False
+
+    @property
+    def stride(self) -> int:
+        """Image pixels for each step in the last feature map: 4 after the stem, doubled by each stage but the first."""
+        return 4 * 2 ** (len(self.depths) - 1)
 
     @nn.compact
     def __call__(self, images: Array, weight: Array, layers: int) -> Array:

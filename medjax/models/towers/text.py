@@ -1,19 +1,21 @@
-"""Text towers: BERT, the text half of CLIP and that of SigLIP, as one stack of scanned blocks.
+"""The text towers of BERT, CLIP and SigLIP: token and position embeddings, scanned blocks, pooling.
 
-BERT: arXiv 1810.04805; ClinicalBERT, PubMedBERT (2007.15779) and CXR-BERT (2204.09817) differ in vocabulary and
-weights alone. CLIP: arXiv 2103.00020. SigLIP: arXiv 2303.15343.
+BERT: arXiv 1810.04805. ClinicalBERT, PubMedBERT (2007.15779) and CXR-BERT (2204.09817) differ from BERT in vocabulary
+and weights only. CLIP: arXiv 2103.00020. SigLIP: arXiv 2303.15343.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax import Array
 
 from medjax.errors import UserError
+from medjax.models.flax_tower import FlaxTower, logical_axes
 from medjax.models.layers import (
     ACTIVATIONS,
     POOLS,
@@ -21,28 +23,26 @@ from medjax.models.layers import (
     Pool,
     check_choice,
     check_compute,
-    logical_axes,
     parameter,
     scan_blocks,
     sizes,
-    unbox,
     weight_init,
 )
 from medjax.parallel.sharding import constrain_rows
-from medjax.types import Mask, Tower, View
+from medjax.types import ApplyOptions, Mask, Tower, Tree, View
 
 
 class Family(NamedTuple):
-    """What the families of text towers differ in."""
+    """The settings in which families of text towers differ."""
 
     vocabulary: int
     context: int
     eps: float  # of the norms
     activation: str
     pool: str
-    post_norm: bool = False  # BERT: a norm after each branch and after the embeddings, none at the end
+    post_norm: bool = False  # BERT: norms after each branch and after the embeddings, no norm at the end
     causal: bool = False
-    padding: bool = False  # padding is read like words, so every text must fill the context
+    padding: bool = False  # padding tokens are read like other tokens, so every text must fill the context
 
 
 FAMILIES = {
@@ -67,26 +67,30 @@ def build(
     remat: str = 'products',
     dtype: str = 'float32',
 ) -> Tower:
-    """A text tower for a view of token ids x int32 [B,V,T], T at most `context`, whose texts are the first
-    sum(valid) of the T tokens (`valid` bool [B,V,T], or None: all of them). Attention is given these lengths.
+    """A text tower. Its view has token ids x int32 [B,V,T] with T at most `context`.
 
-    family       'bert', 'clip' or 'siglip', see FAMILIES; activation, vocabulary (how many token ids there are),
-                 context and pool replace its own. open_clip's models mostly have 'gelu'
-    variant      a size of layers.SIZES, as a ViT's; width, depth, heads, mlp_ratio replace its own. The text tower of
-                 CLIP ViT-B has width=512, heads=8; of ViT-L it is 'B'
-    pool         how `cls` is made of the tokens, see layers.Pool: 'cls', 'last' (the end-of-text token of CLIP),
-                 'mean', 'max' or 'attention'
-    attention    'xla', or 'cudnn' (flash attention of NVIDIA GPUs; bfloat16)
+    A text is the first sum(valid) of the T tokens; `valid` is bool [B,V,T], or None if all tokens belong to the text.
+    Attention and pooling leave the other tokens out. The family 'siglip' reads all T tokens, and T must be `context`.
+
+    family       the public models that the tower is like: 'bert', 'clip' or 'siglip', see FAMILIES
+    variant      a size in layers.SIZES. The text tower of CLIP ViT-B has width=512, heads=8; that of ViT-L is 'B'
+    width, depth, heads, mlp_ratio
+                 replace the values of the size
+    activation   replaces the activation of the family; most models of open_clip have 'gelu'
+    vocabulary   number of token ids; replaces the value of the family
+    context      largest number of tokens in a text; replaces the value of the family
+    pool         how `cls` comes from the tokens, see layers.Pool: 'cls', 'last' (CLIP's end-of-text token), 'mean',
+                 'max' or 'attention'; replaces the pooling of the family
+    attention    'xla', or 'cudnn' (the flash kernel of NVIDIA GPUs, which needs dtype='bfloat16')
     remat        what is stored for the backward pass, see layers.REMAT
-    dtype        of activations; parameters and statistics are float32, and the outputs are
+    dtype        type of the activations; parameters, statistics and outputs are float32
 
-    Outputs: cls [B,V,D] and tokens [B,V,T,D], after the final norm where there is one; with layers=n also 'layers/cls'
-    [B,V,n,D] and 'layers/tokens' [B,V,n,T,D]. Tokens after a text's end hold nothing of use. An absent text counts as
-    one token long, so that its features are finite. Token ids outside of the vocabulary give NaN.
+    Output tokens after the end of a text have no meaning. An absent text counts as one token, so that its features are
+    finite. Token ids outside of the vocabulary give NaN.
     """
     check_choice('text', 'family', family, FAMILIES)
-    given = dict(activation=activation, vocabulary=vocabulary, context=context, pool=pool)
-    chosen = FAMILIES[family]._replace(**{name: value for name, value in given.items() if value is not None})
+    replace = dict(activation=activation, vocabulary=vocabulary, context=context, pool=pool)
+    chosen = FAMILIES[family]._replace(**{name: value for name, value in replace.items() if value is not None})
     shape = sizes('text', variant, f'unknown variant {variant!r}', dict(
         width=width, depth=depth, heads=heads, mlp_ratio=mlp_ratio
     ))  # fmt: skip
@@ -107,46 +111,47 @@ def build(
         dtype=jnp.dtype(dtype),
     )
 
-    def start(key: Array) -> Any:
-        return module.init(key, jnp.zeros((1, 1), jnp.int32), jnp.ones((1,), jnp.int32), 1)
-
-    def apply(
-        params: Any,
-        view: View,
-        mask: Mask | None = None,
-        *,
-        train: bool = False,
-        key: Array | None = None,
-        rows_per_group: int = 1,
-        layers: int = 1,
-    ) -> dict[str, Array]:
-        if mask is not None:
-            raise UserError('text: this tower takes no masks')
-        b, v, t = view.x.shape
-        if t > chosen.context or (chosen.padding and t < chosen.context):
-            most = 'exactly' if chosen.padding else 'at most'
-            raise UserError(f'text: texts of {t} tokens, but this tower reads {most} {chosen.context} (`context`)')
-        lengths = None
-        if view.valid is not None and not chosen.padding:
-            lengths = jnp.maximum(view.valid.sum(-1, dtype=jnp.int32), 1).reshape(b * v)
-        found: Any = module.apply({'params': params}, view.x.reshape(b * v, t), lengths, layers)
-        tokens, pooled = [jnp.moveaxis(x, 0, 1).reshape(b, v, layers, *x.shape[2:]) for x in found]
-        last = dict(cls=pooled[:, :, -1], tokens=tokens[:, :, -1])
-        return last | {'layers/cls': pooled, 'layers/tokens': tokens}
-
-    return Tower(
-        init=jax.jit(lambda key: unbox(start(key))),  # jitted: only the parameters are made, nothing is computed
-        axes=logical_axes(start),
-        apply=apply,
+    example = (np.zeros((1, 1), np.int32), np.ones(1, np.int32), 1)
+    return TextTower(
         width=module.width,
+        axes=logical_axes(module, example),
         vocabulary=chosen.vocabulary,
         context=chosen.context,
+        module=module,
+        example=example,
     )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class TextTower(FlaxTower):
+    """A tower of texts around the flax module `Text`."""
+
+    sees = 'text'
+    module: Text
+
+    def encode(self, params: Tree, view: View, mask: Mask | None, options: ApplyOptions) -> dict[str, Array]:
+        if mask is not None:
+            raise UserError('text: this tower takes no masks')
+        layers, padding = options.layers, self.module.family.padding
+        b, v, t = view.x.shape
+        if t > self.context or (padding and t < self.context):
+            most = 'exactly' if padding else 'at most'
+            raise UserError(f'text: texts of {t} tokens, but this tower reads {most} {self.context} (`context`)')
+        lengths = None
+        if view.valid is not None and not padding:
+            lengths = jnp.maximum(view.valid.sum(-1, dtype=jnp.int32), 1).reshape(b * v)
+        outputs: Any = self.module.apply({'params': params}, view.x.reshape(b * v, t), lengths, layers)
+        # [layers,B*V,…] -> [B,V,layers,…]
+        tokens, pooled = [jnp.moveaxis(x, 0, 1).reshape(b, v, layers, *x.shape[2:]) for x in outputs]
+        last = dict(cls=pooled[:, :, -1], tokens=tokens[:, :, -1])
+        return last | {'layers/cls': pooled, 'layers/tokens': tokens}
+
+
 class Text(nn.Module):
-    """Token ids [S,T] and lengths [S] -> tokens of the last `layers` blocks [layers,S,T,D], and each one's pooled
-    feature [layers,S,D]; float32."""
+    """Token ids [S,T] and lengths [S] -> the results of the last `layers` blocks, in float32.
+
+    They are the tokens [layers,S,T,D] and the pooled feature [layers,S,D].
+    """
 
     width: int
     depth: int
@@ -160,12 +165,12 @@ class Text(nn.Module):
     @nn.compact
     def __call__(self, ids: Array, lengths: Array | None, layers: int) -> tuple[Array, Array]:
         family, d = self.family, self.width
-        how = dict(activation=family.activation, eps=family.eps, attention=self.attention, dtype=self.dtype)
+        options = dict(activation=family.activation, eps=family.eps, attention=self.attention, dtype=self.dtype)
         words = parameter(self, 'words', weight_init, (family.vocabulary, d), (None, 'embed'))
         positions = parameter(self, 'positions', weight_init, (family.context, d), (None, 'embed'))
         x = jnp.take(words, constrain_rows(ids), axis=0, mode='fill') + positions[: ids.shape[1]]
         if family.post_norm:
-            # BERT's embedding of which of two texts a token is in: here it is always the first
+            # BERT marks the first and the second of two texts with one embedding each. Here there is only a first text.
             x += parameter(self, 'segments', weight_init, (2, d), (None, 'embed'))[0]
             x = LayerNorm(family.eps, name='embed_norm')(x)
         tokens = scan_blocks(
@@ -179,10 +184,10 @@ class Text(nn.Module):
             layerscale=None,
             causal=family.causal,
             post_norm=family.post_norm,
-            **how,
+            **options,
         )
         tokens = tokens.astype(jnp.float32) if family.post_norm else LayerNorm(family.eps, name='norm')(tokens)
-        pool = Pool(family.pool, self.heads, self.hidden, **how, name='pool')
-        repeated = None if lengths is None else jnp.tile(lengths, layers)
-        pooled = pool(tokens.reshape(-1, *tokens.shape[2:]), repeated)
+        pool = Pool(family.pool, self.heads, self.hidden, **options, name='pool')
+        lengths = None if lengths is None else jnp.tile(lengths, layers)
+        pooled = pool(tokens.reshape(-1, *tokens.shape[2:]), lengths)
         return tokens, pooled.reshape(layers, -1, d)

@@ -1,10 +1,11 @@
-"""The Vision Transformer in the families of DINOv2, ViT, CLIP and SigLIP: patches, positions, scanned blocks, norm.
+"""The Vision Transformer of DINOv2, ViT, CLIP and SigLIP: patches, position embeddings, scanned blocks, norm.
 
 ViT: arXiv 2010.11929. DINOv2: arXiv 2304.07193. Registers: arXiv 2309.16588. LayerScale: arXiv 2103.17239.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from flax import linen as nn
 from jax import Array
 
 from medjax.errors import UserError
+from medjax.models.flax_tower import FlaxTower, logical_axes
 from medjax.models.layers import (
     ACTIVATIONS,
     LayerNorm,
@@ -24,34 +26,32 @@ from medjax.models.layers import (
     check_compute,
     draw_kept,
     kept_count,
-    logical_axes,
     parameter,
     scan_blocks,
     sizes,
-    unbox,
     uniform_fan_in,
     weight_init,
     zeros,
 )
 from medjax.parallel.sharding import constrain_rows
-from medjax.types import Mask, Tower, View
+from medjax.types import ApplyOptions, Mask, Tower, Tree, View
 
 
 class Family(NamedTuple):
-    """What public families of ViT differ in."""
+    """The settings in which families of public ViTs differ."""
 
     eps: float = 1e-6  # of the norms
     activation: str = 'gelu'
-    layerscale: float | None = None
-    cls: bool = True  # a CLS token; without it, attention pools the patches ('pool')
+    layerscale: float | None = None  # the first value of LayerScale
+    cls: bool = True  # whether there is a CLS token; if not, attention pools the patches (the parameters 'pool')
     patch_bias: bool = True
-    embed_norm: bool = False  # a norm between the embeddings and the blocks
-    offset: float = 0.0  # of position embeddings, see `cubic_weights`
+    embed_norm: bool = False  # whether there is a norm between the embeddings and the blocks
+    offset: float = 0.0  # for resizing position embeddings, see `cubic_weights`
 
 
 FAMILIES = {
-    'dinov2': Family(layerscale=1e-5, offset=0.1),  # and DINO, iBOT with layerscale=None
-    'vit': Family(eps=1e-12),  # Google's and Hugging Face's ViT, arXiv 2010.11929
+    'dinov2': Family(layerscale=1e-5, offset=0.1),  # DINO and iBOT are the same with layerscale=None
+    'vit': Family(eps=1e-12),  # the ViT of Google and of Hugging Face, arXiv 2010.11929
     'clip': Family(eps=1e-5, activation='quick_gelu', patch_bias=False, embed_norm=True),  # arXiv 2103.00020
     'siglip': Family(activation='gelu_tanh', cls=False),  # arXiv 2303.15343
 }
@@ -78,28 +78,34 @@ def build(
     remat: str = 'products',
     dtype: str = 'float32',
 ) -> Tower:
-    """A ViT tower for images of `channels` channels and of any size that the patch divides.
+    """A ViT tower for images of `channels` channels and of every size that the patch side divides.
 
-    variant      'S/14': a size of layers.SIZES and the patch side; width, depth, heads, mlp_ratio and ffn
-                 ('mlp'|'swiglu') replace its own
-    family       the chosen of public models that it is like, see FAMILIES; activation replaces its own ('gelu' in most
-                 of open_clip's models)
-    native_size  image side, or (height, width), whose grid of patches the position embeddings are stored for
-    layerscale   start of the factors on both residual branches; None leaves them out; 'family': as the family has it
-    drop_path    share of a row group's sequences that a residual branch leaves out in training, one rate for all blocks
-    antialias, offset  how position embeddings are resized, see `cubic_weights`. Default: as the public models, which
-                 is True and 0 for DINOv2 with registers, False and .1 for DINOv2 without, False and 0 for the others
-    attention    'xla', or 'cudnn' (flash attention of NVIDIA GPUs; bfloat16)
+    variant      'S/14': a size (see layers.SIZES) and the patch side in pixels
+    family       the public models that the tower is like: 'dinov2', 'vit', 'clip' or 'siglip', see FAMILIES
+    width, depth, heads, mlp_ratio, ffn
+                 replace the values of the size; ffn is 'mlp' or 'swiglu'
+    activation   replaces the activation of the family; most models of open_clip have 'gelu'
+    native_size  image side, or (height, width): the position embeddings are stored for its grid of patches
+    registers    number of register tokens
+    layerscale   first value of LayerScale, the factors on both residual branches. None: no LayerScale. 'family': the
+                 value of the family
+    qkv_bias     whether queries, keys and values have a bias
+    drop_path    share of a group's crops that each residual branch leaves out in training; the same in all blocks
+    antialias, offset
+                 how position embeddings are resized, see `cubic_weights`. None: as the public models of the family, see
+                 `position_resizing`
+    attention    'xla', or 'cudnn' (the flash kernel of NVIDIA GPUs, which needs dtype='bfloat16')
     remat        what is stored for the backward pass, see layers.REMAT
-    dtype        of activations; parameters and statistics are float32, and the outputs are
+    dtype        type of the activations; parameters, statistics and outputs are float32
 
-    Its `cls` is the CLS token; in the family 'siglip', which has none, what attention pools of the patches.
+    The output `cls` is the CLS token. The family 'siglip' has no CLS token; there, `cls` is pooled from the patches by
+    attention.
     """
     size, _, patch = variant.partition('/')
     if not patch.isdecimal() or int(patch) < 1:
         size = ''
-    given = dict(width=width, depth=depth, heads=heads, ffn=ffn, mlp_ratio=mlp_ratio)
-    shape = sizes('vit', size, f'variant {variant!r} is not a size and a patch like "S/14"', given)
+    replace = dict(width=width, depth=depth, heads=heads, ffn=ffn, mlp_ratio=mlp_ratio)
+    shape = sizes('vit', size, f'variant {variant!r} is not a size and a patch like "S/14"', replace)
     side = int(patch)
     check_choice('vit', 'family', family, FAMILIES)
     chosen = FAMILIES[family]
@@ -109,8 +115,7 @@ def build(
     check_compute('vit', attention, remat, dtype)
     if not 0 <= drop_path < 1:
         raise UserError(f'vit: drop_path is a share from 0 to below 1, got {drop_path}')
-    if antialias is None:
-        antialias = registers > 0
+    antialias, default_offset = position_resizing(family, registers > 0, antialias)
     hidden = round(shape['width'] * shape.pop('mlp_ratio'))
     module = Vit(
         **shape,
@@ -122,7 +127,7 @@ def build(
         family=chosen._replace(
             activation=activation,
             layerscale=chosen.layerscale if layerscale == 'family' else layerscale,
-            offset=(0.0 if antialias else chosen.offset) if offset is None else offset,
+            offset=default_offset if offset is None else offset,
         ),
         qkv_bias=qkv_bias,
         antialias=antialias,
@@ -130,46 +135,60 @@ def build(
         remat=remat,
         dtype=jnp.dtype(dtype),
     )
+    example = (np.zeros((1, side, side, channels), np.float32), None, None, 1)
+    return VitTower(
+        width=module.width, axes=logical_axes(module, example), module=module, example=example, drop_path=drop_path
+    )
 
-    def start(key: Array) -> Any:
-        return module.init(key, jnp.zeros((1, side, side, channels)), None, None, 1)
 
-    def apply(
-        params: Any,
-        view: View,
-        mask: Mask | None = None,
-        *,
-        train: bool = False,
-        key: Array | None = None,
-        rows_per_group: int = 1,
-        layers: int = 1,
-    ) -> dict[str, Array]:
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class VitTower(FlaxTower):
+    """A tower of images around the flax module `Vit`."""
+
+    module: Vit
+    drop_path: float
+
+    def encode(self, params: Tree, view: View, mask: Mask | None, options: ApplyOptions) -> dict[str, Array]:
+        module, layers = self.module, options.layers
         b, v = view.x.shape[:2]
         if mask is not None and mask.mode != 'replace':
             raise UserError(f"vit: this tower masks by mode 'replace', got {mask.mode!r}")
-        bits = None if mask is None else mask.bits.reshape(b * v, -1)
-        kept = None
-        if train and drop_path > 0:
-            groups = view.row.reshape(-1, rows_per_group)[:, 0] // rows_per_group
-            kept = draw_kept(key, groups, rows_per_group * v, module.depth, drop_path)
         images = view.x.reshape(b * v, *view.x.shape[2:])
-        found: Any = module.apply({'params': params}, images, bits, kept, layers)
-        # [B,V,layers,1+R+N,D] and [B,V,layers,D]
-        last, pooled = [jnp.moveaxis(x, 0, 1).reshape(b, v, layers, *x.shape[2:]) for x in found[1:]]
-        first = chosen.cls + registers
-        outputs = dict(cls=pooled[:, :, -1], patches=last[:, :, -1, first:])
-        if registers:
-            outputs['registers'] = last[:, :, -1, chosen.cls : first]
-        return outputs | {'layers/cls': pooled, 'layers/patches': last[:, :, :, first:]}
+        bits = None if mask is None else mask.bits.reshape(b * v, -1)
+        outputs: Any = module.apply({'params': params}, images, bits, self.kept(view, options), layers)
+        # [layers,B*V,…] -> [B,V,layers,…]
+        tokens, pooled = [jnp.moveaxis(x, 0, 1).reshape(b, v, layers, *x.shape[2:]) for x in outputs[1:]]
+        cls = int(module.family.cls)
+        first = cls + module.registers  # of the patches
+        last = dict(cls=pooled[:, :, -1], patches=tokens[:, :, -1, first:])
+        if module.registers:
+            last['registers'] = tokens[:, :, -1, cls:first]
+        return last | {'layers/cls': pooled, 'layers/patches': tokens[:, :, :, first:]}
 
-    return Tower(
-        init=jax.jit(lambda key: unbox(start(key))),  # jitted: only the parameters are made, nothing is computed
-        axes=logical_axes(start),
-        apply=apply,
-        width=module.width,
-        grid=lambda size: patch_grid(size, side),
-        check=lambda crops, rows_per_group: check_drop_path(drop_path, crops, rows_per_group),
-    )
+    def kept(self, view: View, options: ApplyOptions) -> Array | None:
+        """The crops of each group that drop path keeps, see layers.draw_kept; None if it keeps all."""
+        if not options.train or self.drop_path == 0:
+            return None
+        rows = options.rows_per_group
+        groups = view.row.reshape(-1, rows)[:, 0] // rows
+        return draw_kept(options.key, groups, rows * view.x.shape[1], self.module.depth, self.drop_path)
+
+    def grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        return patch_grid(size, self.module.patch)
+
+    def check(self, crops: Mapping[str, int], rows_per_group: int) -> None:
+        check_drop_path(self.drop_path, crops, rows_per_group)
+
+
+def position_resizing(family: str, registers: bool, antialias: bool | None = None) -> tuple[bool, float]:
+    """How public models resize their position embeddings: (antialias, offset), see `cubic_weights`.
+
+    Towers with registers have True and 0. Without registers, DINOv2 has False and .1, and every other family has False
+    and 0. A given `antialias` is kept. With antialiasing there is no offset.
+    """
+    if antialias is None:
+        antialias = registers
+    return antialias, FAMILIES[family].offset if family in FAMILIES and not antialias else 0.0
 
 
 def swiglu_hidden(hidden: int) -> int:
@@ -181,34 +200,39 @@ def patch_grid(size: tuple[int, int], patch: int) -> tuple[int, int]:
     """Rows and columns of patches of an image of height and width `size`."""
     for side in size:
         if side < patch or side % patch:
-            near = max(round(side / patch), 1) * patch
-            raise UserError(f'vit: an image side of {side} px is no multiple of the patch side {patch}; {near} is')
+            below = side // patch * patch
+            sizes = f'{below} or {below + patch}' if below else f'{patch}'
+            raise UserError(f'vit: an image side of {side} px is no multiple of the patch side {patch} px; use {sizes}')
     return size[0] // patch, size[1] // patch
 
 
 def check_drop_path(rate: float, crops: Mapping[str, int], rows_per_group: int) -> None:
-    """A UserError where groups of `rows_per_group` rows cannot leave out within .02 of the share `rate`."""
+    """A UserError if groups of `rows_per_group` rows cannot leave out a share of crops within .02 of `rate`.
 
-    def misses(rows: int) -> dict[str, float]:
-        shares = {view: 1 - kept_count(rows * v, rate) / (rows * v) for view, v in crops.items()}
+    `crops` is the number of crops by view. A group leaves out a whole number of crops, so small groups may miss the
+    rate.
+    """
+
+    def missed_shares(rows: int) -> dict[str, float]:
+        shares = {view: 1 - kept_count(rows * count, rate) / (rows * count) for view, count in crops.items()}
         return {view: share for view, share in shares.items() if abs(share - rate) > 0.02 + 1e-9}
 
-    if rate and (missed := misses(rows_per_group)):
-        fit = [str(rows) for rows in range(1, 65) if not misses(rows)]
-        got = ', '.join(f'{share:.3f} for the view {view!r}' for view, share in missed.items())
+    if rate and (missed := missed_shares(rows_per_group)):
+        fitting = [str(rows) for rows in range(1, 65) if not missed_shares(rows)]
+        shares = ', '.join(f'{share:.3f} for the view {view!r}' for view, share in missed.items())
         raise UserError(
-            f'drop_path {rate} cannot be met in groups of rows_per_group={rows_per_group}: it would be {got}; '
-            f'rows_per_group that fit: {", ".join(fit) or "none up to 64"}'
+            f'drop_path {rate} cannot be met in groups of rows_per_group={rows_per_group}: it would be {shares}; '
+            f'rows_per_group that fit: {", ".join(fitting) or "none up to 64"}'
         )
 
 
 def cubic_weights(size: int, out: int, antialias: bool, offset: float) -> np.ndarray:
-    """Bicubic interpolation of `size` samples to `out`, as torch does it: float32 [out,size], rows sum to 1.
+    """The matrix [out,size] that interpolates `size` samples to `out` samples as torch's bicubic mode does; float32.
 
-    Output i lies at (i + .5) * size / (out + offset) - .5 of the source. Without antialiasing: four taps of the cubic
-    kernel with a = -.75, indices clamped at the border. With it: a = -.5, widened by the scale where that shrinks,
-    taps outside the source left out and the rest normalised. The offset .1 is a kludge of the first DINO code that
-    the models trained with it need.
+    Output i lies at position (i + .5) * size / (out + offset) - .5 of the source. Each row sums to 1. Without
+    antialiasing a row has four taps of the cubic kernel with a = -.75, and taps outside of the source use its border.
+    With antialiasing a = -.5, the kernel is widened by the scale if the scale shrinks, and taps outside of the source
+    are left out before the row is normalised. The first DINO code had the offset .1, so models trained with it need it.
     """
     scale = size / (out + offset)
     source = (np.arange(out) + 0.5) * scale - 0.5
@@ -223,8 +247,10 @@ def cubic_weights(size: int, out: int, antialias: bool, offset: float) -> np.nda
     return matrix.astype(np.float32)
 
 
+# views/geometry.py has the same kernel for crops. Neither can replace the other: crops differ from row to row, so their
+# kernel is computed by jax in float32 with a = -.5. This one is computed by numpy in float64 while jax traces.
 def cubic_kernel(distance: np.ndarray, a: float) -> np.ndarray:
-    """Keys' cubic convolution kernel with parameter a; zero from distance 2 on."""
+    """Keys' cubic convolution kernel with the parameter a; zero from distance 2 on."""
     d = np.abs(distance)
     near = ((a + 2) * d - (a + 3)) * d * d + 1
     far = ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
@@ -232,7 +258,7 @@ def cubic_kernel(distance: np.ndarray, a: float) -> np.ndarray:
 
 
 def resize_grid(grid: Array, shape: tuple[int, int], antialias: bool, offset: float) -> Array:
-    """Position embeddings [h0,w0,D] for another grid of patches: [h,w,D], float32. The native grid stays as it is."""
+    """Position embeddings [h0,w0,D] resized to the grid `shape`: [h,w,D], float32. The same shape changes nothing."""
     if grid.shape[:2] == shape:
         return grid
     rows, columns = (cubic_weights(n, m, antialias, offset) for n, m in zip(grid.shape[:2], shape, strict=True))
@@ -240,10 +266,10 @@ def resize_grid(grid: Array, shape: tuple[int, int], antialias: bool, offset: fl
 
 
 def embed(params: Mapping[str, Any], images: Array, bits: Array | None, antialias: bool, offset: float) -> Array:
-    """Images [S,H,W,C] -> tokens [S,1+R+N,D] in float32: CLS and registers if there are any, then patches row by row.
+    """Images [S,H,W,C] -> tokens [S,1+R+N,D] in float32: CLS, registers, then patches row by row.
 
-    A masked patch (bits bool [S,N]) becomes the mask token BEFORE the position embedding is added, so that the tower
-    knows where it is; registers come in AFTER it and have no position.
+    The mask token replaces a masked patch (bits bool [S,N]) BEFORE position embeddings are added, so that the tower
+    sees where the patch is. Registers join AFTER this and have no position. CLS and registers may be absent.
     """
     kernel = params['patch_embed']['kernel']
     p = kernel.shape[0]
@@ -255,26 +281,28 @@ def embed(params: Mapping[str, Any], images: Array, bits: Array | None, antialia
     if bits is not None:
         x = jnp.where(bits[..., None], params['mask_token'], x)
     x += resize_grid(params['pos_grid'], grid, antialias, offset).reshape(-1, x.shape[-1])
-    first = jnp.zeros((0, x.shape[-1]))
+    prefix = jnp.zeros((0, x.shape[-1]))
     if 'cls' in params:
-        first = (params['cls'] + params['pos_cls'])[None]
+        prefix = (params['cls'] + params['pos_cls'])[None]
     if 'registers' in params:
-        first = jnp.concatenate([first, params['registers']])
-    return jnp.concatenate([jnp.broadcast_to(first, (x.shape[0], *first.shape)), x], axis=1)
+        prefix = jnp.concatenate([prefix, params['registers']])
+    return jnp.concatenate([jnp.broadcast_to(prefix, (x.shape[0], *prefix.shape)), x], axis=1)
 
 
 class Vit(nn.Module):
-    """Images [S,H,W,C] -> tokens of the last `layers` blocks before and after the norm, each [layers,S,1+R+N,D], and
-    the feature `cls` of each, [layers,S,D]."""
+    """Images [S,H,W,C] -> the results of the last `layers` blocks.
+
+    They are the tokens before and after the final norm, both [layers,S,1+R+N,D], and the feature `cls` [layers,S,D].
+    """
 
     width: int
     depth: int
     heads: int
-    hidden: int
+    hidden: int  # width of the hidden layer of the FFN
     ffn: str
-    patch: int
+    patch: int  # patch side in pixels
     channels: int
-    native: tuple[int, int]  # the grid of patches that pos_grid is stored for
+    native: tuple[int, int]  # the grid of patches for which pos_grid is stored
     registers: int
     family: Family
     qkv_bias: bool
@@ -288,7 +316,7 @@ class Vit(nn.Module):
         self, images: Array, bits: Array | None, kept: Array | None, layers: int
     ) -> tuple[Array, Array, Array]:
         family = self.family
-        how = dict(activation=family.activation, eps=family.eps, attention=self.attention, dtype=self.dtype)
+        options = dict(activation=family.activation, eps=family.eps, attention=self.attention, dtype=self.dtype)
         tokens = embed(self.embeddings(), constrain_rows(images), bits, self.antialias, family.offset)
         if family.embed_norm:
             tokens = LayerNorm(family.eps, name='embed_norm')(tokens)
@@ -303,18 +331,18 @@ class Vit(nn.Module):
             ffn=self.ffn,
             qkv_bias=self.qkv_bias,
             layerscale=family.layerscale,
-            **how,
+            **options,
         )
         normed = LayerNorm(family.eps, name='norm')(last)
         if family.cls:
             return last, normed, normed[:, :, 0]
-        pool = Pool('attention', self.heads, self.hidden, **how, name='pool')
-        rows = normed[:, :, self.registers :]
-        pooled = pool(rows.reshape(-1, *rows.shape[2:]))
+        pool = Pool('attention', self.heads, self.hidden, **options, name='pool')
+        patches = normed[:, :, self.registers :]
+        pooled = pool(patches.reshape(-1, *patches.shape[2:]))
         return last, normed, pooled.reshape(layers, -1, self.width)
 
     def embeddings(self) -> dict[str, Any]:
-        """The parameters that `embed` reads; starts as in the original DINOv2."""
+        """The parameters that `embed` reads, initialized as in the original DINOv2."""
         p, d = self.patch, self.width
         params = dict(
             pos_grid=parameter(self, 'pos_grid', weight_init, (*self.native, d), (None, None, 'embed')),
@@ -331,7 +359,7 @@ class Vit(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """The convolution's kernel [p,p,C,D] and bias [D]; `embed` applies them as one matrix product over patches."""
+    """The kernel [p,p,C,D] and bias [D] of the patch convolution; `embed` applies them as one matrix product."""
 
     shape: tuple[int, int, int, int]
     bias: bool = True
@@ -339,7 +367,7 @@ class PatchEmbed(nn.Module):
     @nn.compact
     def __call__(self) -> dict[str, Array]:
         init = uniform_fan_in(int(np.prod(self.shape[:3])))
-        found = dict(kernel=parameter(self, 'kernel', init, self.shape, (None, None, None, 'embed')))
+        params = dict(kernel=parameter(self, 'kernel', init, self.shape, (None, None, None, 'embed')))
         if self.bias:
-            found['bias'] = parameter(self, 'bias', init, self.shape[3:], ('embed',))
-        return found
+            params['bias'] = parameter(self, 'bias', init, self.shape[3:], ('embed',))
+        return params

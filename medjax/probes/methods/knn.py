@@ -1,4 +1,7 @@
-"""k nearest neighbours by cosine, as DINOv2's: votes weighted by softmax(similarity / .07) over the k neighbours."""
+"""k nearest neighbours by cosine, as in DINOv2: k train records vote, weighted by softmax(cosine / .07).
+
+The result has k = 20. The AUROCs of the other k are reported beside it, but no k is chosen.
+"""
 
 from __future__ import annotations
 
@@ -8,56 +11,63 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from medjax.probes.encode import Features
-from medjax.probes.evaluate import Outcome, Result, Task, mean_auroc, needs_labels, of_labels
+from medjax.probes import policy
+from medjax.probes.encode import SplitFeatures
+from medjax.probes.evaluate import ProbeInputs, Result, Scores, label_requirements, mean_auroc, run_label_probe
+from medjax.probes.vectors import unit
 
-name, needs = 'knn', needs_labels
+name, requirements = 'knn', label_requirements
 K, ALL_K, TEMPERATURE = 20, (10, 20, 100, 200), 0.07
-CHUNK_ELEMENTS = 1 << 24  # similarities that are in memory at once
+CHUNK_ELEMENTS = 1 << 24  # cosines in memory at once
 
 
-def run(task: Task) -> Result:
-    return of_labels(task, learn)
+def run(inputs: ProbeInputs) -> Result:
+    return run_label_probe(inputs, learn)
 
 
-def learn(train: Features, val: Features, test: Features, seed: int) -> Outcome:
-    """Scores test by the 20 nearest records of train. k is fixed, not chosen; the other k are reported beside."""
+def learn(train: SplitFeatures, val: SplitFeatures, test: SplitFeatures, seed: int) -> Scores:
+    """Scores val and test by their neighbours in train. A train split of fewer than 20 records uses a smaller k."""
     ks = tuple(k for k in ALL_K if k <= len(train.labels)) or (len(train.labels),)
     k = K if K in ks else max(ks)
-    val_scores, scores = score(train, val, ks), score(train, test, ks)
-    chosen = dict(k=k, temperature=TEMPERATURE, by='nobody: k is fixed', scores='votes')
-    validation = {f'k={k}': mean_auroc(s, val.labels) for k, s in val_scores.items()}
-    others = {f'k={other}': s for other, s in scores.items() if other != k}
-    return Outcome(scores[k], val_scores[k], None, chosen, others, dict(validation_auroc=validation))
+    val_scores, test_scores = score(train, val, ks), score(train, test, ks)
+    return Scores(
+        test=test_scores[k],
+        val=val_scores[k],
+        threshold=None,
+        chosen=dict(k=k, temperature=TEMPERATURE, by='nobody, k is fixed', scores='votes'),
+        others={f'k={other}': scores for other, scores in test_scores.items() if other != k},
+        details=dict(validation_auroc={f'k={k}': mean_auroc(scores, val.labels) for k, scores in val_scores.items()}),
+    )
 
 
-def score(train: Features, queries: Features, ks: tuple[int, ...]) -> dict[int, np.ndarray]:
-    """For each k the weighted share of positives among the neighbours whose label is known: float32 [n,L].
+def score(train: SplitFeatures, queries: SplitFeatures, ks: tuple[int, ...]) -> dict[int, np.ndarray]:
+    """For each k, float32 [n,L]: the weighted share of positives among the k neighbours whose label is known.
 
-    w_i = softmax over the k neighbours of cosine / .07; score = sum of w_i over positives / over known ones. Where no
-    neighbour's label is known, the score is the share of positives in train.
+    With w_i = softmax(cosine / .07) over the k neighbours, a score is (sum of w_i over positive neighbours) / (sum of
+    w_i over neighbours with a known label). If no neighbour's label is known, it is the share of positives in train.
     """
+    known, positive = policy.known(train.labels), train.labels == 1
     with jax.default_matmul_precision('highest'):
-        out = _score(jnp.asarray(train.cls[:, -1]), jnp.asarray(train.labels), jnp.asarray(queries.cls[:, -1]), ks)
-    return {k: np.asarray(o) for k, o in zip(ks, out, strict=True)}
+        scores = _score(unit(train.cls[:, -1]), known, positive, unit(queries.cls[:, -1]), ks)
+    return {k: np.asarray(x) for k, x in zip(ks, scores, strict=True)}
 
 
-@functools.partial(jax.jit, static_argnums=3)
-def _score(train: jax.Array, labels: jax.Array, queries: jax.Array, ks: tuple[int, ...]) -> list[jax.Array]:
-    unit = train / jnp.maximum(jnp.linalg.norm(train, axis=1, keepdims=True), 1e-12)
-    positive, known = labels == 1, (labels == 0) | (labels == 1)
+@functools.partial(jax.jit, static_argnums=4)
+def _score(
+    train: jax.Array, known: jax.Array, positive: jax.Array, queries: jax.Array, ks: tuple[int, ...]
+) -> list[jax.Array]:
+    """`score` on arrays: unit vectors [n,D] and [m,D], bool [n,L] of the train labels."""
     prevalence = positive.sum(0) / jnp.maximum(known.sum(0), 1)
 
-    def one(query: jax.Array) -> list[jax.Array]:  # [D] -> [L] for each k
-        cosine = unit @ (query / jnp.maximum(jnp.linalg.norm(query), 1e-12))
-        similarity, nearest = jax.lax.top_k(cosine, max(ks))
+    def score_query(query: jax.Array) -> list[jax.Array]:  # [D] -> [L] for each k
+        cosine, nearest = jax.lax.top_k(train @ query, max(ks))
         scores = []
         for k in ks:
-            vote = jax.nn.softmax(similarity[:k] / TEMPERATURE)
+            vote = jax.nn.softmax(cosine[:k] / TEMPERATURE)
             of_known = vote @ known[nearest[:k]].astype(jnp.float32)
             of_positive = vote @ positive[nearest[:k]].astype(jnp.float32)
             scores.append(jnp.where(of_known > 0, of_positive / jnp.maximum(of_known, 1e-30), prevalence))
         return scores
 
     chunk = max(1, min(len(queries), CHUNK_ELEMENTS // len(train)))
-    return jax.lax.map(one, queries, batch_size=chunk)
+    return jax.lax.map(score_query, queries, batch_size=chunk)

@@ -1,12 +1,13 @@
-"""The linear probe: logistic regressions on frozen features, a whole grid of them at once.
+"""The linear probe: fits logistic regressions on frozen features, a whole grid of them at once.
 
-As in DINOv2 (arXiv 2304.07193) the grid crosses the last {1, 4} blocks' CLS with {without, with} the mean patch token
-and the strength of regularisation, and validation chooses. Unlike there, each head is fitted to its optimum on cached
-features instead of by SGD over images: for each label, over its n known records of standardised features x,
+As in DINOv2 (arXiv 2304.07193), validation chooses from a grid: the CLS of the last {1, 4} blocks, {without, with} the
+mean patch token, and the strength of regularisation. DINOv2 trains its classifiers by SGD over images. Here each
+regression is fitted to its optimum on cached features. For each label, over its n records with a known label
+(`policy.known`), with standardised features x:
 
-    minimise  1/n sum log(1 + exp(-s (w.x + b)))  +  penalty/2 |w|^2,      s = 1 for positives, -1 for negatives,
+    minimise  1/n sum log(1 + exp(-s (w.x + b)))  +  penalty/2 |w|^2,      s = 1 for positives, -1 for negatives
 
-which is scikit-learn's LogisticRegression with C = 1 / (penalty n).
+This is scikit-learn's LogisticRegression with C = 1 / (penalty n).
 """
 
 from __future__ import annotations
@@ -17,57 +18,66 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from medjax.probes.encode import Features
-from medjax.probes.evaluate import Outcome, Result, Task, mean_auroc, needs_labels, of_labels
+from medjax.probes import policy
+from medjax.probes.encode import SplitFeatures
+from medjax.probes.evaluate import ProbeInputs, Result, Scores, label_requirements, mean_auroc, run_label_probe
 
-name, needs = 'linear', needs_labels
-PENALTIES = tuple(10.0 ** (e / 2) for e in range(2, -9, -1))  # 10 … 1e-4 in half decades; of equals the first is taken
+name, requirements = 'linear', label_requirements
+PENALTIES = tuple(10.0 ** (e / 2) for e in range(2, -9, -1))  # 10 … 1e-4 in half decades
 THRESHOLD = 0.0  # in log-odds: probability .5
 
 
-class Heads(NamedTuple):
-    """Logistic regressions for R penalties and L labels on one feature set:
+class Regressions(NamedTuple):
+    """Logistic regressions for R penalties and L labels on one feature set.
 
-    log-odds = (x - mean) / std @ kernel + bias.
+    log-odds = (x - mean) / std @ kernel + bias
     """
 
     mean: np.ndarray  # float32 [D]
     std: np.ndarray  # float32 [D]
     kernel: np.ndarray  # float32 [D,R,L]
     bias: np.ndarray  # float32 [R,L]
-    steps: int
-    residual: float  # the greatest preconditioned gradient norm that was left
+    steps: int  # of the minimiser
+    residual: float  # the greatest preconditioned gradient norm after the last step
 
 
-def run(task: Task) -> Result:
-    return of_labels(task, learn)
+def run(inputs: ProbeInputs) -> Result:
+    return run_label_probe(inputs, learn)
 
 
 def learn(
-    train: Features, val: Features, test: Features, seed: int, penalties: tuple[float, ...] = PENALTIES
-) -> Outcome:
-    """Fits all heads on train, chooses one combination for all labels by mean AUROC on val, scores test in log-odds."""
+    train: SplitFeatures,
+    val: SplitFeatures,
+    test: SplitFeatures,
+    seed: int,
+    penalties: tuple[float, ...] = PENALTIES,
+) -> Scores:
+    """Fits the grid on train, chooses one entry for all labels by mean AUROC on val, scores test in log-odds.
+
+    Of equally good entries the first is chosen: fewer features, then the stronger penalty.
+    """
     grid: list[dict[str, Any]] = []
-    best: tuple[float, int, Heads] | None = None
-    for features, x in _inputs(train).items():
-        heads = fit(x, train.labels, penalties)
-        val_scores = log_odds(heads, _inputs(val)[features])
+    best: tuple[float, int, Regressions] | None = None
+    for features, x in _feature_sets(train).items():
+        regressions = fit(x, train.labels, penalties)
+        val_scores = log_odds(regressions, _feature_sets(val)[features])
         for r, penalty in enumerate(penalties):
-            figure = mean_auroc(val_scores[:, r], val.labels)
-            grid.append(dict(features=features, penalty=penalty, validation_auroc=figure))
-            if best is None or (figure or 0.0) > best[0]:
-                best, entry = (figure or 0.0, r, heads), grid[-1]
+            auroc = mean_auroc(val_scores[:, r], val.labels)
+            grid.append(dict(features=features, penalty=penalty, validation_auroc=auroc))
+            if best is None or (auroc or 0.0) > best[0]:
+                best, entry = (auroc or 0.0, r, regressions), grid[-1]
     assert best is not None
-    _, r, heads = best
+    _, r, regressions = best
     scores = {
-        split: log_odds(heads, _inputs(x)[entry['features']])[:, r] for split, x in dict(val=val, test=test).items()
+        split: log_odds(regressions, _feature_sets(x)[entry['features']])[:, r]
+        for split, x in dict(val=val, test=test).items()
     }
     chosen = dict(entry, by='mean AUROC over labels on validation', scores='log-odds')
-    details = dict(grid=grid, steps=heads.steps, residual=heads.residual)
-    return Outcome(scores['test'], scores['val'], THRESHOLD, chosen, {}, details)
+    details = dict(grid=grid, steps=regressions.steps, residual=regressions.residual)
+    return Scores(scores['test'], scores['val'], THRESHOLD, chosen, {}, details)
 
 
-def _inputs(split: Features) -> dict[str, np.ndarray]:
+def _feature_sets(split: SplitFeatures) -> dict[str, np.ndarray]:
     """The feature sets of the grid, each [n,D]."""
     if split.patches is None:
         return {'pixels': split.cls[:, -1]}
@@ -77,28 +87,28 @@ def _inputs(split: Features) -> dict[str, np.ndarray]:
     return sets | {f'{name} + mean patch': np.concatenate([x, split.patches], 1) for name, x in sets.items()}
 
 
-def fit(x: np.ndarray, labels: np.ndarray, penalties: tuple[float, ...], tolerance: float = 1e-5) -> Heads:
-    """Features [n,D] and labels int8 [n,L], of which only 0 and 1 are known -> the heads of all penalties and labels.
+def fit(x: np.ndarray, labels: np.ndarray, penalties: tuple[float, ...], tolerance: float = 1e-5) -> Regressions:
+    """Fits the regressions of all penalties and labels to features [n,D] and labels int8 [n,L].
 
-    Every label needs a known record of both classes.
+    A label is fitted on the records where it is known. It needs a positive and a negative one.
     """
     mean = x.mean(0, dtype=np.float64).astype(np.float32)
     z = x - mean
     std = np.sqrt(np.einsum('nd,nd->d', z, z) / len(z))
     std = np.where(std > 1e-6 * np.abs(mean), std, 1.0).astype(np.float32)  # a constant feature stays at 0
-    known = (labels == 0) | (labels == 1)
+    known = policy.known(labels)  # drops uncertain, blank and conflicting labels from the fit
     z = (z / std).astype(np.float32)
     basis = _principal_axes(z)
     with jax.default_matmul_precision('highest'):
         w, b, steps, residual = _minimise(
             z @ basis, (labels == 1).astype(np.float32), known.astype(np.float32), np.float32(penalties), tolerance
         )
-    return Heads(mean, std, np.tensordot(basis, np.asarray(w), 1), np.asarray(b), int(steps), float(residual))
+    return Regressions(mean, std, np.tensordot(basis, np.asarray(w), 1), np.asarray(b), int(steps), float(residual))
 
 
-def log_odds(heads: Heads, x: np.ndarray) -> np.ndarray:
-    """[n,D] -> float32 [n,R,L]."""
-    return np.tensordot((x - heads.mean) / heads.std, heads.kernel, 1) + heads.bias
+def log_odds(regressions: Regressions, x: np.ndarray) -> np.ndarray:
+    """Features [n,D] -> float32 [n,R,L]."""
+    return np.tensordot((x - regressions.mean) / regressions.std, regressions.kernel, 1) + regressions.bias
 
 
 def _principal_axes(z: np.ndarray) -> np.ndarray:
@@ -109,46 +119,66 @@ def _principal_axes(z: np.ndarray) -> np.ndarray:
     return np.linalg.eigh(z.T @ z)[1]
 
 
+_Point = tuple[jax.Array, jax.Array]  # weights [r,R,L] and biases [R,L] of all regressions, in the units of `_Loss`
+
+
+class _Loss(NamedTuple):
+    """The loss of all regressions on n records with r features."""
+
+    z: jax.Array  # float32 [n,r]: the features
+    y: jax.Array  # float32 [n,L]: 1 for positives
+    known: jax.Array  # float32 [n,L]: 1 for known labels
+    penalties: jax.Array  # float32 [R]
+    counts: jax.Array  # float32 [L]: number of known labels
+    unit: jax.Array  # float32 [r,R,L]: unit of the weights
+    bias_unit: jax.Array  # float32 [L]: unit of the biases
+
+    def gradient(self, point: _Point) -> _Point:
+        """The gradient at a point, in the same units."""
+        w = point[0] * self.unit
+        logit = (self.z @ w.reshape(len(w), -1)).reshape(-1, *self.unit.shape[1:]) + point[1] * self.bias_unit
+        error = self.known[:, None] * (jax.nn.sigmoid(logit) - self.y[:, None]) / self.counts
+        slope = (self.z.T @ error.reshape(len(self.z), -1)).reshape(self.unit.shape)
+        return self.unit * (slope + self.penalties[:, None] * w), self.bias_unit * error.sum(0)
+
+
+def _dot(a: _Point, b: _Point) -> jax.Array:
+    """[R,L]: the inner product of two points or gradients, for each regression."""
+    return (a[0] * b[0]).sum(0) + a[1] * b[1]
+
+
 @jax.jit
 def _minimise(
     z: jax.Array, y: jax.Array, known: jax.Array, penalties: jax.Array, tolerance: float, limit: int = 1000
 ) -> tuple[jax.Array, jax.Array, Any, jax.Array]:
-    """Accelerated gradient descent (Nesterov; restarts by O'Donoghue and Candes, arXiv 1204.3982), all heads at once.
+    """Minimises all regressions at once by accelerated gradient descent.
 
-    Along the principal axes the logistic loss is bounded by a quadratic with the diagonal z'z / 4n + penalty (Boehning
-    and Lindsay 1988). Measured in its units the step 1 is safe and nearly Newton's, so no line search is needed, and
-    some hundred steps of two matrix products solve every head. (optax.lbfgs: 20 s under vmap where this takes 2;
-    on the sum of the heads its line search stalls in float32.)
+    It is Nesterov's method with the restarts of O'Donoghue and Candes (arXiv 1204.3982). Along the principal axes a
+    quadratic with the diagonal z'z / 4n + penalty bounds the logistic loss (Boehning and Lindsay 1988). In the units of
+    this quadratic a step of 1 is safe and nearly Newton's. So no line search is needed, and some hundred steps of two
+    matrix products solve every regression. (Measured: optax.lbfgs takes 20 s under vmap where this method takes 2 s. On
+    the sum of all losses its line search stalls in float32.)
     """
     n = known.sum(0)
     share = len(z) / n
     prevalence = (y * known).sum(0) / n
     unit = 1 / jnp.sqrt(jnp.mean(z * z, 0)[:, None, None] * share / 4 + penalties[:, None])  # [r,R,L]
     bias_unit = 2 / jnp.sqrt(share)
-    shape = unit.shape
-
-    def gradient(u: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        w = u[0] * unit
-        logit = (z @ w.reshape(len(w), -1)).reshape(-1, *shape[1:]) + u[1] * bias_unit
-        error = known[:, None] * (jax.nn.sigmoid(logit) - y[:, None]) / n
-        slope = (z.T @ error.reshape(len(z), -1)).reshape(shape)
-        return unit * (slope + penalties[:, None] * w), bias_unit * error.sum(0)
-
-    def dot(a: tuple[jax.Array, jax.Array], b: tuple[jax.Array, jax.Array]) -> jax.Array:
-        return (a[0] * b[0]).sum(0) + a[1] * b[1]  # [R,L]
+    loss = _Loss(z, y, known, penalties, n, unit, bias_unit)
 
     def step(carry: Any) -> Any:
         i, u, ahead, momentum, _ = carry
-        g = gradient(ahead)
+        g = loss.gradient(ahead)
         new = jax.tree.map(jnp.subtract, ahead, g)
         moved = jax.tree.map(jnp.subtract, new, u)
-        momentum = jnp.where(dot(g, moved) > 0, 1.0, momentum)  # uphill: forget the momentum of this head
+        momentum = jnp.where(_dot(g, moved) > 0, 1.0, momentum)  # uphill: restart the momentum of this regression
         following = (1 + jnp.sqrt(1 + 4 * momentum**2)) / 2
         ahead = jax.tree.map(lambda a, m: a + (momentum - 1) / following * m, new, moved)
-        return i + 1, new, ahead, following, jnp.sqrt(dot(g, g))
+        return i + 1, new, ahead, following, jnp.sqrt(_dot(g, g))
 
-    start = jnp.zeros(shape), jnp.tile(jnp.log(prevalence / (1 - prevalence)) / bias_unit, (shape[1], 1))
-    ones = jnp.ones(shape[1:])
+    bias = jnp.log(prevalence / (1 - prevalence)) / bias_unit  # with weights of 0, it predicts the prevalence
+    start = jnp.zeros(unit.shape), jnp.tile(bias, (len(penalties), 1))
+    ones = jnp.ones(unit.shape[1:])
     steps, u, _, _, left = jax.lax.while_loop(
         lambda carry: (carry[0] < limit) & (carry[4].max() > tolerance), step, (0, start, start, ones, ones)
     )

@@ -1,13 +1,14 @@
-"""Retrieval: does an image find its text among all texts of the test split, and a text its image?
+"""Retrieval: finds the text of an image among all texts of the test split, and the image of a text.
 
-Each record with a text is a query both ways, and all of them are the candidates, ordered by cosine in the space of the
-export's pair. A candidate is a hit if it has the query's text (many reports say the same) or is of the query's study
-(several images of one study). Of the query's hits among its first K candidates,
+Each record with a text is a query in both directions, and all of these records are the candidates. Candidates are
+sorted by their cosine with the query, in the space of the export's image-text term. A candidate is a hit if it has the
+text of the query (many reports have the same text) or belongs to the study of the query (a study can have several
+images). For the first K candidates of a query
 
-    R@K = 1 if there is one        P@K = their share of K
+    R@K = 1 if one of them is a hit        P@K = the share of hits among them
 
-and figures are means over queries. The text of a record is what the pair's text view prefers, whole and undrawn: the
-first of its sections that the record has, cut to the view's length.
+and the metrics are means over queries. The text of a record is the first section that the text view of the training
+prefers and the record has. Nothing is drawn from it, and it is cut to the length of the view.
 """
 
 from __future__ import annotations
@@ -21,71 +22,79 @@ import jax.numpy as jnp
 import numpy as np
 
 from medjax.data.records import Split
-from medjax.data.text import views as text_views
 from medjax.errors import UserError
 from medjax.probes import image_text, statistics
-from medjax.probes.evaluate import Result, Task, bootstrap
-from medjax.probes.image_text import Pair, unit
+from medjax.probes.evaluate import ProbeInputs, Result
+from medjax.probes.image_text import ImageTextEncoder
+from medjax.probes.statistics import Bootstrap
+from medjax.probes.vectors import unit
 
 name = 'retrieval'
 RECALL, PRECISION = (1, 5, 10), (5, 10)
-CHUNK_ELEMENTS = 1 << 24  # similarities that are in memory at once
+CHUNK_ELEMENTS = 1 << 24  # cosines in memory at once
 
 
-def needs(task: Task) -> dict[str, Any]:
-    if not (task.data.split('test').column('words') > 0).any():
+def requirements(inputs: ProbeInputs) -> dict[str, Any]:
+    if not (inputs.data.split('test').column('words') > 0).any():
         raise UserError('the test records have no texts')
-    return image_text.about(task.encoder)
+    return image_text.settings(inputs.encoder)
 
 
-def run(task: Task) -> Result:
+def run(inputs: ProbeInputs) -> Result:
     begun = time.perf_counter()
-    both, split, test = image_text.load(task.encoder), task.data.split('test'), task.features('test')
-    said = said_of(split, both)
-    told = np.array([bool(both.tokens(one)) for one in said])
-    if told.sum() < 2:
-        raise UserError(f'{task.data.name}: {told.sum()} test record(s) have a text; retrieval needs two or more')
-    shown = [one for one, known in zip(said, told, strict=True) if known]
-    _, first, text = np.unique([one.casefold() for one in shown], return_index=True, return_inverse=True)
-    distinct = [shown[i] for i in first]  # equal but for capitals is equal, as for positives in training
-    study, patient = split.keys('study')[told], np.unique(test.patients[told], return_inverse=True)[1]
-    images = unit(both.images(test.cls[told, -1]))
-    sentences = unit(both.texts(distinct))[text]
+    encoder, split, features = image_text.load(inputs.encoder), inputs.data.split('test'), inputs.features('test')
+    all_texts = record_texts(split, encoder)
+    has_text = np.array([bool(encoder.tokens(text)) for text in all_texts])
+    if has_text.sum() < 2:
+        raise UserError(f'{inputs.data.name}: {has_text.sum()} test record(s) have a text; retrieval needs two or more')
+    texts = [text for text, usable in zip(all_texts, has_text, strict=True) if usable]
+    # Texts that differ only in capitals count as equal, as they do for positives in training.
+    _, first, text = np.unique([text.casefold() for text in texts], return_index=True, return_inverse=True)
+    distinct = [texts[i] for i in first]
+    study, patient = split.keys('study')[has_text], np.unique(features.patients[has_text], return_inverse=True)[1]
+    image_vectors = unit(encoder.image_vectors(features.cls[has_text, -1]))
+    text_vectors = unit(encoder.text_vectors(distinct))[text]
 
     k = min(max(RECALL), len(text))
-    ways = {
-        'image to text': hits(nearest(images, sentences, k), text, study),
-        'text to image': hits(nearest(sentences, images, k), text, study),
-    }
-    values = figures(ways)
-    chance = by_chance(text, study)
-    result = dict(
-        records=dict(test=len(said)),
-        seed=task.seed,
-        chosen=dict(queries=len(text), distinct_texts=len(distinct), records_without_text=int((~told).sum()))
-        | {f'chance of {figure}': chance[figure] for figure in values if figure.startswith('R')},
-        results=statistics.of_means(values, patient, task.seed, task.draws),
-        details=dict(chance=chance, cut_texts=sum(not both.whole(one) for one in distinct)),
-        bootstrap=bootstrap(patient, task.seed, task.draws) | dict(candidates='all of them in every draw'),
+    values = query_metrics(
+        {
+            'image to text': hits(nearest(image_vectors, text_vectors, k), text, study),
+            'text to image': hits(nearest(text_vectors, image_vectors, k), text, study),
+        }
+    )
+    chance = chance_metrics(text, study)
+    bootstrap = Bootstrap(patient, inputs.seed, inputs.draws)
+    content = dict(
+        records=dict(test=len(all_texts)),
+        seed=inputs.seed,
+        chosen=dict(queries=len(text), distinct_texts=len(distinct), records_without_text=int((~has_text).sum()))
+        | {f'chance of {metric}': chance[metric] for metric in values if metric.startswith('R')},
+        results=statistics.intervals_of_means(values, bootstrap),
+        details=dict(chance=chance, cut_texts=sum(not encoder.fits(text) for text in distinct)),
+        bootstrap=bootstrap.facts() | dict(candidates='every draw has all candidates'),
         seconds=round(time.perf_counter() - begun, 2),
     )
-    arrays = {f'{figure}/{way}': x.astype(np.float32) for figure, ways in values.items() for way, x in ways.items()}
-    return Result(result, arrays | dict(record=np.flatnonzero(told), patient=patient))
+    arrays = {
+        f'{metric}/{direction}': x.astype(np.float32)
+        for metric, rows in values.items()
+        for direction, x in rows.items()
+    }
+    return Result(content, arrays | dict(record=np.flatnonzero(has_text), patient=patient))
 
 
-def said_of(split: Split, both: Pair) -> list[str]:
-    """The text of each record, '' where it has none."""
-    found = []
+def record_texts(split: Split, encoder: ImageTextEncoder) -> list[str]:
+    """The text of each record; '' if it has none."""
+    texts = []
     for i in range(len(split)):
-        sections = text_views.words(both.sections, split.text(i), {}).sections
-        found.append(' '.join(sections[0]) if sections else '')
-    return found
+        sections = encoder.text_view.pool(split.text(i), {}).sections
+        texts.append(' '.join(sections[0]) if sections else '')
+    return texts
 
 
 def nearest(queries: np.ndarray, candidates: np.ndarray, k: int) -> np.ndarray:
-    """Of each query the numbers of the k candidates of the greatest cosine, the greatest first: int [n,k].
+    """int [n,k]: for each query the numbers of the k candidates with the greatest cosine, the greatest first.
 
-    Unit vectors [n,d] and [m,d]; of equal ones the first candidate comes first.
+    Args: unit vectors [n,d] and [m,d]. Of equal candidates the first comes first.
     """
     chunk = max(1, min(len(queries), CHUNK_ELEMENTS // len(candidates)))
     with jax.default_matmul_precision('highest'):
@@ -97,32 +106,36 @@ def _nearest(queries: jax.Array, candidates: jax.Array, k: int, chunk: int) -> j
     return jax.lax.map(lambda query: jax.lax.top_k(candidates @ query, k)[1], queries, batch_size=chunk)
 
 
-def hits(found: np.ndarray, text: np.ndarray, study: np.ndarray) -> np.ndarray:
-    """Which of the found candidates [n,k] have the text or are of the study of their query: bool [n,k]."""
-    return (text[found] == text[:, None]) | (study[found] == study[:, None])
+def hits(nearest: np.ndarray, text: np.ndarray, study: np.ndarray) -> np.ndarray:
+    """bool [n,k]: True where a nearest candidate [n,k] has the text or the study of its query."""
+    return (text[nearest] == text[:, None]) | (study[nearest] == study[:, None])
 
 
-def figures(ways: dict[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
-    """{figure: {way: float [n]}} of hits [n,k] by way; no figure whose K exceeds k."""
-    k = min(found.shape[1] for found in ways.values())
-    recall = {f'R@{n}': {way: h[:, :n].any(1).astype(float) for way, h in ways.items()} for n in RECALL if n <= k}
-    return recall | {f'P@{n}': {way: h[:, :n].mean(1) for way, h in ways.items()} for n in PRECISION if n <= k}
+def query_metrics(hits: dict[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
+    """{metric: {direction: float [n]}} for hits [n,k] of each direction; metrics with K > k are left out."""
+    k = min(is_hit.shape[1] for is_hit in hits.values())
+    recall = {
+        f'R@{n}': {direction: is_hit[:, :n].any(1).astype(float) for direction, is_hit in hits.items()} for n in RECALL
+    }
+    precision = {f'P@{n}': {direction: is_hit[:, :n].mean(1) for direction, is_hit in hits.items()} for n in PRECISION}
+    return {metric: rows for metric, rows in (recall | precision).items() if int(metric[2:]) <= k}
 
 
-def by_chance(text: np.ndarray, study: np.ndarray) -> dict[str, float]:
-    """The figures that a random order of the candidates would have on average."""
-    n, both = len(text), np.stack([text.astype(np.uint64), study.astype(np.uint64)], 1)
+def chance_metrics(text: np.ndarray, study: np.ndarray) -> dict[str, float]:
+    """The expected metrics if the candidates are in random order."""
+    n, text_in_study = len(text), np.stack([text.astype(np.uint64), study.astype(np.uint64)], 1)
 
-    def alike(x: np.ndarray) -> np.ndarray:
+    def equal(x: np.ndarray) -> np.ndarray:
+        """For each record the number of records with an equal value."""
         _, number, count = np.unique(x, axis=0, return_inverse=True, return_counts=True)
         return count[number.reshape(-1)]
 
-    h = alike(text) + alike(study) - alike(both)  # hits of each query: of its text or of its study
+    h = equal(text) + equal(study) - equal(text_in_study)  # hits of each query: by text or by study
 
-    def missed(k: int) -> np.ndarray:
-        """None of the first k is a hit: (n-h)/n (n-h-1)/(n-1) …"""
+    def no_hit(k: int) -> np.ndarray:
+        """The probability that none of the first k is a hit: (n-h)/n (n-h-1)/(n-1) …"""
         drawn = np.arange(k)
         return np.prod(np.maximum(n - h[:, None] - drawn, 0) / (n - drawn), 1)
 
-    recall = {f'R@{k}': float(1 - missed(k).mean()) for k in RECALL if k <= n}
+    recall = {f'R@{k}': float(1 - no_hit(k).mean()) for k in RECALL if k <= n}
     return recall | {f'P@{k}': float((h / n).mean()) for k in PRECISION if k <= n}

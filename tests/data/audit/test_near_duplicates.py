@@ -1,4 +1,4 @@
-"""Near-duplicates: the exact search of bits, what is one picture and what is not, and inputs that could explode."""
+"""Near-duplicates: the exact search of hashes, which changes keep a picture the same, and extreme inputs."""
 
 import csv
 import io
@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medjax.data.audit import near_duplicates
+from medjax.data.audit import hash_search, near_duplicates
 from medjax.data.images import decode
 
 N = 120
 
 
 def picture(seed: int, side: int = 96) -> np.ndarray:
-    """An invented chest, uint8 [side,side,1]: what all share, and details of its own at every scale."""
+    """An invented chest, uint8 [side,side,1]: a shape that all share, and individual details at every scale."""
     rng = np.random.default_rng(seed)
     waves = np.fft.rfftfreq(side)[None] ** 2 + np.fft.fftfreq(side)[:, None] ** 2
     noise = np.fft.irfft2(np.fft.rfft2(rng.standard_normal((side, side))) / (waves + 0.5 / side**2) ** 0.75)
@@ -27,7 +27,7 @@ def picture(seed: int, side: int = 96) -> np.ndarray:
 
 
 def crop(pixels: np.ndarray, share: float, corner: tuple[float, float]) -> np.ndarray:
-    """The part of side 1 - share, whose place between the corners is given in [0,1]."""
+    """A crop of side 1 - share. `corner` is its place, from 0 (top, left) to 1 (bottom, right)."""
     side = round(len(pixels) * (1 - share))
     top, left = (round(at * (len(pixels) - side)) for at in corner)
     return pixels[top : top + side, left : left + side]
@@ -72,9 +72,9 @@ def distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def as_set(first, second) -> set[tuple[int, int]]:
-    pairs = list(zip(first.tolist(), second.tolist()))
-    assert len(set(pairs)) == len(pairs)
-    return set(pairs)
+    matches = list(zip(first.tolist(), second.tolist()))
+    assert len(set(matches)) == len(matches)
+    return set(matches)
 
 
 def test_the_bits_are_signs_of_the_cosine_transform():
@@ -101,14 +101,14 @@ def test_thumbnails_do_not_depend_on_depth_colour_or_contrast():
 def test_the_search_is_exact(bank):
     rng = np.random.default_rng(bank)
     known = rng.integers(0, 256, (bank, 32)).astype(np.uint8)
-    asked = rng.integers(0, 256, (30, 32)).astype(np.uint8)
+    queries = rng.integers(0, 256, (30, 32)).astype(np.uint8)
     for k, number in enumerate(rng.integers(bank, size=20) if bank else []):
         flipped = np.zeros(256, np.uint8)
         flipped[rng.permutation(256)[: 50 + k]] = 1  # 50 to 69 bits: on both sides of the radius
-        asked[k] = known[number] ^ np.packbits(flipped)
-    truth = distances(asked, known) if bank else np.zeros((30, 0), int)
+        queries[k] = known[number] ^ np.packbits(flipped)
+    truth = distances(queries, known) if bank else np.zeros((30, 0), int)
     for radius in (near_duplicates.RADIUS, 95):
-        first, second, bits = near_duplicates.near(asked, known, radius)
+        first, second, bits = near_duplicates.near_hashes(queries, known, radius)
         assert as_set(first, second) == as_set(*np.nonzero(truth <= radius))
         np.testing.assert_array_equal(bits, truth[first, second])
     if bank:
@@ -117,20 +117,20 @@ def test_the_search_is_exact(bank):
 
 def test_the_search_within_a_set_is_exact():
     hashed = np.random.default_rng(0).integers(0, 256, (1300, 32)).astype(np.uint8)
-    first, second, bits = near_duplicates._search(hashed, hashed, 98, half=True)
+    first, second, bits = hash_search.search(hashed, hashed, 98, half=True)
     truth = np.triu(distances(hashed, hashed) <= 98, 1)
     assert as_set(first, second) == as_set(*np.nonzero(truth)) and truth.sum() > 50
 
 
-def test_of_a_crowd_the_nearest_are_kept():
+def test_of_many_hits_the_nearest_are_kept():
     rng = np.random.default_rng(0)
     one = rng.integers(0, 256, 32).astype(np.uint8)
     crowd = np.repeat(one[None], 200, axis=0)
     for k, row in enumerate(crowd):
         row ^= np.packbits(np.arange(256) < k // 4)
     order = rng.permutation(200)
-    first, second, bits = near_duplicates.near(one[None], crowd[order])
-    assert sorted(order[second].tolist()) == list(range(near_duplicates.MOST))
+    first, second, bits = near_duplicates.near_hashes(one[None], crowd[order])
+    assert sorted(order[second].tolist()) == list(range(hash_search.MAX_HITS))
     np.testing.assert_array_equal(bits, order[second] // 4)
 
 
@@ -139,41 +139,41 @@ def test_copies_are_found_and_others_are_not(change):
     copies = [CHANGES[change](x) for x in PICTURES]
     thumbs = np.stack([near_duplicates.thumbnail(x) for x in copies])
     numbers = np.arange(N)
-    found = near_duplicates.candidates(thumbs, THUMBS)
-    right = found.first == found.second
+    matches = near_duplicates.candidates(thumbs, THUMBS)
+    right = matches.first == matches.second
     assert right.sum() >= {'crop 5 %': 0.9, 'crop and jpeg': 0.9, 'marker': 0.9}.get(change, 1) * N
-    assert not (~right).any() and found.every
-    turned = near_duplicates.candidates(THUMBS, thumbs)  # the crop may be on either side
-    # which of two views equally near is laid upon the other depends on the order, and may fail for a pair in a hundred
-    assert len(as_set(turned.second, turned.first) ^ as_set(found.first, found.second)) <= 2
+    assert not (~right).any() and matches.exhaustive
+    swapped = near_duplicates.candidates(THUMBS, thumbs)  # either picture may be the crop
+    # Of two variants that are equally near, the order decides which one is aligned. This may fail for one match in 100.
+    assert len(as_set(swapped.second, swapped.first) ^ as_set(matches.first, matches.second)) <= 2
     both = near_duplicates.candidates(np.concatenate([THUMBS, thumbs]))
-    assert len(as_set(both.first, both.second - N) ^ as_set(found.first, found.second)) <= 2
+    assert len(as_set(both.first, both.second - N) ^ as_set(matches.first, matches.second)) <= 2
     for i in numbers[:10]:
-        assert near_duplicates.agree(PICTURES[i], copies[i]) >= near_duplicates.ALIKE
-        assert near_duplicates.agree(copies[i], PICTURES[i]) >= near_duplicates.ALIKE
-        assert near_duplicates.agree(PICTURES[i], copies[i - 1]) < 0.8
+        assert near_duplicates.pixel_similarity(PICTURES[i], copies[i]) >= near_duplicates.SAME_PICTURE
+        assert near_duplicates.pixel_similarity(copies[i], PICTURES[i]) >= near_duplicates.SAME_PICTURE
+        assert near_duplicates.pixel_similarity(PICTURES[i], copies[i - 1]) < 0.8
 
 
-def test_pixels_tell_apart_what_thumbnails_do_not():
-    """Two pictures that differ in a nodule-sized part of their details have nearly one thumbnail."""
+def test_pixels_distinguish_what_thumbnails_do_not():
+    """Two pictures that differ only in small details have nearly equal thumbnails."""
     other = (0.75 * PICTURES[0] + 0.25 * PICTURES[1]).astype(np.uint8)
-    assert near_duplicates.agree(PICTURES[0], other) < near_duplicates.ALIKE
+    assert near_duplicates.pixel_similarity(PICTURES[0], other) < near_duplicates.SAME_PICTURE
     mirrored = np.ascontiguousarray(PICTURES[0][:, ::-1])
-    assert near_duplicates.agree(PICTURES[0], mirrored) < near_duplicates.ALIKE
-    assert near_duplicates.agree(PICTURES[0], PICTURES[0]) > 0.9999
+    assert near_duplicates.pixel_similarity(PICTURES[0], mirrored) < near_duplicates.SAME_PICTURE
+    assert near_duplicates.pixel_similarity(PICTURES[0], PICTURES[0]) > 0.9999
 
 
 def test_flat_pictures_are_near_to_nothing():
     black = np.zeros((1000, 32, 32), np.uint8)
     assert not len(near_duplicates.candidates(np.concatenate([black, THUMBS])).first)
-    assert not len(near_duplicates.near(near_duplicates.hashes(black), near_duplicates.hashes(black))[0])
+    assert not len(near_duplicates.near_hashes(near_duplicates.hashes(black), near_duplicates.hashes(black))[0])
     for value, shape in ((0, (1, 1, 1)), (255, (1, 1, 3)), (7, (40, 30, 1)), (65_535, (40, 30, 1))):
         flat = np.full(shape, value, np.uint16 if value > 255 else np.uint8)
         assert (
             not near_duplicates.thumbnail(flat).any()
             and not near_duplicates.hashes(near_duplicates.thumbnail(flat)[None]).any()
         )
-        assert near_duplicates.agree(flat, flat) == near_duplicates.agree(flat, PICTURES[0]) == 0
+        assert near_duplicates.pixel_similarity(flat, flat) == near_duplicates.pixel_similarity(flat, PICTURES[0]) == 0
     # a hash of zeros is that of a flat picture only: a hash of a picture has about as many ones as zeros
     assert np.unpackbits(near_duplicates.hashes(THUMBS), axis=1).sum(1).min() > 64
 
@@ -182,51 +182,51 @@ def test_very_small_and_very_narrow_pictures():
     for shape in ((2, 2, 1), (1, 9, 1), (300, 2, 3)):
         pixels = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
         assert near_duplicates.thumbnail(pixels).shape == (32, 32)
-        assert near_duplicates.agree(pixels, pixels) >= near_duplicates.ALIKE
+        assert near_duplicates.pixel_similarity(pixels, pixels) >= near_duplicates.SAME_PICTURE
 
 
 @pytest.mark.parametrize('n', [0, 1])
 def test_no_picture_and_one(n):
-    for found in (near_duplicates.candidates(THUMBS[:n]), near_duplicates.candidates(THUMBS[:0], THUMBS[:n])):
-        assert [len(column) for column in found[:4]] == [0] * 4 and found.every
+    for matches in (near_duplicates.candidates(THUMBS[:n]), near_duplicates.candidates(THUMBS[:0], THUMBS[:n])):
+        assert [len(column) for column in matches[:4]] == [0] * 4 and matches.exhaustive
     assert near_duplicates.hashes(THUMBS[:n]).shape == (n, 32)
-    assert near_duplicates.groups(*np.zeros((2, 0), int), n).tolist() == list(range(n))
+    assert near_duplicates.clusters(*np.zeros((2, 0), int), n).tolist() == list(range(n))
 
 
-def test_many_copies_make_few_pairs():
+def test_many_copies_make_few_matches():
     thumbs = np.concatenate([np.repeat(THUMBS[:1], 10_000, axis=0), THUMBS])
-    found = near_duplicates.candidates(thumbs)
-    assert as_set(found.first, found.second) == {(0, k) for k in range(1, 10_001)}
-    assert (found.bits == 0).all() and (found.alike == 1).all()
-    assert np.bincount(near_duplicates.groups(found.first, found.second, len(thumbs))).max() == 10_001
+    matches = near_duplicates.candidates(thumbs)
+    assert as_set(matches.first, matches.second) == {(0, k) for k in range(1, 10_001)}
+    assert (matches.bits == 0).all() and (matches.similarity == 1).all()
+    assert np.bincount(near_duplicates.clusters(matches.first, matches.second, len(thumbs))).max() == 10_001
 
 
-def test_between_sets_every_copy_is_told():
-    mine = THUMBS[[5, 1, 5, 7, 1, 5]]
-    found = near_duplicates.candidates(mine, np.concatenate([THUMBS[:6], THUMBS[:6]]))
-    assert as_set(found.first, found.second) == {(0, 5), (2, 5), (5, 5), (1, 1), (4, 1)}
+def test_between_sets_every_copy_is_matched():
+    thumbs = THUMBS[[5, 1, 5, 7, 1, 5]]
+    matches = near_duplicates.candidates(thumbs, np.concatenate([THUMBS[:6], THUMBS[:6]]))
+    assert as_set(matches.first, matches.second) == {(0, 5), (2, 5), (5, 5), (1, 1), (4, 1)}
 
 
 def test_cells_find_what_the_full_search_finds(monkeypatch):
     copies = [CHANGES['crop 10 %'](x) for x in PICTURES]
     thumbs = np.concatenate([THUMBS, [near_duplicates.thumbnail(x) for x in copies], [255 - THUMBS[3]]])
-    monkeypatch.setattr(near_duplicates, 'LIKELY', -2)
-    monkeypatch.setattr(near_duplicates, 'RADIUS', near_duplicates.TIGHT)
+    monkeypatch.setattr(near_duplicates, 'LIKELY_SAME', -2)
+    monkeypatch.setattr(near_duplicates, 'RADIUS', near_duplicates.LARGE_SET_RADIUS)
     full = near_duplicates.candidates(thumbs)
-    monkeypatch.setattr(near_duplicates, 'EVERY', 0)
-    cells = near_duplicates.candidates(thumbs)  # six cells, of which all are asked
-    assert full.every and not cells.every
-    for mine, theirs in zip(cells[:4], full[:4]):
-        np.testing.assert_array_equal(mine, theirs)
+    monkeypatch.setattr(near_duplicates, 'EXHAUSTIVE_LIMIT', 0)
+    cells = near_duplicates.candidates(thumbs)  # six cells, and all of them are searched
+    assert full.exhaustive and not cells.exhaustive
+    for column, full_column in zip(cells[:4], full[:4]):
+        np.testing.assert_array_equal(column, full_column)
     assert len(as_set(full.first, full.second) & {(i, N + i) for i in range(N)}) > 0.9 * N
-    monkeypatch.setattr(near_duplicates, 'PROBES', 1)
+    monkeypatch.setattr(hash_search, 'PROBES', 1)
     few = near_duplicates.candidates(thumbs)
     assert as_set(few.first, few.second) < as_set(full.first, full.second) and len(few.first) > len(full.first) / 2
     between = near_duplicates.candidates(thumbs[N : 2 * N], THUMBS)
     assert len(as_set(between.first, between.second) & {(i, i) for i in range(N)}) > N / 2
 
 
-def test_groups_are_connected_components():
+def test_clusters_are_connected_components():
     rng = np.random.default_rng(0)
     n = 300
     first, second = rng.integers(n, size=(2, 200))
@@ -234,29 +234,29 @@ def test_groups_are_connected_components():
     for _ in range(n):
         for i, j in zip(first, second):
             expected[i] = expected[j] = min(expected[i], expected[j])
-    assert near_duplicates.groups(first, second, n).tolist() == expected
+    assert near_duplicates.clusters(first, second, n).tolist() == expected
     chain = rng.permutation(5000)
-    assert not near_duplicates.groups(chain[:-1], chain[1:], 5000).any()
+    assert not near_duplicates.clusters(chain[:-1], chain[1:], 5000).any()
 
 
 def test_radiographs(real_data):
-    """Of 156 patients: planted copies are found, follow-ups and other patients are not one picture."""
+    """Images of 156 patients: planted copies are found; follow-ups and other patients are not the same picture."""
     folder = real_data / 'nih_cxr64'
     with open(folder / 'metadata.csv', newline='') as file:
         rows = list(csv.DictReader(file))
     pictures = [decode.read((folder / row['image']).read_bytes()) for row in rows]
     thumbs = np.stack([near_duplicates.thumbnail(x) for x in pictures])
-    found = near_duplicates.candidates(thumbs)
-    assert 20 < len(found.first) < 100  # follow-ups that thumbnails do not tell apart
-    agreed = [near_duplicates.agree(pictures[i], pictures[j]) for i, j in zip(found.first, found.second)]
-    assert max(agreed) < near_duplicates.ALIKE
+    matches = near_duplicates.candidates(thumbs)
+    assert 20 < len(matches.first) < 100  # follow-ups that thumbnails do not distinguish
+    similarities = near_duplicates.pixel_similarities(matches.first, matches.second, pictures.__getitem__)
+    assert max(similarities) < near_duplicates.SAME_PICTURE
     chosen = np.arange(0, len(pictures), 12)
     for change, least in {'crop 5 %': 0.9, 'crop 10 %': 0.9, 'half': 1, 'jpeg': 1, 'gamma': 1, 'negative': 1}.items():
         copies = [CHANGES[change](pictures[i]) for i in chosen]
-        found = near_duplicates.candidates(np.stack([near_duplicates.thumbnail(x) for x in copies]), thumbs)
-        right = found.second == chosen[found.first]
+        matches = near_duplicates.candidates(np.stack([near_duplicates.thumbnail(x) for x in copies]), thumbs)
+        right = matches.second == chosen[matches.first]
         assert right.sum() >= least * len(chosen), change
         assert all(
-            near_duplicates.agree(copies[k], pictures[chosen[k]]) >= near_duplicates.ALIKE
-            for k in found.first[right][:20]
+            near_duplicates.pixel_similarity(copies[k], pictures[chosen[k]]) >= near_duplicates.SAME_PICTURE
+            for k in matches.first[right][:20]
         ), change

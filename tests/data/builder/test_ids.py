@@ -57,7 +57,7 @@ def test_stratified_splits_keep_patients_together_and_labels_in_their_shares():
     rng = np.random.default_rng(0)
     patients = [f'p{i // 3}' for i in range(3000)]
     labels = rng.random((3000, 3)) < [0.5, 0.05, 0.01]
-    labels[:, 1] |= np.repeat(rng.random(1000) < 0.02, 3)  # comes by patient
+    labels[:, 1] |= np.repeat(rng.random(1000) < 0.02, 3)  # this label belongs to whole patients
     whole = source([Entry(str(i), p, p, None) for i, p in enumerate(patients)], ('a', 'b', 'c'), lambda i: labels[i])
     drawn = np.array(splits.assign(whole, ['a', 'b', 'c']))
     assert all(len(set(drawn[i : i + 3])) == 1 for i in range(0, 3000, 3))
@@ -80,7 +80,7 @@ def test_drawn_splits_keep_patients_together_and_meet_their_shares():
     assert all(len(set(drawn[i : i + 3])) == 1 for i in range(0, 9000, 3))
     for name, share in zip(SPLIT_NAMES, splits.FRACTIONS, strict=True):
         assert abs((drawn == name).mean() - share) < 4 * (share * (1 - share) / 3000) ** 0.5
-    # fixed by definition, on every machine and for every key
+    # the definition, which is the same on every machine and for every key
     u = int.from_bytes(hashlib.sha256(b'0:x:p5').digest()[:8], 'big') / 2**64
     assert splits.draw('x', 'p5') == ('train' if u < 0.7 else 'val' if u < 0.8 else 'test')
     assert list(drawn) != [splits.draw('y', p) for p in patients]

@@ -1,4 +1,4 @@
-"""`medjax reduce`: what repeats within a volume goes, all else stays as it was, bytes included."""
+"""`medjax reduce`: repeated slices of a volume are left out, and all other records stay the same, byte for byte."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ from medjax.errors import UserError
 from medjax.models import build as models
 from medjax.weights import export
 
-# The picture of each slice, its volume in front: a and b of train in turn, c of test, v of val; x cannot be read
+# The picture of each slice; its first letter is the volume. a and b alternate in train, c is in test, v is in val. x is
+# unreadable.
 SLICES = ['a0', 'b0', 'a0', 'b0', 'a1', 'single', 'b1', 'a1', 'a0', 'x', 'c0', 'c0', 'c1', 'v0', 'v0']
-KEPT = [0, 1, 4, 5, 6]  # of the nine of train that can be read: the first of each picture of a volume
+KEPT = [0, 1, 4, 5, 6]  # of the nine readable records of train: the first one of each picture of a volume
 SPLITS = ['train'] * 10 + ['test'] * 3 + ['val'] * 2
 
 
 def picture(name: str) -> np.ndarray:
-    """Pictures that nothing but themselves is alike; b0 has the pixels of a0."""
+    """Random pictures, each similar only to itself; b0 has the pixels of a0."""
     seed = ['a0', 'a1', 'b1', 'single', 'c0', 'c1', 'v0'].index('a0' if name == 'b0' else name)
     return np.random.default_rng(seed).integers(0, 256, (20, 24), np.uint8)
 
@@ -40,7 +41,7 @@ def source(**changes) -> Source:
             raise Unreadable('damaged in a test')
         image = picture(SLICES[i])
         info = {'age': float(i)} if i % 2 else {'sex': 'F'}
-        return Example(image, text={'report': f'Slice {i}.'}, info=info, mask=(image > 99).astype(np.uint8) * 255)
+        return Example(image, text={'report': f'Slice {i}.'}, attributes=info, mask=(image > 99).astype(np.uint8) * 255)
 
     study = ['c' if split == 'test' else split if split == 'val' else name[0] for name, split in zip(SLICES, SPLITS)]
     entries = [Entry(f'i{k}', f'p{s}', s, split, f'line {k}') for k, (s, split) in enumerate(zip(study, SPLITS))]
@@ -69,14 +70,14 @@ def rows(folder) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_duplicates_of_a_volume_go_and_all_else_stays(data, less):
+def test_duplicates_of_a_volume_are_left_out_and_all_else_stays(data, less):
     assert data.splits == {'train': 9, 'val': 2, 'test': 3}
-    assert less.splits == {'train': 5, 'val': 2, 'test': 3}, 'b0 stays beside a0, and what repeats in val and test'
+    assert less.splits == {'train': 5, 'val': 2, 'test': 3}, 'b0 is of another volume than a0'
     for split, numbers in (('train', KEPT), ('val', [0, 1]), ('test', [0, 1, 2])):
         old, new = data.split(split), less.split(split)
         assert new.stored(range(len(new))) == old.stored(numbers), 'bytes on disk'
-        assert old.facts == new.facts
-        for name in old.facts:
+        assert old.column_names == new.column_names
+        for name in old.column_names:
             np.testing.assert_array_equal(new.column(name), np.asarray(old.column(name))[numbers])
         np.testing.assert_array_equal(new.labels_array, np.asarray(old.labels_array)[numbers])
         for kind in KINDS:
@@ -85,10 +86,10 @@ def test_duplicates_of_a_volume_go_and_all_else_stays(data, less):
             a, b = new[n], old[i]
             np.testing.assert_array_equal(a.image, b.image)
             np.testing.assert_array_equal(new.mask(n), old.mask(i))
-            assert str(a.info) == str(b.info) and a.keys == b.keys
+            assert str(a.attributes) == str(b.attributes) and a.keys == b.keys
 
 
-def test_what_is_told_of_it(data, less):
+def test_the_metadata_of_the_new_data_set(data, less):
     pixels = np.concatenate([less.split('train').image(i).ravel() for i in range(5)]) / 255
     assert (less.mean, less.std) == (pytest.approx(pixels.mean()), pytest.approx(pixels.std()))
     assert less.mean != data.mean
@@ -96,39 +97,41 @@ def test_what_is_told_of_it(data, less):
     assert less.fingerprint != data.fingerprint and less.key_fingerprint == data.key_fingerprint
     assert (less.name, less.license, less.labels, less.split_list) == ('ct', 'CC0', ('odd',), 'given')
     assert less.patients == data.patients and less.dropped == data.dropped + 4 == 6
-    told = json.loads((less.path / 'audit.json').read_text())
-    assert told == json.loads(json.dumps(leaks.audit([less])))
-    reasons = {drop['reason']: drop['count'] for drop in told['sets'][0]['drops']}
-    assert reasons['at most 0 bits from a kept record of its study'] == 4, 'equal reasons, which reports count'
+    audit = json.loads((less.path / 'audit.json').read_text())
+    assert audit == json.loads(json.dumps(leaks.audit([less])))
+    reasons = {drop['reason']: drop['count'] for drop in audit['sets'][0]['drops']}
+    assert reasons['at most 0 bits from a kept record of its study'] == 4, (
+        'the reasons are equal, because reports count them'
+    )
 
 
 def test_the_list_of_drops(data, less):
     old, new = rows(data.path), rows(less.path)
     assert len(old) == 2 and new[:2] == old
-    place = f'of ct ({data.fingerprint}): 0 bits from train/'
+    where = f'of ct ({data.fingerprint}): 0 bits from train/'
     images = data.split('train').keys('image')
     nearest = {2: 0, 3: 1, 7: 4, 8: 0}
-    assert [(row['part'], row['where'], row['image_key']) for row in new[2:]] == [
-        ('record', f'train/{i} {place}{of}', f'{images[i]:016x}') for i, of in nearest.items()
+    assert [(row['scope'], row['where'], row['image_key']) for row in new[2:]] == [
+        ('record', f'train/{i} {where}{kept}', f'{images[i]:016x}') for i, kept in nearest.items()
     ]
 
 
-def test_the_same_twice_and_once_more(less, data, tmp_path):
-    for name in ('again', 'other key'):
+def test_the_same_result_again_and_with_another_key(less, data, tmp_path):
+    for name in ('same key', 'other key'):
         if name == 'other key':
             write.write(source(key=b'another'), tmp_path / 'ct')
             data = records.open(tmp_path / 'ct')
         reduce.make(data, tmp_path / name, reduce.MEASURES['hash'], 0)
         assert records.open(tmp_path / name).fingerprint == less.fingerprint
-    found, _ = reduce.make(less, tmp_path / 'twice', reduce.MEASURES['hash'], 0)
-    assert (found.of < 0).all() and found.kept.tolist() == found.sizes.tolist() == [2, 2]
+    repeats, _ = reduce.make(less, tmp_path / 'twice', reduce.MEASURES['hash'], 0)
+    assert (repeats.nearest < 0).all() and repeats.kept_counts.tolist() == repeats.sizes.tolist() == [2, 2]
     assert records.open(tmp_path / 'twice').fingerprint != less.fingerprint, 'another version'
 
 
 def test_many_chunks_and_shards(data, tmp_path, monkeypatch, less):
     monkeypatch.setattr(chunks, 'SIZE', 2)
-    monkeypatch.setattr(reduce, 'AHEAD', 1)
-    monkeypatch.setattr(reduce, 'FEW', 1)
+    monkeypatch.setattr(reduce, 'COMPARE_BATCH', 1)
+    monkeypatch.setattr(reduce, 'COPY_BATCH', 1)
     write.write(source(), tmp_path / 'ct')
     reduce.make(records.open(tmp_path / 'ct'), tmp_path / 'less', reduce.MEASURES['hash'], 0)
     small = records.open(tmp_path / 'less')
@@ -139,15 +142,15 @@ def test_many_chunks_and_shards(data, tmp_path, monkeypatch, less):
 
 def test_what_is_printed(data, tmp_path, capsys):
     assert cli.main(['reduce', str(data.path), '--out', str(tmp_path / 'o'), '--by', 'information']) == 0
-    told = capsys.readouterr().out
-    for words in (
+    printed = capsys.readouterr().out
+    for text in (
         'train: 5 of 9 records are kept (55.6 %)',
-        '2 volumes (studies of several records): 4 of 8 records (50.0 %), of a volume 2 to 2, median 2',
+        'volumes (studies of several records): 2, with 4 of 8 records kept (50.0 %): 2 to 2 of each volume, median 2',
         'studies of one record: 1, all kept',
-        'val 2, test 3: as they were',
+        'val 2, test 3: unchanged',
         'audit: no leak found',
     ):
-        assert words in told, words
+        assert text in printed, text
 
 
 # The measures
@@ -161,7 +164,7 @@ def test_hash_is_imagehash_dhash_of_the_thumbnail():
         bits = [int(small[y, x + 1] > small[y, x]) for y in range(8) for x in range(8)]
         assert np.unpackbits(hashed).tolist() == bits
     unpacked = np.unpackbits(hashes, axis=1).astype(int)
-    np.testing.assert_array_equal(reduce.bits(hashes[0], hashes), abs(unpacked - unpacked[0]).sum(1))
+    np.testing.assert_array_equal(reduce.hamming(hashes[0], hashes), abs(unpacked - unpacked[0]).sum(1))
 
 
 def test_cosine():
@@ -178,27 +181,27 @@ def test_information_is_that_of_scikit_learn():
     many = np.stack([one, 15 - one, np.where(rng.random(1024) < 0.3, rng.integers(0, 16, 1024), one), one // 4, flat])
     many = many.astype(np.uint8)
     expected = [normalized_mutual_info_score(one, x) for x in many]
-    np.testing.assert_allclose(reduce.information(one, many), expected, atol=1e-6)
-    assert reduce.information(one, many)[:2].tolist() == [1, 1], 'a negative tells all of the picture'
-    assert reduce.information(flat, many)[[0, 4]].tolist() == [0, 1]
+    np.testing.assert_allclose(reduce.mutual_information(one, many), expected, atol=1e-6)
+    assert reduce.mutual_information(one, many)[:2].tolist() == [1, 1], 'a negative has the same information'
+    assert reduce.mutual_information(flat, many)[[0, 4]].tolist() == [0, 1]
 
 
-def test_slices_are_compared_with_all_that_are_kept():
+def test_slices_are_compared_with_all_kept_slices():
     hashes = np.array([[0b0], [0b11], [0b1111], [0b0], [0b111], [0b1]], np.uint8)
-    of, value = reduce.repeats(hashes, reduce.MEASURES['hash'], 1)
-    assert of.tolist() == [-1, -1, -1, 0, 1, 0] and value[3:].tolist() == [0, 1, 1]
-    of, _ = reduce.repeats(hashes, reduce.MEASURES['hash'], 2)
-    assert of.tolist() == [-1, 0, -1, 0, 2, 0], 'the nearest of those kept, not of those left out'
+    nearest, value = reduce.repeats_in_volume(hashes, reduce.MEASURES['hash'], 1)
+    assert nearest.tolist() == [-1, -1, -1, 0, 1, 0] and value[3:].tolist() == [0, 1, 1]
+    nearest, _ = reduce.repeats_in_volume(hashes, reduce.MEASURES['hash'], 2)
+    assert nearest.tolist() == [-1, 0, -1, 0, 2, 0], 'the nearest one of the kept slices, not of all'
     features = np.array([[1, 0], [1, 0.1], [0, 1]], np.float32)
-    of, _ = reduce.repeats(features, reduce.MEASURES['embedding'], 0.9)
-    assert of.tolist() == [-1, 0, -1]
+    nearest, _ = reduce.repeats_in_volume(features, reduce.MEASURES['embedding'], 0.9)
+    assert nearest.tolist() == [-1, 0, -1]
 
 
 def test_volumes_are_studies_of_several_records():
     studies = np.array([9, 3, 5, 3, 9, 9, 1], np.uint64)
-    assert [group.tolist() for group in reduce.volumes(studies)] == [[0, 4, 5], [1, 3]]
-    parts = list(reduce._together([np.arange(n) for n in (700, 700, 3)]))
-    assert [[len(group) for group in part] for part in parts] == [[700, 700], [3]]
+    assert [volume.tolist() for volume in reduce.volumes(studies)] == [[0, 4, 5], [1, 3]]
+    batches = list(reduce._batches([np.arange(n) for n in (700, 700, 3)]))
+    assert [[len(volume) for volume in batch] for batch in batches] == [[700, 700], [3]]
 
 
 def test_by_the_embedding_of_an_export(data, tmp_path):
@@ -217,7 +220,7 @@ def test_by_the_embedding_of_an_export(data, tmp_path):
     assert less.splits['train'] == 5 and 'reduced by embedding of step 7 (' in less.version
 
 
-# Mistakes, and what they leave
+# Mistakes and failures leave nothing
 
 
 def test_mistakes_are_one_sentence_and_leave_nothing(data, tmp_path, capsys):
@@ -229,7 +232,7 @@ def test_mistakes_are_one_sentence_and_leave_nothing(data, tmp_path, capsys):
     before = sorted(tmp_path.rglob('*'))
     out = ['--out', str(tmp_path / 'out')]
     here, by = str(data.path), ['--by', 'hash']
-    for argv, said in (
+    for argv, message in (
         ([here, *out, '--by', 'hahs'], "no 'hahs'; did you mean 'hash'"),
         ([here, *out, '--by', 'embedding'], '--export RUN/exports/STEP'),
         ([here, *out, '--by', 'embedding', '--export', str(tmp_path)], 'is no export'),
@@ -246,12 +249,12 @@ def test_mistakes_are_one_sentence_and_leave_nothing(data, tmp_path, capsys):
         ([here, '--out', here, *by, '--overwrite'], 'is the data set itself'),
     ):
         assert cli.main(['reduce', *argv]) == 2, argv
-        heard = capsys.readouterr()
-        assert said in heard.err and heard.err.count('\n') == 1 and not heard.out, argv
+        printed = capsys.readouterr()
+        assert message in printed.err and printed.err.count('\n') == 1 and not printed.out, argv
     assert sorted(tmp_path.rglob('*')) == before
 
 
-@pytest.mark.parametrize('step', ['find', '_copied', '_list_drops'])
+@pytest.mark.parametrize('step', ['find_repeats', '_copy_kept', '_list_drops'])
 @pytest.mark.parametrize('error', [KeyboardInterrupt(), OSError(28, 'No space left on device'), RuntimeError('a bug')])
 def test_nothing_is_left_after_a_failure(data, tmp_path, monkeypatch, step, error):
     whole = getattr(reduce, step)
@@ -274,13 +277,13 @@ def test_overwrite_replaces_a_data_set(data, less, tmp_path):
 
 
 def test_nearer_thresholds_keep_more():
-    """A smooth volume: the kept slices of a wider threshold are fewer."""
+    """In a smooth volume, a wider threshold keeps fewer slices."""
     z, y, x = np.mgrid[:40, :32, :32] / 32
     stack = np.sin(5 * x + 3 * z) + np.cos(4 * y * z + 2 * x) + np.sin(9 * y - 4 * z)
     thumbs = np.stack([near_duplicates.thumbnail((50 * (s + 3)).astype(np.uint8)[..., None]) for s in stack])
     for name, described, thresholds in (
         ('hash', reduce.dhash(thumbs), (0, 3, 6, 12)),
-        ('information', reduce.levels(thumbs), (0.99, 0.7, 0.5, 0.3)),
+        ('information', reduce.grey_levels(thumbs), (0.99, 0.7, 0.5, 0.3)),
     ):
-        kept = [(reduce.repeats(described, reduce.MEASURES[name], t)[0] < 0).sum() for t in thresholds]
+        kept = [(reduce.repeats_in_volume(described, reduce.MEASURES[name], t)[0] < 0).sum() for t in thresholds]
         assert all(a > b for a, b in itertools.pairwise(kept)) and kept[-1] >= 1, (name, kept)

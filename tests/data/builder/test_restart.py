@@ -1,4 +1,4 @@
-"""A build that is stopped at any moment leaves a finished data set or none, and goes on from its whole chunks."""
+"""A build that is stopped at any moment leaves a whole data set or none, and continues with its finished chunks."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def stopping(at: int, error: BaseException):
 
 
 @pytest.mark.parametrize('error', [KeyboardInterrupt(), RuntimeError('a bug'), MemoryError()])
-def test_whole_chunks_are_kept_and_used(tmp_path, whole, error):
+def test_finished_chunks_are_kept_and_used(tmp_path, whole, error):
     out = tmp_path / 'data'
     with pytest.raises(type(error)):
         write.write(source(stopping(58, error)), out)
@@ -51,14 +51,14 @@ def test_whole_chunks_are_kept_and_used(tmp_path, whole, error):
     assert kept >= 2
     opened = []
     write.write(source(lambda i: opened.append(i) or source().load(i)), out)
-    assert len(opened) <= COUNT - 6 * kept and 58 in opened  # the smallest chunk has 6 entries or so
+    assert len(opened) <= COUNT - 6 * kept and 58 in opened  # the smallest chunk has about 6 entries
     assert content(out) == whole
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith('.')] == []
 
 
 @pytest.mark.parametrize('kept', [0, 50, -50])
-def test_a_chunk_that_lost_its_end_is_made_again(tmp_path, whole, kept):
-    """As after a power cut: the file is there, its content is not."""
+def test_a_damaged_chunk_is_made_again(tmp_path, whole, kept):
+    """After a power cut, a file can exist without its content."""
     out = tmp_path / 'data'
     with pytest.raises(KeyboardInterrupt):
         write.write(source(stopping(58, KeyboardInterrupt())), out)
@@ -87,7 +87,7 @@ def test_two_builds_of_one_data_set_are_not_mixed(tmp_path):
     write.write(source(), tmp_path / 'data')
 
 
-def test_another_source_does_not_take_over_what_was_left(tmp_path):
+def test_another_source_does_not_use_the_chunks_of_the_first(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         write.write(source(stopping(58, KeyboardInterrupt())), tmp_path / 'data')
     opened = []
@@ -97,8 +97,8 @@ def test_another_source_does_not_take_over_what_was_left(tmp_path):
     assert sorted(opened) == list(range(COUNT))
 
 
-def test_a_build_that_comes_second_replaces_nothing(tmp_path):
-    """It waits for nobody: what the first one published while it worked stays."""
+def test_a_data_set_that_appeared_meanwhile_is_not_replaced(tmp_path):
+    """Another build publishes the same folder while this one works."""
 
     def run(*args):
         write.write(source(), tmp_path / 'other')
@@ -106,10 +106,10 @@ def test_a_build_that_comes_second_replaces_nothing(tmp_path):
         workers.run(*args)
 
     with pytest.raises(UserError, match='exists'):
-        write.write(source(), tmp_path / 'data', run=run)
+        write.write(source(), tmp_path / 'data', make_chunks=run)
 
 
-def test_what_a_killed_replacement_left_is_no_obstacle(tmp_path):
+def test_leftovers_of_a_killed_replacement_are_removed(tmp_path):
     write.write(source(), tmp_path / 'data')
     old = tmp_path / '.data.work.old'
     old.mkdir()
@@ -123,7 +123,7 @@ def test_what_a_killed_replacement_left_is_no_obstacle(tmp_path):
     [OSError(errno.ENOSPC, 'No space left on device'), RuntimeError('write() failed: No space left on device; x')],
 )
 def test_a_full_disk_is_one_sentence(tmp_path, error):
-    with pytest.raises(UserError, match='no space is left in .*; make some, and the same command goes on'):
+    with pytest.raises(UserError, match='no space is left in .*; free some, and run the same command again'):
         write.write(source(stopping(58, error)), tmp_path / 'data')
     write.write(source(), tmp_path / 'data')
 
@@ -139,9 +139,9 @@ def test_a_killed_publication_is_finished_by_the_next_build(tmp_path, whole, mon
 
 
 def test_processes_make_the_same_data_set(tmp_path, whole, monkeypatch):
-    monkeypatch.setattr(workers, 'FEW', 8)
+    monkeypatch.setattr(workers, 'MAX_FOR_THREADS', 8)
     monkeypatch.setattr(os, 'cpu_count', lambda: 2)
-    write.write(source(), tmp_path / 'data', again=source)
+    write.write(source(), tmp_path / 'data', make_source=source)
     assert content(tmp_path / 'data') == whole
 
 
@@ -159,37 +159,37 @@ def killed() -> Source:
 
 
 @pytest.mark.parametrize(
-    ('again', 'error', 'words'),
+    ('make_source', 'error', 'message'),
     [
         (functools.partial(broken, 'bug'), RuntimeError, 'a bug'),
         (functools.partial(broken, 'mistake'), UserError, '^a mistake$'),
         (killed, UserError, r'code -9 \(killed'),
     ],
 )
-def test_what_ends_a_process_ends_the_build(tmp_path, monkeypatch, again, error, words):
-    monkeypatch.setattr(workers, 'FEW', 8)
+def test_what_ends_a_process_ends_the_build(tmp_path, monkeypatch, make_source, error, message):
+    monkeypatch.setattr(workers, 'MAX_FOR_THREADS', 8)
     monkeypatch.setattr(os, 'cpu_count', lambda: 2)
-    with pytest.raises(error, match=words):
-        write.write(source(), tmp_path / 'data', again=again)
+    with pytest.raises(error, match=message):
+        write.write(source(), tmp_path / 'data', make_source=make_source)
     assert not (tmp_path / 'data').exists()
 
 
 def alive(group: int) -> list[str]:
-    """The processes of a group; those that only wait to be reaped do not count."""
-    said = subprocess.run(['ps', '-eo', 'pgid,stat'], capture_output=True, text=True, check=True).stdout
-    return [line for line in said.splitlines() if line.split()[0] == str(group) and 'Z' not in line]
+    """The running processes of a process group, without zombies."""
+    listing = subprocess.run(['ps', '-eo', 'pgid,stat'], capture_output=True, text=True, check=True).stdout
+    return [line for line in listing.splitlines() if line.split()[0] == str(group) and 'Z' not in line]
 
 
 @pytest.mark.parametrize(
     'number', [signal.SIGINT, signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)]
 )
-def test_the_command_is_stopped_and_goes_on(tmp_path, number):
-    """In processes; none of them lives on."""
+def test_the_command_is_stopped_and_continues(tmp_path, number):
+    """The build uses several processes, and none of them survives."""
     command = [sys.executable, '-m', 'medjax', 'build', 'phantom', '--records', '1100', '--size', '32', '--out']
     args = [*command, str(tmp_path / 'data')]
     process = subprocess.Popen(
         args, stderr=subprocess.PIPE, start_new_session=True, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # where the tests themselves ignore it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # the tests themselves may ignore it
     )  # fmt: skip
     while not list(tmp_path.glob('.data.*/chunks/*.npz')):
         time.sleep(0.02)

@@ -1,4 +1,4 @@
-"""Pixels from JPEG, PNG and DICOM, and what is stored of them."""
+"""Reading pixels from JPEG, PNG and DICOM files, and storing them."""
 
 import io
 
@@ -8,7 +8,7 @@ from image_files import dicom, file, smooth
 from PIL import Image
 
 from medjax.data.builder import chunks
-from medjax.data.images import decode
+from medjax.data.images import decode, dicom as dicom_headers, dicom_pixels
 from medjax.data.types import Unreadable
 
 rng = np.random.default_rng(0)
@@ -18,9 +18,9 @@ rng = np.random.default_rng(0)
 def test_png_is_exact(pixels):
     np.testing.assert_array_equal(decode.read(file(pixels, 'PNG')), pixels)
     bits, channels = pixels.dtype.itemsize * 8, pixels.shape[2]
-    again = decode.decode(decode.png(pixels), channels, bits)
-    np.testing.assert_array_equal(again, pixels)
-    assert again.dtype == pixels.dtype
+    stored = decode.decode(decode.png(pixels), channels, bits)
+    np.testing.assert_array_equal(stored, pixels)
+    assert stored.dtype == pixels.dtype
 
 
 @pytest.mark.parametrize('channels', [1, 3])
@@ -47,7 +47,7 @@ def test_other_png_modes(mode):
     np.testing.assert_array_equal(decode.read(buffer.getvalue())[..., 0], np.asarray(image.convert('L')))
 
 
-def test_grey_and_8_bits_are_spread_where_a_data_set_needs_it():
+def test_grey_and_8_bits_are_converted_if_the_data_set_needs_it():
     data = file(smooth(8, 8), 'PNG')
     spread = decode.decode(data, 3, 16)
     assert spread.shape == (8, 8, 3) and spread.dtype == np.uint16
@@ -56,7 +56,7 @@ def test_grey_and_8_bits_are_spread_where_a_data_set_needs_it():
 
 def test_exif_rotation_is_applied_and_not_kept():
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    exif[0x0112] = 6  # the image must be turned by 90 degrees clockwise
     data = file(smooth(8, 20), 'JPEG', exif=exif, quality=95)
     assert decode.read(data).shape == (20, 8, 1)
     assert decode.keepable(data) is None
@@ -98,7 +98,7 @@ def test_damaged_files_have_a_reason(data, reason):
 
 
 @pytest.mark.parametrize('top', [255, 65_535])
-def test_bounded_keeps_aspect_and_depth_and_removes_what_would_alias(top):
+def test_bounded_keeps_aspect_and_depth_and_antialiases(top):
     pixels = smooth(90, 120, top=top)
     small = decode.bounded(pixels, 40)
     assert small.shape == (30, 40, 1) and small.dtype == pixels.dtype
@@ -127,7 +127,7 @@ def test_masks_keep_their_values():
         decode.mask(file(smooth(8, 8, 3), 'PNG'))
 
 
-def test_pixel_hash_knows_shape_and_depth():
+def test_pixel_hash_depends_on_shape_and_depth():
     pixels = np.arange(12, dtype=np.uint8).reshape(3, 4, 1)
     hashes = {
         int(chunks.pixel_hash(p)) for p in (pixels, pixels.reshape(4, 3, 1), pixels.astype(np.uint16), pixels + 1)
@@ -153,7 +153,7 @@ def test_dicom_window_agrees_with_pydicom(function):
     )  # fmt: skip
     file_ = pydicom.dcmread(io.BytesIO(data))
     shown = apply_voi_lut(apply_modality_lut(file_.pixel_array, file_), file_)
-    low, high = -1000, 4095 * 2 - 1000  # pydicom's output range: that of the rescaled bits
+    low, high = -1000, 4095 * 2 - 1000  # pydicom's output range: the range of the rescaled bits
     expected = (shown - low) / (high - low)
     pixels = decode.read(data)
     assert pixels.dtype == np.uint16
@@ -228,10 +228,10 @@ def test_real_dicom_lossless_equals_uncompressed(real_dicom, coded, plain):
 
 
 def test_real_dicom_lossless_jpeg(real_dicom):
-    """The coding of most hospital radiographs; the second file holds the first one's picture after lossy coding."""
+    """The coding of most hospital radiographs. The second file holds the image of the first file after lossy coding."""
     pytest.importorskip('pylibjpeg')
     exact, lossy = (decode.read(real_dicom(name)).ravel().astype(float) for name in ('JPEG-LL.dcm', 'JPEG2000_UNC.dcm'))
-    assert np.corrcoef(exact, lossy)[0, 1] > 0.9  # counts of few photons, which lossy coding changes
+    assert np.corrcoef(exact, lossy)[0, 1] > 0.9  # pixels count few photons, so lossy coding changes them
     assert decode.read(real_dicom('JPGLosslessP14SV1_1s_1f_8b.dcm')).dtype == np.uint8
 
 
@@ -243,13 +243,11 @@ def test_real_dicom_keeps_its_bits(real_dicom):
 
 
 def test_real_dicom_frames(real_dicom):
-    from medjax.data.images import dicom as files
-
     data = real_dicom('emri_small.dcm')
-    assert files.frames(io.BytesIO(data)) == 10
+    assert dicom_headers.frames(io.BytesIO(data)) == 10
     assert len({decode.read(data, frame).tobytes() for frame in range(10)}) == 10
-    assert files.frames(io.BytesIO(real_dicom('RG1_UNCR.dcm'))) == 1
-    assert files.frames(io.BytesIO(b'')) == 1
+    assert dicom_headers.frames(io.BytesIO(real_dicom('RG1_UNCR.dcm'))) == 1
+    assert dicom_headers.frames(io.BytesIO(b'')) == 1
 
 
 @pytest.mark.parametrize('implicit', [True, False])
@@ -269,8 +267,6 @@ def test_dicom_without_preamble_or_transfer_syntax(implicit):
 
 
 def test_only_plain_words_leave_a_header():
-    from medjax.data.images import dicom as files
-
     data = dicom(
         stored12,
         PatientName='Doe^Jane',
@@ -284,41 +280,37 @@ def test_only_plain_words_leave_a_header():
         ImagerPixelSpacing=[0.143, 0.143],
         StudyDate='20200101',
     )
-    assert files.facts(data) == dict(
+    assert dicom_headers.attributes(data) == dict(
         sex='F', modality='DX', view='PA', burned_in='YES', age=90.0, spacing=pytest.approx(0.143)
     )
-    assert files.facts(b'nothing') == {}
+    assert dicom_headers.attributes(b'nothing') == {}
 
 
 def test_only_known_words_leave_a_header():
-    from medjax.data.images import dicom as files
-
-    told = dict(
+    fields = dict(
         Modality='MG', BodyPartExamined='LEFT BREAST', ViewPosition='MLO', ImageLaterality='L',
         Manufacturer='G.E. Medical Systems', BurnedInAnnotation='NO', PatientSex='F',
     )  # fmt: skip
-    assert files.facts(dicom(stored12, **told)) == dict(
+    assert dicom_headers.attributes(dicom(stored12, **fields)) == dict(
         modality='MG', body_part='LEFT BREAST', view='MLO', laterality='L', scanner='G.E. Medical Systems',
         burned_in='NO', sex='F',
     )  # fmt: skip
-    assert files.facts(dicom(stored12, ViewPosition='AP_SUPINE', BodyPartExamined='Chest')) == dict(
+    assert dicom_headers.attributes(dicom(stored12, ViewPosition='AP_SUPINE', BodyPartExamined='Chest')) == dict(
         view='AP_SUPINE', body_part='Chest'
     )
-    for name in told:  # each of them has held what somebody typed
+    for name in fields:  # in releases, each of these fields has held typed text
         for typed in ('Jane Doe', 'DOE', 'PA DOE', 'CHEST DOE', '4711', 'SIEMENS 4711'):
-            assert not files.facts(dicom(stored12, **{name: typed})), (name, typed)
+            assert not dicom_headers.attributes(dicom(stored12, **{name: typed})), (name, typed)
 
 
-def test_what_a_header_says_is_in_no_reason():
-    from medjax.data.images import dicom as files
-
+def test_no_reason_quotes_a_header():
     with pytest.raises(Unreadable, match=r'^a DICOM file in an unknown colour space') as error:
-        files.pixels(dicom(stored12, PhotometricInterpretation='DOE JANE'))
+        dicom_pixels.pixels(dicom(stored12, PhotometricInterpretation='DOE JANE'))
     assert 'DOE' not in str(error.value)
 
     whole = dicom(stored12).replace(b'1.2.840.10008.1.2.1\0', b'Doe^Jane.1948.4711.\0')
     with pytest.raises(Unreadable, match='^a DICOM file in an unknown coding, which nothing here decodes$'):
-        files.pixels(whole)
+        dicom_pixels.pixels(whole)
     for uid in ('Doe^Jane', '1.2.3.4711'):
         with pytest.raises(Unreadable, match='^no picture but an object of an unknown class$'):
-            files.header(io.BytesIO(dicom(stored12, Rows=None, SOPClassUID=uid)))
+            dicom_headers.header(io.BytesIO(dicom(stored12, Rows=None, SOPClassUID=uid)))

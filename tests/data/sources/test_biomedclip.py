@@ -1,9 +1,9 @@
-"""What microsoft/BiomedCLIP_data_pipeline leaves."""
+"""The output of microsoft/BiomedCLIP_data_pipeline as a source."""
 
 import json
 
 import pytest
-from text_releases import build, image, reasons, save, told
+from releases_text import all_text, build, image, reasons, save
 
 from medjax.data.sources import biomedclip
 from medjax.errors import UserError
@@ -51,7 +51,7 @@ def folder(tmp_path):
 def test_figures(folder, tmp_path):
     source = biomedclip.source(str(folder))
     assert [entry.study for entry in source.entries] == ['PMC15015'] * 2 + ['PMC15016', 'PMC15017', 'PMC15018']
-    _, rows, said = build(source, tmp_path / 'out')
+    _, rows, summary = build(source, tmp_path / 'out')
     assert {info['text'].get('caption') for *_, info in rows} == {'A caption.', 'Two', 'Other\nThe same file', None}
     licenses = sorted(info.get('license', '') for *_, info in rows)
     assert licenses == ['', 'CC BY', 'CC BY', 'CC BY-NC', 'NO-CC CODE']
@@ -61,13 +61,13 @@ def test_figures(folder, tmp_path):
         'pubmed_parsed_data.jsonl line 3 figure 1': 'there is no such file',
         'pubmed_parsed_data.jsonl line 3 figure 2': 'no file is named',
         'pubmed_parsed_data.jsonl line 5': 'the article has no list of figures',
-        'pubmed_parsed_data.jsonl line 6': 'the line is no JSON',
+        'pubmed_parsed_data.jsonl line 6': 'the line is not JSON',
     }
-    later = {drop.where: drop.reason for drop in said['drops'] if drop.where not in why}
-    assert later == {'pubmed_parsed_data.jsonl line 3 figure 3': 'the caption is left out: it is no text'}
-    assert any('licences: CC BY 2' in note for note in said['notes'])
-    words = told(tmp_path / 'out', rows, said)
-    assert '1501' not in words and '11178' not in words and 'home' not in words
+    later = {drop.where: drop.reason for drop in summary['drops'] if drop.where not in why}
+    assert later == {'pubmed_parsed_data.jsonl line 3 figure 3': 'the caption is left out: it is not a text'}
+    assert any('licences: CC BY 2' in note for note in summary['notes'])
+    text = all_text(tmp_path / 'out', rows, summary)
+    assert '1501' not in text and '11178' not in text and 'home' not in text
 
 
 def test_licenses_choose(folder):

@@ -1,4 +1,4 @@
-"""BRAX from a folder in its layout, with what is wrong in it."""
+"""BRAX from a small folder like the release, with faults in it."""
 
 import io
 
@@ -8,12 +8,12 @@ import pytest
 from pydicom.dataset import FileDataset, FileMetaDataset
 from releases_cxr import built, examples, image, labels, on_disk, table
 
-from medjax.data.releases.coding import CHEXPERT
+from medjax.data.releases.coding import CHEXPERT_LABELS
 from medjax.data.sources import brax
 from medjax.errors import UserError
 
 HEAD = [
-    'DicomPath', 'PngPath', 'PatientID', 'PatientSex', 'PatientAge', 'AccessionNumber', 'StudyDate', *CHEXPERT,
+    'DicomPath', 'PngPath', 'PatientID', 'PatientSex', 'PatientAge', 'AccessionNumber', 'StudyDate', *CHEXPERT_LABELS,
     'ViewPosition', 'Rows', 'Columns', 'Manufacturer',
 ]  # fmt: skip
 
@@ -79,14 +79,16 @@ def test_a_release_becomes_records(folder, tmp_path):
     assert three['edema'] == 1 and four['edema'] == -3 and four['pneumonia'] == 1 and five['edema'] == -2
 
     one, two, three, four, five, _ = examples(source).values()
-    assert one.info == {'age': 60.0, 'sex': 'M', 'view': 'PA', 'scanner': 'manufacturer 2'} and one.role == 'frontal'
+    assert (
+        one.attributes == {'age': 60.0, 'sex': 'M', 'view': 'PA', 'scanner': 'manufacturer 2'} and one.role == 'frontal'
+    )
     assert one.image[:4] == b'\x89PNG' and three.image[128:132] == b'DICM'
-    assert two.info['age'] == 85.0 and two.info['sex'] == 'F' and two.role == 'lateral'
-    assert three.info == {'age': 60.0, 'scanner': 'manufacturer 2'} and three.role == 'image'
-    assert 'age' not in four.info and 'scanner' not in five.info
+    assert two.attributes['age'] == 85.0 and two.attributes['sex'] == 'F' and two.role == 'lateral'
+    assert three.attributes == {'age': 60.0, 'scanner': 'manufacturer 2'} and three.role == 'image'
+    assert 'age' not in four.attributes and 'scanner' not in five.attributes
 
-    assert {(drop.where.rsplit(' ', 1)[-1], drop.part, drop.reason) for drop in made['drops']} == {
-        ('7', 'part', 'neither 1, 0, -1 nor blank, taken as blank: Edema'),
+    assert {(drop.where.rsplit(' ', 1)[-1], drop.scope, drop.reason) for drop in made['drops']} == {
+        ('7', 'detail', 'neither 1, 0, -1 nor blank, taken as blank: Edema'),
         ('8', 'record', 'there is no such file'),
         ('10', 'record', 'there is no such file'),
         ('11', 'record', '2 cells where the header has 25'),

@@ -1,8 +1,8 @@
-"""CANDID-PTX: films without an ending, patients inside file names, three tables of runs."""
+"""CANDID-PTX: files without a suffix, patients in file names, three tables of run lengths."""
 
 import numpy as np
 import pytest
-from releases_pub2 import assert_hidden, build, by_image, csv, dicom, labels, reasons
+from releases_dicom import assert_hidden, build, by_image, csv, dicom, labels, reasons
 
 from medjax.data.sources import candid_ptx
 from medjax.data.types import BLANK, CONFLICTING
@@ -45,7 +45,7 @@ def folder(tmp_path):
 
 def test_lines_masks_patients_and_tables_are_joined(folder, tmp_path):
     source = candid_ptx.source(str(folder))
-    assert {image: tuple(said.values()) for image, said in labels(source).items()} == {
+    assert {image: tuple(codes.values()) for image, codes in labels(source).items()} == {
         uid(1): (1, 0, 0),
         uid(2): (0, 1, 1),
         uid(3): (BLANK, 0, 0),
@@ -55,7 +55,7 @@ def test_lines_masks_patients_and_tables_are_joined(folder, tmp_path):
     }
     assert reasons(source) == {
         'Pneumothorax_reports.csv line 10': 'its lines name two patients',
-        'Pneumothorax_reports.csv line 12': 'EncodedPixels is neither runs nor -1; this line says nothing',
+        'Pneumothorax_reports.csv line 12': 'EncodedPixels is neither runs nor -1; this line is ignored',
         'Pneumothorax_reports.csv line 14': 'there is no such file',
         'Pneumothorax_reports.csv line 15': '2 cells where the header has 6',
     }
@@ -69,7 +69,7 @@ def test_lines_masks_patients_and_tables_are_joined(folder, tmp_path):
     expected[[3, 4], 0], expected[4, 1], expected[0:5, 3] = 255, 255, 255
     np.testing.assert_array_equal(example.mask, expected)
     assert example.text == {'report': 'Chest: seen by ___. Left pneumothorax.'}
-    assert example.role == 'frontal' and example.info['age'] == 90 and example.info['sex'] == 'M'
+    assert example.role == 'frontal' and example.attributes['age'] == 90 and example.attributes['sex'] == 'M'
     assert source.load(places[uid(2)]).text == {} and not source.load(places[uid(2)]).mask.any()
     assert 'leave the image' in source.load(places[uid(7)]).note
 

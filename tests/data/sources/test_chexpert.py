@@ -1,4 +1,4 @@
-"""CheXpert, its test set and CheXpert Plus from folders in their layouts, with what is wrong in them."""
+"""CheXpert, its test set and CheXpert Plus from small folders like the releases, with faults in them."""
 
 import json
 
@@ -6,15 +6,15 @@ import pytest
 from releases_cxr import built, examples, image, labels, on_disk, table
 
 from medjax.data.releases import published_splits
-from medjax.data.releases.coding import CHEXPERT
+from medjax.data.releases.coding import CHEXPERT_LABELS
 from medjax.data.sources import chexpert
 from medjax.errors import UserError
 
-HEAD = f'Path,Sex,Age,Frontal/Lateral,AP/PA,{",".join(CHEXPERT)}'
+HEAD = f'Path,Sex,Age,Frontal/Lateral,AP/PA,{",".join(CHEXPERT_LABELS)}'
 
 
 def cells(**given: str) -> str:
-    return ','.join(given.get(name.replace(' ', '_').lower(), '') for name in CHEXPERT)
+    return ','.join(given.get(name.replace(' ', '_').lower(), '') for name in CHEXPERT_LABELS)
 
 
 @pytest.fixture
@@ -59,12 +59,12 @@ def test_a_release_becomes_records(folder, tmp_path):
 
     one, two, three, four, five = examples(source).values()
     assert [example.role for example in (one, two, three)] == ['frontal', 'frontal', 'lateral']
-    assert one.info == {'age': 68.0, 'sex': 'F', 'view': 'AP'}
-    assert two.info == {'sex': 'M', 'view': 'LL'}  # an age of 0 is none
-    assert three.info == {'age': 90.0, 'view': 'Lateral'}
+    assert one.attributes == {'age': 68.0, 'sex': 'F', 'view': 'AP'}
+    assert two.attributes == {'sex': 'M', 'view': 'LL'}  # an age of 0 is none
+    assert three.attributes == {'age': 90.0, 'view': 'Lateral'}
 
-    assert sorted((drop.where, drop.part, drop.reason) for drop in made['drops']) == [
-        ('train.csv line 6', 'part', 'neither 1, 0, -1 nor blank, taken as blank: Fracture'),
+    assert sorted((drop.where, drop.scope, drop.reason) for drop in made['drops']) == [
+        ('train.csv line 6', 'detail', 'neither 1, 0, -1 nor blank, taken as blank: Fracture'),
         ('train.csv line 7', 'record', 'there is no such file'),
         ('train.csv line 8', 'record', 'its Path names no view of a study'),
         ('train.csv line 9', 'record', '1 cells where the header has 19'),
@@ -83,14 +83,17 @@ def test_the_test_set(folder, by):
     ones = ','.join(['1'] + ['0'] * 13)
     if by == 'Path':
         paths = [f'test/patient64741/study1/view{view}.jpg' for view in ('1_frontal', '2_lateral', '3_frontal')]
-        table(folder / 'test_labels.csv', [f'Path,{",".join(CHEXPERT)}', *(f'{path},{ones}' for path in paths)])
+        table(folder / 'test_labels.csv', [f'Path,{",".join(CHEXPERT_LABELS)}', *(f'{path},{ones}' for path in paths)])
     else:
         studies = ['CheXpert-v1.0/test/patient64741/study1', 'CheXpert-v1.0/test/patient64742/study1']
-        table(folder / 'groundtruth.csv', [f'Study,{",".join(CHEXPERT)}', *(f'{study},{ones}' for study in studies)])
+        table(
+            folder / 'groundtruth.csv',
+            [f'Study,{",".join(CHEXPERT_LABELS)}', *(f'{study},{ones}' for study in studies)],
+        )
     source = chexpert.source(str(folder))
     test = [i for i, entry in enumerate(source.entries) if entry.split == 'test']
     assert [source.label(i) for i in test] == [[1] + [0] * 13] * 2
-    assert [source.load(i).role for i in test] == ['frontal', 'lateral'] and source.load(test[0]).info == {}
+    assert [source.load(i).role for i in test] == ['frontal', 'lateral'] and source.load(test[0]).attributes == {}
     reasons = {drop.where: drop.reason for drop in source.dropped}
     assert {'Path': ('test_labels.csv line 4', 'there is no such file'),
             'Study': ('groundtruth.csv line 3', 'no view of the study is there')}[by] in reasons.items()  # fmt: skip
@@ -123,8 +126,12 @@ def test_chexpert_plus_alone(tmp_path):
     table(folder / 'df_chexpert_plus_240401.csv', [PLUS, *lines, plus('patient7.jpg', '', 'train')])
     for n, name in enumerate(names[:3]):
         image(folder / 'PNG' / name.replace('.jpg', '.png'), 30 * n)
-    told = {'path_to_image': names[0]} | dict.fromkeys(CHEXPERT) | {'Edema': -1.0, 'Fracture': 1.0, 'Pneumonia': 0.0}
-    table(folder / 'chexbert_labels' / 'impression_fixed.json', [json.dumps(told)])
+    item = (
+        {'path_to_image': names[0]}
+        | dict.fromkeys(CHEXPERT_LABELS)
+        | {'Edema': -1.0, 'Fracture': 1.0, 'Pneumonia': 0.0}
+    )
+    table(folder / 'chexbert_labels' / 'impression_fixed.json', [json.dumps(item)])
     source = chexpert.source(str(folder))
     made, data = built(source, tmp_path / 'out')
     assert data.splits == {'train': 1, 'val': 1} and [entry.image for entry in source.entries] == names[:2]
@@ -134,7 +141,7 @@ def test_chexpert_plus_alone(tmp_path):
     assert set(second.values()) == {-2}
     example = source.load(0)
     assert example.text == {'indication': 'Fever.', 'findings': 'Clear.', 'impression': '1. Clear,\nno change.'}
-    assert example.info == {
+    assert example.attributes == {
         'age': 90.0, 'sex': 'F', 'view': 'AP', 'race': 'White', 'ethnicity': 'Non-Hispanic', 'insurance': 'Medicare',
         'label_source': 'chexbert',
     }  # fmt: skip
@@ -153,8 +160,8 @@ def test_chexpert_plus_beside_chexpert_keeps_its_labels_and_adds_reports(folder)
     table(folder / 'df_chexpert_plus_240401.csv', [PLUS, plus(name, 'Clear.', 'valid', age='70')])
     source = chexpert.source(str(folder))
     assert source.entries[0].split == 'train' and labels(source)[name]['no_finding'] == 1
-    assert source.load(0).text['findings'] == 'Clear.' and source.load(0).info['race'] == 'White'
-    assert source.load(0).info['age'] == 68.0 and 'label_source' not in source.load(0).info
+    assert source.load(0).text['findings'] == 'Clear.' and source.load(0).attributes['race'] == 'White'
+    assert source.load(0).attributes['age'] == 68.0 and 'label_source' not in source.load(0).attributes
 
 
 def test_what_is_refused(folder, tmp_path):

@@ -1,9 +1,9 @@
-"""COVIDx: lists of two and of three classes, with blanks and without sources, and films that are RSNA's."""
+"""COVIDx: lists of two and three classes, with blanks and without sources, and films of RSNA."""
 
 import json
 
 import pytest
-from releases_pub2 import assert_hidden, build, by_image, csv, dicom, labels, png, reasons
+from releases_dicom import assert_hidden, build, by_image, csv, dicom, labels, png, reasons
 
 from medjax.data.releases import published_splits
 from medjax.data.sources import covidx, rsna_pneumonia
@@ -47,7 +47,7 @@ def folder(tmp_path):
 
 def test_a_list_of_three_classes(folder, tmp_path):
     source = covidx.source(str(folder))
-    assert {image: tuple(said.values()) for image, said in labels(source).items()} == {
+    assert {image: tuple(codes.values()) for image, codes in labels(source).items()} == {
         'SARS-10.1148rg.jpeg': (0, CONFLICTING, CONFLICTING),
         'COVID(1).png': (1, 0, 0),
         'COVID(2).png': (1, 0, 0),
@@ -67,13 +67,13 @@ def test_a_list_of_three_classes(folder, tmp_path):
     assert entries['SARS-10.1148rg.jpeg'].patient != entries['other.png'].patient  # both are number 3, of two sources
     origin = Origin('rsna_pneumonia', RSNA[0], f'study/image/{RSNA[0]}')
     assert entries[f'{RSNA[0]}.png'].origin == origin and entries['COVID(2).png'].origin is None
-    said = ' '.join(source.notes)
+    notes = ' '.join(source.notes)
     assert (
-        'class goes with source' in said
-        and 'covid-19: actmed 3, sirm 2, fig1 1; normal: rsna 1, cohen 1, fig1 1' in said
+        'the class depends on the source' in notes
+        and 'covid-19: actmed 3, sirm 2, fig1 1; normal: rsna 1, cohen 1, fig1 1' in notes
     )
-    assert 'no published one' in said and '1 image file in the folder is not in the lists' in said
-    assert '2 films are from the RSNA challenge' in said
+    assert 'is not one of the published lists' in notes and '1 image file in the folder is not in the lists' in notes
+    assert '2 films are from the RSNA challenge' in notes
 
     data, _ = build(source, tmp_path / 'out')
     assert data.splits == {'train': 4, 'test': 3}
@@ -100,7 +100,7 @@ def test_an_origin_without_the_mapping_is_the_patient_of_rsnas_own_entry(folder,
     assert ours.origin == ('rsna_pneumonia', theirs.image, patient_of(theirs), None)
 
 
-def test_two_classes_three_parts_and_lists_without_sources(tmp_path):
+def test_two_classes_three_splits_and_lists_without_sources(tmp_path):
     for n, part in enumerate(('train', 'val', 'test')):
         png(tmp_path / 'data' / part / 'CR.png', n)  # one name in three folders
         png(tmp_path / 'data' / part / f'{part}.png', 5 + n)
@@ -113,7 +113,7 @@ def test_two_classes_three_parts_and_lists_without_sources(tmp_path):
         'train.png': 'train', 'CR.png': 'train', 'val.png': 'val', 'test.png': 'test',
     }  # fmt: skip
     assert source.load(by_image(source)['CR.png']).image == (tmp_path / 'data' / 'train' / 'CR.png').read_bytes()
-    assert 'site' not in source.load(by_image(source)['val.png']).info
+    assert 'site' not in source.load(by_image(source)['val.png']).attributes
     (tmp_path / 'data' / 'train').rename(tmp_path / 'data' / 'films')
     assert 'several files have this name' in reasons(covidx.source(str(tmp_path))).values()
 

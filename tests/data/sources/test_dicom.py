@@ -1,7 +1,7 @@
-"""A hospital's export of DICOM files."""
+"""A hospital's export of DICOM files as a source."""
 
 import pytest
-from text_releases import build, dicom, image, labels_of, reasons, save, told
+from releases_text import all_text, build, dicom, image, labels_of, reasons, save
 
 from medjax.data.sources import dicom as export
 from medjax.errors import UserError
@@ -36,7 +36,7 @@ def tree(tmp_path):
 
 def test_an_export(tree, tmp_path):
     source = export.source(str(tree))
-    data, rows, said = build(source, tmp_path / 'out')
+    data, rows, summary = build(source, tmp_path / 'out')
     assert sum(data.splits.values()) == 4
     assert sorted(info['role'] for *_, info in rows) == ['frontal', 'frontal', 'lateral', 'mlo']
     breast = next(info for *_, info in rows if info.get('modality') == 'MG')
@@ -45,15 +45,15 @@ def test_an_export(tree, tmp_path):
     assert len({entry.study for entry in source.entries}) == 3
     why = list(reasons(source).values())
     for words in (
-        'instance of file 2 again', 'Key Object Selection Document Storage', 'Encapsulated PDF Storage',
+        'repeats the instance of file 2', 'Key Object Selection Document Storage', 'Encapsulated PDF Storage',
         'a segmentation', 'an object of an unknown class', 'Media Storage Directory', 'no DICOM file', 'an empty file',
     ):  # fmt: skip
         assert sum(words in reason for reason in why) == 1, (words, why)
     assert len(why) == 8
-    assert any('1 images have no PatientID' in note for note in said['notes'])
-    words = told(tmp_path / 'out', rows, said)
+    assert any('1 images have no PatientID' in note for note in summary['notes'])
+    text = all_text(tmp_path / 'out', rows, summary)
     for secret in ('MRN', 'Doe', 'DOE', 'JANE', '1.2.3', '1.5', '20200102', 'A1', '999'):
-        assert secret not in words, secret
+        assert secret not in text, secret
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_folders_and_tables_that_are_refused(tree, tmp_path):
         export.source(str(tmp_path / 'other'))
 
 
-def test_one_patient_id_for_everybody_is_said(tmp_path):
+def test_one_patient_id_for_everybody_gives_a_note(tmp_path):
     for n in range(3):
         save(
             tmp_path / 'x' / str(n),

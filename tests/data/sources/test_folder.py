@@ -1,11 +1,11 @@
-"""A folder of images by class."""
+"""A folder of images by class as a source."""
 
 import os
 import pathlib
 import subprocess
 
 import pytest
-from text_releases import build, dicom, image, labels_of, reasons, save, told
+from releases_text import all_text, build, dicom, image, labels_of, reasons, save
 
 from medjax.data.sources import folder
 from medjax.errors import UserError
@@ -37,13 +37,13 @@ def tree(tmp_path):
 def test_classes_and_splits_become_labels_and_splits(tree, tmp_path):
     source = folder.source(str(tree), patient=r'(person\d+)_')
     assert source.labels == ('normal', 'pleural_effusion')  # train/NORMAL and Testing/Normal are one class
-    data, rows, said = build(source, tmp_path / 'out')
+    data, rows, summary = build(source, tmp_path / 'out')
     assert data.splits == {'train': 5, 'test': 2}
     assert sorted(label for split, label, _ in rows if split == 'train') == [[0, 1]] * 2 + [[1, 0]] * 3
     assert sorted(label for split, label, _ in rows if split == 'test') == [[0, 1], [1, 0]]
     assert [info['role'] for *_, info in rows if info.get('modality')] == ['frontal']
     assert len({int(key) for key in data.split('train').keys('patient')}) == 4  # person3 has two
-    why = '\n'.join(drop.reason for drop in said['drops'])
+    why = '\n'.join(drop.reason for drop in summary['drops'])
     for words in (
         'damaged PNG',
         'a .txt file; images are',
@@ -54,11 +54,11 @@ def test_classes_and_splits_become_labels_and_splits(tree, tmp_path):
         'its name is not UTF-8',
     ):
         assert words in why
-    assert len(said['drops']) == 7
-    assert any('2 hidden files' in note for note in said['notes'])
-    assert any('finds nobody in the names of 5 images' in note for note in said['notes'])
-    words = told(tmp_path / 'out', rows, said)
-    assert 'person' not in words.replace('(person\\d+)', '') and 'Doe' not in words and 'secret' not in words
+    assert len(summary['drops']) == 7
+    assert any('2 hidden files' in note for note in summary['notes'])
+    assert any('finds nobody in the names of 5 images' in note for note in summary['notes'])
+    text = all_text(tmp_path / 'out', rows, summary)
+    assert 'person' not in text.replace('(person\\d+)', '') and 'Doe' not in text and 'secret' not in text
 
 
 def test_drops_count_files_as_find_and_sort_do(tree):
@@ -108,7 +108,7 @@ def test_frames_are_records_of_one_study(tmp_path, real_dicom):
         ('LEFT LATERAL DECUBITUS', 'image'),
     ],
 )
-def test_the_role_is_by_the_word_of_the_view_that_tells(tmp_path, view, role):
+def test_the_role_is_by_the_word_that_names_a_projection(tmp_path, view, role):
     save(tmp_path / 'set/a/one', dicom(ViewPosition=view))
     assert folder.source(str(tmp_path / 'set')).load(0).role == role
 
@@ -118,7 +118,7 @@ def test_the_role_is_by_the_word_of_the_view_that_tells(tmp_path, view, role):
     [
         (dict(patient='person'), '0 groups; put one around'),
         (dict(patient='(a)(b)'), '2 groups'),
-        (dict(patient='(a'), 'no regular expression'),
+        (dict(patient='(a'), 'not a regular expression'),
         (dict(levels=0), 'at least one level'),
     ],
 )

@@ -1,4 +1,4 @@
-"""MedMNIST: named classes, volumes as slices that stay together, and what is said of files that are not published."""
+"""MedMNIST: named classes, volumes whose slices stay together, notes on files that are not published ones."""
 
 import hashlib
 import os
@@ -7,7 +7,7 @@ import tempfile
 
 import numpy as np
 import pytest
-from releases_pub2 import build
+from releases_dicom import build
 
 from medjax.data.releases import published_splits
 from medjax.data.sources import medmnist, nih, npz
@@ -38,8 +38,8 @@ def test_classes_have_their_names(tmp_path):
     assert [list(source.label(i)).index(1) for i in range(6)] == [0, 1, 2, 3, 4, 5] and sum(source.label(3)) == 1
     assert {entry.patient for entry in source.entries} == {None} and source.namespace == 'bloodmnist'
     assert source.entries[2].image == 'train/2 of 6'  # not the published train/2
-    said = ' '.join(source.notes)
-    assert 'none of the published ones' in said and 'bloodmnist has 11959 train images, this list 6' in said
+    notes = ' '.join(source.notes)
+    assert 'none of the published ones' in notes and 'bloodmnist has 11959 train images, this list 6' in notes
     data, _ = build(source, tmp_path / 'out')
     assert data.splits == {'train': 6, 'val': 2, 'test': 3} and data.channels == 3 and data.size == 64
 
@@ -76,7 +76,7 @@ def test_volumes_become_slices_of_one_study(tmp_path):
     assert sum(map(len, keys)) == len(set().union(*keys)) == 11
 
 
-def test_a_published_file_is_told_by_its_md5(tmp_path, monkeypatch):
+def test_a_published_file_is_recognised_by_its_md5(tmp_path, monkeypatch):
     path = save(tmp_path / 'nodulemnist3d_64.npz', (64, 64, 64), (1, 1, 1))
     md5 = hashlib.md5(pathlib.Path(path).read_bytes()).hexdigest()
     known = medmnist.SETS['nodulemnist3d']._replace(md5=('0' * 32, md5))
@@ -91,7 +91,7 @@ def test_older_files_are_recognised_by_their_counts(tmp_path, monkeypatch):
     assert 'before MedMNIST 2.2.4' in source.notes[0] and source.splits == 'medmnist/organamnist before 2.2.4'
 
 
-def test_large_arrays_are_read_from_a_file_that_is_gone_after(tmp_path, monkeypatch):
+def test_large_arrays_are_mapped_from_a_temporary_file_that_is_removed(tmp_path, monkeypatch):
     path = save(tmp_path / 'pathmnist_64.npz', (64, 64, 3), classes=9)
     small = medmnist.source(path)
     monkeypatch.setattr(npz, 'IN_MEMORY', 10_000)
@@ -104,7 +104,7 @@ def test_large_arrays_are_read_from_a_file_that_is_gone_after(tmp_path, monkeypa
     assert [file.name for file in tmp_path.iterdir()] == ['pathmnist_64.npz']
 
 
-def test_every_set_is_known():
+def test_every_set_has_labels_counts_and_md5s():
     assert len(medmnist.SETS) == 18 and sum(name.endswith('3d') for name in medmnist.SETS) == 6
     for name, known in medmnist.SETS.items():
         assert f'medmnist/{name}' in published_splits.LISTS
@@ -114,15 +114,15 @@ def test_every_set_is_known():
 
 
 def test_what_is_refused(tmp_path):
-    with pytest.raises(UserError, match="no name of a MedMNIST file; did you mean 'pathmnist'.*medjax build npz"):
+    with pytest.raises(UserError, match="not the name of a MedMNIST file; did you mean 'pathmnist'.*medjax build npz"):
         medmnist.source(save(tmp_path / 'pathmnis.npz'))
     with pytest.raises(UserError, match='does not exist'):
         medmnist.source(str(tmp_path / 'breastmnist.npz'))
     with pytest.raises(UserError, match='labels from 0 to 8; this set counts its 4 classes'):
         medmnist.source(save(tmp_path / 'octmnist.npz', classes=9, counts=(9, 9, 9)))
-    with pytest.raises(UserError, match='which is no organmnist3d'):
+    with pytest.raises(UserError, match='which does not fit organmnist3d'):
         medmnist.source(save(tmp_path / 'organmnist3d.npz'))
-    with pytest.raises(UserError, match='which is no octmnist'):
+    with pytest.raises(UserError, match='which does not fit octmnist'):
         medmnist.source(save(tmp_path / 'octmnist.npz', (28, 28, 28)))
     with pytest.raises(UserError, match='2 val_images but 1 val_labels'):
         medmnist.source(save(tmp_path / 'breastmnist.npz', val_labels=np.zeros((1, 1), np.uint8)))

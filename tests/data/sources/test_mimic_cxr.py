@@ -1,11 +1,11 @@
-"""MIMIC-CXR-JPG from a folder in its layout, with what is wrong in it."""
+"""MIMIC-CXR-JPG from a small folder like the release, with faults in it."""
 
 import gzip
 
 import pytest
 from releases_cxr import built, examples, image, labels, on_disk, table
 
-from medjax.data.releases.coding import CHEXPERT
+from medjax.data.releases.coding import CHEXPERT_LABELS
 from medjax.data.sources import mimic_cxr
 from medjax.errors import UserError
 
@@ -29,7 +29,7 @@ SECTIONS = {'technique': 'CHEST', 'impression': 'No pneumothorax since ___.'}
 
 
 def cells(**given: str) -> str:
-    return ','.join(given.get(name.replace(' ', '_').lower(), '') for name in sorted(CHEXPERT))
+    return ','.join(given.get(name.replace(' ', '_').lower(), '') for name in sorted(CHEXPERT_LABELS))
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def folder(tmp_path):
     table(folder / 'mimic-cxr-2.0.0-metadata.csv.gz', [META, *lines, lines[0], 'd10,13000033'])
     split = [f'{dicom},{study},{subject},{part}' for dicom, subject, study, _, part in IMAGES if part is not None]
     table(folder / 'mimic-cxr-2.0.0-split.csv.gz', ['dicom_id,study_id,subject_id,split', *split])
-    head = f'subject_id,study_id,{",".join(sorted(CHEXPERT))}'
+    head = f'subject_id,study_id,{",".join(sorted(CHEXPERT_LABELS))}'
     rows = [
         '10000032,50414267,' + cells(pneumothorax='0.0', lung_opacity='1.0', edema='-1.0'),
         '10000032,53189527,' + cells(no_finding='1.0'),
@@ -88,20 +88,20 @@ def test_a_release_becomes_records(folder, tmp_path):
         'frontal', 'lateral', 'image', 'frontal', 'lateral', 'frontal'
     ]  # fmt: skip
     assert opened['d1'].text == opened['d2'].text == SECTIONS and opened['d4'].text == {}
-    assert opened['d1'].info == {'view': 'PA', 'label_source': 'chexpert'}
-    assert opened['d3'].info == {'label_source': 'chexpert'} and opened['d6'].info == {'view': 'AP LLD'}
+    assert opened['d1'].attributes == {'view': 'PA', 'label_source': 'chexpert'}
+    assert opened['d3'].attributes == {'label_source': 'chexpert'} and opened['d6'].attributes == {'view': 'AP LLD'}
 
-    reasons = sorted((drop.where, drop.part, drop.reason) for drop in made['drops'])
+    reasons = sorted((drop.where, drop.scope, drop.reason) for drop in made['drops'])
     assert reasons == [
-        ('mimic-cxr-2.0.0-chexpert.csv.gz line 6', 'part', 'neither 1, 0, -1 nor blank, taken as blank: Fracture'),
+        ('mimic-cxr-2.0.0-chexpert.csv.gz line 6', 'detail', 'neither 1, 0, -1 nor blank, taken as blank: Fracture'),
         ('mimic-cxr-2.0.0-metadata.csv.gz line 10', 'record', 'there is no such file'),
-        ('mimic-cxr-2.0.0-metadata.csv.gz line 11', 'record', 'the image of line 2 again'),
+        ('mimic-cxr-2.0.0-metadata.csv.gz line 11', 'record', 'repeats the image of line 2'),
         ('mimic-cxr-2.0.0-metadata.csv.gz line 12', 'record', '2 cells where the header has 12'),
-        ('mimic-cxr-2.0.0-metadata.csv.gz line 6', 'part', 'the report is left out: there is no such file'),
-        ('mimic-cxr-2.0.0-metadata.csv.gz line 7', 'part', 'the report is left out: there is no such file'),
+        ('mimic-cxr-2.0.0-metadata.csv.gz line 6', 'detail', 'the report is left out: there is no such file'),
+        ('mimic-cxr-2.0.0-metadata.csv.gz line 7', 'detail', 'the report is left out: there is no such file'),
         ('mimic-cxr-2.0.0-metadata.csv.gz line 8', 'record', 'the table of splits does not name it'),
         ('mimic-cxr-2.0.0-metadata.csv.gz line 9', 'record', 'the table of splits does not name it'),
-        ('mimic-cxr-2.0.0-split.csv.gz line 8', 'record', 'its split is no train, validate or test'),
+        ('mimic-cxr-2.0.0-split.csv.gz line 8', 'record', 'its split is neither train, validate nor test'),
     ]
     notes = ' | '.join(made['notes'])
     assert '3 of the 9 images' in notes and '3 image files are not used' in notes
@@ -120,24 +120,27 @@ def test_the_other_labeler_and_reports_elsewhere(folder, tmp_path):
     pairs = zip(source.entries, again.entries, strict=True)
     assert [old.image for old, new in pairs if old.stamp != new.stamp] == ['d1', 'd2']
     example = source.load(0)
-    assert example.text == SECTIONS and example.info['label_source'] == 'negbio'
+    assert example.text == SECTIONS and example.attributes['label_source'] == 'negbio'
     with pytest.raises(UserError, match='files/ is missing'):
         mimic_cxr.source(str(folder), reports=str(tmp_path))
 
 
-def test_without_reports_it_is_said_once(folder, tmp_path):
+def test_missing_reports_give_one_note(folder, tmp_path):
     made, _ = built(mimic_cxr.source(str(folder)), tmp_path / 'out')
     assert not any('report' in drop.reason for drop in made['drops'])
     assert any('--reports DIR' in note for note in made['notes'])
 
 
-def test_radiologists_labels_stand_instead_and_are_marked(folder):
-    names = [name.replace('Lung Opacity', 'Airspace Opacity') for name in sorted(CHEXPERT)]
+def test_radiologists_labels_replace_the_labelers_and_are_marked(folder):
+    names = [name.replace('Lung Opacity', 'Airspace Opacity') for name in sorted(CHEXPERT_LABELS)]
     table(folder / 'mimic-cxr-2.1.0-test-set-labeled.csv', [f'study_id,{",".join(names)}', f'52222222{",1.0" * 14}'])
     source = mimic_cxr.source(str(folder))
     got, opened = labels(source), examples(source)
     assert set(got['d5'].values()) == {1} and got['d5']['lung_opacity'] == 1
-    assert opened['d5'].info['label_source'] == 'radiologists' and opened['d1'].info['label_source'] == 'chexpert'
+    assert (
+        opened['d5'].attributes['label_source'] == 'radiologists'
+        and opened['d1'].attributes['label_source'] == 'chexpert'
+    )
     assert any("1 images have radiologists' labels, the other 1 of the test split" in note for note in source.notes)
 
 

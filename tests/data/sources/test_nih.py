@@ -1,4 +1,4 @@
-"""NIH ChestX-ray14 from a folder in its layout, with what is wrong in it."""
+"""NIH ChestX-ray14 from a small folder like the release, with faults in it."""
 
 import pytest
 from releases_cxr import built, examples, image, labels, on_disk, table
@@ -68,21 +68,23 @@ def test_a_release_becomes_records(folder, tmp_path):
     assert set(got['00000016_000.png'].values()) == {-2}
 
     opened = examples(source)
-    assert opened['00000001_000.png'].info == {'age': 58.0, 'sex': 'M', 'view': 'PA'}
-    assert opened['00000001_001.png'].info == {'sex': 'M', 'view': 'PA'}  # nobody is 411
-    assert opened['00000013_000.png'].info == {'age': 58.0, 'sex': 'F', 'view': 'AP'}
-    assert opened['00000014_000.png'].info['age'] == 90.0
+    assert opened['00000001_000.png'].attributes == {'age': 58.0, 'sex': 'M', 'view': 'PA'}
+    assert opened['00000001_001.png'].attributes == {'sex': 'M', 'view': 'PA'}  # nobody is 411
+    assert opened['00000013_000.png'].attributes == {'age': 58.0, 'sex': 'F', 'view': 'AP'}
+    assert opened['00000014_000.png'].attributes['age'] == 90.0
     assert {example.role for example in opened.values()} == {'frontal'}
 
-    reasons = {drop.where.removeprefix('Data_Entry_2017.csv line '): (drop.part, drop.reason) for drop in made['drops']}
+    reasons = {
+        drop.where.removeprefix('Data_Entry_2017.csv line '): (drop.scope, drop.reason) for drop in made['drops']
+    }
     assert reasons == {
-        '7': ('part', 'unknown findings are left out: Gremlin'),
+        '7': ('detail', 'unknown findings are left out: Gremlin'),
         '9': ('record', 'not in the lists of the split official'),
         '10': ('record', 'there is no such file'),  # a link that leaves the folder is none
-        '11': ('record', 'the Patient ID is no number'),
+        '11': ('record', 'the Patient ID is not a number'),
         '12': ('record', 'its lines name several patients'),
         '14': ('record', '2 cells where the header has 12'),
-        '15': ('record', 'the Patient ID is no number'),
+        '15': ('record', 'the Patient ID is not a number'),
     }
     assert any('3 of the 9 images' in note for note in made['notes'])
     assert any('3 image files are not used' in note for note in made['notes'])
@@ -91,10 +93,11 @@ def test_a_release_becomes_records(folder, tmp_path):
 
 
 def test_validation_patients_are_an_eighth_of_train_and_never_of_test():
-    cut = [nih._cut(str(patient), 'train', 'official') for patient in range(1, 20_001)]
-    assert abs(cut.count('val') / 20_000 - 0.125) < 0.01
-    assert nih._cut('6', 'train', 'official_val') == 'train' and nih._cut('6', 'test', 'official') == 'test'
-    assert [n + 1 for n in range(40) if cut[n] == 'val'] == [5, 19, 24, 25]  # alike for ever, on every machine
+    splits = [nih._image_split(str(patient), 'train', 'official') for patient in range(1, 20_001)]
+    assert abs(splits.count('val') / 20_000 - 0.125) < 0.01
+    assert nih._image_split('6', 'train', 'official_val') == 'train'
+    assert nih._image_split('6', 'test', 'official') == 'test'
+    assert [n + 1 for n in range(40) if splits[n] == 'val'] == [5, 19, 24, 25]  # the same for ever, on every machine
 
 
 def test_lists_that_the_user_gives(folder, tmp_path):

@@ -1,7 +1,7 @@
-"""Open-I: reports without films, empty sections, reports without codes, XML that would grow."""
+"""Open-I: reports without films, empty sections, reports without terms, XML that is refused."""
 
 import pytest
-from releases_pub2 import assert_hidden, build, by_image, csv, labels, png, reasons
+from releases_dicom import assert_hidden, build, by_image, csv, labels, png, reasons
 
 from medjax.data.sources import openi
 from medjax.data.types import BLANK, Unreadable
@@ -59,12 +59,12 @@ def folder(tmp_path):
 
 def test_reports_and_films_are_joined(folder, tmp_path):
     source = openi.source(str(folder))
-    said = labels(source)
-    assert [name for name, value in said['CXR2_IM-0652-1001'].items() if value] == [
+    codes = labels(source)
+    assert [name for name, value in codes['CXR2_IM-0652-1001'].items() if value] == [
         'atelectasis', 'cardiomegaly', 'pleural_thickening',
     ]  # fmt: skip
-    assert [name for name, value in said['CXR1_1_IM-0001-4001'].items() if value] == ['normal']
-    assert set(said['CXR3_IM-1384-1001'].values()) == {BLANK}
+    assert [name for name, value in codes['CXR1_1_IM-0001-4001'].items() if value] == ['normal']
+    assert set(codes['CXR3_IM-1384-1001'].values()) == {BLANK}
     assert [drop.reason for drop in source.dropped] == [
         'there is no such file',
         'the image is named twice',
@@ -87,7 +87,7 @@ def test_reports_and_films_are_joined(folder, tmp_path):
     changed = [a.image for a, b in zip(source.entries, again.entries, strict=True) if a.stamp != b.stamp]
     assert changed == ['CXR2_IM-0652-1001']
     entry = source.entries[places['CXR1_1_IM-0001-3001']]
-    assert entry.patient == entry.study == 'CXR1' and first.role == 'image' and first.info['language'] == 'en'
+    assert entry.patient == entry.study == 'CXR1' and first.role == 'image' and first.attributes['language'] == 'en'
 
     data, _ = build(source, tmp_path / 'out')
     assert sum(data.splits.values()) == 4 and data.labels == source.labels and data.license == 'CC BY-NC-ND 4.0'

@@ -1,4 +1,4 @@
-"""PadChest from a folder in its layout, with what is wrong in it."""
+"""PadChest from a small folder like the release, with faults in it."""
 
 import csv
 import io
@@ -82,20 +82,24 @@ def test_a_release_becomes_records(folder, tmp_path):
     opened = examples(source._replace(entries=[e for e in source.entries if e.image != 'truncated.png']))
     first = opened['a_1.png']
     assert first.text == {'report': 'sin hallazg patolog'} and first.role == 'frontal'
-    assert first.info == {
+    assert first.attributes == {
         'age': 55.0, 'sex': 'M', 'view': 'PA', 'modality': 'CR', 'scanner': 'PhilipsMedicalSystems', 'spacing': 0.143,
         'photometric': 'MONOCHROME2', 'label_source': 'Physician', 'language': 'es',
     }  # fmt: skip
     assert [opened[name].role for name in ('b_00 - 030 - 080.png', 'c.png', 'd.png', 'f.png')] == [
         'lateral', 'frontal', 'costal', 'image'
     ]  # fmt: skip
-    assert opened['b_00 - 030 - 080.png'].info['age'] == 90.0 and 'age' not in opened['c.png'].info
-    assert 'scanner' not in opened['f.png'].info and opened['d.png'].text == {} and 'age' not in opened['h.png'].info
+    assert opened['b_00 - 030 - 080.png'].attributes['age'] == 90.0 and 'age' not in opened['c.png'].attributes
+    assert (
+        'scanner' not in opened['f.png'].attributes
+        and opened['d.png'].text == {}
+        and 'age' not in opened['h.png'].attributes
+    )
 
-    reasons = {drop.where.rsplit(' ', 1)[-1]: (drop.part, drop.reason) for drop in made['drops']}
+    reasons = {drop.where.rsplit(' ', 1)[-1]: (drop.scope, drop.reason) for drop in made['drops']}
     assert reasons.pop('11')[1].startswith('damaged PNG')
     assert reasons == {
-        '8': ('part', 'Labels is no list: blank for all'),
+        '8': ('detail', 'Labels is not a list: all labels are blank'),
         '12': ('record', 'there is no such file'),
         '13': ('record', 'its lines name several patients'),
         '15': ('record', '2 cells where the header has 36'),

@@ -3,9 +3,9 @@
 import json
 
 import pytest
-from text_releases import build, image, reasons, save, told
+from releases_text import all_text, build, image, reasons, save
 
-from medjax.data.releases import folders
+from medjax.data.releases import tables
 from medjax.data.sources import pmc_oa
 from medjax.errors import UserError
 
@@ -47,23 +47,23 @@ def test_sub_figures(folder, tmp_path):
     source = pmc_oa.source(str(folder))
     assert [entry.study for entry in source.entries] == ['PMC212319', 'PMC212319', 'PMC3', 'image/link.jpg']
     assert {entry.split for entry in source.entries} == {None}
-    data, rows, said = build(source, tmp_path / 'out')
+    data, rows, summary = build(source, tmp_path / 'out')
     assert sum(data.splits.values()) == 3 and data.labels == ()
     texts = {info['text'].get('caption', '') for *_, info in rows}
     assert texts == {'A. Réal time image', 'B. Another\nC. Of two parts', ''}
     assert [info['alignment_score'] for *_, info in rows if 'alignment_score' in info] == [0.8]
     why = reasons(source)
-    assert why['pmc_oa.jsonl line 3'] == 'the line is no JSON'
+    assert why['pmc_oa.jsonl line 3'] == 'the line is not JSON'
     assert "'..'" in why['pmc_oa.jsonl line 7']
     assert why['pmc_oa.jsonl line 8'] == why['pmc_oa.jsonl line 9'] == 'there is no such file'
     assert why['pmc_oa.jsonl line 10'] == 'no image is named'
-    assert why['pmc_oa.jsonl line 13'] == 'the line is no JSON object'
+    assert why['pmc_oa.jsonl line 13'] == 'the line is not a JSON object'
     assert why['pmc_oa.jsonl line 14'] == 'there is no such file'
-    later = {drop.where: drop.reason for drop in said['drops'] if drop.where not in why}
+    later = {drop.where: drop.reason for drop in summary['drops'] if drop.where not in why}
     assert 'symbolic link' in later['pmc_oa.jsonl line 12']
-    assert 'the caption is left out: it is no text' in later['pmc_oa.jsonl line 11']
-    words = told(tmp_path / 'out', rows, said)
-    assert 'PMC' not in words and 'secret' not in words
+    assert 'the caption is left out: it is not a text' in later['pmc_oa.jsonl line 11']
+    text = all_text(tmp_path / 'out', rows, summary)
+    assert 'PMC' not in text and 'secret' not in text
 
 
 def test_beta_and_images_below_images(folder):
@@ -77,7 +77,7 @@ def test_beta_and_images_below_images(folder):
 def test_refused(folder, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r'pmc_oa\.jsonl or pmc_oa_beta\.jsonl is missing'):
         pmc_oa.source(str(tmp_path))
-    monkeypatch.setattr(folders, 'LONGEST', 40)
+    monkeypatch.setattr(tables, 'LONGEST_LINE', 40)
     with pytest.raises(UserError, match='line 1: longer than'):
         pmc_oa.source(str(folder))
     monkeypatch.undo()

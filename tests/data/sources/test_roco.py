@@ -1,7 +1,7 @@
-"""ROCO and ROCOv2."""
+"""ROCO and ROCOv2: captions, licences, articles in several splits."""
 
 import pytest
-from text_releases import build, image, reasons, save, told
+from releases_text import all_text, build, image, reasons, save
 
 from medjax.data.releases import published_splits
 from medjax.data.sources import roco
@@ -38,25 +38,25 @@ def first(tmp_path):
     return root
 
 
-def test_first(first, tmp_path):
+def test_roco(first, tmp_path):
     source = roco.source(str(first))
     assert source.splits == 'roco/v1, altered'
     assert any('roco/v1 has 70343 train images, this list 4' in note for note in source.notes)
-    data, rows, said = build(source, tmp_path / 'out')
+    data, rows, summary = build(source, tmp_path / 'out')
     assert data.splits == {'train': 4, 'val': 1, 'test': 1} and data.labels == ()
     texts = sorted(info['text'].get('caption', '') for *_, info in rows)
     assert texts == ['', 'Axial MRI (coronal view).', 'CT, "axial" view.', 'MRI', 'Model bone', 'Pelvis']
     assert {info['group'] for *_, info in rows} == {'radiology', 'non-radiology'}
     assert {info['license'] for *_, info in rows} == {'CC BY-NC', 'NO-CC CODE'}
     assert reasons(source) == {
-        'train/radiology/captions.txt line 4': 'no id of ROCO',
+        'train/radiology/captions.txt line 4': 'not an id of ROCO',
         'test/radiology/captions.txt line 2': 'there is no such file',
     }
-    assert any('1 of 3 articles have figures in more than one split' in note for note in said['notes'])
+    assert any('1 of 3 articles have figures in more than one split' in note for note in summary['notes'])
     assert [entry.study for entry in source.entries[:2]] == ['PMC100', 'PMC101']
     assert {entry.patient for entry in source.entries} == {None}
-    words = told(tmp_path / 'out', rows, said)
-    assert 'PMC10' not in words and 'ROCO_0' not in words
+    text = all_text(tmp_path / 'out', rows, summary)
+    assert 'PMC10' not in text and 'ROCO_0' not in text
 
 
 def test_a_whole_list_has_its_name(first, monkeypatch):
@@ -69,7 +69,7 @@ def test_a_whole_list_has_its_name(first, monkeypatch):
     assert roco.source(str(first)).splits == 'roco/v1'  # the image of one was lost, its line was not
 
 
-def test_first_with_links_alone_and_without_a_part(first):
+def test_roco_with_links_alone_and_without_a_split(first):
     for file in first.rglob('licences.txt'):
         file.unlink()
     link = 'wget -r ftp://ftp.ncbi.nlm.nih.gov/pub/pmc/oa_package/66/bf/PMC101.tar.gz -P /path/to/Dir'
@@ -78,7 +78,7 @@ def test_first_with_links_alone_and_without_a_part(first):
     (first / 'validation/radiology/captions.txt').unlink()
     source = roco.source(str(first))
     assert source.splits == 'roco/v1_radiology, altered' and len(source.entries) == 4
-    assert source.entries[1].study == 'PMC101' and 'license' not in source.load(1).info
+    assert source.entries[1].study == 'PMC101' and 'license' not in source.load(1).attributes
     assert any('no captions of validation' in note for note in source.notes)
 
 
@@ -109,10 +109,10 @@ def second(tmp_path):
     return root
 
 
-def test_second(second, tmp_path):
+def test_rocov2(second, tmp_path):
     source = roco.source(str(second))
     assert source.name == 'rocov2' and source.splits == 'roco/v2, altered'
-    data, rows, said = build(source, tmp_path / 'out')
+    data, rows, summary = build(source, tmp_path / 'out')
     assert data.splits == {'train': 2, 'val': 1, 'test': 1}
     head, chest = (info for split, _, info in rows if split == 'train')
     assert head['concepts'] == 'C0040405;C1306645' and head['concepts_manual'] == 'C0040405'
@@ -120,11 +120,11 @@ def test_second(second, tmp_path):
     assert chest['text'] == {'caption': 'Chest\nHeart'} and 'license' not in chest
     why = reasons(source)
     assert why['valid_captions.csv line 3'] == 'there is no such file'
-    assert why['train_captions.csv line 6'] == 'no id of ROCOv2'
+    assert why['train_captions.csv line 6'] == 'not an id of ROCOv2'
     assert '3 cells' in why['train_captions.csv line 7']
-    assert any('1 of 1 articles' in note for note in said['notes'])
-    words = told(tmp_path / 'out', rows, said)
-    assert 'PMC7' not in words and 'Doe' not in words and 'ROCOv2_2023' not in words
+    assert any('1 of 1 articles' in note for note in summary['notes'])
+    text = all_text(tmp_path / 'out', rows, summary)
+    assert 'PMC7' not in text and 'Doe' not in text and 'ROCOv2_2023' not in text
 
 
 def test_refused(first, second, tmp_path):

@@ -1,10 +1,10 @@
-"""RSNA: lines are boxes, every image is an NIH image, and a patient of several parts of a list is kept in the last."""
+"""RSNA: lines are boxes, images are NIH images, and a patient of several splits is kept in the last one."""
 
 import json
 
 import numpy as np
 import pytest
-from releases_pub2 import assert_hidden, build, by_image, csv, dicom, labels, reasons
+from releases_dicom import assert_hidden, build, by_image, csv, dicom, labels, reasons
 
 from medjax.data.sources import rsna_pneumonia
 from medjax.data.types import BLANK, CONFLICTING, Origin
@@ -53,7 +53,7 @@ def mapping(folder, **nih) -> None:
 def test_lines_are_joined(folder, tmp_path):
     source = rsna_pneumonia.source(str(folder))
     assert source.labels == ('pneumonia', 'lung_opacity', 'no_lung_opacity_not_normal', 'normal')
-    assert {image: tuple(said.values()) for image, said in labels(source).items()} == {
+    assert {image: tuple(codes.values()) for image, codes in labels(source).items()} == {
         A: (0, 0, 1, 0),
         B: (1, 1, 0, 0),
         C: (CONFLICTING, BLANK, BLANK, BLANK),
@@ -99,7 +99,7 @@ def test_the_list_of_benchx(folder):
         csv(folder / 'benchx' / f'{split}.txt', *images)
     source = rsna_pneumonia.source(str(folder), split='benchx')
     assert {entry.image: entry.split for entry in source.entries} == {A: 'train', C: 'train', D: 'val', B: 'test'}
-    assert reasons(source)['stage_2_test_images'] == 'in no list of the split benchx'
+    assert reasons(source)['stage_2_test_images'] == 'not in the lists of the split benchx'
     assert '1 image file in the folder is not in the table and left out' in source.notes
     assert any('18678 train images, this list 2' in note for note in source.notes)
     assert source.splits == 'rsna_pneumonia/benchx, altered'
@@ -117,8 +117,8 @@ def test_what_is_refused(folder, tmp_path):
     with pytest.raises(UserError, match='stage_2_train_labels.csv is missing; give the folder'):
         rsna_pneumonia.source(str(tmp_path / 'empty'))
     for text, reason in (
-        ('[{"a"', 'no JSON file'),
-        ('[' * 100_000, 'no JSON file'),
+        ('[{"a"', 'cannot be read as a JSON file'),
+        ('[' * 100_000, 'cannot be read as a JSON file'),
         ('{"a": 1}', 'has no subset_img_id'),
     ):
         (folder / rsna_pneumonia.MAPPING).write_text(text)

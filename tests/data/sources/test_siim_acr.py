@@ -1,8 +1,8 @@
-"""SIIM-ACR: several masks of an image are joined, the release's traps end as labels or reasons."""
+"""SIIM-ACR: several masks of an image are joined; faults of the table become labels or drops."""
 
 import numpy as np
 import pytest
-from releases_pub2 import assert_hidden, build, by_image, csv, dicom, labels, reasons
+from releases_dicom import assert_hidden, build, by_image, csv, dicom, labels, reasons
 
 from medjax.data.releases import rle
 from medjax.data.sources import siim_acr
@@ -40,14 +40,14 @@ def folder(tmp_path):
     return root
 
 
-def test_lines_become_one_record_an_image(folder, tmp_path):
+def test_lines_become_one_record_for_each_image(folder, tmp_path):
     source = siim_acr.source(str(folder))
-    assert {image: list(said.values()) for image, said in labels(source).items()} == {
+    assert {image: list(codes.values()) for image, codes in labels(source).items()} == {
         uid(1): [0], uid(2): [1], uid(3): [CONFLICTING], uid(4): [BLANK], uid(5): [BLANK], uid(6): [1], uid(8): [0],
     }  # fmt: skip
     assert reasons(source) == {
         'train-rle.csv line 10': 'there is no such file',
-        'train-rle.csv line 8': 'EncodedPixels is neither runs nor -1; this line says nothing',
+        'train-rle.csv line 8': 'EncodedPixels is neither runs nor -1; this line is ignored',
         'train-rle.csv line 12': '3 cells where the header has 2',
     }
     assert '1 image file in the folder is not in train-rle.csv and left out' in source.notes
@@ -65,7 +65,7 @@ def test_lines_become_one_record_an_image(folder, tmp_path):
     assert {'frontal'} == {role for split in data.splits for role in data.split(split).column('role')}
     ages = np.concatenate([data.split(split).column('age') for split in data.splits])
     assert np.isnan(ages).sum() == 1 and np.nanmax(ages) == 61  # 413 years are none
-    parts = [drop.reason for drop in summary['drops'] if drop.part == 'part']
+    parts = [drop.reason for drop in summary['drops'] if drop.scope == 'detail']
     assert 'the mask is left out: its runs leave the image of 16x20 pixels' in parts
     assert_hidden(data, uid(1), uid(7), 'MRN-4711', 'Doe')
 
@@ -82,7 +82,7 @@ def test_what_is_refused(folder, tmp_path):
         siim_acr.source(str(folder))
 
 
-def test_runs_against_a_slow_reading():
+def test_runs_equal_a_slow_reading_pixel_by_pixel():
     rng = np.random.default_rng(0)
     for _ in range(20):
         truth = rng.random((7, 5)) < 0.4

@@ -45,8 +45,8 @@ def test_recognised_columns_and_default_labels(folder):
     first, second, third = (source.load(i) for i in range(3))
     assert first.text == {'report': 'Clear, lungs'} and second.text == {}
     assert (first.role, second.role, third.role) == ('frontal', 'lateral', 'image')
-    assert first.info == {'age': 61.0, 'sex': 'F', 'view': 'PA', 'license': 'CC0'}
-    assert third.info == {'license': 'CC0'}
+    assert first.attributes == {'age': 61.0, 'sex': 'F', 'view': 'PA', 'license': 'CC0'}
+    assert third.attributes == {'license': 'CC0'}
 
 
 def test_named_labels(folder):
@@ -58,14 +58,14 @@ def test_named_labels(folder):
         table.source(str(folder), labels='knd')
 
 
-def test_ages_and_sexes_are_told_as_in_other_sources(folder):
+def test_ages_and_sexes_are_stored_as_in_other_sources(folder):
     ages = {'104': 90.0, '090Y': 90.0, '148': None, '-1': None}
     sexes = {'female': 'F', 'm': 'M', 'Other': 'Other', 'Jane Doe, 4711': None}
     cells = zip(ages, sexes, strict=True)
     csv(folder, 'image,age,sex\n' + ''.join(f'images/{n}.png,{a},"{s}"\n' for n, (a, s) in enumerate(cells)))
     source = table.source(str(folder))
-    assert [source.load(n).info.get('age') for n in range(4)] == list(ages.values())
-    assert [source.load(n).info.get('sex') for n in range(4)] == list(sexes.values())
+    assert [source.load(n).attributes.get('age') for n in range(4)] == list(ages.values())
+    assert [source.load(n).attributes.get('sex') for n in range(4)] == list(sexes.values())
 
 
 def test_a_label_with_hundreds_of_values_is_refused(folder):
@@ -102,7 +102,7 @@ def test_quotes(folder):
 
 
 @pytest.mark.parametrize('encoding', ['utf-16-le', 'utf-16-be'])
-def test_utf_16_without_its_mark_is_told(folder, encoding):
+def test_utf_16_without_its_mark_is_refused(folder, encoding):
     csv(folder, 'image,mass\nimages/0.png,1\n', encoding)
     with pytest.raises(UserError, match=r'metadata\.csv looks like UTF-16 without a byte order mark; save it'):
         table.source(str(folder))
@@ -132,9 +132,9 @@ def test_lines_that_cannot_be_used_are_set_aside_with_their_reason(folder, tmp_p
     assert [entry.image for entry in source.entries] == ['images/0.png', 'images\\2.png']
     reasons = {drop.where.removeprefix('metadata.csv line '): drop.reason for drop in source.dropped}
     expected = {
-        '3': 'line 2 again', '4': 'again with other values', '5': "'..'", '6': 'absolute', '7': 'symbolic link',
-        '8': 'absolute', '9': 'no such file', '10': 'no file is named', '11': '2 cells where the header has 3',
-        '12': 'no such file', '14': 'cannot be followed',
+        '3': 'repeats the image of line 2', '4': 'line 2 with other values', '5': "'..'", '6': 'absolute',
+        '7': 'symbolic link', '8': 'absolute', '9': 'no such file', '10': 'no file is named',
+        '11': '2 cells where the header has 3', '12': 'no such file', '14': 'cannot be followed',
     }  # fmt: skip
     assert reasons.keys() == expected.keys()
     for line, words in expected.items():
@@ -150,21 +150,37 @@ def test_the_stamp_of_a_line_is_that_of_image_and_mask(folder):
     assert [a != b for a, b in zip(before, after, strict=True)] == [True, False, True]
 
 
-def test_what_a_source_reads_is_noted(folder):
+def test_what_a_source_reads_is_recorded(folder):
     csv(folder, 'image\nimages/0.png\n')
     (folder / 'list.txt').write_text('a\n')
     (folder / 'facts.json').write_text('{}')
     (folder / 'lines.jsonl').write_text('{}\n')
-    with tables.noted() as files:
+    with tables.recorded_reads() as files:
         table.source(str(folder))
-        with tables.noted() as inner:
+        with tables.recorded_reads() as inner:
             tables.read_list(folder / 'list.txt')
         tables.read_json(folder / 'facts.json')
-        list(tables.json_lines(folder / 'lines.jsonl'))
-    tables.numbered(folder / 'list.txt')  # too late
+        list(tables.read_json_lines(folder / 'lines.jsonl'))
+    tables.numbered_lines(folder / 'list.txt')  # too late
     names = ('metadata.csv', 'facts.json', 'lines.jsonl')
     assert files == [f'{name} {folders.stamp(folder / name)}' for name in names]
     assert inner == [f'list.txt {folders.stamp(folder / "list.txt")}']
+
+
+def test_lines_of_one_image_are_joined(folder):
+    csv(folder, 'image,who,age,sex\na,p1,61,F\nb,p2,,\na,p1,62,F\nc,p3,,\n,p4,,\nc,p5,,\n')
+    read = tables.read_table(folder / 'metadata.csv')
+    files = {'a': 'x/a.png', 'c': 'x/c.png'}
+    images, dropped = tables.by_image(read, 'image', files, patient='who')
+    assert [(image.image, image.file, image.where) for image in images] == [('a', 'x/a.png', 'metadata.csv line 2')]
+    assert [line.number for line in images[0].lines] == [2, 4]
+    assert images[0].shared_cells == {'image': 'a', 'who': 'p1', 'sex': 'F'} and images[0].cells['age'] == '61'
+    assert [(drop.image, drop.where, drop.reason) for drop in dropped] == [
+        ('b', 'metadata.csv line 3', 'there is no such file'),
+        ('c', 'metadata.csv line 5', 'its lines name several patients'),
+        ('', 'metadata.csv line 6', 'no file is named'),
+    ]
+    assert len(tables.by_image(read, lambda line: line.cells['image'].upper(), {'C': 'x/c.png'})[0][0].lines) == 2
 
 
 def test_a_blank_split_among_given_ones_is_set_aside(folder):
@@ -175,7 +191,7 @@ def test_a_blank_split_among_given_ones_is_set_aside(folder):
     assert [entry.split for entry in table.source(str(folder)).entries] == [None, None]
 
 
-def test_images_without_a_patient_stand_alone_and_it_is_said(folder):
+def test_images_without_a_patient_stand_alone_and_a_note_says_so(folder):
     csv(folder, 'image,mass\nimages/0.png,1\nimages/1.png,0\n')
     source = table.source(str(folder))
     assert [entry.patient for entry in source.entries] == [None, None]
@@ -261,7 +277,7 @@ def test_npz_missing_or_no_archive(tmp_path):
     with pytest.raises(UserError, match='does not exist'):
         npz.source(str(tmp_path / 'none.npz'))
     (tmp_path / 'set.npz').write_text('no archive')
-    with pytest.raises(UserError, match=r'no \.npz archive'):
+    with pytest.raises(UserError, match=r'not an \.npz archive'):
         npz.source(str(tmp_path / 'set.npz'))
 
 
@@ -290,6 +306,6 @@ def test_frames_of_a_dicom_file_are_records_of_one_patient(folder, tmp_path, rea
     third, fourth = source.load(2), source.load(3)
     assert (third.frame, fourth.frame, source.label(3)) == (2, 3, [1])
     assert 'frames' in fourth.note and fourth.mask is None
-    assert fourth.info['modality'] == 'MR'
+    assert fourth.attributes['modality'] == 'MR'
     summary = write.write(source, tmp_path / 'out')
     assert sum(summary['splits'].values()) == 11

@@ -1,9 +1,9 @@
-"""Shenzhen and Montgomery: facts inside readings, a mask a lung, palettes, copies of films."""
+"""Shenzhen and Montgomery: facts in readings, one mask for each lung, palettes, copies of films."""
 
 import numpy as np
 import pytest
 from PIL import Image
-from releases_pub2 import assert_hidden, build, by_image, csv, labels, png
+from releases_dicom import assert_hidden, build, by_image, csv, labels, png
 
 from medjax.data.sources import tb_lung
 from medjax.errors import UserError
@@ -44,7 +44,7 @@ def folder(tmp_path):
 
 def test_films_readings_and_masks_are_joined(folder, tmp_path):
     source = tb_lung.source(str(folder))
-    assert {image: said['tuberculosis'] for image, said in labels(source).items()} == {
+    assert {image: codes['tuberculosis'] for image, codes in labels(source).items()} == {
         'CHNCXR_0001_0': 0, 'CHNCXR_0327_1': 1, 'CHNCXR_0328_1': 1,
         'MCUCXR_0001_0': 0, 'MCUCXR_0104_1': 1, 'MCUCXR_0105_1': 1,
     }  # fmt: skip
@@ -52,13 +52,13 @@ def test_films_readings_and_masks_are_joined(folder, tmp_path):
     assert source.notes == ['1 films have no lung mask']
 
     examples = {image: source.load(i) for image, i in by_image(source).items()}
-    assert examples['CHNCXR_0001_0'].info == {'site': 'Shenzhen', 'view': 'PA', 'sex': 'M', 'age': 45}
-    assert examples['CHNCXR_0327_1'].info['age'] == 90
+    assert examples['CHNCXR_0001_0'].attributes == {'site': 'Shenzhen', 'view': 'PA', 'sex': 'M', 'age': 45}
+    assert examples['CHNCXR_0327_1'].attributes['age'] == 90
     assert examples['CHNCXR_0327_1'].text == {'report': '1.bilateral PTB\n2.fibrosis'}
-    assert examples['MCUCXR_0001_0'].info == {'site': 'Montgomery', 'view': 'PA', 'sex': 'F', 'age': 27}
-    assert examples['MCUCXR_0104_1'].info == {'site': 'Montgomery', 'view': 'PA'}
-    assert examples['MCUCXR_0105_1'].info['sex'] == 'M' and examples['MCUCXR_0105_1'].text == {}
-    assert 'age' not in examples['MCUCXR_0105_1'].info
+    assert examples['MCUCXR_0001_0'].attributes == {'site': 'Montgomery', 'view': 'PA', 'sex': 'F', 'age': 27}
+    assert examples['MCUCXR_0104_1'].attributes == {'site': 'Montgomery', 'view': 'PA'}
+    assert examples['MCUCXR_0105_1'].attributes['sex'] == 'M' and examples['MCUCXR_0105_1'].text == {}
+    assert 'age' not in examples['MCUCXR_0105_1'].attributes
     assert examples['MCUCXR_0105_1'].note == 'the mask is left out: only the leftMask of two is there'
     assert examples['CHNCXR_0328_1'].note == 'the reading is left out: there is no such file'
     both = np.zeros((20, 16), np.uint8)
@@ -87,7 +87,7 @@ def test_odd_readings(line, sex, age):
     assert text == {'report': 'normal'} and facts['sex'] == sex and facts.get('age') == pytest.approx(age)
 
 
-def test_text_that_is_no_fact_stays_text():
+def test_text_without_facts_stays_text():
     assert tb_lung.reading('male nurse with cough\nfemale 30yrs'.encode('utf-8-sig')) == (
         {'report': 'male nurse with cough\nfemale 30yrs'},
         {},

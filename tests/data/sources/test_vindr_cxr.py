@@ -1,10 +1,10 @@
-"""VinDr-CXR: three readers become one label, inverted films are turned, the two tables' columns are joined."""
+"""VinDr-CXR: three readers become one label, inverted films are inverted back, two tables are joined."""
 
 import gzip
 
 import numpy as np
 import pytest
-from releases_pub2 import assert_hidden, build, by_image, csv, dicom, labels, reasons
+from releases_dicom import assert_hidden, build, by_image, csv, dicom, labels, reasons
 
 from medjax.data.sources import vindr_cxr
 from medjax.data.types import BLANK, CONFLICTING
@@ -45,10 +45,10 @@ def folder(tmp_path):
     return root
 
 
-def test_readers_are_joined_and_said_to_disagree(folder, tmp_path):
+def test_readers_are_joined_and_disagreement_is_conflicting(folder, tmp_path):
     source = vindr_cxr.source(str(folder))
     assert source.labels == ('nodule_mass', 'pleural_effusion', 'other_diseases', 'no_finding')
-    assert {image: tuple(said.values()) for image, said in labels(source).items()} == {
+    assert {image: tuple(codes.values()) for image, codes in labels(source).items()} == {
         A: (1, 0, 0, 0), B: (CONFLICTING, 0, 0, 0), C: (0, 0, 1, 0), E: (0, 1, 1, 0),
     }  # fmt: skip
     assert reasons(source) == {
@@ -69,14 +69,17 @@ def test_readers_are_joined_and_said_to_disagree(folder, tmp_path):
     assert_hidden(data, A, D, 'MRN-4711', 'Doe')
 
 
-def test_other_lists_and_missing_parts(folder):
+def test_other_lists_and_missing_tables(folder):
     with pytest.raises(UserError, match='benchx.train.txt is missing; --split benchx reads'):
         vindr_cxr.source(str(folder), split='benchx')
     for split, images in (('train', [A]), ('val', [B]), ('test', [E])):
         csv(folder / 'benchx' / f'{split}.txt', *images)
     source = vindr_cxr.source(str(folder), split='benchx')
     assert {entry.image: entry.split for entry in source.entries} == {A: 'train', B: 'val', E: 'test'}
-    assert 'in no list of the split benchx' in reasons(source).values() and source.splits == 'vindr_cxr/benchx, altered'
+    assert (
+        'not in the lists of the split benchx' in reasons(source).values()
+        and source.splits == 'vindr_cxr/benchx, altered'
+    )
     csv(folder / 'benchx' / 'val.txt', A, B)
     with pytest.raises(UserError, match=r'an image is in train\.txt and in val\.txt'):
         vindr_cxr.source(str(folder), split='benchx')
@@ -89,8 +92,8 @@ def test_other_lists_and_missing_parts(folder):
 
 def test_a_column_of_one_table_alone_is_blank_in_the_other(folder):
     csv(folder / 'annotations' / 'image_labels_test.csv', 'image_id,Tuberculosis', f'{E},1')
-    said = labels(vindr_cxr.source(str(folder)))
-    assert said[A]['tuberculosis'] == BLANK and said[E] == dict.fromkeys(said[E], BLANK) | {'tuberculosis': 1}
+    codes = labels(vindr_cxr.source(str(folder)))
+    assert codes[A]['tuberculosis'] == BLANK and codes[E] == dict.fromkeys(codes[E], BLANK) | {'tuberculosis': 1}
 
 
 def test_what_is_refused(tmp_path):

@@ -1,4 +1,4 @@
-"""Image-text pairs in tar shards."""
+"""Images with captions in tar shards as a source."""
 
 import gzip
 import io
@@ -6,7 +6,7 @@ import json
 import tarfile
 
 import pytest
-from text_releases import build, image, reasons, save, told
+from releases_text import all_text, build, image, reasons, save
 
 from medjax.data.sources import webdataset
 from medjax.data.types import Unreadable
@@ -83,7 +83,7 @@ def test_pairs(folder, tmp_path):
     first = [entry.image for entry in source.entries]
     assert first[:2] == ['00000.tar/a', '00000.tar/b'] and 'more/00000.tar/a' in first and len(set(first)) == 8
     assert [entry.study for entry in source.entries[:2]] == ['PMC7', 'PMC8']
-    data, rows, said = build(source, tmp_path / 'out')
+    data, rows, summary = build(source, tmp_path / 'out')
     assert sum(data.splits.values()) == 7
     texts = sorted(info['text'].get('caption', '') for *_, info in rows)
     assert texts == [''] * 5 + ['Chest, frontal.', 'From JSON']
@@ -96,17 +96,17 @@ def test_pairs(folder, tmp_path):
     assert why.keys() == expected.keys()
     for number, words in expected.items():
         assert words in why[number]
-    later = {drop.where: drop.reason for drop in said['drops'] if drop.where not in reasons(source)}
+    later = {drop.where: drop.reason for drop in summary['drops'] if drop.where not in reasons(source)}
     assert later.pop('shard 2 member 3').startswith('damaged JPEG')
     assert {where[-1]: reason.partition(': ')[2] for where, reason in later.items()} == {
-        '1': 'it is no UTF-8 text', '4': 'the sample has no JSON that can be read', '6': 'it is no text',
+        '1': 'it is not UTF-8 text', '4': 'its JSON cannot be read', '6': 'it is not a text',
     }  # fmt: skip
     assert any('3 images have neither' in note for note in source.notes)
     assert any('1 members key.cls, 1 members key.*.jpg' in note for note in source.notes)
-    words = told(tmp_path / 'out', rows, said)
+    text = all_text(tmp_path / 'out', rows, summary)
     for secret in ('.tar', 'PMC7', 'passwd', 'lonely'):
-        assert secret not in words, secret
-    assert 'doe' not in words.lower()
+        assert secret not in text, secret
+    assert 'doe' not in text.lower()
 
 
 def test_splits_by_the_names_of_shards(tmp_path):

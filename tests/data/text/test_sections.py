@@ -1,4 +1,4 @@
-"""Reports in sections. A form in tests/files/reports is a report, a line '>>> sections', and what parse makes of it."""
+"""Cutting reports into sections. A form in tests/files/reports: a report, '>>> sections', and the parsed sections."""
 
 import csv
 import random
@@ -73,7 +73,7 @@ def test_no_heading_stands_for_two_sections():
         (
             'Large pneumothorax, discussed with Dr. Roe at 10:30.',
             None,
-        ),  # a finding first of all: it stays, with the name
+        ),  # the sentence begins with a finding: it stays, with the name
     ],
 )
 def test_small_reports(report, expected):
@@ -147,9 +147,9 @@ def test_every_word_is_in_exactly_one_section_and_no_identity_is_in_any():
         ('', None),
     ],
 )
-def test_tokens(text, expected):
-    assert language.tokens(text) == (text if expected is None else expected)
-    assert language.tokens(language.tokens(text)) == language.tokens(text)
+def test_unify_placeholders(text, expected):
+    assert language.unify_placeholders(text) == (text if expected is None else expected)
+    assert language.unify_placeholders(language.unify_placeholders(text)) == language.unify_placeholders(text)
 
 
 @pytest.mark.parametrize(
@@ -182,8 +182,8 @@ def test_language(name, texts):
 
 def test_language_of_the_forms():
     others = dict(german='de', french='fr', portuguese='pt', spanish='es', spanish_stemmed='es', chinese='')
-    found = {path.stem: language.language(' '.join(form(path)[1].values())) for path in FORMS}
-    assert found == {path.stem: others.get(path.stem, 'en') for path in FORMS}
+    languages = {path.stem: language.language(' '.join(form(path)[1].values())) for path in FORMS}
+    assert languages == {path.stem: others.get(path.stem, 'en') for path in FORMS}
 
 
 @pytest.mark.parametrize(
@@ -222,9 +222,9 @@ def test_sentences_lose_no_word_and_none_is_empty():
     bits = ['lungs', 'Dr.', '2.3', 'No.', '1.', '2.', '...', '?', '.', '\n\n', 'e.g.', '___', '。', 'Heart', '- ', ')']
     for _ in range(300):
         text = ' '.join(rng.choices(bits, k=rng.randint(0, 40)))
-        found = language.sentences(text)
-        assert all(any(c.isalnum() or c == '_' for c in sentence) for sentence in found)
-        assert words_of(found) == words_of([text])
+        sentences = language.sentences(text)
+        assert all(any(c.isalnum() or c == '_' for c in sentence) for sentence in sentences)
+        assert words_of(sentences) == words_of([text])
 
 
 def words_of(texts: list[str]) -> list[str]:
@@ -239,9 +239,9 @@ def words_of(texts: list[str]) -> list[str]:
 def test_a_megabyte_takes_seconds(unit):
     text = unit * (1_000_000 // len(unit))
     start = time.process_time()
-    for function in (sections.parse, language.tokens, language.language, language.sentences):
+    for function in (sections.parse, language.unify_placeholders, language.language, language.sentences):
         function(text)
-    assert time.process_time() - start < 10  # 0.2 to 3 on two busy cores; what is not linear takes minutes
+    assert time.process_time() - start < 10  # 0.2 to 3 s on two busy cores; not linear would be minutes
 
 
 def test_ten_thousand_words_in_a_line_stay_whole():
@@ -251,7 +251,7 @@ def test_ten_thousand_words_in_a_line_stay_whole():
 
 
 def test_real_notes(real_data):
-    """Notes with headings of another kind, or none, and all in English."""
+    """English notes without headings, or with unusual headings."""
     with (real_data / 'covid_cxr' / 'metadata.csv').open(encoding='utf-8') as file:
         texts = [row['text'] for row in csv.DictReader(file) if row['text'].strip()]
     assert len(texts) > 100
@@ -259,5 +259,5 @@ def test_real_notes(real_data):
     assert all(''.join(p.heading + p.text for p in sections.pieces(text)) == language.clean(text) for text in texts)
     assert sum('findings' in sections.parse(text) for text in texts) > 30
     assert sum(language.language(text) == 'en' for text in texts) > 0.97 * len(texts)
-    assert all(language.tokens(text) == text for text in texts)
+    assert all(language.unify_placeholders(text) == text for text in texts)
     assert all(words_of(language.sentences(text)) == words_of([text]) for text in texts)

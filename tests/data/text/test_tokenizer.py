@@ -1,4 +1,4 @@
-"""Tokenizers of a file against transformers, hard texts, and vocabularies that are trained."""
+"""Tokenizers from files compared with transformers, difficult texts, and trained vocabularies."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def vocab_file(tmp_path):
 
 @pytest.fixture
 def bpe(tmp_path):
-    """As CLIP's: byte-level pairs with an end of words, and what begins and ends a text."""
+    """A tokenizer like CLIP's: byte-level pairs, an end-of-word suffix, special tokens around a text."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
     inner = Tokenizer(models.BPE(end_of_word_suffix='</w>', unk_token='<|end|>'))
@@ -54,9 +54,9 @@ def bpe(tmp_path):
     return tmp_path / 'bpe.json'
 
 
-@pytest.mark.parametrize('most', [4, 8, 64])
+@pytest.mark.parametrize('longest', [4, 8, 64])
 @pytest.mark.parametrize('cased', [False, True])
-def test_a_vocabulary_cuts_as_bert_does(vocab_file, most, cased):
+def test_a_vocabulary_cuts_as_bert_does(vocab_file, longest, cased):
     transformers = pytest.importorskip('transformers')
     if cased:
         vocab_file.write_text('\n'.join([*WORDS, 'No', 'Al']) + '\n')
@@ -64,26 +64,26 @@ def test_a_vocabulary_cuts_as_bert_does(vocab_file, most, cased):
     theirs = transformers.BertTokenizer(vocab=words, do_lower_case=not cased)
     ours = tokenizer.load(vocab_file)
     for text in TEXTS:
-        expected = theirs(text, truncation=True, max_length=most)['input_ids']
-        assert ours.encode(text, most) == ([] if set(expected) <= {1, 2, 3} else expected), text
+        expected = theirs(text, truncation=True, max_length=longest)['input_ids']
+        assert ours.encode(text, longest) == ([] if set(expected) <= {1, 2, 3} else expected), text
     assert ours.tokens == tokenizer.Tokens(len(words), pad=0, first=2, last=3, mask=4, unknown=1)
     assert ours.around == 2
 
 
-@pytest.mark.parametrize('most', [4, 8, 64])
-def test_a_json_file_is_taken_as_it_is(bpe, most):
+@pytest.mark.parametrize('longest', [4, 8, 64])
+def test_a_json_file_gives_the_same_ids_as_transformers(bpe, longest):
     transformers = pytest.importorskip('transformers')
     theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(bpe), pad_token='<|end|>')
     ours = tokenizer.load(bpe)
     for text in TEXTS[:5]:
-        ids = ours.encode(text, most)
-        padded = theirs(text, truncation=True, max_length=most, padding='max_length')['input_ids']
-        assert ids + [ours.tokens.pad] * (most - len(ids)) == padded
+        ids = ours.encode(text, longest)
+        padded = theirs(text, truncation=True, max_length=longest, padding='max_length')['input_ids']
+        assert ids + [ours.tokens.pad] * (longest - len(ids)) == padded
     assert (ours.tokens.first, ours.tokens.last, ours.tokens.pad, ours.tokens.mask) == (0, 1, 1, None)
     assert ours.tokens.vocabulary == len(json.loads(bpe.read_text())['model']['vocab'])
 
 
-def test_the_filler_is_the_files_own_or_the_one_that_is_named(vocab_file, bpe, tmp_path):
+def test_the_pad_token_is_that_of_the_file_or_the_named_one(vocab_file, bpe, tmp_path):
     from tokenizers import Tokenizer
 
     inner = Tokenizer.from_file(str(bpe))
@@ -92,16 +92,16 @@ def test_the_filler_is_the_files_own_or_the_one_that_is_named(vocab_file, bpe, t
     inner.save(str(tmp_path / 'filled.json'))
     filled = tokenizer.load(tmp_path / 'filled.json')
     assert filled.tokens.pad == 7
-    assert filled.encode(TEXTS[0], 64) == tokenizer.load(bpe).encode(TEXTS[0], 64)  # neither cut nor filled
+    assert filled.encode(TEXTS[0], 64) == tokenizer.load(bpe).encode(TEXTS[0], 64)  # neither cut nor padded
     assert tokenizer.load(bpe, pad='<|start|>').tokens.pad == 0
     with pytest.raises(UserError, match="tokenizer.pad: .* has no token '</s>'"):
         tokenizer.load(vocab_file, pad='</s>')
 
 
-def test_hard_texts(vocab_file):
+def test_difficult_texts(vocab_file):
     encode = tokenizer.load(vocab_file).encode
     assert encode('', 8) == encode(' \n\t', 8) == encode('\x00\x07\u200b', 8) == []
-    assert encode('hjärta', 8) == encode('中文 胸部', 8) == []  # nothing that it knows
+    assert encode('hjärta', 8) == encode('中文 胸部', 8) == []  # only unknown tokens
     assert encode('no', 8) == [2, 5, 3]
     long = encode('no effusion, ' * 5_000, 256)
     assert len(long) == 256 and long[0] == 2 and long[-1] == 3 and long[1:5] == [5, 7, 8, 10]
@@ -160,7 +160,7 @@ def reports(tmp_path_factory):
     return data_set(tmp_path_factory.mktemp('tokens'), ['zzz qqq zzz qqq', *texts, *texts[:5]])
 
 
-def test_a_trained_vocabulary_knows_the_words_of_its_corpus(reports, tmp_path):
+def test_a_trained_vocabulary_has_the_words_of_its_corpus(reports, tmp_path):
     made = vocabulary.train([reports], 200)
     (tmp_path / 'tokenizer.json').write_text(made)
     ours = tokenizer.load(tmp_path / 'tokenizer.json')
@@ -175,7 +175,11 @@ def test_a_trained_vocabulary_knows_the_words_of_its_corpus(reports, tmp_path):
 
 def test_the_same_texts_give_the_same_file_in_every_process(reports):
     path = str(reports.path)
-    program = f'from medjax.data import records, tokenizer\nprint(tokenizer.train([records.open({path!r})], 200))'
+    program = (
+        'from medjax.data import records\n'
+        'from medjax.data.builder import vocabulary\n'
+        f'print(vocabulary.train([records.open({path!r})], 200))'
+    )
     env = os.environ | {'PYTHONPATH': os.pathsep.join(sys.path), 'JAX_PLATFORMS': 'cpu'}
     other = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, env=env, check=True).stdout
     assert other.strip() == vocabulary.train([reports], 200).strip()

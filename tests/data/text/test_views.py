@@ -1,4 +1,4 @@
-"""Which words a text view sees: sections, sentences, prompts; and every mistake's sentence."""
+"""The texts that a text view draws: sections, sentences, prompts. Every mistake gives a sentence."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from medjax.data.text import prompts, views as text_views
 from medjax.errors import UserError
 
-SAID = {
+TEXTS = {
     'findings': 'The heart is normal. No effusion. Clear lungs.',
     'impression': 'No acute findings.',
     'caption': 'A chest radiograph.',
@@ -23,16 +23,16 @@ PROMPTS = {
 
 
 def view(**cfg):
-    return text_views.of_views({'report': dict(dict(view='text', part='cxr', length=32), **cfg)})['report']
+    return text_views.from_config({'report': dict(dict(view='text', part='cxr', length=32), **cfg)})['report']
 
 
-def drawn(cfg, said=SAID, labels=None, seed=0):
+def drawn(cfg, texts=TEXTS, labels=None, seed=0):
     chosen = view(**cfg)
-    return text_views.draw(chosen, text_views.words(chosen, said, labels or {}), np.random.default_rng(seed))
+    return chosen.draw(chosen.pool(texts, labels or {}), np.random.default_rng(seed))
 
 
-def key(cfg, said=SAID, labels=None):
-    return text_views.key([text_views.words(view(**cfg), said, labels or {})])
+def key(cfg, texts=TEXTS, labels=None):
+    return text_views.text_key([view(**cfg).pool(texts, labels or {})])
 
 
 def test_the_best_section_that_is_there():
@@ -57,12 +57,12 @@ def test_several_texts_are_the_first_sections_that_are_there():
     ]
 
 
-def test_sentences_are_dealt_without_putting_back():
+def test_sentences_are_dealt_without_replacement():
     cfg = dict(sections=['findings'], sentences=1, count=5)
     sentences = ['The heart is normal.', 'No effusion.', 'Clear lungs.']
     found = [tuple(drawn(cfg, seed=seed)) for seed in range(200)]
     assert all(sorted(each) == sorted(sentences) for each in found)
-    assert len(set(found)) == 6  # every order comes
+    assert len(set(found)) == 6  # every order occurs
     firsts = [drawn(cfg | dict(count=1), seed=seed)[0] for seed in range(900)]
     assert all(abs(firsts.count(sentence) - 300) < 75 for sentence in sentences)  # uniform, as ConVIRT draws
     kept = {tuple(drawn(cfg | dict(sentences=2, count=1), seed=seed)) for seed in range(100)}
@@ -73,7 +73,7 @@ def test_sentences_are_dealt_without_putting_back():
 
 def test_sentences_of_a_section_are_shuffled():
     found = {drawn(dict(sections=['findings'], shuffle=True), seed=seed)[0] for seed in range(100)}
-    assert len(found) == 6 and {len(text) for text in found} == {len(SAID['findings'])}
+    assert len(found) == 6 and {len(text) for text in found} == {len(TEXTS['findings'])}
     assert drawn(dict(sections=['findings'], shuffle=True), seed=3) == drawn(
         dict(sections=['findings'], shuffle=True), seed=3
     )
@@ -82,14 +82,14 @@ def test_sentences_of_a_section_are_shuffled():
 def test_labels_become_sentences_only_where_there_is_no_text():
     cfg = dict(prompts=PROMPTS)
     labels = dict(effusion=1, nodule=0, mass=-2)
-    assert drawn(cfg, SAID, labels) == ['No acute findings.']
+    assert drawn(cfg, TEXTS, labels) == ['No acute findings.']
     assert {drawn(cfg, {}, labels, seed)[0] for seed in range(30)} == {'Effusion A.', 'Effusion B.'}
     both = {drawn(cfg, {}, dict(labels, nodule=1), seed)[0] for seed in range(50)}
     assert both == {f'{a} {b}' for x in 'AB' for a, b in [(f'Effusion {x}.', 'Nodule.'), ('Nodule.', f'Effusion {x}.')]}
     assert drawn(cfg, {}, dict(effusion=0, nodule=-2, mass=0)) == ['All normal.']
-    assert drawn(cfg, {}, dict(effusion=0, nodule=-1, mass=0)) == []  # uncertain: neither normal nor anything
-    assert drawn(cfg, {}, dict(effusion=-2, nodule=-2, mass=-2)) == []  # nobody knows
-    assert drawn(dict(prompts=PROMPTS, sections=[]), SAID, dict(nodule=1)) == ['Nodule.']
+    assert drawn(cfg, {}, dict(effusion=0, nodule=-1, mass=0)) == []  # uncertain: neither normal nor a finding
+    assert drawn(cfg, {}, dict(effusion=-2, nodule=-2, mass=-2)) == []  # no label is known
+    assert drawn(dict(prompts=PROMPTS, sections=[]), TEXTS, dict(nodule=1)) == ['Nodule.']
 
 
 def test_the_absence_of_findings():
@@ -108,30 +108,30 @@ def test_the_absence_of_findings():
     assert len(pairs) == 4
 
 
-def test_equal_keys_where_equal_words_are_drawn_from():
+def test_records_with_equal_pools_have_equal_keys():
     other = {'findings': 'Something else.', 'impression': 'NO acute  findings.'}
-    assert key({}) == key({}, other) != text_views.NO_KEY
+    assert key({}) == key({}, other) != text_views.NO_TEXT
     assert key(dict(count=2)) != key(dict(count=2), other)
     sampled = dict(sections=['findings'], sentences=1)
-    assert key(sampled) == key(sampled, dict(SAID, impression='x')) != key(sampled, other)
-    assert key({}, {}) == key({}, {'impression': '...'}) == text_views.NO_KEY
-    told = dict(prompts=PROMPTS)
-    assert key(told, {}, dict(effusion=1, mass=0)) == key(told, {}, dict(effusion=1, mass=-2)) != text_views.NO_KEY
-    assert key(told, {}, dict(effusion=1)) != key(told, {}, dict(nodule=1))
-    assert key(told, {}, dict(effusion=-2)) == text_views.NO_KEY
-    assert key({}, {'impression': 'odd \ud800 bytes'}) != text_views.NO_KEY
+    assert key(sampled) == key(sampled, dict(TEXTS, impression='x')) != key(sampled, other)
+    assert key({}, {}) == key({}, {'impression': '...'}) == text_views.NO_TEXT
+    cfg = dict(prompts=PROMPTS)
+    assert key(cfg, {}, dict(effusion=1, mass=0)) == key(cfg, {}, dict(effusion=1, mass=-2)) != text_views.NO_TEXT
+    assert key(cfg, {}, dict(effusion=1)) != key(cfg, {}, dict(nodule=1))
+    assert key(cfg, {}, dict(effusion=-2)) == text_views.NO_TEXT
+    assert key({}, {'impression': 'odd \ud800 bytes'}) != text_views.NO_TEXT
 
 
-@pytest.mark.parametrize('said', ['', ' ', '.', '\x00\x01', '\u200b'])
-def test_texts_without_a_word_are_absent(said):
-    assert drawn({}, {'impression': said}) == []
-    assert drawn(dict(sentences=1, shuffle=True, count=3), {'impression': said}) == []
+@pytest.mark.parametrize('texts', ['', ' ', '.', '\x00\x01', '\u200b'])
+def test_texts_without_a_word_are_absent(texts):
+    assert drawn({}, {'impression': texts}) == []
+    assert drawn(dict(sentences=1, shuffle=True, count=3), {'impression': texts}) == []
 
 
-@pytest.mark.parametrize('said', ['effusion', '中文報告。第二句。', 'a\x07b', 'word ' * 10_000])
-def test_odd_texts_are_texts(said):
-    assert len(drawn({}, {'impression': said})) == 1
-    assert drawn(dict(sentences=1), {'impression': said})[0].split()[0] in said.replace('\x07', ' ')
+@pytest.mark.parametrize('texts', ['effusion', '中文報告。第二句。', 'a\x07b', 'word ' * 10_000])
+def test_odd_texts_are_texts(texts):
+    assert len(drawn({}, {'impression': texts})) == 1
+    assert drawn(dict(sentences=1), {'impression': texts})[0].split()[0] in texts.replace('\x07', ' ')
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What the fixtures of releases share: tiny pictures, DICOM files, a built data set and a look for plain ids in it."""
+"""Helpers for tests of releases: tiny pictures, DICOM files, a built data set, a search for plain ids in it."""
 
 import json
 from pathlib import Path
@@ -13,14 +13,14 @@ from medjax.data.builder import write
 
 
 def png(path: Path, value: int = 0, shape: tuple[int, int] = (20, 16), mode: str = 'L') -> None:
-    """A picture that no other value gives, in mode L, RGB, RGBA, P or 1."""
+    """Writes a picture of noise; each value gives another one. `mode`: L, RGB, RGBA, P or 1."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(value).integers(0, 256, shape, np.uint8)
     Image.fromarray(pixels).convert('RGB' if mode == 'P' else mode).convert(mode).save(path)
 
 
 def dicom(path: Path, value: int = 0, shape: tuple[int, int] = (20, 16), **facts) -> np.ndarray:
-    """An uncompressed 8-bit DICOM file whose header names a person; the stored values come back."""
+    """Writes an uncompressed 8-bit DICOM file whose header names a person, and returns its stored values."""
     path.parent.mkdir(parents=True, exist_ok=True)
     stored = np.random.default_rng(value).integers(0, 256, shape, np.uint8)
     meta = FileMetaDataset()
@@ -47,13 +47,13 @@ def csv(path: Path, *lines: str, encoding: str = 'utf-8') -> None:
 
 
 def build(source, out: Path) -> tuple[records.DataSet, dict]:
-    """The data set that `medjax build` makes of a source, opened, and what the build says of it."""
+    """Builds a data set as `medjax build` does. Returns the opened data set and the summary of the build."""
     summary = write.write(source, out)
     return records.open(out), summary
 
 
 def by_image(source) -> dict[str, int]:
-    """Plain image id -> the number of its entry."""
+    """Plain image id -> the index of its entry."""
     return {entry.image: i for i, entry in enumerate(source.entries)}
 
 
@@ -63,23 +63,23 @@ def labels(source) -> dict[str, dict[str, int]]:
 
 
 def reasons(source) -> dict[str, str]:
-    """where -> reason of everything that was set aside before an image was opened."""
+    """Where -> reason, for everything that was set aside before an image was opened."""
     return {drop.where: drop.reason for drop in source.dropped}
 
 
 def assert_hidden(data: records.DataSet, *plain: str) -> None:
-    """None of the plain ids is in any file of the data set, nor in its decoded records."""
+    """Checks that no plain id is in a file of the data set or in its decoded records."""
     decoded = [
-        json.dumps({k: str(v) for k, v in data.split(name)[i].info.items()})
+        json.dumps({k: str(v) for k, v in data.split(name)[i].attributes.items()})
         for name, count in data.splits.items()
         for i in range(count)
     ]
     columns = [
         str(array)
         for name in data.splits
-        for array in (data.split(name).column(fact) for fact in data.split(name).facts)
+        for array in (data.split(name).column(fact) for fact in data.split(name).column_names)
     ]
     everything = [path.read_bytes() for path in data.path.rglob('*') if path.is_file()]
     everything.append('\n'.join([*decoded, *columns]).encode())
-    for word in plain:
-        assert not any(word.encode() in content for content in everything), word
+    for name in plain:
+        assert not any(name.encode() in content for content in everything), name

@@ -1,4 +1,4 @@
-"""What the tests of text sources, folders and exports share: small images, and a built data set read back."""
+"""Helpers for tests of sources with texts, folders and exports: small images, DICOM files, a data set read back."""
 
 import io
 import json
@@ -18,7 +18,7 @@ def pixels(seed: int, height: int = 16, width: int = 20) -> np.ndarray:
 
 
 def image(seed: int, kind: str = 'PNG', mode: str = 'L') -> bytes:
-    """The bytes of a small image file, another one for each seed."""
+    """The bytes of a small image file; each seed gives another image."""
     file = io.BytesIO()
     Image.fromarray(pixels(seed)).convert(mode).save(file, kind)
     return file.getvalue()
@@ -31,7 +31,7 @@ def save(path: pathlib.Path, content: bytes | str) -> pathlib.Path:
 
 
 def dicom(**facts) -> bytes:
-    """The bytes of a radiograph of 12x10 pixels; `facts` are DICOM fields, None takes one out."""
+    """The bytes of a DICOM radiograph of 12x10 pixels. `facts` are DICOM fields; None removes a field."""
     import pydicom
     from pydicom.uid import ExplicitVRLittleEndian
 
@@ -56,24 +56,24 @@ def dicom(**facts) -> bytes:
 
 
 def build(source: Source, out: pathlib.Path) -> tuple[records.DataSet, list, dict]:
-    """The data set, its records as (split, label, info), and what the build said."""
-    said = write.write(source, out)
+    """Builds a data set. Returns it opened, its records as (split, label, info), and the summary of the build."""
+    summary = write.write(source, out)
     data = records.open(out)
     rows = []
     for name in data.splits:
         split = data.split(name)
-        rows += [(name, split[i].label.tolist(), split[i].info) for i in range(len(split))]
-    return data, rows, said
+        rows += [(name, split[i].label.tolist(), split[i].attributes) for i in range(len(split))]
+    return data, rows, summary
 
 
-def told(out: pathlib.Path, rows: list, said: dict) -> str:
-    """All that a data set says in words: no plain id may be in it."""
-    words = [(out / 'medjax.json').read_text(), (out / 'drops.csv').read_text(), json.dumps(rows), *said['notes']]
-    return '\n'.join([*words, *(drop.reason + drop.where for drop in said['drops'])])
+def all_text(out: pathlib.Path, rows: list, summary: dict) -> str:
+    """All text that a data set holds and that its build prints. No plain id may be in it."""
+    texts = [(out / 'medjax.json').read_text(), (out / 'drops.csv').read_text(), json.dumps(rows), *summary['notes']]
+    return '\n'.join([*texts, *(drop.reason + drop.where for drop in summary['drops'])])
 
 
 def reasons(source: Source) -> dict[str, str]:
-    """where -> reason of what was set aside before anything was opened."""
+    """Where -> reason, for everything that was set aside before an image was opened."""
     return {drop.where: drop.reason for drop in source.dropped}
 
 

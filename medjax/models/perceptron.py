@@ -1,0 +1,67 @@
+"""A perceptron without prototypes: the class behind the heads `linear` and `mlp`."""
+
+from __future__ import annotations
+
+import dataclasses
+from itertools import pairwise
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from medjax.errors import UserError
+from medjax.models.layers import ACTIVATIONS, weight_init
+from medjax.types import Head, Tree
+
+
+def perceptron(
+    widths: tuple[int, ...], activation: str = 'relu', norm: bool = False, bias: bool = True, dtype: str = 'float32'
+) -> Head:
+    """Linear layers of these widths; an activation, and a LayerNorm if `norm`, after all but the last of them."""
+    for size in widths:
+        if not isinstance(size, int) or size < 1:
+            raise UserError(f'widths of a head are whole numbers of at least 1, got {size!r}')
+    names = [('embed', 'hidden')[i % 2] for i in range(len(widths))]
+    axes: Tree = {f'fc{i}': dict(kernel=pair) for i, pair in enumerate(pairwise(names), 1)}
+    for i, name in enumerate(names[1:], 1):
+        if bias:
+            axes[f'fc{i}']['bias'] = (name,)
+        if norm and i < len(widths) - 1:
+            axes[f'norm{i}'] = dict(scale=(name,), bias=(name,))
+    return Perceptron(axes=axes, widths=widths, activation=activation, norm=norm, bias=bias, dtype=dtype)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Perceptron(Head):
+    """Layers fc1, norm1, fc2, … The factors of products have `dtype`; sums, norms and results are float32."""
+
+    widths: tuple[int, ...]
+    activation: str
+    norm: bool
+    bias: bool
+    dtype: str
+
+    def init(self, key: Array) -> Tree:
+        params: Tree = {}
+        for i, shape in enumerate(pairwise(self.widths), 1):
+            params[f'fc{i}'] = dict(kernel=weight_init(jax.random.fold_in(key, i), shape))
+            if self.bias:
+                params[f'fc{i}']['bias'] = jnp.zeros(shape[1])
+            if self.norm and i < len(self.widths) - 1:
+                params[f'norm{i}'] = dict(scale=jnp.ones(shape[1]), bias=jnp.zeros(shape[1]))
+        return params
+
+    def apply(self, params: Tree, x: Array) -> Array:
+        last = len(self.widths) - 1
+        for i in range(1, last + 1):
+            layer = params[f'fc{i}']
+            x = jnp.matmul(x.astype(self.dtype), layer['kernel'].astype(self.dtype), preferred_element_type=jnp.float32)
+            if self.bias:
+                x += layer['bias']
+            if i < last:
+                x = ACTIVATIONS[self.activation](x)
+                if self.norm:
+                    x -= x.mean(-1, keepdims=True)
+                    x *= jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + 1e-12)
+                    x = x * params[f'norm{i}']['scale'] + params[f'norm{i}']['bias']
+        return x
