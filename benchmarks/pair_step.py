@@ -11,8 +11,8 @@ and look at the seconds of processor time, which do not include waiting for a co
 open_clip's side uses open_clip's own code: CustomTextCLIP with VisionTransformer and HFTextEncoder around transformers'
 BERT (random weights; no dropout, because medjax has none), ClipLoss, and AdamW with the groups of open_clip_train.
 medjax's side is a recipe and the step that `medjax train` runs. The FLOPs of both are counted, to show that both do the
-same work. tests/weights/test_huggingface.py compares the outputs of the towers, tests/objectives/test_pairs.py the
-losses.
+same work. tests/weights/test_huggingface.py compares the outputs of the towers, tests/objectives/test_pair_losses.py
+the losses.
 """
 
 from __future__ import annotations

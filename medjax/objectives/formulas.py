@@ -120,7 +120,7 @@ def sinkhorn(logits: Array, temperature: Array | float, iterations: int = 3) -> 
 
     Returns:
         Probabilities [R,K] without gradient, targets for `dino_loss`. Each row sums to 1. Each column sums to nearly
-        R/K, the more nearly the more iterations.
+        R/K; more iterations bring it nearer.
 
     >>> logits = jnp.array([[2.0, 0.0], [3.0, 0.0], [1.0, 0.0], [0.5, 0.0]])  # every row prefers prototype 0
     >>> print(f'{jax.nn.softmax(logits)[:, 0].sum():.2f} of 4 rows')
@@ -160,16 +160,18 @@ def centred_softmax(logits: Array, temperature: Array | float, centre: Array | f
 def dino_loss(student: Array, targets: Array, temperature: float = 0.1, same_crops: bool = True) -> Array:
     """DINO: each crop that the student sees predicts the teacher's crops of the same image (arXiv 2104.14294).
 
-    With p_bs = softmax(student_bs / temperature) and the targets q_bt:
+    With p_bs = softmax(student_bs / temperature), the targets q_bt and CE(q,p) = - sum_k q_k ln p_k:
 
-        loss = mean over the pairs (s,t)  mean_b  - sum_k q_btk ln p_bsk
+        loss = 1/P  sum_pairs (s,t)  mean_b  CE( q_bt, p_bs )
+
+    over the P pairs of a student crop s and a teacher crop t.
 
     Args:
-        student: logits [B,S,K] of S crops of each image. The crops that the teacher also sees come first.
+        student: logits [B,S,K] of S crops of each image.
         targets: probabilities [B,T,K] of the teacher's T crops, by `centred_softmax` or `sinkhorn`.
         temperature: of the student.
-        same_crops: True where the first crops of the student are the teacher's crops: a crop is then not paired with
-            itself. With 2 global and 8 local crops there are 10 * 2 - 2 = 18 pairs. False pairs all with all.
+        same_crops: True if the first T crops of the student are the teacher's crops. A crop is not paired with itself,
+            so 2 global and 8 local crops make 10 * 2 - 2 = 18 pairs. False pairs all crops, S T pairs.
 
     Returns:
         A scalar; ln K where the student is uniform.
@@ -192,15 +194,16 @@ def dino_loss(student: Array, targets: Array, temperature: float = 0.1, same_cro
 def ibot_loss(student: Array, targets: Array, mask: Array, temperature: float = 0.1) -> Array:
     """iBOT: the student predicts the teacher's patch tokens where its own crop is masked (arXiv 2111.07832).
 
-    With p_ci = softmax(student_ci / temperature), the targets q_ci and the masked tokens M_c of crop c:
+    With p_ci = softmax(student_ci / temperature), the targets q_ci, CE(q,p) = - sum_k q_k ln p_k, and the masked tokens
+    M_c of crop c:
 
-        loss = 1/C  sum_c  1/|M_c|  sum_{i in M_c}  - sum_k q_cik ln p_cik
+        loss = 1/C  sum_c  1/|M_c|  sum_{i in M_c}  CE( q_ci, p_ci )
 
     A crop without masked tokens adds nothing and counts in C, as in DINOv2 (arXiv 2304.07193).
 
     Args:
-        student: logits [C,N,K] of the N tokens of C masked crops.
-        targets: probabilities [C,N,K] by the teacher, which sees the crops without masks.
+        student: logits [C,N,K] of N tokens of each of C crops. The student sees the crops with masks.
+        targets: probabilities [C,N,K]. The teacher sees the crops without masks.
         mask: bool [C,N], True where a token is masked.
         temperature: of the student.
 

@@ -61,6 +61,8 @@ class Side(NamedTuple):
 
 
 class Sides(NamedTuple):
+    """All that a contrastive term compares."""
+
     rows: Side
     columns: Side
     queue: Side | None  # columns of past batches, which only rows are compared with
@@ -174,7 +176,8 @@ class PairLoss(Term):
         same_view = self.rows.view == self.columns.view
         if same_view and v == 1 and self.rows.name == self.columns.name:
             raise UserError(
-                f'{self.context.where}: {self.rows.name!r} has one crop and would be its own pair; count=2 or more'
+                f'{self.context.where}: {self.rows.name!r} has one crop, which would be its own pair; '
+                'give its view count=2 or more'
             )
         return (~np.eye(v, w, dtype=bool) if same_view and v > 1 else np.ones((v, w), bool))[None, :, None]
 
@@ -200,9 +203,9 @@ class PairLoss(Term):
         return take_part & self.allowed(rows.x.shape[1], columns.x.shape[1])
 
     def walk(self, block: Block, sides: Sides, reduction: str) -> tuple[Tree, Tree]:
-        """Runs `block` over all pairs; returns what it gives to the rows and to the columns, reduced over blocks.
+        """Applies `block` to all pairs and reduces its results over the blocks, by 'sum' or by 'max'.
 
-        `reduction` is 'sum', or 'max', which passes no gradient. Past columns get no result.
+        Returns the results of the rows and of the columns. 'max' passes no gradient. Past columns get no result.
         """
 
         def plain(x: Array, y: Array, row_facts: dict, column_facts: dict) -> tuple[Tree, Tree]:
@@ -217,7 +220,10 @@ class PairLoss(Term):
         return row_results, column_results
 
     def counts(self, sides: Sides) -> tuple[Array, Array, Array]:
-        """For each combination of views, [V,W]: the rows and columns that take part, and its share of the mean."""
+        """Numbers of rows and of columns that take part, and the share in the mean, of each combination of views [V,W].
+
+        A combination in which no row takes part is not in the mean.
+        """
         rows, columns = (side.facts['takes_part'].sum(0).astype(jnp.float32) for side in sides[:2])
         share = (rows > 0) / jnp.maximum((rows > 0).sum(), 1)
         return rows, columns, share
@@ -226,7 +232,7 @@ class PairLoss(Term):
         rows = sides.rows.facts['takes_part'].any((1, 2))
         values = {
             'rows': rows.sum(),
-            'left_out': (~rows).sum(),  # rows without a positive on the other side
+            'left_out': (~rows).sum(),  # rows that are absent or have no positive on the other side
             'temperature': 1 / self.scale.value(x.params, x.step),
         }
         return values | ({'queue': sides.queue.facts['present'].any(1).sum()} if self.queue else {})

@@ -42,7 +42,7 @@ def test_mistakes_in_the_config_are_sentences(change, message):
 
 def test_features_of_a_wrong_shape_are_refused():
     features, views = make_batch()
-    with pytest.raises(UserError, match='one crop and would be its own pair'):
+    with pytest.raises(UserError, match='one crop, which would be its own pair'):
         evaluate(build_term(pair_softmax, columns=ROWS), 'one_device', features, views)
     with pytest.raises(UserError, match=r'a pair needs one vector a view, \[B,V,d\]'):
         evaluate(build_term(pair_softmax), 'one_device', {**features, ROWS: features[ROWS][..., None]}, views)

@@ -19,7 +19,7 @@ from medjax.training.step import gradients
 if jax.device_count() != 8:
     pytest.skip('needs 8 (virtual) devices', allow_module_level=True)
 
-# compiling for 8 devices takes half a minute; test_towers and test_pairs compare one device with eight in little time
+# compiling for 8 devices takes half a minute; test_towers and test_pair_* compare one device with eight in little time
 MESHES = [(8, 1, 1), (1, 8, 1), (2, 2, 2)]
 
 

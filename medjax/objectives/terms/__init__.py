@@ -1,7 +1,7 @@
-"""Terms: the losses that a recipe adds up. One module a term, named in the config.
+"""Terms are the losses that a recipe adds up. Each term is a module that the config names.
 
-`term='koleo'` in a config is the module `medjax.objectives.terms.koleo`; a name with a dot, 'mypkg.myterm', is the
-user's own. Its `build(context, **config)` returns a `Term`. See docs/add_a_term.md.
+`term='koleo'` in a config is the module `medjax.objectives.terms.koleo`. A name with a dot, 'mypkg.myterm', is a module
+of the user. Its function `build(context, **config)` returns a `Term`. See docs/add_a_term.md.
 
 The weight of a term acts in one place: `Objective.loss` in `medjax/objectives/compose.py` multiplies by it.
 """
@@ -31,9 +31,9 @@ class TermContext(NamedTuple):
     declare: Callable[[Feature], None] = lambda feature: None  # checks a feature against the recipe
 
     def feature(self, name: str, argument: str) -> Feature:
-        """Declares that the term reads the feature `name`, which the config gave as `argument`.
+        """Declares that the term reads the feature `name`, the value of the config key `argument`.
 
-        UserError where the name does not have the form, or names what the recipe does not have.
+        UserError if the name does not have the form of a feature, or if the recipe has no such feature.
         """
         feature = parse(name, f'{self.where}.{argument}')
         self.declare(feature)
@@ -71,10 +71,10 @@ class TermInputs:
     masks: Masks
     networks: Networks
     step: Array
-    key: Array | None  # a random key of the term's own
+    key: Array | None  # a random key for this term alone
 
     def head(self, name: str, x: Array, network: str = 'student') -> Array:
-        """`x` through a head."""
+        """The output of a head for `x`."""
         return self.networks.head(name, x, network)
 
     def prototypes(self, name: str, z: Array, network: str = 'student') -> Array:
@@ -87,12 +87,12 @@ class TermOutput(NamedTuple):
 
     loss: Array  # a scalar, without the term's weight
     metrics: Metrics  # numbers to log; 'rows' is the number of rows that count
-    start: Array | None = None  # the loss of uniform outputs; health compares with it. None: there is no such value
+    start: Array | None = None  # the loss of uniform outputs, which health compares with; None if there is none
     carry: Any = None  # what `Term.update` receives
 
 
 class Alignment(NamedTuple):
-    """Two features that a term brings into one space. Exports tell their readers about it."""
+    """Two features that a term brings into one space. Exports list them, for image-text probes."""
 
     rows: Feature
     columns: Feature
@@ -101,17 +101,20 @@ class Alignment(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Term:
-    """A function of features to a scalar. Subclasses define `needs` and `loss`, and the rest where they need it."""
+    """A function of features that gives one number.
+
+    Subclasses define `needs` and `loss`. The other methods are optional.
+    """
 
     context: TermContext
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """The features that the term reads, by their full names. They decide which forward passes run."""
+        """The full names of the features that the term reads. They decide which forward passes run."""
         raise NotImplementedError
 
     def loss(self, x: TermInputs) -> TermOutput:
-        """The loss over the global batch, as the paper writes it; the compiler shards it."""
+        """The loss over the global batch, as the paper writes it. The compiler shards it."""
         raise NotImplementedError
 
     def init(self, key: Array) -> tuple[Tree, Tree]:
@@ -132,13 +135,13 @@ class Term:
         return params
 
     def moves(self, rows: int, shapes: Mapping[str, tuple[int, ...]]) -> int:
-        """How many array elements one step exchanges between devices; `shapes` are those of the features.
+        """The number of array elements that devices exchange in one step; `shapes` are those of the features by name.
 
-        The sharding tests compare this bound with the compiled program. 0: nothing but the loss itself.
+        The sharding tests compare this bound with the compiled program. 0 means nothing but the loss itself.
         """
         return 0
 
     @property
     def alignment(self) -> Alignment | None:
-        """For terms that bring two features into one space."""
+        """The two features that the term brings into one space; None if it brings none."""
         return None

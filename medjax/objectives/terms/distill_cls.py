@@ -1,12 +1,14 @@
 """The student's views predict the teacher's over prototypes (DINO, arXiv 2104.14294; as in DINOv2, 2304.07193).
 
     loss = 1/P  sum_pairs (s,t)  mean_b  CE( q_bt, p_bs ),
-    q = softmax(teacher / T + potential),   p = softmax(student / .1)
+    q = softmax(teacher logits / teacher_temperature + potential),   p = softmax(student logits / student_temperature)
 
-over the P pairs of a student view s and a teacher view t. A crop is not paired with itself. With 2 global and 8 local
-crops P = 2 * 8 + 2 = 18, DINOv2's divisor. The metric `loss/<student view>` is the share of that view. The loss starts
-at ln K for uniform outputs. The plain formula is `medjax.objectives.formulas.dino_loss`; this term adds several student
-features, absent rows, row chunks and the potential.
+over the P pairs of a student view s and a teacher view t. The potential [K] centres the targets, see targets.py. A crop
+is not paired with itself. With 2 global and 8 local crops P = 2 * 8 + 2 = 18, DINOv2's divisor. The metric
+`loss/<student view>` is the share of that view. The loss starts at ln K for uniform outputs.
+
+The plain formula is `medjax.objectives.formulas.dino_loss`; this term equals it where all rows are present. It adds
+absent rows, student crops of several views, and row chunks.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ def build(
 ) -> Term:
     """The term `distill_cls` of a config.
 
-    student, teacher     one or more features [B,V,d], and one [B,T,d]: bottlenecks of heads with equal K
+    student              one or more features [B,V,d], the bottlenecks of one head with K prototypes
+    teacher              a feature [B,T,d], the bottleneck of a head with K prototypes
     teacher_temperature  a schedule
     centring             'sinkhorn', with `iterations`, or 'centre', a running mean with `momentum`
     """
@@ -45,7 +48,10 @@ def build(
     target = context.feature(teacher, 'teacher')
     options = targets(context, target, centring, teacher_temperature, momentum, iterations)
     if len({f.head for f in students}) != 1 or prototypes_of(context, students[0]) != options.prototypes:
-        raise UserError(f'{context.where}: all students go through one head, with as many prototypes as the teacher')
+        raise UserError(
+            f'{context.where}: all student features must go through one head, with as many prototypes as the head of '
+            'the teacher'
+        )
     return DistillCls(context, students, target, options, student_temperature)
 
 
@@ -81,7 +87,10 @@ class DistillCls(Distillation):
         )
 
     def allowed(self, sizes: Sequence[int], t: int) -> np.ndarray:
-        """Which student views are paired with which of `t` teacher views, [S,T]; not a crop with itself."""
+        """1 for each student view and teacher view that are paired, [S,T]; 0 for a crop and itself.
+
+        `sizes` are the numbers of crops of the student features, `t` is that of the teacher's.
+        """
         views = [
             1.0 - np.eye(s, t) if f.view == self.teacher.view else np.ones((s, t)) for f, s in zip(self.students, sizes)
         ]

@@ -2,9 +2,12 @@
 
     loss = 1/C  sum_c  1/|M_c|  sum_{i in M_c}  CE( q_ci, p_ci )
 
-over the C present crops of the view, masked or not (as the original divides), and the masked tokens M_c of a crop. The
-loss starts at ln K times the share of masked crops, for uniform outputs. The plain formula is
-`medjax.objectives.formulas.ibot_loss`; this term adds absent crops, padding, row chunks and the potential.
+over the C present crops of the view, masked or not (as the original divides), and the masked tokens M_c of a crop. p
+and q are made as in distill_cls.py; Sinkhorn balances the masked tokens alone. For uniform outputs the loss starts at
+ln K times the share of masked crops.
+
+The plain formula is `medjax.objectives.formulas.ibot_loss`; this term equals it where all crops are present. It adds
+absent crops, padding and row chunks.
 """
 
 from __future__ import annotations
@@ -39,10 +42,12 @@ def build(
     """
     s, t = context.feature(student, 'student'), context.feature(teacher, 'teacher')
     if s.at is None or (s.view, s.at) != (t.view, t.at):
-        raise UserError(f'{context.where}: student and teacher are tokens of one view at one mask: …patches@block>head')
+        raise UserError(
+            f"{context.where}: student and teacher must be tokens of one view at one mask, as in '…/patches@block>head'"
+        )
     options = targets(context, t, centring, teacher_temperature, momentum, iterations)
     if prototypes_of(context, s) != options.prototypes:
-        raise UserError(f'{context.where}: the heads of student and teacher need equal numbers of prototypes')
+        raise UserError(f'{context.where}: the heads of student and teacher must have equal numbers of prototypes')
     return DistillPatch(context, (s,), t, options, student_temperature)
 
 
@@ -52,7 +57,7 @@ class DistillPatch(Distillation):
         (s,), t, options = self.students, self.teacher, self.targets
         mask, present = x.masks[f'{s.view}~{s.at}'], x.views[s.view].present
         groups = len(mask.index)
-        # the crop of each token, to leave out the tokens of absent crops: [G,K,M] -> [G,rows*V]
+        # the number of each token's crop in its group, [G,K,M]: tokens of absent crops get weight 0
         crop = mask.index // mask.bits.shape[-1]
         here = jnp.take_along_axis(present.reshape(groups, 1, -1), crop, axis=-1)
         weight = jnp.where(here, mask.weight, 0.0).reshape(-1)  # [R], R = G K M

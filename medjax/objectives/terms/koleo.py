@@ -4,10 +4,12 @@ For each view v, with x the L2-normalised features of the rows:
 
     loss = sum_v  - mean_b ln( || x_b - x_nn(b) + 1e-8 ||_2 + 1e-8 ),   nn(b) = argmax over other rows of x_b . x_j
 
-Each view is taken by itself, never two views of one image. The offset 1e-8 is added to every element, as torch's
-pairwise distance does; without it duplicates give NaN gradients. A row that is alone is its own neighbour. The term
-computes in float32, since in float16 the offsets vanish and duplicates give inf. The plain formula is
-`medjax.objectives.formulas.koleo`; this term equals it for rows that are all present.
+Neighbours are looked up within one view, so two views of one image are never neighbours. The offset 1e-8 is added to
+every element, as torch's pairwise distance does; without it duplicates give NaN gradients. A row that is alone is its
+own neighbour. The term computes in float32, since in float16 the offsets vanish and duplicates give inf.
+
+The plain formula is `medjax.objectives.formulas.koleo`; this term is its sum over the views where all rows are present
+and within='batch'.
 """
 
 from __future__ import annotations
@@ -29,10 +31,14 @@ EPS = 1e-8
 
 
 def build(context: TermContext, of: str, within: str = 'batch') -> Term:
-    """`of`: a feature [B,V,D]. `within='batch'` takes neighbours from all rows; 'group' from the rows of a group, as
-    the original did from the rows of one GPU (with rows_per_group equal to its batch per GPU)."""
+    """The term `koleo` of a config.
+
+    of      a feature [B,V,D]
+    within  'batch' looks for neighbours among all rows, 'group' among the rows of a group. The original looks among the
+            rows of one GPU: 'group' equals it if rows_per_group is the original's batch per GPU.
+    """
     if within not in ('batch', 'group'):
-        raise UserError(f"{context.where}.within: 'batch' or 'group', got {within!r}")
+        raise UserError(f"{context.where}.within={within!r}: must be 'batch' or 'group'")
     return Koleo(context, context.feature(of, 'of'), within)
 
 
@@ -51,7 +57,7 @@ class Koleo(Term):
         size = len(features) if self.within == 'batch' else self.context.rows_per_group
         groups = features.reshape(-1, size, *features.shape[1:]).transpose(0, 2, 1, 3)  # [G,V,size,D]
         here = present.reshape(-1, size, present.shape[1]).transpose(0, 2, 1)  # [G,V,size]
-        # neighbours from all rows are looked up in one copy of the rows on every device
+        # to look for neighbours among all rows, every device holds one copy of them
         distance = nearest_distance(groups, everywhere(groups) if self.within == 'batch' else groups, here)
         counts = jnp.maximum(present.sum(0), 1)  # [V]
         total = -jnp.sum(jnp.where(here, jnp.log(distance + EPS), 0.0), axis=(0, 2)) / counts
@@ -66,14 +72,13 @@ class Koleo(Term):
 def nearest_distance(x: Array, others: Array, present: Array) -> Array:
     """|| x_b - x_nn(b) + 1e-8 ||_2 of the L2-normalised rows; x [...,B,D], present bool [...,B] -> [...,B].
 
-    `others` is x again, where the neighbours are looked up.
+    Neighbours come from `others`, which has the values of x but may lie on other devices.
     """
     x, others = unit(x, EPS), unit(others, EPS)
-    fixed, table = jax.lax.stop_gradient((x, others))
-    dots = jnp.einsum('...id,...jd->...ij', fixed, table, precision='highest')
+    dots = jnp.einsum('...id,...jd->...ij', *jax.lax.stop_gradient((x, others)), precision='highest')
     itself = jnp.eye(x.shape[-2], dtype=bool)
-    dots = jnp.where(itself | ~present[..., None, :], -1.0 - itself, dots)  # itself only if nobody else is there
-    dots = jnp.where(itself & (present.sum(-1)[..., None, None] <= 1), 1.0, dots)
+    dots = jnp.where(itself | ~present[..., None, :], -1.0 - itself, dots)
+    dots = jnp.where(itself & (present.sum(-1)[..., None, None] <= 1), 1.0, dots)  # a row that is alone
     nearest = jnp.argmax(dots, axis=-1)
     neighbour = jnp.take_along_axis(others, nearest[..., None], axis=-2)
     return jnp.sqrt(jnp.sum((x - neighbour + EPS) ** 2, axis=-1))
