@@ -167,7 +167,7 @@ def check_folder(folder: Path, config: Mapping[str, Any], datasets: Mapping[str,
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f'--workdir {folder}: this folder cannot be made: {error.strerror}') from None
+        raise UserError(f'--workdir {folder}: is no folder, and none can be made there: {error.strerror}') from None
     if not (folder / 'config.json').exists():
         return
     before = configs.load_json(folder / 'config.json')

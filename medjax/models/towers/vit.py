@@ -202,7 +202,9 @@ def patch_grid(size: tuple[int, int], patch: int) -> tuple[int, int]:
         if side < patch or side % patch:
             below = side // patch * patch
             sizes = f'{below} or {below + patch}' if below else f'{patch}'
-            raise UserError(f'vit: an image side of {side} px is no multiple of the patch side {patch} px; use {sizes}')
+            raise UserError(
+                f'vit: an image side of {side} px is no multiple of the patch side {patch} px; {sizes} would work'
+            )
     return size[0] // patch, size[1] // patch
 
 
