@@ -20,7 +20,8 @@ PYTHON ?= $(shell for p in $(CANDIDATES); do "$$p" $(USABLE) 2>/dev/null && { ec
 PYTHON_NEWEST ?= $(shell for p in python3.12 $(wildcard $(or $(PYENV_ROOT),$(HOME)/.pyenv)/versions/3.12*/bin/python); \
 	do "$$p" $(USABLE) 2>/dev/null && { echo "$$p"; break; }; done)
 # What touches the interfaces of jax most. Not in .ci/run: a second environment of a gigabyte for what rarely changes.
-NEWEST_TESTS ?= tests/test_config.py tests/parallel/test_runtime.py tests/models/test_vit.py tests/training/test_step.py
+NEWEST_TESTS ?= tests/test_config.py tests/parallel/test_runtime.py tests/parallel/test_sharding.py \
+	tests/models/test_vit.py tests/training/test_step.py
 # Tests compare medjax with torch. Where pip finds a CPU build of this version, it takes that build. The build on PyPI for
 # Linux brings gigabytes of CUDA: there, point pip to an index of CPU builds, or leave TORCH empty.
 # open_clip is installed without its dependencies: it asks for torchvision, and its losses do not need it.

@@ -48,8 +48,6 @@ from medjax.data.text import tokenizer, views as text_views
 from medjax.errors import UserError, suggest
 from medjax.overrides import override, split_overrides
 from medjax.parallel.groups import check_rows
-from medjax.training.optimizer import Rule, optimizer
-from medjax.training.state import start_from
 from medjax.types import is_number, is_whole
 
 __all__ = [
@@ -138,47 +136,8 @@ def read(spec: str, overrides: Sequence[str] = (), data: Any = None) -> ConfigDi
         key, equals, text = item.partition('=')
         if not equals:
             raise UserError(f'--config.{key}: write it with its value, --config.{key}=VALUE')
-        override(config, key, text, lambda path: keywords(config, path))
+        override(config, key, text)
     return config
-
-
-# Section of a config ('*' stands for one name or number) -> the key that names a plug-in, the folder of plug-ins, and
-# the parameters of `build` that come from the program, so that a config cannot set them.
-PLUGINS = {
-    ('towers', '*'): ('tower', 'medjax.models.towers', ('channels',)),
-    ('heads', '*'): ('head', 'medjax.models.heads', ('width',)),
-    ('views', '*'): ('view', 'medjax.views.kinds', ('where', 'name')),
-    ('views', '*', 'photometric'): ('set', 'medjax.views.photometric', ()),
-    ('masks', '*'): ('mask', 'medjax.views.masks', ('where', 'grid', 'crops')),
-    ('teachers', '*'): ('rule', 'medjax.objectives.teachers', ('context',)),
-    ('terms', '*'): ('term', 'medjax.objectives.terms', ('context',)),
-}
-EVERY_TERM = dict(name=None, weight=1.0)  # keys of every term, whatever its module takes
-
-
-def keywords(config: ConfigDict, path: tuple[str, ...]) -> dict[str, inspect.Parameter]:
-    """The keywords that the builder of a section takes, with their defaults; {} for a section without a builder."""
-    section: Any = config
-    for name in path:
-        section = section[int(name) if isinstance(section, (list, tuple)) else name]
-    if not isinstance(section, (Mapping, ConfigDict)):
-        return {}
-    for pattern, (key, package, given) in PLUGINS.items():
-        if len(pattern) == len(path) and all(a in ('*', b) for a, b in zip(pattern, path, strict=True)):
-            module, _ = plugins.chosen(section, key, package, '.'.join(path))
-            found = plugins.options_of(getattr(module, 'options', module.build), given)
-            return found | (_parameters(EVERY_TERM) if key == 'term' else {})
-    if path == ('optim',):
-        return plugins.options_of(optimizer, ('params', 'total_steps'))
-    if path[:2] == ('optim', 'groups') and len(path) == 3:
-        return plugins.options_of(Rule)
-    if path[:1] == ('init_from',):
-        return plugins.options_of(start_from, ('state',))
-    return {}
-
-
-def _parameters(defaults: Mapping[str, Any]) -> dict[str, inspect.Parameter]:
-    return {name: inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=v) for name, v in defaults.items()}
 
 
 def _fill(given: Any, default: dict[str, Any], where: str) -> ConfigDict:

@@ -11,13 +11,15 @@ import ast
 import inspect
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from medjax import plugins
 from medjax.errors import UserError, suggest
-from medjax.plugins import renamed
+from medjax.training.optimizer import Rule, optimizer
+from medjax.training.state import start_from
 from medjax.types import is_number
 
 
@@ -38,20 +40,13 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     return others, overrides
 
 
-Options = Callable[[tuple[str, ...]], Mapping[str, inspect.Parameter]]
-"""Path of a section -> the keywords that its builder takes, with their defaults."""
-
-
-def override(config: ConfigDict, key: str, text: str, options: Options = lambda path: {}) -> None:
-    """Sets `config.<key>` to the value that `text` writes. 'terms.0.weight' enters lists.
-
-    `options` tells which keywords a section may have besides the keys that it has.
-    """
+def override(config: ConfigDict, key: str, text: str) -> None:
+    """Sets `config.<key>` to the value that `text` writes. 'terms.0.weight' enters lists."""
     *path, last = re.split(r'[.\[\]]+', key.rstrip(']'))
     where, place = 'config', config
     for name in path:
         place, where = place[_entry(place, name, key, where, {})], f'{where}.{name}'
-    more = options(tuple(path))
+    more = keywords(config, tuple(path))
     entry = _entry(place, last, key, where, more)
     now = place[entry] if not isinstance(place, (ConfigDict, dict)) or entry in place else more[last].default
     value = _typed(None if now is inspect.Parameter.empty else now, _literal(text), text, key)
@@ -64,12 +59,51 @@ def override(config: ConfigDict, key: str, text: str, options: Options = lambda 
         place[entry] = value
 
 
+# Section of a config ('*' stands for one name or number) -> the key that names a plug-in, the folder of plug-ins, and
+# the parameters of `build` that come from the program, so that a config cannot set them.
+PLUGINS = {
+    ('towers', '*'): ('tower', 'medjax.models.towers', ('channels',)),
+    ('heads', '*'): ('head', 'medjax.models.heads', ('width',)),
+    ('views', '*'): ('view', 'medjax.views.kinds', ('where', 'name')),
+    ('views', '*', 'photometric'): ('set', 'medjax.views.photometric', ()),
+    ('masks', '*'): ('mask', 'medjax.views.masks', ('where', 'grid', 'crops')),
+    ('teachers', '*'): ('rule', 'medjax.objectives.teachers', ('context',)),
+    ('terms', '*'): ('term', 'medjax.objectives.terms', ('context',)),
+}
+EVERY_TERM = dict(name=None, weight=1.0)  # keys of every term, whatever its module takes
+
+
+def keywords(config: ConfigDict, path: tuple[str, ...]) -> dict[str, inspect.Parameter]:
+    """The keywords that the builder of a section takes, with their defaults; {} for a section without a builder."""
+    section: Any = config
+    for name in path:
+        section = section[int(name) if isinstance(section, (list, tuple)) else name]
+    if not isinstance(section, (Mapping, ConfigDict)):
+        return {}
+    for pattern, (key, package, given) in PLUGINS.items():
+        if len(pattern) == len(path) and all(a in ('*', b) for a, b in zip(pattern, path, strict=True)):
+            module, _ = plugins.chosen(section, key, package, '.'.join(path))
+            found = plugins.options_of(getattr(module, 'options', module.build), given)
+            return found | (_parameters(EVERY_TERM) if key == 'term' else {})
+    if path == ('optim',):
+        return plugins.options_of(optimizer, ('params', 'total_steps'))
+    if path[:2] == ('optim', 'groups') and len(path) == 3:
+        return plugins.options_of(Rule)
+    if path[:1] == ('init_from',):
+        return plugins.options_of(start_from, ('state',))
+    return {}
+
+
+def _parameters(defaults: Mapping[str, Any]) -> dict[str, inspect.Parameter]:
+    return {name: inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=v) for name, v in defaults.items()}
+
+
 def _entry(place: Any, name: str, key: str, where: str, more: Mapping[str, Any]) -> Any:
     """`name` as a key of the dict, or as an index of the list, `place`."""
     if isinstance(place, (ConfigDict, dict)):
         if name not in place and name not in more:
             keys = [*place, *more]
-            hint = renamed(name, keys) or suggest(name, keys)
+            hint = plugins.renamed(name, keys) or suggest(name, keys)
             raise UserError(f'--config.{key}: {where} has no key {name!r}{hint}')
         return name
     if not isinstance(place, (list, tuple)):

@@ -1,4 +1,4 @@
-"""Dense float64 formulas of the pair losses with their gradients, in numpy; one combination of views."""
+"""The pair losses and their gradients from the definition, in float64 and numpy, for one view a side."""
 
 from __future__ import annotations
 
@@ -18,19 +18,31 @@ def softmax(s):
     return np.exp(log_softmax(s))
 
 
-def targets(h, similar, known, alpha):
-    """P whose rows add up to one: (1 - alpha) h / sum h + alpha softmax(similar), the softmax where it is known; rows
-    without a known similarity follow h alone. h or similar may be None."""
-    if similar is None:
-        return h / h.sum(-1, keepdims=True)
-    out = []
-    for i in range(len(similar)):
-        soft, some = np.zeros(similar.shape[1]), known[i].any()
-        if some:
-            soft[known[i]] = softmax(similar[i, known[i]])
-        share = (1.0 if h is None else alpha) * some
-        out.append(share * soft + ((1 - share) * h[i] / h[i].sum() if h is not None else 0))
-    return np.array(out)
+def targets(h, t, alpha):
+    """P [N,M], row by row: P_ij = (1 - alpha) h_ij / sum_j h_ij + alpha exp(t_ij) / sum_j exp(t_ij).
+
+    h [N,M] is 1 for positives. t [N,M] is the soft similarity, NaN where there is none. A row without any soft
+    similarity follows h alone.
+    """
+    p = np.zeros(h.shape)
+    for i in range(len(h)):
+        soft = [j for j in range(h.shape[1]) if not np.isnan(t[i, j])]
+        share = alpha if soft else 0.0
+        for j in range(h.shape[1]):
+            if share < 1:
+                p[i, j] += (1 - share) * h[i, j] / h[i].sum()
+            if j in soft:
+                p[i, j] += share * np.exp(t[i, j]) / np.exp(t[i, soft]).sum()
+    return p
+
+
+def decisions(h, q, alpha):
+    """z [N,M]: z_ij = (1 - alpha) h_ij + alpha q_ij, and z_ij = h_ij where q is NaN."""
+    z = np.zeros(h.shape)
+    for i in range(len(h)):
+        for j in range(h.shape[1]):
+            z[i, j] = h[i, j] if np.isnan(q[i, j]) else (1 - alpha) * h[i, j] + alpha * q[i, j]
+    return z
 
 
 def pair_softmax(x, y, p_rows, p_columns, scale, weight):
@@ -55,7 +67,7 @@ def pair_sigmoid(x, y, z, scale, bias):
 
 
 def to_inputs(g, x, y, scale):
-    """d loss / d s -> d loss / d x, y, ln scale, through the normalisation."""
+    """The gradient by s [N,M] -> the gradients by x, y and ln scale, through the normalisation."""
     u, v = normal(x), normal(y)
 
     def through(d, u, x):

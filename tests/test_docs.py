@@ -20,12 +20,13 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob('*.md'), *ROOT.glob('docs/*.md')])
 RECIPES = sorted(ROOT.glob('configs/*.py'))
 PROMPTS = sorted(ROOT.glob('configs/prompts/*.json'))
+BENCHMARKS = sorted(ROOT.glob('benchmarks/*.py'))
 FOLDERS = ('medjax', 'tests', 'configs', 'benchmarks', 'docs', 'launch')
-pages = pytest.mark.parametrize('page', [*PAGES, *RECIPES], ids=lambda path: path.relative_to(ROOT).as_posix())
+pages = pytest.mark.parametrize('page', [*PAGES, *RECIPES, *BENCHMARKS], ids=lambda page: str(page.relative_to(ROOT)))
 
 
 def text_of(page: Path) -> str:
-    """The text of a page, or the docstring of a recipe, without the old names in tables of renames."""
+    """The text of a page without the old names in tables of renames; of a Python file the docstring."""
     text = page.read_text()
     if page.suffix == '.py':
         return ast.get_docstring(ast.parse(text)) or ''

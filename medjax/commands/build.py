@@ -108,7 +108,10 @@ def _parser(kind: str, module: Any) -> argparse.ArgumentParser:
         help=f'the splits to use; {given}drawn: at random per patient (default: %(default)s)',
     )
     parser.add_argument(
-        '--stratify', default='', metavar='LABELS', help='drawn splits get equal shares of these labels: --stratify a,b'
+        '--stratify',
+        default='',
+        metavar='LABELS',
+        help='all drawn splits get the same share of images with these labels, for example a,b',
     )
     parser.add_argument('--out', metavar='DATA', help='the folder of the new data set')
     parser.add_argument('--overwrite', action='store_true', help='replace an existing data set at --out')

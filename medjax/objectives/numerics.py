@@ -1,9 +1,9 @@
 """Numerics of prototype losses: distillation in row chunks, Sinkhorn in the log domain, and two gauges.
 
-All of it runs in float32 over global rows. The logits of a head with K = 65,536 prototypes are too large to keep for
-all rows. So they are made from the normalised bottleneck in chunks of rows, under rematerialisation, and Sinkhorn keeps
-only its potential [K]. Sums over rows are first taken on each device ([d,...], d = row shards), and over devices once,
-at the end.
+Everything runs in float32 over global rows. The logits of a head with K = 65,536 prototypes are too large to keep for
+all rows. So this module makes them from the normalised bottleneck in chunks of rows and makes them again in the
+backward pass. Sinkhorn keeps only its potential [K]. Sums over rows are first taken on each device, [devices,...],
+and over devices once, at the end.
 """
 
 from __future__ import annotations
@@ -23,42 +23,46 @@ Logits = Callable[[Array], Array]  # [...,d] -> [...,K]
 
 
 def _by_shard(x: Array) -> Array:
-    """[R,...] -> [d,R/d,...]: each device's own rows."""
-    d = row_shards() if x.shape[0] % row_shards() == 0 else 1
-    return x.reshape(d, x.shape[0] // d, *x.shape[1:])
+    """[R,...] -> [devices,R/devices,...]; as if on one device where the number of devices does not divide R."""
+    devices = row_shards() if x.shape[0] % row_shards() == 0 else 1
+    return x.reshape(devices, x.shape[0] // devices, *x.shape[1:])
 
 
 def over_chunks(f: Callable, rows: Any, width: int, combine: Callable = jnp.add) -> Any:
-    """Combines f(chunk) over equal chunks of each device's rows, as few as keep [rows, width] in CHUNK_ELEMENTS.
+    """Combines f(chunk) over equal chunks of each device's rows.
 
-    `rows` is a tree of arrays [R,...]; f gives a tree of arrays with a leading axis d. One chunk is a plain call.
+    Takes the fewest chunks in which an array [rows of a device, width] has at most CHUNK_ELEMENTS elements. `rows` is a
+    tree of arrays [R,...]. `f` returns a tree of arrays [devices,...]. One chunk is a plain call.
     """
-    total = jax.tree.leaves(rows)[0].shape[0]
-    local = total // row_shards() if total % row_shards() == 0 else total
+    count = jax.tree.leaves(rows)[0].shape[0]
+    local = count // row_shards() if count % row_shards() == 0 else count
     n = next(n for n in range(1, local + 1) if local % n == 0 and (local // n * width <= CHUNK_ELEMENTS or n == local))
     if n == 1:
         return f(rows)
-    parts = split_rows(rows, n)
+    chunks = split_rows(rows, n)
     f = jax.checkpoint(f)
-    first = f(jax.tree.map(lambda x: x[0], parts))
-    rest = jax.tree.map(lambda x: x[1:], parts)
-    total, _ = jax.lax.scan(lambda t, part: (jax.tree.map(combine, t, f(part)), None), first, rest)
-    return total
+    first = f(jax.tree.map(lambda x: x[0], chunks))
+    others = jax.tree.map(lambda x: x[1:], chunks)
+    result, _ = jax.lax.scan(lambda sums, chunk: (jax.tree.map(combine, sums, f(chunk)), None), first, others)
+    return result
 
 
 def sinkhorn(logits: Logits, z: Array, weight: Array, temperature: Array, count: int, iterations: int = 3) -> Array:
     """The potential c [K] of Sinkhorn-Knopp (arXiv 1306.0895, used as in SwAV, 2006.09882), in the log domain.
 
     With s = logits(z) / temperature [R,K], the balanced target of row r is softmax_k(s_rk + c_k). Each of the
-    `iterations` scales the totals of the prototypes to 1/K and then the total of every row to 1/R. Rows of weight 0
-    (padding) do not count. The original's exp(s) overflows above 88; this does not. No gradient passes. The plain
-    formula is `medjax.objectives.formulas.sinkhorn`.
+    `iterations` scales the total of every prototype to 1/K and then the total of every row to 1/R. Rows of weight 0
+    (padding) do not count. The original's exp(s) overflows above 88; this does not. No gradient passes.
+
+    z [R,d], weight [R]. `count` is K. `medjax.objectives.formulas.sinkhorn` is the plain formula, and softmax(s + c)
+    equals it where all rows count.
     """
 
-    def totals(chunk: tuple[Array, Array], c: Array | None) -> Array:  # log of the totals of the prototypes, [d,K]
+    def totals(chunk: tuple[Array, Array], c: Array | None) -> Array:
+        """The logarithm of each prototype's total on each device, [devices,K]."""
         z, weight = chunk
         s = logits(z).astype(jnp.float32) / temperature
-        if c is not None:  # scale the rows; earlier scales of the prototypes cancel
+        if c is not None:  # scales the rows; earlier scales of the prototypes cancel
             s = s - jax.nn.logsumexp(s + c, axis=-1, keepdims=True)
         return jax.nn.logsumexp(_by_shard(jnp.where(weight[:, None] > 0, s, -jnp.inf)), axis=1)
 
@@ -66,7 +70,7 @@ def sinkhorn(logits: Logits, z: Array, weight: Array, temperature: Array, count:
     for _ in range(iterations):
         by_shard = over_chunks(lambda chunk, c=c: totals(chunk, c), (z, weight), count, jnp.logaddexp)
         c = -jax.nn.logsumexp(by_shard, axis=0)
-        c = jnp.where(jnp.isfinite(c), c, 0.0)  # no row at all
+        c = jnp.where(jnp.isfinite(c), c, 0.0)  # infinite where no row counts
     return jax.lax.stop_gradient(c)
 
 
@@ -90,10 +94,12 @@ class Distilled(NamedTuple):
 def distill(
     student: Side, teacher: Side, pair_weight: Array, teacher_weight: Array, potential: Array, count: int
 ) -> Distilled:
-    """sum_r sum_t w_rst CE(q_rt, p_rs) for every student view s, in row chunks.
+    """The weighted cross-entropy of student and teacher, in row chunks: sum_r sum_t w_rst CE(q_rt, p_rs) for each s.
 
-    pair_weight w [R,S,T]; teacher_weight [R,T]: the weight of each target in the entropy and the centre.
-    q = softmax(teacher / its temperature + potential [K]) without gradient, p = softmax(student / its temperature).
+    q = softmax(teacher logits / teacher temperature + potential), without gradient
+    p = softmax(student logits / student temperature)
+
+    pair_weight w [R,S,T]; teacher_weight [R,T], the weight of each target in the entropy and the centre; potential [K].
     `count` is K, the number of prototypes.
     """
 
@@ -103,10 +109,10 @@ def distill(
         log_q = jax.nn.log_softmax(raw / teacher.temperature + potential, axis=-1)
         q = jnp.exp(log_q)
         log_p = jax.nn.log_softmax(student.logits(zs).astype(jnp.float32) / student.temperature, axis=-1)
-        # CE is linear in q, so the targets of one student view are mixed first: [r,S,K]
+        # the cross-entropy is linear in q, so the targets of one student view are added up first: [r,S,K]
         loss = -jnp.sum(jnp.einsum('rst,rtk->rsk', w, q) * log_p, axis=-1)
-        seen = (w.sum(-1) > 0).astype(jnp.float32)
-        p = jnp.einsum('rs,rsk->rk', seen, jax.lax.stop_gradient(jnp.exp(log_p)))
+        has_weight = (w.sum(-1) > 0).astype(jnp.float32)
+        p = jnp.einsum('rs,rsk->rk', has_weight, jax.lax.stop_gradient(jnp.exp(log_p)))
         sums = Distilled(loss, -jnp.einsum('rt,rtk,rtk->r', wt, q, log_q), p, jnp.einsum('rt,rtk->rk', wt, raw))
         return jax.tree.map(lambda x: _by_shard(x).sum(1), sums)
 
@@ -116,7 +122,7 @@ def distill(
 
 
 def perplexity(p: Array) -> Array:
-    """exp of the entropy (nats) of p [K], which is normalised first: how many prototypes p really uses."""
+    """How many prototypes p [K] really uses: exp of the entropy of p / sum p, from 1 to K."""
     p = p / jnp.maximum(p.sum(), 1e-30)
     return jnp.exp(-jnp.sum(jnp.where(p > 0, p * jnp.log(jnp.maximum(p, 1e-38)), 0.0)))
 
@@ -124,7 +130,7 @@ def perplexity(p: Array) -> Array:
 def effective_rank(x: Array, present: Array) -> Array:
     """Participation ratio (sum of the eigenvalues)^2 / (sum of their squares) of the covariance of x [R,D].
 
-    1 when all rows lie on a line, min(R - 1, D) when they spread evenly. `present` [R] says which rows count.
+    It is 1 if all rows lie on a line, and min(R - 1, D) if they spread evenly. Only rows that are `present` [R] count.
     """
     x, w = x.astype(jnp.float32), present.astype(jnp.float32)
     x = (x - w @ x / jnp.maximum(w.sum(), 1)) * w[:, None]
@@ -132,7 +138,10 @@ def effective_rank(x: Array, present: Array) -> Array:
     return jnp.trace(covariance) ** 2 / jnp.maximum(jnp.sum(covariance**2), 1e-30)
 
 
-def unit(x: Array) -> Array:
-    """L2-normalised in float32. The squared norm is bounded and not the norm, whose gradient at 0 is NaN."""
+def unit(x: Array, least: float = 1e-12) -> Array:
+    """L2-normalised in float32; norms below `least` count as `least`.
+
+    The bound acts on the squared norm, since the gradient of the norm itself is NaN at 0.
+    """
     x = x.astype(jnp.float32)
-    return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-24))
+    return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), least**2))

@@ -6,15 +6,16 @@ In a config, `positives` is one of these or a list of them:
     'study'       elements of the same study ('key/study')
     'text'        elements with the same text ('key/text'): all reports "no acute findings" are positives of each other.
                   The key covers everything that the text views of the part read or draw from. With a view of
-                  impressions alone, equal impressions match; with a view of findings beside it, both must be equal.
-    'label'       elements with the same set of present labels and the same set of uncertain labels. Elements whose
-                  labels are all blank match nothing. Absent and blank labels count alike.
-    dict(soft='labels')              a softmax over the other side of the cosines of label sets (MedCLIP, 2210.10163)
-    dict(soft='teacher', alpha=.4)   the similarities that the teacher `teacher` gives (ALBEF, 2107.07651; X-VL,
-                                     2208.05140)
+                  impressions alone, equal impressions match. With a view of findings beside it, both must be equal.
+    'label'       elements with the same set of present labels and the same set of uncertain labels. Absent and blank
+                  labels count alike, but elements whose labels are all blank match nothing.
+    dict(soft='labels')              soft positives: the cosines of label sets (MedCLIP, arXiv 2210.10163)
+    dict(soft='teacher', alpha=.4)   soft positives: the similarities that the teacher `teacher` gives (ALBEF, arXiv
+                                     2107.07651; X-VL, 2208.05140)
 
-Two elements are positives if any listed kind matches (h = 1). `alpha` (default 1, may be a schedule) is the weight of
-the soft targets: P = (1 - alpha) h / sum h + alpha soft. Key 0 means "missing" and never matches.
+Two elements are positives (h = 1) if any listed kind matches. Key 0 means "missing" and never matches. `alpha` (default
+1, may be a schedule) is the weight of the soft positives. For example, `pair_softmax` has the targets
+P = (1 - alpha) h / sum h + alpha softmax(similarities).
 """
 
 from __future__ import annotations
@@ -33,77 +34,88 @@ from medjax.plugins import call
 from medjax.types import View
 
 KINDS = ('identity', 'study', 'text', 'label')
-LABELS = 'labels'  # stands in the place of a network's name
+LABELS = 'labels'  # soft positives by labels, in the place of a network's name
 
 
 class Positives(NamedTuple):
     """The config's `positives`, checked."""
 
-    kinds: tuple[str, ...]  # K of KINDS
-    soft: str | None  # LABELS, or the name of a network
+    kinds: tuple[str, ...]  # K entries of KINDS
+    soft: str | None  # LABELS, the name of a network, or None without soft positives
     alpha: Schedule
 
 
 def positives(spec: Any, total_steps: int, where: str) -> Positives:
-    """`spec` as in a config; `where` is the path that errors name."""
+    """Checks a config's `spec`; `where` is the config path that messages name."""
 
-    def soft_part(soft: str, alpha: Any = 1.0) -> tuple[str, Schedule]:
+    def soft_positives(soft: str, alpha: Any = 1.0) -> tuple[str, Schedule]:
         if not isinstance(soft, str):
-            raise UserError(f"{where}.soft: 'labels' or the name of a network, got {soft!r}")
+            raise UserError(f"{where}.soft={soft!r}: must be 'labels' or the name of a network")
         return soft, schedule(alpha, total_steps, f'{where}.alpha')
 
     kinds, soft = [], []
-    for one in spec if isinstance(spec, (list, tuple)) else [spec]:
-        if isinstance(one, Mapping):
-            soft.append(call(soft_part, one, where))
-        elif one in KINDS:
-            kinds.append(one)
+    for entry in spec if isinstance(spec, (list, tuple)) else [spec]:
+        if isinstance(entry, Mapping):
+            soft.append(call(soft_positives, entry, where))
+        elif entry in KINDS:
+            kinds.append(entry)
         else:
-            raise UserError(f'{where}: {one!r} is no kind of positives{suggest(one, KINDS)}; or dict(soft=…, alpha=…)')
+            raise UserError(
+                f'{where}: {entry!r} is no kind of positives{suggest(entry, KINDS)}; or dict(soft=…, alpha=…)'
+            )
     if len(soft) > 1 or not (kinds or soft):
-        raise UserError(f'{where}: any of {", ".join(map(repr, KINDS))}, and at most one dict(soft=…, alpha=…)')
+        raise UserError(f'{where}: takes any of {", ".join(map(repr, KINDS))}, and at most one dict(soft=…, alpha=…)')
     name, alpha = soft[0] if soft else (None, schedule(0.0, total_steps, where))
     return Positives(tuple(dict.fromkeys(kinds)), name, alpha)
 
 
 def keys(view: View, kinds: tuple[str, ...], name: str, where: str) -> tuple[Array, Array]:
-    """Equal keys are positives: uint32 [B,V,K,2], and bool [B,V,K] where there is one."""
+    """The keys of every element of a view for K kinds, uint32 [B,V,K,2], and whether it has them, bool [B,V,K].
+
+    Elements with equal keys are positives. `name` is the view's name, for messages.
+    """
     shape = view.present.shape
-    found = [_key(view, kind, name, where) for kind in kinds]
-    both = [jnp.broadcast_to(k if k.ndim == 3 else k[:, None], (*shape, 2)) for k, _ in found]
-    known = [jnp.broadcast_to(k if k.ndim == 2 else k[:, None], shape) for _, k in found]
-    empty = jnp.zeros((*shape, 0, 2), jnp.uint32), jnp.zeros((*shape, 0), bool)
-    return (jnp.stack(both, 2), jnp.stack(known, 2)) if kinds else empty
+    if not kinds:
+        return jnp.zeros((*shape, 0, 2), jnp.uint32), jnp.zeros((*shape, 0), bool)
+    by_kind, has_key = [], []
+    for kind in kinds:
+        key, present = _key(view, kind, name, where)
+        by_kind.append(jnp.broadcast_to(key if key.ndim == 3 else key[:, None], (*shape, 2)))
+        has_key.append(jnp.broadcast_to(present if present.ndim == 2 else present[:, None], shape))
+    return jnp.stack(by_kind, 2), jnp.stack(has_key, 2)
 
 
 def label_sets(view: View, name: str, where: str) -> tuple[Array, Array]:
-    """Unit vectors [B,V,L+1] of the labels that are present, or of "none of them", and where any label is given."""
+    """The sets of present labels as unit vectors [B,V,L+1], and whether any label is given, bool [B,V].
+
+    The last number of a vector stands for "no label is present".
+    """
     label = _field(view, 'label', LABELS, name, where)
-    here = jnp.asarray(label == 1, jnp.float32)
-    here = jnp.concatenate([here, ~here.any(-1, keepdims=True)], axis=-1)
-    here *= jax.lax.rsqrt(here.sum(-1, keepdims=True))
+    sets = jnp.asarray(label == 1, jnp.float32)
+    sets = jnp.concatenate([sets, ~sets.any(-1, keepdims=True)], axis=-1)
+    sets *= jax.lax.rsqrt(sets.sum(-1, keepdims=True))
     return (
-        jnp.broadcast_to(here[:, None], (*view.present.shape, here.shape[-1])),
+        jnp.broadcast_to(sets[:, None], (*view.present.shape, sets.shape[-1])),
         jnp.broadcast_to((label != -2).any(-1)[:, None], view.present.shape),
     )
 
 
 def _key(view: View, kind: str, name: str, where: str) -> tuple[Array, Array]:
-    """uint32 [B,2] or [B,V,2], and where it is known."""
+    """The key of one kind, uint32 [B,2] or [B,V,2], and whether there is one, bool [B] or [B,V]."""
     if kind == 'identity':
         row = view.row.astype(jnp.uint32)
         return jnp.stack([row, jnp.zeros_like(row)], -1), jnp.ones(row.shape, bool)
     if kind == 'label':
         label = _field(view, 'label', kind, name, where)
         value = jnp.where(label == 1, 1, jnp.where(label == -1, 2, 0)).astype(jnp.uint32)
-        # a sum of random numbers modulo 2^32, twice: two different sets meet with probability 2^-62
+        # two sums of random numbers modulo 2^32: the probability that two different sets get one key is 2^-62
         factors = np.random.default_rng(0).integers(2**32, size=(label.shape[-1], 2), dtype=np.uint32)
         return (value[..., None] * factors).sum(-2, dtype=jnp.uint32), (label != -2).any(-1)
     key = _field(view, f'key/{kind}', kind, name, where)
     if key.ndim == 3 and key.shape[1] != view.present.shape[1]:
         raise UserError(
-            f'{where}: key/{kind} of the view {name!r} has {key.shape[1]} keys a row and the view '
-            f'{view.present.shape[1]} elements; a key belongs to a row, [B,2], or to each element, [B,V,2]'
+            f'{where}: key/{kind} of the view {name!r} has {key.shape[1]} keys a row, but the view has '
+            f'{view.present.shape[1]} elements a row; give one key a row, [B,2], or one an element, [B,V,2]'
         )
     return key, (key != 0).any(-1)
 
@@ -111,7 +123,7 @@ def _key(view: View, kind: str, name: str, where: str) -> tuple[Array, Array]:
 def _field(view: View, field: str, kind: str, name: str, where: str) -> Array:
     if field not in view.meta:
         raise UserError(
-            f'{where}: {kind!r} needs the field {field!r} of the view {name!r}, and the batch of its part has none'
+            f'{where}: {kind!r} needs the field {field!r} of the view {name!r}, which its part of the batch lacks'
             f'{suggest(field, view.meta)}'
         )
     return view.meta[field]

@@ -1,11 +1,11 @@
 """Schedules: pure functions of the step.
 
-In a config a schedule is a number, a list of values by step (the last one holds on), or a named rule:
+In a config a schedule is a number, a list of values by step (the last value stays), or a named rule:
 
-    dict(rule='cosine', start=1., end=.01, warmup=500)      # up from warmup_start, then half a cosine from start to end
-    dict(rule='linear', start=.04, end=.07, steps=3_000)    # then end
+    dict(rule='cosine', start=1., end=.01, warmup=500)      # rises in 500 steps, then half a cosine from 1 to .01
+    dict(rule='linear', start=.04, end=.07, steps=3_000)    # a line from .04 to .07 in 3,000 steps, then .07
 
-Rules end at `total_steps` unless they give their own `steps`. All steps count optimiser calls of the run, from 0.
+A rule ends at the run's `total_steps`, or at its own `steps` if it has them. Steps count from 0.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ Schedule = Callable[[Array], Array]
 
 
 def schedule(spec: Any, total_steps: int, where: str) -> Schedule:
-    """The function step -> float32 value that `spec` describes; `where` names the config key in errors."""
+    """The schedule that a config's `spec` describes, step -> float32 value; `where` is the config path in messages."""
     if isinstance(spec, Mapping):
-        rest = dict(spec)
-        rule = rest.pop('rule', None)
+        options = dict(spec)
+        rule = options.pop('rule', None)
         if rule not in RULES:
             raise UserError(f'{where}: there is no rule {rule!r}{suggest(str(rule), RULES)}')
-        for name, value in rest.items():
+        for name, value in options.items():
             if not is_number(value) or (name in STEPS and value < 0):
                 least = ' of at least 0' if name in STEPS else ''
                 raise UserError(f'{where}.{name}={value!r}: must be a number{least}')
-        rest.setdefault('steps', total_steps)
-        return call(RULES[rule], rest, where)
+        options.setdefault('steps', total_steps)
+        return call(RULES[rule], options, where)
     if isinstance(spec, (list, tuple)):
         if not spec:
             raise UserError(f'{where}: a list of values by step needs at least one value')
@@ -49,8 +49,13 @@ def schedule(spec: Any, total_steps: int, where: str) -> Schedule:
 def cosine(
     start: float, end: float, steps: int, warmup: int = 0, warmup_start: float = 0.0, frozen: int = 0
 ) -> Schedule:
-    """0 for `frozen` steps; linear from warmup_start to start (both reached) in `warmup` steps; then, with i of n
-    steps left, end + (start - end) * (1 + cos(pi i / n)) / 2; `end` from `steps` on. DINOv2's own (2304.07193)."""
+    """DINOv2's schedule (arXiv 2304.07193): frozen, a linear warm-up, then half a cosine.
+
+    1. 0 for `frozen` steps.
+    2. A line from `warmup_start` to `start` over `warmup` steps; the first and the last of them have these values.
+    3. end + (start - end) * (1 + cos(pi i / n)) / 2, i of the n steps after the warm-up.
+    4. `end` from step `steps` on.
+    """
 
     def value(step: Array) -> Array:
         t = step.astype(jnp.float32)
@@ -64,12 +69,12 @@ def cosine(
 
 
 def linear(start: float, end: float, steps: int) -> Schedule:
-    """From start at step 0 to end at step `steps` - 1, then end."""
+    """A line from `start` at step 0 to `end` at step `steps` - 1, then `end`."""
     return lambda step: _line(step.astype(jnp.float32), start, end, steps).astype(jnp.float32)
 
 
 def _line(t: Array, start: float, end: float, steps: int) -> Array:
-    """numpy.linspace(start, end, steps)[t], held at its last value."""
+    """numpy.linspace(start, end, steps)[t]; its last value from then on."""
     return start + (end - start) * jnp.clip(t / max(steps - 1, 1), 0.0, 1.0)
 
 

@@ -65,36 +65,46 @@ def intervals(
     leave this draw out, and `undefined` counts it. In the mean over labels the label then has its plain value, so the
     mean is over the same labels in every draw.
     """
-    known = policy.known(labels).T
-
-    def each_label(weights: np.ndarray) -> dict[str, np.ndarray]:  # [R,n] -> {metric: [L,R]}
-        values = [
-            _label_metrics(scores[k, j], labels[k, j], {name: t[j] for name, t in thresholds.items()}, weights[:, k])
-            for j, k in enumerate(known)
-        ]
-        return {metric: np.stack([value[metric] for value in values]) for metric in values[0]}
-
-    plain = {metric: value[:, 0] for metric, value in each_label(np.ones((1, len(labels)))).items()}
-    chunks = [each_label(weights) for weights in bootstrap.weights()]
+    plain = {
+        metric: value[:, 0]
+        for metric, value in _metrics_by_label(scores, labels, thresholds, np.ones((1, len(labels)))).items()
+    }
+    chunks = [_metrics_by_label(scores, labels, thresholds, weights) for weights in bootstrap.weights()]
     results: Results = {}
     for metric, value in plain.items():
         drawn = np.concatenate([chunk[metric] for chunk in chunks], 1)  # [L,R]
-        undefined = np.isnan(drawn)
-        low, high = np.percentile(np.where(undefined, value[:, None], drawn).mean(0), TAILS)
+        low, high = np.percentile(np.where(np.isnan(drawn), value[:, None], drawn).mean(0), TAILS)
         rows = {'mean': dict(value=float(value.mean()), low=float(low), high=float(high), labels=len(names))}
         for j, name in enumerate(names):
-            defined = drawn[j][~undefined[j]]
-            low, high = np.percentile(defined, TAILS).tolist() if len(defined) else (None, None)
-            rows[name] = dict(
-                value=float(value[j]),
-                low=low,
-                high=high,
-                positives=int((labels[:, j] == 1).sum()),
-                negatives=int((labels[:, j] == 0).sum()),
-                undefined=int(undefined[j].sum()),
-            )
+            rows[name] = _label_interval(value[j], drawn[j], labels[:, j])
         results[metric] = rows
     return results
+
+
+def _metrics_by_label(
+    scores: np.ndarray, labels: np.ndarray, thresholds: dict[str, np.ndarray], weights: np.ndarray
+) -> dict[str, np.ndarray]:
+    """{metric: [L,R]}: all metrics of all labels, for R draws with weights [R,n]."""
+    values = [
+        _label_metrics(scores[k, j], labels[k, j], {name: t[j] for name, t in thresholds.items()}, weights[:, k])
+        for j, k in enumerate(policy.known(labels).T)
+    ]
+    return {metric: np.stack([value[metric] for value in values]) for metric in values[0]}
+
+
+def _label_interval(value: float, drawn: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """The result of one metric of one label: its value, its interval over the draws [R], and the counts."""
+    undefined = np.isnan(drawn)
+    defined = drawn[~undefined]
+    low, high = np.percentile(defined, TAILS).tolist() if len(defined) else (None, None)
+    return dict(
+        value=float(value),
+        low=low,
+        high=high,
+        positives=int((labels == 1).sum()),
+        negatives=int((labels == 0).sum()),
+        undefined=int(undefined.sum()),
+    )
 
 
 def _label_metrics(

@@ -17,10 +17,11 @@ layerwise .9 of the whole tower times lr_scale .2 of its own rule. For frozen_un
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -31,18 +32,40 @@ from jax import Array
 
 from medjax.errors import UserError
 from medjax.objectives import schedules
+from medjax.objectives.schedules import Schedule
 from medjax.plugins import call
 from medjax.types import Metrics, Tree, is_number
 
 NO_DECAY = ('*/bias', '*/scale', '*/gamma?')  # of biases, norms and LayerScale
 
 
-class Optimizer(NamedTuple):
-    """Pure functions over trees of parameters."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class Optimizer:
+    """AdamW with a learning rate, weight decay and clipping of its own for every parameter."""
 
-    init: Callable[[Tree], Tree]  # params -> moments and the count of updates that were made
-    update: Callable[[Tree, Tree, Tree, Array], tuple[Tree, Tree, Metrics]]
-    """(grads, opt, params, step) -> params, opt, {'grad_norm/<clip group>', 'lr', 'weight_decay'}"""
+    lr: float
+    schedule: Schedule  # step -> factor of lr
+    weight_decay: Schedule
+    adam: optax.GradientTransformation
+    clip: float | None
+    groups: Tree  # like the parameters: the Group of each
+
+    def init(self, params: Tree) -> Tree:
+        """The moments, and the number of updates so far."""
+        return self.adam.init(params)
+
+    def update(self, grads: Tree, opt: Tree, params: Tree, step: Array) -> tuple[Tree, Tree, Metrics]:
+        """New params and opt, and the metrics 'grad_norm/<clip group>', 'lr', 'weight_decay'."""
+        grads, norms = clip_by_group(grads, self.groups, self.clip)
+        directions, opt = self.adam.update(grads, opt)
+        rate, decay = self.lr * self.schedule(step), self.weight_decay(step)
+
+        def move(p: Array, d: Array, group: Group) -> Array:
+            thawed = (step >= group.frozen_until).astype(jnp.float32)
+            return p - rate * group.lr_scale * thawed * (d + decay * group.wd_scale * p)
+
+        params = jax.tree.map(move, params, directions, self.groups)
+        return params, opt, {**norms, 'lr': rate, 'weight_decay': decay}
 
 
 class Rule(NamedTuple):
@@ -95,24 +118,14 @@ def optimizer(
         raise UserError(f'optim.lr={lr!r}: must be a number of at least 0')
     if clip is not None and not (is_number(clip) and clip > 0):
         raise UserError(f'optim.clip={clip!r}: must be a number above 0, or None for no clipping')
-    table = parameter_groups(params, groups, no_decay)
-    schedule_at = schedules.schedule(schedule, total_steps, 'optim.schedule')
-    decay_at = schedules.schedule(weight_decay, total_steps, 'optim.weight_decay')
-    adam = optax.scale_by_adam(b1, b2, eps)
-
-    def update(grads: Tree, opt: Tree, params: Tree, step: Array) -> tuple[Tree, Tree, Metrics]:
-        grads, norms = clip_by_group(grads, table, clip)
-        directions, opt = adam.update(grads, opt)
-        rate, decay = lr * schedule_at(step), decay_at(step)
-
-        def move(p: Array, d: Array, group: Group) -> Array:
-            thawed = (step >= group.frozen_until).astype(jnp.float32)
-            return p - rate * group.lr_scale * thawed * (d + decay * group.wd_scale * p)
-
-        params = jax.tree.map(move, params, directions, table)
-        return params, opt, {**norms, 'lr': rate, 'weight_decay': decay}
-
-    return Optimizer(adam.init, update)
+    return Optimizer(
+        lr,
+        schedules.schedule(schedule, total_steps, 'optim.schedule'),
+        schedules.schedule(weight_decay, total_steps, 'optim.weight_decay'),
+        optax.scale_by_adam(b1, b2, eps),
+        clip,
+        parameter_groups(params, groups, no_decay),
+    )
 
 
 def clip_by_group(grads: Tree, table: Tree, bound: float | None) -> tuple[Tree, Metrics]:

@@ -15,6 +15,8 @@ The result is plain data, ready for JSON. It holds numbers of records within the
 from __future__ import annotations
 
 import collections
+import dataclasses
+import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -170,6 +172,29 @@ def _first_records(split: Split, kind: str) -> tuple[np.ndarray, np.ndarray]:
     return keys, first % len(split)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Images:
+    """The images of several splits under one numbering."""
+
+    splits: Sequence[NamedSplit]
+    searched: Sequence[int]  # the splits whose images are numbered, as positions in `splits`
+
+    @functools.cached_property
+    def starts(self) -> np.ndarray:
+        """The number of the first image of each searched split, and at the end the number of all images."""
+        return np.cumsum([0, *(len(self.splits[n].split) for n in self.searched)])
+
+    def place(self, i: int) -> tuple[int, int]:
+        """The position of the split in `splits`, and the record in this split, of image i."""
+        k = int(np.searchsorted(self.starts, i, 'right')) - 1
+        return self.searched[k], i - int(self.starts[k])
+
+    def open(self, i: int) -> np.ndarray:
+        """The pixels of image i."""
+        n, record = self.place(i)
+        return self.splits[n].split.image(record)
+
+
 def _near_matches(splits: Sequence[NamedSplit]) -> tuple[list[Match], list[str]]:
     """Near-duplicates within and between all splits, and notes about what was not searched.
 
@@ -182,37 +207,28 @@ def _near_matches(splits: Sequence[NamedSplit]) -> tuple[list[Match], list[str]]
         notes.append('near-duplicates were not searched among phantom images: their patients are known without it')
     if not searched:
         return [], notes
-    starts = np.cumsum([0, *(len(splits[n].split) for n in searched)])  # images of all splits have one numbering
+    images = _Images(splits, searched)
     found = near_duplicates.candidates(np.concatenate([splits[n].split.column('thumb') for n in searched]))
     if not found.exhaustive:
         notes.append('with over 100,000 images, the search for near-duplicates is approximate: it may miss some crops')
 
-    def place(i: int) -> tuple[int, int]:
-        """The split and the record of image i."""
-        k = int(np.searchsorted(starts, i, 'right')) - 1
-        return searched[k], i - int(starts[k])
-
-    def image(i: int) -> np.ndarray:
-        n, record = place(i)
-        return splits[n].split.image(record)
-
-    similarities = near_duplicates.pixel_similarities(found.first, found.second, image)
+    similarities = near_duplicates.pixel_similarities(found.first, found.second, images.open)
     confirmed = similarities >= near_duplicates.SAME_PICTURE
     first, second = found.first[confirmed], found.second[confirmed]
-    cluster = near_duplicates.clusters(first, second, starts[-1])
+    cluster = near_duplicates.clusters(first, second, images.starts[-1])
     similarity = dict(zip(zip(first.tolist(), second.tolist()), similarities[confirmed].tolist(), strict=True))
     pixels = np.concatenate([splits[n].split.keys('pixels') for n in searched])
     expanded = {
         (min(i, j), max(i, j))
-        for i, j in _expand_clusters(cluster, [place(i)[0] for i in range(len(cluster))], similarity)
+        for i, j in _expand_clusters(cluster, [images.place(i)[0] for i in range(len(cluster))], similarity)
         if pixels[i] != pixels[j]  # equal pixels are a kind of their own
     }
     new = np.array(sorted(expanded - similarity.keys()), np.int64).reshape(-1, 2)
-    new_similarities = near_duplicates.pixel_similarities(new[:, 0], new[:, 1], image)
+    new_similarities = near_duplicates.pixel_similarities(new[:, 0], new[:, 1], images.open)
     similarity |= zip(map(tuple, new.tolist()), new_similarities.tolist(), strict=True)
     matches = []
     for i, j in expanded:
-        (a, x), (b, y) = sorted([place(i), place(j)], key=lambda p: (RANK[splits[p[0]].split.name], *p))
+        (a, x), (b, y) = sorted([images.place(i), images.place(j)], key=lambda p: (RANK[splits[p[0]].split.name], *p))
         matches.append(Match(a, x, b, y, round(similarity[i, j], 4)))
     return sorted(matches), notes
 

@@ -27,6 +27,8 @@ Licence (recalled): PhysioNet Credentialed Health Data 1.5.0.
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import pathlib
 import re
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -48,6 +50,31 @@ class Film(NamedTuple):
     labels: list[int]
     cells: dict[str, str]  # the cells in which all lines of the image agree
     file: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Release:
+    """The usable images, in the order of the entries."""
+
+    root: pathlib.Path
+    films: list[Film]
+
+    def label(self, i: int) -> list[int]:
+        """The code of each label of image i."""
+        return self.films[i].labels
+
+    def load(self, i: int) -> Example:
+        """Reads image i. Raises Unreadable."""
+        cells = self.films[i].cells
+        view, scanner = cells.get('ViewPosition', ''), cells.get('Manufacturer', '')
+        attributes = coding.filled(
+            age=_age(cells.get('PatientAge', '')),
+            sex=coding.sex(cells.get('PatientSex', '')),
+            view=view,
+            scanner=f'manufacturer {scanner}' if re.fullmatch(r'\d+(\.0)?', scanner) else None,
+        )
+        data = folders.read_bytes(folders.inside(self.root, self.films[i].file))
+        return Example(data, coding.role(view), attributes=attributes)
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -76,22 +103,11 @@ def source(folder: str, size: int | None = None) -> Source:
     pictures = max(sum(name.endswith(suffix) for name in stamps) for suffix in ('.png', '.dcm'))
     notes = folders.usage_notes(root, path.name, LAYOUT, len(images) + len(unusable), len(films), pictures)
 
-    def load(i: int) -> Example:
-        cells = films[i].cells
-        view, scanner = cells.get('ViewPosition', ''), cells.get('Manufacturer', '')
-        attributes = coding.filled(
-            age=_age(cells.get('PatientAge', '')),
-            sex=coding.sex(cells.get('PatientSex', '')),
-            view=view,
-            scanner=f'manufacturer {scanner}' if re.fullmatch(r'\d+(\.0)?', scanner) else None,
-        )
-        data = folders.read_bytes(folders.inside(root, films[i].file))
-        return Example(data, coding.role(view), attributes=attributes)
-
+    release = Release(root, films)
     return Source(
         name='brax', version='1', namespace='brax', labels=tuple(map(coding.label_name, CHEXPERT_LABELS)),
-        license=LICENSE, size=size, entries=[film.entry for film in films], label=lambda i: films[i].labels, load=load,
-        dropped=dropped, notes=notes,
+        license=LICENSE, size=size, entries=[film.entry for film in films], label=release.label,
+        load=release.load, dropped=dropped, notes=notes,
     )  # fmt: skip
 
 

@@ -25,6 +25,7 @@ Licence (recalled): CANDID-PTX data use agreement.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import pathlib
 import re
 from typing import NamedTuple
@@ -52,6 +53,31 @@ class Film(NamedTuple):
     labels: list[int]
     lines: list[Line]
     file: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Release:
+    """The usable images, in the order of the entries."""
+
+    root: pathlib.Path
+    films: list[Film]
+
+    def label(self, i: int) -> list[int]:
+        """The code of each label of image i."""
+        return self.films[i].labels
+
+    def load(self, i: int) -> Example:
+        """Reads image i, its mask and its report. Raises Unreadable."""
+        film = self.films[i]
+        data, mask, note = folders.read_bytes(folders.inside(self.root, film.file)), None, ''
+        try:
+            if film.labels[0] != BLANK:
+                mask = rle.mask([line.cells['EncodedPixels'] for line in film.lines], dicom.shape(data))
+        except Unreadable as error:
+            note = f'the mask is left out: {error}'
+        attributes = dicom.attributes(data) | {'language': 'en'}
+        role = coding.role(str(attributes.get('view', '')))
+        return Example(data, role, _sections(film.lines), attributes, mask, note=note)
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -88,24 +114,12 @@ def source(folder: str, size: int | None = None) -> Source:
         count = len(images) + len(unusable)
         raise UserError(f'{root}: none of the {count} images of {table.path.name} is there; give {LAYOUT}')
 
-    def load(i: int) -> Example:
-        film = films[i]
-        data, mask, note = folders.read_bytes(folders.inside(root, film.file)), None, ''
-        try:
-            if film.labels[0] != BLANK:
-                mask = rle.mask([line.cells['EncodedPixels'] for line in film.lines], dicom.shape(data))
-        except Unreadable as error:
-            note = f'the mask is left out: {error}'
-        attributes = dicom.attributes(data) | {'language': 'en'}
-        role = coding.role(str(attributes.get('view', '')))
-        return Example(data, role, _sections(film.lines), attributes, mask, note=note)
-
     notes = _notes(table, positives)
     notes += folders.unlisted_notes(stamps, {image.file for image in images}, table.path.name)
+    release = Release(root, films)
     return Source(
         name='candid_ptx', version='1', namespace='candid_ptx', labels=LABELS, license=LICENSE, size=size,
-        entries=[film.entry for film in films], label=lambda i: films[i].labels, load=load, dropped=dropped,
-        notes=notes,
+        entries=[film.entry for film in films], label=release.label, load=release.load, dropped=dropped, notes=notes,
     )  # fmt: skip
 
 

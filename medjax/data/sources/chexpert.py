@@ -34,6 +34,7 @@ Licence (recalled): Stanford University School of Medicine research use agreemen
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import pathlib
 import re
@@ -79,6 +80,29 @@ class Listed(NamedTuple):
     fields: dict[str, str]  # plane, view, sex, age, sections, …
 
 
+@dataclasses.dataclass(frozen=True)
+class Release:
+    """The usable images, in the order of the entries."""
+
+    root: pathlib.Path
+    films: list[Film]
+
+    def label(self, i: int) -> list[int]:
+        """The code of each label of image i."""
+        return self.films[i].labels
+
+    def load(self, i: int) -> Example:
+        """Reads image i and its report. Raises Unreadable."""
+        fields = self.films[i].fields
+        attributes = coding.filled(
+            age=coding.age(fields.get('age', '')) or None,  # 0 is unknown: all others are 18 or more
+            sex=coding.sex(fields.get('sex', '')),
+            **{name: fields.get(name) for name in ('view', 'race', 'ethnicity', 'insurance', 'label_source')},
+        )
+        data = folders.read_bytes(folders.inside(self.root, self.films[i].file))
+        return Example(data, coding.role(fields.get('plane', '')), text=_sections(fields), attributes=attributes)
+
+
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Adds DIR and --size."""
     folders.add_arguments(parser, LAYOUT)
@@ -104,36 +128,14 @@ def source(folder: str, size: int | None = None, split: str = 'official') -> Sou
     if is_official and (more := len(images) - before):
         notes.append(f'{more:,} images are in CheXpert Plus alone, so they are not in the list chexpert/official')
     list_name = published_splits.list_name('chexpert/official', notes) if is_official else ''
-
-    films: list[Film] = []
-    for image, listed in images.items():
-        if image[:-4] not in files:
-            dropped.append(Drop(image, listed.where, 'there is no such file'))
-            continue
-        if split != 'drawn' and not listed.split:
-            dropped.append(Drop(image, listed.where, 'its split is neither train, valid nor test'))
-            continue
-        _, patient, study, _ = image.split('/')
-        path = files[image[:-4]]
-        image_split = None if split == 'drawn' else listed.split
-        entry = Entry(image, patient, f'{patient}/{study}', image_split, listed.where, stamp=stamps[path])
-        films.append(Film(entry, coding.combine_lines(listed.labels), listed.fields, path))
+    films, unusable = _films(images, files, stamps, split)
     notes += folders.usage_notes(root, 'its table', LAYOUT, len(images), len(films), len(stamps))
 
-    def load(i: int) -> Example:
-        fields = films[i].fields
-        attributes = coding.filled(
-            age=coding.age(fields.get('age', '')) or None,  # 0 is unknown: all others are 18 or more
-            sex=coding.sex(fields.get('sex', '')),
-            **{name: fields.get(name) for name in ('view', 'race', 'ethnicity', 'insurance', 'label_source')},
-        )
-        data = folders.read_bytes(folders.inside(root, films[i].file))
-        return Example(data, coding.role(fields.get('plane', '')), text=_sections(fields), attributes=attributes)
-
+    release = Release(root, films)
     return Source(
         name='chexpert', version='1', namespace='chexpert', labels=tuple(map(coding.label_name, CHEXPERT_LABELS)),
-        license=LICENSE, size=size, entries=[film.entry for film in films], label=lambda i: films[i].labels, load=load,
-        dropped=dropped, notes=notes, splits=list_name,
+        license=LICENSE, size=size, entries=[film.entry for film in films], label=release.label,
+        load=release.load, dropped=[*dropped, *unusable], notes=notes, splits=list_name,
     )  # fmt: skip
 
 
@@ -231,6 +233,29 @@ def _differences(images: Mapping[str, Listed]) -> list[str]:
         if split_list := [(image, str(listed.split)) for image, listed in images.items() if listed.split in splits]:
             sentences += published_splits.differences(name, split_list)
     return sentences
+
+
+def _films(
+    images: Mapping[str, Listed], files: Mapping[str, str], stamps: Mapping[str, str], split: str
+) -> tuple[list[Film], list[Drop]]:
+    """The images that have a file and, unless `split` is 'drawn', a split; and a drop for each other image.
+
+    files: image without its suffix -> its file. stamps: file -> stamp.
+    """
+    films, dropped = [], []
+    for image, listed in images.items():
+        if image[:-4] not in files:
+            dropped.append(Drop(image, listed.where, 'there is no such file'))
+            continue
+        if split != 'drawn' and not listed.split:
+            dropped.append(Drop(image, listed.where, 'its split is neither train, valid nor test'))
+            continue
+        _, patient, study, _ = image.split('/')
+        path = files[image[:-4]]
+        image_split = None if split == 'drawn' else listed.split
+        entry = Entry(image, patient, f'{patient}/{study}', image_split, listed.where, stamp=stamps[path])
+        films.append(Film(entry, coding.combine_lines(listed.labels), listed.fields, path))
+    return films, dropped
 
 
 def _sections(fields: Mapping[str, str]) -> dict[str, str]:

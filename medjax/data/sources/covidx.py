@@ -28,9 +28,10 @@ Licence (recalled): it differs by source.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import pathlib
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from medjax.data.releases import coding, folders, published_splits, tables
@@ -66,6 +67,33 @@ class Line(NamedTuple):
     source: str  # in lower case; '' in the oldest lists
 
 
+class Film(NamedTuple):
+    """A film that a list names and whose file is there."""
+
+    entry: Entry
+    labels: list[int]
+    site: str
+    file: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Release:
+    """The usable films, in the order of the entries."""
+
+    root: pathlib.Path
+    films: list[Film]
+
+    def label(self, i: int) -> list[int]:
+        """The code of each label of film i."""
+        return self.films[i].labels
+
+    def load(self, i: int) -> Example:
+        """Reads film i. Raises Unreadable."""
+        film = self.films[i]
+        data = folders.read_bytes(folders.inside(self.root, film.file))
+        return Example(data, attributes=coding.filled(site=film.site))
+
+
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Adds DIR and --size."""
     folders.add_arguments(parser, LAYOUT)
@@ -84,43 +112,22 @@ def source(folder: str, size: int | None = None, split: str = 'given') -> Source
     paths_of: defaultdict[str, list[str]] = defaultdict(list)  # file name -> where files of this name lie
     for path in stamps:
         paths_of[path.rsplit('/', 1)[-1]].append(path)
-    origins = nih_origins(root)
-    entries: list[Entry] = []
-    labels: dict[str, list[int]] = {}
-    path_of: dict[str, str] = {}
-    for line in lines:
-        if line.file in labels and line.split == split_of[line.file]:  # list 1 repeats lines
-            labels[line.file] = coding.combine_lines([labels[line.file], CLASSES[line.category]])
-            continue
-        try:
-            if line.split != split_of[line.file]:
-                raise Unreadable(f'the film is in {split_of[line.file]} too')
-            path_of[line.file] = _path(root, paths_of[line.file], line)
-        except Unreadable as error:
-            dropped.append(Drop(line.file, line.where, str(error)))
-            continue
-        labels[line.file] = list(CLASSES[line.category])
-        entries.append(_entry(line, origins, folders.stamp(root / path_of[line.file])))
-    if not entries:
+    films, unusable = _films(root, lines, split_of, paths_of)
+    dropped += unusable
+    if not films:
         raise UserError(f'{root}: none of the {len(split_of)} films of the lists is there; give {LAYOUT}')
+    entries = [film.entry for film in films.values()]
     if split != 'drawn':
         entries, apart = published_splits.keep_patients_apart(entries)
         dropped += apart
-    sources = {line.file: line.source for line in lines}
-
-    def load(i: int) -> Example:
-        file = entries[i].image
-        data = folders.read_bytes(folders.inside(root, path_of[file]))
-        return Example(data, attributes=coding.filled(site=_site(sources[file])))
-
     listed = {path for file in split_of for path in paths_of[file]}
     notes += [_classes_by_source(lines), *folders.unlisted_notes(stamps, listed, 'the lists')]
     if rsna := sum(entry.origin is not None for entry in entries):
         notes.append(f'{rsna} films are from the RSNA challenge, which took them from NIH ChestX-ray14')
+    release = Release(root, [films[entry.image] for entry in entries])
     return Source(
         name='covidx', version='1', namespace='covidx', labels=LABELS, license=LICENSE, size=size,
-        entries=entries, label=lambda i: labels[entries[i].image], load=load, dropped=dropped, notes=notes,
-        splits=list_name,
+        entries=entries, label=release.label, load=release.load, dropped=dropped, notes=notes, splits=list_name,
     )  # fmt: skip
 
 
@@ -161,6 +168,35 @@ def _lines(lists: dict[str, pathlib.Path]) -> tuple[list[Line], list[Drop]]:
                 continue
             lines.append(Line(where, split, ' '.join(patient), file, category, words[-1].lower() if has_source else ''))
     return lines, dropped
+
+
+def _films(
+    root: pathlib.Path, lines: list[Line], split_of: Mapping[str, str], paths_of: Mapping[str, list[str]]
+) -> tuple[dict[str, Film], list[Drop]]:
+    """File name -> film, and a drop for each line whose film cannot be used.
+
+    split_of: file name -> split of its first line. paths_of: file name -> where files of this name lie.
+    """
+    origins = nih_origins(root)
+    sites = {line.file: _site(line.source) for line in lines}
+    films: dict[str, Film] = {}
+    dropped: list[Drop] = []
+    for line in lines:
+        codes = list(CLASSES[line.category])
+        film = films.get(line.file)
+        if film and line.split == split_of[line.file]:  # list 1 repeats lines
+            films[line.file] = film._replace(labels=coding.combine_lines([film.labels, codes]))
+            continue
+        try:
+            if line.split != split_of[line.file]:
+                raise Unreadable(f'the film is in {split_of[line.file]} too')
+            path = _path(root, paths_of.get(line.file, []), line)
+        except Unreadable as error:
+            dropped.append(Drop(line.file, line.where, str(error)))
+            continue
+        entry = _entry(line, origins, folders.stamp(root / path))
+        films[line.file] = Film(entry, codes, sites[line.file], path)
+    return films, dropped
 
 
 def _path(root: pathlib.Path, paths: Sequence[str], line: Line) -> str:

@@ -26,6 +26,7 @@ Licence: CC BY 4.0; dermamnist CC BY-NC 4.0.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
 import pathlib
 import re
@@ -141,6 +142,41 @@ SETS = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class Release:
+    """The pictures of a file, in the order of the entries: its images, or the slices of its volumes."""
+
+    name: str  # of the set
+    pictures: dict[str, np.ndarray]  # split -> [n,H,W] or [n,H,W,3]
+    labels: dict[str, np.ndarray]  # split -> int8 [count,L]; without the splits that have no labels
+    counts: dict[str, int]  # split -> number of images or volumes
+    depths: dict[str, int]  # split -> pictures of a volume; 1 for images
+    places: list[tuple[str, int]]  # split and position of each picture
+
+    def entry(self, i: int, stamp: str) -> Entry:
+        """The entry of picture i. `stamp` is that of the file."""
+        split, k = self.places[i]
+        number, z = divmod(k, self.depths[split])
+        image = _image_id(self.name, split, number, self.counts[split])
+        where = f'{split}_images[{number}]'
+        if not self.name.endswith('3d'):
+            return Entry(image, None, f'image/{image}', split, where, stamp=stamp)
+        volume = f'volume/{image}'
+        return Entry(f'{image} slice {z}', volume, volume, split, f'{where} slice {z}', stamp=stamp)
+
+    def label(self, i: int) -> Sequence[int]:
+        """The code of each label of picture i."""
+        split, k = self.places[i]
+        if split not in self.labels:
+            return [BLANK] * len(SETS[self.name].labels)
+        return self.labels[split][k // self.depths[split]].tolist()
+
+    def load(self, i: int) -> Example:
+        """Picture i."""
+        split, k = self.places[i]
+        return Example(np.ascontiguousarray(self.pictures[split][k]))
+
+
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Adds FILE."""
     parser.add_argument('file', metavar='FILE', help=LAYOUT)
@@ -150,52 +186,43 @@ def source(file: str, split: str = 'official') -> Source:
     """The source of a file. UserError if its name is not a set's name, or if its arrays do not fit the set."""
     path = pathlib.Path(file).expanduser()
     name = _set_name(path)
-    names = SETS[name].labels
+    release = _release(path, name)
+    list_name, notes = _comparison(path, name, release.counts)
+    stamp = folders.stamp(path)
+    patients = 'each image counts as one'
+    if name.endswith('3d'):
+        patients = 'each volume counts as a patient, so that its slices stay together'
+    return Source(
+        name=path.stem, version='1', namespace=name, labels=SETS[name].labels,
+        license='CC BY-NC 4.0' if name == 'dermamnist' else 'CC BY 4.0',
+        entries=[release.entry(i, stamp) for i in range(len(release.places))], label=release.label, load=release.load,
+        notes=[*notes, f'the file names no patients: {patients}', *filter(None, [NOTES.get(name)])],
+        splits=list_name,
+    )  # fmt: skip
+
+
+def _release(path: pathlib.Path, name: str) -> Release:
+    """The pictures of a file. UserError if its arrays do not fit the set `name`."""
     is_volume = name.endswith('3d')
     arrays = npz.arrays(path)
     images = {split: arrays[f'{split}_images'] for split in SPLIT_NAMES if f'{split}_images' in arrays}
-    labels = {split: _labels(arrays[f'{split}_labels'], names) for split in images if f'{split}_labels' in arrays}
-    slices: dict[str, np.ndarray] = {}  # split -> pictures [n*D,H,W] of its volumes, or its images as they are
+    labels = {
+        split: _labels(arrays[f'{split}_labels'], SETS[name].labels) for split in images if f'{split}_labels' in arrays
+    }
+    pictures = {}
     for split, stack in images.items():
         if is_volume != (stack.ndim == 4 and stack.shape[3] > 3):
             raise UserError(
                 f'{path}: {split}_images has shape {stack.shape}, which does not fit {name}; is the file name right?'
             )
-        slices[split] = stack.reshape(-1, *stack.shape[2:]) if is_volume else stack
-        npz.check(path, split, slices[split], None)
+        pictures[split] = stack.reshape(-1, *stack.shape[2:]) if is_volume else stack
+        npz.check(path, split, pictures[split], None)
         if split in labels and len(labels[split]) != len(stack):
             raise UserError(f'{path}: {len(stack)} {split}_images but {len(labels[split])} {split}_labels')
-    depth = {split: stack.shape[1] if is_volume else 1 for split, stack in images.items()}
-    places = [(split, k) for split, pictures in slices.items() for k in range(len(pictures))]
-    ids = {split: _id_format(name, split, len(stack)) for split, stack in images.items()}
-    list_name, notes = _comparison(path, name, {split: len(stack) for split, stack in images.items()})
-    stamp = folders.stamp(path)
-
-    def entry(split: str, k: int) -> Entry:
-        i, z = divmod(k, depth[split])
-        image, where = ids[split].format(i), f'{split}_images[{i}]'
-        if not is_volume:
-            return Entry(image, None, f'image/{image}', split, where, stamp=stamp)
-        volume = f'volume/{image}'
-        return Entry(f'{image} slice {z}', volume, volume, split, f'{where} slice {z}', stamp=stamp)
-
-    def label(n: int) -> Sequence[int]:
-        split, k = places[n]
-        return labels[split][k // depth[split]].tolist() if split in labels else [BLANK] * len(names)
-
-    def load(n: int) -> Example:
-        split, k = places[n]
-        return Example(np.ascontiguousarray(slices[split][k]))
-
-    patients = (
-        'each volume counts as a patient, so that its slices stay together' if is_volume else 'each image counts as one'
-    )
-    return Source(
-        name=path.stem, version='1', namespace=name, labels=names, entries=[entry(*place) for place in places],
-        license='CC BY-NC 4.0' if name == 'dermamnist' else 'CC BY 4.0', label=label, load=load,
-        notes=[*notes, f'the file names no patients: {patients}', *filter(None, [NOTES.get(name)])],
-        splits=list_name,
-    )  # fmt: skip
+    counts = {split: len(stack) for split, stack in images.items()}
+    depths = {split: stack.shape[1] if is_volume else 1 for split, stack in images.items()}
+    places = [(split, k) for split, stack in pictures.items() for k in range(len(stack))]
+    return Release(name, pictures, labels, counts, depths, places)
 
 
 def _set_name(path: pathlib.Path) -> str:
@@ -224,10 +251,10 @@ def _labels(labels: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
     return (labels == np.arange(len(names)) if has_class_numbers else labels).astype(np.int8)
 
 
-def _id_format(name: str, split: str, count: int) -> str:
-    """The format of an image's id: 'train/{}', in a trimmed file 'train/{} of 99'."""
+def _image_id(name: str, split: str, number: int, count: int) -> str:
+    """The id of image `number` of a split: 'train/17', in a trimmed file of 99 images 'train/17 of 99'."""
     published = published_splits.LISTS[f'medmnist/{name}'].images[split]
-    return f'{split}/{{}}' if count == published else f'{split}/{{}} of {count}'
+    return f'{split}/{number}' if count == published else f'{split}/{number} of {count}'
 
 
 def _comparison(path: pathlib.Path, name: str, counts: dict[str, int]) -> tuple[str, list[str]]:

@@ -28,12 +28,15 @@ Licence (recalled): PhysioNet Credentialed Health Data 1.5.0.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import pathlib
 from collections import Counter
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from medjax.data.releases import coding, folders, published_splits, tables
 from medjax.data.releases.coding import CHEXPERT_LABELS
+from medjax.data.releases.tables import Table
 from medjax.data.text import language, sections
 from medjax.data.types import BLANK, Drop, Entry, Example, Source, Unreadable
 from medjax.errors import UserError
@@ -60,6 +63,27 @@ class Film(NamedTuple):
     report: str  # the path of the report, which may be missing
 
 
+@dataclasses.dataclass(frozen=True)
+class Release:
+    """The usable images, in the order of the entries."""
+
+    root: pathlib.Path
+    report_root: pathlib.Path | None  # the folder of the reports; None: there are no reports
+    films: list[Film]
+
+    def label(self, i: int) -> list[int]:
+        """The code of each label of image i."""
+        return self.films[i].labels
+
+    def load(self, i: int) -> Example:
+        """Reads image i and its report. Raises Unreadable."""
+        film = self.films[i]
+        text, note = _report(self.report_root, film.report) if self.report_root else ({}, '')
+        attributes = coding.filled(view=film.view, label_source=film.label_source)
+        data = folders.read_bytes(folders.inside(self.root, film.file))
+        return Example(data, coding.role(film.view), text=text, attributes=attributes, note=note)
+
+
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Adds DIR, --size, --labeler and --reports."""
     folders.add_arguments(parser, LAYOUT)
@@ -84,49 +108,23 @@ def source(
     labels_of = _all_labels(root, labeler, dropped)
     files = folders.files(root, '.jpg', '.txt')
     pictures = sum(name.endswith('.jpg') for name in files)
-    report_root = pathlib.Path(reports).expanduser().resolve() if reports else root
-    if reports and not (report_root / 'files').is_dir():
-        raise UserError(f'--reports {reports}: files/ is missing; give the folder that holds files/p10/p10000032/…')
-    report_stamps = folders.files(report_root, '.txt') if reports else files
+    report_root, report_stamps = root, files
+    if reports:
+        report_root = _report_folder(reports)
+        report_stamps = folders.files(report_root, '.txt')
     has_reports = bool(reports) or len(files) > pictures
-
-    films: list[Film] = []
-    first: dict[str, int] = {}  # image -> its first line
-    for line in table.lines:
-        image, subject, number = (line.cells[name] for name in ('dicom_id', 'subject_id', 'study_id'))
-        study = f'files/p{subject[:2]}/p{subject}/s{number}'
-        path = f'{study}/{image}.jpg'
-        try:
-            if image in first:
-                raise Unreadable(f'repeats the image of line {first[image]}')
-            first[image] = line.number
-            if path not in files:
-                raise Unreadable('there is no such file')
-            if split_of and image not in split_of:
-                raise Unreadable('the table of splits does not name it')
-        except Unreadable as error:
-            dropped.append(Drop(image, table.where(line), str(error)))
-            continue
-        stamp = f'{files[path]} {report_stamps.get(study + ".txt", "")}'.strip()
-        entry = Entry(image, subject, f'{subject}/{number}', split_of.get(image), table.where(line), stamp=stamp)
-        labels, label_source = labels_of.get(number, ([BLANK] * len(CHEXPERT_LABELS), ''))
-        films.append(Film(entry, labels, label_source, line.cells['ViewPosition'], path, f'{study}.txt'))
-    notes += folders.usage_notes(root, table.path.name, LAYOUT, len(first), len(films), pictures)
+    films, unusable = _films(table, files, report_stamps, split_of, labels_of)
+    named = len(table.by('dicom_id'))
+    notes += folders.usage_notes(root, table.path.name, LAYOUT, named, len(films), pictures)
     notes += _label_notes(films)
     if not has_reports:
         notes.append('no reports: they come with MIMIC-CXR, not with MIMIC-CXR-JPG; --reports DIR says where they are')
 
-    def load(i: int) -> Example:
-        film = films[i]
-        text, note = _report(report_root, film.report) if has_reports else ({}, '')
-        attributes = coding.filled(view=film.view, label_source=film.label_source)
-        data = folders.read_bytes(folders.inside(root, film.file))
-        return Example(data, coding.role(film.view), text=text, attributes=attributes, note=note)
-
+    release = Release(root, report_root if has_reports else None, films)
     return Source(
         name='mimic_cxr', version='1', namespace='mimic_cxr', labels=tuple(map(coding.label_name, CHEXPERT_LABELS)),
-        license=LICENSE, size=size, entries=[film.entry for film in films], label=lambda i: films[i].labels, load=load,
-        dropped=dropped, notes=notes, splits=list_name,
+        license=LICENSE, size=size, entries=[film.entry for film in films], label=release.label,
+        load=release.load, dropped=[*dropped, *unusable], notes=notes, splits=list_name,
     )  # fmt: skip
 
 
@@ -135,6 +133,49 @@ def _table(root: pathlib.Path, name: str) -> pathlib.Path:
     paths = [root / f'mimic-cxr-2.0.0-{name}.csv{end}' for end in ('.gz', '')]
     folders.release_folder(str(root), '|'.join(path.name for path in paths), layout=LAYOUT)
     return next(path for path in paths if path.exists())
+
+
+def _report_folder(reports: str) -> pathlib.Path:
+    """The folder that --reports names. UserError if it does not hold files/."""
+    folder = pathlib.Path(reports).expanduser().resolve()
+    if not (folder / 'files').is_dir():
+        raise UserError(f'--reports {reports}: files/ is missing; give the folder that holds files/p10/p10000032/…')
+    return folder
+
+
+def _films(
+    table: Table,
+    stamps: Mapping[str, str],
+    report_stamps: Mapping[str, str],
+    split_of: Mapping[str, str],
+    labels_of: Labels,
+) -> tuple[list[Film], list[Drop]]:
+    """The images that have a file and, unless `split_of` is empty, a split; and a drop for each other line.
+
+    stamps, report_stamps: path of an image or a report -> stamp. split_of: image -> split.
+    """
+    films, dropped = [], []
+    first: dict[str, int] = {}  # image -> number of its first line
+    for line in table.lines:
+        image, subject, number = (line.cells[name] for name in ('dicom_id', 'subject_id', 'study_id'))
+        study = f'files/p{subject[:2]}/p{subject}/s{number}'
+        path = f'{study}/{image}.jpg'
+        try:
+            if image in first:
+                raise Unreadable(f'repeats the image of line {first[image]}')
+            first[image] = line.number
+            if path not in stamps:
+                raise Unreadable('there is no such file')
+            if split_of and image not in split_of:
+                raise Unreadable('the table of splits does not name it')
+        except Unreadable as error:
+            dropped.append(Drop(image, table.where(line), str(error)))
+            continue
+        stamp = f'{stamps[path]} {report_stamps.get(study + ".txt", "")}'.strip()
+        entry = Entry(image, subject, f'{subject}/{number}', split_of.get(image), table.where(line), stamp=stamp)
+        labels, label_source = labels_of.get(number, ([BLANK] * len(CHEXPERT_LABELS), ''))
+        films.append(Film(entry, labels, label_source, line.cells['ViewPosition'], path, f'{study}.txt'))
+    return films, dropped
 
 
 def _splits(root: pathlib.Path, split: str, dropped: list[Drop]) -> tuple[dict[str, str], list[str]]:

@@ -27,8 +27,10 @@ Licence: CC BY-NC-ND 4.0.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import pathlib
 import re
+from collections.abc import Mapping
 from typing import NamedTuple
 from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
@@ -89,6 +91,27 @@ class Film(NamedTuple):
     file: str
 
 
+@dataclasses.dataclass(frozen=True)
+class Release:
+    """The usable films, in the order of the entries."""
+
+    root: pathlib.Path
+    films: list[Film]
+    views: dict[str, str]  # short id of a film -> 'Frontal' or 'Lateral'
+
+    def label(self, i: int) -> list[int]:
+        """The code of each label of film i."""
+        return self.films[i].report.labels
+
+    def load(self, i: int) -> Example:
+        """Reads film i. Raises Unreadable."""
+        film = self.films[i]
+        data = folders.read_bytes(folders.inside(self.root, film.file))
+        view = self.views.get(_short_id(film.entry.image), '')
+        attributes = coding.filled(view=view, license=LICENSE, language='en')
+        return Example(data, coding.role(view), film.report.text, attributes)
+
+
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Adds DIR and --size."""
     folders.add_arguments(parser, LAYOUT)
@@ -100,8 +123,28 @@ def source(folder: str, size: int | None = None) -> Source:
     reports, pictures = folders.paths(root, '.xml'), folders.paths(root, '.png')
     if not reports:
         raise UserError(f'{root}: no .xml report is there; give {LAYOUT}')
-    files = {file.stem: name for name, file in pictures.items()}
     views = _views(root)
+    films, dropped, without_film = _films(root, reports, pictures)
+    if not films:
+        raise UserError(f'{root}: no report has a .png film in the folder; give {LAYOUT}')
+    notes = [f'{without_film} report{"s have" if without_film > 1 else " has"} no film'] if without_film else []
+    notes += folders.unlisted_notes(pictures, {film.file for film in films}, 'the reports')
+    notes += [] if views else [f'no views are known: put {PROJECTIONS} of the Kaggle copy into DIR to have them']
+    release = Release(root, films, views)
+    return Source(
+        name='openi', version='1', namespace='openi', labels=tuple(FINDINGS), license=LICENSE, size=size,
+        entries=[film.entry for film in films], label=release.label, load=release.load, dropped=dropped, notes=notes,
+    )  # fmt: skip
+
+
+def _films(
+    root: pathlib.Path, reports: Mapping[str, pathlib.Path], pictures: Mapping[str, pathlib.Path]
+) -> tuple[list[Film], list[Drop], int]:
+    """The films of all reports, drops for what cannot be used, and the number of reports without a film.
+
+    reports, pictures: path in the folder -> full path.
+    """
+    files = {file.stem: name for name, file in pictures.items()}
     films: dict[str, Film] = {}
     dropped: list[Drop] = []
     without_film = 0
@@ -124,24 +167,7 @@ def source(folder: str, size: int | None = None) -> Source:
             stamp = folders.stamp(file, reports[name])
             entry = Entry(image, report.patient, report.patient, None, where, stamp=stamp)
             films[image] = Film(entry, report, files[image])
-    if not films:
-        raise UserError(f'{root}: no report has a .png film in the folder; give {LAYOUT}')
-    entries = [film.entry for film in films.values()]
-
-    def load(i: int) -> Example:
-        film = films[entries[i].image]
-        data = folders.read_bytes(folders.inside(root, film.file))
-        view = views.get(_short_id(film.entry.image), '')
-        attributes = coding.filled(view=view, license=LICENSE, language='en')
-        return Example(data, coding.role(view), film.report.text, attributes)
-
-    notes = [f'{without_film} report{"s have" if without_film > 1 else " has"} no film'] if without_film else []
-    notes += folders.unlisted_notes(pictures, {film.file for film in films.values()}, 'the reports')
-    notes += [] if views else [f'no views are known: put {PROJECTIONS} of the Kaggle copy into DIR to have them']
-    return Source(
-        name='openi', version='1', namespace='openi', labels=tuple(FINDINGS), license=LICENSE, entries=entries,
-        label=lambda i: films[entries[i].image].report.labels, load=load, dropped=dropped, notes=notes, size=size,
-    )  # fmt: skip
+    return list(films.values()), dropped, without_film
 
 
 def _report(data: bytes) -> tuple[Report, list[str]]:

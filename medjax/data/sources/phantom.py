@@ -9,10 +9,39 @@ Licence: CC0-1.0.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 
 from medjax.data import phantom
 from medjax.data.types import Entry, Example, Source
 from medjax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Release:
+    """The images of the phantom for one choice of settings."""
+
+    settings: phantom.Settings
+
+    def entry(self, i: int) -> Entry:
+        """The entry of image i."""
+        identity = phantom.identity(i, self.settings.seed)
+        return Entry(identity.image, identity.patient, identity.study, split=None, where=f'record {i}')
+
+    def label(self, i: int) -> list[int]:
+        """The code of each label of image i."""
+        labels = phantom.labels(i, self.settings)
+        return [labels[name] for name in phantom.LABELS]
+
+    def load(self, i: int) -> Example:
+        """Renders image i with its mask, text and attributes."""
+        image = phantom.record(i, self.settings)
+        return Example(
+            image=image.image,
+            role=image.identity.role,
+            text=image.text,
+            attributes=image.attributes,
+            mask=image.mask,
+        )
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,34 +90,15 @@ def source(
     """The source of the first `records` images of the phantom."""
     if records < 1:
         raise UserError(f'--records {records}: at least one image is needed')
-    settings = phantom.check(phantom.Settings(seed, size, label_noise, shortcut, healthy, bits))
-
-    def entry(i: int) -> Entry:
-        identity = phantom.identity(i, seed)
-        return Entry(identity.image, identity.patient, identity.study, split=None, where=f'record {i}')
-
-    def label(i: int) -> list[int]:
-        labels = phantom.labels(i, settings)
-        return [labels[name] for name in phantom.LABELS]
-
-    def load(i: int) -> Example:
-        image = phantom.record(i, settings)
-        return Example(
-            image=image.image,
-            role=image.identity.role,
-            text=image.text,
-            attributes=image.attributes,
-            mask=image.mask,
-        )
-
+    release = Release(phantom.check(phantom.Settings(seed, size, label_noise, shortcut, healthy, bits)))
     return Source(
         name='phantom',
         version=f'{phantom.VERSION} seed={seed} label_noise={label_noise} shortcut={shortcut} healthy={healthy}',
         namespace=f'phantom-{seed}',  # another seed: other patients; another size: the same patients
         labels=phantom.LABELS,
         license='CC0-1.0',
-        entries=[entry(i) for i in range(records)],
-        label=label,
-        load=load,
+        entries=[release.entry(i) for i in range(records)],
+        label=release.label,
+        load=release.load,
         key=phantom.KEY,
     )

@@ -26,6 +26,7 @@ Licence (recalled): Kaggle competition rules.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
 import pathlib
 import re
@@ -58,6 +59,31 @@ class Film(NamedTuple):
     file: str
 
 
+@dataclasses.dataclass(frozen=True)
+class Release:
+    """The usable images, in the order of the entries."""
+
+    root: pathlib.Path
+    films: list[Film]
+
+    def label(self, i: int) -> list[int]:
+        """The code of each label of image i."""
+        return self.films[i].labels
+
+    def load(self, i: int) -> Example:
+        """Reads image i and draws its mask. Raises Unreadable."""
+        film = self.films[i]
+        data, mask, note = folders.read_bytes(folders.inside(self.root, film.file)), None, ''
+        try:
+            if film.labels[0] in (0, 1):
+                mask = _boxes(film.lines, dicom.shape(data))
+        except Unreadable as error:
+            note = f'the mask is left out: {error}'
+        attributes = dicom.attributes(data)
+        role = coding.role(str(attributes.get('view', '')))
+        return Example(data, role, attributes=attributes, mask=mask, note=note)
+
+
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Adds DIR and --size."""
     folders.add_arguments(parser, LAYOUT)
@@ -79,18 +105,8 @@ def source(folder: str, size: int | None = None, split: str = 'given') -> Source
         for image, path in files.items()
         if 'stage_2_test_images' in path.split('/') and image not in in_table
     ]
-    dropped = [*table.dropped, *unusable]
-    films: dict[str, Film] = {}
-    for image, path, where, lines in images:
-        if split_of and image not in split_of:
-            dropped.append(Drop(image, where, 'not in the lists of the split benchx'))
-            continue
-        labels, problem = _labels(lines, classes.get(image, []))
-        if problem:
-            dropped.append(Drop(image, where, problem, 'detail'))
-        origin = origins.get(image)
-        entry = Entry(image, None, f'image/{image}', split_of.get(image), where, origin, stamps[path])
-        films[image] = Film(entry, labels, lines, path)
+    films, problems = _films(images, stamps, classes, origins, split_of)
+    dropped = [*table.dropped, *unusable, *problems]
     if not films:
         raise UserError(f'{root}: none of the {table_images} images of {table.path.name} is there; give {LAYOUT}')
     entries = [film.entry for film in films.values()]
@@ -102,23 +118,10 @@ def source(folder: str, size: int | None = None, split: str = 'given') -> Source
         notes += differences
         entries, apart = published_splits.keep_patients_apart(entries)
         dropped += apart
-
-    def load(i: int) -> Example:
-        film = films[entries[i].image]
-        data, mask, note = folders.read_bytes(folders.inside(root, film.file)), None, ''
-        try:
-            if film.labels[0] in (0, 1):
-                mask = _boxes(film.lines, dicom.shape(data))
-        except Unreadable as error:
-            note = f'the mask is left out: {error}'
-        attributes = dicom.attributes(data)
-        role = coding.role(str(attributes.get('view', '')))
-        return Example(data, role, attributes=attributes, mask=mask, note=note)
-
+    release = Release(root, [films[entry.image] for entry in entries])
     return Source(
         name='rsna_pneumonia', version='1', namespace='rsna_pneumonia', labels=LABELS, license=LICENSE, size=size,
-        entries=entries, label=lambda i: films[entries[i].image].labels, load=load, dropped=dropped, notes=notes,
-        splits=list_name,
+        entries=entries, label=release.label, load=release.load, dropped=dropped, notes=notes, splits=list_name,
     )  # fmt: skip
 
 
@@ -137,6 +140,32 @@ def nih_origins(root: pathlib.Path) -> dict[str, Origin]:
     if not origins:
         raise UserError(f'{path} has no subset_img_id with an img_id like 00000013_005.png; copy it again or remove it')
     return origins
+
+
+def _films(
+    images: list[ImageLines],
+    stamps: Mapping[str, str],
+    classes: Mapping[str, list[str]],
+    origins: Mapping[str, Origin],
+    split_of: Mapping[str, str],
+) -> tuple[dict[str, Film], list[Drop]]:
+    """Image -> film, and drops for images without a split and for invalid cells. stamps: file -> stamp.
+
+    classes, origins, split_of: image -> its classes, its NIH image and its split. `split_of` may be empty.
+    """
+    films: dict[str, Film] = {}
+    dropped: list[Drop] = []
+    for image, path, where, lines in images:
+        if split_of and image not in split_of:
+            dropped.append(Drop(image, where, 'not in the lists of the split benchx'))
+            continue
+        labels, problem = _labels(lines, classes.get(image, []))
+        if problem:
+            dropped.append(Drop(image, where, problem, 'detail'))
+        origin = origins.get(image)
+        entry = Entry(image, None, f'image/{image}', split_of.get(image), where, origin, stamps[path])
+        films[image] = Film(entry, labels, lines, path)
+    return films, dropped
 
 
 def _classes(root: pathlib.Path) -> Mapping[str, list[str]]:

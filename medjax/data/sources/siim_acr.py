@@ -24,6 +24,7 @@ Licence (recalled): Kaggle competition rules, non-commercial.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import pathlib
 from typing import NamedTuple
 
@@ -43,6 +44,31 @@ class Film(NamedTuple):
     label: int
     runs: list[str]  # the column EncodedPixels of each line
     file: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Release:
+    """The usable images, in the order of the entries."""
+
+    root: pathlib.Path
+    films: list[Film]
+
+    def label(self, i: int) -> list[int]:
+        """The code of the label of image i, in a list."""
+        return [self.films[i].label]
+
+    def load(self, i: int) -> Example:
+        """Reads image i and its mask. Raises Unreadable."""
+        film = self.films[i]
+        data, mask, note = folders.read_bytes(folders.inside(self.root, film.file)), None, ''
+        try:
+            if film.label != BLANK:
+                mask = rle.mask(film.runs, dicom.shape(data))
+        except Unreadable as error:
+            note = f'the mask is left out: {error}'
+        attributes = dicom.attributes(data)
+        role = coding.role(str(attributes.get('view', '')))
+        return Example(data, role, attributes=attributes, mask=mask, note=note)
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,26 +97,15 @@ def source(folder: str, size: int | None = None) -> Source:
     if not films:
         raise UserError(f'{root}: none of the {len(unusable)} images of train-rle.csv is there; give {LAYOUT}')
 
-    def load(i: int) -> Example:
-        film = films[i]
-        data, mask, note = folders.read_bytes(folders.inside(root, film.file)), None, ''
-        try:
-            if film.label != BLANK:
-                mask = rle.mask(film.runs, dicom.shape(data))
-        except Unreadable as error:
-            note = f'the mask is left out: {error}'
-        attributes = dicom.attributes(data)
-        role = coding.role(str(attributes.get('view', '')))
-        return Example(data, role, attributes=attributes, mask=mask, note=note)
-
     notes = [
         'the films are from NIH ChestX-ray14, but nobody published which image is which: do not test on SIIM-ACR after '
         'training on NIH',
         'no patients are named: where splits are drawn, near-duplicates stay together; people may still be in two',
         *folders.unlisted_notes(stamps, {film.file for film in films}, 'train-rle.csv'),
     ]
+    release = Release(root, films)
     return Source(
         name='siim_acr', version='1', namespace='siim_acr', labels=('pneumothorax',), license=LICENSE,
-        entries=[film.entry for film in films], label=lambda i: [films[i].label], load=load, dropped=dropped,
+        entries=[film.entry for film in films], label=release.label, load=release.load, dropped=dropped,
         notes=notes, size=size,
     )  # fmt: skip

@@ -27,9 +27,11 @@ Licence (recalled): NLM, open with attribution.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import pathlib
 import re
+from typing import NamedTuple
 
 import numpy as np
 
@@ -45,6 +47,46 @@ NAME = re.compile(r'(CHNCXR|MCUCXR)_(\d+)_([01])')
 PER_YEAR = dict(y=1, m=12, d=365.25)  # years, months and days in a year
 
 
+class Film(NamedTuple):
+    """A film whose name is valid, with the paths of its other files."""
+
+    entry: Entry
+    file: str
+    reading: str  # may be missing
+    masks: list[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Release:
+    """The usable films, in the order of the entries."""
+
+    root: pathlib.Path
+    films: list[Film]
+
+    def label(self, i: int) -> list[int]:
+        """The code of the label of film i, in a list: the last digit of the film's name."""
+        return [int(self.films[i].entry.image[-1])]
+
+    def load(self, i: int) -> Example:
+        """Reads film i, its reading and its mask. Raises Unreadable."""
+        film = self.films[i]
+        data = folders.read_bytes(folders.inside(self.root, film.file))
+        text: dict[str, str] = {}
+        attributes: dict[str, str | float] = {}
+        notes: list[str] = []
+        try:
+            text, attributes = reading(folders.read_bytes(folders.inside(self.root, film.reading)))
+        except Unreadable as error:
+            notes.append(f'the reading is left out: {error}')
+        mask = None
+        try:
+            mask = _joined(self.root, film.masks)
+        except Unreadable as error:
+            notes.append(f'the mask is left out: {error}')
+        attributes = coding.filled(site=_site(film.entry.image), view='PA', **attributes)
+        return Example(_grey(data), 'frontal', text, attributes, mask, note='; '.join(notes))
+
+
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Adds DIR and --size."""
     folders.add_arguments(parser, LAYOUT)
@@ -55,57 +97,50 @@ def source(folder: str, size: int | None = None) -> Source:
     root = folders.release_folder(folder, layout=LAYOUT)
     pictures, readings = folders.paths(root, '.png'), folders.paths(root, '.txt')
     texts = {file.stem: name for name, file in readings.items() if file.parent.name == 'ClinicalReadings'}
-    films = {name: file for name, file in pictures.items() if file.parent.name == 'CXR_png' or file.parent == root}
+    candidates = {name: file for name, file in pictures.items() if file.parent.name == 'CXR_png' or file.parent == root}
     masks = _masks(pictures)
-    entries, dropped = [], []
-    path_of: dict[str, str] = {}  # image -> its file
-    for number, (path, file) in enumerate(films.items(), 1):
-        where = f'film {number} of {len(films)}'  # the file name is the patient's id, so it is not shown
+    films: dict[str, Film] = {}
+    dropped: list[Drop] = []
+    for number, (path, file) in enumerate(candidates.items(), 1):
+        where = f'film {number} of {len(candidates)}'  # the file name is the patient's id, so it is not shown
         try:
             if not (match := NAME.fullmatch(file.stem)):
                 raise Unreadable('the name is not CHNCXR_ or MCUCXR_, a number, _0 or _1')
-            if file.stem in path_of:
+            if file.stem in films:
                 raise Unreadable('a film of this name is there twice')
             folders.inside(root, path)
         except Unreadable as error:
             dropped.append(Drop(file.stem, where, str(error)))
             continue
-        path_of[file.stem] = path
         patient = f'{match[1]}_{match[2]}'
         others = [pictures[mask] for mask in masks.get(file.stem, [])]
         others += [readings[texts[file.stem]]] if file.stem in texts else []
-        entries.append(Entry(file.stem, patient, patient, None, where, stamp=folders.stamp(file, *others)))
-    if not entries:
+        entry = Entry(file.stem, patient, patient, None, where, stamp=folders.stamp(file, *others))
+        text = texts.get(file.stem, f'{file.stem}.txt')
+        films[file.stem] = Film(entry, path, text, masks.get(file.stem, []))
+    if not films:
         raise UserError(
             f'{root}: no film named like CHNCXR_0001_0.png or MCUCXR_0001_0.png is in CXR_png; give {LAYOUT}'
         )
-
-    def load(i: int) -> Example:
-        image = entries[i].image
-        data = folders.read_bytes(folders.inside(root, path_of[image]))
-        text: dict[str, str] = {}
-        attributes: dict[str, str | float] = {}
-        notes: list[str] = []
-        try:
-            text, attributes = reading(folders.read_bytes(folders.inside(root, texts.get(image, f'{image}.txt'))))
-        except Unreadable as error:
-            notes.append(f'the reading is left out: {error}')
-        mask = None
-        try:
-            mask = _joined(root, masks.get(image, []))
-        except Unreadable as error:
-            notes.append(f'the mask is left out: {error}')
-        attributes = coding.filled(site=SITES[image.split('_')[0]], view='PA', **attributes)
-        return Example(_grey(data), 'frontal', text, attributes, mask, note='; '.join(notes))
-
-    without = sum(entry.image not in masks for entry in entries)
-    notes = [f'{without} films have no lung mask'] if without else []
-    sites = {entry.image.split('_')[0] for entry in entries}
-    notes += [f'{SITES[site]} is not in the folder' for site in SITES if site not in sites]
+    release = Release(root, list(films.values()))
     return Source(
-        name='tb_lung', version='1', namespace='tb_lung', labels=('tuberculosis',), license=LICENSE, entries=entries,
-        label=lambda i: [int(entries[i].image[-1])], load=load, dropped=dropped, notes=notes, size=size,
+        name='tb_lung', version='1', namespace='tb_lung', labels=('tuberculosis',), license=LICENSE, size=size,
+        entries=[film.entry for film in release.films], label=release.label, load=release.load, dropped=dropped,
+        notes=_notes(films),
     )  # fmt: skip
+
+
+def _site(image: str) -> str:
+    """'Shenzhen' for 'CHNCXR_0001_0'."""
+    return SITES[image.split('_')[0]]
+
+
+def _notes(films: dict[str, Film]) -> list[str]:
+    """Notes on films without a mask, and on a set that is not in the folder."""
+    without = sum(not film.masks for film in films.values())
+    notes = [f'{without} films have no lung mask'] if without else []
+    sites = set(map(_site, films))
+    return notes + [f'{site} is not in the folder' for site in SITES.values() if site not in sites]
 
 
 def _grey(data: bytes) -> bytes | np.ndarray:

@@ -23,6 +23,9 @@ Licence (recalled): PhysioNet credentialed 1.5.0.
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import pathlib
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from medjax.data.images import dicom
@@ -46,6 +49,25 @@ class Film(NamedTuple):
     file: str
 
 
+@dataclasses.dataclass(frozen=True)
+class Release:
+    """The usable images, in the order of the entries."""
+
+    root: pathlib.Path
+    films: list[Film]
+    names: tuple[str, ...]  # of the labels, in the order of the tables
+
+    def label(self, i: int) -> list[int]:
+        """The code of each label of image i."""
+        labels = self.films[i].labels
+        return [labels.get(name, BLANK) for name in self.names]
+
+    def load(self, i: int) -> Example:
+        """Reads image i. Raises Unreadable."""
+        data = folders.read_bytes(folders.inside(self.root, self.films[i].file))
+        return Example(data, 'frontal', attributes=dicom.attributes(data))
+
+
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Adds DIR and --size."""
     folders.add_arguments(parser, LAYOUT)
@@ -56,34 +78,19 @@ def source(folder: str, size: int | None = None, split: str = 'official') -> Sou
     root = folders.release_folder(folder, '|'.join(TABLES.values()), layout=LAYOUT)
     benchx = published_splits.read_lists(root, 'benchx', 'from yangzhou12/BenchX') if split == 'benchx' else {}
     stamps = folders.files(root, '.dicom', '.dcm')
+    films: dict[str, Film] = {}
+    table_split: dict[str, str] = {}  # image -> the split of its table
     notes: list[str] = []
     dropped: list[Drop] = []
-    films: dict[str, Film] = {}
-    names: dict[str, None] = {}  # of the labels, in the order of the tables
-    table_split: dict[str, str] = {}  # image -> the split of its table
     for name, path in TABLES.items():
         if not (root / path).is_file():
             notes.append(f'{path} is missing: no {name} image is in the data set')
             continue
         table = tables.read_table(root / path, ['image_id'])
-        present = [file for file in stamps if file.startswith(f'{name}/')]
-        files = {file.removeprefix(f'{name}/').removesuffix('.dicom'): file for file in present}
-        images, unusable = tables.by_image(table, 'image_id', files)
-        dropped += [*table.dropped, *unusable]
-        for image, file, where, lines in images:
-            if image in films:
-                dropped.append(Drop(image, where, 'the image is in both tables'))
-                continue
-            if benchx and image not in benchx:
-                dropped.append(Drop(image, where, 'not in the lists of the split benchx'))
-                continue
-            labels, invalid = _labels(table, image, lines)
-            dropped += invalid
-            names |= dict.fromkeys(labels)
-            entry = Entry(image, None, f'image/{image}', benchx.get(image, name), where, stamp=stamps[file])
-            films[image] = Film(entry, labels, file)
-        notes += folders.unlisted_notes(present, {image.file for image in images}, path)
         table_split |= dict.fromkeys(table.by('image_id'), name)
+        unusable, unlisted = _read_table(table, name, stamps, benchx, films)
+        dropped += unusable
+        notes += unlisted
     if not films:
         raise UserError(f'{root}: none of the images that the tables name is there; give {LAYOUT}')
     list_name = ''
@@ -95,20 +102,38 @@ def source(folder: str, size: int | None = None, split: str = 'official') -> Sou
         'no patients are named: where splits are drawn, near-duplicates stay together; people may still be in two',
         'boxes are left out: a record holds one mask',
     ]
-    entries = [film.entry for film in films.values()]
-
-    def label(i: int) -> list[int]:
-        labels = films[entries[i].image].labels
-        return [labels.get(name, BLANK) for name in names]
-
-    def load(i: int) -> Example:
-        data = folders.read_bytes(folders.inside(root, films[entries[i].image].file))
-        return Example(data, 'frontal', attributes=dicom.attributes(data))
-
+    names = dict.fromkeys(name for film in films.values() for name in film.labels)
+    release = Release(root, list(films.values()), tuple(names))
     return Source(
-        name='vindr_cxr', version='1', namespace='vindr_cxr', labels=tuple(names), license=LICENSE, size=size,
-        entries=entries, label=label, load=load, dropped=dropped, notes=notes, splits=list_name,
+        name='vindr_cxr', version='1', namespace='vindr_cxr', labels=release.names, license=LICENSE, size=size,
+        entries=[film.entry for film in release.films], label=release.label, load=release.load, dropped=dropped,
+        notes=notes, splits=list_name,
     )  # fmt: skip
+
+
+def _read_table(
+    table: Table, split: str, stamps: Mapping[str, str], benchx: Mapping[str, str], films: dict[str, Film]
+) -> tuple[list[Drop], list[str]]:
+    """Adds the images of the table of a split to `films`. Returns drops, and notes on files that it does not list.
+
+    stamps: file -> stamp. benchx: image -> split in the lists of BenchX; {} for other splits.
+    """
+    present = [file for file in stamps if file.startswith(f'{split}/')]
+    files = {file.removeprefix(f'{split}/').removesuffix('.dicom'): file for file in present}
+    images, unusable = tables.by_image(table, 'image_id', files)
+    dropped = [*table.dropped, *unusable]
+    for image, file, where, lines in images:
+        if image in films:
+            dropped.append(Drop(image, where, 'the image is in both tables'))
+            continue
+        if benchx and image not in benchx:
+            dropped.append(Drop(image, where, 'not in the lists of the split benchx'))
+            continue
+        labels, invalid = _labels(table, image, lines)
+        dropped += invalid
+        entry = Entry(image, None, f'image/{image}', benchx.get(image, split), where, stamp=stamps[file])
+        films[image] = Film(entry, labels, file)
+    return dropped, folders.unlisted_notes(present, {image.file for image in images}, TABLES[split])
 
 
 def _labels(table: Table, image: str, lines: list[Line]) -> tuple[dict[str, int], list[Drop]]:

@@ -22,6 +22,7 @@ Names may tell of people, so drops show `shard 3 member 17`: the third line of
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -73,6 +74,41 @@ class Shard(NamedTuple):
     has_end: bool  # a whole tar file ends with a mark
 
 
+@dataclasses.dataclass(frozen=True)
+class Release:
+    """The images of all shards, in the order of the entries."""
+
+    root: pathlib.Path
+    paths: list[str]  # of each shard
+    splits: list[str | None]  # of each shard; None: drawn
+    samples: list[Sample]
+
+    def entries(self) -> Iterator[Entry]:
+        """The entry of each image."""
+        stamps = [folders.stamp(self.root / path) for path in self.paths]
+        for sample in self.samples:
+            image = f'{self.paths[sample.shard]}/{sample.key}'
+            where = f'shard {sample.shard + 1} member {sample.image.number}'
+            stamp = f'{stamps[sample.shard]} {sample.image.start}'
+            yield Entry(image, None, sample.article or image, self.splits[sample.shard], where, stamp=stamp)
+
+    def label(self, i: int) -> tuple[()]:
+        """No label."""
+        return ()
+
+    def load(self, i: int) -> Example:
+        """Reads image i and its caption from its shard. Raises Unreadable."""
+        sample = self.samples[i]
+        path = self.root / self.paths[sample.shard]
+        image = _read(path, sample.image)
+        try:
+            text, note = _caption(path, sample), ''
+        except Unreadable as error:
+            text, note = '', f'the caption is left out: {error}'
+        attributes = coding.filled(license=sample.license)
+        return Example(image, text={'caption': text} if text else {}, attributes=attributes, note=note)
+
+
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Adds DIR, --size and --namespace."""
     folders.add_arguments(parser, LAYOUT)
@@ -100,29 +136,10 @@ def source(folder: str, size: int | None = None, namespace: str | None = None) -
         reasons = Counter(drop.reason for drop in dropped).most_common(1)
         most = f' ({reasons[0][1]} x {reasons[0][0]})' if reasons else ''
         raise UserError(f'{root}: no shard holds a JPEG or PNG{most}')
-
-    def load(i: int) -> Example:
-        sample = samples[i]
-        path = root / paths[sample.shard]
-        image = _read(path, sample.image)
-        try:
-            text, note = _caption(path, sample), ''
-        except Unreadable as error:
-            text, note = '', f'the caption is left out: {error}'
-        attributes = coding.filled(license=sample.license)
-        return Example(image, text={'caption': text} if text else {}, attributes=attributes, note=note)
-
-    stamps = [folders.stamp(root / path) for path in paths]
-
-    def entry(sample: Sample) -> Entry:
-        image = f'{paths[sample.shard]}/{sample.key}'
-        where = f'shard {sample.shard + 1} member {sample.image.number}'
-        stamp = f'{stamps[sample.shard]} {sample.image.start}'
-        return Entry(image, None, sample.article or image, splits[sample.shard], where, stamp=stamp)
-
+    release = Release(root, paths, splits, samples)
     return Source(
         name=root.name, version='1', namespace=namespace or root.name, labels=(), license=LICENSE, size=size,
-        entries=list(map(entry, samples)), label=lambda i: (), load=load, dropped=dropped,
+        entries=list(release.entries()), label=release.label, load=release.load, dropped=dropped,
         notes=_notes(samples, shards),
     )  # fmt: skip
 

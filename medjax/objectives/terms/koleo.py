@@ -21,6 +21,7 @@ from jax import Array
 
 from medjax.errors import UserError
 from medjax.objectives.features import Feature
+from medjax.objectives.numerics import unit
 from medjax.objectives.terms import Term, TermContext, TermInputs, TermOutput
 from medjax.parallel.sharding import everywhere
 
@@ -67,7 +68,7 @@ def nearest_distance(x: Array, others: Array, present: Array) -> Array:
 
     `others` is x again, where the neighbours are looked up.
     """
-    x, others = unit(x), unit(others)
+    x, others = unit(x, EPS), unit(others, EPS)
     fixed, table = jax.lax.stop_gradient((x, others))
     dots = jnp.einsum('...id,...jd->...ij', fixed, table, precision='highest')
     itself = jnp.eye(x.shape[-2], dtype=bool)
@@ -76,8 +77,3 @@ def nearest_distance(x: Array, others: Array, present: Array) -> Array:
     nearest = jnp.argmax(dots, axis=-1)
     neighbour = jnp.take_along_axis(others, nearest[..., None], axis=-2)
     return jnp.sqrt(jnp.sum((x - neighbour + EPS) ** 2, axis=-1))
-
-
-def unit(x: Array) -> Array:
-    """L2-normalised as the original does it, with the norm bounded by 1e-8."""
-    return x / jnp.sqrt(jnp.maximum(jnp.sum(x**2, axis=-1, keepdims=True), EPS**2))

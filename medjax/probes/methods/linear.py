@@ -90,7 +90,7 @@ def _feature_sets(split: SplitFeatures) -> dict[str, np.ndarray]:
 def fit(x: np.ndarray, labels: np.ndarray, penalties: tuple[float, ...], tolerance: float = 1e-5) -> Regressions:
     """Fits the regressions of all penalties and labels to features [n,D] and labels int8 [n,L].
 
-    A label is fitted on the records where it is known. It needs a positive and a negative one.
+    A label is fitted on the records with a known value of it. Each label needs a positive and a negative record.
     """
     mean = x.mean(0, dtype=np.float64).astype(np.float32)
     z = x - mean
@@ -119,6 +119,34 @@ def _principal_axes(z: np.ndarray) -> np.ndarray:
     return np.linalg.eigh(z.T @ z)[1]
 
 
+_Point = tuple[jax.Array, jax.Array]  # weights [r,R,L] and biases [R,L] of all regressions, in the units of `_Loss`
+
+
+class _Loss(NamedTuple):
+    """The loss of all regressions on n records with r features."""
+
+    z: jax.Array  # float32 [n,r]: the features
+    y: jax.Array  # float32 [n,L]: 1 for positives
+    known: jax.Array  # float32 [n,L]: 1 for known labels
+    penalties: jax.Array  # float32 [R]
+    counts: jax.Array  # float32 [L]: number of known labels
+    unit: jax.Array  # float32 [r,R,L]: unit of the weights
+    bias_unit: jax.Array  # float32 [L]: unit of the biases
+
+    def gradient(self, point: _Point) -> _Point:
+        """The gradient at a point, in the same units."""
+        w = point[0] * self.unit
+        logit = (self.z @ w.reshape(len(w), -1)).reshape(-1, *self.unit.shape[1:]) + point[1] * self.bias_unit
+        error = self.known[:, None] * (jax.nn.sigmoid(logit) - self.y[:, None]) / self.counts
+        slope = (self.z.T @ error.reshape(len(self.z), -1)).reshape(self.unit.shape)
+        return self.unit * (slope + self.penalties[:, None] * w), self.bias_unit * error.sum(0)
+
+
+def _dot(a: _Point, b: _Point) -> jax.Array:
+    """[R,L]: the inner product of two points or gradients, for each regression."""
+    return (a[0] * b[0]).sum(0) + a[1] * b[1]
+
+
 @jax.jit
 def _minimise(
     z: jax.Array, y: jax.Array, known: jax.Array, penalties: jax.Array, tolerance: float, limit: int = 1000
@@ -136,30 +164,21 @@ def _minimise(
     prevalence = (y * known).sum(0) / n
     unit = 1 / jnp.sqrt(jnp.mean(z * z, 0)[:, None, None] * share / 4 + penalties[:, None])  # [r,R,L]
     bias_unit = 2 / jnp.sqrt(share)
-    shape = unit.shape
-
-    def gradient(u: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        w = u[0] * unit
-        logit = (z @ w.reshape(len(w), -1)).reshape(-1, *shape[1:]) + u[1] * bias_unit
-        error = known[:, None] * (jax.nn.sigmoid(logit) - y[:, None]) / n
-        slope = (z.T @ error.reshape(len(z), -1)).reshape(shape)
-        return unit * (slope + penalties[:, None] * w), bias_unit * error.sum(0)
-
-    def dot(a: tuple[jax.Array, jax.Array], b: tuple[jax.Array, jax.Array]) -> jax.Array:
-        return (a[0] * b[0]).sum(0) + a[1] * b[1]  # [R,L]
+    loss = _Loss(z, y, known, penalties, n, unit, bias_unit)
 
     def step(carry: Any) -> Any:
         i, u, ahead, momentum, _ = carry
-        g = gradient(ahead)
+        g = loss.gradient(ahead)
         new = jax.tree.map(jnp.subtract, ahead, g)
         moved = jax.tree.map(jnp.subtract, new, u)
-        momentum = jnp.where(dot(g, moved) > 0, 1.0, momentum)  # uphill: restart the momentum of this regression
+        momentum = jnp.where(_dot(g, moved) > 0, 1.0, momentum)  # uphill: restart the momentum of this regression
         following = (1 + jnp.sqrt(1 + 4 * momentum**2)) / 2
         ahead = jax.tree.map(lambda a, m: a + (momentum - 1) / following * m, new, moved)
-        return i + 1, new, ahead, following, jnp.sqrt(dot(g, g))
+        return i + 1, new, ahead, following, jnp.sqrt(_dot(g, g))
 
-    start = jnp.zeros(shape), jnp.tile(jnp.log(prevalence / (1 - prevalence)) / bias_unit, (shape[1], 1))
-    ones = jnp.ones(shape[1:])
+    bias = jnp.log(prevalence / (1 - prevalence)) / bias_unit  # with weights of 0, it predicts the prevalence
+    start = jnp.zeros(unit.shape), jnp.tile(bias, (len(penalties), 1))
+    ones = jnp.ones(unit.shape[1:])
     steps, u, _, _, left = jax.lax.while_loop(
         lambda carry: (carry[0] < limit) & (carry[4].max() > tolerance), step, (0, start, start, ones, ones)
     )
