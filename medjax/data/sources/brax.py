@@ -28,13 +28,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import pathlib
 import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
 from medjax.data.releases import coding, folders, tables
 from medjax.data.releases.coding import CHEXPERT_LABELS
+from medjax.data.releases.films import FilmRelease
 from medjax.data.releases.tables import Line, Table
 from medjax.data.types import Drop, Entry, Example, Source
 
@@ -53,15 +53,10 @@ class Film(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Release:
+class Release(FilmRelease):
     """The usable images, in the order of the entries."""
 
-    root: pathlib.Path
     films: list[Film]
-
-    def label(self, i: int) -> list[int]:
-        """The code of each label of image i."""
-        return self.films[i].labels
 
     def load(self, i: int) -> Example:
         """Reads image i. Raises Unreadable."""

@@ -40,6 +40,7 @@ from collections import Counter
 from typing import NamedTuple
 
 from medjax.data.releases import coding, folders, published_splits, tables
+from medjax.data.releases.films import FilmRelease
 from medjax.data.releases.tables import Table
 from medjax.data.types import BLANK, CONFLICTING, NEGATIVE, POSITIVE, SPLIT_NAMES, Drop, Entry, Example, Source
 from medjax.errors import UserError
@@ -71,15 +72,10 @@ class Film(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Release:
+class Release(FilmRelease):
     """The usable images, in the order of the entries."""
 
-    root: pathlib.Path
     films: list[Film]
-
-    def label(self, i: int) -> list[int]:
-        """The code of each label of image i."""
-        return self.films[i].labels
 
     def load(self, i: int) -> Example:
         """Reads image i. Raises Unreadable."""
