@@ -1,3 +1,3 @@
 """medjax: pretraining of medical image encoders in JAX; every method is a configuration."""
 
-__version__ = '0.1.0'
+__version__ = '0.2.0'

@@ -35,7 +35,7 @@ HELP = f"""medjax {__version__}: pretraining of medical image encoders; every me
 From images to an evaluated encoder, with the embedded data set:
 
     medjax build phantom --records 2000 --out data/phantom
-    medjax train --config configs/demo.py --data data/phantom --workdir runs/demo
+    medjax train --config demo --data data/phantom --workdir runs/demo
     medjax probe --run runs/demo --data data/phantom
     medjax report --run runs/demo
 

@@ -44,9 +44,8 @@ def find(name: str, package: str, where: str, kind: str = 'module', needs: str =
     except ModuleNotFoundError as error:
         if error.name is None or not (target + '.').startswith(error.name + '.'):
             raise  # the module is there; a module that it imports is not
-        raise UserError(
-            f'{where}: there is no {kind} {name!r} (looked for the module {target}){suggest(name, names(package))}'
-        ) from None
+        hint = '' if '.' in name else suggest(name, names(package))
+        raise UserError(f'{where}: there is no {kind} {name!r} (looked for the module {target}){hint}') from None
     if not callable(getattr(module, needs, None)):
         raise UserError(
             f'{where}: the module {target} is no {kind}: it has no function {needs}(){suggest(name, names(package))}'

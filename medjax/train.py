@@ -2,7 +2,7 @@
 
     setup(config, datasets, mesh)    assembles what a run computes with
     initial_state(training, …)       the last checkpoint, or a new state with given weights
-    run(config, datasets, folder)    the loop
+    run(config, datasets, folder)    opens the files of the run and calls loop(), which trains
 
 The same command goes on with a run that was stopped: the position in the data, the random keys and every schedule
 are functions of the step alone. Ctrl-C and SIGTERM end in a saved step; a second Ctrl-C ends at once.
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import signal
@@ -115,48 +116,62 @@ def run(config: Mapping[str, Any], datasets: dict[str, records.DataSet], folder:
     mesh = sharding.make_mesh(**config['mesh'])
     jax.set_mesh(mesh)
     training = setup(config, datasets, mesh)
-    total, images = config['total_steps'], config['batch_size']
+    total, main = config['total_steps'], runtime.is_main()
 
     with contextlib.ExitStack() as at_the_end:
         checkpoints = Checkpoints(folder / 'checkpoints', **config['checkpoint'])
         at_the_end.callback(checkpoints.close)  # waits until the last save is whole
         state = initial_state(training, checkpoints)
-        start = done = int(state.step)
+        start = int(state.step)
         batches = at_the_end.enter_context(contextlib.closing(training.batches(start)))
-        batch = next(batches)
-        flops = step_flops(training.objective, training.step.make_views, state, batch)
+        first = next(batches)
+        flops = step_flops(training.objective, training.step.make_views, state, first)
         claim_folder(folder, config, datasets)  # nothing has refused the config, so the folder becomes this run's
-        main = runtime.is_main()
         writer = metrics.Writer(folder, total, config['log']['every'], start, flops=flops, peak=peak, enabled=main)
         at_the_end.callback(writer.close)
         exporter = Exporter(folder, training.objective, config, configs.fingerprint(config), training.tokenizer, main)
-        train_step = jax.jit(
-            training.step.train_step,
-            donate_argnums=0,
-            out_shardings=(training.shardings, sharding.replicated(mesh)),
-        )
         at_the_end.enter_context(stop_on_interrupt())
-
-        stopped = False
-        while done < total and not stopped:
-            state, numbers = train_step(state, batch)
-            done += 1
-            if done < total:
-                batch = next(batches)
-            if writer.step(done, numbers, images):
-                health.write(folder, health.verdict(writer.history, total))
-            if done % MAX_SKIPPED == 0 or done == total:
-                check_finite(int(state.skipped['in_a_row']), done, start, checkpoints.latest(), folder)
-            if done % config['export']['every'] == 0 or done == total:
-                exporter.write(done, state)
-            stopped = checkpoints.stopping(done)
-            if checkpoints.due(done) or stopped or done == total:
-                checkpoints.save(done, state)
-        if writer.flush(images):  # a log interval that the stop cut short
-            health.write(folder, health.verdict(writer.history, total))
+        done = loop(training, state, itertools.chain([first], batches), checkpoints, writer, exporter)
 
     finish(folder, done, total, writer)
     return 0
+
+
+def loop(
+    training: Training,
+    state: TrainState,
+    batches: Iterator[Batch],
+    checkpoints: Checkpoints,
+    writer: metrics.Writer,
+    exporter: Exporter,
+) -> int:
+    """Runs steps until the last one or until the run is stopped; returns the number of steps that are done."""
+    config, folder = training.config, exporter.folder
+    total, images = config['total_steps'], config['batch_size']
+    train_step = jax.jit(
+        training.step.train_step,
+        donate_argnums=0,
+        out_shardings=(training.shardings, sharding.replicated(training.mesh)),
+    )
+    start = done = int(state.step)
+    batch, stopped = next(batches), False
+    while done < total and not stopped:
+        state, numbers = train_step(state, batch)
+        done += 1
+        if done < total:
+            batch = next(batches)
+        if writer.step(done, numbers, images):
+            health.write(folder, health.verdict(writer.history, total))
+        if done % MAX_SKIPPED == 0 or done == total:
+            check_finite(int(state.skipped['in_a_row']), done, start, checkpoints.latest(), folder)
+        if done % config['export']['every'] == 0 or done == total:
+            exporter.write(done, state)
+        stopped = checkpoints.stopping(done)
+        if checkpoints.due(done) or stopped or done == total:
+            checkpoints.save(done, state)
+    if writer.flush(images):  # a log interval that the stop cut short
+        health.write(folder, health.verdict(writer.history, total))
+    return done
 
 
 # Before and after the loop.
@@ -167,7 +182,7 @@ def check_folder(folder: Path, config: Mapping[str, Any], datasets: Mapping[str,
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f'--workdir {folder}: this folder cannot be made: {error.strerror}') from None
+        raise UserError(f'--workdir {folder}: is no folder, and none can be made there: {error.strerror}') from None
     if not (folder / 'config.json').exists():
         return
     before = configs.load_json(folder / 'config.json')
@@ -219,12 +234,12 @@ def finish(folder: Path, done: int, total: int, writer: metrics.Writer) -> None:
 
 
 def check_finite(skipped: int, done: int, start: int, saved: int | None, folder: Path) -> None:
-    """A UserError after MAX_SKIPPED steps in a row that were skipped, or where this session did no other."""
+    """A UserError after MAX_SKIPPED skipped steps in a row, or if all steps of this session were skipped."""
     if skipped >= min(MAX_SKIPPED, done - start):
         raise UserError(
-            f'{skipped} steps in a row gave numbers that are not finite, the last at step {done:,}; the run stops. Its '
-            f'last checkpoint is of step {saved}. A lower optim.lr, a longer warm-up or optim.clip would help; look at '
-            f'{folder}/metrics.jsonl'
+            f'{skipped} steps in a row gave numbers that are not finite (NaN or infinite), the last at step {done:,}; '
+            f'the run stops. Its last checkpoint is of step {saved}. A lower optim.lr, a longer warm-up or optim.clip '
+            f'would help; look at {folder}/metrics.jsonl'
         )
 
 

@@ -122,10 +122,10 @@ def _probe_encoder(run: pathlib.Path, inputs: ProbeInputs, probes: dict[str, Mod
     return failures
 
 
-def _failed(what: str, error: Exception) -> int:
+def _failed(job: str, error: Exception) -> int:
     """Prints a failure in one line and returns 1, to be counted."""
     reason = str(error) if isinstance(error, UserError) else f'{type(error).__name__}: {error}'
-    print(f'medjax: {what} failed: {reason}', file=sys.stderr, flush=True)
+    print(f'medjax: {job} failed: {reason}', file=sys.stderr, flush=True)
     return 1
 
 

@@ -62,7 +62,7 @@ def sizes(tower: str, size: str, where: str, replace: dict[str, Any]) -> dict[st
 
 
 def check_compute(tower: str, attention: str, remat: str, dtype: str) -> None:
-    """Checks the options of a transformer that change how it computes, and not what."""
+    """Checks the options of a transformer that change time, memory or rounding only."""
     check_choice(tower, 'attention', attention, ('xla', 'cudnn'))
     check_choice(tower, 'remat', remat, REMAT)
     check_choice(tower, 'dtype', dtype, ('float32', 'bfloat16'))

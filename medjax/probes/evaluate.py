@@ -36,7 +36,7 @@ class ProbeInputs:
     encoder: Encoder
     data: DataSet
     cache: pathlib.Path | None  # RUN/cache, where encoded splits are kept
-    policy: Mapping[str, str]  # --policy: which uncertain, blank and conflicting labels count, and as what
+    policy: Mapping[str, str]  # --policy: the value of uncertain, blank and conflicting labels
     prompts: ZeroShot | None  # --prompts
     seed: int
     draws: int  # of the bootstrap

@@ -20,7 +20,7 @@ class Curve(NamedTuple):
 
 
 def curve(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> Curve:
-    """Counts what every metric needs: scores [n], labels 0|1 [n], weights [R,n] (default: one row of ones)."""
+    """The counts that all metrics use: scores [n], labels 0|1 [n], weights [R,n] (default: one row of ones)."""
     weights = np.ones((1, len(scores))) if weights is None else weights
     order = np.argsort(-scores, kind='stable')
     scores, positive, weights = scores[order], labels[order] == 1, weights[:, order].astype(np.float64)

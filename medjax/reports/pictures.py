@@ -127,7 +127,7 @@ def findings(run: Run, encoder: encode.Encoder, data: DataSet, sample: Sample, s
     """Images, and for each finding of the newest zero-shot result a map of its similarity to the patches.
 
     The map is the cosine of each projected patch feature [n,h,w,D] with the vector of the finding's sentences. The head
-    was trained on cls. Whether it means something for single patches is what the maps show.
+    was trained on cls. The maps show whether it is useful for single patches too.
     """
     results = [r for r in run.results if (r.encoder, r.data, r.probe) == (encoder.name, data.name, zero_shot.name)]
     if not results:

@@ -174,7 +174,7 @@ def test_check_names_the_groups_that_meet_the_drop_rate():
         (dict(tower='vit', width=0), 'width=0: must be a whole number of at least 1'),
         (dict(tower='vit', depth=0), 'depth=0: must be'),
         (dict(tower='vit', heads=-2), 'heads=-2: must be'),
-        (dict(tower='vit', native_size=100), r'100 px is no multiple of the patch side 14 px; use 98 or 112'),
+        (dict(tower='vit', native_size=100), r'100 px is no multiple of the patch side 14 px; 98 or 112 would work'),
         (dict(tower='vit', remat='block'), "unknown remat 'block'; did you mean 'blocks'"),
         (dict(tower='vit', drop_path=1.0), 'drop_path is a share'),
         (dict(tower='vit', attention='cudnn'), "attention='xla' runs anywhere"),

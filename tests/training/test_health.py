@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from reference_losses import NET, context, plain_view
+from reference_losses import context, loss_of, plain_view
 
 from medjax.objectives.terms import distill_cls
 from medjax.training import health
@@ -108,8 +108,8 @@ def test_a_collapse_as_the_term_itself_tells_it(used, status):
     logits = 20.0 * np.eye(256, dtype=np.float32)[np.arange(32) % used]
     features = {name: jnp.asarray(np.stack([logits, logits], 1)) for name in (student, teacher)}
     _, aux = term.init(jax.random.key(0))
-    views, step = {'global': plain_view(32, 2)}, jnp.zeros((), jnp.int32)
-    loss, metrics, _ = jax.jit(lambda f: term.loss({}, aux, f, views, {}, NET, None, step))(features)
+    views = {'global': plain_view(32, 2)}
+    loss, metrics, _ = jax.jit(lambda f: loss_of(term, f, views, state=aux))(features)
     assert float(metrics['prototypes']) == pytest.approx(used, rel=1e-3)
     assert float(metrics['prototypes_max']) == 64
     line = {'loss': loss, 'term/cls/loss': loss} | {f'term/cls/{name}': value for name, value in metrics.items()}

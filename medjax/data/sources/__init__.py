@@ -27,6 +27,8 @@ A `Source` holds, among names and notes:
     load(i)     opens or renders image i and returns an `Example`: image, text, mask, attributes. Threads and processes
                 call it at once and in any order, so it must depend on i alone
 
+In most sources of this folder, `label` and `load` are methods of a frozen dataclass, `Release`.
+
 Ids are plain strings, unique within `Source.namespace`. They are never stored: only their keyed hash is.
 
 An image that cannot be used is set aside with a reason, and the build goes on. If no image must be opened to see it,

@@ -27,12 +27,14 @@ Licence (recalled): PhysioNet Credentialed Health Data 1.5.0.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
 from medjax.data.releases import coding, folders, tables
 from medjax.data.releases.coding import CHEXPERT_LABELS
+from medjax.data.releases.films import FilmRelease
 from medjax.data.releases.tables import Line, Table
 from medjax.data.types import Drop, Entry, Example, Source
 
@@ -48,6 +50,26 @@ class Film(NamedTuple):
     labels: list[int]
     cells: dict[str, str]  # the cells in which all lines of the image agree
     file: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Release(FilmRelease):
+    """The usable images, in the order of the entries."""
+
+    films: list[Film]
+
+    def load(self, i: int) -> Example:
+        """Reads image i. Raises Unreadable."""
+        cells = self.films[i].cells
+        view, scanner = cells.get('ViewPosition', ''), cells.get('Manufacturer', '')
+        attributes = coding.filled(
+            age=_age(cells.get('PatientAge', '')),
+            sex=coding.sex(cells.get('PatientSex', '')),
+            view=view,
+            scanner=f'manufacturer {scanner}' if re.fullmatch(r'\d+(\.0)?', scanner) else None,
+        )
+        data = folders.read_bytes(folders.inside(self.root, self.films[i].file))
+        return Example(data, coding.role(view), attributes=attributes)
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -76,22 +98,11 @@ def source(folder: str, size: int | None = None) -> Source:
     pictures = max(sum(name.endswith(suffix) for name in stamps) for suffix in ('.png', '.dcm'))
     notes = folders.usage_notes(root, path.name, LAYOUT, len(images) + len(unusable), len(films), pictures)
 
-    def load(i: int) -> Example:
-        cells = films[i].cells
-        view, scanner = cells.get('ViewPosition', ''), cells.get('Manufacturer', '')
-        attributes = coding.filled(
-            age=_age(cells.get('PatientAge', '')),
-            sex=coding.sex(cells.get('PatientSex', '')),
-            view=view,
-            scanner=f'manufacturer {scanner}' if re.fullmatch(r'\d+(\.0)?', scanner) else None,
-        )
-        data = folders.read_bytes(folders.inside(root, films[i].file))
-        return Example(data, coding.role(view), attributes=attributes)
-
+    release = Release(root, films)
     return Source(
         name='brax', version='1', namespace='brax', labels=tuple(map(coding.label_name, CHEXPERT_LABELS)),
-        license=LICENSE, size=size, entries=[film.entry for film in films], label=lambda i: films[i].labels, load=load,
-        dropped=dropped, notes=notes,
+        license=LICENSE, size=size, entries=[film.entry for film in films], label=release.label,
+        load=release.load, dropped=dropped, notes=notes,
     )  # fmt: skip
 
 

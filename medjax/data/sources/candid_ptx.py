@@ -32,6 +32,7 @@ from typing import NamedTuple
 
 from medjax.data.images import dicom
 from medjax.data.releases import coding, folders, rle, tables
+from medjax.data.releases.films import FilmRelease
 from medjax.data.releases.tables import Line, Table
 from medjax.data.text import language, sections
 from medjax.data.types import BLANK, Drop, Entry, Example, Source, Unreadable
@@ -56,15 +57,10 @@ class Film(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Release:
+class Release(FilmRelease):
     """The usable images, in the order of the entries."""
 
-    root: pathlib.Path
     films: list[Film]
-
-    def label(self, i: int) -> list[int]:
-        """The code of each label of image i."""
-        return self.films[i].labels
 
     def load(self, i: int) -> Example:
         """Reads image i, its mask and its report. Raises Unreadable."""

@@ -43,6 +43,7 @@ from typing import NamedTuple
 
 from medjax.data.releases import coding, folders, published_splits, tables
 from medjax.data.releases.coding import CHEXPERT_LABELS
+from medjax.data.releases.films import FilmRelease
 from medjax.data.types import BLANK, Drop, Entry, Example, Source
 from medjax.errors import UserError
 
@@ -81,15 +82,10 @@ class Listed(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Release:
+class Release(FilmRelease):
     """The usable images, in the order of the entries."""
 
-    root: pathlib.Path
     films: list[Film]
-
-    def label(self, i: int) -> list[int]:
-        """The code of each label of image i."""
-        return self.films[i].labels
 
     def load(self, i: int) -> Example:
         """Reads image i and its report. Raises Unreadable."""

@@ -35,6 +35,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from medjax.data.releases import coding, folders, published_splits, tables
+from medjax.data.releases.films import FilmRelease
 from medjax.data.sources.rsna_pneumonia import nih_origins
 from medjax.data.types import BLANK, SPLIT_NAMES, Drop, Entry, Example, Origin, Source, Unreadable
 from medjax.errors import UserError
@@ -77,15 +78,10 @@ class Film(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Release:
+class Release(FilmRelease):
     """The usable films, in the order of the entries."""
 
-    root: pathlib.Path
     films: list[Film]
-
-    def label(self, i: int) -> list[int]:
-        """The code of each label of film i."""
-        return self.films[i].labels
 
     def load(self, i: int) -> Example:
         """Reads film i. Raises Unreadable."""

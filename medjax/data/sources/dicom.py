@@ -21,6 +21,7 @@ Checked: the headers of pydicom's real files. The fields are those of DICOM PS3.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import multiprocessing
 import os
 import pathlib
@@ -56,6 +57,26 @@ class Picture(NamedTuple):
         return None if NOBODY.fullmatch(self.header.patient) else self.header.patient
 
 
+@dataclasses.dataclass(frozen=True)
+class Release:
+    """The pictures, in the order of the entries."""
+
+    root: pathlib.Path
+    pictures: list[Picture]
+    names: tuple[str, ...]  # of the labels
+    codes: list[list[int] | None]  # of each picture, None if the table has no line for it; [] without a table
+
+    def label(self, i: int) -> list[int]:
+        """The code of each label of picture i."""
+        return (self.codes[i] if self.codes else None) or [BLANK] * len(self.names)
+
+    def load(self, i: int) -> Example:
+        """Reads picture i. Raises Unreadable."""
+        picture = self.pictures[i]
+        data = folders.read_bytes(self.root / picture.path)
+        return Example(data, frame=picture.frame or 0, role=_role(picture.header), attributes=picture.header.attributes)
+
+
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Adds DIR, --size, --labels and --namespace."""
     folders.add_arguments(parser, LAYOUT)
@@ -77,18 +98,11 @@ def source(folder: str, labels: str | None = None, size: int | None = None, name
     if not pictures:
         raise UserError(f'{root}: none of its {len(files)} files is a DICOM file with a picture; give {LAYOUT}')
     names, codes = _labels(pathlib.Path(labels).expanduser(), pictures, notes) if labels else ((), [])
-    blank = [BLANK] * len(names)
-
-    def load(i: int) -> Example:
-        picture = pictures[i]
-        data = folders.read_bytes(root / picture.path)
-        return Example(data, frame=picture.frame or 0, role=_role(picture.header), attributes=picture.header.attributes)
-
+    release = Release(root, pictures, names, codes)
     return Source(
         name=root.name, version='1', namespace=namespace or root.name, labels=names, license=LICENSE, size=size,
-        entries=[_entry(root, picture) for picture in pictures],
-        label=lambda i: (codes[i] if codes else None) or blank,
-        load=load, dropped=[*dropped, *unusable], notes=[*notes, *_notes(pictures)],
+        entries=[_entry(root, picture) for picture in pictures], label=release.label, load=release.load,
+        dropped=[*dropped, *unusable], notes=[*notes, *_notes(pictures)],
     )  # fmt: skip
 
 

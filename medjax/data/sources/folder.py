@@ -19,6 +19,7 @@ and is searched in the path relative to DIR. Without it, a person can be in two 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import pathlib
 import re
 from collections.abc import Callable
@@ -41,6 +42,27 @@ class Picture(NamedTuple):
     classes: tuple[str, ...]  # ('benign', 'adenosis')
     split: str | None
     frame: int | None  # None for a file with one picture
+
+
+@dataclasses.dataclass(frozen=True)
+class Release:
+    """The pictures, in the order of the entries."""
+
+    root: pathlib.Path
+    pictures: list[Picture]
+    classes: list[tuple[str, ...]]  # of all pictures; each one is a label
+
+    def label(self, i: int) -> list[int]:
+        """The code of each label of picture i."""
+        return [_label(self.pictures[i].classes, names) for names in self.classes]
+
+    def load(self, i: int) -> Example:
+        """Reads picture i. Raises Unreadable."""
+        picture = self.pictures[i]
+        data = folders.read_bytes(self.root / picture.path)
+        attributes = dicom.attributes(data) if dicom.looks_like(data) else {}
+        role = coding.role(str(attributes.get('view', '')))
+        return Example(data, role, attributes=attributes, frame=picture.frame or 0)
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -82,18 +104,13 @@ def source(
     ]
     classes = sorted({picture.classes[: n + 1] for picture in pictures for n in range(len(picture.classes))})
 
-    def load(i: int) -> Example:
-        data = folders.read_bytes(root / pictures[i].path)
-        attributes = dicom.attributes(data) if dicom.looks_like(data) else {}
-        role = coding.role(str(attributes.get('view', '')))
-        return Example(data, role, attributes=attributes, frame=pictures[i].frame or 0)
-
     entries = [_entry(root, picture, patient_of) for picture in pictures]
+    release = Release(root, pictures, classes)
     return Source(
         name=root.name, version='1', namespace=namespace or root.name, license=LICENSE, size=size,
         labels=tuple('/'.join(names) for names in classes), entries=entries,
-        label=lambda i: [_label(pictures[i].classes, names) for names in classes], load=load,
-        dropped=dropped, notes=[*notes, *_notes(pictures, entries, patient)],
+        label=release.label, load=release.load, dropped=dropped,
+        notes=[*notes, *_notes(pictures, entries, patient)],
     )  # fmt: skip
 
 

@@ -36,6 +36,7 @@ from typing import NamedTuple
 
 from medjax.data.releases import coding, folders, published_splits, tables
 from medjax.data.releases.coding import CHEXPERT_LABELS
+from medjax.data.releases.films import FilmRelease
 from medjax.data.releases.tables import Table
 from medjax.data.text import language, sections
 from medjax.data.types import BLANK, Drop, Entry, Example, Source, Unreadable
@@ -64,16 +65,11 @@ class Film(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Release:
+class Release(FilmRelease):
     """The usable images, in the order of the entries."""
 
-    root: pathlib.Path
-    report_root: pathlib.Path | None  # the folder of the reports; None: there are no reports
     films: list[Film]
-
-    def label(self, i: int) -> list[int]:
-        """The code of each label of image i."""
-        return self.films[i].labels
+    report_root: pathlib.Path | None  # the folder of the reports; None: there are no reports
 
     def load(self, i: int) -> Example:
         """Reads image i and its report. Raises Unreadable."""
@@ -120,7 +116,7 @@ def source(
     if not has_reports:
         notes.append('no reports: they come with MIMIC-CXR, not with MIMIC-CXR-JPG; --reports DIR says where they are')
 
-    release = Release(root, report_root if has_reports else None, films)
+    release = Release(root, films, report_root if has_reports else None)
     return Source(
         name='mimic_cxr', version='1', namespace='mimic_cxr', labels=tuple(map(coding.label_name, CHEXPERT_LABELS)),
         license=LICENSE, size=size, entries=[film.entry for film in films], label=release.label,

@@ -33,12 +33,14 @@ Licence (recalled): free to use with acknowledgement of the NIH Clinical Center.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
 import pathlib
 from collections import Counter
 from typing import NamedTuple
 
 from medjax.data.releases import coding, folders, published_splits, tables
+from medjax.data.releases.films import FilmRelease
 from medjax.data.releases.tables import Table
 from medjax.data.types import BLANK, CONFLICTING, NEGATIVE, POSITIVE, SPLIT_NAMES, Drop, Entry, Example, Source
 from medjax.errors import UserError
@@ -67,6 +69,21 @@ class Film(NamedTuple):
     labels: list[int]
     cells: dict[str, str]  # the cells in which all lines of the image agree
     file: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Release(FilmRelease):
+    """The usable images, in the order of the entries."""
+
+    films: list[Film]
+
+    def load(self, i: int) -> Example:
+        """Reads image i. Raises Unreadable."""
+        cells = self.films[i].cells
+        view = cells.get('View Position', '')
+        age, sex = coding.age(cells.get('Patient Age', '')), coding.sex(cells.get('Patient Gender', ''))
+        data = folders.read_bytes(folders.inside(self.root, self.films[i].file))
+        return Example(data, coding.role(view), attributes=coding.filled(age=age, sex=sex, view=view))
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -103,16 +120,10 @@ def source(folder: str, size: int | None = None, split: str = 'official', lists:
         films.append(Film(entry, coding.combine_lines(labels), image.shared_cells, image.file))
     notes += folders.usage_notes(root, table.path.name, LAYOUT, len(images) + len(unusable), len(films), len(stamps))
 
-    def load(i: int) -> Example:
-        cells = films[i].cells
-        view = cells.get('View Position', '')
-        age, sex = coding.age(cells.get('Patient Age', '')), coding.sex(cells.get('Patient Gender', ''))
-        data = folders.read_bytes(folders.inside(root, films[i].file))
-        return Example(data, coding.role(view), attributes=coding.filled(age=age, sex=sex, view=view))
-
+    release = Release(root, films)
     return Source(
         name='nih', version='1', namespace='nih', labels=LABELS, license=LICENSE, size=size,
-        entries=[film.entry for film in films], label=lambda i: films[i].labels, load=load, dropped=dropped,
+        entries=[film.entry for film in films], label=release.label, load=release.load, dropped=dropped,
         notes=notes, splits=list_name,
     )  # fmt: skip
 

@@ -11,6 +11,7 @@ Patients: the file names none, so each image counts as a patient of its own.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
 import os
 import pathlib
@@ -31,6 +32,26 @@ IN_MEMORY = 2**30  # bytes; a larger array is mapped from a temporary file
 MOST_OF_MEMORY = 0.8  # share of the memory that the smaller arrays may take together
 
 
+@dataclasses.dataclass(frozen=True)
+class Release:
+    """The images of a file, in the order of the entries."""
+
+    images: dict[str, np.ndarray]  # split -> [n,H,W] or [n,H,W,3]
+    labels: dict[str, np.ndarray]  # split -> int8 [n,L]; without the splits that have no labels
+    places: list[tuple[str, int]]  # split and position of each image
+    label_count: int
+
+    def label(self, i: int) -> Sequence[int]:
+        """The code of each label of image i."""
+        split, k = self.places[i]
+        return self.labels[split][k] if split in self.labels else [BLANK] * self.label_count
+
+    def load(self, i: int) -> Example:
+        """Image i."""
+        split, k = self.places[i]
+        return Example(image=np.ascontiguousarray(self.images[split][k]))
+
+
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Adds FILE."""
     parser.add_argument('file', metavar='FILE', help='an .npz file in the format of MedMNIST')
@@ -47,14 +68,7 @@ def source(file: str) -> Source:
     places = [(split, i) for split, stack in images.items() for i in range(len(stack))]
     count, stamp = next((array.shape[1] for array in labels.values()), 0), folders.stamp(path)
 
-    def label(k: int) -> Sequence[int]:
-        split, i = places[k]
-        return labels[split][i] if split in labels else [BLANK] * count
-
-    def load(k: int) -> Example:
-        split, i = places[k]
-        return Example(image=np.ascontiguousarray(images[split][i]))
-
+    release = Release(images, labels, places, count)
     return Source(
         name=path.stem,
         version='1',
@@ -62,8 +76,8 @@ def source(file: str) -> Source:
         labels=tuple(f'label_{k}' for k in range(count)),
         license='',
         entries=[Entry(f'{s}/{i}', None, f'{s}/{i}', s, f'{s}_images[{i}]', stamp=stamp) for s, i in places],
-        label=label,
-        load=load,
+        label=release.label,
+        load=release.load,
         notes=['the file names no patients: each image counts as a patient of its own'],
     )
 

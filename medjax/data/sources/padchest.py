@@ -30,7 +30,9 @@ Licence (recalled): BIMCV research use agreement, by request.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
+import pathlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -54,6 +56,27 @@ class Film(NamedTuple):
     label_cells: tuple[str, ...]  # the column Labels of each line
     cells: dict[str, str]  # the cells in which all lines of the image agree
     file: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Release:
+    """The usable images, in the order of the entries."""
+
+    root: pathlib.Path
+    films: list[Film]
+    names: tuple[str, ...]  # of the labels
+
+    def label(self, i: int) -> list[int]:
+        """The code of each label of image i."""
+        return coding.combine_lines([_codes(cell, self.names) for cell in self.films[i].label_cells])
+
+    def load(self, i: int) -> Example:
+        """Reads image i and its report. Raises Unreadable."""
+        cells = self.films[i].cells
+        view, report = cells.get('Projection', ''), cells.get('Report', '')
+        role = 'costal' if view == 'COSTAL' else coding.role(view)
+        data = folders.read_bytes(folders.inside(self.root, self.films[i].file))
+        return Example(data, role, text={'report': report} if report else {}, attributes=_attributes(cells))
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -83,18 +106,11 @@ def source(folder: str, size: int | None = None) -> Source:
     if inverse := sum(film.cells.get('PhotometricInterpretation_DICOM') == 'MONOCHROME1' for film in films):
         notes.append(f'{inverse:,} films were MONOCHROME1: look whether their bones are bright (column photometric)')
 
-    def load(i: int) -> Example:
-        cells = films[i].cells
-        view, report = cells.get('Projection', ''), cells.get('Report', '')
-        role = 'costal' if view == 'COSTAL' else coding.role(view)
-        data = folders.read_bytes(folders.inside(root, films[i].file))
-        return Example(data, role, text={'report': report} if report else {}, attributes=_attributes(cells))
-
+    release = Release(root, films, tuple(names))
     return Source(
-        name='padchest', version='1', namespace='padchest', labels=tuple(names), license=LICENSE,
-        size=size, entries=[film.entry for film in films],
-        label=lambda i: coding.combine_lines([_codes(cell, names) for cell in films[i].label_cells]),
-        load=load, dropped=dropped, notes=notes,
+        name='padchest', version='1', namespace='padchest', labels=release.names, license=LICENSE,
+        size=size, entries=[film.entry for film in films], label=release.label, load=release.load, dropped=dropped,
+        notes=notes,
     )  # fmt: skip
 
 

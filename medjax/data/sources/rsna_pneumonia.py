@@ -37,6 +37,7 @@ import numpy as np
 
 from medjax.data.images import dicom
 from medjax.data.releases import coding, folders, published_splits, tables
+from medjax.data.releases.films import FilmRelease
 from medjax.data.releases.tables import ImageLines, Line
 from medjax.data.types import BLANK, Drop, Entry, Example, Origin, Source, Unreadable
 from medjax.errors import UserError
@@ -60,15 +61,10 @@ class Film(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Release:
+class Release(FilmRelease):
     """The usable images, in the order of the entries."""
 
-    root: pathlib.Path
     films: list[Film]
-
-    def label(self, i: int) -> list[int]:
-        """The code of each label of image i."""
-        return self.films[i].labels
 
     def load(self, i: int) -> Example:
         """Reads image i and draws its mask. Raises Unreadable."""

@@ -15,6 +15,7 @@ Patients: the column patient_id. Without it, near-duplicates stay together where
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import pathlib
 import re
@@ -45,6 +46,40 @@ class Picture(NamedTuple):
     frame: int | None  # None for a file with one picture
 
 
+@dataclasses.dataclass(frozen=True)
+class Release:
+    """The pictures, in the order of the entries."""
+
+    root: pathlib.Path
+    pictures: list[Picture]
+    functions: list[Label]  # one for each label
+
+    def label(self, i: int) -> list[int]:
+        """The code of each label of picture i."""
+        cells = self.pictures[i].line.cells
+        return [function(cells) for function in self.functions]
+
+    def load(self, i: int) -> Example:
+        """Reads picture i, its mask and its text. Raises Unreadable."""
+        line, file, frame = self.pictures[i]
+        cells, data = line.cells, folders.read_bytes(file)
+        mask, note = _mask(self.root, cells.get('mask', '')) if frame is None else (None, '')
+        if frame is not None and cells.get('mask'):
+            note = 'the mask is left out: the table does not say which of the frames it belongs to'
+        age, sex = coding.age(cells.get('age', '')), _sex(cells.get('sex', ''))
+        attributes = dicom.attributes(data) if dicom.looks_like(data) else {}
+        attributes |= coding.filled(sex=sex, view=cells.get('view'), license=cells.get('license'), age=age)
+        return Example(
+            image=data,
+            frame=frame or 0,
+            role=coding.role(str(attributes.get('view', ''))),
+            text={'report': cells['text']} if cells.get('text') else {},
+            attributes=attributes,
+            mask=mask,
+            note=note,
+        )
+
+
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Adds DIR, --size, --labels and --namespace."""
     folders.add_arguments(parser, LAYOUT)
@@ -68,32 +103,11 @@ def source(folder: str, labels: str | None = None, size: int | None = None, name
     pictures = [picture for line, file in zip(lines, files, strict=True) for picture in _pictures(line, file)]
     entries = [_entry(root, table.where(picture.line), picture) for picture in pictures]
 
-    def label(i: int) -> list[int]:
-        return [function(pictures[i].line.cells) for function in functions]
-
-    def load(i: int) -> Example:
-        line, file, frame = pictures[i]
-        cells, data = line.cells, folders.read_bytes(file)
-        mask, note = _mask(root, cells.get('mask', '')) if frame is None else (None, '')
-        if frame is not None and cells.get('mask'):
-            note = 'the mask is left out: the table does not say which of the frames it belongs to'
-        age, sex = coding.age(cells.get('age', '')), _sex(cells.get('sex', ''))
-        attributes = dicom.attributes(data) if dicom.looks_like(data) else {}
-        attributes |= coding.filled(sex=sex, view=cells.get('view'), license=cells.get('license'), age=age)
-        return Example(
-            image=data,
-            frame=frame or 0,
-            role=coding.role(str(attributes.get('view', ''))),
-            text={'report': cells['text']} if cells.get('text') else {},
-            attributes=attributes,
-            mask=mask,
-            note=note,
-        )
-
     licenses = sorted({line.cells['license'] for line in lines if line.cells.get('license')})
+    release = Release(root, pictures, functions)
     return Source(
         name=root.name, version='1', namespace=namespace or root.name, labels=names, license='; '.join(licenses),
-        size=size, entries=entries, label=label, load=load, dropped=[*table.dropped, *unusable],
+        size=size, entries=entries, label=release.label, load=release.load, dropped=[*table.dropped, *unusable],
         notes=_notes(table.columns, lines, names),
     )  # fmt: skip
 

@@ -202,7 +202,9 @@ def patch_grid(size: tuple[int, int], patch: int) -> tuple[int, int]:
         if side < patch or side % patch:
             below = side // patch * patch
             sizes = f'{below} or {below + patch}' if below else f'{patch}'
-            raise UserError(f'vit: an image side of {side} px is no multiple of the patch side {patch} px; use {sizes}')
+            raise UserError(
+                f'vit: an image side of {side} px is no multiple of the patch side {patch} px; {sizes} would work'
+            )
     return size[0] // patch, size[1] // patch
 
 
@@ -231,8 +233,9 @@ def cubic_weights(size: int, out: int, antialias: bool, offset: float) -> np.nda
 
     Output i lies at position (i + .5) * size / (out + offset) - .5 of the source. Each row sums to 1. Without
     antialiasing a row has four taps of the cubic kernel with a = -.75, and taps outside of the source use its border.
-    With antialiasing a = -.5, the kernel is widened by the scale if the scale shrinks, and taps outside of the source
-    are left out before the row is normalised. The first DINO code had the offset .1, so models trained with it need it.
+    With antialiasing a = -.5, the kernel is widened by `scale` if `out` is smaller than `size`, and taps outside of the
+    source are left out before the row is normalised. The first DINO code had the offset .1, and models that were
+    trained with that code need the same offset.
     """
     scale = size / (out + offset)
     source = (np.arange(out) + 0.5) * scale - 0.5

@@ -90,7 +90,7 @@ def _feature_sets(split: SplitFeatures) -> dict[str, np.ndarray]:
 def fit(x: np.ndarray, labels: np.ndarray, penalties: tuple[float, ...], tolerance: float = 1e-5) -> Regressions:
     """Fits the regressions of all penalties and labels to features [n,D] and labels int8 [n,L].
 
-    A label is fitted on the records where it is known. It needs a positive and a negative one.
+    A label is fitted on the records with a known value of it. Each label needs a positive and a negative record.
     """
     mean = x.mean(0, dtype=np.float64).astype(np.float32)
     z = x - mean
