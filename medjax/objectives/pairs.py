@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,13 +28,12 @@ from jax import Array
 from medjax.errors import UserError
 from medjax.objectives.features import Feature
 from medjax.objectives.numerics import unit
-from medjax.objectives.positives import LABELS, Positives, keys, label_sets, positives
-from medjax.objectives.schedules import Schedule, schedule
-from medjax.objectives.terms import Alignment, Term, TermContext, TermInputs
+from medjax.objectives.pair_options import Scale, soft_features
+from medjax.objectives.positives import LABELS, Positives, keys, label_sets
+from medjax.objectives.terms import Alignment, Term, TermInputs
 from medjax.parallel.ring import ring_maxima, ring_sums
 from medjax.parallel.sharding import everywhere
-from medjax.plugins import call
-from medjax.types import Metrics, Tree, is_number, is_whole
+from medjax.types import Metrics, Tree
 
 MOST_LABELS = 256  # bound on the length of label vectors, for `elements_of_pairs`, which does not see a batch
 
@@ -72,24 +71,9 @@ Block = Callable[[Side, Side], tuple[Tree, Tree]]
 """(rows, columns) of one block -> results of its rows, a tree of arrays [i,…], and of its columns, [j,…]."""
 
 
-class Scale(NamedTuple):
-    """1 / temperature: from a schedule, or a learned parameter `log_scale`.
-
-    `start` is None with a schedule. A learned scale starts there and stays between `low` and `high`.
-    """
-
-    schedule: Schedule | None  # of the temperature; None for a learned scale
-    start: float | None
-    low: float
-    high: float
-
-    def value(self, params: Tree, step: Array) -> Array:
-        return 1.0 / self.schedule(step) if self.start is None else jnp.exp(params['log_scale'])
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class PairLoss(Term):
-    """A contrastive term: rows find their positives among columns. `pair_options` makes the fields."""
+    """A contrastive term: rows find their positives among columns. `pair_options` checks the fields."""
 
     rows: Feature
     columns: Feature
@@ -100,12 +84,7 @@ class PairLoss(Term):
 
     @property
     def soft_features(self) -> tuple[str, str] | None:
-        """The features whose similarities are the soft positives; None where no network makes soft positives."""
-        network = self.positives.soft
-        if network in (None, LABELS):
-            return None
-        rows, columns = ('/'.join([network, *f.name.split('/')[1:]]) for f in (self.rows, self.columns))
-        return rows, columns
+        return soft_features(self.rows, self.columns, self.positives)
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -303,85 +282,6 @@ class PairLoss(Term):
         if not self.ring:
             return n * w * (d + facts + gradient + v * column_sums) + scalars
         return n * w * (facts + v + walks * (d + facts + v * (column_sums + 2)) + gradient) + scalars
-
-
-class PairOptions(NamedTuple):
-    """The fields of `PairLoss`, checked."""
-
-    rows: Feature
-    columns: Feature
-    positives: Positives
-    scale: Scale
-    queue: int
-    ring: bool
-
-
-def pair_options(
-    context: TermContext, rows: str, columns: str, kinds: Any, temperature: Any, queue: int, ring: bool
-) -> PairOptions:
-    """Checks the arguments that all contrastive terms take.
-
-    rows, columns   features [B,V,d] and [B,W,d] of any towers: image and text, image and image, text and text
-    kinds           the config's `positives`, see positives.py
-    temperature     a number or any schedule; or dict(learned=.07, low=.01, high=100.) for a learned temperature that
-                    starts at .07 and stays between .01 and 100
-    queue           number of columns of past batches that rows are compared with as well (MoCo, arXiv 1911.05722)
-    ring            visit the pairs in blocks around the devices: less memory, more and smaller messages
-    """
-    where = context.where
-    row_feature, column_feature = context.feature(rows, 'rows'), context.feature(columns, 'columns')
-    chosen = positives(kinds, context.total_steps, f'{where}.positives')
-    _check_features(context, row_feature, column_feature, chosen)
-    _check_queue(queue, ring, chosen, column_feature.network, where)
-    scale = _scale(temperature, context.total_steps, f'{where}.temperature')
-    options = PairOptions(row_feature, column_feature, chosen, scale, queue, bool(ring))
-    for name in PairLoss(context, *options).soft_features or ():
-        context.feature(name, 'positives')
-    return options
-
-
-def _check_features(context: TermContext, rows: Feature, columns: Feature, chosen: Positives) -> None:
-    for argument, feature in (('rows', rows), ('columns', columns)):
-        if feature.at:
-            raise UserError(
-                f'{context.where}.{argument}: {feature.name!r} has several tokens a view; a pair needs one vector'
-            )
-    parts = [context.parts.get(feature.view) for feature in (rows, columns)]
-    if 'identity' in chosen.kinds and parts[0] != parts[1]:
-        raise UserError(
-            f"{context.where}.positives: 'identity' pairs rows of one part, but {rows.view!r} shows {parts[0]!r} and "
-            f"{columns.view!r} shows {parts[1]!r}; take 'study', 'text', 'label' or soft positives"
-        )
-
-
-def _check_queue(queue: int, ring: bool, chosen: Positives, network: str, where: str) -> None:
-    """`network` gives the columns."""
-    if not is_whole(queue) or queue < 0:
-        raise UserError(f'{where}.queue={queue!r}: must be a whole number of columns, or 0 for no queue')
-    if not queue:
-        return
-    if not chosen.kinds:
-        raise UserError(f"{where}.queue: needs kinds of positives besides the soft ones, for example 'identity'")
-    if chosen.soft == LABELS or (chosen.soft and chosen.soft != network):
-        raise UserError(
-            f'{where}.queue: soft positives with a queue come from the network that gives the columns, {network!r}, '
-            f'not from {chosen.soft!r}'
-        )
-    if ring:
-        raise UserError(f'{where}.queue: every device holds the whole queue, so ring=True saves no memory; omit one')
-
-
-def _scale(temperature: Any, total_steps: int, where: str) -> Scale:
-    def learned_scale(learned: float, low: float = 0.01, high: float = 100.0) -> Scale:
-        if not all(map(is_number, (learned, low, high))) or not 0 < low <= learned <= high:
-            raise UserError(f'{where}: needs 0 < low <= learned <= high, got {low!r}, {learned!r}, {high!r}')
-        return Scale(None, 1 / learned, 1 / high, 1 / low)
-
-    if isinstance(temperature, Mapping) and 'rule' not in temperature:
-        return call(learned_scale, temperature, where)
-    if is_number(temperature) and temperature <= 0:
-        raise UserError(f'{where}={temperature!r}: must be above 0')
-    return Scale(schedule(temperature, total_steps, where), None, 0.0, 0.0)
 
 
 def _queued_columns(queue: Tree, w: int) -> Side:

@@ -26,7 +26,8 @@ import numpy as np
 from jax import Array
 
 from medjax.errors import UserError
-from medjax.objectives.pairs import PairLoss, Side, Sides, pair_options, similarity
+from medjax.objectives.pair_options import pair_options
+from medjax.objectives.pairs import PairLoss, Side, Sides, similarity
 from medjax.objectives.positives import LABELS
 from medjax.objectives.terms import Term, TermContext, TermInputs, TermOutput
 from medjax.types import Tree, is_number
@@ -46,7 +47,7 @@ def build(
 
     temperature  None for dict(learned=.1), which stays between .01 and 100
     bias         the start of the learned bias
-    All other arguments are those of `pair_options` in medjax/objectives/pairs.py.
+    All other arguments are those of `pair_options` in medjax/objectives/pair_options.py.
     """
     if not is_number(bias) or not math.isfinite(bias):
         raise UserError(f'{context.where}.bias={bias!r}: must be a number')

@@ -31,7 +31,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from medjax.errors import UserError
-from medjax.objectives.pairs import PairLoss, Side, Sides, by_column, of_columns, of_rows, pair_options, similarity
+from medjax.objectives.pair_options import pair_options
+from medjax.objectives.pairs import PairLoss, Side, Sides, by_column, of_columns, of_rows, similarity
 from medjax.objectives.terms import Term, TermContext, TermInputs, TermOutput
 from medjax.types import Tree, is_number
 
@@ -49,7 +50,7 @@ def build(
     """The term `pair_softmax` of a config.
 
     row_weight  the share of the direction in which rows choose among columns
-    All other arguments are those of `pair_options` in medjax/objectives/pairs.py.
+    All other arguments are those of `pair_options` in medjax/objectives/pair_options.py.
     """
     if not is_number(row_weight) or not 0 <= row_weight <= 1:
         raise UserError(f'{context.where}.row_weight={row_weight!r}: must be a number from 0 to 1')
