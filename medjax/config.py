@@ -120,8 +120,8 @@ def read(spec: str, overrides: Sequence[str] = (), data: Any = None) -> ConfigDi
     config = ConfigDict(_call_get_config(spec, data))
     for name in config:
         if name not in REQUIRED and name not in DEFAULTS:
-            known = (*REQUIRED, *DEFAULTS)
-            raise UserError(f'{spec}: unknown key {name!r}{plugins.renamed(name, known) or suggest(name, known)}')
+            keys = (*REQUIRED, *DEFAULTS)
+            raise UserError(f'{spec}: unknown key {name!r}{plugins.renamed(name, keys) or suggest(name, keys)}')
     for name in REQUIRED:
         if name not in config:
             raise UserError(f'{spec}: the key {name!r} is missing')
@@ -205,26 +205,26 @@ def resolve(config: ConfigDict, datasets: Mapping[str, Any]) -> Config:
     The mean is that of a pixel of the mixture, sum_s w_s m_s, and the variance sum_s w_s (std_s^2 + m_s^2) - mean^2,
     with w_s the share of a source in the batch.
     """
-    found: dict[str, Any] = _plain(config)
-    parts = found['data']
+    resolved: dict[str, Any] = _plain(config)
+    parts = resolved['data']
     open_parts = [name for name, part in parts.items() if part['rows'] is None]
     for name in open_parts[:1]:  # one part may leave its rows open: it takes the rest of the batch
         given = [part['rows'] for part in parts.values() if part['rows'] is not None]
-        if all(is_whole(n) for n in [*given, found['batch_size']]):
-            parts[name]['rows'] = found['batch_size'] - sum(given)
+        if all(is_whole(n) for n in [*given, resolved['batch_size']]):
+            parts[name]['rows'] = resolved['batch_size'] - sum(given)
     if datasets:
-        found['data_paths'] = {source: str(data.path) for source, data in datasets.items()}
+        resolved['data_paths'] = {source: str(data.path) for source, data in datasets.items()}
         for part in parts.values():
             if part['canvas'] is None:
                 part['canvas'] = max(int(datasets[source].size) for source in part['sources'])
-        found['image'] = _resolve_image(found['image'], parts, datasets)
-    found_texts = text_views.from_config(found['views'])
-    for name, text in found_texts.items():
+        resolved['image'] = _resolve_image(resolved['image'], parts, datasets)
+    texts = text_views.from_config(resolved['views'])
+    for name, text in texts.items():
         if text.prompts:
-            found['views'][name]['prompts'] = text.prompts
-    if found_texts:
-        found['tokenizer'] = _resolve_tokenizer(found['tokenizer'], datasets)
-    return _frozen(found)
+            resolved['views'][name]['prompts'] = text.prompts
+    if texts:
+        resolved['tokenizer'] = _resolve_tokenizer(resolved['tokenizer'], datasets)
+    return _frozen(resolved)
 
 
 def _resolve_tokenizer(given: dict[str, Any], datasets: Mapping[str, Any]) -> dict[str, Any]:
@@ -278,7 +278,7 @@ def check(config: Config) -> Config:
     fixed = [size for axis, size in config['mesh'].items() if axis != 'tensor' and is_whole(size) and size > 0]
     check_rows(rows, config['rows_per_group'], config['micro_batches'], math.prod(fixed))  # -1: seen with the devices
     for name, view in config['views'].items():
-        _known(view.get('part'), config['data'], f'views.{name}.part')
+        _check_choice(view.get('part'), config['data'], f'views.{name}.part')
     text_views.from_config(config['views'])
     _check_export(config)
     return config
@@ -294,8 +294,8 @@ def _check_numbers(config: Config) -> None:
             raise UserError(f'{key}={value!r}: must be a whole number of at least 1')
     if not is_whole(config['seed']) or not 0 <= config['seed'] < 2**32:
         raise UserError(f'seed={config["seed"]!r}: must be a whole number from 0 to 2**32 - 1')
-    _known(config['dtype'], ('float32', 'bfloat16'), 'dtype')
-    _known(config['image']['channels'], (1, 3, None), 'image.channels')
+    _check_choice(config['dtype'], ('float32', 'bfloat16'), 'dtype')
+    _check_choice(config['image']['channels'], (1, 3, None), 'image.channels')
     _check_levels('image.mean', config['image']['mean'], config['image']['channels'], -math.inf)
     _check_levels('image.std', config['image']['std'], config['image']['channels'], 0)
     starts = config['init_from']
@@ -321,18 +321,20 @@ def _check_levels(key: str, value: Any, channels: int | None, above: float) -> N
 
 def _check_export(config: Config) -> None:
     network, teachers = config['export']['network'], config['teachers']
-    _known(network, ('student', *teachers), 'export.network')
+    _check_choice(network, ('student', *teachers), 'export.network')
     for kind in ('towers', 'heads'):
         for name in config['export'][kind]:
-            _known(name, config[kind], f'export.{kind}')
+            _check_choice(name, config[kind], f'export.{kind}')
             if network != 'student':
-                _known(f'{kind}/{name}', teachers[network].get('of', ()), f'export.{kind}, of the teacher {network!r}')
+                _check_choice(
+                    f'{kind}/{name}', teachers[network].get('of', ()), f'export.{kind}, of the teacher {network!r}'
+                )
 
 
-def _known(name: Any, known: Iterable[Any], where: str) -> None:
-    known = list(known)
-    if name not in known:
-        raise UserError(f'{where}: there is no {name!r}{suggest(str(name), map(str, known))}')
+def _check_choice(name: Any, choices: Iterable[Any], where: str) -> None:
+    choices = list(choices)
+    if name not in choices:
+        raise UserError(f'{where}: there is no {name!r}{suggest(str(name), map(str, choices))}')
 
 
 # JSON and fingerprint.
@@ -393,6 +395,7 @@ def difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
 
 def _computed(config: Mapping[str, Any]) -> dict[str, Any]:
     computed = {name: value for name, value in config.items() if name not in NOT_IN_FINGERPRINT}
+    computed['export'] = {name: value for name, value in computed.get('export', {}).items() if name != 'every'}
     tokenizer = computed.pop('tokenizer', {})
     if 'tokens' in tokenizer:  # the content of the file counts, not its path, and only for a config with texts
         computed['tokenizer'] = {name: value for name, value in tokenizer.items() if name != 'path'}

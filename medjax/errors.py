@@ -13,8 +13,8 @@ class UserError(Exception):
     """
 
 
-def suggest(name: str, known: Iterable[str]) -> str:
-    """'; did you mean X?' if a known name is similar, else the list of the known names."""
-    known = sorted(map(str, known))
-    near = difflib.get_close_matches(str(name), known, n=1)
-    return f'; did you mean {near[0]!r}?' if near else f'; known: {", ".join(known) or "(none)"}'
+def suggest(name: str, choices: Iterable[str]) -> str:
+    """'; did you mean X?' if one of the choices is similar, else all choices."""
+    choices = sorted(map(str, choices))
+    near = difflib.get_close_matches(str(name), choices, n=1)
+    return f'; did you mean {near[0]!r}?' if near else f'; known: {", ".join(choices) or "(none)"}'

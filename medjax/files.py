@@ -59,9 +59,13 @@ def whole_folder(path: str | os.PathLike) -> Iterator[Path]:
     hidden.mkdir()
     try:
         yield hidden
-        if path.exists():
-            shutil.rmtree(path)
-        hidden.rename(path)
+        if path.exists():  # aside first: the old folder is deleted only when the new one is in its place
+            old = _hidden(path)
+            path.rename(old)
+            hidden.rename(path)
+            shutil.rmtree(old)
+        else:
+            hidden.rename(path)
     except BaseException:
         shutil.rmtree(hidden, ignore_errors=True)
         raise

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from medjax import plugins
 from medjax.errors import UserError, suggest
+from medjax.objectives.schedules import RULES
 from medjax.training.optimizer import Rule, optimizer
 from medjax.training.state import start_from
 from medjax.types import is_number
@@ -83,14 +84,16 @@ def keywords(config: ConfigDict, path: tuple[str, ...]) -> dict[str, inspect.Par
     for pattern, (key, package, given) in PLUGINS.items():
         if len(pattern) == len(path) and all(a in ('*', b) for a, b in zip(pattern, path, strict=True)):
             module, _ = plugins.chosen(section, key, package, '.'.join(path))
-            found = plugins.options_of(getattr(module, 'options', module.build), given)
-            return found | (_parameters(EVERY_TERM) if key == 'term' else {})
+            options = plugins.options_of(getattr(module, 'options', module.build), given)
+            return options | (_parameters(EVERY_TERM) if key == 'term' else {})
     if path == ('optim',):
         return plugins.options_of(optimizer, ('params', 'total_steps'))
     if path[:2] == ('optim', 'groups') and len(path) == 3:
         return plugins.options_of(Rule)
     if path[:1] == ('init_from',):
         return plugins.options_of(start_from, ('state',))
+    if section.get('rule') in RULES:  # a schedule, wherever it stands
+        return plugins.options_of(RULES[section['rule']])
     return {}
 
 
@@ -102,7 +105,7 @@ def _entry(place: Any, name: str, key: str, where: str, more: Mapping[str, Any])
     """`name` as a key of the dict, or as an index of the list, `place`."""
     if isinstance(place, (ConfigDict, dict)):
         if name not in place and name not in more:
-            keys = [*place, *more]
+            keys = list(dict.fromkeys([*place, *more]))
             hint = plugins.renamed(name, keys) or suggest(name, keys)
             raise UserError(f'--config.{key}: {where} has no key {name!r}{hint}')
         return name

@@ -1,4 +1,4 @@
-"""How a config finds code. Everything that a config names is found in one way.
+"""Plug-ins: the modules that a config names. All of them are found in one way.
 
 `term='koleo'` is the module `medjax.objectives.terms.koleo`, `tower='vit'` is `medjax.models.towers.vit`. A name with a
 dot is the user's own module, 'mypkg.myterm', anywhere on the Python path. There is no registry. A plug-in is a module
@@ -39,6 +39,8 @@ def find(name: str, package: str, where: str, kind: str = 'module', needs: str =
     UserError where there is no such module, or where it is no plug-in of this kind.
     """
     target = name if '.' in name else f'{package}.{name}'
+    if not all(piece.isidentifier() for piece in target.split('.')):
+        raise UserError(f'{where}: {name!r} is no name of a module{suggest(name, names(package))}')
     try:
         module = importlib.import_module(target)
     except ModuleNotFoundError as error:
@@ -54,7 +56,7 @@ def find(name: str, package: str, where: str, kind: str = 'module', needs: str =
 
 
 def make(cfg: Mapping[str, Any], key: str, package: str, where: str, /, **extra: Any) -> Any:
-    """What a config section describes: `dict(tower='vit', …)` with key='tower' calls the `build` of that module.
+    """Builds what a section describes: `dict(tower='vit', …)` with key='tower' calls the `build` of that module.
 
     `extra` are the arguments that come from the program and not from the config.
     """

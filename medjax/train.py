@@ -1,6 +1,6 @@
 """The one train loop of every recipe: a config and records -> checkpoints, exports, metrics.
 
-    setup(config, datasets, mesh)    assembles what a run computes with
+    setup(config, datasets, mesh)    makes the objects of a run
     initial_state(training, …)       the last checkpoint, or a new state with given weights
     run(config, datasets, folder)    opens the files of the run and calls loop(), which trains
 
@@ -48,7 +48,7 @@ MAX_SKIPPED = 20  # a run stops after this number of steps in a row with NaN or 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Training:
-    """What a run computes with, assembled from its config and data."""
+    """The objects of a run, made from its config and data: stream, objective, step, shardings."""
 
     config: Mapping[str, Any]
     mesh: Mesh
@@ -216,7 +216,7 @@ def claim_folder(folder: Path, config: Mapping[str, Any], datasets: Mapping[str,
 
 
 def identities(datasets: Mapping[str, records.DataSet]) -> dict[str, dict[str, str]]:
-    """What makes two data sets the same for a run: name, content, and the key that hashed the ids."""
+    """Name, content and id key of each data set. A resumed run must have equal ones."""
     return {
         source: dict(name=data.name, fingerprint=data.fingerprint, key=data.key_fingerprint)
         for source, data in datasets.items()
@@ -224,11 +224,11 @@ def identities(datasets: Mapping[str, records.DataSet]) -> dict[str, dict[str, s
 
 
 def finish(folder: Path, done: int, total: int, writer: metrics.Writer) -> None:
-    """RUN/DONE after the last step, and what to do next."""
+    """Writes RUN/DONE after the last step, and prints the next command."""
     if done < total:
         say(f'stopped at step {done:,}, which is saved; the same command resumes from it')
     elif runtime.is_main():
-        (folder / 'DONE').write_text(f'{done}\n')
+        files.write_text(folder / 'DONE', f'{done}\n')
         say(f'done: {done:,} steps. {health.verdict(writer.history, total)["verdict"]}')
         say(f'next: medjax probe --run {folder} --data DATA, then medjax report --run {folder}')
 

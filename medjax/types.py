@@ -34,21 +34,21 @@ Batch = Mapping[str, Mapping[str, Array]]
 
 
 class View(NamedTuple):
-    """What a tower sees: V crops or texts of each row, image-major."""
+    """The input of a tower: V crops or texts of each row, image-major."""
 
     x: Array  # float32 [B,V,H,W,C], normalised; of texts int32 [B,V,T] token ids
     row: Array  # uint32 [B], the global row numbers
     present: Array  # bool [B,V]
     valid: Array | None  # bool [B,V,T] of texts: the first `length` of the T tokens; None for images
     meta: dict[str, Array]
-    """What terms may read: label and key/… of the rows. For crops also their draws: boxes float32 [B,V,4] (top, left,
-    height, width, in image pixels), flip bool [B,V], … For texts also length int32 [B,V]."""
+    """Facts that terms may read: label and key/… of the rows. For crops also their draws: boxes float32 [B,V,4]
+    (top, left, height, width, in image pixels), flip bool [B,V], … For texts also length int32 [B,V]."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Mask:
-    """Which tokens of a view are masked: as bits, and as a fixed number of positions in each group.
+    """The masked tokens of a view: as bits, and as a fixed number of positions in each group.
 
     `index` counts the [rows_per_group * V * N] tokens of a group, image-major. `weight` is 1 / (masked tokens of the
     crop), and 0 for padding. Padding enters no loss, Sinkhorn, centre or count.

@@ -98,6 +98,7 @@ def test_builders_take_every_shipped_config(path):
         ('masks.global~block.min_patches=2', ('masks', 'global~block', 'min_patches'), 2),
         ('terms.2.within=group', ('terms', 2, 'within'), 'group'),
         ('terms.0.weight=dict(rule="linear",start=0.,end=1.)', ('terms', 0, 'weight', 'end'), 1.0),
+        ('optim.schedule.frozen=2', ('optim', 'schedule', 'frozen'), 2),  # a keyword of a schedule
         ('optim.b2=.95', ('optim', 'b2'), 0.95),
     ],
 )
@@ -113,6 +114,8 @@ def test_overrides(text, key, value):
     ('text', 'words'),
     [
         ('towers.image.register=4', ["config.towers.image has no key 'register'", "did you mean 'registers'?"]),
+        ('towers.image.tower=.vit', ['towers.image.tower', 'no name of a module']),
+        ("towers.image.layerscale='layout'", ["layerscale='layout'", "renamed to 'family'"]),
         ('towers.image.registers=four', ['--config.towers.image.registers', 'a whole number']),
         ('towers.image.channels=3', ["no key 'channels'"]),
         ('towers.image.tower=layers', ['towers.image.tower: there is no tower', "'layers'", 'vit']),
@@ -164,6 +167,18 @@ def test_mistakes_name_the_key_and_what_would_work(text, words):
     assert '\n' not in str(error.value)
     for word in words:
         assert word in str(error.value)
+
+
+def test_a_suggestion_lists_each_key_once():
+    with pytest.raises(UserError) as error:
+        resolved('views.global.nonsense=1')
+    keys = str(error.value).partition('known: ')[2].split(', ')
+    assert len(keys) == len(set(keys)) > 5
+
+
+def test_how_often_a_run_exports_is_not_in_its_fingerprint():
+    assert configs.fingerprint(resolved()) == configs.fingerprint(resolved('export.every=3'))
+    assert configs.fingerprint(resolved()) != configs.fingerprint(resolved('export.network=student'))
 
 
 @pytest.mark.parametrize('momentum', [1.01, -0.5, [0.9, 2.0], dict(rule='linear', start=0.9, end=1.5)])

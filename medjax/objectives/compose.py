@@ -112,7 +112,7 @@ def _terms(recipe: Mapping[str, Any], declared: Declared) -> tuple[dict[str, Ter
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Objective:
-    """What a recipe optimizes, as pure functions of (params, aux).
+    """The objective of a recipe, as pure functions of (params, aux).
 
     params = {'towers', 'heads', 'terms'} is what the optimizer moves. aux = {'teachers', 'stats', 'terms'} is not.
     aux['stats'] is network -> tower -> batch-norm statistics. Each forward pass of the student updates its statistics,
@@ -260,7 +260,7 @@ class Objective:
         return pick(with_stats(held, aux['stats'][network]), paths)
 
     def grids(self, views: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
-        """Rows and columns of patches in the tower that sees it, for every view of images; `views` are the config's."""
+        """The patch grid (rows, columns) of every image view, in the tower that sees it; `views` are the config's."""
         out = {}
         for f in self.needs:
             if self.towers[f.tower].sees == 'image':
@@ -285,6 +285,6 @@ class Objective:
         return {name: term.alignment for name, term in self.terms.items() if term.alignment}
 
     def moves(self, rows: int, shapes: Mapping[str, tuple[int, ...]]) -> int:
-        """How many array elements the loss exchanges between devices in a step, for features of these shapes."""
+        """The number of array elements that the loss exchanges between devices in a step."""
         gauges = sum(shapes[name][-1] ** 2 + shapes[name][-1] + 4 for name in self.ranked)
         return sum(term.moves(rows, shapes) for term in self.terms.values()) + gauges

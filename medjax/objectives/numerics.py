@@ -122,7 +122,7 @@ def distill(
 
 
 def perplexity(p: Array) -> Array:
-    """How many prototypes p [K] really uses: exp of the entropy of p / sum p, from 1 to K."""
+    """The number of prototypes that p [K] really uses: exp of the entropy of p / sum p, from 1 to K."""
     p = p / jnp.maximum(p.sum(), 1e-30)
     return jnp.exp(-jnp.sum(jnp.where(p > 0, p * jnp.log(jnp.maximum(p, 1e-38)), 0.0)))
 

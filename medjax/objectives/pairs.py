@@ -151,7 +151,7 @@ class PairLoss(Term):
     # Pairs of a block.
 
     def allowed(self, v: int, w: int) -> np.ndarray:
-        """Which views are paired, bool [1,V,1,W]: all of them, except a crop with itself."""
+        """The pairs of views that count, bool [1,V,1,W]: all of them, except a crop with itself."""
         same_view = self.rows.view == self.columns.view
         if same_view and v == 1 and self.rows.name == self.columns.name:
             raise UserError(

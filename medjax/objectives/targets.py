@@ -1,4 +1,4 @@
-"""What the two distillation terms share: targets from a teacher's logits, and the terms' common base.
+"""Targets from a teacher's logits, and the base of the two distillation terms.
 
 A target is softmax(teacher logits / temperature + potential). The potential comes from centring by a running mean, or
 from Sinkhorn.
@@ -21,7 +21,7 @@ from medjax.types import Metrics, Tree
 
 
 class Targets(NamedTuple):
-    """How a teacher's logits become targets.
+    """The options that turn a teacher's logits into targets.
 
     'sinkhorn': the potential balances the prototypes over this batch (DINOv2's long recipe, arXiv 2304.07193).
     'centre': the potential is -c / temperature, where c <- m c + (1 - m) mean(logits) is a running mean of the
@@ -110,7 +110,7 @@ def prototypes_of(context: TermContext, feature: Feature) -> int:
 
 
 def gauges(sums: numerics.Distilled, teacher_weight: Array, count: int, rows: Array) -> Metrics:
-    """How sharp the targets are, and how many prototypes the student uses.
+    """Metrics: the sharpness of the targets, and the number of prototypes that the student uses.
 
     entropy: mean entropy of the targets in nats; entropy_max: its maximum ln K. prototypes: exp(entropy of the
     student's mean probabilities), from 1 (one prototype for all rows) to K; prototypes_max: the most that `rows` rows

@@ -68,7 +68,7 @@ def constrain_rows(x: jax.Array) -> jax.Array:
 
 
 def everywhere(x: jax.Array) -> jax.Array:
-    """Tells the compiler that every device holds all of `x`: one exchange, however many lookups follow."""
+    """Tells the compiler that every device holds all of `x`. Lookups in `x` then need no further exchange."""
     if not jax.sharding.get_abstract_mesh().shape:
         return x
     return jax.lax.with_sharding_constraint(x, P())

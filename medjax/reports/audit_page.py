@@ -110,7 +110,7 @@ def render(audit: Mapping[str, Any], datasets: Sequence[DataSet]) -> str:
 
 
 def ration(wanted: Sequence[int]) -> list[int]:
-    """How many pairs of each finding are shown as pictures: at most SHOWN of each, and ALL together."""
+    """The number of pictures for each finding: at most SHOWN for each, and ALL together."""
     left, counts = ALL, []
     for n in wanted:
         counts.append(min(n, SHOWN, left))

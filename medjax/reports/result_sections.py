@@ -132,7 +132,7 @@ def table(data: str, probe: str, results: ResultsByEncoder) -> dict[str, Any]:
 
 
 def table_note(content: Mapping[str, Any]) -> str:
-    """What the probe does, numbers of records and patients, the settings, and the labels that were left out."""
+    """A description of the probe, numbers of records and patients, the settings, and the labels that were left out."""
     sentences = ['Records: ' + ', '.join(f'{n:,} {split}' for split, n in content.get('records', {}).items())]
     if patients := content.get('bootstrap', {}).get('patients'):
         sentences[0] += f' ({patients:,} patients)'

@@ -85,7 +85,7 @@ class Exporter:
         return meta, {tokenizer.path.name: tokenizer.raw}
 
     def image_and_text(self, alignment: Alignment) -> dict[str, Any] | None:
-        """How a reader of the export brings images and texts into one space.
+        """The towers and heads that bring images and texts into one space, for readers of the export.
 
         For each side the tower (its cls) and the head after it; for texts also their length and sections. None where
         the term aligns other features, or features that are not exported.

@@ -51,19 +51,19 @@ def verdict(history: Sequence[Mapping[str, Any]], total_steps: int) -> dict[str,
     steps = [line['step'] for line in history]
     terms, gauges = judged(history), gauges_of(history)
     early = steps[-1] < EARLY * total_steps or len(history) < SMOOTH
-    found = unstable(history, terms)
-    if not found and not early:
-        found = collapsed(history, terms) or not_learning(history, terms)
-    if found:
-        status, first, words = found
+    finding = unstable(history, terms)
+    if not finding and not early:
+        finding = collapsed(history, terms) or not_learning(history, terms)
+    if finding:
+        status, first, sentence = finding
         since = steps[first]
-        words = f'{status.capitalize()} since step {since:,}: {words}.'
+        sentence = f'{status.capitalize()} since step {since:,}: {sentence}.'
     else:
         since = None
-        status, words = learning(terms, early, steps[-1], total_steps)
-        words += notes(history, terms, gauges)
+        status, sentence = learning(terms, early, steps[-1], total_steps)
+        sentence += notes(history, terms, gauges)
     public = {name: {key: term[key] for key in ('loss', 'start', 'ratio')} for name, term in terms.items()}
-    return dict(step=steps[-1], status=status, since=since, verdict=words, terms=public, gauges=gauges)
+    return dict(step=steps[-1], status=status, since=since, verdict=sentence, terms=public, gauges=gauges)
 
 
 def write(run: str | os.PathLike, health: Mapping[str, Any]) -> None:

@@ -231,7 +231,7 @@ def finite(value: Any) -> Any:
 
 
 def cut(path: epath.Path, step: int) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl up to `step`. Later lines, and a last line that a kill cut short, leave the file."""
+    """Removes from metrics.jsonl the lines after `step` and a torn last line; returns the other lines."""
     if not path.exists():
         return []
     text = path.read_text()

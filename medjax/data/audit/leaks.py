@@ -341,7 +341,7 @@ def _texts(splits: Sequence[NamedSplit]) -> dict[str, Any]:
 
 
 def _unknown(datasets: Sequence[DataSet], names: Sequence[str]) -> list[str]:
-    """What could not be compared, or was compared only by a name."""
+    """Comparisons that were impossible, or only possible by a name."""
     sentences = []
     for name, data in zip(names, datasets, strict=True):
         if n := data.unknown_patients:

@@ -1,4 +1,4 @@
-"""What a run was trained on, as hashes (seen.npz), and the overlap of an evaluation with it."""
+"""Hashes of the training data of a run (seen.npz), and the overlap of an evaluation with them."""
 
 from __future__ import annotations
 

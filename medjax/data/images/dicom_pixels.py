@@ -148,7 +148,7 @@ def _windowed(values: np.ndarray, centre: float, width: float, function: str) ->
 
 
 def _padding(stored: np.ndarray, file: Any) -> np.ndarray:
-    """Where the stored values are padding, by the fields of the file: the detector measured nothing there."""
+    """The mask of padding in the stored values, by the fields of the file: the detector measured nothing there."""
     low = file.get('PixelPaddingValue')
     if low is None:
         return np.zeros(stored.shape, bool)

@@ -36,7 +36,7 @@ PROJECTIONS = {
 
 
 class Pose(NamedTuple):
-    """Where the patient is in front of the detector. The isocentre is the origin of the world, in the chest."""
+    """The position of the patient in front of the detector. The isocentre is the origin of the world, in the chest."""
 
     projection: str  # a name in PROJECTIONS
     angles: tuple[float, float, float]  # radians: about the body's axis, within the image, forwards

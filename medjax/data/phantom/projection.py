@@ -155,7 +155,7 @@ class _Solids:
         return near, far
 
     def interval(self, solid: Solid, box: Box) -> Interval:
-        """Where rays enter and leave the solid, on a box inside the solid's own box."""
+        """The points where rays enter and leave the solid, on a box inside the solid's own box."""
         key, own_box = id(solid), self.box(solid)
         assert own_box is not None, 'the box lies inside it'
         if key not in self.intervals:

@@ -73,7 +73,7 @@ class Film(NamedTuple):
 
 
 class Listed(NamedTuple):
-    """What the tables say of one image."""
+    """The facts about one image from the tables."""
 
     where: str
     split: str | None

@@ -76,7 +76,7 @@ FINDINGS = {  # label -> headings of MeSH/major in lower case; 'x/y' means headi
 
 
 class Report(NamedTuple):
-    """What an XML file says of a report and its films."""
+    """One report and its films, from an XML file."""
 
     patient: str
     text: dict[str, str]  # section -> text

@@ -46,7 +46,7 @@ MOST_JSON_BYTES = 1 << 20  # of a JSON file that is read while the shard is list
 
 
 class Place(NamedTuple):
-    """Where a member lies in its shard."""
+    """The place of a member in its shard."""
 
     number: int  # of the member; `tar -tf` lists them in this order
     start: int  # first byte

@@ -34,7 +34,7 @@ from medjax.models.layers import (
     zeros,
 )
 from medjax.parallel.sharding import constrain_rows
-from medjax.types import ApplyOptions, Mask, Tower, Tree, View
+from medjax.types import ApplyOptions, Mask, Tower, Tree, View, is_number
 
 
 class Family(NamedTuple):
@@ -108,6 +108,9 @@ def build(
     shape = sizes('vit', size, f'variant {variant!r} is not a size and a patch like "S/14"', replace)
     side = int(patch)
     check_choice('vit', 'family', family, FAMILIES)
+    if layerscale is not None and layerscale != 'family' and not is_number(layerscale):
+        renamed = "; 'layout' was renamed to 'family'" if layerscale == 'layout' else ''
+        raise UserError(f"vit: layerscale={layerscale!r}: must be a number, None or 'family'{renamed}")
     chosen = FAMILIES[family]
     activation = activation or chosen.activation
     check_choice('vit', 'ffn', shape['ffn'], ('mlp', 'swiglu'))
@@ -181,7 +184,7 @@ class VitTower(FlaxTower):
 
 
 def position_resizing(family: str, registers: bool, antialias: bool | None = None) -> tuple[bool, float]:
-    """How public models resize their position embeddings: (antialias, offset), see `cubic_weights`.
+    """The way that public models resize position embeddings: (antialias, offset), see `cubic_weights`.
 
     Towers with registers have True and 0. Without registers, DINOv2 has False and .1, and every other family has False
     and 0. A given `antialias` is kept. With antialiasing there is no offset.

@@ -17,7 +17,7 @@ from medjax.types import Metrics, Tree
 
 
 class TeacherContext(NamedTuple):
-    """What a rule may read of its recipe."""
+    """The facts of a recipe that a rule may use."""
 
     where: str  # the config path that messages name, 'teachers.teacher'
     total_steps: int

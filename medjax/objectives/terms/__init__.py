@@ -20,7 +20,7 @@ from medjax.types import Head, Masks, Metrics, Tree, Views
 
 
 class TermContext(NamedTuple):
-    """What a term may read of its recipe when it is built."""
+    """The facts of a recipe that a term may use when it is built."""
 
     where: str  # the config path that messages name, 'terms[0] (koleo)'
     total_steps: int
@@ -62,7 +62,7 @@ class Networks:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TermInputs:
-    """What `Term.loss` may read inside the step."""
+    """The inputs of `Term.loss`."""
 
     params: Tree  # of the term itself
     state: Tree  # of the term itself
@@ -83,7 +83,7 @@ class TermInputs:
 
 
 class TermOutput(NamedTuple):
-    """What `Term.loss` returns."""
+    """The result of `Term.loss`."""
 
     loss: Array  # a scalar, without the term's weight
     metrics: Metrics  # numbers to log; 'rows' is the number of rows that count

@@ -25,7 +25,7 @@ class Photometric:
 
     @property
     def numbers(self) -> int:
-        """How many uniform numbers a crop needs."""
+        """The number of uniform numbers that a crop needs."""
         return 0
 
     def draw(self, u: Array) -> dict[str, Array]:
