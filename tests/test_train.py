@@ -116,7 +116,7 @@ def test_sigterm_ends_in_a_saved_step_and_the_run_goes_on_to_the_same_bits(whole
     saved = max(int(p.name) for p in (tmp_path / 'run/checkpoints').iterdir() if p.name.isdigit())
     assert 40 <= saved < 240 and f'stopped at step {saved},' in said, said
     assert not (tmp_path / 'run/DONE').exists()
-    assert f'going on from step {saved}' in medjax(*train(data, tmp_path / 'run', *LONG)[3:])
+    assert f'resuming from step {saved}' in medjax(*train(data, tmp_path / 'run', *LONG)[3:])
     same_end(whole, tmp_path / 'run', 240)
 
 
@@ -126,7 +126,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint_to_the_same_bits(whole, d
     process.kill()
     process.wait()
     said = medjax(*train(data, tmp_path / 'run', *LONG)[3:])
-    assert 'going on from step' in said
+    assert 'resuming from step' in said
     same_end(whole, tmp_path / 'run', 240)
     assert [line['step'] for line in lines(tmp_path / 'run')] == [line['step'] for line in lines(whole)]
 
@@ -160,7 +160,7 @@ def test_two_processes_of_two_devices_are_one_of_four(data, tmp_path):
     for step in (p for p in (tmp_path / 'moved/checkpoints').iterdir() if p.name.isdigit() and int(p.name) > 6):
         subprocess.run(['rm', '-r', step], check=True)  # what was saved later goes, so that something is left to do
     one_device = [*steps[:-1], '--config.mesh.fsdp=1']
-    assert 'going on from step 6' in medjax(*train(data, tmp_path / 'moved', *one_device)[3:])
+    assert 'resuming from step 6' in medjax(*train(data, tmp_path / 'moved', *one_device)[3:])
     for a, b in zip(lines(tmp_path / 'one')[6:], lines(tmp_path / 'moved')[6:], strict=True):
         # KoLeo is the logarithm of distances that are near 1e-3 between the rows of an untrained network: what another
         # order of sums changes in the seventh digit of the rows shows in its fourth.
