@@ -143,7 +143,7 @@ def test_interrupt_by_hand(data, tmp_path):
 @pytest.mark.slow
 def test_two_processes_of_two_devices_are_one_of_four(data, tmp_path):
     """The same losses, and a run saved by two goes on with one."""
-    # Without the gradient of KoLeo, whose rounding grows from step to step (3e-5 of a loss after two steps on one device).
+    # Without the gradient of KoLeo, whose rounding grows from step to step (3e-5 of a loss after two steps).
     steps = ['--config.total_steps=12', '--config.log.every=1', '--config.checkpoint.every=6',
              '--config.terms.2.weight=0.', '--config.mesh.fsdp=2']  # fmt: skip
     medjax(*train(data, tmp_path / 'one', *steps)[3:], devices=4)
@@ -165,7 +165,7 @@ def test_two_processes_of_two_devices_are_one_of_four(data, tmp_path):
     one_device = [*steps[:-1], '--config.mesh.fsdp=1']
     assert 'resuming from step 6' in medjax(*train(data, tmp_path / 'moved', *one_device)[3:])
     for a, b in zip(lines(tmp_path / 'one')[6:], lines(tmp_path / 'moved')[6:], strict=True):
-        # KoLeo itself is compared above and in tests/parallel: here its rows nearly coincide, so it shows rounding only.
+        # KoLeo itself is compared above and in tests/parallel; here its rows nearly coincide.
         for term in ('distill_cls', 'distill_patch'):
             assert a[f'term/{term}/loss'] == pytest.approx(b[f'term/{term}/loss'], rel=1e-5), (a['step'], term)
 
