@@ -10,7 +10,8 @@ flipped at random. Set `flip` to 0 in both views if left and right matter.
 Cost: 3:52 minutes for `make demo` in a fresh clone on two CPU cores. This includes installation, compilation and the
 four commands.
 Expect a page to look at, not an encoder to use. Measured after 300 steps, mean AUROC on the 421 test phantoms: kNN .533
-and linear .525; random init .507 and .531; raw pixels .560 and .559. The 95 % intervals are about .03 to either side.
+and linear .525 on one machine, .544 and .544 on another; random init .507 and .531; raw pixels .560 and .559. The 95 %
+intervals are about .03 to either side.
 On the 3,882 radiographs of a MedMNIST part, 400 steps give linear .941; random init .912; raw pixels .926
 (BUILD_NOTES.md).
 """

@@ -7,6 +7,8 @@ place removes what killed processes of this host left behind.
     with files.whole(path, 'wb') as file:        # any file
         np.savez(file, **arrays)
     files.write_json(path, result)               # the common kinds
+    with files.whole_path(path) as hidden:       # a file that a library opens by its path
+        save_file(arrays, hidden)
     with files.whole_folder(path) as folder:     # a folder: appears under its name when the block ends
         (folder / 'meta.json').write_text(…)
 """
@@ -36,13 +38,19 @@ def whole(path: str | os.PathLike, mode: str = 'w') -> Iterator[IO]:
 
     After an error the file at `path` is the one that was there before. Missing parent folders are made.
     """
+    with whole_path(path) as hidden, hidden.open(mode, encoding=None if 'b' in mode else 'utf-8') as file:
+        yield file
+
+
+@contextlib.contextmanager
+def whole_path(path: str | os.PathLike) -> Iterator[Path]:
+    """The same for a library that opens the file itself: a hidden path, which becomes `path` when the block ends."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     sweep(path)
     hidden = _hidden(path)
     try:
-        with hidden.open(mode, encoding=None if 'b' in mode else 'utf-8') as file:
-            yield file
+        yield hidden
         hidden.replace(path)
     except BaseException:
         hidden.unlink(missing_ok=True)

@@ -11,13 +11,15 @@ import ast
 import inspect
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from medjax import plugins
 from medjax.errors import UserError, suggest
+from medjax.objectives.pair_options import learned_scale
+from medjax.objectives.positives import soft_positives
 from medjax.objectives.schedules import RULES
 from medjax.training.optimizer import Rule, optimizer
 from medjax.training.state import start_from
@@ -71,6 +73,16 @@ PLUGINS = {
     ('teachers', '*'): ('rule', 'medjax.objectives.teachers', ('context',)),
     ('terms', '*'): ('term', 'medjax.objectives.terms', ('context',)),
 }
+# Sections that a function takes whole, with the parameters that come from the program.
+FUNCTIONS: dict[tuple[str, ...], tuple[Callable, tuple[str, ...]]] = {
+    ('optim',): (optimizer, ('params', 'total_steps')),
+    ('optim', 'groups', '*'): (Rule, ()),
+    ('init_from',): (start_from, ('state',)),
+    ('init_from', '*'): (start_from, ('state',)),
+    ('terms', '*', 'positives'): (soft_positives, ('total_steps', 'where')),
+    ('terms', '*', 'positives', '*'): (soft_positives, ('total_steps', 'where')),
+    ('terms', '*', 'temperature'): (learned_scale, ('where',)),
+}
 EVERY_TERM = dict(name=None, weight=1.0)  # keys of every term, whatever its module takes
 
 
@@ -82,19 +94,20 @@ def keywords(config: ConfigDict, path: tuple[str, ...]) -> dict[str, inspect.Par
     if not isinstance(section, (Mapping, ConfigDict)):
         return {}
     for pattern, (key, package, given) in PLUGINS.items():
-        if len(pattern) == len(path) and all(a in ('*', b) for a, b in zip(pattern, path, strict=True)):
+        if _matches(path, pattern):
             module, _ = plugins.chosen(section, key, package, '.'.join(path))
             options = plugins.options_of(getattr(module, 'options', module.build), given)
             return options | (_parameters(EVERY_TERM) if key == 'term' else {})
-    if path == ('optim',):
-        return plugins.options_of(optimizer, ('params', 'total_steps'))
-    if path[:2] == ('optim', 'groups') and len(path) == 3:
-        return plugins.options_of(Rule)
-    if path[:1] == ('init_from',):
-        return plugins.options_of(start_from, ('state',))
     if section.get('rule') in RULES:  # a schedule, wherever it stands
         return plugins.options_of(RULES[section['rule']])
+    for pattern, (function, given) in FUNCTIONS.items():
+        if _matches(path, pattern):
+            return plugins.options_of(function, given)
     return {}
+
+
+def _matches(path: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
+    return len(path) == len(pattern) and all(b in ('*', a) for a, b in zip(path, pattern, strict=True))
 
 
 def _parameters(defaults: Mapping[str, Any]) -> dict[str, inspect.Parameter]:

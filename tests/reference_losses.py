@@ -89,7 +89,7 @@ def check_dino_loss(path: Path) -> None:
 
     for iterations in (1, 3, 5):
         z = jnp.asarray(d['teacher_logits_step1'])
-        c = numerics.sinkhorn(lambda z: z, z, jnp.ones(len(z)), jnp.float32(temperature), k, iterations)
+        c = numerics.sinkhorn_potential(lambda z: z, z, jnp.ones(len(z)), jnp.float32(temperature), k, iterations)
         close(jax.nn.softmax(z / temperature + c), d[f'sinkhorn_it{iterations}'], 2e-5, f'sinkhorn {iterations}')
 
     for centring in ('center', 'sinkhorn'):
@@ -133,7 +133,7 @@ def check_sinkhorn_overflow(path: Path) -> None:
     z = jnp.asarray(d['teacher_logits'])
     answer = d['own_logdomain_float64_it3']
     temperature = jnp.float32(d['teacher_temp'])
-    c = numerics.sinkhorn(lambda z: z, z, jnp.ones(len(z)), temperature, z.shape[1], 3)
+    c = numerics.sinkhorn_potential(lambda z: z, z, jnp.ones(len(z)), temperature, z.shape[1], 3)
     close(jax.nn.softmax(z / temperature + c), answer, 1e-4, 'sinkhorn in the log domain')
 
 
@@ -179,7 +179,7 @@ def check_ibot_loss(path: Path) -> None:
             close(carry[0], logits.mean(0), 1e-5, 'the mean that the centre follows')
         else:
             z = padded(d['teacher_masked_logits'])[0, 0]
-            c = numerics.sinkhorn(lambda z: z, z, mask.weight[0, 0], jnp.float32(temperature), k, 3)
+            c = numerics.sinkhorn_potential(lambda z: z, z, mask.weight[0, 0], jnp.float32(temperature), k, 3)
             close(jax.nn.softmax(z / temperature + c)[:m], d['sinkhorn_it3'], 2e-5, 'sinkhorn')
 
 

@@ -54,8 +54,12 @@ def main(argv: list[str]) -> int:
             failures += _failed(f'export {step}', encoder)
             continue
         possible, reasons = _possible_probes(inputs_of(encoder), probes)
-        if args.probes or not possible:
+        if args.probes:
             failures += sum(_failed(f'{name} on step {step}', error) for name, error in reasons.items())
+        elif not possible:
+            by_reason = {str(error): name for name, error in reasons.items()}
+            why = '; '.join(f'{name}: {reason}' for reason, name in by_reason.items())
+            failures += _failed(f'step {step}', UserError(f'no probe can run on {args.data} ({why})'))
         for baseline in baselines:
             failures += _probe_encoder(run, inputs_of(BASELINES[baseline].make(encoder)), possible)
         failures += _probe_encoder(run, inputs_of(encoder), possible)

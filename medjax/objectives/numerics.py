@@ -47,7 +47,9 @@ def over_chunks(f: Callable, rows: Any, width: int, combine: Callable = jnp.add)
     return result
 
 
-def sinkhorn(logits: Logits, z: Array, weight: Array, temperature: Array, count: int, iterations: int = 3) -> Array:
+def sinkhorn_potential(
+    logits: Logits, z: Array, weight: Array, temperature: Array, count: int, iterations: int = 3
+) -> Array:
     """The potential c [K] of Sinkhorn-Knopp (arXiv 1306.0895, used as in SwAV, 2006.09882), in the log domain.
 
     With s = logits(z) / temperature [R,K], the balanced target of row r is softmax_k(s_rk + c_k). Each of the
@@ -74,8 +76,8 @@ def sinkhorn(logits: Logits, z: Array, weight: Array, temperature: Array, count:
     return jax.lax.stop_gradient(c)
 
 
-class Side(NamedTuple):
-    """The student or the teacher of a distillation."""
+class Softmax(NamedTuple):
+    """The probabilities of the student or of the teacher over the prototypes: softmax(logits(z) / temperature)."""
 
     logits: Logits
     z: Array  # bottlenecks [R,V,d], V views of each row
@@ -92,7 +94,7 @@ class Distilled(NamedTuple):
 
 
 def distill(
-    student: Side, teacher: Side, pair_weight: Array, teacher_weight: Array, potential: Array, count: int
+    student: Softmax, teacher: Softmax, pair_weight: Array, teacher_weight: Array, potential: Array, count: int
 ) -> Distilled:
     """The weighted cross-entropy of student and teacher, in row chunks: sum_r sum_t w_rst CE(q_rt, p_rs) for each s.
 

@@ -110,13 +110,15 @@ def _check_queue(queue: int, ring: bool, chosen: Positives, network: str, where:
 
 
 def _scale(temperature: Any, total_steps: int, where: str) -> Scale:
-    def learned_scale(learned: float, low: float = 0.01, high: float = 100.0) -> Scale:
-        if not all(map(is_number, (learned, low, high))) or not 0 < low <= learned <= high:
-            raise UserError(f'{where}: needs 0 < low <= learned <= high, got {low!r}, {learned!r}, {high!r}')
-        return Scale(None, 1 / learned, 1 / high, 1 / low)
-
     if isinstance(temperature, Mapping) and 'rule' not in temperature:
-        return call(learned_scale, temperature, where)
+        return call(learned_scale, temperature, where, where=where)
     if is_number(temperature) and temperature <= 0:
         raise UserError(f'{where}={temperature!r}: must be above 0')
     return Scale(schedule(temperature, total_steps, where), None, 0.0, 0.0)
+
+
+def learned_scale(learned: float, low: float = 0.01, high: float = 100.0, *, where: str) -> Scale:
+    """Checks dict(learned=…, low=…, high=…) of a config, which are temperatures."""
+    if not all(map(is_number, (learned, low, high))) or not 0 < low <= learned <= high:
+        raise UserError(f'{where}: needs 0 < low <= learned <= high, got {low!r}, {learned!r}, {high!r}')
+    return Scale(None, 1 / learned, 1 / high, 1 / low)

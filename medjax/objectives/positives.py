@@ -28,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from medjax.data.types import BLANK, POSITIVE, UNCERTAIN
 from medjax.errors import UserError, suggest
 from medjax.objectives.schedules import Schedule, schedule
 from medjax.plugins import call
@@ -48,15 +49,10 @@ class Positives(NamedTuple):
 def positives(spec: Any, total_steps: int, where: str) -> Positives:
     """Checks a config's `spec`; `where` is the config path that messages name."""
 
-    def soft_positives(soft: str, alpha: Any = 1.0) -> tuple[str, Schedule]:
-        if not isinstance(soft, str):
-            raise UserError(f"{where}.soft={soft!r}: must be 'labels' or the name of a network")
-        return soft, schedule(alpha, total_steps, f'{where}.alpha')
-
     kinds, soft = [], []
     for entry in spec if isinstance(spec, (list, tuple)) else [spec]:
         if isinstance(entry, Mapping):
-            soft.append(call(soft_positives, entry, where))
+            soft.append(call(soft_positives, entry, where, total_steps=total_steps, where=where))
         elif entry in KINDS:
             kinds.append(entry)
         else:
@@ -67,6 +63,13 @@ def positives(spec: Any, total_steps: int, where: str) -> Positives:
         raise UserError(f'{where}: takes any of {", ".join(map(repr, KINDS))}, and at most one dict(soft=…, alpha=…)')
     name, alpha = soft[0] if soft else (None, schedule(0.0, total_steps, where))
     return Positives(tuple(dict.fromkeys(kinds)), name, alpha)
+
+
+def soft_positives(soft: str, alpha: Any = 1.0, *, total_steps: int, where: str) -> tuple[str, Schedule]:
+    """Checks dict(soft=…, alpha=…) of a config."""
+    if not isinstance(soft, str):
+        raise UserError(f"{where}.soft={soft!r}: must be 'labels' or the name of a network")
+    return soft, schedule(alpha, total_steps, f'{where}.alpha')
 
 
 def keys(view: View, kinds: tuple[str, ...], name: str, where: str) -> tuple[Array, Array]:
@@ -91,12 +94,12 @@ def label_sets(view: View, name: str, where: str) -> tuple[Array, Array]:
     The last number of a vector stands for "no label is present".
     """
     label = _field(view, 'label', LABELS, name, where)
-    sets = jnp.asarray(label == 1, jnp.float32)
+    sets = jnp.asarray(label == POSITIVE, jnp.float32)
     sets = jnp.concatenate([sets, ~sets.any(-1, keepdims=True)], axis=-1)
     sets *= jax.lax.rsqrt(sets.sum(-1, keepdims=True))
     return (
         jnp.broadcast_to(sets[:, None], (*view.present.shape, sets.shape[-1])),
-        jnp.broadcast_to((label != -2).any(-1)[:, None], view.present.shape),
+        jnp.broadcast_to((label != BLANK).any(-1)[:, None], view.present.shape),
     )
 
 
@@ -107,10 +110,10 @@ def _key(view: View, kind: str, name: str, where: str) -> tuple[Array, Array]:
         return jnp.stack([row, jnp.zeros_like(row)], -1), jnp.ones(row.shape, bool)
     if kind == 'label':
         label = _field(view, 'label', kind, name, where)
-        value = jnp.where(label == 1, 1, jnp.where(label == -1, 2, 0)).astype(jnp.uint32)
+        value = jnp.where(label == POSITIVE, 1, jnp.where(label == UNCERTAIN, 2, 0)).astype(jnp.uint32)
         # two sums of random numbers modulo 2^32: the probability that two different sets get one key is 2^-62
         factors = np.random.default_rng(0).integers(2**32, size=(label.shape[-1], 2), dtype=np.uint32)
-        return (value[..., None] * factors).sum(-2, dtype=jnp.uint32), (label != -2).any(-1)
+        return (value[..., None] * factors).sum(-2, dtype=jnp.uint32), (label != BLANK).any(-1)
     key = _field(view, f'key/{kind}', kind, name, where)
     if key.ndim == 3 and key.shape[1] != view.present.shape[1]:
         raise UserError(

@@ -38,7 +38,9 @@ class Targets(NamedTuple):
     def potential(self, state: Tree, logits: numerics.Logits, z: Array, weight: Array, step: Array) -> Array:
         """[K], for bottlenecks z [R,d]. Rows with weight 0 do not count."""
         if self.centring == 'sinkhorn':
-            return numerics.sinkhorn(logits, z, weight, self.temperature(step), self.prototypes, self.iterations)
+            return numerics.sinkhorn_potential(
+                logits, z, weight, self.temperature(step), self.prototypes, self.iterations
+            )
         return -state['centre'] / self.temperature(step)
 
     def follow(self, state: Tree, mean: Array, rows: Array) -> Tree:

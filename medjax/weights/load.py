@@ -77,7 +77,9 @@ class ExportWeights(Weights):
     def convert(self, module: str, wanted: Params) -> Params:
         kind, name = module.split('/')
         cfg, params = self.meta.get(kind, {}).get(name, {}), self.contents[module]
-        return fit(params, wanted, *position_resizing(cfg.get('family', 'dinov2'), 'registers' in params))
+        antialias, offset = position_resizing(cfg.get('family', 'dinov2'), 'registers' in params, cfg.get('antialias'))
+        given = cfg.get('offset')
+        return fit(params, wanted, antialias, offset if given is None else given)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -261,7 +261,7 @@ def test_koleo_term_is_koleo():
 def test_numerics_sinkhorn_is_sinkhorn():
     logits = jnp.float32(normal(B, K))
     for iterations in (1, 3):
-        potential = numerics.sinkhorn(lambda z: z, logits, jnp.ones(B), jnp.float32(0.5), K, iterations)
+        potential = numerics.sinkhorn_potential(lambda z: z, logits, jnp.ones(B), jnp.float32(0.5), K, iterations)
         probabilities = jax.nn.softmax(logits / 0.5 + potential)
         close(probabilities, formulas.sinkhorn(logits, 0.5, iterations), 1e-5, f'{iterations} iterations')
 

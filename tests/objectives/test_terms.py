@@ -44,12 +44,12 @@ def test_sinkhorn_and_distillation_in_chunks(elements, monkeypatch):
     weight = rng.random((b, s, t))
 
     def ours(zs, ws):
-        c = numerics.sinkhorn(
+        c = numerics.sinkhorn_potential(
             lambda z: z @ jnp.float32(wt), jnp.float32(zt.reshape(-1, d)), jnp.ones(b * t), jnp.float32(0.5), k
         )
         sums = numerics.distill(
-            numerics.Side(lambda z: z @ ws, zs, 0.1),
-            numerics.Side(lambda z: z @ jnp.float32(wt), jnp.float32(zt), jnp.float32(0.5)),
+            numerics.Softmax(lambda z: z @ ws, zs, 0.1),
+            numerics.Softmax(lambda z: z @ jnp.float32(wt), jnp.float32(zt), jnp.float32(0.5)),
             jnp.float32(weight), jnp.ones((b, t)), c, k,
         )  # fmt: skip
         return sums.loss.sum(), sums
@@ -70,7 +70,7 @@ def test_sinkhorn_and_distillation_in_chunks(elements, monkeypatch):
 def test_padding_does_not_enter_sinkhorn():
     rng = np.random.default_rng(1)
     logits = rng.normal(size=(9, 7)).astype(np.float32)
-    balance = jax.jit(lambda z, w: numerics.sinkhorn(lambda z: z, z, w, jnp.float32(0.3), 7))
+    balance = jax.jit(lambda z, w: numerics.sinkhorn_potential(lambda z: z, z, w, jnp.float32(0.3), 7))
     c = balance(jnp.asarray(logits), jnp.ones(9))
     padded = np.concatenate([logits, 50 * np.ones((3, 7), np.float32)])
     weight = np.r_[np.ones(9), np.zeros(3)]

@@ -14,7 +14,6 @@ import itertools
 import json
 import os
 import pathlib
-import secrets
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
@@ -88,9 +87,8 @@ def write(
     serialize, stored, drop_rows = _serializer(len(source.labels)), [], []
     process = functools.partial(_process_entry, source, key)
     numbered_labels = list(zip(chunk.entries, labels, strict=True))
-    hidden = folder / f'.{chunk.name}.{secrets.token_hex(4)}'  # random: process ids of other machines may be equal
-    writer = ArrayRecordWriter(str(hidden), 'group_size:1')
-    try:
+    with files.whole_path(folder / f'{chunk.name}.array_record') as hidden:
+        writer = ArrayRecordWriter(str(hidden), 'group_size:1')
         for i, (record, drop) in zip(chunk.entries, _map_in_order(pool, process, numbered_labels), strict=True):
             if drop:
                 drop_rows.append(drop_row(drop, key, source.namespace))
@@ -99,12 +97,8 @@ def write(
                 stored.append(record._replace(content={}))
             advance(1)
         writer.close()
-        os.replace(hidden, folder / f'{chunk.name}.array_record')
-        columns = _columns(stored) | {'digest': np.array(digest), 'drops': np.array(json.dumps(drop_rows))}
-        files.write_npz(folder / f'{chunk.name}.npz', **columns)  # last: this file marks the chunk as finished
-    except BaseException:
-        hidden.unlink(missing_ok=True)
-        raise
+    columns = _columns(stored) | {'digest': np.array(digest), 'drops': np.array(json.dumps(drop_rows))}
+    files.write_npz(folder / f'{chunk.name}.npz', **columns)  # last: this file marks the chunk as finished
 
 
 def read(folder: pathlib.Path, chunk: Chunk) -> dict[str, np.ndarray]:

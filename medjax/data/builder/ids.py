@@ -68,7 +68,7 @@ def _make_key_file(path: pathlib.Path) -> None:
     try:
         with os.fdopen(handle, 'w') as file:
             file.write(secrets.token_hex(32) + '\n')
-        with contextlib.suppress(FileExistsError):
+        with contextlib.suppress(FileExistsError):  # `files.whole` would replace the key of a build that was first
             os.link(name, path)
     finally:
         os.unlink(name)

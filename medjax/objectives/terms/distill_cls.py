@@ -70,8 +70,8 @@ class DistillCls(Distillation):
         student, teacher, options = self.student_logits(x), self.teacher_logits(x), self.targets
         potential = options.potential(x.state, teacher, zt.reshape(-1, zt.shape[-1]), here_t.reshape(-1), x.step)
         sums = numerics.distill(
-            numerics.Side(student, zs, self.student_temperature),
-            numerics.Side(teacher, zt, options.temperature(x.step)),
+            numerics.Softmax(student, zs, self.student_temperature),
+            numerics.Softmax(teacher, zt, options.temperature(x.step)),
             weight, here_t, potential, options.prototypes,
         )  # fmt: skip
         by_view = jnp.split(sums.loss, np.cumsum(sizes)[:-1])

@@ -68,8 +68,8 @@ class DistillPatch(Distillation):
         student, teacher = self.student_logits(x), self.teacher_logits(x)
         potential = options.potential(x.state, teacher, zt[:, 0], counts, x.step)
         sums = numerics.distill(
-            numerics.Side(student, zs, self.student_temperature),
-            numerics.Side(teacher, zt, options.temperature(x.step)),
+            numerics.Softmax(student, zs, self.student_temperature),
+            numerics.Softmax(teacher, zt, options.temperature(x.step)),
             (weight / crops)[:, None, None], counts[:, None], potential, options.prototypes,
         )  # fmt: skip
         metrics = {
