@@ -212,7 +212,7 @@ def augmenting(data: records.DataSet, pictures: Sequence[np.ndarray]) -> Iterato
         task, 'host: PIL loop', 1, lambda: run_on_all(lambda d: pil_crops(Image.open(io.BytesIO(d)), draw), files)
     )
     yield Case(task, 'host in medjax: decodes', 1, lambda: run_on_all(decode.read, files))
-    views = jax.jit(make.build(VIEWS, {}, dict(channels=1, mean=0.5, std=0.25), {}, 1))
+    views = jax.jit(make.build(make.kinds(VIEWS), {}, dict(channels=1, mean=0.5, std=0.25), {}, 1))
     batches = Stream({'main': dict(rows=ROWS, sources=dict(main=1.0))}, {'main': data}, 0, ALL).batches()
     batch = jax.device_put(next(batches))
     batches.close()

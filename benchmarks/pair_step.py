@@ -189,7 +189,7 @@ def medjax_step(args, shape, images, ids, lengths) -> tuple[Callable[[], float],
     valid = np.arange(args.length) < lengths[:, None]
     views = jax.device_put(
         dict(
-            crop=View(images[:, None], row, present, None, {}),
+            crop=View(images[:, None, None], row, present, None, {}),
             report=View(ids[:, None], row, present, valid[:, None], {}),
         )
     )

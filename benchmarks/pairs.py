@@ -66,7 +66,8 @@ def measure(rows: int, width: int, devices: int, run: bool) -> None:
 
                 def loss(features, params, views, term=term):
                     step = jnp.zeros((), jnp.int32)
-                    return term.loss(TermInputs(params, {}, features, views, {}, None, step, None)).loss
+                    presence = dict.fromkeys(features, view.present)
+                    return term.loss(TermInputs(params, {}, features, presence, views, {}, None, step, None)).loss
 
                 program = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(abstract, params, views_abstract).compile()
                 memory, kind = program.memory_analysis().temp_size_in_bytes / 2**20, 'ring' if ring else 'dense'

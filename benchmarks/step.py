@@ -62,7 +62,7 @@ def measure(config, datasets, steps: int, warmup: int) -> dict:
     objective = compose(config)
     stream = Stream(config['data'], datasets, config['seed'])
     make_views = make.build(
-        config['views'], config['masks'], config['image'], objective.grids(config['views']), config['rows_per_group']
+        objective.views, config['masks'], config['image'], objective.grids(), config['rows_per_group']
     )
     optim = make_optimizer(objective, config['optim'], config['total_steps'])
     abstract = abstract_state(objective, optim)

@@ -23,7 +23,10 @@ It returns a dict or an `ml_collections.ConfigDict` with these keys:
     terms        list of dict(term='koleo', ...)                          see medjax.objectives.terms
     optim        lr, schedules, groups                                    see medjax.training.optimizer
     mesh         sizes of data, fsdp, tensor; one may be -1
-    export       network, towers, heads, every          checkpoint   every, keep          log   every
+    labels       names of the labels of the data; None: from the data
+    export       network, towers, heads, every, encoder (the tower that probes run; None: 'image', or the image tower of
+                 the first contrastive term)
+    checkpoint   every, keep          log   every
     init_from    None, dict(path=..., take=[...]) or a list of these: weights to start from, see medjax.train
 
 Builders check the keys of their own sections. Every mistake is a `UserError` that names the key.
@@ -77,13 +80,15 @@ DEFAULTS: dict[str, Any] = dict(
     masks={},
     heads={},
     teachers={},
-    export=dict(network='student', towers=['image'], heads=[], every=1_000),
+    labels=None,
+    export=dict(network='student', towers=['image'], heads=[], encoder=None, every=1_000),
     checkpoint=dict(every=1_000, keep=2),
     log=dict(every=10),
     mesh=dict(data=-1, fsdp=1, tensor=1),
     init_from=None,
 )
 PART: dict[str, Any] = dict(rows=None, canvas=None, sources=dict(main=1.0))
+LEAST_VARIANCE = 1e-12  # of pixels in units of [0,1]; rounding leaves up to 1e-16 of a constant data set
 CLOSED = ('image', 'tokenizer', 'export', 'checkpoint', 'log', 'mesh')  # sections with exactly the keys above
 # Keys that do not change what a run computes: where and how often things are read, written and placed.
 NOT_IN_FINGERPRINT = ('data_paths', 'mesh', 'log', 'checkpoint', 'micro_batches')
@@ -213,11 +218,15 @@ def resolve(config: ConfigDict, datasets: Mapping[str, Any]) -> Config:
         if all(is_whole(n) for n in [*given, resolved['batch_size']]):
             parts[name]['rows'] = resolved['batch_size'] - sum(given)
     if datasets:
+        from medjax.data import records
+
         resolved['data_paths'] = {source: str(data.path) for source, data in datasets.items()}
         for part in parts.values():
             if part['canvas'] is None:
                 part['canvas'] = max(int(datasets[source].size) for source in part['sources'])
         resolved['image'] = _resolve_image(resolved['image'], parts, datasets)
+        if resolved['labels'] is None:
+            resolved['labels'] = records.label_vocabulary(_frozen(parts), datasets)
     texts = text_views.from_config(resolved['views'])
     for name, text in texts.items():
         if text.prompts:
@@ -259,6 +268,11 @@ def _resolve_image(image: dict[str, Any], parts: Mapping[str, Any], datasets: Ma
     weighted = [(w / everything, float(datasets[s].mean), float(datasets[s].std)) for s, w in share.items()]
     mean = sum(w * m for w, m, _ in weighted)
     variance = sum(w * (std**2 + m**2) for w, m, std in weighted) - mean**2
+    if image['std'] is None and variance < LEAST_VARIANCE:
+        raise UserError(
+            f'image.std: all pixels of the data are equal (mean {mean:.4g}), so there is nothing to learn and no '
+            'deviation to divide by; look at the data with `medjax show`'
+        )
     of_data = dict(channels=channels[0], mean=mean, std=math.sqrt(variance))
     return {name: of_data[name] if value is None else value for name, value in image.items()}
 
@@ -322,6 +336,8 @@ def _check_levels(key: str, value: Any, channels: int | None, above: float) -> N
 def _check_export(config: Config) -> None:
     network, teachers = config['export']['network'], config['teachers']
     _check_choice(network, ('student', *teachers), 'export.network')
+    if config['export']['encoder'] is not None:
+        _check_choice(config['export']['encoder'], config['export']['towers'], 'export.encoder, of export.towers')
     for kind in ('towers', 'heads'):
         for name in config['export'][kind]:
             _check_choice(name, config[kind], f'export.{kind}')

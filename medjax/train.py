@@ -75,8 +75,9 @@ def setup(config: Mapping[str, Any], datasets: Mapping[str, records.DataSet], me
     stream = Stream(config['data'], datasets, config['seed'], views=config['views'], tokenizer=tokenizer)
     check_rows(stream.rows, config['rows_per_group'], config['micro_batches'], sharding.row_shards())
     make_views = make.build(
-        config['views'], config['masks'], config['image'], objective.grids(config['views']), config['rows_per_group']
-    )
+        objective.views, config['masks'], config['image'], objective.grids(), config['rows_per_group'],
+        config['tokenizer'].get('tokens'),
+    )  # fmt: skip
     optimizer = make_optimizer(objective, config['optim'], config['total_steps'])
     step = make_step(objective, optimizer, make_views, config['micro_batches'])
     abstract = abstract_state(objective, optimizer)
@@ -102,7 +103,10 @@ def initial_state(training: Training, checkpoints: Checkpoints) -> TrainState:
     starts = training.config['init_from'] or ()
     one = isinstance(starts, Mapping)
     for i, cfg in enumerate([starts] if one else starts):
-        state = call(start_from, cfg, 'init_from' if one else f'init_from[{i}]', state=state)
+        state = call(start_from, cfg, 'init_from' if one else f'init_from[{i}]', state=state, network=None)
+    for name, teacher in training.objective.teachers.items():
+        if teacher.init_from is not None:
+            state = call(start_from, teacher.init_from, f'teachers.{name}.init_from', state=state, network=name)
     return state
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from medjax.objectives.compose import Objective, compose
+from medjax.objectives.trees import pick
 from medjax.plugins import call
 from medjax.training.optimizer import Optimizer, optimizer
 from medjax.training.state import create
@@ -86,8 +87,10 @@ def batch(rows: int, size: int = 40, seed: int = 0) -> dict[str, Any]:
 
 def views(recipe: dict[str, Any], objective: Objective) -> MakeViews:
     """The recipe's make_views."""
-    grids = {name: objective.towers['image'].grid((v['size'], v['size'])) for name, v in recipe['views'].items()}
-    return make.build(recipe['views'], recipe['masks'], recipe['image'], grids, recipe['rows_per_group'])
+    tokens = recipe.get('tokenizer', {}).get('tokens')
+    return make.build(
+        objective.views, recipe['masks'], recipe['image'], objective.grids(), recipe['rows_per_group'], tokens
+    )
 
 
 def parts(recipe: dict[str, Any], micro_batches: int = 1) -> tuple[Objective, Optimizer, Step]:
@@ -117,7 +120,7 @@ def start(objective: Objective, optim: Optimizer, shardings: Any = None) -> Trai
         keys = jax.random.split(key, len(leaves))
         noisy = [x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
         params = jax.tree.unflatten(structure, noisy)
-        teachers = {name: {k: params[k] for k in held} for name, held in state.aux['teachers'].items()}
+        teachers = {name: pick(params, objective.teachers[name].of) for name in state.aux['teachers']}
         return state._replace(params=params, aux={**state.aux, 'teachers': teachers})
 
     return jax.jit(moved, out_shardings=shardings)(jax.random.key(1))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,7 @@ import numpy as np
 from mask_statistics import compare, generate
 
 from medjax.objectives import numerics
+from medjax.objectives.features import parse
 from medjax.objectives.schedules import schedule
 from medjax.objectives.terms import Networks, Term, TermContext, TermInputs, distill_cls, distill_patch, koleo
 from medjax.training.optimizer import parameter_groups
@@ -40,7 +43,7 @@ def crop_major(x: np.ndarray) -> np.ndarray:
 
 
 class IdentityHead(Head):
-    def apply(self, params, x):
+    def apply(self, params, x, *, present=None, train=False):
         return x
 
     def prototypes(self, params, z):
@@ -51,7 +54,7 @@ def identity_head(count: int) -> Head:
     return IdentityHead(axes={}, prototype_count=count)
 
 
-NETWORKS = Networks({'dino': identity_head(0)}, {'heads': {'dino': {}}}, {'teacher': {'heads': {'dino': {}}}})
+NETWORKS = Networks({}, {'dino': identity_head(0)}, {name: {'heads': {'dino': {}}} for name in ('student', 'teacher')})
 
 
 def context(count: int, **heads: Head) -> TermContext:
@@ -62,13 +65,19 @@ def plain_view(rows: int, crops: int) -> View:
     return View(None, jnp.arange(rows, dtype=jnp.uint32), jnp.ones((rows, crops), bool), None, {})
 
 
+def presence(features, views: Mapping[str, View]) -> dict[str, Any]:
+    """Which elements of features with one input count: those of their view that are present."""
+    return {name: views[parse(name, 'test').view].present for name in features}
+
+
 def loss_of(term: Term, features, views, masks=None, params=None, state=None, step=0):
     """Loss, metrics with the start value, and carry of a term whose features are the logits of its heads."""
     out = term.loss(
         TermInputs(
-            params or {}, state or {}, features, views, masks or {}, NETWORKS, jnp.asarray(step, jnp.int32), None
+            params or {}, state or {}, features, presence(features, views), views, masks or {}, NETWORKS,
+            jnp.asarray(step, jnp.int32), None,
         )
-    )
+    )  # fmt: skip
     return out.loss, out.metrics | ({} if out.start is None else {'start': out.start}), out.carry
 
 

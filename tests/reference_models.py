@@ -13,7 +13,7 @@ import numpy as np
 from medjax.models.heads import dino_head
 from medjax.models.layers import add_residual, kept_count
 from medjax.models.towers import vit
-from medjax.types import Mask, View
+from medjax.types import Input, Mask, View
 from medjax.weights import dinov2
 from medjax.weights.fit import check_like
 
@@ -46,9 +46,9 @@ def check_vit(path: Path) -> None:
             if masked is None:
                 got['eval_forward'] = outputs['cls'][:, 0]
                 for i in range(2):
-                    patches = outputs['layers/patches'][:, 0, i].reshape(len(images), *grid, -1)
+                    patches = outputs['last2/patches'][:, 0, i].reshape(len(images), *grid, -1)
                     got[f'intermediate{i}/patch_map'] = patches.transpose(0, 3, 1, 2)
-                    got[f'intermediate{i}/cls'] = outputs['layers/cls'][:, 0, i]
+                    got[f'intermediate{i}/cls'] = outputs['last2/cls'][:, 0, i]
         same(expected, got, FORWARD, case)
 
 
@@ -75,9 +75,10 @@ def tower_like(params: dict):
 def run(tower, params: dict, images: np.ndarray, bits: np.ndarray | None) -> dict[str, np.ndarray]:
     """The tower's outputs for images [B,H,W,C] as one crop of B rows."""
     rows = len(images)
-    view = View(images[:, None], np.arange(rows, dtype=np.uint32), np.ones((rows, 1), bool), None, {})
+    view = View(images[:, None, None], np.arange(rows, dtype=np.uint32), np.ones((rows, 1), bool), None, {})
     mask = None if bits is None else Mask(bits[:, None], *[np.zeros((1, 1, 0))] * 2)
-    return jax.tree.map(np.asarray, jax.jit(lambda p: tower.apply(p, view, mask, layers=2))(params))
+    want = ('last2/cls', 'last2/patches')
+    return jax.tree.map(np.asarray, jax.jit(lambda p: tower.apply(p, Input(view, mask), want=want))(params))
 
 
 def check_dino_head(path: Path) -> None:

@@ -88,7 +88,9 @@ def views_of(global_crops: np.ndarray, local_crops: np.ndarray, bits: np.ndarray
 
     def view(x: np.ndarray, rows: int) -> View:
         x = image_major(np.moveaxis(x, 1, -1), len(x) // rows)
-        return View(jnp.asarray(x), jnp.arange(rows, dtype=jnp.uint32), jnp.ones(x.shape[:2], bool), None, {})
+        return View(
+            jnp.asarray(x[:, :, None]), jnp.arange(rows, dtype=jnp.uint32), jnp.ones(x.shape[:2], bool), None, {}
+        )
 
     rows = len(global_crops) // 2
     mask: Mask = from_bits(jnp.asarray(image_major(bits, 2)), 1, tokens)
@@ -144,7 +146,7 @@ def check_step(path: Path) -> None:
     m = int(d['batch/masks'].sum())
 
     # What the towers and heads give, in between.
-    found, _ = objective.features(state.params, state.aux, views, masks, state.key, state.step)
+    (found, *_), _ = objective.features(state.params, state.aux, views, masks, state.key, state.step)
     close(crop_major(found['student/image/global~block/cls']), d['out/student_global_cls'], 2e-5, 'student global CLS')
     close(crop_major(found['student/image/local/cls']), d['out/student_local_cls'], 2e-5, 'student local CLS')
 

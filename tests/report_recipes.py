@@ -77,9 +77,7 @@ def trained(config: configs.Config, datasets: dict) -> list[dict[str, float]]:
     )
     shapes, _ = jax.eval_shape(objective.init, jax.random.key(0))
     optim = call(optimizer, config['optim'], 'optim', params=shapes, total_steps=config['total_steps'])
-    views = make.build(
-        config['views'], config['masks'], config['image'], objective.grids(config['views']), config['rows_per_group']
-    )
+    views = make.build(objective.views, config['masks'], config['image'], objective.grids(), config['rows_per_group'])
     step = jax.jit(make_step(objective, optim, views, config['micro_batches']).train_step, donate_argnums=0)
     state = jax.jit(lambda key: create(objective, optim, key))(jax.random.key(0))
     lines = []

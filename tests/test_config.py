@@ -59,9 +59,7 @@ def test_builders_take_every_shipped_config(path):
     objective = compose(config)
     params, _ = jax.eval_shape(objective.init, jax.random.key(0))
     call(optimizer, config['optim'], 'optim', params=params, total_steps=config['total_steps'])
-    make.build(
-        config['views'], config['masks'], config['image'], objective.grids(config['views']), config['rows_per_group']
-    )
+    make.build(objective.views, config['masks'], config['image'], objective.grids(), config['rows_per_group'])
 
 
 # Overrides.

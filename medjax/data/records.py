@@ -198,3 +198,9 @@ def _shards(path: pathlib.Path) -> list[str]:
 
 def _counts(splits: Mapping[str, int]) -> str:
     return ', '.join(f'{name} {n}' for name, n in splits.items())
+
+
+def label_vocabulary(parts: Mapping[str, Any], datasets: Mapping[str, DataSet]) -> tuple[str, ...]:
+    """The labels of a batch: those of all sources of all parts of a config, in order of first appearance."""
+    sources = [source for part in parts.values() for source in (part.get('sources') or {})]
+    return tuple(dict.fromkeys(label for source in sources for label in datasets[source].labels))

@@ -25,7 +25,7 @@ import numpy as np
 from medjax.data.format import KINDS
 from medjax.data.images import decode
 from medjax.data.mixing import Mixing
-from medjax.data.records import DataSet, Split
+from medjax.data.records import DataSet, Split, label_vocabulary
 from medjax.data.text import prompts, views as text_views
 from medjax.data.text.tokenizer import Tokenizer
 from medjax.data.text.views import TextView
@@ -63,8 +63,7 @@ class Stream:
             if source not in datasets:
                 near = suggest(source, datasets)
                 raise UserError(f'no data for the source {source!r}{near}; give --data {source}=PATH')
-        # one vocabulary of labels over all parts, in order of first appearance
-        self.vocabulary = tuple(dict.fromkeys(label for source in sources for label in datasets[source].labels))
+        self.vocabulary = label_vocabulary(parts, datasets)
         factory = _PartFactory(datasets, self.vocabulary, text_views.from_config(views or {}), tokenizer, seed)
         self.parts = {name: call(factory.part, cfg, f'data.{name}', name=name) for name, cfg in parts.items()}
         for part in self.parts.values():

@@ -5,26 +5,75 @@ There is no registry: a name in a recipe is the name of a module with a function
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Mapping
 from typing import Any
 
 from medjax import plugins
+from medjax.errors import UserError, suggest
+from medjax.models.passes import parse_reads
 from medjax.types import Head, Tower
 
 
-def tower(cfg: Mapping[str, Any], image_channels: int, where: str, dtype: str = 'float32') -> Tower:
+def towers(section: Mapping[str, Any], image_channels: int, dtype: str = 'float32') -> dict[str, Tower]:
+    """The towers of a recipe by name. A tower over towers is built after those that it reads."""
+    built: dict[str, Tower] = {}
+
+    def add(name: str, above: tuple[str, ...]) -> None:
+        where, cfg = f'towers.{name}', section[name]
+        if name in above:
+            circle = ' -> '.join((*above[above.index(name) :], name))
+            raise UserError(f'{where}.reads: towers read each other in a circle: {circle}')
+        if 'reads' in cfg:
+            for read in parse_reads(cfg['reads'], f'{where}.reads'):
+                if read.tower is not None and read.tower not in section:
+                    raise UserError(f'{where}.reads: there is no tower {read.tower!r}{suggest(read.tower, section)}')
+                if read.tower is not None and read.tower not in built:
+                    add(read.tower, (*above, name))
+        built[name] = tower(cfg, image_channels, where, dtype, built)
+
+    for name in section:
+        if name not in built:
+            add(name, ())
+    return {name: built[name] for name in section}
+
+
+def tower(
+    cfg: Mapping[str, Any],
+    image_channels: int,
+    where: str,
+    dtype: str = 'float32',
+    others: Mapping[str, Tower] | None = None,
+) -> Tower:
     """The tower that a section describes: dict(tower='vit', **options) calls `medjax.models.towers.vit.build`.
 
     A tower named 'mypkg.mytower' is the user's own module. `where` is the section in the recipe, for messages. `dtype`
     is the recipe's type of activations; a section may have its own. A `build` with a parameter `channels` gets the
-    number of image channels.
+    number of image channels. A `build` with a parameter `reads` makes a tower over towers: it gets the towers that the
+    section's `reads` names, from `others`, with None for a view itself.
     """
     module, options = plugins.chosen(cfg, 'tower', 'medjax.models.towers', where)
-    channels = dict(channels=image_channels) if 'channels' in inspect.signature(module.build).parameters else {}
-    return plugins.call(module.build, dict(dtype=dtype) | options, where, **channels)
+    takes = inspect.signature(module.build).parameters
+    given: dict[str, Any] = dict(channels=image_channels) if 'channels' in takes else {}
+    if 'reads' not in takes:
+        if 'reads' in options:
+            raise UserError(f'{where}.reads: {cfg["tower"]!r} is a tower of views and reads no other tower')
+        return plugins.call(module.build, dict(dtype=dtype) | options, where, **given)
+    if 'reads' not in options:
+        raise UserError(f"{where}: the key 'reads' is missing: the towers that {cfg['tower']!r} reads, as ['image']")
+    reads = parse_reads(options.pop('reads'), f'{where}.reads')
+    given['reads'] = tuple(None if read.tower is None else (others or {})[read.tower] for read in reads)
+    return dataclasses.replace(plugins.call(module.build, dict(dtype=dtype) | options, where, **given), reads=reads)
 
 
 def head(cfg: Mapping[str, Any], width: int, where: str, dtype: str = 'float32') -> Head:
-    """The head that a section describes, for features of `width` numbers: a module of `medjax.models.heads`."""
-    return plugins.make(dict(dtype=dtype) | dict(cfg), 'head', 'medjax.models.heads', where, width=width)
+    """The head that a section describes, for features of `width` numbers: a module of `medjax.models.heads`.
+
+    The key `tie` names a parameter of another module that the head uses: dict(head='words', tie='towers/text/words').
+    """
+    options = dict(dtype=dtype) | dict(cfg)
+    tie = options.pop('tie', None)
+    if tie is not None and (not isinstance(tie, str) or tie.count('/') < 2):
+        raise UserError(f"{where}.tie: {tie!r} is no parameter; write its path, as 'towers/text/words'")
+    return dataclasses.replace(plugins.make(options, 'head', 'medjax.models.heads', where, width=width), tie=tie)

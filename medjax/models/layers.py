@@ -7,7 +7,8 @@ the layer. Norms and softmax compute in float32.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -82,6 +83,20 @@ def uniform_fan_in(fan_in: int) -> Callable[..., Array]:
     return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
+def xavier(inputs: int) -> Callable[..., Array]:
+    """Uniform in +-sqrt(6 / (fan in + fan out)) for weights [*in, *out] with `inputs` axes in front (Glorot, 2010)."""
+
+    def init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+        bound = math.sqrt(6 / (math.prod(shape[:inputs]) + math.prod(shape[inputs:])))
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+# How the weights of products start: 'normal' is DINOv2's and BERT's, 'xavier' that of masked autoencoders.
+STARTS: dict[str, Callable] = {'normal': weight_init, 'xavier': xavier}
+
+
 def parameter(module: nn.Module, name: str, init: Callable, shape: tuple[int, ...], axes: Names) -> Any:
     """A float32 parameter of `module`; `axes` are the logical names of its axes."""
     return module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
@@ -99,7 +114,8 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        kernel = parameter(self, 'kernel', self.init, self.shape, self.axes)
+        init = xavier(self.inputs) if self.init is xavier else self.init
+        kernel = parameter(self, 'kernel', init, self.shape, self.axes)
         y = jnp.tensordot(x.astype(self.dtype), kernel.astype(self.dtype), axes=self.inputs)
         if self.bias:
             y += parameter(self, 'bias', zeros, self.shape[self.inputs :], self.axes[self.inputs :]).astype(self.dtype)
@@ -123,11 +139,17 @@ class LayerNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention, softmax(q k^T / sqrt(head size)) v over each sequence: [S,T,D] -> [S,T,D].
+    """Attention, softmax(q k^T / sqrt(head size)) v: [S,T,D] -> [S,T,D].
 
-    lengths         int32 [S], at least 1: only the first `lengths` tokens of a sequence are attended to; None: all T
+    Without `context`, tokens attend to the tokens of their own sequence. With `context` [S,T',D'] they attend to its
+    tokens instead (cross-attention), and the parameters are 'q' and 'kv' in place of 'qkv'.
+
+    lengths         int32 [S], at least 1: only the first `lengths` keys of a sequence are attended to; None: all
+    mask            bool, which keys are attended to: [S,keys], or [S,T,keys] for each token; None: all. Only 'xla'
+                    takes a mask. A mask that keeps the first keys alone is better given as `lengths`
     causal          a token attends to itself and to earlier tokens only
     implementation  'xla' runs anywhere; 'cudnn' is the flash kernel of NVIDIA GPUs, for bfloat16 only
+    start           the initializer of the products, a key of STARTS
     """
 
     heads: int
@@ -135,15 +157,52 @@ class Attention(nn.Module):
     implementation: str = 'xla'
     causal: bool = False
     dtype: Any = jnp.float32
+    start: str = 'normal'
 
     @nn.compact
-    def __call__(self, x: Array, lengths: Array | None = None) -> Array:
+    def __call__(
+        self, x: Array, context: Array | None = None, lengths: Array | None = None, mask: Array | None = None
+    ) -> Array:
         d, h = x.shape[-1], self.heads
-        qkv = Linear((d, 3, h, d // h), ('embed', None, 'heads', None), bias=self.bias, dtype=self.dtype, name='qkv')(x)
-        q, k, v = (qkv[..., i, :, :] for i in range(3))
-        options: dict[str, Any] = dict(implementation=self.implementation, is_causal=self.causal)
-        y = jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=lengths, **options)
-        return Linear((h, d // h, d), ('heads', None, 'embed'), inputs=2, dtype=self.dtype, name='out')(y)
+        options: dict[str, Any] = dict(bias=self.bias, dtype=self.dtype, init=STARTS[self.start])
+        if context is None:
+            qkv = Linear((d, 3, h, d // h), ('embed', None, 'heads', None), **options, name='qkv')(x)
+            q, k, v = (qkv[..., i, :, :] for i in range(3))
+        else:
+            q = Linear((d, h, d // h), ('embed', 'heads', None), **options, name='q')(x)
+            shape = (context.shape[-1], 2, h, d // h)
+            kv = Linear(shape, ('embed', None, 'heads', None), **options, name='kv')(context)
+            k, v = kv[..., 0, :, :], kv[..., 1, :, :]
+        if mask is not None:
+            if self.implementation != 'xla':
+                raise UserError("attention='cudnn' takes no mask of single keys; attention='xla' does")
+            mask = mask[:, None, None] if mask.ndim == 2 else mask[:, None]
+        y = jax.nn.dot_product_attention(
+            q, k, v, mask=mask, key_value_seq_lengths=lengths,
+            implementation=self.implementation, is_causal=self.causal,
+        )  # fmt: skip
+        return Linear(
+            (h, d // h, d), ('heads', None, 'embed'), inputs=2, dtype=self.dtype, init=STARTS[self.start], name='out'
+        )(y)
+
+
+def cls_attention(block: Any, tokens: Array, lengths: Array | None, eps: float, dtype: Any) -> Array:
+    """The attention of the first token, the mean over heads: tokens [...,T,D] before a block -> [...,T], float32.
+
+    `block` holds the parameters of one Block with norms before its branches. `lengths` as in `Attention`, one for each
+    sequence.
+    """
+    norm, qkv = block['norm1'], block['attn']['qkv']
+    x = LayerNorm(eps, dtype).apply({'params': norm}, tokens)
+    kernel = qkv['kernel'].astype(dtype)
+    bias = qkv['bias'].astype(dtype) if 'bias' in qkv else jnp.zeros(kernel.shape[1:], dtype)
+    q = jnp.einsum('...d,dhe->...he', x[..., 0, :], kernel[:, 0]) + bias[0]
+    k = jnp.einsum('...td,dhe->...the', x, kernel[:, 1]) + bias[1]
+    scores = jnp.einsum('...he,...the->...ht', q, k).astype(jnp.float32) * q.shape[-1] ** -0.5
+    if lengths is not None:
+        inside = jnp.arange(tokens.shape[-2]) < lengths.reshape(*tokens.shape[:-2], 1)
+        scores = jnp.where(inside[..., None, :], scores, -jnp.inf)
+    return jax.nn.softmax(scores, axis=-1).mean(-2)
 
 
 class Mlp(nn.Module):
@@ -152,13 +211,14 @@ class Mlp(nn.Module):
     hidden: int
     dtype: Any = jnp.float32
     activation: str = 'gelu'
+    start: str = 'normal'
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        d = x.shape[-1]
-        x = Linear((d, self.hidden), ('embed', 'mlp'), dtype=self.dtype, name='fc1')(x)
+        d, options = x.shape[-1], dict(dtype=self.dtype, init=STARTS[self.start])
+        x = Linear((d, self.hidden), ('embed', 'mlp'), **options, name='fc1')(x)
         x = ACTIVATIONS[self.activation](x)
-        return Linear((self.hidden, d), ('mlp', 'embed'), dtype=self.dtype, name='fc2')(x)
+        return Linear((self.hidden, d), ('mlp', 'embed'), **options, name='fc2')(x)
 
 
 class SwiGlu(nn.Module):
@@ -194,21 +254,29 @@ def draw_kept(key: Array, groups: Array, sequences: int, depth: int, rate: float
     return jnp.moveaxis(jax.vmap(draw)(groups), 0, 2)
 
 
-def add_residual(x: Array, residual: Callable[[Array], Array], kept: Array | None) -> Array:
-    """x + residual(x) for sequences x [S,T,D]; with `kept`, drop path over subsets (DINOv2, arXiv 2304.07193).
+def add_residual(x: Array, residual: Callable[..., Array], kept: Array | None, *others: Array | None) -> Array:
+    """x + residual(x, *others) for sequences x [S,T,D]; with `kept`, drop path over subsets (arXiv 2304.07193).
+
+    `others` are arrays of the sequences [S,…], such as lengths and contexts, or None.
 
     `kept` int [G,k] holds for each of G groups the k sequences that keep the branch. The residual is computed for these
     sequences only, which saves time. It is multiplied by n/k, for n = S/G sequences in a group, so that its expected
     value does not change. Sequences are gathered inside their group, so nothing moves between devices.
     """
     if kept is None:
-        return (x + residual(x)).astype(x.dtype)
+        return (x + residual(x, *others)).astype(x.dtype)
     groups, k = kept.shape
-    grouped = constrain_rows(x.reshape(groups, -1, *x.shape[1:]))  # [G,n,T,D]
-    n = grouped.shape[1]
-    subset = jax.vmap(lambda g, i: jnp.take(g, i, axis=0, unique_indices=True, mode='clip'))(grouped, kept)
-    subset = constrain_rows(subset.reshape(groups * k, *x.shape[1:]))
-    y = (residual(subset) * (n / k)).astype(x.dtype).reshape(groups, k, *x.shape[1:])
+
+    def in_groups(x: Array) -> Array:
+        return constrain_rows(x.reshape(groups, -1, *x.shape[1:]))  # [G,n,…]
+
+    def subset(x: Array) -> Array:
+        take = jax.vmap(lambda g, i: jnp.take(g, i, axis=0, unique_indices=True, mode='clip'))
+        return constrain_rows(take(in_groups(x), kept).reshape(groups * k, *x.shape[1:]))
+
+    grouped, n = in_groups(x), len(x) // groups
+    y = residual(subset(x), *(None if other is None else subset(other) for other in others))
+    y = (y * (n / k)).astype(x.dtype).reshape(groups, k, *x.shape[1:])
     add = jax.vmap(lambda g, i, update: g.at[i].add(update, unique_indices=True, mode='promise_in_bounds'))
     return add(grouped, kept, y).reshape(x.shape)
 
@@ -216,8 +284,9 @@ def add_residual(x: Array, residual: Callable[[Array], Array], kept: Array | Non
 class Block(nn.Module):
     """A transformer block: x += gamma1 attn(norm1 x), then x += gamma2 ffn(norm2 x); gamma is LayerScale.
 
-    With `post_norm`, as in BERT: x = norm1(x + attn x), then x = norm2(x + ffn x). A call takes `kept` int [2,G,k], one
-    layer of `draw_kept`, or `lengths` int32 [S], see Attention, but not both.
+    With `post_norm`, as in BERT: x = norm1(x + attn x), then x = norm2(x + ffn x). With `cross`, attention to a context
+    stands between the two, with norm and LayerScale of its own. A call takes `kept` int [2,G,k], one layer of
+    `draw_kept`, and the inputs of attention: `lengths` and `mask` of the sequence and of the context, see `Attention`.
     """
 
     heads: int
@@ -231,15 +300,27 @@ class Block(nn.Module):
     activation: str = 'gelu'
     eps: float = 1e-6
     dtype: Any = jnp.float32
+    start: str = 'normal'
+    cross: bool = False
 
     @nn.compact
-    def __call__(self, x: Array, kept: Array | None = None, lengths: Array | None = None) -> Array:
+    def __call__(
+        self,
+        x: Array,
+        kept: Array | None = None,
+        lengths: Array | None = None,
+        mask: Array | None = None,
+        context: Array | None = None,
+        context_lengths: Array | None = None,
+        context_mask: Array | None = None,
+    ) -> Array:
         norm1, norm2 = (LayerNorm(self.eps, self.dtype, name=name) for name in ('norm1', 'norm2'))
-        attention = Attention(self.heads, self.qkv_bias, self.attention, self.causal, self.dtype, name='attn')
+        options = (self.heads, self.qkv_bias, self.attention)
+        attention = Attention(*options, self.causal, self.dtype, self.start, name='attn')
         if self.ffn == 'swiglu':
             ffn: nn.Module = SwiGlu(self.hidden, self.dtype, name='mlp')
         else:
-            ffn = Mlp(self.hidden, self.dtype, self.activation, name='mlp')
+            ffn = Mlp(self.hidden, self.dtype, self.activation, self.start, name='mlp')
 
         def scale(name: str, y: Array) -> Array:
             if self.layerscale is None:
@@ -248,30 +329,45 @@ class Block(nn.Module):
             # in float32, because 1e-5 plus small updates is too coarse in bfloat16
             return y * parameter(self, name, start, y.shape[-1:], ('embed',))
 
-        def branch(x: Array, norm: nn.Module, residual: Callable[[Array], Array], kept: Array | None) -> Array:
+        def branch(x: Array, norm: nn.Module, residual: Callable, kept: Array | None, *others: Array | None) -> Array:
             if self.post_norm:
-                return norm(add_residual(x, residual, kept))
-            return add_residual(x, lambda s: residual(norm(s)), kept)
+                return norm(add_residual(x, residual, kept, *others))
+            return add_residual(x, lambda s, *others: residual(norm(s), *others), kept, *others)
 
         first, second = (None, None) if kept is None else (kept[0], kept[1])
         x = constrain_rows(x)
-        x = branch(x, norm1, lambda s: scale('gamma1', attention(s, lengths)), first)
+        x = branch(x, norm1, lambda s, *a: scale('gamma1', attention(s, None, *a)), first, lengths, mask)
+        if self.cross:
+            norm3 = LayerNorm(self.eps, self.dtype, name='norm_cross')
+            cross = Attention(*options, False, self.dtype, self.start, name='cross')
+            inputs = (context, context_lengths, context_mask)
+            x = branch(x, norm3, lambda s, *a: scale('gamma_cross', cross(s, *a)), first, *inputs)
         return branch(x, norm2, lambda s: scale('gamma2', ffn(s)), second)
 
 
 def scan_blocks(
-    x: Array, depth: int, remat: str, layers: int, kept: Array | None = None, lengths: Array | None = None, **block: Any
+    x: Array,
+    depth: int,
+    remat: str,
+    layers: int,
+    kept: Array | None = None,
+    inputs: Mapping[str, Array | None] | None = None,
+    **block: Any,
 ) -> Array:
     """x [S,T,D] through `depth` Blocks -> the tokens after each of the last `layers` blocks, [layers,S,T,D].
 
     To be called inside the `__call__` of a flax module, which gets one child 'blocks': a scanned Block with stacked
-    parameters. `remat` is a key of REMAT. `block` holds the fields of Block.
+    parameters. `remat` is a key of REMAT. `inputs` are the inputs of attention by name (lengths, mask, context,
+    context_lengths, context_mask), equal for all blocks; with a context the blocks have cross-attention. `block` holds
+    the fields of Block.
     """
+    given = dict(inputs or {})
+    block = dict(cross=given.get('context') is not None) | block
     # prevent_cse is needed outside of a scan only, where the compiler could merge the forward and backward pass
     blocks = nn.remat(Block, prevent_cse=False, policy=REMAT[remat])(**block, name='blocks')
 
-    def step(block: nn.Module, last: Array, kept: Array | None, lengths: Array | None) -> tuple[Array, None]:
-        return jnp.concatenate([last[1:], block(last[-1], kept, lengths)[None]]), None
+    def step(block: nn.Module, last: Array, kept: Array | None, given: dict) -> tuple[Array, None]:
+        return jnp.concatenate([last[1:], block(last[-1], kept, **given)[None]]), None
 
     scan = nn.scan(
         step,
@@ -281,7 +377,7 @@ def scan_blocks(
         length=depth,
         metadata_params={nn.PARTITION_NAME: None},
     )
-    return scan(blocks, jnp.broadcast_to(x, (layers, *x.shape)), kept, lengths)[0]
+    return scan(blocks, jnp.broadcast_to(x, (layers, *x.shape)), kept, given)[0]
 
 
 class Pool(nn.Module):

@@ -51,7 +51,7 @@ class Perceptron(Head):
                 params[f'norm{i}'] = dict(scale=jnp.ones(shape[1]), bias=jnp.zeros(shape[1]))
         return params
 
-    def apply(self, params: Tree, x: Array) -> Array:
+    def apply(self, params: Tree, x: Array, *, present: Array | None = None, train: bool = False) -> Array:
         last = len(self.widths) - 1
         for i in range(1, last + 1):
             layer = params[f'fc{i}']

@@ -1,78 +1,214 @@
-"""Checks of the features that the terms of a recipe declare: everything that a name refers to is in the recipe."""
+"""Checks of what the terms of a recipe declare: everything that the name of a feature refers to is in the recipe."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 from medjax.errors import UserError, suggest
+from medjax.models import build as models, passes
+from medjax.models.passes import Pass
 from medjax.objectives.features import Feature
 from medjax.objectives.teachers import Teacher
-from medjax.types import Tower
+from medjax.objectives.trees import leaf_at
+from medjax.types import Head, Tower
+from medjax.views.kinds import Kind
 
 
-def check_feature(
-    f: Feature, where: str, recipe: Mapping[str, Any], towers: Mapping[str, Tower], teachers: Mapping[str, Teacher]
-) -> None:
-    """A UserError that names the feature, what is missing, and what would work."""
-    where = f'{where}: feature {f.name!r}'
-    for word, name, known in (
-        ('network', f.network, ['student', *teachers]),
-        ('tower', f.tower, towers),
-        ('view', f.view, recipe['views']),
-    ):
-        if name not in known:
-            raise UserError(f'{where}: there is no {word} {name!r}{suggest(name, known)}')
-    for mask in (f'{f.view}~{mask}' for mask in (f.mask, f.at) if mask):
-        if mask not in recipe['masks']:
-            raise UserError(f'{where}: there is no mask {mask!r}{suggest(mask, recipe["masks"])}')
-    if f.head and f.head not in recipe['heads']:
-        raise UserError(f'{where}: there is no head {f.head!r}{suggest(f.head, recipe["heads"])}')
-    if f.network != 'student':
-        for path in [f'towers/{f.tower}', *([f'heads/{f.head}'] if f.head else [])]:
-            if path not in teachers[f.network].of:
+@dataclasses.dataclass(frozen=True, eq=False)
+class Declared:
+    """What terms have declared so far, checked: features with their passes, and heads."""
+
+    recipe: Mapping[str, Any]
+    towers: dict[str, Tower]
+    teachers: dict[str, Teacher]
+    views: dict[str, Kind]
+    features: dict[str, Feature] = dataclasses.field(default_factory=dict)
+    passes: dict[str, Pass] = dataclasses.field(default_factory=dict)  # by the name of the feature
+    heads: dict[str, Head] = dataclasses.field(default_factory=dict)
+    widths: dict[str, int] = dataclasses.field(default_factory=dict)  # head -> width of its inputs
+
+    def add(self, feature: Feature, where: str) -> None:
+        """Checks a feature. The first feature that names a head decides how wide the head is."""
+        where = f'{where}: feature {feature.name!r}'
+        self._check_names(feature, where)
+        kinds = {name: kind.sees for name, kind in self.views.items()}
+        try:
+            one = passes.bind(feature.network, feature.tower, feature.inputs, self.towers, kinds)
+        except UserError as error:
+            raise UserError(f'{where}: {error}') from None
+        self._check_pass(one, where)
+        width = self.towers[feature.tower].widths.get(feature.output, self.towers[feature.tower].width)
+        for head in feature.heads:
+            self.add_head(head, width, where)
+            width = self._out(head, width)
+        self._check_teacher(feature, one, where)
+        self.features[feature.name] = feature
+        self.passes[feature.name] = one
+
+    def add_head(self, name: str, width: int, where: str) -> Head:
+        """The head `name` for inputs of `width` numbers; UserError where the recipe has none."""
+        if name not in self.recipe['heads']:
+            raise UserError(f'{where}: there is no head {name!r}{suggest(name, self.recipe["heads"])}')
+        if self.widths.setdefault(name, width) != width:
+            raise UserError(
+                f'heads.{name}: is used after features of different widths, {self.widths[name]} and {width}; give each '
+                'its own head'
+            )
+        if name not in self.heads:
+            self.heads[name] = models.head(self.recipe['heads'][name], width, f'heads.{name}', self.recipe['dtype'])
+            self._tied(name)
+        return self.heads[name]
+
+    def width(self, name: str) -> int:
+        """The length of the last axis of a declared feature."""
+        feature = self.features[name]
+        width = self.towers[feature.tower].widths.get(feature.output, self.towers[feature.tower].width)
+        for head in feature.heads:
+            width = self._out(head, width)
+        return width
+
+    def _out(self, name: str, width: int) -> int:
+        """The length of the last axis of what a head gives."""
+        head, tied = self.heads[name], self._tied(name)
+        x = jax.ShapeDtypeStruct((2, 1, width), jnp.float32)
+
+        def run(key: jax.Array, x: jax.Array, tied: Any) -> jax.Array:
+            return head.apply(head.init(key) | ({} if tied is None else {'tied': tied}), x)
+
+        return jax.eval_shape(run, jax.random.key(0), x, tied).shape[-1]
+
+    def _tied(self, name: str) -> Any:
+        """The shape of the parameter that a head is tied to; None for a head that is not."""
+        tie = self.heads[name].tie
+        if tie is None:
+            return None
+        kind, module = tie.split('/')[:2]
+        if kind != 'towers' or module not in self.towers:
+            raise UserError(f'heads.{name}.tie: there is no {kind}/{module}{suggest(module, self.towers)}')
+        shapes = {kind: {module: jax.eval_shape(self.towers[module].init, jax.random.key(0))}}
+        try:
+            leaf = leaf_at(shapes, tie)
+        except (KeyError, TypeError):
+            leaf = None
+        if not hasattr(leaf, 'shape'):
+            raise UserError(f'heads.{name}.tie: {kind}/{module} has no parameter {"/".join(tie.split("/")[2:])!r}')
+        return leaf
+
+    def _check_names(self, f: Feature, where: str) -> None:
+        """A UserError that names what is missing, and what would work."""
+        names = [('network', f.network, ['student', *self.teachers]), ('tower', f.tower, self.towers)]
+        names += [('view', x.view, self.views) for x in f.inputs]
+        masks = [*(x.masked_view for x in f.inputs if x.mask), *([f.at_mask] if f.at else [])]
+        names += [('mask', mask, self.recipe['masks']) for mask in masks]
+        names += [('head', head, self.recipe['heads']) for head in f.heads]
+        for word, name, choices in names:
+            if name not in choices:
+                raise UserError(f'{where}: there is no {word} {name!r}{suggest(name, choices)}')
+        parts = {x.view: self.views[x.view].part for x in f.inputs}
+        if len(set(parts.values())) > 1:
+            shown = ' and '.join(f'{view!r} shows {part!r}' for view, part in parts.items())
+            raise UserError(f'{where}: its inputs show different parts of the batch: {shown}')
+
+    def _check_teacher(self, f: Feature, one: Pass, where: str) -> None:
+        """A teacher holds all towers and heads that it runs."""
+        if f.network == 'student':
+            return
+        modules = [f'towers/{p.tower}' for p in passes.ordered([one])] + [f'heads/{head}' for head in f.heads]
+        modules += ['/'.join(tie.split('/')[:2]) for head in f.heads if (tie := self.heads[head].tie)]
+        for path in modules:
+            if path not in self.teachers[f.network].of:
                 raise UserError(
                     f'{where}: the teacher {f.network!r} does not hold {path!r}; add it to teachers.{f.network}.of'
                 )
-    check_kind(f, where, recipe, towers[f.tower])
+
+    def _check_pass(self, one: Pass, where: str) -> None:
+        """Towers see views of their kind: text towers know all token ids, patches divide images."""
+        for source, tower in passes.readers(one):
+            if self.views[source.view].sees == 'text':
+                self._check_texts(source.view, tower)
+        for view, tower in passes.patch_towers(one, self.towers).items():
+            if (size := self.views[view].size) is not None:
+                try:
+                    tower.grid(size)
+                except UserError as error:
+                    name = next(name for name, other in self.towers.items() if other is tower)
+                    shown = self.recipe['views'][view].get('size', size)
+                    raise UserError(f'views.{view}.size={shown}: the tower {name!r} cannot see it: {error}') from None
+
+    def _check_texts(self, view: str, name: str) -> None:
+        """The tower has an embedding for every token id and a position for every token."""
+        tower, length = self.towers[name], self.views[view].length
+        ids = self.recipe.get('tokenizer', {}).get('tokens', {}).get('vocabulary', 0)  # known in a resolved config
+        if tower.vocabulary and ids > tower.vocabulary:
+            raise UserError(
+                f'towers.{name}: the tower has embeddings for {tower.vocabulary:,} token ids and the tokenizer '
+                f'{self.recipe["tokenizer"]["path"]} (tokenizer.path) has {ids:,}; give the tokenizer that the tower '
+                'was made for, or set the vocabulary of the tower'
+            )
+        if tower.context and length > tower.context:
+            raise UserError(f'views.{view}.length={length}: the tower {name!r} takes at most {tower.context} tokens')
+
+    # After all terms.
+
+    def check_heads(self) -> None:
+        """Every head of the recipe is used."""
+        for name in self.recipe['heads']:
+            if name not in self.heads:
+                raise UserError(f'heads.{name}: no term names this head; leave it out or name it as …>{name}')
+
+    def check_drop_rates(self) -> None:
+        """Every tower of the student can meet its drop rate on groups of rows of its views."""
+        crops: dict[str, dict[str, int]] = {}
+        students = [one for one in self.passes.values() if one.network == 'student']
+        for one in passes.ordered(students):
+            view = one.views[0].view
+            crops.setdefault(one.tower, {})[view] = self.views[view].count
+        for tower, counts in crops.items():
+            self.towers[tower].check(crops=counts, rows_per_group=self.recipe['rows_per_group'])
 
 
-def check_kind(f: Feature, where: str, recipe: Mapping[str, Any], tower: Tower) -> None:
-    """Text towers see text views, image towers see crops that their patches divide."""
-    view = recipe['views'][f.view]
-    is_text = view.get('view') == 'text'
-    if is_text != (tower.sees == 'text'):
-        raise UserError(f'{where}: the tower {f.tower!r} sees {tower.sees}s, and the view {f.view!r} has none')
-    if is_text:
-        check_texts(f, recipe, tower)
-    elif (size := view.get('size')) is not None:
-        try:
-            tower.grid((size, size) if isinstance(size, int) else tuple(size))
-        except UserError as error:
-            raise UserError(f'views.{f.view}.size={size}: the tower {f.tower!r} cannot see it: {error}') from None
+def check_teachers(recipe: Mapping[str, Any], teachers: Mapping[str, Teacher], declared: Declared) -> tuple[str, ...]:
+    """The towers and heads that only teachers have.
+
+    UserError for a teacher that would teach noise, or that follows itself.
+    """
+    for name, teacher in teachers.items():
+        above = [name]
+        while teacher.source not in (None, 'student'):
+            if teacher.source in above:
+                raise UserError(f'teachers.{name}.source: teachers follow each other in a circle: {" -> ".join(above)}')
+            above.append(str(teacher.source))
+            source = teachers[str(teacher.source)]
+            if missing := [path for path in teacher.of if path not in source.of]:
+                raise UserError(f'teachers.{name}.of: the teacher {teacher.source!r} does not hold {missing[0]!r}')
+            teacher = source
+    roots = {name: _root(name, teachers) for name in teachers}
+    held = {path for name, teacher in teachers.items() if roots[name] is None for path in teacher.of}
+    needed = {path for name, teacher in teachers.items() if roots[name] == 'student' for path in teacher.of}
+    for name, one in declared.passes.items():
+        if one.network == 'student':
+            needed |= {f'towers/{p.tower}' for p in passes.ordered([one])}
+            needed |= {f'heads/{head}' for head in declared.features[name].heads}
+    of_passes = {f'towers/{p.tower}' for p in passes.ordered(declared.passes.values())}
+    named = {f'heads/{head}' for feature in declared.features.values() for head in feature.heads}
+    # a tower or head that no feature names is run by a term, which may ask the student
+    only = {path for path in held - needed if path in of_passes | named}
+    for name, teacher in teachers.items():
+        new = [path for path in teacher.of if path in only]
+        if new and teacher.source is None and teacher.init_from is None and not recipe.get('init_from'):
+            raise UserError(
+                f'teachers.{name}: {new[0]!r} belongs to this teacher alone, and new weights would teach noise; give '
+                f"it init_from=dict(path='weights.safetensors', take=['{new[0]}=towers/image'])"
+            )
+    return tuple(sorted(only))
 
 
-def check_texts(f: Feature, recipe: Mapping[str, Any], tower: Tower) -> None:
-    """The tower has an embedding for every token id and a position for every token."""
-    view = recipe['views'][f.view]
-    ids = recipe.get('tokenizer', {}).get('tokens', {}).get('vocabulary', 0)  # known once the config is resolved
-    if ids > tower.vocabulary:
-        raise UserError(
-            f'towers.{f.tower}: the tower has embeddings for {tower.vocabulary:,} token ids and the tokenizer '
-            f'{recipe["tokenizer"]["path"]} (tokenizer.path) has {ids:,}; give the tokenizer that the tower was made '
-            'for, or set the vocabulary of the tower'
-        )
-    if tower.context and view['length'] > tower.context:
-        raise UserError(
-            f'views.{f.view}.length={view["length"]}: the tower {f.tower!r} takes at most {tower.context} tokens'
-        )
-
-
-def check_drop_rates(needs: Sequence[Feature], recipe: Mapping[str, Any], towers: Mapping[str, Tower]) -> None:
-    """Every tower of the student can meet its drop rate on groups of rows of its views."""
-    crops: dict[str, dict[str, int]] = {}
-    for f in needs:
-        if f.network == 'student':
-            crops.setdefault(f.tower, {})[f.view] = recipe['views'][f.view].get('count', 1)
-    for tower, views in crops.items():
-        towers[tower].check(crops=views, rows_per_group=recipe['rows_per_group'])
+def _root(name: str, teachers: Mapping[str, Teacher]) -> str | None:
+    """The network at the end of the chain that a teacher follows: 'student', or None for a frozen teacher."""
+    source = teachers[name].source
+    return source if source in (None, 'student') else _root(source, teachers)

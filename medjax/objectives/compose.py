@@ -1,8 +1,8 @@
 """From the terms of a recipe to one objective. The terms decide what is computed.
 
 objective = compose(recipe)
-objective.features(…)    one run of every distinct forward pass, then the features that the terms need
-objective.loss(…)        the weighted sum of the terms over those features
+objective.features(…)    one run of every distinct pass, then the features and the row-wise results of the terms
+objective.loss(…)        the weighted sum of the terms over those
 objective.update(…)      teachers, running statistics and the state of terms, after the optimizer
 """
 
@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import zlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,94 +21,82 @@ from jax import Array
 
 from medjax import plugins
 from medjax.errors import UserError, suggest
-from medjax.models.build import head as build_head, tower as build_tower
+from medjax.models import build as models, passes
+from medjax.models.passes import Pass
 from medjax.objectives import numerics
-from medjax.objectives.checks import check_drop_rates, check_feature
-from medjax.objectives.features import Feature, parse
+from medjax.objectives.checks import Declared, check_teachers
+from medjax.objectives.features import Feature
 from medjax.objectives.schedules import Schedule, schedule
 from medjax.objectives.teachers import Teacher, TeacherContext
 from medjax.objectives.terms import Alignment, Networks, Term, TermContext, TermInputs
-from medjax.objectives.trees import at_mask, pick, with_stats, without_stats
-from medjax.types import Head, Masks, Metrics, Tower, Tree, Views
+from medjax.objectives.trees import at_mask, pick, weight_at_mask, with_stats, without_stats
+from medjax.types import Head, Input, Masks, Metrics, Tower, Tree, Views
+from medjax.views import make
+from medjax.views.kinds import Kind
 
-Features = dict[str, Array]
+SUMS = 64  # numbers that a term without declared moves may exchange: its loss and metrics are sums over rows
 
 
 def compose(recipe: Mapping[str, Any]) -> Objective:
     """The objective of a resolved recipe (views, masks, towers, heads, teachers, terms, …); UserError by key."""
-    towers = {
-        name: build_tower(cfg, recipe['image']['channels'], f'towers.{name}', recipe['dtype'])
-        for name, cfg in recipe['towers'].items()
-    }
+    towers = models.towers(recipe['towers'], recipe['image']['channels'], recipe['dtype'])
     modules = tuple(f'{kind}/{name}' for kind in ('towers', 'heads') for name in recipe[kind])
     teachers = {
         name: plugins.make(
             cfg, 'rule', 'medjax.objectives.teachers', f'teachers.{name}',
-            context=TeacherContext(f'teachers.{name}', recipe['total_steps'], modules),
+            context=TeacherContext(f'teachers.{name}', recipe['total_steps'], modules, tuple(recipe['teachers'])),
         )
         for name, cfg in recipe['teachers'].items()
     }  # fmt: skip
-    declared = Declared(recipe, towers, teachers)
+    views = make.kinds(recipe['views'])
+    declared = Declared(recipe, towers, teachers, views)
     terms, weights = _terms(recipe, declared)
-    for name in recipe['heads']:
-        if name not in declared.heads:
-            raise UserError(f'heads.{name}: no term names this head; leave it out or name it as …>{name}')
-    needs = {name: parse(name, f'terms.{t}') for t, term in terms.items() for name in term.needs}
-    check_drop_rates(list(needs.values()), recipe, towers)
-    return Objective(towers, declared.heads, teachers, terms, weights, tuple(needs.values()), recipe['rows_per_group'])
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Declared:
-    """The features that terms have declared so far, checked, and the heads that they name."""
-
-    recipe: Mapping[str, Any]
-    towers: dict[str, Tower]
-    teachers: dict[str, Teacher]
-    heads: dict[str, Head] = dataclasses.field(default_factory=dict)
-    widths: dict[str, int] = dataclasses.field(default_factory=dict)  # head -> width of the tower before it
-
-    def add(self, feature: Feature, where: str) -> None:
-        """Checks a feature. The first feature that names a head decides how wide the head is."""
-        check_feature(feature, where, self.recipe, self.towers, self.teachers)
-        if feature.head is None:
-            return
-        name, width = feature.head, self.towers[feature.tower].width
-        if self.widths.setdefault(name, width) != width:
-            raise UserError(f'heads.{name}: is used after towers of different widths; give each its own head')
-        if name not in self.heads:
-            self.heads[name] = build_head(self.recipe['heads'][name], width, f'heads.{name}', self.recipe['dtype'])
-
-    def width(self, name: str) -> int:
-        """The length of the last axis of a declared feature."""
-        feature = parse(name, 'terms')
-        x = jax.ShapeDtypeStruct((1, self.towers[feature.tower].width), jnp.float32)
-        if feature.head is None:
-            return x.shape[-1]
-        head = self.heads[feature.head]
-        return jax.eval_shape(lambda key, x: head.apply(head.init(key), x), jax.random.key(0), x).shape[-1]
+    declared.check_heads()
+    declared.check_drop_rates()
+    return Objective(
+        towers, declared.heads, teachers, terms, weights, declared.features, declared.passes, views,
+        check_teachers(recipe, teachers, declared), recipe['rows_per_group'],
+    )  # fmt: skip
 
 
 def _terms(recipe: Mapping[str, Any], declared: Declared) -> tuple[dict[str, Term], dict[str, Schedule]]:
     """The terms by name, and the weight of each."""
-    parts = {name: cfg.get('part') for name, cfg in recipe['views'].items()}
+    parts = {name: kind.part for name, kind in declared.views.items()}
     terms: dict[str, Term] = {}
     weights: dict[str, Schedule] = {}
+    where_of: dict[str, str] = {}
     for i, cfg in enumerate(recipe['terms']):
         options = dict(cfg)
         name = options.pop('name', options.get('term'))
         if name in terms:
             raise UserError(f'terms[{i}]: a term {name!r} stands before it; give one of them another `name`')
-        where = f'terms[{i}] ({name})' if name else f'terms[{i}]'
+        where = where_of[name] = f'terms[{i}] ({name})' if name else f'terms[{i}]'
         weights[name] = schedule(options.pop('weight', 1.0), recipe['total_steps'], f'{where}.weight')
         context = TermContext(
             where, recipe['total_steps'], recipe['rows_per_group'], declared.heads, parts, declared.width,
-            declare=functools.partial(declared.add, where=where),
+            declare=functools.partial(declared.add, where=where), declare_head=declared.add_head,
+            towers=declared.towers, labels=tuple(recipe.get('labels') or ()),
         )  # fmt: skip
         terms[name] = plugins.make(options, 'term', 'medjax.objectives.terms', where, context=context)
     if not terms:
         raise UserError('terms: a recipe needs at least one term')
+    sources = [name for name, term in terms.items() if term.temperature_of is None]
+    for name, term in terms.items():
+        other = term.temperature_of
+        if other is not None and (other not in sources or terms[other].alignment is None):
+            raise UserError(
+                f'{where_of[name]}.temperature.of: there is no other term {other!r} with a temperature of its own'
+                f'{suggest(other, [n for n in sources if terms[n].alignment])}'
+            )
     return terms, weights
+
+
+class Computed(NamedTuple):
+    """The results of `Objective.features`."""
+
+    features: dict[str, Array]  # by full name
+    presence: dict[str, Array]  # bool [B,V] by full name
+    per_row: dict[str, dict[str, Array]]  # by term
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -115,9 +104,9 @@ class Objective:
     """The objective of a recipe, as pure functions of (params, aux).
 
     params = {'towers', 'heads', 'terms'} is what the optimizer moves. aux = {'teachers', 'stats', 'terms'} is not.
-    aux['stats'] is network -> tower -> batch-norm statistics. Each forward pass of the student updates its statistics,
-    in the order of `needs`. A teacher's statistics follow the student's by the teacher's rule, like its parameters;
-    its forward passes read them and do not change them (arXiv 2101.08482).
+    aux['stats'] is network -> {'towers', 'heads'} -> name -> batch-norm statistics. Each pass of the student updates
+    its statistics, in the order of `passes`. A teacher's statistics follow the student's by the teacher's rule, like
+    its parameters; its passes read them and do not change them (arXiv 2101.08482).
     """
 
     towers: dict[str, Tower]
@@ -125,7 +114,10 @@ class Objective:
     teachers: dict[str, Teacher]
     terms: dict[str, Term]
     weights: dict[str, Schedule]
-    needs: tuple[Feature, ...]  # every feature that a term reads, once
+    declared: dict[str, Feature]  # every feature that a term reads
+    passes: dict[str, Pass]  # the pass of each of these features, by the name of the feature
+    views: dict[str, Kind]
+    teacher_only: tuple[str, ...]  # towers and heads that the student does not have, as 'towers/large'
     rows_per_group: int
 
     def init(self, key: Array) -> tuple[Tree, Tree]:
@@ -135,99 +127,114 @@ class Objective:
             return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
         own = {name: term.init(keyed(f'terms/{name}')) for name, term in self.terms.items()}
-        towers, stats = without_stats({name: t.init(keyed(f'towers/{name}')) for name, t in self.towers.items()})
-        heads = {name: head.init(keyed(f'heads/{name}')) for name, head in self.heads.items()}
-        return self._state(towers, heads, stats, own)
+        modules = {
+            kind: {name: module.init(keyed(f'{kind}/{name}')) for name, module in named.items()}
+            for kind, named in self._modules.items()
+        }
+        return self._state(modules, own)
 
     @property
     def axes(self) -> tuple[Tree, Tree]:
         """Trees like params and aux, with a tuple of logical axis names for each array."""
-        towers, stats = without_stats({name: tower.axes for name, tower in self.towers.items()})
-        heads = {name: head.axes for name, head in self.heads.items()}
-        return self._state(towers, heads, stats, {name: term.axes for name, term in self.terms.items()})
+        modules = {kind: {name: module.axes for name, module in named.items()} for kind, named in self._modules.items()}
+        return self._state(modules, {name: term.axes for name, term in self.terms.items()})
 
-    def _state(self, towers: Tree, heads: Tree, stats: Tree, terms: dict[str, tuple[Tree, Tree]]) -> tuple[Tree, Tree]:
-        params = {'towers': towers, 'heads': heads, 'terms': {name: params for name, (params, _) in terms.items()}}
+    @property
+    def _modules(self) -> dict[str, dict[str, Any]]:
+        return {'towers': self.towers, 'heads': self.heads}
+
+    def _state(self, modules: Tree, terms: dict[str, tuple[Tree, Tree]]) -> tuple[Tree, Tree]:
+        trees, stats = without_stats(modules)
+
+        def student(tree: Tree) -> Tree:
+            return {
+                kind: {name: x for name, x in named.items() if f'{kind}/{name}' not in self.teacher_only}
+                for kind, named in tree.items()
+            }
+
+        params = student(trees) | {'terms': {name: params for name, (params, _) in terms.items()}}
         aux = {
-            'teachers': {name: pick(params, teacher.of) for name, teacher in self.teachers.items()},
-            'stats': {'student': stats} | {name: teacher.held(stats) for name, teacher in self.teachers.items()},
+            'teachers': {name: pick(trees, teacher.of) for name, teacher in self.teachers.items()},
+            'stats': {'student': {kind: named for kind, named in student(stats).items() if named}}
+            | {name: pick(stats, teacher.of) for name, teacher in self.teachers.items()},
             'terms': {name: state for name, (_, state) in terms.items()},
         }
         return params, aux
 
+    # Features.
+
     def features(
         self, params: Tree, aux: Tree, views: Views, masks: Masks, key: Array, step: Array
-    ) -> tuple[Features, Tree]:
-        """The features that the terms need, by name, and the student's statistics after all passes.
+    ) -> tuple[Computed, Tree]:
+        """What the terms need of these rows, and the student's statistics after all passes.
 
-        Row-wise, so micro-batches may run it, unless `batch_statistics` names a tower.
+        Row-wise, so micro-batches may run it, unless `batch_statistics` names a tower or a head.
         """
-        networks = Networks(self.heads, params, aux['teachers'])
-        outputs: dict[tuple[str, str, str], dict[str, Array]] = {}
-        features: Features = {}
-        stats = aux['stats']['student']
-        for f in self.needs:
-            if f.tower_pass not in outputs:
-                outputs[f.tower_pass] = self._run(f, networks, stats, aux['stats'], views, masks, key)
-                if 'stats' in outputs[f.tower_pass]:
-                    stats = {**stats, f.tower: outputs[f.tower_pass].pop('stats')}
-            features[f.name] = self._feature(f, outputs[f.tower_pass], networks, masks)
-        for name, f in self.ranked.items():
-            features[name] = outputs[f.tower_pass]['cls']
-        return features, stats
+        forward = _Forward(self, self._networks(params, aux), aux['stats']['student'], views, masks, key)
+        forward.run()
+        presence = {name: forward.outputs[one]['present'] for name, one in self.passes.items()}
+        ranked = {name: forward.outputs[one]['cls'] for name, one in self.ranked.items()}
+        presence |= {name: forward.outputs[one]['present'] for name, one in self.ranked.items()}
+        features = {name: forward.feature(f) for name, f in self.declared.items()}
+        computed = Computed(features, presence, {})
+        per_row = {
+            name: result
+            for name, term in self.terms.items()
+            if (result := term.per_row(self._inputs(name, params, aux, computed, views, masks, key, step)))
+        }
+        needed = {name for term in self.terms.values() for name in term.needs}
+        kept = {name: x for name, x in features.items() if name in needed}
+        return Computed(kept | ranked, presence, per_row), forward.stats
 
-    def _run(
-        self, f: Feature, networks: Networks, stats: Tree, all_stats: Tree, views: Views, masks: Masks, key: Array
-    ) -> dict[str, Array]:
-        """One forward pass: the tower of `f`, with the parameters of its network, on its view and mask."""
-        held = stats if f.network == 'student' else all_stats[f.network]
-        return self.towers[f.tower].apply(
-            with_stats(networks.params_of(f.network), held)['towers'][f.tower],
-            views[f.view],
-            masks[f.inputs] if f.mask else None,
-            train=f.network == 'student',
-            key=jax.random.fold_in(key, zlib.crc32('/'.join(f.tower_pass).encode())),
-            rows_per_group=self.rows_per_group,
-        )
+    def _networks(self, params: Tree, aux: Tree) -> Networks:
+        """The towers and heads with the parameters of all networks; those of teachers have no gradient."""
+        trees = {'student': {kind: params[kind] for kind in self._modules}} | jax.lax.stop_gradient(aux['teachers'])
+        whole = {name: with_stats(tree, aux['stats'][name]) for name, tree in trees.items()}
+        return Networks(self.towers, self.heads, whole, self.rows_per_group)
 
-    def _feature(self, f: Feature, outputs: dict[str, Array], networks: Networks, masks: Masks) -> Array:
-        """One output of a pass, at the positions of a mask and through a head where the name says so."""
-        if f.output not in outputs:
-            raise UserError(f'feature {f.name!r}: there is no output {f.output!r}{suggest(f.output, outputs)}')
-        x = outputs[f.output]
-        if f.at:
-            x = at_mask(x, masks[f'{f.view}~{f.at}'])
-        return networks.head(f.head, x, f.network) if f.head else x
+    def _inputs(
+        self,
+        name: str,
+        params: Tree,
+        aux: Tree,
+        computed: Computed,
+        views: Views,
+        masks: Masks,
+        key: Array,
+        step: Array,
+    ) -> TermInputs:
+        """The inputs of one term."""
+        return TermInputs(
+            params['terms'][name], aux['terms'][name], computed.features, computed.presence, views, masks,
+            self._networks(params, aux), step, jax.random.fold_in(key, zlib.crc32(f'terms/{name}'.encode())),
+            computed.per_row.get(name, {}), self.temperatures(params['terms'], step),
+        )  # fmt: skip
 
     def loss(
-        self, params: Tree, aux: Tree, features: Features, views: Views, masks: Masks, key: Array, step: Array
+        self, params: Tree, aux: Tree, computed: Computed, views: Views, masks: Masks, key: Array, step: Array
     ) -> tuple[Array, tuple[Metrics, Tree]]:
         """The weighted sum of the terms over the whole batch; (metrics, what `update` needs of each term).
 
         This is the one place where the weight of a term acts.
         """
-        networks = Networks(self.heads, params, aux['teachers'])
         total, carry = jnp.zeros((), jnp.float32), {}
         metrics: Metrics = {}
         for name, term in self.terms.items():
-            out = term.loss(TermInputs(
-                params['terms'][name], aux['terms'][name], features, views, masks, networks, step,
-                key=jax.random.fold_in(key, zlib.crc32(f'terms/{name}'.encode())),
-            ))  # fmt: skip
+            out = term.loss(self._inputs(name, params, aux, computed, views, masks, key, step))
             total += self.weights[name](step) * out.loss
             carry[name] = out.carry
-            start = {} if out.start is None else {'start': out.start}
+            start = {} if out.start is None else {'start': jax.lax.stop_gradient(out.start)}
             metrics |= {
                 f'term/{name}/{key}': value for key, value in {'loss': out.loss, **start, **out.metrics}.items()
             }
-        metrics |= self._gauges(features, views, step)
+        metrics |= self._gauges(computed, step)
         return total, ({'loss': total, **metrics}, jax.lax.stop_gradient(carry))
 
-    def _gauges(self, features: Features, views: Views, step: Array) -> Metrics:
+    def _gauges(self, computed: Computed, step: Array) -> Metrics:
         """Numbers that belong to no term: the rank of the student's features, and what teachers log."""
         metrics: Metrics = {}
-        for name, f in self.ranked.items():
-            x, present = jax.lax.stop_gradient(features[name]), views[f.view].present.reshape(-1)
+        for name in self.ranked:
+            x, present = jax.lax.stop_gradient(computed.features[name]), computed.presence[name].reshape(-1)
             metrics[f'rank/{name}'] = numerics.effective_rank(x.reshape(-1, x.shape[-1]), present)
             metrics[f'rank_max/{name}'] = jnp.minimum(present.sum() - 1.0, x.shape[-1])
         for name, teacher in self.teachers.items():
@@ -235,18 +242,28 @@ class Objective:
             metrics |= {f'{key}{suffix}': value for key, value in teacher.metrics(step).items()}
         return metrics
 
+    # After the optimizer step.
+
     def update(self, params: Tree, aux: Tree, carry: Tree, stats: Tree, step: Array) -> Tree:
         """aux after the optimizer step: teachers, statistics (`stats` are the student's), the state of terms."""
+        new: dict[str, tuple[Tree, Tree]] = {'student': (params, stats)}
+
+        def network(name: str) -> tuple[Tree, Tree]:
+            """Parameters and statistics of a network after this step; those that it follows come first."""
+            if name not in new:
+                teacher, old = self.teachers[name], (aux['teachers'][name], aux['stats'][name])
+                new[name] = old
+                if teacher.source is not None:
+                    source = network(teacher.source)
+                    new[name] = (
+                        teacher.follow(old[0], pick(source[0], teacher.of), step),
+                        teacher.follow(old[1], pick(source[1], teacher.of), step),
+                    )
+            return new[name]
+
         return {
-            'teachers': {
-                name: teacher.follow(aux['teachers'][name], pick(params, teacher.of), step)
-                for name, teacher in self.teachers.items()
-            },
-            'stats': {'student': stats}
-            | {
-                name: teacher.follow(aux['stats'][name], teacher.held(stats), step)
-                for name, teacher in self.teachers.items()
-            },
+            'teachers': {name: network(name)[0] for name in self.teachers},
+            'stats': {'student': stats} | {name: network(name)[1] for name in self.teachers},
             'terms': {name: term.update(aux['terms'][name], carry[name], step) for name, term in self.terms.items()},
         }
 
@@ -259,32 +276,131 @@ class Objective:
         held = params if network == 'student' else aux['teachers'][network]
         return pick(with_stats(held, aux['stats'][network]), paths)
 
-    def grids(self, views: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
-        """The patch grid (rows, columns) of every image view, in the tower that sees it; `views` are the config's."""
-        out = {}
-        for f in self.needs:
-            if self.towers[f.tower].sees == 'image':
-                size = views[f.view]['size']
-                out[f.view] = self.towers[f.tower].grid((size, size) if isinstance(size, int) else tuple(size))
-        return out
+    # What others ask of an objective.
+
+    def grids(self) -> dict[str, tuple[int, int]]:
+        """The patch grid (rows, columns) of every image view, in the tower that sees it."""
+        grids = {}
+        for one in self.passes.values():
+            for view, tower in passes.patch_towers(one, self.towers).items():
+                grids[view] = tower.grid(self.views[view].size)
+        return grids
+
+    def temperatures(self, terms: Tree, step: Array) -> dict[str, Array]:
+        """The temperature of every term that has one, its own or that of another term; from params['terms']."""
+        own = {name: term.temperature(terms[name], step) for name, term in self.terms.items()}
+        of = {name: own[term.temperature_of or name] for name, term in self.terms.items()}
+        return {name: value for name, value in of.items() if value is not None}
 
     @property
-    def ranked(self) -> dict[str, Feature]:
-        """The CLS features of the student whose rank is logged: one for each pass that a term takes a CLS from."""
-        return {'/'.join((*f.tower_pass, 'cls')): f for f in self.needs if f.network == 'student' and f.output == 'cls'}
+    def ranked(self) -> dict[str, Pass]:
+        """The passes of the student whose CLS features have their rank logged, by the name of the feature.
+
+        They are those from which a term takes a CLS feature. If there are none, all passes of towers of views.
+        """
+        students = {name: one for name, one in self.passes.items() if one.network == 'student'}
+        chosen = [one for name, one in students.items() if self.declared[name].output == 'cls']
+        if not chosen:
+            chosen = [one for one in passes.ordered(students.values()) if not self.towers[one.tower].reads]
+        return {f'{one.name}/cls': one for one in chosen}
 
     @property
     def batch_statistics(self) -> tuple[str, ...]:
-        """Towers in which the features of a row depend on the other rows; these refuse micro-batches."""
-        return tuple(sorted({f.tower for f in self.needs
-                             if f.network == 'student' and self.towers[f.tower].batch_statistics}))  # fmt: skip
+        """Towers and heads in which the results of a row depend on the other rows; these refuse micro-batches."""
+        students = {name: one for name, one in self.passes.items() if one.network == 'student'}
+        towers = {one.tower for one in passes.ordered(students.values()) if self.towers[one.tower].batch_statistics}
+        heads = {head for name in students for head in self.declared[name].heads if self.heads[head].batch_statistics}
+        return tuple(sorted({f'towers.{name}' for name in towers} | {f'heads.{name}' for name in heads}))
 
     @property
     def alignments(self) -> dict[str, Alignment]:
         """The pairs of features that terms bring into one space, by the name of the term."""
         return {name: term.alignment for name, term in self.terms.items() if term.alignment}
 
-    def moves(self, rows: int, shapes: Mapping[str, tuple[int, ...]]) -> int:
-        """The number of array elements that the loss exchanges between devices in a step."""
+    def moves(self, rows: int, shapes: Mapping[str, tuple[int, ...]]) -> float:
+        """The number of array elements that the loss exchanges between devices in a step; infinite for no bound."""
+        bounds = [term.moves(rows, shapes) for term in self.terms.values()]
+        if 'any' in bounds:
+            return math.inf
         gauges = sum(shapes[name][-1] ** 2 + shapes[name][-1] + 4 for name in self.ranked)
-        return sum(term.moves(rows, shapes) for term in self.terms.values()) + gauges
+        return sum(SUMS if bound is None else int(bound) for bound in bounds) + gauges
+
+
+@dataclasses.dataclass
+class _Forward:
+    """The passes of one call of `Objective.features`, and the statistics that they move."""
+
+    objective: Objective
+    networks: Networks
+    stats: Tree  # of the student
+    views: Views
+    masks: Masks
+    key: Array
+    outputs: dict[Pass, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    after_heads: dict[tuple, Array] = dataclasses.field(default_factory=dict)
+
+    def run(self) -> None:
+        """Runs every pass once."""
+        self.outputs = passes.run(self.objective.passes.values(), self.apply, self.views, self.masks)
+
+    def apply(self, one: Pass, inputs: tuple[Input | None, ...]) -> Mapping[str, Any]:
+        """One pass: its tower with the parameters of its network. The student's statistics move."""
+        declared = self.objective.declared.items()
+        outputs = self.objective.towers[one.tower].apply(
+            self.networks.trees[one.network]['towers'][one.tower],
+            *inputs,
+            train=one.network == 'student',
+            key=jax.random.fold_in(self.key, zlib.crc32(one.name.encode())),
+            rows_per_group=self.objective.rows_per_group,
+            want=frozenset(f.output for name, f in declared if self.objective.passes[name] == one),
+        )
+        if 'stats' in outputs:
+            self.move('towers', one.tower, outputs['stats'])
+        return outputs
+
+    def move(self, kind: str, name: str, stats: Tree) -> None:
+        """New running statistics of a tower or a head of the student, which its next pass reads."""
+        self.stats = {**self.stats, kind: {**self.stats[kind], name: stats}}
+        student = self.networks.trees['student']
+        module = {**student[kind][name], 'stats': stats}
+        trees = {**self.networks.trees, 'student': {**student, kind: {**student[kind], name: module}}}
+        self.networks = dataclasses.replace(self.networks, trees=trees)
+
+    def feature(self, f: Feature) -> Array:
+        """One output of a pass, at the positions of a mask and through heads where the name says so."""
+        one = self.objective.passes[f.name]
+        outputs = self.outputs[one]
+        if f.output not in outputs:
+            raise UserError(f'feature {f.name!r}: there is no output {f.output!r}{suggest(f.output, outputs)}')
+        return self.through_heads(one, f, outputs[f.output], outputs['present'], f.heads)
+
+    def through_heads(self, one: Pass, f: Feature, x: Array, present: Array, heads: tuple[str, ...]) -> Array:
+        """`x` at the mask of a feature and through some of its heads. Features share the first heads of a chain."""
+        done = (one, f.output, f.at_mask if f.at else None, heads)
+        if done not in self.after_heads:
+            self.after_heads[done] = self._through_last_head(one, f, x, present, heads)
+        return self.after_heads[done]
+
+    def _through_last_head(self, one: Pass, f: Feature, x: Array, present: Array, heads: tuple[str, ...]) -> Array:
+        if not heads:
+            if f.at and not self.objective.towers[one.tower].reads and _drops(one, self.masks):
+                raise UserError(
+                    f'feature {f.name!r}: the tower reads only the tokens that its mask keeps, so there are none at '
+                    f'the positions of {f.at!r}; leave out @{f.at}'
+                )
+            return at_mask(x, self.masks[f.at_mask]) if f.at else x
+        before = self.through_heads(one, f, x, present, heads[:-1])
+        name = heads[-1]
+        if not self.objective.heads[name].batch_statistics:
+            return self.networks.run_head(name, before, f.network)
+        here = weight_at_mask(present, self.masks[f.at_mask]) > 0 if f.at else present
+        here = jnp.broadcast_to(jnp.expand_dims(here, tuple(range(here.ndim, before.ndim - 1))), before.shape[:-1])
+        if f.network != 'student':
+            return self.networks.run_head(name, before, f.network, here)
+        y, stats = self.networks.run_head(name, before, f.network, here, train=True)
+        self.move('heads', name, stats)
+        return y
+
+
+def _drops(one: Pass, masks: Masks) -> bool:
+    return any(source.mask and masks[source.masked_view].mode == 'drop' for source in one.views)

@@ -18,17 +18,19 @@ from medjax.types import Tree, is_number, is_whole
 
 
 class Scale(NamedTuple):
-    """1 / temperature: from a schedule, or a learned parameter `log_scale`.
+    """1 / temperature: from a schedule, a learned parameter `log_scale`, or that of another term.
 
-    `start` is None with a schedule. A learned scale starts there and stays between `low` and `high`.
+    `start` is None without a learned scale. A learned scale starts there and stays between `low` and `high`.
     """
 
-    schedule: Schedule | None  # of the temperature; None for a learned scale
+    schedule: Schedule | None  # of the temperature
     start: float | None
     low: float
     high: float
+    of: str | None = None  # the term whose temperature this is
 
     def value(self, params: Tree, step: Array) -> Array:
+        """The scale that belongs to this term."""
         return 1.0 / self.schedule(step) if self.start is None else jnp.exp(params['log_scale'])
 
 
@@ -51,7 +53,7 @@ def pair_options(
     rows, columns   features [B,V,d] and [B,W,d] of any towers: image and text, image and image, text and text
     kinds           the config's `positives`, see positives.py
     temperature     a number or any schedule; or dict(learned=.07, low=.01, high=100.) for a learned temperature that
-                    starts at .07 and stays between .01 and 100
+                    starts at .07 and stays between .01 and 100; or dict(of='i2t') for that of the term 'i2t'
     queue           number of columns of past batches that rows are compared with as well (MoCo, arXiv 1911.05722)
     ring            visit the pairs in blocks around the devices: less memory, more and smaller messages
     """
@@ -74,8 +76,7 @@ def soft_features(rows: Feature, columns: Feature, chosen: Positives) -> tuple[s
     """
     if chosen.soft in (None, LABELS):
         return None
-    row_name, column_name = ('/'.join([chosen.soft, *f.name.split('/')[1:]]) for f in (rows, columns))
-    return row_name, column_name
+    return rows.of(chosen.soft), columns.of(chosen.soft)
 
 
 def _check_features(context: TermContext, rows: Feature, columns: Feature, chosen: Positives) -> None:
@@ -110,6 +111,8 @@ def _check_queue(queue: int, ring: bool, chosen: Positives, network: str, where:
 
 
 def _scale(temperature: Any, total_steps: int, where: str) -> Scale:
+    if isinstance(temperature, Mapping) and 'of' in temperature:
+        return call(shared_scale, temperature, where, where=where)
     if isinstance(temperature, Mapping) and 'rule' not in temperature:
         return call(learned_scale, temperature, where, where=where)
     if is_number(temperature) and temperature <= 0:
@@ -122,3 +125,10 @@ def learned_scale(learned: float, low: float = 0.01, high: float = 100.0, *, whe
     if not all(map(is_number, (learned, low, high))) or not 0 < low <= learned <= high:
         raise UserError(f'{where}: needs 0 < low <= learned <= high, got {low!r}, {learned!r}, {high!r}')
     return Scale(None, 1 / learned, 1 / high, 1 / low)
+
+
+def shared_scale(of: str, *, where: str) -> Scale:
+    """Checks dict(of=…) of a config; `compose` checks that there is such a term."""
+    if not isinstance(of, str):
+        raise UserError(f"{where}.of={of!r}: must be the name of a term, as in dict(of='pair_softmax')")
+    return Scale(None, None, 0.0, 0.0, of)

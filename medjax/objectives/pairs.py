@@ -87,18 +87,25 @@ class PairLoss(Term):
         return soft_features(self.rows, self.columns, self.positives)
 
     @property
-    def needs(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys((self.rows.name, self.columns.name, *(self.soft_features or ()))))
+    def alignment(self) -> Alignment:
+        return Alignment(self.rows, self.columns)
+
+    def temperature(self, params: Tree, step: Array) -> Array | None:
+        return None if self.scale.of else 1 / self.scale.value(params, step)
 
     @property
-    def alignment(self) -> Alignment:
-        return Alignment(self.rows, self.columns, lambda params, step: 1 / self.scale.value(params, step))
+    def temperature_of(self) -> str | None:
+        return self.scale.of
+
+    def scale_of(self, x: TermInputs) -> Array:
+        """1 / temperature: that of this term, or of the term that it shares one with."""
+        return 1 / x.temperature(self.scale.of) if self.scale.of else self.scale.value(x.params, x.step)
 
     # The sides of a batch.
 
     def sides(self, x: TermInputs) -> Sides:
         """The sides of this batch, with the elements that take part."""
-        scale = self.scale.value(x.params, x.step)
+        scale = self.scale_of(x)
         soft = self.soft_features or (None, None)
         rows, columns = self._side(x, self.rows, soft[0]), self._side(x, self.columns, soft[1])
         if 'identity' in self.positives.kinds and len(rows.x) != len(columns.x):
@@ -123,13 +130,14 @@ class PairLoss(Term):
                 'a pair needs one vector a view, [B,V,d]'
             )
         element_keys, has_key = keys(view, self.positives.kinds, feature.view, where)
-        facts = dict(present=view.present, keys=element_keys, has_key=has_key & view.present[..., None])
+        present = x.present(feature)
+        facts = dict(present=present, keys=element_keys, has_key=has_key & present[..., None])
         if self.positives.soft == LABELS:
             facts['soft'], labelled = label_sets(view, feature.view, where)
-            facts['has_soft'] = labelled & view.present
+            facts['has_soft'] = labelled & present
         elif soft_feature:
             facts['soft'] = jax.lax.stop_gradient(unit(x.features[soft_feature]))
-            facts['has_soft'] = view.present
+            facts['has_soft'] = present & x.presence[soft_feature]
         return Side(unit(values), facts)
 
     def _taking_part(self, sides: Sides) -> Sides:
@@ -212,7 +220,7 @@ class PairLoss(Term):
         values = {
             'rows': rows.sum(),
             'left_out': (~rows).sum(),  # rows that are absent or have no positive on the other side
-            'temperature': 1 / self.scale.value(x.params, x.step),
+            'temperature': 1 / self.scale_of(x),
         }
         return values | ({'queue': sides.queue.facts['present'].any(1).sum()} if self.queue else {})
 

@@ -58,10 +58,6 @@ class Distillation(Term):
     targets: Targets
     student_temperature: float
 
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return (*(f.name for f in self.students), self.teacher.name)
-
     def teacher_logits(self, x: TermInputs) -> numerics.Logits:
         """z [...,d] -> logits [...,K] of the teacher's head."""
         return lambda z: x.prototypes(self.teacher.head, z, self.teacher.network)

@@ -1,11 +1,14 @@
-"""Trees of parameters and running statistics: pick some of them, take statistics out, put them back.
+"""Trees of parameters and running statistics: pick some of them, take statistics out, put them back, split by type.
 
-Batch-norm statistics are stored under 'stats' in the tree of their tower. During training the objective keeps them in
-`aux`, out of reach of gradients and of the optimizer; exports put them back.
+Batch-norm statistics are stored under 'stats' in the tree of their tower or head. During training the objective keeps
+them in `aux`, out of reach of gradients and of the optimizer; exports put them back.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -13,24 +16,56 @@ from medjax.types import Mask, Tree
 
 
 def pick(tree: Tree, paths: tuple[str, ...]) -> Tree:
-    """The subtrees 'kind/name' of {kind: {name: …}}, in the same shape."""
+    """The subtrees 'kind/name' of {kind: {name: …}}, in the same shape; those that the tree lacks are left out."""
     out: dict[str, dict[str, Tree]] = {}
     for path in paths:
         kind, name = path.split('/')
-        out.setdefault(kind, {})[name] = tree[kind][name]
+        if name in tree.get(kind, {}):
+            out.setdefault(kind, {})[name] = tree[kind][name]
     return out
 
 
-def without_stats(towers: Tree) -> tuple[Tree, Tree]:
-    """Splits trees of towers into parameters and running statistics {tower: statistics}."""
-    stats = {name: tree['stats'] for name, tree in towers.items() if 'stats' in tree}
-    return {name: {k: v for k, v in tree.items() if k != 'stats'} for name, tree in towers.items()}, stats
+def without_stats(modules: Tree) -> tuple[Tree, Tree]:
+    """Splits {kind: {name: tree}} into parameters and running statistics, both in this shape."""
+    params = {
+        kind: {name: {k: v for k, v in tree.items() if k != 'stats'} for name, tree in trees.items()}
+        for kind, trees in modules.items()
+    }
+    stats = {
+        kind: {name: tree['stats'] for name, tree in trees.items() if 'stats' in tree}
+        for kind, trees in modules.items()
+    }
+    return params, {kind: trees for kind, trees in stats.items() if trees}
 
 
 def with_stats(params: Tree, stats: Tree) -> Tree:
-    """The inverse of `without_stats`, for {'towers': …}: puts the statistics back into their towers."""
-    towers = params.get('towers', {})
-    return {**params, 'towers': {n: {**t, 'stats': stats[n]} if n in stats else t for n, t in towers.items()}}
+    """The inverse of `without_stats`: puts the statistics back into their modules."""
+    return {
+        kind: {
+            name: {**tree, 'stats': stats[kind][name]} if name in stats.get(kind, {}) else tree
+            for name, tree in trees.items()
+        }
+        for kind, trees in params.items()
+    }
+
+
+def leaf_at(tree: Tree, path: str) -> Any:
+    """The array or subtree at 'towers/text/words'; KeyError where there is none."""
+    for key in path.split('/'):
+        tree = tree[key]
+    return tree
+
+
+def floats_and_others(tree: Tree) -> tuple[Tree, Tree]:
+    """A tree twice: once with its floating-point arrays and once with all others, and None in the other places."""
+    is_float = jax.tree.map(lambda x: jnp.issubdtype(x.dtype, jnp.floating), tree)
+    floats = jax.tree.map(lambda x, f: x if f else None, tree, is_float)
+    return floats, jax.tree.map(lambda x, f: None if f else x, tree, is_float)
+
+
+def joined(floats: Tree, others: Tree) -> Tree:
+    """The inverse of `floats_and_others`."""
+    return jax.tree.map(lambda a, b: b if a is None else a, floats, others, is_leaf=lambda x: x is None)
 
 
 def at_mask(x: Array, mask: Mask) -> Array:
@@ -39,3 +74,10 @@ def at_mask(x: Array, mask: Mask) -> Array:
     tokens = x.reshape(groups, -1, x.shape[-1])
     chosen = jnp.take_along_axis(tokens, mask.index.reshape(groups, k * m, 1), axis=1)
     return chosen.reshape(groups, k, m, x.shape[-1])
+
+
+def weight_at_mask(present: Array, mask: Mask) -> Array:
+    """The weights of the mask [G,K,M], with 0 for tokens of crops that are not `present` [B,V]."""
+    crop = mask.index // mask.bits.shape[-1]  # the number of each token's crop in its group
+    here = jnp.take_along_axis(present.reshape(len(mask.index), 1, -1), crop, axis=-1)
+    return jnp.where(here, mask.weight, 0.0)

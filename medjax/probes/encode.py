@@ -31,9 +31,10 @@ from medjax import files
 from medjax.data.images import decode
 from medjax.data.types import Unreadable
 from medjax.errors import UserError
-from medjax.models import build as models
+from medjax.models import build as models, passes
+from medjax.models.passes import Pass
 from medjax.parallel.sharding import make_mesh, replicated, rows_sharding
-from medjax.types import Tree, View
+from medjax.types import Input, Tower, Tree, View
 from medjax.views.make import evaluation_view
 from medjax.weights import export
 
@@ -47,7 +48,7 @@ class Encoder(NamedTuple):
 
     name: int | str  # the step of the export, or 'random' or 'pixels'
     digest: str  # changes with the weights and with every setting that the features depend on
-    params: Tree  # of the image tower
+    params: Tree  # of the towers that it runs, by name
     apply: Callable[..., dict[str, jax.Array]]
     """(params, images uint8|uint16 [B,H,W,C], extent int32 [B,2], size) -> features.
 
@@ -82,14 +83,19 @@ def load(folder: str | os.PathLike) -> Encoder:
 def random_init(trained: Encoder, seed: int = 0) -> Encoder:
     """Initialises the towers of an export and its image-text heads anew, from a fixed seed: a baseline."""
     meta, key = trained.meta, jax.random.key(seed)
-    params: Tree = {'towers': {image_tower(meta): jax.jit(_tower(*_settings(meta)).init)(key)}, 'heads': {}}
-    for side in (side for pair in meta.get('pairs', ())[:1] for side in (pair['image'], pair['text'])):
-        name, head = side['tower'], side['head']
-        tower = _tower(json.dumps(meta['towers'][name]), json.dumps(meta['image']))
+    towers, encoder = _towers(*_settings(meta)), image_tower(meta)
+    params: Tree = {'towers': {encoder: jax.jit(towers[encoder].init)(key)}, 'heads': {}}
+
+    def add(name: str) -> None:
         if name not in params['towers']:
-            params['towers'][name] = jax.jit(tower.init)(jax.random.fold_in(key, zlib.crc32(name.encode())))
-        if head:
-            init = models.head(meta['heads'][head], tower.width, where=f'heads.{head}').init
+            params['towers'][name] = jax.jit(towers[name].init)(jax.random.fold_in(key, zlib.crc32(name.encode())))
+
+    for one in passes.ordered([passes.image_pass(encoder, towers)]):
+        add(one.tower)
+    for side in (side for pair in meta.get('pairs', ())[:1] for side in (pair['image'], pair['text'])):
+        add(side['tower'])
+        if head := side['head']:
+            init = models.head(meta['heads'][head], towers[side['tower']].width, where=f'heads.{head}').init
             params['heads'][head] = init(jax.random.fold_in(key, zlib.crc32(f'>{head}'.encode())))
     return _encoder(meta, 'random', params, f'random init {seed}', trained.folder)
 
@@ -121,45 +127,66 @@ def title(encoder: int | str) -> str:
 
 
 def image_tower(meta: Mapping[str, Any]) -> str:
-    """The name of the export's image tower: the one that was trained with a text tower, else 'image'."""
+    """The name of the tower that encodes images.
+
+    It is the one that the config names in export.encoder, else the one that was trained with a text tower, else
+    'image'.
+    """
     pairs = meta.get('pairs') or [dict(image=dict(tower='image'))]
-    return pairs[0]['image']['tower']
+    return meta.get('encoder') or pairs[0]['image']['tower']
 
 
 def _encoder(
     meta: Mapping[str, Any], name: int | str, params: Tree, weights: str, folder: pathlib.Path | None
 ) -> Encoder:
     """An encoder from all parameters of an export; `weights` identifies them in the digest."""
-    apply, tower = _apply(*_settings(meta)), image_tower(meta)
-    digest = _digest(weights, meta['towers'][tower], meta['image'], meta['size'])
-    return Encoder(name, digest, params['towers'][tower], apply, int(meta['size']), meta['image'], meta, params, folder)
+    settings = _settings(meta)
+    apply, towers, encoder = _apply(*settings), _towers(*settings), image_tower(meta)
+    used = [one.tower for one in passes.ordered([passes.image_pass(encoder, towers)])]
+    shown = meta['towers'][encoder] if used == [encoder] else {name: meta['towers'][name] for name in used}
+    digest = _digest(weights, shown, meta['image'], meta['size'])
+    own = {name: params['towers'][name] for name in used}
+    return Encoder(name, digest, own, apply, int(meta['size']), meta['image'], meta, params, folder)
 
 
 def _digest(*values: Any) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _settings(meta: Mapping[str, Any]) -> tuple[str, str]:
-    """The settings of the image tower and of the images as JSON, which can be a key of functools.cache."""
+def _settings(meta: Mapping[str, Any]) -> tuple[str, str, str]:
+    """The name of the encoder, the settings of all towers and of the images as JSON: a key of functools.cache."""
     if (name := image_tower(meta)) not in meta['towers']:
         raise UserError(f'the export of step {meta["step"]} has no tower {name!r}, only {", ".join(meta["towers"])}')
-    return json.dumps(meta['towers'][name]), json.dumps(meta['image'])
+    return name, json.dumps(meta['towers']), json.dumps(meta['image'])
 
 
-def _tower(cfg: str, image: str) -> Any:
-    return models.tower(json.loads(cfg), json.loads(image)['channels'], where='the towers of the export')
+@functools.cache
+def _towers(encoder: str, cfg: str, image: str) -> dict[str, Tower]:
+    return models.towers(json.loads(cfg), json.loads(image)['channels'])
 
 
 @functools.cache  # all exports of a run share one function, so it is compiled once
-def _apply(cfg: str, image: str) -> Callable[..., dict[str, jax.Array]]:
-    tower, preprocessing = _tower(cfg, image), json.loads(image)
+def _apply(encoder: str, cfg: str, image: str) -> Callable[..., dict[str, jax.Array]]:
+    towers, preprocessing = _towers(encoder, cfg, image), json.loads(image)
+    last = passes.image_pass(encoder, towers)
+    layers = f'last{LAYERS}/cls'
 
     def apply(params: Tree, images: jax.Array, extent: jax.Array, size: int) -> dict[str, jax.Array]:
         x = evaluation_view(images, extent, size, preprocessing)
         rows = jnp.arange(len(x), dtype=jnp.uint32)
-        out = tower.apply(params, View(x[:, None], rows, jnp.ones((len(x), 1), bool), None, {}), layers=LAYERS)
-        patches = rearrange(out['patches'][:, 0], 'b (h w) d -> b h w d', h=tower.grid((size, size))[0])
-        return {'cls': out['layers/cls'][:, 0].astype(jnp.float32), 'patches': patches.astype(jnp.float32)}
+        view = View(x[:, None, None], rows, jnp.ones((len(x), 1), bool), None, {})
+
+        def run(one: Pass, inputs: tuple[Input | None, ...]) -> dict[str, Any]:
+            return towers[one.tower].apply(params[one.tower], *inputs, want=(layers,))
+
+        out = passes.run([last], run, {'image': view}, {})[last]
+        # a tower over towers may have neither several layers nor a feature for each patch
+        features = {'cls': out.get(layers, out['cls'][:, :, None])[:, 0].astype(jnp.float32)}
+        height, width = passes.patch_towers(last, towers)['image'].grid((size, size))
+        if 'patches' in out and out['patches'].shape[2] == height * width:
+            patches = rearrange(out['patches'][:, 0], 'b (h w) d -> b h w d', h=height)
+            features['patches'] = patches.astype(jnp.float32)
+        return features
 
     return apply
 

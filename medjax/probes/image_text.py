@@ -24,7 +24,7 @@ from medjax.errors import UserError
 from medjax.models import build as models
 from medjax.parallel.sharding import make_mesh, replicated, rows_sharding
 from medjax.probes.encode import Encoder
-from medjax.types import Head, Tree, View
+from medjax.types import Head, Input, Tower, Tree, View
 
 TEXTS_PER_DEVICE = 32
 
@@ -33,7 +33,8 @@ TEXTS_PER_DEVICE = 32
 class Branch:
     """One tower of an export and the head that projects its features into the common space."""
 
-    tower: str  # its config as JSON
+    tower: str  # its name
+    towers: str  # the configs of all towers as JSON
     params: Tree
     head: Head | None  # None: the features are the vectors
     head_params: Tree | None
@@ -105,12 +106,16 @@ def load(encoder: Encoder) -> ImageTextEncoder:
 def _branch(encoder: Encoder, names: Mapping[str, Any]) -> Branch:
     """The tower and head that `names` names."""
     name, head = names['tower'], names['head']
-    cfg, params = json.dumps(encoder.meta['towers'][name]), encoder.export['towers'][name]
+    cfg, params = json.dumps(encoder.meta['towers']), encoder.export['towers'][name]
     if head is None:
-        return Branch(cfg, params, None, None)
-    width = _tower(cfg).width
+        return Branch(name, cfg, params, None, None)
+    width = _towers(cfg)[name].width
     return Branch(
-        cfg, params, models.head(encoder.meta['heads'][head], width, f'heads.{head}'), encoder.export['heads'][head]
+        name,
+        cfg,
+        params,
+        models.head(encoder.meta['heads'][head], width, f'heads.{head}'),
+        encoder.export['heads'][head],
     )
 
 
@@ -130,17 +135,17 @@ def _tokenizer(encoder: Encoder) -> Tokenizer:
 
 
 @functools.cache
-def _tower(cfg: str) -> Any:
-    return models.tower(json.loads(cfg), 1, where='the towers of the export')
+def _towers(cfg: str) -> dict[str, Tower]:
+    return models.towers(json.loads(cfg), 1)
 
 
 @functools.cache  # all exports of a run share one function, so it is compiled once
-def _compiled(cfg: str) -> Callable[..., jax.Array]:
+def _compiled(name: str, cfg: str) -> Callable[..., jax.Array]:
     def cls(params: Tree, ids: jax.Array, lengths: jax.Array) -> jax.Array:
         rows = jnp.arange(len(ids), dtype=jnp.uint32)
         valid = jnp.arange(ids.shape[1]) < lengths[:, None]
         view = View(ids[:, None], rows, lengths[:, None] > 0, valid[:, None], {})
-        return _tower(cfg).apply(params, view)['cls'][:, 0].astype(jnp.float32)
+        return _towers(cfg)[name].apply(params, Input(view))['cls'][:, 0].astype(jnp.float32)
 
     return jax.jit(cls)
 
@@ -156,6 +161,6 @@ def _encode_texts(branch: Branch, tokens: Sequence[Sequence[int]], length: int, 
             ids, lengths = np.full((size, length), pad, np.int32), np.ones(size, np.int32)
             for i, text in enumerate(tokens[start : start + size]):
                 ids[i, : len(text)], lengths[i] = text, len(text)
-            cls = _compiled(branch.tower)(params, *jax.device_put((ids, lengths), rows_sharding(mesh)))
+            cls = _compiled(branch.tower, branch.towers)(params, *jax.device_put((ids, lengths), rows_sharding(mesh)))
             batches.append(np.asarray(cls)[: len(tokens) - start])
     return np.concatenate(batches)

@@ -39,16 +39,16 @@ class Exporter:
         cfg = self.config['export']
         paths = tuple(f'{kind}/{name}' for kind in ('towers', 'heads') for name in cfg[kind])
         tree = self.objective.export(state.params, state.aux, cfg['network'], paths)
-        temperatures = {name: f(state.params['terms'][name], state.step) for name, f in self._temperatures.items()}
+        temperatures = self._temperatures(state.params['terms'], state.step)
         tree, temperatures = jax.device_get(sharding.gather((tree, temperatures)))
         if self.is_main:
             meta, files = self.meta(step, temperatures)
             export.save(self.folder / 'exports' / str(step), tree, meta, files)
 
     @functools.cached_property
-    def _temperatures(self) -> dict[str, Callable]:
-        """Compiled at the first export of a run, and used by all later ones."""
-        return {name: jax.jit(alignment.temperature) for name, alignment in self.objective.alignments.items()}
+    def _temperatures(self) -> Callable:
+        """The temperatures of all terms; compiled at the first export of a run, and used by all later ones."""
+        return jax.jit(self.objective.temperatures)
 
     def meta(self, step: int, temperatures: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, bytes]]:
         """meta.json of the export, and the files that lie beside it."""
@@ -58,9 +58,10 @@ class Exporter:
         meta = dict(
             step=step,
             network=cfg['network'],
+            encoder=cfg['encoder'],
             towers={name: config['towers'][name] for name in cfg['towers']},
             heads={name: config['heads'][name] for name in cfg['heads']},
-            pairs=[
+            pairs=[  # format 2 calls alignments so
                 dict(term=name, temperature=float(temperatures[name])) | sides
                 for name, alignment in self.objective.alignments.items()
                 if (sides := self.image_and_text(alignment))
@@ -97,8 +98,12 @@ class Exporter:
             return None
         exported = self.config['export']
         for f in (image, text):
+            if len(f.inputs) > 1 or len(f.heads) > 1:
+                return None
             if f.output != 'cls' or f.tower not in exported['towers'] or f.head not in (None, *exported['heads']):
                 return None
+        if self.objective.towers[text.tower].reads:
+            return None
         view = self.config['views'][text.view]
         sections = list(view.get('sections', FALLBACKS))
         return dict(
@@ -107,4 +112,4 @@ class Exporter:
         )
 
     def sees(self, feature: Feature) -> str:
-        return self.objective.towers[feature.tower].sees
+        return self.objective.views[feature.view].sees

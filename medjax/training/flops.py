@@ -30,8 +30,8 @@ def step_flops(objective: Objective, make_views: MakeViews, state: TrainState, b
     views, masks = jax.eval_shape(make_views, batch, state.key, state.step)
 
     def loss(params: Any, aux: Any, views: Any, masks: Any, key: Any, step: Any) -> Any:
-        features, _ = objective.features(params, aux, views, masks, key, step)
-        return objective.loss(params, aux, features, views, masks, key, step)[0]
+        computed, _ = objective.features(params, aux, views, masks, key, step)
+        return objective.loss(params, aux, computed, views, masks, key, step)[0]
 
     return model_flops(loss, shapes.params, shapes.aux, views, masks, shapes.key, shapes.step)
 

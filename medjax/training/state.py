@@ -53,8 +53,12 @@ def state_shardings(objective: Objective, abstract: TrainState, mesh: jax.shardi
     return TrainState(replicated, params, opt, aux, replicated, dict.fromkeys(abstract.skipped, replicated))
 
 
-def start_from(path: str, state: TrainState, take: Sequence[str] | None = None) -> TrainState:
+def start_from(
+    path: str, state: TrainState, take: Sequence[str] | None = None, network: str | None = None
+) -> TrainState:
     """Loads weights of an export or of a public file, into the student and into every teacher that holds the module.
+
+    With `network`, the weights of a teacher alone are loaded.
 
     take  the towers and heads to load, as 'towers/image', or 'towers/cxr=towers/image' if the recipe has another name
           for it than the file. None: every tower that both have.
@@ -62,36 +66,41 @@ def start_from(path: str, state: TrainState, take: Sequence[str] | None = None) 
     All other modules stay new, as the heads on DINOv2's public backbone must (Meta never released them). Batch-norm
     statistics are loaded with their tower.
     """
+    where = 'init_from' if network is None else f'teachers.{network}.init_from'
     weights = load(path)
-    ours = [f'{kind}/{name}' for kind in ('towers', 'heads') for name in state.params[kind]]
+    stats = state.aux['stats']
+    networks = {'student': state.params} | state.aux['teachers']
+    networks = networks if network is None else {network: networks[network]}
+    modules: Tree = {kind: {} for kind in ('towers', 'heads')}
+    for name, tree in networks.items():
+        for kind, named in modules.items():
+            named.update(with_stats(tree, stats[name]).get(kind, {}))
+    ours = [f'{kind}/{name}' for kind, named in modules.items() for name in named]
     both = [module for module in weights.modules if module in ours]
     wanted: dict[str, str] = {module: module for module in both if module.startswith('towers/')}
     if take is not None:
         wanted = {item.partition('=')[0]: item.partition('=')[2] or item for item in take}
     if not wanted:
-        raise UserError(f'init_from.path: {path} holds {", ".join(weights.modules)}, and no tower of this recipe')
-    params = with_stats(state.params, state.aux['stats']['student'])
+        raise UserError(f'{where}.path: {path} holds {", ".join(weights.modules)}, and no tower of this recipe')
     loaded: dict[str, Tree] = {}
     for module, theirs in wanted.items():
         if module not in ours or theirs not in weights.modules:
             raise UserError(
-                f'init_from.take: {module!r} must be in the recipe and {theirs!r} in {path}{suggest(theirs, both)}'
+                f'{where}.take: {module!r} must be in the recipe and {theirs!r} in {path}{suggest(theirs, both)}'
             )
         kind, name = module.split('/')
         try:
-            loaded[module] = weights.read(theirs, params[kind][name])
+            loaded[module] = weights.read(theirs, modules[kind][name])
         except UserError as error:
-            raise UserError(f'init_from: {error}') from None
+            raise UserError(f'{where}: {error}') from None
 
-    stats = state.aux['stats']
-    networks = {'student': state.params} | state.aux['teachers']
     placed = {name: _with_loaded(tree, stats[name], loaded) for name, tree in networks.items()}
-    student, _ = placed['student']
+    teachers = {name: tree for name, (tree, _) in placed.items() if name != 'student'}
     aux = state.aux | {
-        'teachers': {name: placed[name][0] for name in state.aux['teachers']},
-        'stats': {name: new_stats for name, (_, new_stats) in placed.items()},
+        'teachers': state.aux['teachers'] | teachers,
+        'stats': stats | {name: new_stats for name, (_, new_stats) in placed.items()},
     }
-    return state._replace(params=student, aux=aux)
+    return state._replace(params=placed['student'][0] if 'student' in placed else state.params, aux=aux)
 
 
 def _with_loaded(tree: Tree, stats: Tree, loaded: Mapping[str, Tree]) -> tuple[Tree, Tree]:
@@ -107,5 +116,4 @@ def _with_loaded(tree: Tree, stats: Tree, loaded: Mapping[str, Tree]) -> tuple[T
         }
         for kind, modules in with_stats(tree, stats).items()
     }
-    towers, stats = without_stats(whole.get('towers', {}))
-    return whole | ({'towers': towers} if 'towers' in whole else {}), stats
+    return without_stats(whole)

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from medjax.errors import UserError
-from medjax.objectives.compose import Objective
+from medjax.objectives.compose import Computed, Objective
+from medjax.objectives.trees import floats_and_others, joined
 from medjax.parallel.sharding import constrain_rows, merge_rows, split_rows
 from medjax.training.optimizer import Optimizer
 from medjax.types import Batch, MakeViews, Masks, Metrics, TrainState, Tree, Views
@@ -24,9 +25,10 @@ def make_step(objective: Objective, optimizer: Optimizer, make_views: MakeViews,
     """`micro_batches` > 1 gives the same gradient in less memory. UserError for towers that cannot be split so."""
     if micro_batches > 1 and objective.batch_statistics:
         name = objective.batch_statistics[0]
+        other = "norm='frozen'" if name.startswith('towers.') else 'another norm'
         raise UserError(
-            f'micro_batches={micro_batches}: towers.{name} normalises by the statistics of the whole batch, which a '
-            f"micro-batch does not have; give it norm='frozen', or micro_batches=1"
+            f'micro_batches={micro_batches}: {name} normalises by the statistics of the whole batch, which a '
+            f'micro-batch does not have; give it {other}, or micro_batches=1'
         )
     return Step(objective, optimizer, make_views, micro_batches)
 
@@ -101,19 +103,19 @@ class Forward:
     key: Array
     step: Array
 
-    def features(self, params: Tree, rows: Any) -> tuple[Tree, Tree, tuple[Views, Masks]]:
-        """Features, statistics, and the views and masks that they were computed from."""
+    def features(self, params: Tree, rows: Any) -> tuple[Computed, Tree, tuple[Views, Masks]]:
+        """What the terms need of some rows, statistics, and the views and masks that it was computed from."""
         views, masks = self.prepare(jax.tree.map(constrain_rows, rows))
-        features, stats = self.objective.features(params, self.aux, views, masks, self.key, self.step)
-        return features, stats, (views, masks)
+        computed, stats = self.objective.features(params, self.aux, views, masks, self.key, self.step)
+        return computed, stats, (views, masks)
 
-    def loss(self, params: Tree, features: Tree, views: Views, masks: Masks) -> tuple[Array, tuple[Metrics, Tree]]:
-        return self.objective.loss(params, self.aux, features, views, masks, self.key, self.step)
+    def loss(self, params: Tree, computed: Computed, views: Views, masks: Masks) -> tuple[Array, tuple[Metrics, Tree]]:
+        return self.objective.loss(params, self.aux, computed, views, masks, self.key, self.step)
 
     def whole(self, params: Tree, inputs: Any) -> tuple[Array, tuple[Metrics, Tree]]:
         """The loss of the whole batch in one piece."""
-        features, stats, (views, masks) = self.features(params, inputs)
-        loss, (metrics, carry) = self.loss(params, features, views, masks)
+        computed, stats, (views, masks) = self.features(params, inputs)
+        loss, (metrics, carry) = self.loss(params, computed, views, masks)
         return loss, (metrics, (carry, stats))
 
 
@@ -121,7 +123,8 @@ def _in_micro_batches(forward: Forward, params: Tree, inputs: Any, n: int) -> tu
     """The same gradient from n micro-batches, exact for every term.
 
     1. Run the features of each micro-batch without gradient.
-    2. Differentiate the terms once over the whole batch: by the features, and by the parameters they use themselves.
+    2. Differentiate the terms once over the whole batch: by the features and row-wise results (those that are floats),
+       and by the parameters they use themselves.
     3. Run each micro-batch again with the same draws, pull the cotangents of its features back, and add up.
 
     A micro-batch is an equal share of every device's rows, in whole groups.
@@ -129,18 +132,23 @@ def _in_micro_batches(forward: Forward, params: Tree, inputs: Any, n: int) -> tu
     shares = split_rows(inputs, n)
 
     def features_only(_: None, rows: Any) -> tuple[None, Any]:
-        features, _, (views, masks) = forward.features(params, rows)  # `make_step` has refused moving statistics
-        return None, (features, {name: view._replace(x=None) for name, view in views.items()}, masks)  # pixels stay
+        computed, _, (views, masks) = forward.features(params, rows)  # `make_step` has refused moving statistics
+        return None, (computed, {name: view._replace(x=None) for name, view in views.items()}, masks)  # pixels stay
 
     _, stacked = jax.lax.scan(features_only, None, shares)
-    features, views, masks = merge_rows(stacked, n)
-    (loss, (metrics, carry)), (grads, cotangents) = jax.value_and_grad(forward.loss, argnums=(0, 1), has_aux=True)(
-        params, features, views, masks
+    computed, views, masks = merge_rows(stacked, n)
+    floats, others = floats_and_others(computed)
+
+    def whole_loss(params: Tree, floats: Tree) -> tuple[Array, tuple[Metrics, Tree]]:
+        return forward.loss(params, joined(floats, others), views, masks)
+
+    (loss, (metrics, carry)), (grads, cotangents) = jax.value_and_grad(whole_loss, argnums=(0, 1), has_aux=True)(
+        params, floats
     )
 
     def pull_back(grads: Tree, share: Any) -> tuple[Tree, None]:
         rows, cotangents = share
-        _, pull = jax.vjp(lambda params: forward.features(params, rows)[0], params)
+        _, pull = jax.vjp(lambda params: floats_and_others(forward.features(params, rows)[0])[0], params)
         return jax.tree.map(jnp.add, grads, pull(cotangents)[0]), None
 
     grads, _ = jax.lax.scan(pull_back, grads, (shares, split_rows(cotangents, n)))

@@ -23,29 +23,48 @@ from medjax.views import geometry
 from medjax.views.colour import normalise, to_unit
 from medjax.views.kinds import Draws, Kind
 from medjax.views.kinds.crop import Crop
-from medjax.views.masks import Generator, from_bits
+from medjax.views.masks import Drawn, Generator, MaskContext, Texts, positions
 
 
 def build(
-    views: Mapping[str, Mapping[str, Any]],
+    views: Mapping[str, Kind],
     masks: Mapping[str, Mapping[str, Any]],
     image: Mapping[str, Any],
     grids: Mapping[str, tuple[int, int]],
     rows_per_group: int,
+    tokens: Mapping[str, int | None] | None = None,
 ) -> MakeViews:
     """The function from batches to views and masks that a config describes.
 
-    `views` and `masks` are sections of the config. `image` has channels (1 or 3), mean and std. `grids` gives the rows
-    and columns of patches of every masked view.
+    `views` are those of `kinds`. `masks` is a section of the config. `image` has channels (1 or 3), mean and std.
+    `grids` gives the rows and columns of patches of every masked view of images. `tokens` are the special tokens of the
+    tokenizer, which masks of texts need.
     """
     if image['channels'] not in (1, 3):
         raise UserError(f'image.channels: 1 or 3, not {image["channels"]!r}')
-    kinds = {
+    generators: dict[str, Generator] = {}
+    for name, cfg in masks.items():
+        view, _, own = name.partition('~')
+        if view not in views or not own:
+            raise UserError(
+                f'masks.{name}: a mask is called view~mask; there is no view {view!r}{suggest(view, views)}'
+            )
+        kind = views[view]
+        if kind.sees == 'image' and view not in grids:
+            raise UserError(f'masks.{name}: no feature shows the view {view!r} to a tower, so it has no patches')
+        context = MaskContext(
+            f'masks.{name}', kind.sees, kind.count, rows_per_group, grids.get(view), kind.length, tokens, tuple(masks)
+        )
+        generators[name] = plugins.make(cfg, 'mask', 'medjax.views.masks', f'masks.{name}', context=context)
+    return MakeViews(dict(views), _boxes_first(views), _masks_in_order(generators, views), image, rows_per_group)
+
+
+def kinds(views: Mapping[str, Mapping[str, Any]]) -> dict[str, Kind]:
+    """The views of a config by name."""
+    return {
         name: plugins.make(cfg, 'view', 'medjax.views.kinds', f'views.{name}', where=f'views.{name}', name=name)
         for name, cfg in views.items()
     }
-    generators = {name: _generator(name, cfg, kinds, grids, rows_per_group) for name, cfg in masks.items()}
-    return MakeViews(kinds, _boxes_first(kinds), generators, image, rows_per_group)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -54,7 +73,7 @@ class MakeViews:
 
     kinds: dict[str, Kind]
     order: tuple[str, ...]  # names of the views; a view that takes boxes comes after the view that has them
-    generators: dict[str, Generator]  # by 'view~mask'
+    generators: dict[str, Generator]  # by 'view~mask'; a mask comes after those that it must see
     image: Mapping[str, Any]
     rows_per_group: int
 
@@ -69,17 +88,82 @@ class MakeViews:
             if isinstance(kind, Crop) and kind.boxes:
                 draws[name] |= {field: draws[kind.boxes][field] for field in ('boxes', 'flip')}
             views[name] = kind.show(rows, draws[name], self.image)
-        masks = {name: self.mask(name, views[name.partition('~')[0]], keys[name]) for name in self.generators}
+        drawn: dict[str, Drawn] = {}
+        for name in self.generators:
+            drawn[name] = self.drawn(name, views[name.partition('~')[0]], keys[name], drawn)
+        masks = {name: self.mask(name, one) for name, one in drawn.items()}
         return {name: views[name] for name in self.kinds}, masks
 
-    def mask(self, name: str, view: View, key: Array) -> Mask:
-        """The mask 'view~mask' of a view, drawn anew for each group of rows."""
+    def drawn(self, name: str, view: View, key: Array, before: Mapping[str, Drawn]) -> Drawn:
+        """The mask 'view~mask' of a view: drawn anew for each row or group of rows, then with rows [B,V,…] in front."""
         if view.row.shape[0] % self.rows_per_group:
             raise UserError(f'rows_per_group: {self.rows_per_group} does not divide {view.row.shape[0]} rows of {name}')
         generator = self.generators[name]
-        groups = view.row[:: self.rows_per_group] // self.rows_per_group
-        bits = jax.vmap(generator.draw)(_keys_for(key, groups)).reshape(*view.present.shape, -1)
-        return from_bits(bits, len(groups), generator.masked)
+        rows = 1 if generator.per == 'row' else self.rows_per_group  # of a unit
+        units = view.row[::rows] // rows  # numbers of rows or groups
+        texts = None if view.valid is None else Texts(view.x, view.valid)
+        inputs = jax.tree.map(lambda x: x.reshape(-1, rows * x.shape[1], *x.shape[2:]), texts)
+        others = tuple(_of_units(before[other], rows) for other in generator.after)
+        one = jax.vmap(generator.draw)(_keys_for(key, units), inputs, others)
+        return _of_rows(one, rows, generator.context.per_row)
+
+    def mask(self, name: str, drawn: Drawn) -> Mask:
+        """The mask with the positions of its targets in each group."""
+        generator = self.generators[name]
+        bits = drawn.bits
+        groups = len(bits) // self.rows_per_group
+        sets = bits[None] if drawn.targets is None else jnp.moveaxis(drawn.targets, 1, 0)  # [K,B,V,N]
+        sets = sets.reshape(len(sets), groups, -1, bits.shape[-1])
+        by_set = [positions(one, generator.most) for one in sets]
+        index, weight = (jnp.stack(x, axis=1) for x in zip(*by_set, strict=True))
+        return Mask(bits, index, weight, drawn.kept, drawn.length, drawn.fill, generator.mode)
+
+
+def _of_units(drawn: Drawn, rows: int) -> Drawn:
+    """A mask of rows [B,V,…] as one of units of `rows` rows [units,n,…], as `Generator.draw` gets it."""
+
+    def together(x: Array) -> Array:
+        return x.reshape(-1, rows * x.shape[1], *x.shape[2:])
+
+    targets = drawn.targets
+    if targets is not None:  # [B,K,V,N] -> [units,K,n,N]
+        _, k, v, n = targets.shape
+        targets = targets.reshape(-1, rows, k, v, n).swapaxes(1, 2).reshape(-1, k, rows * v, n)
+    return jax.tree.map(together, drawn._replace(targets=None))._replace(targets=targets)
+
+
+def _of_rows(drawn: Drawn, rows: int, count: int) -> Drawn:
+    """The inverse of `_of_units`; `count` is V."""
+    targets = drawn.targets
+    if targets is not None:
+        units, k, _, n = targets.shape
+        targets = targets.reshape(units, k, rows, count, n).swapaxes(1, 2).reshape(-1, k, count, n)
+    split = jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[2:]), drawn._replace(targets=None))
+    return split._replace(targets=targets)
+
+
+def _masks_in_order(generators: Mapping[str, Generator], views: Mapping[str, Kind]) -> dict[str, Generator]:
+    """The masks in an order in which each comes after those that it must see."""
+    ordered: dict[str, Generator] = {}
+
+    def add(name: str, above: tuple[str, ...]) -> None:
+        if name in above:
+            circle = ' -> '.join((*above[above.index(name) :], name))
+            raise UserError(f'masks.{name}.after: masks wait for each other in a circle: {circle}')
+        for other in generators[name].after:
+            if other not in generators:
+                raise UserError(f'masks.{name}.after: there is no mask {other!r}{suggest(other, generators)}')
+            a, b = (views[mask.partition('~')[0]] for mask in (name, other))
+            if (a.part, a.count) != (b.part, b.count):
+                raise UserError(
+                    f'masks.{name}.after: {a.count} crops of {a.part} cannot follow {other!r} on {b.count} of {b.part}'
+                )
+            add(other, (*above, name))
+        ordered[name] = generators[name]
+
+    for name in generators:
+        add(name, ())
+    return ordered
 
 
 def evaluation_view(images: Array, extent: Array, size: int, image: Mapping[str, Any]) -> Array:
@@ -106,24 +190,6 @@ def _keys(key: Array, names: Sequence[str]) -> dict[str, Array]:
 def _keys_for(key: Array, numbers: Array) -> Array:
     """A key for each of several numbers (of rows or groups): [n]."""
     return jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
-
-
-def _generator(
-    name: str,
-    cfg: Mapping[str, Any],
-    kinds: Mapping[str, Kind],
-    grids: Mapping[str, tuple[int, int]],
-    rows_per_group: int,
-) -> Generator:
-    where = f'masks.{name}'
-    view, _, own = name.partition('~')
-    crops = {name: kind for name, kind in kinds.items() if isinstance(kind, Crop)}
-    if view not in crops or not own:
-        raise UserError(
-            f'{where}: a mask is called view~mask; there is no view of images {view!r}{suggest(view, crops)}'
-        )
-    total = crops[view].count * rows_per_group
-    return plugins.make(cfg, 'mask', 'medjax.views.masks', where, grid=grids[view], crops=total, where=where)
 
 
 def _boxes_first(kinds: Mapping[str, Kind]) -> tuple[str, ...]:

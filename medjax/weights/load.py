@@ -1,4 +1,4 @@
-"""Weights to start from: an export, or a .safetensors file in the names of DINOv2 or Hugging Face."""
+"""Weights to start from: an export, or a .safetensors file in the names of DINOv2, MAE or Hugging Face."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from medjax.errors import UserError, suggest
 from medjax.models.towers.vit import position_resizing
-from medjax.weights import dinov2, export, huggingface
+from medjax.weights import dinov2, export, huggingface, mae
 from medjax.weights.fit import Params, State, check_like, fit
 
 PREFIX = r'(backbone|dino_head|ibot_head)\.'  # of the names in a training checkpoint of DINOv2
@@ -34,6 +34,8 @@ def load(path: str | Path) -> Weights:
     canonical = huggingface.canonical(state)
     if tables := huggingface.modules(canonical):
         return HuggingFaceWeights(path, tables, canonical)
+    if mae.is_mae(state):
+        return MaeWeights(path, {'towers/image': 'blocks', 'towers/decoder': 'decoder_blocks'}, state)
     return Dinov2Weights(path, split_dinov2(state))
 
 
@@ -91,6 +93,18 @@ class HuggingFaceWeights(Weights):
     def convert(self, module: str, wanted: Params) -> Params:
         params = huggingface.convert(self.state, self.contents[module], wanted)
         return fit(params, wanted, *position_resizing('vit', registers=False))  # CLIP and SigLIP resize like ViT
+
+
+@dataclasses.dataclass(frozen=True)
+class MaeWeights(Weights):
+    """A file in the names of MAE, with encoder and decoder: module -> names of its blocks."""
+
+    state: State
+
+    def convert(self, module: str, wanted: Params) -> Params:
+        heads = wanted['blocks']['attn']['qkv']['kernel'].shape[3]
+        params = (mae.encoder if module == 'towers/image' else mae.decoder)(self.state, heads)
+        return fit(params, wanted, *position_resizing('vit', registers=False))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -75,13 +75,13 @@ def test_what_each_kind_of_row_gives_to_each_term(datasets):
     config = configs.check(configs.resolve(recipe(), datasets))
     stream = Stream(config['data'], datasets, 0, views=config['views'], tokenizer=train.open_tokenizer(config))
     objective = compose(config)
-    views_of = make.build(config['views'], config['masks'], config['image'], objective.grids(config['views']), 8)
+    views_of = make.build(objective.views, config['masks'], config['image'], objective.grids(), 8)
     params, aux = jax.jit(objective.init)(jax.random.key(0))
     step, key = np.int32(0), jax.random.key(1)
 
     def losses(params, batch):
         views, masks = views_of(batch, key, step)
-        found, _ = objective.features(params, aux, views, masks, key, step)
+        (found, *_), _ = objective.features(params, aux, views, masks, key, step)
         metrics = objective.loss(params, aux, found, views, masks, key, step)[1][0]
         return {name: metrics[f'term/{name}/loss'] for name in ('pair_softmax', *DINO)}
 

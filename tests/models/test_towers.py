@@ -20,7 +20,7 @@ from medjax.parallel import sharding
 from medjax.training.optimizer import optimizer, parameter_groups
 from medjax.training.state import create, start_from
 from medjax.training.step import gradients, make_step
-from medjax.types import View
+from medjax.types import Input, View
 from medjax.weights import export
 
 TEXT = dict(tower='text', width=32, depth=2, heads=2, vocabulary=40, context=8)
@@ -40,7 +40,7 @@ def texts(rows: int, count: int = 2, length: int = 8, first_row: int = 0) -> Vie
 
 
 def pictures(rows: int, count: int = 2, size: tuple[int, int] = (16, 24)) -> View:
-    x = np.random.default_rng(0).normal(size=(rows, count, *size, 1)).astype(np.float32)
+    x = np.random.default_rng(0).normal(size=(rows, count, 1, *size, 1)).astype(np.float32)
     return View(jnp.asarray(x), jnp.arange(rows, dtype=jnp.uint32), jnp.ones((rows, count), bool), None, {})
 
 
@@ -91,24 +91,25 @@ def started(cfg: dict[str, Any], micro_batches: int = 1) -> Any:
 
 def test_running_statistics_follow_the_batches_and_the_teacher_follows_them():
     objective, step, state = started(recipe())
-    assert objective.batch_statistics == ('image',)
+    assert objective.batch_statistics == ('towers.image',)
     assert 'stats' not in state.params['towers']['image'], 'neither gradient nor optimiser may see them'
     seen = views(4)
     after, metrics = jax.jit(lambda s: step.step_on_views(s, seen, {}))(state)
     assert np.isfinite(metrics['loss']) and 'rank/student/image/global/cls' in metrics
     # the passes run one after the other, global and then local, and each updates the statistics of the one before
-    stats = state.aux['stats']['student']['image']
-    stats_after = jax.jit(lambda params, view: objective.towers['image'].apply(params, view, train=True)['stats'])
+    stats = state.aux['stats']['student']['towers']['image']
+    tower = objective.towers['image']
+    stats_after = jax.jit(lambda params, view: tower.apply(params, Input(view), train=True)['stats'])
     for name in ('global', 'local'):
         stats = stats_after(state.params['towers']['image'] | dict(stats=stats), seen[name])
-    assert recipes.worst(after.aux['stats']['student']['image'], stats) <= 1e-5
-    assert recipes.worst(stats, state.aux['stats']['student']['image']) > 0.01
-    expected = jax.tree.map(lambda t, s: 0.9 * t + 0.1 * s, state.aux['stats']['teacher']['image'], stats)
-    assert recipes.worst(after.aux['stats']['teacher']['image'], expected) <= 1e-5
+    assert recipes.worst(after.aux['stats']['student']['towers']['image'], stats) <= 1e-5
+    assert recipes.worst(stats, state.aux['stats']['student']['towers']['image']) > 0.01
+    expected = jax.tree.map(lambda t, s: 0.9 * t + 0.1 * s, state.aux['stats']['teacher']['towers']['image'], stats)
+    assert recipes.worst(after.aux['stats']['teacher']['towers']['image'], expected) <= 1e-5
     # an export holds the statistics of its network
     for network in ('student', 'teacher'):
         tower = objective.export(after.params, after.aux, network, ('towers/image',))['towers']['image']
-        jax.tree.map(np.testing.assert_array_equal, tower['stats'], after.aux['stats'][network]['image'])
+        jax.tree.map(np.testing.assert_array_equal, tower['stats'], after.aux['stats'][network]['towers']['image'])
         assert jax.tree.structure(tower) == jax.tree.structure(objective.towers['image'].init(jax.random.key(0)))
     assert jax.tree.structure(objective.axes[1], is_leaf=lambda x: isinstance(x, tuple)) == jax.tree.structure(
         state.aux
@@ -146,7 +147,7 @@ def test_absent_pictures_enter_no_statistics():
     whole, few = pictures(4, 1), pictures(3, 1)
     few = few._replace(x=whole.x[:3])
     absent = whole._replace(present=jnp.arange(4)[:, None] < 3, x=whole.x.at[3].set(100.0))
-    run = jax.jit(lambda p, v: tower.apply(p, v, train=True))
+    run = jax.jit(lambda p, v: tower.apply(p, Input(v), train=True))
     expected, got = run(params, few), run(params, absent)
     np.testing.assert_allclose(got['cls'][:3], expected['cls'], atol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), got['stats'], expected['stats'])
@@ -178,14 +179,15 @@ def test_neither_layers_nor_remat_change_the_outputs():
     """If a stage has fewer blocks than `layers`, the output of its first block fills the missing places."""
     tower, stored = (build.tower(dict(RESNET, remat=remat), 1, 'x') for remat in ('none', 'blocks'))
     params = tower.init(jax.random.key(0))
-    out = tower.apply(params, pictures(2), layers=4)
-    assert out['layers/cls'].shape == (2, 2, 4, tower.width)
-    np.testing.assert_array_equal(out['layers/cls'][:, :, -1], out['cls'])
-    np.testing.assert_array_equal(out['layers/cls'][:, :, 0], out['layers/cls'][:, :, 2])
-    assert not np.allclose(out['layers/cls'][:, :, 2], out['layers/cls'][:, :, 3])
+    out = tower.apply(params, Input(pictures(2)), want=('last4/cls',))
+    assert out['last4/cls'].shape == (2, 2, 4, tower.width)
+    np.testing.assert_array_equal(out['last4/cls'][:, :, -1], out['cls'])
+    np.testing.assert_array_equal(out['last4/cls'][:, :, 0], out['last4/cls'][:, :, 2])
+    assert not np.allclose(out['last4/cls'][:, :, 2], out['last4/cls'][:, :, 3])
 
     def loss(tower: Any) -> Any:
-        return lambda p: jnp.sum(jnp.sin(tower.apply(p | dict(stats=params['stats']), pictures(2), train=True)['cls']))
+        view = Input(pictures(2))
+        return lambda p: jnp.sum(jnp.sin(tower.apply(p | dict(stats=params['stats']), view, train=True)['cls']))
 
     weights = {k: v for k, v in params.items() if k != 'stats'}
     assert recipes.worst(jax.jit(jax.grad(loss(stored)))(weights), jax.jit(jax.grad(loss(tower)))(weights)) <= 1e-4
@@ -233,7 +235,7 @@ def test_eight_devices_give_what_one_gives_and_rows_stay(kind):
 
     def step(params: Any, view: View) -> Any:
         def loss(params: Any) -> Any:
-            out = tower.apply(params, view, train=True)
+            out = tower.apply(params, Input(view), train=True)
             return jnp.sin(3 * out['cls']).sum(), out.get('stats')
 
         return jax.grad(loss, has_aux=True)(params)
@@ -307,9 +309,11 @@ def test_texts_that_do_not_fit_the_tower_get_a_sentence():
     bert, siglip = (build.tower(dict(TEXT, family=family), 1, 'x') for family in ('bert', 'siglip'))
     params = jax.eval_shape(bert.init, jax.random.key(0))
     with pytest.raises(UserError, match='texts of 9 tokens, but this tower reads at most 8'):
-        jax.eval_shape(lambda p: bert.apply(p, texts(2, length=9)), params)
+        jax.eval_shape(lambda p: bert.apply(p, Input(texts(2, length=9))), params)
     with pytest.raises(UserError, match='texts of 7 tokens, but this tower reads exactly 8'):
-        jax.eval_shape(lambda p: siglip.apply(p, texts(2, length=7)), jax.eval_shape(siglip.init, jax.random.key(0)))
+        jax.eval_shape(
+            lambda p: siglip.apply(p, Input(texts(2, length=7))), jax.eval_shape(siglip.init, jax.random.key(0))
+        )
     assert (bert.vocabulary, bert.context, bert.sees) == (40, 8, 'text')
 
 

@@ -14,7 +14,7 @@ from medjax.errors import UserError
 from medjax.models import build, layers
 from medjax.models.towers import vit
 from medjax.parallel import sharding
-from medjax.types import Mask, View
+from medjax.types import Input, Mask, View
 
 SMALL = dict(variant='S/4', width=32, depth=3, heads=2, native_size=16, layerscale=0.1)
 
@@ -22,7 +22,7 @@ SMALL = dict(variant='S/4', width=32, depth=3, heads=2, native_size=16, layersca
 def view(
     rows: int = 4, crops: int = 2, size: tuple[int, int] = (16, 16), channels: int = 1, first_row: int = 0
 ) -> View:
-    x = np.random.default_rng(first_row).normal(size=(rows, crops, *size, channels)).astype(np.float32)
+    x = np.random.default_rng(first_row).normal(size=(rows, crops, 1, *size, channels)).astype(np.float32)
     row = np.arange(first_row, first_row + rows, dtype=np.uint32)
     return View(jnp.asarray(x), jnp.asarray(row), jnp.ones((rows, crops), bool), None, {})
 
@@ -68,7 +68,7 @@ def test_position_embeddings_equal_torch_interpolation(antialias, shape):
 
 def test_a_tower_takes_any_image_the_patch_divides():
     tower = vit.build(1, **SMALL)
-    outputs = jax.jit(lambda p, v: tower.apply(p, v))(start(tower), view(size=(8, 24)))
+    outputs = jax.jit(lambda p, v: tower.apply(p, Input(v)))(start(tower), view(size=(8, 24)))
     assert outputs['cls'].shape == (4, 2, 32)
     assert outputs['patches'].shape == (4, 2, 12, 32)
     assert tower.grid((8, 24)) == (2, 6)
@@ -79,17 +79,17 @@ def test_a_tower_takes_any_image_the_patch_divides():
 def test_layers_are_those_of_a_shallower_tower():
     tower, shallow = vit.build(1, **SMALL), vit.build(1, **SMALL | dict(depth=2))
     params = start(tower)
-    outputs = tower.apply(params, view(), layers=2)
-    np.testing.assert_allclose(outputs['layers/patches'][:, :, -1], outputs['patches'], atol=1e-6)
+    outputs = tower.apply(params, Input(view()), want=('last2/cls', 'last2/patches'))
+    np.testing.assert_allclose(outputs['last2/patches'][:, :, -1], outputs['patches'], atol=1e-6)
     cut = params | dict(blocks=jax.tree.map(lambda x: x[:2], params['blocks']))
-    expected = shallow.apply(cut, view())
-    np.testing.assert_allclose(outputs['layers/cls'][:, :, 0], expected['cls'], atol=2e-5)
-    np.testing.assert_allclose(outputs['layers/patches'][:, :, 0], expected['patches'], atol=2e-5)
+    expected = shallow.apply(cut, Input(view()))
+    np.testing.assert_allclose(outputs['last2/cls'][:, :, 0], expected['cls'], atol=2e-5)
+    np.testing.assert_allclose(outputs['last2/patches'][:, :, 0], expected['patches'], atol=2e-5)
 
 
 def gradients(tower, params, inputs, **options):
     def objective(params):
-        outputs = tower.apply(params, inputs, **options)
+        outputs = tower.apply(params, Input(inputs), **options)
         return sum(jnp.sum(jnp.sin(x)) for x in (outputs['cls'], outputs['patches']))
 
     return jax.jit(jax.grad(objective))(params)
@@ -107,7 +107,7 @@ def test_remat_changes_no_gradient(remat):
 def test_bfloat16_activations_give_nearly_the_same_in_float32():
     tower, half = vit.build(1, **SMALL), vit.build(1, **SMALL, dtype='bfloat16')
     params = start(tower)
-    expected, got = tower.apply(params, view()), half.apply(params, view())
+    expected, got = tower.apply(params, Input(view())), half.apply(params, Input(view()))
     assert got['cls'].dtype == jnp.float32
     error = np.abs(got['patches'] - expected['patches']).max() / np.abs(expected['patches']).max()
     assert 0 < error < 0.05
@@ -146,12 +146,12 @@ def test_drop_path_of_a_group_does_not_depend_on_the_other_rows():
     tower = vit.build(1, **SMALL, drop_path=0.5)
     params, whole = start(tower), view(rows=6)
     options = dict(train=True, key=jax.random.key(5), rows_per_group=2)
-    all_rows = tower.apply(params, whole, **options)['cls']
+    all_rows = tower.apply(params, Input(whole), **options)['cls']
     group = View(whole.x[2:4], whole.row[2:4], whole.present[2:4], None, {})
-    np.testing.assert_allclose(tower.apply(params, group, **options)['cls'], all_rows[2:4], atol=1e-5)
+    np.testing.assert_allclose(tower.apply(params, Input(group), **options)['cls'], all_rows[2:4], atol=1e-5)
     renumbered = group._replace(row=group.row + 2)
-    assert not np.allclose(tower.apply(params, renumbered, **options)['cls'], all_rows[2:4], atol=1e-3)
-    undropped = tower.apply(params, whole)['cls']
+    assert not np.allclose(tower.apply(params, Input(renumbered), **options)['cls'], all_rows[2:4], atol=1e-3)
+    undropped = tower.apply(params, Input(whole))['cls']
     assert not np.allclose(all_rows, undropped, atol=1e-3)
 
 
@@ -185,11 +185,11 @@ def test_mistakes_get_a_sentence(cfg, message):
         build.tower(cfg, 1, 'towers.image')
 
 
-def test_only_replacing_masks_are_taken():
+def test_masks_of_mode_zero_are_refused():
     tower = vit.build(1, **SMALL)
     none = jnp.zeros((1, 1, 0))
-    with pytest.raises(UserError, match="masks by mode 'replace', got 'drop'"):
-        tower.apply(start(tower), view(), Mask(jnp.zeros((4, 2, 16), bool), none, none, mode='drop'))
+    with pytest.raises(UserError, match="masks by the modes 'replace' and 'drop', got 'zero'"):
+        tower.apply(start(tower), Input(view(), Mask(jnp.zeros((4, 2, 16), bool), none, none, mode='zero')))
 
 
 def test_rows_stay_on_their_device():
@@ -205,7 +205,7 @@ def test_rows_stay_on_their_device():
         mask = Mask(jnp.broadcast_to(bits, (len(row), 2, 16)), *[jnp.zeros((1, 1, 0))] * 2)
 
         def objective(params):
-            outputs = tower.apply(params, inputs, mask, train=True, key=jax.random.key(0), rows_per_group=2)
+            outputs = tower.apply(params, Input(inputs, mask), train=True, key=jax.random.key(0), rows_per_group=2)
             return sum(jnp.square(x).mean((1, 2)).sum() for x in (outputs['cls'], outputs['patches']))
 
         return jax.grad(objective)(params)

@@ -115,7 +115,7 @@ def test_micro_batches_give_one_gradient():
     row = np.arange(8, dtype=np.uint32)
     valid = np.arange(6) < rng.integers(1, 7, (8, 1, 1))
     views = {  # tests/training/test_step.py makes views in micro-batches; here they are given
-        'global': View(rng.normal(size=(8, 2, 32, 32, 1)).astype(np.float32), row, np.ones((8, 2), bool), None, {}),
+        'global': View(rng.normal(size=(8, 2, 1, 32, 32, 1)).astype(np.float32), row, np.ones((8, 2), bool), None, {}),
         'report': View(rng.integers(0, 50, (8, 1, 6), np.int32), row, np.ones((8, 1), bool), valid, {}),
     }
     views['global'].present[5] = views['report'].present[2] = False

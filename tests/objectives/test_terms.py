@@ -170,7 +170,7 @@ def test_the_term_of_the_docs(tmp_path, monkeypatch):
     recipe['heads'] = {}
     recipe['teachers'] = {}
     objective, _, _ = recipes.parts(recipe)
-    assert [f.name for f in objective.needs] == ['student/image/global~block/cls']
+    assert list(objective.declared) == ['student/image/global~block/cls']
     from mypkg import variance
 
     of = 'student/image/global/cls'

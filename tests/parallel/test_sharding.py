@@ -129,8 +129,8 @@ def test_each_device_does_an_eighth_and_moves_what_the_terms_say(shape, micro_ba
     assert each <= 1.1 * alone, f'{each:.4g} FLOPs a device, {alone:.4g} for its share alone'
 
     views, masks = jax.eval_shape(recipes.views(recipe, objective), batch, state.key, state.step)
-    features, _ = jax.eval_shape(objective.features, state.params, state.aux, views, masks, state.key, state.step)
-    allowed = objective.moves(rows, {name: x.shape for name, x in features.items()})
+    computed, _ = jax.eval_shape(objective.features, state.params, state.aux, views, masks, state.key, state.step)
+    allowed = objective.moves(rows, {name: x.shape for name, x in computed.features.items()})
     shapes = parameter_shapes(state.params, 8)
     extra = [(kind, dims) for kind, dims in collectives(compiled.as_text()) if plain(dims) not in shapes]
     moved = sum(math.prod(dims) for _, dims in extra)

@@ -76,7 +76,7 @@ def batch(datasets, tokenizer):
 
 def test_a_text_view_holds_the_texts_of_the_stream(batch):
     views = dict(recipe()['views'])
-    make_views = jax.jit(make.build(views, {}, recipe()['image'], {}, 1))
+    make_views = jax.jit(make.build(make.kinds(views), {}, recipe()['image'], {}, 1))
     built, _ = make_views(batch, jax.random.key(0), jnp.zeros((), jnp.int32))
     assert list(built) == list(views)
     for name in VIEWS:
@@ -199,7 +199,7 @@ def started(cfg):
     objective = compose(cfg)
     shapes, _ = jax.eval_shape(objective.init, jax.random.key(0))
     optim = call(optimizer, cfg['optim'], 'optim', params=shapes, total_steps=cfg['total_steps'])
-    return objective, make.build(cfg['views'], {}, cfg['image'], {}, 1), recipes.start(objective, optim)
+    return objective, make.build(objective.views, {}, cfg['image'], {}, 1), recipes.start(objective, optim)
 
 
 def reads(feature):
@@ -228,8 +228,8 @@ def test_towers_and_views_that_do_not_fit(change, sentence, importable):
 
 
 def test_masks_are_of_images():
-    with pytest.raises(UserError, match=r'masks.report~block: .* no view of images .report.'):
-        make.build(VIEWS, {'report~block': dict(mask='blocks')}, recipe()['image'], {}, 1)
+    with pytest.raises(UserError, match=r'masks.report~block: this mask is for images, and the view shows texts'):
+        make.build(make.kinds(VIEWS), {'report~block': dict(mask='blocks')}, recipe()['image'], {}, 1)
 
 
 # Configs and runs.

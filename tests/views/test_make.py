@@ -39,7 +39,7 @@ def batch(rows=16, channels=1, dtype=np.uint8, canvas=24, first=0, seed=0):
 
 
 def build(views=None, masks=None, image=None, rows_per_group=ROWS_PER_GROUP):
-    return make.build(VIEWS if views is None else views, masks or {}, image or GREY, GRIDS, rows_per_group)
+    return make.build(make.kinds(VIEWS if views is None else views), masks or {}, image or GREY, GRIDS, rows_per_group)
 
 
 def rows_of(tree, rows):
@@ -58,7 +58,11 @@ def jitted():
 def test_shapes_and_meta(jitted):
     views, masks = jitted(batch(), jax.random.key(0), 3)
     assert views.keys() == VIEWS.keys()
-    assert [views[name].x.shape for name in VIEWS] == [(16, 2, 16, 16, 1), (16, 3, 8, 8, 1), (16, 2, 24, 20, 1)]
+    assert [views[name].x.shape for name in VIEWS] == [
+        (16, 2, 1, 16, 16, 1),
+        (16, 3, 1, 8, 8, 1),
+        (16, 2, 1, 24, 20, 1),
+    ]
     assert all(v.x.dtype == jnp.float32 and np.isfinite(v.x).all() for v in views.values())
     assert views['global'].present.shape == (16, 2) and views['global'].row.dtype == jnp.uint32
     meta = views['global'].meta
@@ -103,7 +107,7 @@ def test_a_view_shares_the_boxes_of_another(jitted):
         assert_same_bits(views['large'].meta[field], views['global'].meta[field])
     plain = {name: dict(VIEWS[name], photometric=None, blur=0.0) for name in ('large', 'global')}
     views, _ = jax.jit(build(plain))(batch(canvas=64), jax.random.key(0), 0)
-    small = jax.image.resize(views['large'].x, (16, 2, 16, 16, 1), 'linear')
+    small = jax.image.resize(views['large'].image, (16, 2, 16, 16, 1), 'linear')
     assert np.corrcoef(np.ravel(small), np.ravel(views['global'].x))[0, 1] > 0.9
 
 
@@ -122,7 +126,7 @@ def test_several_parts_each_with_its_own_rows():
     }
     parts = batch(4) | {'fundus': batch(6, channels=3, seed=1)['cxr']}
     made, _ = jax.jit(build(views, image=dict(channels=3, mean=(0.4, 0.5, 0.6), std=0.25)))(parts, jax.random.key(0), 0)
-    assert made['global'].x.shape == (4, 1, 8, 8, 3) and made['eye'].x.shape == (6, 1, 8, 8, 3)
+    assert made['global'].x.shape == (4, 1, 1, 8, 8, 3) and made['eye'].x.shape == (6, 1, 1, 8, 8, 3)
     assert (made['global'].meta['boxes'] != made['eye'].meta['boxes'][:4]).any()
 
 

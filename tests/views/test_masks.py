@@ -67,15 +67,24 @@ def test_statistics_equal_the_original(grid):
         assert np.corrcoef(filled.mean(0).ravel(), frequency.ravel())[0, 1] > 0.9
 
 
+def context(grid, per_row, rows=1):
+    return masks.MaskContext('masks.a', 'image', per_row, rows, grid)
+
+
+def drawn(generator):
+    """key -> the masked tokens of one unit."""
+    return lambda key: generator.draw(key, None, ()).bits
+
+
 @pytest.mark.parametrize(
     ('crops', 'share', 'grid'), [(8, 0.5, (16, 16)), (6, 0.5, (4, 5)), (16, 0.5, (4, 4)), (4, 1.0, (7, 7))]
 )
 def test_group_masks_a_constant_total_with_counts_spread_over_their_bins(crops, share, grid):
     low, high, n = 0.1, 0.5, int(share * crops)
-    generator = blocks.build(grid, crops, share=share)
-    bits = np.array(jax.jit(jax.vmap(generator.draw))(jax.random.split(jax.random.key(0), 400)))
+    generator = blocks.build(context(grid, crops), share=share)
+    bits = np.array(jax.jit(jax.vmap(drawn(generator)))(jax.random.split(jax.random.key(0), 400)))
     counts = bits.sum(-1)
-    assert (counts.sum(-1) == generator.masked).all()
+    assert (counts.sum(-1) == generator.most).all()
     assert ((counts > 0).sum(-1) == n).all()
 
     patches = grid[0] * grid[1]
@@ -94,10 +103,12 @@ def test_group_masks_a_constant_total_with_counts_spread_over_their_bins(crops, 
 
 def test_index_and_weight_name_the_masked_tokens():
     groups, rows, views, patches = 3, 4, 2, 16
-    generator = blocks.build((4, 4), rows * views)
-    bits = jax.vmap(generator.draw)(jax.random.split(jax.random.key(1), groups)).reshape(groups * rows, views, patches)
-    mask = masks.from_bits(bits, groups, generator.masked)
-    assert mask.index.shape == mask.weight.shape == (groups, 1, generator.masked)
+    generator = blocks.build(context((4, 4), views, rows))
+    bits = jax.vmap(drawn(generator))(jax.random.split(jax.random.key(1), groups)).reshape(
+        groups * rows, views, patches
+    )
+    mask = masks.from_bits(bits, groups, generator.most)
+    assert mask.index.shape == mask.weight.shape == (groups, 1, generator.most)
     assert mask.mode == 'replace'
     of_group = np.array(bits).reshape(groups, -1)
     for g in range(groups):
@@ -120,6 +131,6 @@ def test_given_bits_are_padded_with_weight_zero():
 
 def test_sizes_that_cannot_work_are_named():
     with pytest.raises(UserError, match=r'masks.a.share: int\(0.2 x 4 crops of a group\) masks 0 crops'):
-        blocks.build((4, 4), 4, 'masks.a', share=0.2)
+        blocks.build(context((4, 4), 4), share=0.2)
     with pytest.raises(UserError, match=r'masks.a.ratio: two shares'):
-        blocks.build((4, 4), 4, 'masks.a', ratio=(0.5, 0.1))
+        blocks.build(context((4, 4), 4), ratio=(0.5, 0.1))

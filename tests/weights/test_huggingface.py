@@ -13,7 +13,7 @@ import pytest
 from medjax.errors import UserError
 from medjax.models import build
 from medjax.models.heads import linear, mlp
-from medjax.types import View
+from medjax.types import Input, View
 from medjax.weights.load import load
 
 torch = pytest.importorskip('torch')
@@ -64,7 +64,7 @@ def texts(lengths: np.ndarray | None = LENGTHS) -> tuple[np.ndarray, View]:
 
 def pictures(height: int = 12, width: int = 12) -> tuple[Any, View]:
     x = np.random.default_rng(0).normal(size=(3, height, width, 3)).astype(np.float32)
-    view = View(x[:, None], np.arange(3, dtype=np.uint32), np.ones((3, 1), bool), None, {})
+    view = View(x[:, None, None], np.arange(3, dtype=np.uint32), np.ones((3, 1), bool), None, {})
     return torch.from_numpy(x).permute(0, 3, 1, 2), view
 
 
@@ -107,7 +107,7 @@ def test_text_towers_equal_transformers(kind, tmp_path):
     ids = torch.from_numpy(ids[:, 0]).long()
     mask = None if kind == 'siglip' else torch.from_numpy(view.valid[:, 0]).long()
     theirs = model(ids, attention_mask=mask)
-    out = jax.jit(lambda p: tower.apply(p, view))(params)
+    out = jax.jit(lambda p: tower.apply(p, Input(view)))(params)
     expected = theirs.last_hidden_state
     close(np.asarray(out['tokens'])[:, 0][valid[:, 0]], expected[torch.from_numpy(valid[:, 0])])
     if kind == 'bert':
@@ -119,7 +119,7 @@ def test_text_towers_equal_transformers(kind, tmp_path):
 
     cotangent = np.random.default_rng(1).normal(size=expected.shape).astype(np.float32) * valid[:, 0, :, None]
     loss = (expected * torch.from_numpy(cotangent)).sum()
-    ours = lambda p: jnp.sum(tower.apply(p, view)['tokens'][:, 0] * cotangent)  # noqa: E731
+    ours = lambda p: jnp.sum(tower.apply(p, Input(view))['tokens'][:, 0] * cotangent)  # noqa: E731
     same_gradients(model, loss, tower, 'towers/text', params, ours, tmp_path)
 
 
@@ -130,7 +130,7 @@ def test_padding_changes_nothing():
         for pool in ('cls', 'last', 'mean', 'max', 'attention'):
             tower = build.tower(dict(OUR_TEXT, family=family, pool=pool, depth=1), 1, 'towers.text')
             params = tower.init(jax.random.key(0))
-            apply = jax.jit(lambda p, v, tower=tower: tower.apply(p, v)['cls'])
+            apply = jax.jit(lambda p, v, tower=tower: tower.apply(p, Input(v))['cls'])
             other = view._replace(x=np.where(view.valid, view.x, 7).astype(np.int32))
             np.testing.assert_array_equal(apply(params, view), apply(params, other))
             short = View(view.x[:1, :, :3], view.row[:1], view.present[:1], None, {})  # the first text has three tokens
@@ -142,7 +142,8 @@ def test_padding_changes_nothing():
 def test_poolings_equal_numpy():
     _, view = texts()
     params = build.tower(OUR_TEXT, 1, 'towers.text').init(jax.random.key(0))
-    found = {p: build.tower(dict(OUR_TEXT, pool=p), 1, 'x').apply(params, view) for p in ('cls', 'last', 'mean', 'max')}
+    pools = ('cls', 'last', 'mean', 'max')
+    found = {p: build.tower(dict(OUR_TEXT, pool=p), 1, 'x').apply(params, Input(view)) for p in pools}
     tokens = np.asarray(found['cls']['tokens'])[:, 0]
     for i, n in enumerate(LENGTHS[:, 0]):
         text = tokens[i, :n]
@@ -158,7 +159,7 @@ def test_a_longer_context_is_cut_and_another_vocabulary_refused(tmp_path):
     params = load(path).read('towers/text', wanted(tower))
     ids, view = texts(None)
     close(
-        tower.apply(params, view._replace(x=ids[:, :, :4]))['tokens'][:, 0],
+        tower.apply(params, Input(view._replace(x=ids[:, :, :4])))['tokens'][:, 0],
         model(torch.from_numpy(ids[:, 0, :4]).long()).last_hidden_state,
     )
     for change, message in (
@@ -192,7 +193,7 @@ def test_older_names_wrappers_and_the_projection_of_cxr_bert(tmp_path):
     ids, view = texts(None)
     cls = model.bert(torch.from_numpy(ids[:, 0]).long()).last_hidden_state[:, 0]
     expected = output(layer(torch.nn.functional.gelu(hidden(cls))))
-    close(head.apply(projection, tower.apply(params, view)['cls'])[:, 0], expected)
+    close(head.apply(projection, tower.apply(params, Input(view))['cls'])[:, 0], expected)
 
 
 @pytest.mark.parametrize('kind', ['clip', 'siglip'])
@@ -206,9 +207,9 @@ def test_both_towers_of_a_pair(kind, tmp_path):
     text, image = (build.tower(dict(cfg, family=kind), 3, 'x') for cfg in (OUR_TEXT, OUR_IMAGE))
     ids, view = texts(None)
     pixels, seen = pictures()
-    out = text.apply(weights.read('towers/text', wanted(text)), view)['cls']
+    out = text.apply(weights.read('towers/text', wanted(text)), Input(view))['cls']
     params = weights.read('towers/image', wanted(image))
-    found = jax.jit(lambda p: image.apply(p, seen))(params)
+    found = jax.jit(lambda p: image.apply(p, Input(seen)))(params)
     theirs = model.vision_model(pixels)
     patches = theirs.last_hidden_state
     if kind == 'clip':
@@ -233,7 +234,7 @@ def test_both_towers_of_a_pair(kind, tmp_path):
 
     cotangent = np.random.default_rng(1).normal(size=(3, WIDTH)).astype(np.float32)
     loss = (theirs.pooler_output * torch.from_numpy(cotangent)).sum()
-    ours = lambda p: jnp.sum(image.apply(p, seen)['cls'][:, 0] * cotangent)  # noqa: E731
+    ours = lambda p: jnp.sum(image.apply(p, Input(seen))['cls'][:, 0] * cotangent)  # noqa: E731
     same_gradients(model, loss, image, 'towers/image', params, ours, tmp_path)
 
 
@@ -243,13 +244,14 @@ def test_vit_equals_transformers(tmp_path):
     params = load(saved(model, tmp_path)).read('towers/image', wanted(tower))
     pixels, view = pictures()
     expected = model(pixels).last_hidden_state
-    out = tower.apply(params, view)
+    out = tower.apply(params, Input(view))
     close(jnp.concatenate([out['cls'][:, :, None], out['patches']], 2)[:, 0], expected)
     other, seen = pictures(8, 20)  # position embeddings are resized to another grid
-    close(tower.apply(params, seen)['cls'][:, 0], model(other, interpolate_pos_encoding=True).last_hidden_state[:, 0])
+    resized = model(other, interpolate_pos_encoding=True).last_hidden_state[:, 0]
+    close(tower.apply(params, Input(seen))['cls'][:, 0], resized)
     cotangent = np.random.default_rng(1).normal(size=(3, WIDTH)).astype(np.float32)
     loss = (expected[:, 0] * torch.from_numpy(cotangent)).sum()
-    ours = lambda p: jnp.sum(tower.apply(p, view)['cls'][:, 0] * cotangent)  # noqa: E731
+    ours = lambda p: jnp.sum(tower.apply(p, Input(view))['cls'][:, 0] * cotangent)  # noqa: E731
     same_gradients(model, loss, tower, 'towers/image', params, ours, tmp_path)
 
 
@@ -268,7 +270,7 @@ def test_resnet_equals_transformers(variant, train, tmp_path):
     pixels, view = pictures(30, 46)
     model.train(train)
     theirs = model(pixels)
-    out = jax.jit(lambda p: tower.apply(p, view, train=train))(params)
+    out = jax.jit(lambda p: tower.apply(p, Input(view), train=train))(params)
     assert tower.grid((30, 46)) == tuple(theirs.last_hidden_state.shape[2:]) == (4, 6)
     close(out['patches'][:, 0], theirs.last_hidden_state.permute(0, 2, 3, 1).flatten(1, 2))
     close(out['cls'][:, 0], theirs.pooler_output[:, :, 0, 0])
@@ -279,7 +281,7 @@ def test_resnet_equals_transformers(variant, train, tmp_path):
     jax.tree.map(close, out['stats'], moved)
     cotangent = np.random.default_rng(1).normal(size=theirs.pooler_output.shape[:2]).astype(np.float32)
     loss = (theirs.pooler_output[:, :, 0, 0] * torch.from_numpy(cotangent)).sum()
-    ours = lambda p: jnp.sum(tower.apply(p, view, train=True)['cls'][:, 0] * cotangent)  # noqa: E731
+    ours = lambda p: jnp.sum(tower.apply(p, Input(view), train=True)['cls'][:, 0] * cotangent)  # noqa: E731
     same_gradients(model, loss, tower, 'towers/image', params, ours, tmp_path)
 
 
@@ -292,4 +294,4 @@ def test_grey_images_for_weights_of_three_channels(tmp_path):
     _, view = pictures()
     grey = view._replace(x=view.x[..., :1])
     expected = model(torch.from_numpy(grey.x[:, 0].repeat(3, -1)).permute(0, 3, 1, 2)).pooler_output[:, :, 0, 0]
-    close(tower.apply(params, grey)['cls'][:, 0], expected)
+    close(tower.apply(params, Input(grey))['cls'][:, 0], expected)

@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 from medjax.errors import UserError
 from medjax.models.heads import dino_head
 from medjax.models.towers import vit
-from medjax.types import Mask, View
+from medjax.types import Input, Mask, View
 from medjax.weights import dinov2, export
 from medjax.weights.fit import adapt_channels, check_like, fit
 from medjax.weights.load import load
@@ -54,12 +54,12 @@ def arrays(named) -> dict[str, np.ndarray]:
 
 def as_view(images: np.ndarray) -> View:
     rows = len(images)
-    return View(images[:, None], np.arange(rows, dtype=np.uint32), np.ones((rows, 1), bool), None, {})
+    return View(images[:, None, None], np.arange(rows, dtype=np.uint32), np.ones((rows, 1), bool), None, {})
 
 
 def all_tokens(tower, params, images, bits=None):
     mask = None if bits is None else Mask(bits[:, None], *[np.zeros((1, 1, 0))] * 2)
-    out = tower.apply(params, as_view(images), mask)
+    out = tower.apply(params, Input(as_view(images), mask))
     tokens = [out['cls'][:, :, None], *([out['registers']] if 'registers' in out else []), out['patches']]
     return jnp.concatenate(tokens, axis=2)[:, 0]
 

@@ -71,7 +71,7 @@ class DinoHead(Head):
         direction = uniform_fan_in(bottleneck)(keys[-1], (bottleneck, self.prototype_count))
         return params | dict(prototypes=dict(direction=direction, gain=jnp.ones(self.prototype_count)))
 
-    def apply(self, params: Tree, x: Array) -> Array:
+    def apply(self, params: Tree, x: Array, *, present: Array | None = None, train: bool = False) -> Array:
         last = len(self.widths) - 2
         for i in range(last + 1):
             layer = params[f'mlp_{i}']

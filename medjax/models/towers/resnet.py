@@ -19,7 +19,7 @@ from medjax.errors import UserError
 from medjax.models.flax_tower import FlaxTower, logical_axes
 from medjax.models.layers import REMAT, check_choice, ones, parameter, zeros
 from medjax.parallel.sharding import constrain_rows
-from medjax.types import ApplyOptions, Mask, Tower, Tree, View
+from medjax.types import ApplyOptions, Input, Tower, Tree
 
 SIZES = {  # the number of blocks in each stage, and the width of a block's output / that of its 3 x 3 convolution
     '18': ((2, 2, 2, 2), 1),
@@ -74,6 +74,7 @@ def build(
         batch_statistics=norm == 'batch',
         module=module,
         example=example,
+        widths={f'levels/{i}': stem * 2 ** (i - 1) * expansion for i in range(1, len(depths) + 1)},
     )
 
 
@@ -83,21 +84,27 @@ class ResnetTower(FlaxTower):
 
     module: Resnet
 
-    def encode(self, params: Tree, view: View, mask: Mask | None, options: ApplyOptions) -> dict[str, Any]:
+    def encode(self, params: Tree, inputs: tuple[Input | None, ...], options: ApplyOptions) -> dict[str, Any]:
+        ((view, mask, _),) = inputs
         if mask is not None:
             raise UserError('resnet: this tower takes no masks')
-        b, v = view.x.shape[:2]
-        images = view.x.reshape(b * v, *view.x.shape[2:])
+        b, v = view.present.shape
+        images = view.image.reshape(b * v, *view.image.shape[2:])
         weight = view.present.reshape(-1).astype(jnp.float32)
         update = options.train and self.batch_statistics
         variables = dict(params={name: p for name, p in params.items() if name != 'stats'}, stats=params['stats'])
-        maps, updated = self.module.clone(train=update).apply(
+        (maps, levels), updated = self.module.clone(train=update).apply(
             variables, images, weight, options.layers, mutable=['stats'] if update else ()
         )
         maps = maps.astype(jnp.float32).reshape(options.layers, b, v, -1, maps.shape[-1])
         patches = jnp.moveaxis(maps, 0, 2)  # [B,V,layers,N,D]
         cls = patches.mean(3)
-        outputs = dict(cls=cls[:, :, -1], patches=patches[:, :, -1]) | {'layers/cls': cls, 'layers/patches': patches}
+        outputs = dict(cls=cls[:, :, -1], patches=patches[:, :, -1]) | options.last(cls=cls, patches=patches)
+        outputs |= {
+            name: level.astype(jnp.float32).reshape(b, v, *level.shape[1:])
+            for i, level in enumerate(levels, 1)
+            if (name := f'levels/{i}') in options.want
+        }
         return outputs | (dict(stats=updated['stats']) if update else {})
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
@@ -221,7 +228,7 @@ class Stage(nn.Module):
 
 
 class Resnet(nn.Module):
-    """Images [S,H,W,C] -> the feature maps of the last `layers` blocks of the last stage, [layers,S,h,w,D]."""
+    """Images [S,H,W,C] -> the feature maps of the last `layers` blocks, [layers,S,h,w,D], and those of every stage."""
 
     channels: int
     stem: int
@@ -237,7 +244,8 @@ class Resnet(nn.Module):
         return 4 * 2 ** (len(self.depths) - 1)
 
     @nn.compact
-    def __call__(self, images: Array, weight: Array, layers: int) -> Array:
+    def __call__(self, images: Array, weight: Array, layers: int) -> tuple[Array, list[Array]]:
+        levels = []
         x = ConvNorm(self.stem, 7, 2, self.train, self.dtype, name='stem')(constrain_rows(images), weight)
         x = nn.max_pool(jax.nn.relu(x), (3, 3), (2, 2), padding=((1, 1), (1, 1)))
         for i, depth in enumerate(self.depths):
@@ -245,4 +253,5 @@ class Resnet(nn.Module):
             stage = Stage(out, depth, self.expansion, stride, self.remat, self.train, self.dtype, name=f'stage{i + 1}')
             maps = stage(x, weight, layers if i == len(self.depths) - 1 else 1)
             x = maps[-1]
-        return maps
+            levels.append(x)
+        return maps, levels

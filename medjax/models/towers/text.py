@@ -29,7 +29,7 @@ from medjax.models.layers import (
     weight_init,
 )
 from medjax.parallel.sharding import constrain_rows
-from medjax.types import ApplyOptions, Mask, Tower, Tree, View
+from medjax.types import ApplyOptions, Input, Tower, Tree
 
 
 class Family(NamedTuple):
@@ -129,22 +129,24 @@ class TextTower(FlaxTower):
     sees = 'text'
     module: Text
 
-    def encode(self, params: Tree, view: View, mask: Mask | None, options: ApplyOptions) -> dict[str, Array]:
-        if mask is not None:
-            raise UserError('text: this tower takes no masks')
+    def encode(self, params: Tree, inputs: tuple[Input | None, ...], options: ApplyOptions) -> dict[str, Any]:
+        ((view, mask, _),) = inputs
+        if mask is not None and (mask.mode != 'replace' or mask.fill is None):
+            raise UserError('text: this tower takes masks of texts only, such as `words`')
         layers, padding = options.layers, self.module.family.padding
-        b, v, t = view.x.shape
+        x = view.x if mask is None else jnp.where(mask.bits, mask.fill, view.x)
+        b, v, t = x.shape
         if t > self.context or (padding and t < self.context):
             most = 'exactly' if padding else 'at most'
             raise UserError(f'text: texts of {t} tokens, but this tower reads {most} {self.context} (`context`)')
         lengths = None
         if view.valid is not None and not padding:
             lengths = jnp.maximum(view.valid.sum(-1, dtype=jnp.int32), 1).reshape(b * v)
-        outputs: Any = self.module.apply({'params': params}, view.x.reshape(b * v, t), lengths, layers)
+        outputs: Any = self.module.apply({'params': params}, x.reshape(b * v, t), lengths, layers)
         # [layers,B*V,…] -> [B,V,layers,…]
         tokens, pooled = [jnp.moveaxis(x, 0, 1).reshape(b, v, layers, *x.shape[2:]) for x in outputs]
         last = dict(cls=pooled[:, :, -1], tokens=tokens[:, :, -1])
-        return last | {'layers/cls': pooled, 'layers/tokens': tokens}
+        return last | options.last(cls=pooled, tokens=tokens)
 
 
 class Text(nn.Module):
@@ -178,7 +180,7 @@ class Text(nn.Module):
             self.depth,
             self.remat,
             layers,
-            lengths=lengths,
+            inputs=dict(lengths=lengths),
             heads=self.heads,
             hidden=self.hidden,
             layerscale=None,

@@ -20,10 +20,12 @@ from medjax.errors import UserError
 from medjax.models.flax_tower import FlaxTower, logical_axes
 from medjax.models.layers import (
     ACTIVATIONS,
+    STARTS,
     LayerNorm,
     Pool,
     check_choice,
     check_compute,
+    cls_attention,
     draw_kept,
     kept_count,
     parameter,
@@ -31,10 +33,11 @@ from medjax.models.layers import (
     sizes,
     uniform_fan_in,
     weight_init,
+    xavier,
     zeros,
 )
 from medjax.parallel.sharding import constrain_rows
-from medjax.types import ApplyOptions, Mask, Tower, Tree, View, is_number
+from medjax.types import ApplyOptions, Input, Mask, Tower, Tree, is_number
 
 
 class Family(NamedTuple):
@@ -52,6 +55,7 @@ class Family(NamedTuple):
 FAMILIES = {
     'dinov2': Family(layerscale=1e-5, offset=0.1),  # DINO and iBOT are the same with layerscale=None
     'vit': Family(eps=1e-12),  # the ViT of Google and of Hugging Face, arXiv 2010.11929
+    'mae': Family(),  # masked autoencoders, arXiv 2111.06377, with positions='sincos' and start='xavier'
     'clip': Family(eps=1e-5, activation='quick_gelu', patch_bias=False, embed_norm=True),  # arXiv 2103.00020
     'siglip': Family(activation='gelu_tanh', cls=False),  # arXiv 2303.15343
 }
@@ -72,6 +76,8 @@ def build(
     layerscale: float | str | None = 'family',
     qkv_bias: bool = True,
     drop_path: float = 0.0,
+    positions: str = 'learned',
+    start: str = 'normal',
     antialias: bool | None = None,
     offset: float | None = None,
     attention: str = 'xla',
@@ -81,7 +87,7 @@ def build(
     """A ViT tower for images of `channels` channels and of every size that the patch side divides.
 
     variant      'S/14': a size (see layers.SIZES) and the patch side in pixels
-    family       the public models that the tower is like: 'dinov2', 'vit', 'clip' or 'siglip', see FAMILIES
+    family       the public models that the tower is like: 'dinov2', 'vit', 'mae', 'clip' or 'siglip', see FAMILIES
     width, depth, heads, mlp_ratio, ffn
                  replace the values of the size; ffn is 'mlp' or 'swiglu'
     activation   replaces the activation of the family; most models of open_clip have 'gelu'
@@ -91,6 +97,8 @@ def build(
                  value of the family
     qkv_bias     whether queries, keys and values have a bias
     drop_path    share of a group's crops that each residual branch leaves out in training; the same in all blocks
+    positions    'learned' position embeddings, or 'sincos': fixed sines and cosines of the place, as in MAE
+    start        how the weights start: 'normal' with deviation .02, as in DINOv2, or 'xavier', as in MAE
     antialias, offset
                  how position embeddings are resized, see `cubic_weights`. None: as the public models of the family, see
                  `position_resizing`
@@ -115,6 +123,10 @@ def build(
     activation = activation or chosen.activation
     check_choice('vit', 'ffn', shape['ffn'], ('mlp', 'swiglu'))
     check_choice('vit', 'activation', activation, ACTIVATIONS)
+    check_choice('vit', 'positions', positions, ('learned', 'sincos'))
+    check_choice('vit', 'start', start, STARTS)
+    if positions == 'sincos' and shape['width'] % 4:
+        raise UserError(f"vit: positions='sincos' needs a width that 4 divides, not {shape['width']}")
     check_compute('vit', attention, remat, dtype)
     if not 0 <= drop_path < 1:
         raise UserError(f'vit: drop_path is a share from 0 to below 1, got {drop_path}')
@@ -134,11 +146,13 @@ def build(
         ),
         qkv_bias=qkv_bias,
         antialias=antialias,
+        positions=positions,
+        start=start,
         attention=attention,
         remat=remat,
         dtype=jnp.dtype(dtype),
     )
-    example = (np.zeros((1, side, side, channels), np.float32), None, None, 1)
+    example = (np.zeros((1, side, side, channels), np.float32), Seen(), None, 1)
     return VitTower(
         width=module.width, axes=logical_axes(module, example), module=module, example=example, drop_path=drop_path
     )
@@ -151,36 +165,75 @@ class VitTower(FlaxTower):
     module: Vit
     drop_path: float
 
-    def encode(self, params: Tree, view: View, mask: Mask | None, options: ApplyOptions) -> dict[str, Array]:
-        module, layers = self.module, options.layers
-        b, v = view.x.shape[:2]
-        if mask is not None and mask.mode != 'replace':
-            raise UserError(f"vit: this tower masks by mode 'replace', got {mask.mode!r}")
-        images = view.x.reshape(b * v, *view.x.shape[2:])
-        bits = None if mask is None else mask.bits.reshape(b * v, -1)
-        outputs: Any = module.apply({'params': params}, images, bits, self.kept(view, options), layers)
-        # [layers,B*V,…] -> [B,V,layers,…]
-        tokens, pooled = [jnp.moveaxis(x, 0, 1).reshape(b, v, layers, *x.shape[2:]) for x in outputs[1:]]
+    def encode(self, params: Tree, inputs: tuple[Input | None, ...], options: ApplyOptions) -> dict[str, Any]:
+        ((view, mask, _),) = inputs
+        module, attention = self.module, 'attention' in options.want
+        # the attention of the last block needs the tokens before it
+        layers = max(options.layers, 2 if attention else 1)
+        b, v = view.present.shape
+        images = view.image.reshape(b * v, *view.image.shape[2:])
+        seen = self.seen(mask, b * v)
+        sequences = seen.contexts * v  # of each row
+        outputs: Any = module.apply({'params': params}, images, seen, self.kept(view.row, sequences, options), layers)
+        # [layers,S,…] -> [B,V,layers,…]
+        before, tokens, pooled = [jnp.moveaxis(x, 0, 1).reshape(b, sequences, layers, *x.shape[2:]) for x in outputs]
         cls = int(module.family.cls)
         first = cls + module.registers  # of the patches
         last = dict(cls=pooled[:, :, -1], patches=tokens[:, :, -1, first:])
         if module.registers:
             last['registers'] = tokens[:, :, -1, cls:first]
-        return last | {'layers/cls': pooled, 'layers/patches': tokens[:, :, :, first:]}
+        last |= options.last(cls=pooled, patches=tokens[:, :, :, first:])
+        if attention:
+            last['attention'] = self.attention(params, before[:, :, -2], seen.lengths)[..., first:]
+        return last
 
-    def kept(self, view: View, options: ApplyOptions) -> Array | None:
-        """The crops of each group that drop path keeps, see layers.draw_kept; None if it keeps all."""
+    def seen(self, mask: Mask | None, images: int) -> Seen:
+        """The patches that the module reads of a number of images."""
+        if mask is None:
+            return Seen()
+        if mask.mode == 'replace':
+            return Seen(bits=mask.bits.reshape(images, -1))
+        if mask.mode != 'drop' or mask.kept is None:
+            raise UserError(f"vit: this tower masks by the modes 'replace' and 'drop', got {mask.mode!r}")
+        if not self.module.family.cls and mask.length is not None:
+            raise UserError('vit: a tower without a CLS token takes contexts of one length only')
+        prefix = int(self.module.family.cls) + self.module.registers
+        lengths = None if mask.length is None else mask.length.reshape(-1) + prefix
+        return Seen(kept=mask.kept.reshape(images, *mask.kept.shape[2:]), lengths=lengths)
+
+    def kept(self, row: Array, sequences: int, options: ApplyOptions) -> Array | None:
+        """The sequences of each group that drop path keeps, see layers.draw_kept; None if it keeps all."""
         if not options.train or self.drop_path == 0:
             return None
         rows = options.rows_per_group
-        groups = view.row.reshape(-1, rows)[:, 0] // rows
-        return draw_kept(options.key, groups, rows * view.x.shape[1], self.module.depth, self.drop_path)
+        groups = row.reshape(-1, rows)[:, 0] // rows
+        return draw_kept(options.key, groups, rows * sequences, self.module.depth, self.drop_path)
+
+    def attention(self, params: Tree, tokens: Array, lengths: Array | None) -> Array:
+        """The attention of the first token in the last block, from the tokens [B,V,T,D] before it: [B,V,T]."""
+        module = self.module
+        if not module.family.cls:
+            raise UserError("vit: this tower has no CLS token, so it has no output 'attention'")
+        block = jax.tree.map(lambda x: x[-1], params['blocks'])
+        return cls_attention(block, tokens, lengths, module.family.eps, module.dtype)
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
         return patch_grid(size, self.module.patch)
 
     def check(self, crops: Mapping[str, int], rows_per_group: int) -> None:
         check_drop_path(self.drop_path, crops, rows_per_group)
+
+
+class Seen(NamedTuple):
+    """The patches of S images that a ViT reads."""
+
+    bits: Array | None = None  # bool [S,N]: the mask token replaces these
+    kept: Array | None = None  # int32 [S,K,M']: only these are read, as K sequences for each image
+    lengths: Array | None = None  # int32 [S K]: the first tokens of a sequence count, CLS and registers included
+
+    @property
+    def contexts(self) -> int:
+        return 1 if self.kept is None else self.kept.shape[1]
 
 
 def position_resizing(family: str, registers: bool, antialias: bool | None = None) -> tuple[bool, float]:
@@ -271,11 +324,12 @@ def resize_grid(grid: Array, shape: tuple[int, int], antialias: bool, offset: fl
     return jnp.einsum('yh,xw,hwd->yxd', rows, columns, grid, precision='highest')
 
 
-def embed(params: Mapping[str, Any], images: Array, bits: Array | None, antialias: bool, offset: float) -> Array:
+def embed(params: Mapping[str, Any], images: Array, seen: Seen, antialias: bool, offset: float) -> Array:
     """Images [S,H,W,C] -> tokens [S,1+R+N,D] in float32: CLS, registers, then patches row by row.
 
-    The mask token replaces a masked patch (bits bool [S,N]) BEFORE position embeddings are added, so that the tower
-    sees where the patch is. Registers join AFTER this and have no position. CLS and registers may be absent.
+    The mask token replaces a masked patch BEFORE position embeddings are added, so that the tower sees where the patch
+    is. Registers join AFTER this and have no position. CLS and registers may be absent. If `seen.kept` is given, the
+    result is [S K,1+R+M',D], with the patches in the order of `kept`.
     """
     kernel = params['patch_embed']['kernel']
     p = kernel.shape[0]
@@ -284,15 +338,36 @@ def embed(params: Mapping[str, Any], images: Array, bits: Array | None, antialia
     x = patches @ kernel.reshape(-1, kernel.shape[-1])
     if 'bias' in params['patch_embed']:
         x += params['patch_embed']['bias']
-    if bits is not None:
-        x = jnp.where(bits[..., None], params['mask_token'], x)
-    x += resize_grid(params['pos_grid'], grid, antialias, offset).reshape(-1, x.shape[-1])
+    if seen.bits is not None:
+        x = jnp.where(seen.bits[..., None], params['mask_token'], x)
+    if 'pos_grid' in params:
+        x += resize_grid(params['pos_grid'], grid, antialias, offset).reshape(-1, x.shape[-1])
+    else:
+        x += sincos_positions(grid, x.shape[-1])
+    if seen.kept is not None:
+        s, k, m = seen.kept.shape
+        x = jnp.take_along_axis(x, seen.kept.reshape(s, k * m, 1), axis=1).reshape(s * k, m, x.shape[-1])
     prefix = jnp.zeros((0, x.shape[-1]))
     if 'cls' in params:
-        prefix = (params['cls'] + params['pos_cls'])[None]
+        prefix = (params['cls'] + params.get('pos_cls', 0.0))[None]
     if 'registers' in params:
         prefix = jnp.concatenate([prefix, params['registers']])
     return jnp.concatenate([jnp.broadcast_to(prefix, (x.shape[0], *prefix.shape)), x], axis=1)
+
+
+def sincos_positions(grid: tuple[int, int], width: int) -> np.ndarray:
+    """Fixed sine-cosine position embeddings of a grid of patches, float32 [N,width] (MAE, arXiv 2111.06377).
+
+    The first half of the numbers encodes the column and the second half the row, each as [sines, cosines].
+    """
+    rows, columns = np.meshgrid(np.arange(grid[0]), np.arange(grid[1]), indexing='ij')
+
+    def encoded(position: np.ndarray) -> np.ndarray:
+        rates = 1.0 / 10_000 ** (np.arange(width // 4) / (width / 4))
+        angles = position.reshape(-1, 1) * rates
+        return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+
+    return np.concatenate([encoded(columns), encoded(rows)], axis=1).astype(np.float32)
 
 
 class Vit(nn.Module):
@@ -313,17 +388,17 @@ class Vit(nn.Module):
     family: Family
     qkv_bias: bool
     antialias: bool
+    positions: str
+    start: str
     attention: str
     remat: str
     dtype: Any
 
     @nn.compact
-    def __call__(
-        self, images: Array, bits: Array | None, kept: Array | None, layers: int
-    ) -> tuple[Array, Array, Array]:
+    def __call__(self, images: Array, seen: Seen, kept: Array | None, layers: int) -> tuple[Array, Array, Array]:
         family = self.family
         options = dict(activation=family.activation, eps=family.eps, attention=self.attention, dtype=self.dtype)
-        tokens = embed(self.embeddings(), constrain_rows(images), bits, self.antialias, family.offset)
+        tokens = embed(self.embeddings(), constrain_rows(images), seen, self.antialias, family.offset)
         if family.embed_norm:
             tokens = LayerNorm(family.eps, name='embed_norm')(tokens)
         last = scan_blocks(
@@ -332,11 +407,13 @@ class Vit(nn.Module):
             self.remat,
             layers,
             kept,
+            dict(lengths=seen.lengths),
             heads=self.heads,
             hidden=self.hidden,
             ffn=self.ffn,
             qkv_bias=self.qkv_bias,
             layerscale=family.layerscale,
+            start=self.start,
             **options,
         )
         normed = LayerNorm(family.eps, name='norm')(last)
@@ -349,16 +426,18 @@ class Vit(nn.Module):
 
     def embeddings(self) -> dict[str, Any]:
         """The parameters that `embed` reads, initialized as in the original DINOv2."""
-        p, d = self.patch, self.width
-        params = dict(
-            pos_grid=parameter(self, 'pos_grid', weight_init, (*self.native, d), (None, None, 'embed')),
-            mask_token=parameter(self, 'mask_token', zeros, (d,), ('embed',)),
-            patch_embed=PatchEmbed((p, p, self.channels, d), self.family.patch_bias, name='patch_embed')(),
-        )
+        p, d, learned = self.patch, self.width, self.positions == 'learned'
+        shape = (p, p, self.channels, d)
+        params = dict(patch_embed=PatchEmbed(shape, self.family.patch_bias, self.start, name='patch_embed')())
+        if learned:
+            params['pos_grid'] = parameter(self, 'pos_grid', weight_init, (*self.native, d), (None, None, 'embed'))
+        params['mask_token'] = parameter(self, 'mask_token', zeros, (d,), ('embed',))
         tiny = jax.nn.initializers.normal(1e-6)
         if self.family.cls:
-            params['cls'] = parameter(self, 'cls', tiny, (d,), ('embed',))
-            params['pos_cls'] = parameter(self, 'pos_cls', weight_init, (d,), ('embed',))
+            start = tiny if self.start == 'normal' else weight_init  # .02 in masked autoencoders
+            params['cls'] = parameter(self, 'cls', start, (d,), ('embed',))
+            if learned:
+                params['pos_cls'] = parameter(self, 'pos_cls', weight_init, (d,), ('embed',))
         if self.registers:
             params['registers'] = parameter(self, 'registers', tiny, (self.registers, d), (None, 'embed'))
         return params
@@ -369,11 +448,13 @@ class PatchEmbed(nn.Module):
 
     shape: tuple[int, int, int, int]
     bias: bool = True
+    start: str = 'normal'
 
     @nn.compact
     def __call__(self) -> dict[str, Array]:
-        init = uniform_fan_in(int(np.prod(self.shape[:3])))
+        torch_init = uniform_fan_in(int(np.prod(self.shape[:3])))
+        init = torch_init if self.start == 'normal' else xavier(3)
         params = dict(kernel=parameter(self, 'kernel', init, self.shape, (None, None, None, 'embed')))
         if self.bias:
-            params['bias'] = parameter(self, 'bias', init, self.shape[3:], ('embed',))
+            params['bias'] = parameter(self, 'bias', torch_init, self.shape[3:], ('embed',))
         return params

@@ -22,6 +22,7 @@ class TeacherContext(NamedTuple):
     where: str  # the config path that messages name, 'teachers.teacher'
     total_steps: int
     modules: tuple[str, ...]  # the towers and heads of the recipe: 'towers/image', 'heads/dino'
+    teachers: tuple[str, ...] = ()  # the names of all teachers
 
     def check(self, of: Sequence[str]) -> tuple[str, ...]:
         """`of` as a tuple; a UserError where the recipe has no such tower or head."""
@@ -31,20 +32,24 @@ class TeacherContext(NamedTuple):
         return tuple(of)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Teacher:
-    """A network with parameters of its own for some towers and heads of the recipe."""
+    """A network with parameters of its own for some towers and heads of the recipe.
+
+    A tower that only teachers without a source hold is no part of the student, and has no moments.
+    """
 
     of: tuple[str, ...]  # 'towers/image', 'heads/dino'
+    source: str | None = 'student'  # the network that it follows; None: none, its parameters stay as they start
+    init_from: Mapping[str, Any] | None = None  # weights that it starts from, for this teacher alone
 
-    def follow(self, teacher: Tree, student: Tree, step: Array) -> Tree:
-        """The teacher's arrays after step `step`. Called for parameters and for running statistics."""
+    def follow(self, teacher: Tree, source: Tree, step: Array) -> Tree:
+        """The teacher's arrays after step `step`. Called for parameters and for running statistics.
+
+        `source` holds those of the network that it follows, after that step. A teacher without a source is not asked.
+        """
         raise NotImplementedError
 
     def metrics(self, step: Array) -> Metrics:
         """Numbers to log, such as the momentum."""
         return {}
-
-    def held(self, stats: Mapping[str, Any]) -> Tree:
-        """The statistics of those towers that this teacher holds."""
-        return {name: tree for name, tree in stats.items() if f'towers/{name}' in self.of}

@@ -24,16 +24,17 @@ def build(of: Sequence[str], context: TeacherContext, momentum: Any) -> Teacher:
     for value in momentum if isinstance(momentum, (list, tuple)) else ends:
         if is_number(value) and not 0 <= value <= 1:
             raise UserError(f'{context.where}.momentum={momentum!r}: must stay between 0 and 1')
-    return Ema(context.check(of), schedule(momentum, context.total_steps, f'{context.where}.momentum'))
+    decay = schedule(momentum, context.total_steps, f'{context.where}.momentum')
+    return Ema(of=context.check(of), momentum=decay)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Ema(Teacher):
     momentum: Schedule
 
-    def follow(self, teacher: Tree, student: Tree, step: Array) -> Tree:
+    def follow(self, teacher: Tree, source: Tree, step: Array) -> Tree:
         m = self.momentum(step)
-        return jax.tree.map(lambda t, s: m * t + (1 - m) * s, teacher, student)
+        return jax.tree.map(lambda t, s: m * t + (1 - m) * s, teacher, source)
 
     def metrics(self, step: Array) -> Metrics:
         return {'momentum': self.momentum(step)}

@@ -10,68 +10,137 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-import jax
+import jax.numpy as jnp
 from jax import Array
 
+from medjax.data.types import NEGATIVE, POSITIVE
+from medjax.errors import UserError, suggest
 from medjax.objectives.features import Feature, parse
-from medjax.types import Head, Masks, Metrics, Tree, Views
+from medjax.objectives.trees import leaf_at
+from medjax.types import Head, Input, Masks, Metrics, Tower, Tree, Views
 
-
-class TermContext(NamedTuple):
-    """The facts of a recipe that a term may use when it is built."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class TermContext:
+    """The facts of a recipe that a term may use when it is built, and what the term declares."""
 
     where: str  # the config path that messages name, 'terms[0] (koleo)'
     total_steps: int
     rows_per_group: int
-    heads: Mapping[str, Head] = {}  # the heads of the features that were declared so far
-    parts: Mapping[str, str] = {}  # view -> the part of the batch that it shows
+    heads: Mapping[str, Head] = dataclasses.field(default_factory=dict)  # the heads that were declared so far
+    parts: Mapping[str, str] = dataclasses.field(default_factory=dict)  # view -> the part of the batch that it shows
     width: Callable[[str], int] = lambda name: 0  # name of a declared feature -> the length of its last axis
     declare: Callable[[Feature], None] = lambda feature: None  # checks a feature against the recipe
+    declare_head: Callable[[str, int, str], Head] | None = None  # (head, width, argument); see `head`
+    towers: Mapping[str, Tower] = dataclasses.field(default_factory=dict)
+    labels: tuple[str, ...] = ()  # the names of the labels of the data
+    read_by_loss: list[str] = dataclasses.field(default_factory=list)  # names of features, filled by `feature`
 
-    def feature(self, name: str, argument: str) -> Feature:
+    def feature(self, name: str, argument: str, per_row: bool = False) -> Feature:
         """Declares that the term reads the feature `name`, the value of the config key `argument`.
 
-        UserError if the name does not have the form of a feature, or if the recipe has no such feature.
+        The declared features decide which passes run. `per_row`: `Term.per_row` alone reads it, so that it is dropped
+        after each micro-batch. UserError if the name does not have the form of a feature, or if the recipe has no such
+        feature.
         """
         feature = parse(name, f'{self.where}.{argument}')
         self.declare(feature)
+        if not per_row:
+            self.read_by_loss.append(feature.name)
         return feature
+
+    def head(self, name: str, width: int, argument: str) -> Head:
+        """Declares that the term runs the head `name` itself, on features of `width` numbers."""
+        if self.declare_head is None:
+            return self.heads[name]
+        return self.declare_head(name, width, f'{self.where}.{argument}')
+
+    def tower(self, name: str, argument: str) -> Tower:
+        """Declares that the term runs the tower `name` itself; a UserError where the recipe has no such tower."""
+        if name not in self.towers:
+            raise UserError(f'{self.where}.{argument}: there is no tower {name!r}{suggest(name, self.towers)}')
+        return self.towers[name]
+
+    def label(self, name: str, argument: str) -> int:
+        """The number of a label of the data; a UserError where the data have no such label."""
+        if name not in self.labels:
+            raise UserError(f'{self.where}.{argument}: the data have no label {name!r}{suggest(name, self.labels)}')
+        return self.labels.index(name)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Networks:
-    """The heads with the parameters of the student and of the teachers, for terms that run a head themselves."""
+    """The towers and heads with the parameters of the student and of the teachers."""
 
+    towers: Mapping[str, Tower]
     heads: Mapping[str, Head]
-    params: Tree  # of the student
-    teachers: Tree  # teacher -> its parameters
+    trees: Mapping[str, Tree]  # network -> {'towers', 'heads'}: parameters with their statistics
+    rows_per_group: int = 1
 
-    def params_of(self, network: str) -> Tree:
-        """The parameters of the student, or of a teacher without gradient."""
-        return self.params if network == 'student' else jax.lax.stop_gradient(self.teachers[network])
+    def run_head(self, name: str, x: Array, network: str, present: Array | None = None, train: bool = False) -> Any:
+        """The output of one head, or (output, statistics); see `Head.apply`."""
+        return self.heads[name].apply(self.head_params(name, network), x, present=present, train=train)
+
+    def head_params(self, name: str, network: str) -> Tree:
+        """The parameters of a head, with the parameter of another module that it is tied to."""
+        tie, params = self.heads[name].tie, self.trees[network]['heads'][name]
+        return params if tie is None else {**params, 'tied': leaf_at(self.trees[network], tie)}
 
     def head(self, name: str, x: Array, network: str) -> Array:
-        return self.heads[name].apply(self.params_of(network)['heads'][name], x)
+        """The output of a head that a term runs itself."""
+        if self.heads[name].batch_statistics:
+            raise UserError(
+                f'heads.{name}: it normalises by the statistics of the batch, so a term cannot run it; name it in a '
+                f'feature, …>{name}'
+            )
+        return self.run_head(name, x, network)
 
     def prototypes(self, name: str, z: Array, network: str) -> Array:
         """The logits of a head with prototypes, from its bottleneck z."""
-        return self.heads[name].prototypes(self.params_of(network)['heads'][name], z)
+        return self.heads[name].prototypes(self.head_params(name, network), z)
+
+    def tower(self, name: str, inputs: tuple[Input | None, ...], network: str, key: Array | None) -> dict[str, Any]:
+        """The outputs of a tower that a term runs itself."""
+        if self.towers[name].batch_statistics:
+            raise UserError(
+                f'towers.{name}: it normalises by the statistics of the batch, so a term cannot run it itself'
+            )
+        train = network == 'student' and key is not None
+        return self.towers[name].apply(
+            self.trees[network]['towers'][name], *inputs, train=train, key=key, rows_per_group=self.rows_per_group
+        )
+
+
+class Target(NamedTuple):
+    """The values of one label for the rows of a part."""
+
+    value: Array  # float32 [B]: 1 or 0; 0 where it is not known
+    known: Array  # bool [B]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TermInputs:
-    """The inputs of `Term.loss`."""
+    """The inputs of `Term.per_row` and `Term.loss`."""
 
     params: Tree  # of the term itself
     state: Tree  # of the term itself
     features: Mapping[str, Array]  # by full name; those of teachers have no gradient
-    views: Views
+    presence: Mapping[str, Array]  # bool [B,V] by full name, see `present`
+    views: Views  # in `Term.loss` without their pixels and tokens: x is None in micro-batches
     masks: Masks
     networks: Networks
     step: Array
     key: Array | None  # a random key for this term alone
+    per_row: Mapping[str, Array] = dataclasses.field(default_factory=dict)  # in `Term.loss`: what `Term.per_row` gave
+    temperatures: Mapping[str, Array] = dataclasses.field(default_factory=dict)  # of the terms that have one
+
+    def present(self, feature: Feature) -> Array:
+        """bool [B,V]: the elements of a feature that count. All required inputs of its pass are there.
+
+        Absent elements are neither rows nor columns nor counts of a loss.
+        """
+        return self.presence[feature.name]
 
     def head(self, name: str, x: Array, network: str = 'student') -> Array:
         """The output of a head for `x`."""
@@ -81,13 +150,32 @@ class TermInputs:
         """The logits [...,K] of a head with prototypes, from its bottleneck z [...,d]."""
         return self.networks.prototypes(name, z, network)
 
+    def tower(self, name: str, *inputs: Input | None, network: str = 'student') -> dict[str, Any]:
+        """The outputs of a tower for inputs that the term makes itself.
+
+        In `Term.per_row` this costs the memory of a micro-batch, in `Term.loss` that of the whole batch.
+        """
+        return self.networks.tower(name, inputs, network, self.key)
+
+    def target(self, feature: Feature, label: int) -> Target:
+        """The values of a label for the rows of a feature; `label` is the number that `TermContext.label` gave."""
+        values = self.views[feature.view].meta['label'][:, label]
+        known = (values == POSITIVE) | (values == NEGATIVE)
+        return Target(jnp.where(known, values, 0).astype(jnp.float32), known)
+
+    def temperature(self, term: str) -> Array:
+        """The temperature of another term, which learns it; the gradient of this term reaches it too."""
+        return self.temperatures[term]
+
 
 class TermOutput(NamedTuple):
     """The result of `Term.loss`."""
 
     loss: Array  # a scalar, without the term's weight
     metrics: Metrics  # numbers to log; 'rows' is the number of rows that count
-    start: Array | None = None  # the loss of uniform outputs, which health compares with; None if there is none
+    start: Array | None = None
+    """The loss of the best constant answer to the targets of this batch, which health compares with; None if there is
+    none. Examples: the entropy of the frequencies of the targets, the variance of the targets."""
     carry: Any = None  # what `Term.update` receives
 
 
@@ -96,22 +184,29 @@ class Alignment(NamedTuple):
 
     rows: Feature
     columns: Feature
-    temperature: Callable[[Tree, Array], Array]  # (parameters of the term, step) -> temperature of the cosines
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Term:
     """A function of features that gives one number.
 
-    Subclasses define `needs` and `loss`. The other methods are optional.
+    Subclasses define `loss`. The other methods are optional.
     """
 
     context: TermContext
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """The full names of the features that the term reads. They decide which forward passes run."""
-        raise NotImplementedError
+        """The full names of the features that `loss` reads, as they were declared."""
+        return tuple(dict.fromkeys(self.context.read_by_loss))
+
+    def per_row(self, x: TermInputs) -> dict[str, Array]:
+        """The part of the term that looks at nothing outside of a group of rows: small float arrays by name.
+
+        It runs inside each micro-batch, sees pixels and tokens, and may run towers. Its arrays are float32, and their
+        leading axis is rows [B,…] or groups [G,…]. `loss` gets them for the whole batch as `x.per_row`.
+        """
+        return {}
 
     def loss(self, x: TermInputs) -> TermOutput:
         """The loss over the global batch, as the paper writes it. The compiler shards it."""
@@ -134,12 +229,22 @@ class Term:
         """The parameters after the optimizer step, for example clamped."""
         return params
 
-    def moves(self, rows: int, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    def temperature(self, params: Tree, step: Array) -> Array | None:
+        """The temperature of the term, from its own parameters; None for a term without one of its own."""
+        return None
+
+    @property
+    def temperature_of(self) -> str | None:
+        """The term whose temperature this one uses; None for no other term."""
+        return None
+
+    def moves(self, rows: int, shapes: Mapping[str, tuple[int, ...]]) -> int | Literal['any'] | None:
         """The number of array elements that devices exchange in one step; `shapes` are those of the features by name.
 
-        The sharding tests compare this bound with the compiled program. 0 means nothing but the loss itself.
+        The sharding tests compare this bound with the compiled program. None: nothing but a few sums over rows may
+        travel. 'any': the term states no bound.
         """
-        return 0
+        return None
 
     @property
     def alignment(self) -> Alignment | None:

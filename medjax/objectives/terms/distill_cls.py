@@ -60,8 +60,8 @@ class DistillCls(Distillation):
     def loss(self, x: TermInputs) -> TermOutput:
         zt = x.features[self.teacher.name]  # [B,T,d]
         zs = jnp.concatenate([x.features[f.name] for f in self.students], axis=1)  # [B,S,d]
-        here_t = x.views[self.teacher.view].present.astype(jnp.float32)
-        here_s = jnp.concatenate([x.views[f.view].present for f in self.students], axis=1).astype(jnp.float32)
+        here_t = x.present(self.teacher).astype(jnp.float32)
+        here_s = jnp.concatenate([x.present(f) for f in self.students], axis=1).astype(jnp.float32)
         sizes = [x.features[f.name].shape[1] for f in self.students]
         pairs = here_s[:, :, None] * here_t[:, None, :] * self.allowed(sizes, zt.shape[1])  # [B,S,T]
         rows = pairs.sum(0)
@@ -78,7 +78,7 @@ class DistillCls(Distillation):
         metrics = {
             'rows': jnp.any(pairs > 0, axis=(1, 2)).sum(),
             **gauges(sums, here_t, options.prototypes, here_s.sum()),
-            **{f'loss/{f.inputs}': share.sum() for f, share in zip(self.students, by_view)},
+            **{f'loss/{f.masked_views}': share.sum() for f, share in zip(self.students, by_view)},
         }
         start = jnp.log(float(options.prototypes)) * (rows.sum() > 0)
         present = here_t.sum()

@@ -22,6 +22,7 @@ from medjax.errors import UserError
 from medjax.objectives import numerics
 from medjax.objectives.targets import Distillation, gauges, prototypes_of, targets
 from medjax.objectives.terms import Term, TermContext, TermInputs, TermOutput
+from medjax.objectives.trees import weight_at_mask
 
 
 def build(
@@ -41,7 +42,7 @@ def build(
     centring             'sinkhorn', with `iterations`, or 'centre', a running mean with `momentum`
     """
     s, t = context.feature(student, 'student'), context.feature(teacher, 'teacher')
-    if s.at is None or (s.view, s.at) != (t.view, t.at):
+    if s.at is None or t.at is None or s.at_mask != t.at_mask:
         raise UserError(
             f"{context.where}: student and teacher must be tokens of one view at one mask, as in '…/patches@block>head'"
         )
@@ -55,12 +56,8 @@ def build(
 class DistillPatch(Distillation):
     def loss(self, x: TermInputs) -> TermOutput:
         (s,), t, options = self.students, self.teacher, self.targets
-        mask, present = x.masks[f'{s.view}~{s.at}'], x.views[s.view].present
-        groups = len(mask.index)
-        # the number of each token's crop in its group, [G,K,M]: tokens of absent crops get weight 0
-        crop = mask.index // mask.bits.shape[-1]
-        here = jnp.take_along_axis(present.reshape(groups, 1, -1), crop, axis=-1)
-        weight = jnp.where(here, mask.weight, 0.0).reshape(-1)  # [R], R = G K M
+        present = x.present(s) & x.present(t)
+        weight = weight_at_mask(present, x.masks[s.at_mask]).reshape(-1)  # [R], R = G K M
         counts = (weight > 0).astype(jnp.float32)
         tokens, crops = counts.sum(), jnp.maximum(present.sum(), 1)
 
@@ -75,7 +72,7 @@ class DistillPatch(Distillation):
         metrics = {
             'rows': tokens,
             **gauges(sums, counts, options.prototypes, tokens),
-            f'loss/{s.inputs}': sums.loss.sum(),
+            f'loss/{s.masked_views}': sums.loss.sum(),
         }
         start = jnp.log(float(options.prototypes)) * weight.sum() / crops
         return TermOutput(sums.loss.sum(), metrics, start, carry=(sums.teacher_logits / jnp.maximum(tokens, 1), tokens))

@@ -47,13 +47,9 @@ class Koleo(Term):
     of: Feature
     within: str
 
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return (self.of.name,)
-
     def loss(self, x: TermInputs) -> TermOutput:
         features = x.features[self.of.name].astype(jnp.float32)  # [B,V,D]
-        present = x.views[self.of.view].present
+        present = x.present(self.of)
         size = len(features) if self.within == 'batch' else self.context.rows_per_group
         groups = features.reshape(-1, size, *features.shape[1:]).transpose(0, 2, 1, 3)  # [G,V,size,D]
         here = present.reshape(-1, size, present.shape[1]).transpose(0, 2, 1)  # [G,V,size]

@@ -74,7 +74,7 @@ class PairSigmoid(PairLoss):
             **self.metrics(x, sides),
             'positives': mean['positives'],
             'bias': x.params['bias'],
-            f'loss/{self.rows.inputs}': mean['loss'],
+            f'loss/{self.rows.masked_views}': mean['loss'],
         }
         return TermOutput(mean['loss'], metrics, start, self.carry(sides))
 

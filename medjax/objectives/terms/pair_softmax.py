@@ -89,8 +89,10 @@ class PairSoftmax(PairLoss):
         past = 0.0 if sides.queue is None else sides.queue.facts['takes_part'].sum(0)
         candidates = [jnp.log(jnp.maximum(n, 1)) for n in (n_columns + past, n_rows)]
         start = ((weights[0] * candidates[0] + weights[1] * candidates[1]) * share).sum()
-        metrics = {**self.metrics(x, sides), f'loss/{self.rows.inputs}': value[0]}
-        column_loss = f'loss/{self.columns.inputs}'  # the same name for both directions where both sides are one view
+        metrics = {**self.metrics(x, sides), f'loss/{self.rows.masked_views}': value[0]}
+        column_loss = (
+            f'loss/{self.columns.masked_views}'  # the same name for both directions where both sides are one view
+        )
         metrics[column_loss] = metrics.get(column_loss, 0.0) + value[1]
         if not self.has_soft:
             metrics['floor'] = weights[0] * floor[0] + weights[1] * floor[1]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 from jax import Array
 
@@ -21,7 +22,20 @@ Draws = dict[str, Array]
 class Kind:
     """One view of a config."""
 
+    sees: ClassVar[Literal['image', 'text']] = 'image'  # the kind of view: towers that see this kind read it
+
     part: str  # of the batch
+    count: int  # V, crops or texts of each row
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width of its images in pixels; None for texts."""
+        return None
+
+    @property
+    def length(self) -> int:
+        """T, the tokens of its texts; 0 for images."""
+        return 0
 
     def draw(self, keys: Array, rows: Rows) -> Draws:
         """Everything random, from one key for each row. {} for views without chance."""

@@ -52,8 +52,8 @@ def build(
         raise UserError(f'{where}.count: at least one crop, not {count}')
     return Crop(
         part,
-        (height, width),
         count,
+        (height, width),
         _limits(area, f'{where}.area', most=1.0),
         _limits(aspect, f'{where}.aspect'),
         tuple(per_crop(flip, count, f'{where}.flip').tolist()),
@@ -66,8 +66,7 @@ def build(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Crop(Kind):
-    size: tuple[int, int]
-    count: int  # V
+    pixels: tuple[int, int]  # height and width
     area: tuple[float, float]
     aspect: tuple[float, float]
     flip: tuple[float, ...]  # one share for each crop
@@ -75,6 +74,10 @@ class Crop(Kind):
     sigma: tuple[float, float]
     photometric: Photometric
     boxes: str | None  # the view whose boxes and flips these crops take
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.pixels
 
     def draw(self, keys: Array, rows: Rows) -> Draws:
         """boxes float32 [B,V,4], flip bool [B,V], blur [B,V] and the parameters of the photometric set."""
@@ -99,13 +102,14 @@ class Crop(Kind):
         extent = jnp.maximum(rows['image/extent'][:, 0], 1)
         x = jax.vmap(self.show_row)(to_unit(rows['image'][:, 0], image['channels']), extent, draws)
         present = jnp.repeat(rows['image/present'][:, :1], self.count, axis=1)
-        return View(normalise(x, **image), rows['row'], present, None, {**draws, **facts(rows)})
+        x = normalise(x, **image)[:, :, None]  # one slot
+        return View(x, rows['row'], present, None, {**draws, **facts(rows)}, present[..., None])
 
     def show_row(self, image: Array, extent: Array, draws: Draws) -> Array:
         """An image [H,W,C] in [0,1] -> its crops [V,h,w,C] in [0,1]."""
 
         def one_crop(p: Draws) -> Array:
-            x = geometry.crop(image, extent, p['boxes'], self.size, p['flip'], p['blur'])
+            x = geometry.crop(image, extent, p['boxes'], self.pixels, p['flip'], p['blur'])
             return self.photometric.apply(jnp.clip(x, 0.0, 1.0), p)
 
         return jax.vmap(one_crop)(draws)

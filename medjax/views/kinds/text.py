@@ -15,14 +15,21 @@ from medjax.views.kinds import Draws, Kind, Rows, facts
 __all__ = ['build', 'options']
 
 
-def build(where: str, name: str, part: str, **host_options: Any) -> Kind:
-    """The host checks and uses all options but `part`."""
-    return Text(part, name)
+def build(where: str, name: str, part: str, length: int, count: int = 1, **host_options: Any) -> Kind:
+    """The host checks all options, and uses those that are not named here."""
+    return Text(part, count, name, length)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Text(Kind):
+    sees = 'text'
+
     name: str  # of the view
+    tokens: int  # of a text, the padding included
+
+    @property
+    def length(self) -> int:
+        return self.tokens
 
     def show(self, rows: Rows, draws: Draws, image: Mapping[str, object]) -> View:
         """A text of length 0 is absent."""

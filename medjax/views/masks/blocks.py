@@ -17,22 +17,20 @@ from jax import Array
 
 from medjax.errors import UserError
 from medjax.views.geometry import between
-from medjax.views.masks import Generator
+from medjax.views.masks import Drawn, Generator, MaskContext, Texts
 
 TRIES = 64  # rectangles tried for a crop; 32 already give the original's statistics on 7 x 7 to 37 x 37 patches
 GIVE_UP = 10  # the original stops after so many tries in a row without a new patch
 
 
 def build(
-    grid: tuple[int, int],
-    crops: int,
-    where: str = 'blocks',
+    context: MaskContext,
     share: float = 0.5,
     ratio: Sequence[float] = (0.1, 0.5),
     min_patches: int = 4,
     aspect: float = 0.3,
 ) -> Generator:
-    """The mask `blocks` of a config, for groups of `crops` crops with a grid of h x w patches.
+    """The mask `blocks` of a config, for the crops of a group of rows.
 
     share        share of the crops that are masked: n = int(share * crops) of a group, drawn at random
     ratio        smallest and largest share of a crop's patches that are masked
@@ -45,6 +43,7 @@ def build(
     the number of patches that are still missing, height / width log-uniform, at most h//2 * w new patches each. After
     64 tries, or ten tries in a row without a new patch, single patches are added at random, those beside a block first.
     """
+    grid, crops, where = context.image_grid(), context.crops, context.where
     n, patches = int(share * crops), grid[0] * grid[1]
     if np.shape(ratio) != (2,) or not 0 <= ratio[0] < ratio[1] <= 1:
         raise UserError(f'{where}.ratio: two shares, 0 <= low < high <= 1, not {ratio}')
@@ -56,30 +55,41 @@ def build(
     edges = np.linspace(ratio[0], ratio[1], n + 1) * patches
     middles = np.floor((edges[:-1] + edges[1:]) / 2 + 1e-6).astype(int)
     reach = int((edges[1] - edges[0]) / 2 + 1e-6)
-    return Blocks(grid, crops, tuple(middles.tolist()), reach, min_patches, aspect)
+    return Blocks(
+        context=context,
+        grid=grid,
+        middles=tuple(middles.tolist()),
+        reach=reach,
+        min_patches=min_patches,
+        aspect=aspect,
+    )
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Blocks(Generator):
+    """The mask `blocks`; see `build`."""
+
+    grid: tuple[int, int]
     middles: tuple[int, ...]  # of the bins, patches; one for each masked crop
     reach: int  # how far a size may be from the middle of its bin, patches
     min_patches: int
     aspect: float
 
     @property
-    def masked(self) -> int:
+    def most(self) -> int:
         return sum(self.middles)
 
-    def draw(self, key: Array) -> Array:
+    def draw(self, key: Array, texts: Texts | None, others: tuple[Drawn, ...]) -> Drawn:
+        crops = self.context.crops
         n, patches = len(self.middles), self.grid[0] * self.grid[1]
         # one call for all numbers of a group: each call costs half a second of compilation on a CPU
-        u = jax.random.uniform(key, (self.crops, 3 + 4 * TRIES + patches))
+        u = jax.random.uniform(key, (crops, 3 + 4 * TRIES + patches))
         u_crop, u_pair, u_spread, u_tries, u_fill = jnp.split(u, [1, 2, 3, 3 + 4 * TRIES], axis=1)
         d = jnp.floor(u_spread[: n // 2, 0] * (2 * self.reach + 1)).astype(jnp.int32) - self.reach
         spread = shuffled(u_pair[:n, 0], jnp.concatenate([d, -d, jnp.zeros(n % 2, d.dtype)]))
         sizes = jnp.asarray(self.middles, jnp.int32) + spread
         masked = jax.vmap(self.one_crop)(u_tries[:n], u_fill[:n], sizes)
-        return shuffled(u_crop[:, 0], jnp.concatenate([masked, jnp.zeros((self.crops - n, patches), bool)]))
+        return Drawn(shuffled(u_crop[:, 0], jnp.concatenate([masked, jnp.zeros((crops - n, patches), bool)])))
 
     def one_crop(self, u_tries: Array, u_fill: Array, size: Array) -> Array:
         """Exactly `size` masked patches of one crop, bool [N]."""

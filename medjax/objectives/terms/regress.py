@@ -1,0 +1,115 @@
+"""A student predicts the features of a teacher (feature distillation, arXiv 1412.6550; data2vec, 2202.03555).
+
+    'mse'      loss = mean_i  1/D |student_i - target_i|^2
+    'cosine'   loss = mean_i  1 - cos(student_i, target_i)
+
+over all features i of present crops. With normalise='layer' the target is (t - mean(t)) / sqrt(var(t) + 1e-5) over its
+D numbers: a layer norm without parameters, so that no number of a public encoder outweighs the others.
+
+`start` is the loss of the best constant answer: the variance of the targets, or 1 - |mean unit target|.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from medjax.errors import UserError
+from medjax.objectives.features import Feature
+from medjax.objectives.numerics import unit
+from medjax.objectives.terms import Term, TermContext, TermInputs, TermOutput
+from medjax.objectives.trees import weight_at_mask
+
+LOSSES = ('mse', 'cosine')
+
+
+def build(context: TermContext, student: str, teacher: str, loss: str = 'mse', normalise: str | None = 'layer') -> Term:
+    """The term `regress` of a config.
+
+    student    features [B,V,…,D], through a head if the widths differ, as student/image/crop/cls>to_teacher
+    teacher    features of the same shape, as teacher/large/crop/cls
+    loss       'mse' or 'cosine'
+    normalise  'layer', or None for the teacher's features as they are
+    """
+    s = context.feature(student, 'student', per_row=True)
+    t = context.feature(teacher, 'teacher', per_row=True)
+    if loss not in LOSSES:
+        raise UserError(f"{context.where}.loss={loss!r}: must be 'mse' or 'cosine'")
+    if normalise not in ('layer', None):
+        raise UserError(f"{context.where}.normalise={normalise!r}: must be 'layer' or None")
+    widths = [context.width(name) for name in (student, teacher)]
+    if widths[0] != widths[1]:
+        raise UserError(
+            f'{context.where}: {student!r} has {widths[0]} numbers and {teacher!r} has {widths[1]}; send the student '
+            f"through a head, dict(head='linear', out={widths[1]})"
+        )
+    return Regress(context, s, t, loss, normalise)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Regress(Term):
+    """The term `regress`; see the top of this file."""
+
+    student: Feature
+    teacher: Feature
+    kind: str
+    normalise: str | None
+
+    def per_row(self, x: TermInputs) -> dict[str, Array]:
+        """Sums over the features of each row or group: the error, the targets and their squares, the number."""
+        student, target = x.features[self.student.name], jax.lax.stop_gradient(x.features[self.teacher.name])
+        if student.shape != target.shape:
+            raise UserError(
+                f'{self.context.where}: {self.student.name!r} has the shape {list(student.shape[1:])} a row and '
+                f'{self.teacher.name!r} {list(target.shape[1:])}; they must be equal, so views and grids of patches too'
+            )
+        target = self.target(target.astype(jnp.float32))
+        weight = self.weight(x, target.shape[:-1])
+        if self.kind == 'mse':
+            error = jnp.square(student - target).mean(-1)
+        else:
+            error = 1 - jnp.sum(unit(student) * target, axis=-1)
+
+        def total(x: Array) -> Array:
+            return x.reshape(len(x), -1).sum(-1)
+
+        rows = target.reshape(len(target), -1, target.shape[-1])
+        return dict(
+            error=total(weight * error),
+            targets=jnp.einsum('bn,bnd->bd', weight.reshape(len(weight), -1), rows),
+            squares=total(weight * jnp.square(target).mean(-1)),
+            count=total(weight),
+        )
+
+    def target(self, t: Array) -> Array:
+        """The teacher's features [...,D], normalised."""
+        if self.normalise == 'layer':
+            t -= t.mean(-1, keepdims=True)
+            t *= jax.lax.rsqrt(jnp.square(t).mean(-1, keepdims=True) + 1e-5)
+        return unit(t) if self.kind == 'cosine' else t
+
+    def weight(self, x: TermInputs, shape: tuple[int, ...]) -> Array:
+        """1 for each feature that counts, else 0."""
+        here = x.present(self.student) & x.present(self.teacher)
+        if self.student.at:
+            return (weight_at_mask(here, x.masks[self.student.at_mask]) > 0).astype(jnp.float32)
+        return jnp.broadcast_to(here.reshape(*here.shape, *[1] * (len(shape) - 2)), shape).astype(jnp.float32)
+
+    def loss(self, x: TermInputs) -> TermOutput:
+        sums = {name: value.sum(0) for name, value in x.per_row.items()}
+        count = jnp.maximum(sums['count'], 1)
+        mean = sums['targets'] / count
+        if self.kind == 'mse':
+            start = sums['squares'] / count - jnp.square(mean).mean()
+        else:
+            start = (1 - jnp.linalg.norm(mean)) * (sums['count'] > 0)
+        error = sums['error'] / count
+        metrics = {'rows': sums['count'], f'loss/{self.student.masked_views}': error}
+        return TermOutput(error, metrics, start)
+
+    def moves(self, rows: int, shapes: Mapping[str, tuple[int, ...]]) -> int:
+        return 2 * self.context.width(self.teacher.name) + 64  # the mean target, and sums

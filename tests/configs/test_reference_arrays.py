@@ -1,0 +1,45 @@
+"""medjax against arrays of original code: every file of the methods' folders that MEDJAX_REFERENCE_ARRAYS holds.
+
+A folder is a method, the kind of a file is the start of its name, and a kind that is not known here fails.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import reference_mae as mae
+
+FOLDER = os.environ.get('MEDJAX_REFERENCE_ARRAYS')
+
+METHODS = {
+    'mae': {
+        'mae_': mae.check_mae,
+        'medical_': mae.check_mae,
+        'lockstep_': mae.check_lockstep,
+        'sincos_tables': mae.check_tables,
+    }
+}
+
+
+def files() -> list[Path]:
+    """The files of all methods, and the folder itself for a method that is not there yet."""
+    if not FOLDER:
+        return []
+    listed: list[Path] = []
+    for folder in sorted(path for path in Path(FOLDER).iterdir() if path.is_dir()):
+        listed += sorted(folder.iterdir()) if folder.name in METHODS else [folder]
+    return [path for path in listed if path.suffix.lower() != '.md'] or [Path(FOLDER) / 'no file at all']
+
+
+@pytest.mark.skipif(not FOLDER, reason='MEDJAX_REFERENCE_ARRAYS names no folder of reference arrays')
+@pytest.mark.parametrize('path', files(), ids=lambda path: f'{path.parent.name}-{path.name}')
+def test_arrays(path: Path) -> None:
+    assert path.exists(), f'{path} is not there'
+    if path.is_dir():
+        pytest.skip(f'{path.name}: this method is not in medjax yet')
+    kinds = METHODS[path.parent.name]
+    fitting = sorted((kind for kind in kinds if path.stem.startswith(kind)), key=len)
+    assert fitting and path.suffix == '.npz', f'{path.name} is of no known kind: {", ".join(kinds)}'
+    kinds[fitting[-1]](path)
