@@ -75,15 +75,15 @@ def module_of(path: Path) -> str:
 
 def imports(path: Path) -> set[str]:
     """Every module that the file imports, at any depth of its code; `from medjax import x` counts as medjax.x."""
-    found = set()
+    modules = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            modules |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f'{path}: imports are written in full'
             inside = node.module.split('.')[0] == 'medjax'
-            found |= {f'{node.module}.{alias.name}' if inside else node.module for alias in node.names}
-    return found
+            modules |= {f'{node.module}.{alias.name}' if inside else node.module for alias in node.names}
+    return modules
 
 
 def layer_of(name: str) -> str:

@@ -288,7 +288,7 @@ def _search_variants(pictures: _Pictures, others: _Pictures | None, exhaustive: 
     if others is not None:
         directions.append((others, hashed, None if exhaustive else hash_search.make_cells(lows), -1))
     for variant in range(1, len(_PLACEMENTS)):
-        found = [hits]
+        hits_by_variant = [hits]
         for queries, bank, cells, sign in directions[: 1 if variant == _NEGATIVE else 2]:
             query_bits, query_lows = _describe(queries, variant)
             if cells is None:
@@ -296,8 +296,8 @@ def _search_variants(pictures: _Pictures, others: _Pictures | None, exhaustive: 
             else:
                 first, second, bits = hash_search.search_cells(query_bits, query_lows, bank, cells, radius)
             first, second = (first, second) if sign > 0 else (second, first)
-            found.append(_with_variant(first, second, bits, sign * variant))
-        hits = _merge(found, within)
+            hits_by_variant.append(_with_variant(first, second, bits, sign * variant))
+        hits = _merge(hits_by_variant, within)
     return hits
 
 
@@ -305,12 +305,12 @@ def _with_variant(first: np.ndarray, second: np.ndarray, bits: np.ndarray, varia
     return _Hits(first, second, bits, np.full(len(first), variant, np.int8))
 
 
-def _merge(found: list[_Hits], within: bool) -> _Hits:
+def _merge(hits_by_variant: list[_Hits], within: bool) -> _Hits:
     """Keeps one hit of each two pictures, the variant in which they are nearest.
 
     within: the search is within one set; no picture is matched with itself, and first < second.
     """
-    hits = _Hits(*map(np.concatenate, zip(*found)))
+    hits = _Hits(*map(np.concatenate, zip(*hits_by_variant)))
     if within:
         swapped = hits.first > hits.second
         ends = np.minimum(hits.first, hits.second), np.maximum(hits.first, hits.second)

@@ -84,8 +84,8 @@ def _thumbnails(source: Source) -> list[np.ndarray | None]:
 
     numbers = range(len(source.entries))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = pool.map(thumbnail, numbers)
-        return list(tqdm(found, 'looking for near-duplicates', len(numbers), unit=' images', disable=None))
+        thumbs = pool.map(thumbnail, numbers)
+        return list(tqdm(thumbs, 'looking for near-duplicates', len(numbers), unit=' images', disable=None))
 
 
 def _with_surrogates(source: Source, surrogates: Mapping[int, str]) -> Source:
