@@ -271,9 +271,9 @@ def check(config: Config) -> Config:
     _check_numbers(config)
     rows = {name: part['rows'] for name, part in config['data'].items()}
     if sum(rows.values()) != config['batch_size']:
-        parts = ' + '.join(f'data.{name}.rows {n}' for name, n in rows.items())
+        summands = ' + '.join(f'data.{name}.rows {n}' for name, n in rows.items())
         raise UserError(
-            f'batch_size {config["batch_size"]} must be the sum of the rows: {parts} = {sum(rows.values())}'
+            f'batch_size {config["batch_size"]} must be the sum of the rows: {summands} = {sum(rows.values())}'
         )
     fixed = [size for axis, size in config['mesh'].items() if axis != 'tensor' and is_whole(size) and size > 0]
     check_rows(rows, config['rows_per_group'], config['micro_batches'], math.prod(fixed))  # -1: seen with the devices
