@@ -199,8 +199,10 @@ def _by_source(opened: list[tuple[str, Any]], config: ConfigDict) -> dict[str, A
 
 
 def resolve(config: ConfigDict, datasets: Mapping[str, Any]) -> Config:
-    """Fills in the values that are None, from the data: channels, mean and std of the image, canvas and rows of the
-    parts. Also reads the files that the config names: the tokenizer, the prompts of text views.
+    """Fills in the values that are None from the data set.
+
+    They are channels, mean and std of the image, and canvas and rows of the parts. It also reads the files that the
+    config names: the tokenizer, the prompts of text views.
 
     The mean is that of a pixel of the mixture, sum_s w_s m_s, and the variance sum_s w_s (std_s^2 + m_s^2) - mean^2,
     with w_s the share of a source in the batch.

@@ -152,9 +152,9 @@ def test_training_and_what_is_below_needs_few_packages():
     out = python(
         WALK
         + f'sys.modules.update(dict.fromkeys({blocked!r}))\n'  # None makes an import raise ModuleNotFoundError
-        + 'rooms = ["types", "errors", "files", "plugins", "parallel", "data", "views", "models", "objectives"]\n'
-        + 'rooms += ["training"]\n'
-        + 'names = [n for n in names if n.split(".")[1] in rooms]\n'
+        + 'layers = ["types", "errors", "files", "plugins", "parallel", "data", "views", "models", "objectives"]\n'
+        + 'layers += ["training"]\n'
+        + 'names = [n for n in names if n.split(".")[1] in layers]\n'
         + 'for n in names: importlib.import_module(n)\nprint(len(names))'
     )
     assert int(out) > 20

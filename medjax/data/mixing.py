@@ -55,7 +55,8 @@ def compositions(rows: int, weights: Mapping[str, float], where: str) -> np.ndar
     """The number of rows of each of the S sources in batch t: int [period,S], with t mod period as first index.
 
     Each source gets its share rounded down in every batch. Each remaining row goes to the source that must get its
-    next row soonest, among the sources that are allowed one (Pfair scheduling, Baruah et al. 1996). A UserError names `where`, the config path of the weights.
+    next row soonest, among the sources that are allowed one (Pfair scheduling, Baruah et al. 1996). A UserError names
+    `where`, the config path of the weights.
     """
     exact = [Fraction(str(float(weight))) for weight in weights.values()]
     shares = [rows * weight / sum(exact) for weight in exact]

@@ -167,7 +167,7 @@ def dino_loss(student: Array, targets: Array, temperature: float = 0.1, same_cro
     over the P pairs of a student crop s and a teacher crop t.
 
     Args:
-        student: logits [B,S,K] of S crops of each image.
+        student: logits [B,S,K] of S crops of each image. S and T are numbers of crops here.
         targets: probabilities [B,T,K] of the teacher's T crops, by `centred_softmax` or `sinkhorn`.
         temperature: of the student.
         same_crops: True if the first T crops of the student are the teacher's crops. A crop is not paired with itself,

@@ -92,7 +92,7 @@ def param_shardings(axes: Any, shapes: Any, mesh: Mesh) -> Any:
 
 
 def split_rows(tree: Any, n: int) -> Any:
-    """[L,...] -> [n,L/n,...]: each of the n slices gets an equal share of the consecutive rows of every device."""
+    """[R,...] -> [n,R/n,...]: each of the n slices gets an equal share of the consecutive rows of every device."""
     d = row_shards()
 
     def one(x: jax.Array) -> jax.Array:
@@ -103,7 +103,7 @@ def split_rows(tree: Any, n: int) -> Any:
 
 
 def merge_rows(tree: Any, n: int) -> Any:
-    """The inverse of `split_rows`: [n,L/n,...] -> [L,...]."""
+    """The inverse of `split_rows`: [n,R/n,...] -> [R,...]."""
     d = row_shards()
 
     def one(x: jax.Array) -> jax.Array:

@@ -23,9 +23,9 @@ from medjax.types import TrainState
 class _Manager(ocp.CheckpointManager):
     """A manager that never asks jax about preemption.
 
-    The processes of a run agree on the step to stop at: the last step that any of them asked jax about. Orbax asks
-    about the previous step from the thread that finishes a save. A SIGTERM at that moment would agree on a step that
-    is over, and the run would never stop.
+    All processes stop at one step: the last step that any process asked jax about. Orbax also asks, from the thread
+    that finishes a save, and about an earlier step. If SIGTERM comes at that moment, jax chooses a step that is already
+    over, and the run never stops. So this manager answers orbax itself.
     """
 
     def reached_preemption(self, step: int) -> bool:

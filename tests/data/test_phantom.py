@@ -26,7 +26,7 @@ def frontals() -> list[phantom.Image]:
 # Line integrals
 
 
-def _everything() -> list[projection.Piece]:
+def _everything() -> list[projection.SolidPiece]:
     """Scenes with every kind of piece: an effusion below a pneumothorax, and an effusion alone."""
     rng = np.random.default_rng(3)
     body = anatomy.draw_body(rng)._replace(sex='F')
@@ -55,7 +55,7 @@ def _holds(solid: projection.Solid, points: np.ndarray) -> np.ndarray:
     return (solid.low <= height) & (height <= solid.high)
 
 
-def _inside(piece: projection.Piece, points: np.ndarray) -> np.ndarray:
+def _inside(piece: projection.SolidPiece, points: np.ndarray) -> np.ndarray:
     held = np.logical_and.reduce([_holds(solid, points) for solid in piece.inside])
     for solid in piece.outside:
         held &= ~_holds(solid, points)
@@ -125,7 +125,7 @@ def test_a_shadow_box_cuts_nothing_off() -> None:
         q = rays @ np.linalg.inv(solid.axes).T
         disc = (q @ p) ** 2 - (q * q).sum(-1) * (p @ p - 1)
         expected = 2 * np.sqrt(np.maximum(disc, 0)) / (q * q).sum(-1) * np.linalg.norm(rays, axis=-1)
-        lengths, _ = projection.project([projection.Piece(1.0, (solid,))], camera)
+        lengths, _ = projection.project([projection.SolidPiece(1.0, (solid,))], camera)
         np.testing.assert_allclose(lengths, expected, atol=2e-3)
 
 

@@ -41,6 +41,8 @@ LISTED = 1000  # matches of a finding that are listed; all of them are counted
 
 
 class NamedSplit(NamedTuple):
+    """A split with the name that the audit gives it."""
+
     name: str  # 'nih/test'
     split: Split
 

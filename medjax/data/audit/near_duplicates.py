@@ -45,14 +45,14 @@ LARGE_SET_RADIUS = 52
 # Bits up to which hashes alone mean one picture, for files that must not hold thumbnails. Images of two patients
 # always differed in more than 40 bits, except for images of equal pixels.
 HASH_ONLY_RADIUS = 30
-# Similarity of thumbnails from which the images are opened and compared. Of 28-pixel images that were coded again as
-# JPEG at quality 50, 98 % lie above it.
+# Two images are opened and compared only if their thumbnails are at least this similar. Of 28-pixel images that were
+# coded again as JPEG at quality 50, 98 % lie above it.
 LIKELY_SAME = 0.98
 # Similarity of pixels from which two pictures are one. Follow-up images of one patient reached 0.98, images of
 # different patients 0.93.
 SAME_PICTURE = 0.985
-# Comparisons of one variant up to which every variant is compared with every picture: those of 100,000 pictures with
-# each other. Larger sets use the cells of `hash_search` and LARGE_SET_RADIUS.
+# Up to this number of comparisons (100,000 pictures with each other), every variant is compared with every picture.
+# Larger sets use the cells of `hash_search` and LARGE_SET_RADIUS.
 EXHAUSTIVE_LIMIT = 10**10
 # Side of the nine crops, relative to the picture. Their hashes are near to those of copies cropped by 3 to 12 %.
 CROP_SIDE = 0.92
@@ -112,8 +112,8 @@ def candidates(thumbs: np.ndarray, others: np.ndarray | None = None) -> Matches:
     is LARGE_SET_RADIUS, and crops and negatives are compared only with the 1 % of the pictures in the nearest cells of
     15 low frequencies. It finds fewer crops and marked copies.
 
-    Only the first of several equal thumbnails is searched for. Within one set, the others match it (0 bits, similarity
-    1). Between two sets, the others in `thumbs` have the same matches as the first, and those in `others` are left out.
+    Only the first of several equal thumbnails is searched. Within one set, its copies become matches with 0 bits and
+    similarity 1. Between two sets, copies in `thumbs` get the matches of the first; copies in `others` are left out.
     The search keeps the MAX_HITS nearest of a picture; `clusters` joins what this leaves out. A flat thumbnail has no
     match.
     """

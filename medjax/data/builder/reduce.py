@@ -307,7 +307,7 @@ def _copy_chunk(
 def _list_drops(data: DataSet, repeats: Repeats, measure: Measure, limit: str, path: pathlib.Path) -> None:
     """Writes the rows of the old drops.csv and one row for each record that is left out.
 
-    Reports count equal reasons. So the reason is the same for all these records, and their differences stand in
+    Reports count equal reasons. So the reason is the same for all these records, and what differs is written to
     `where`.
     """
     drops = read_drops(data.path / 'drops.csv')

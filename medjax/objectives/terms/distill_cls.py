@@ -57,6 +57,8 @@ def build(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class DistillCls(Distillation):
+    """The term `distill_cls`: the loss of DINO."""
+
     def loss(self, x: TermInputs) -> TermOutput:
         zt = x.features[self.teacher.name]  # [B,T,d]
         zs = jnp.concatenate([x.features[f.name] for f in self.students], axis=1)  # [B,S,d]

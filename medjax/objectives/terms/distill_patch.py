@@ -53,6 +53,8 @@ def build(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class DistillPatch(Distillation):
+    """The term `distill_patch`: the loss of iBOT."""
+
     def loss(self, x: TermInputs) -> TermOutput:
         (s,), t, options = self.students, self.teacher, self.targets
         mask, present = x.masks[f'{s.view}~{s.at}'], x.views[s.view].present
