@@ -151,7 +151,10 @@ class Constants(NamedTuple):
     bias: float = -3.0  # of pair_sigmoid
 
 
-def expected_loss(module, positives, features, views, crop=0, text=0, constants=Constants()) -> Expected:
+CONSTANTS = Constants()
+
+
+def expected_loss(module, positives, features, views, crop=0, text=0, constants=CONSTANTS) -> Expected:
     """The loss of one crop and one text of each row."""
     scale, row_weight, bias = constants
     entries = positives if isinstance(positives, list) else [positives]

@@ -177,7 +177,8 @@ def components(patches: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The first three principal components of patch features [n,h,w,D], as colours, and their shares of the variance.
 
     The colours are [n,h,w,3] in [0,1], the shares [3]. All images have one basis, so equal colours mean equal features.
-    Each component is stretched as `stretch` says. The sign of a component is free: its largest loading is made positive.
+    Each component is stretched as `stretch` says. The sign of a component is free, so its largest loading is
+    made positive.
     """
     x = patches.reshape(-1, patches.shape[-1]).astype(np.float64)
     _, sizes, basis = np.linalg.svd(x - x.mean(0), full_matrices=False)
