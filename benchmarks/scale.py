@@ -91,9 +91,9 @@ def synthetic(count: int, out: pathlib.Path) -> float:
         made, 'synthetic', '1', f'{count:016x}', '0' * 16, '', LABELS, 1, 8, 16, 0.5, 0.29, sizes, sizes, 0,
         'synthetic', 'drawn', 0, True,
     )  # fmt: skip
-    said = {name: value for name, value in dataclasses.asdict(data).items() if name != 'path'}
+    content = {name: value for name, value in dataclasses.asdict(data).items() if name != 'path'}
     (made / 'drops.csv').write_text('scope,where,reason,image_key\n')
-    (made / 'medjax.json').write_text(json.dumps({'format': FORMAT} | said))
+    (made / 'medjax.json').write_text(json.dumps({'format': FORMAT} | content))
     (made / 'chunks').rmdir()
     os.sync()  # only pages that are on the disk can be dropped from the page cache
     made.rename(out)

@@ -12,6 +12,7 @@ crops of 5 % and 10 %, and brightened copies.
 from __future__ import annotations
 
 import argparse
+import functools
 import io
 import resource
 import time
@@ -112,55 +113,57 @@ def recall(pictures: list[np.ndarray]) -> None:
 
 def changes(rng: np.random.Generator) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
     """The changes that make a planted copy of an image, by name."""
-
-    def crop(share: float) -> Callable[[np.ndarray], np.ndarray]:
-        def cut(x: np.ndarray) -> np.ndarray:
-            h, w = (max(1, round(side * (1 - share))) for side in x.shape[:2])
-            top, left = rng.integers(x.shape[0] - h + 1), rng.integers(x.shape[1] - w + 1)
-            return np.ascontiguousarray(x[top : top + h, left : left + w])
-
-        return cut
-
-    def jpeg(x: np.ndarray) -> np.ndarray:
-        file = io.BytesIO()
-        Image.fromarray(x[..., 0]).save(file, 'JPEG', quality=50)
-        return np.asarray(Image.open(file))[..., None]
-
-    def scaled(factor: float) -> Callable[[np.ndarray], np.ndarray]:
-        def resize(x: np.ndarray) -> np.ndarray:
-            size = max(1, round(x.shape[1] * factor)), max(1, round(x.shape[0] * factor))
-            return np.asarray(Image.fromarray(x[..., 0]).resize(size, Image.Resampling.BICUBIC))[..., None]
-
-        return resize
-
-    def curve(power: float) -> Callable[[np.ndarray], np.ndarray]:
-        return lambda x: np.round(255 * (x / 255) ** power).astype(np.uint8)
-
-    def marker(x: np.ndarray) -> np.ndarray:
-        x = x.copy()
-        h, w = max(2, x.shape[0] // 12), max(2, x.shape[1] // 12)
-        top, left = x.shape[0] // 16, x.shape[1] // 16
-        x[top : top + h, left : left + w] = 255
-        x[top + h // 3 : top + 2 * h // 3, left + w // 3 : left + w] = 0
-        return x
-
-    crop5 = crop(0.05)
     return {
-        'crop 2 %': crop(0.02),
-        'crop 5 %': crop5,
-        'crop 10 %': crop(0.10),
-        'crop 15 %': crop(0.15),
-        'half the size': scaled(0.5),
-        'twice the size': scaled(2),
+        'crop 2 %': functools.partial(cropped, rng, 0.02),
+        'crop 5 %': functools.partial(cropped, rng, 0.05),
+        'crop 10 %': functools.partial(cropped, rng, 0.10),
+        'crop 15 %': functools.partial(cropped, rng, 0.15),
+        'half the size': functools.partial(scaled, 0.5),
+        'twice the size': functools.partial(scaled, 2),
         'JPEG at 50': jpeg,
-        'crop 5 % + JPEG': lambda x: jpeg(crop5(x)),
-        'gamma 1.4': curve(1.4),
-        'gamma .7': curve(0.7),
+        'crop 5 % + JPEG': lambda x: jpeg(cropped(rng, 0.05, x)),
+        'gamma 1.4': functools.partial(gamma, 1.4),
+        'gamma .7': functools.partial(gamma, 0.7),
         'brightness': lambda x: np.clip(0.8 * x + 40, 0, 255).astype(np.uint8),
-        'marker of 1/144': marker,
+        'marker of 1/144': marked,
         'negative': lambda x: 255 - x,
         'mirrored': lambda x: np.ascontiguousarray(x[:, ::-1]),
     }
+
+
+def cropped(rng: np.random.Generator, share: float, x: np.ndarray) -> np.ndarray:
+    """A random crop without `share` of each side."""
+    h, w = (max(1, round(side * (1 - share))) for side in x.shape[:2])
+    top, left = rng.integers(x.shape[0] - h + 1), rng.integers(x.shape[1] - w + 1)
+    return np.ascontiguousarray(x[top : top + h, left : left + w])
+
+
+def jpeg(x: np.ndarray) -> np.ndarray:
+    """The image after JPEG at quality 50."""
+    file = io.BytesIO()
+    Image.fromarray(x[..., 0]).save(file, 'JPEG', quality=50)
+    return np.asarray(Image.open(file))[..., None]
+
+
+def scaled(factor: float, x: np.ndarray) -> np.ndarray:
+    """The image with sides of `factor` times their length."""
+    size = max(1, round(x.shape[1] * factor)), max(1, round(x.shape[0] * factor))
+    return np.asarray(Image.fromarray(x[..., 0]).resize(size, Image.Resampling.BICUBIC))[..., None]
+
+
+def gamma(power: float, x: np.ndarray) -> np.ndarray:
+    """The image with grey values to a power."""
+    return np.round(255 * (x / 255) ** power).astype(np.uint8)
+
+
+def marked(x: np.ndarray) -> np.ndarray:
+    """The image with a white marker near its top left corner."""
+    x = x.copy()
+    h, w = max(2, x.shape[0] // 12), max(2, x.shape[1] // 12)
+    top, left = x.shape[0] // 16, x.shape[1] // 16
+    x[top : top + h, left : left + w] = 255
+    x[top + h // 3 : top + 2 * h // 3, left + w // 3 : left + w] = 0
+    return x
 
 
 def million(real: list[np.ndarray], n: int) -> None:

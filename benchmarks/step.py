@@ -122,7 +122,7 @@ def measure(config, datasets, steps: int, warmup: int) -> dict:
         batch_size=config['batch_size'],
         parameters=sum(x.size for x in jax.tree.leaves(state.params)),
         flops=flops,
-        peak=peak.words,
+        peak=peak.description,
         peak_memory_mib=memory / 2**20,
         temporary_memory_mib=getattr(bare.memory_analysis(), 'temp_size_in_bytes', 0) / 2**20,
         step=summary('step', bare_compile),

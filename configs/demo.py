@@ -12,7 +12,7 @@ four commands.
 Expect a page to look at, not an encoder to use. Measured after 300 steps, mean AUROC on the 421 test phantoms: kNN .533
 and linear .525 on one machine, .544 and .544 on another; random init .507 and .531; raw pixels .560 and .559. The 95 %
 intervals are about .03 to either side.
-On the 3,882 radiographs of a MedMNIST part, 400 steps give linear .941; random init .912; raw pixels .926
+On the 3,882 radiographs of a MedMNIST subset, 400 steps give linear .941; random init .912; raw pixels .926
 (BUILD_NOTES.md).
 """
 

@@ -98,5 +98,5 @@ def terminate(*_: object) -> NoReturn:
 
 def is_one_of_several() -> bool:
     """Whether this process is one of several of a run."""
-    runtime = sys.modules.get('medjax.parallel.runtime')  # a command that does not import it has one process
+    runtime = sys.modules.get('medjax.parallel.runtime')  # a command that never imported runtime has one process
     return runtime is not None and runtime.several()

@@ -204,8 +204,10 @@ def _by_source(opened: list[tuple[str, Any]], config: ConfigDict) -> dict[str, A
 
 
 def resolve(config: ConfigDict, datasets: Mapping[str, Any]) -> Config:
-    """Fills in the values that are None, from the data: channels, mean and std of the image, canvas and rows of the
-    parts. Also reads the files that the config names: the tokenizer, the prompts of text views.
+    """Fills in the values that are None from the data set.
+
+    They are channels, mean and std of the image, and canvas and rows of the parts. It also reads the files that the
+    config names: the tokenizer, the prompts of text views.
 
     The mean is that of a pixel of the mixture, sum_s w_s m_s, and the variance sum_s w_s (std_s^2 + m_s^2) - mean^2,
     with w_s the share of a source in the batch.
@@ -285,9 +287,9 @@ def check(config: Config) -> Config:
     _check_numbers(config)
     rows = {name: part['rows'] for name, part in config['data'].items()}
     if sum(rows.values()) != config['batch_size']:
-        parts = ' + '.join(f'data.{name}.rows {n}' for name, n in rows.items())
+        summands = ' + '.join(f'data.{name}.rows {n}' for name, n in rows.items())
         raise UserError(
-            f'batch_size {config["batch_size"]} must be the sum of the rows: {parts} = {sum(rows.values())}'
+            f'batch_size {config["batch_size"]} must be the sum of the rows: {summands} = {sum(rows.values())}'
         )
     fixed = [size for axis, size in config['mesh'].items() if axis != 'tensor' and is_whole(size) and size > 0]
     check_rows(rows, config['rows_per_group'], config['micro_batches'], math.prod(fixed))  # -1: seen with the devices

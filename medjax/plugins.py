@@ -95,6 +95,6 @@ def options_of(function: Callable, taken: Any = ()) -> dict[str, inspect.Paramet
     return {name: p for name, p in parameters.items() if p.kind is not p.VAR_KEYWORD and name not in taken}
 
 
-def renamed(name: str, known: Any) -> str:
+def renamed(name: str, keys: Any) -> str:
     """'; it was renamed to X' for a key of version 1, else ''."""
-    return f'; it was renamed to {RENAMED[name]!r}' if RENAMED.get(name) in known else ''
+    return f'; it was renamed to {RENAMED[name]!r}' if RENAMED.get(name) in keys else ''

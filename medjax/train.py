@@ -4,8 +4,8 @@
     initial_state(training, …)       the last checkpoint, or a new state with given weights
     run(config, datasets, folder)    opens the files of the run and calls loop(), which trains
 
-The same command goes on with a run that was stopped: the position in the data, the random keys and every schedule
-are functions of the step alone. Ctrl-C and SIGTERM end in a saved step; a second Ctrl-C ends at once.
+The same command continues a stopped run: the position in the data, the random keys and every schedule are functions of
+the step alone. Ctrl-C and SIGTERM stop the run after saving its step; a second Ctrl-C ends it at once.
 """
 
 from __future__ import annotations

@@ -143,10 +143,20 @@ class Expected(NamedTuple):
     rows: int  # the rows that take part
 
 
-def expected_loss(
-    module, positives, features, views, crop=0, text=0, scale=5.0, row_weight=0.75, bias=-3.0
-) -> Expected:
+class Constants(NamedTuple):
+    """The numbers in the definition of a loss."""
+
+    scale: float = 5.0
+    row_weight: float = 0.75  # of pair_softmax
+    bias: float = -3.0  # of pair_sigmoid
+
+
+CONSTANTS = Constants()
+
+
+def expected_loss(module, positives, features, views, crop=0, text=0, constants=CONSTANTS) -> Expected:
     """The loss of one crop and one text of each row."""
+    scale, row_weight, bias = constants
     entries = positives if isinstance(positives, list) else [positives]
     kinds = [entry for entry in entries if isinstance(entry, str)]
     soft = next((entry for entry in entries if isinstance(entry, dict)), {})

@@ -101,11 +101,11 @@ def test_builders_take_every_shipped_config(path):
     ],
 )
 def test_overrides(text, key, value):
-    found = resolved(text)
+    node = resolved(text)
     for name in key:
-        found = found[name]
-    assert found == value
-    assert type(found) is type(value)
+        node = node[name]
+    assert node == value
+    assert type(node) is type(value)
 
 
 @pytest.mark.parametrize(
@@ -373,9 +373,9 @@ def test_the_order_of_keys_in_a_file_is_of_no_consequence(tmp_path):
     config = configs.read(TINY).to_dict()
     turned = {name: config[name] for name in reversed(list(config))}
     (tmp_path / 'mine.py').write_text(f'def get_config():\n    return {turned!r}\n')
-    found = configs.resolve(configs.read(str(tmp_path / 'mine.py')), {})
-    assert list(found) == list(resolved())
-    assert json.loads(configs.to_json(found)) == json.loads(configs.to_json(resolved()))
+    config_of_file = configs.resolve(configs.read(str(tmp_path / 'mine.py')), {})
+    assert list(config_of_file) == list(resolved())
+    assert json.loads(configs.to_json(config_of_file)) == json.loads(configs.to_json(resolved()))
 
 
 if __name__ == '__main__':

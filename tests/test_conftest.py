@@ -48,8 +48,10 @@ def outcomes(folder: Path, tests: str, *options: str, **variables: str) -> dict[
     command = [sys.executable, '-m', 'pytest', '-v', '-p', 'no:cacheprovider', '-p', 'no:xdist', *options]
     done = subprocess.run(command, cwd=folder, env=environment | variables, capture_output=True, text=True, timeout=120)
     lines = [line.split() for line in done.stdout.splitlines() if '::' in line and '%]' in line]
-    found = {line[0].partition('::')[2]: line[1] for line in lines}
-    return found or {line.split()[1]: line.split()[0] for line in done.stdout.splitlines() if line.startswith('ERROR ')}
+    outcome = {line[0].partition('::')[2]: line[1] for line in lines}
+    return outcome or {
+        line.split()[1]: line.split()[0] for line in done.stdout.splitlines() if line.startswith('ERROR ')
+    }
 
 
 @pytest.mark.parametrize(

@@ -75,15 +75,15 @@ def module_of(path: Path) -> str:
 
 def imports(path: Path) -> set[str]:
     """Every module that the file imports, at any depth of its code; `from medjax import x` counts as medjax.x."""
-    found = set()
+    modules = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            modules |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f'{path}: imports are written in full'
             inside = node.module.split('.')[0] == 'medjax'
-            found |= {f'{node.module}.{alias.name}' if inside else node.module for alias in node.names}
-    return found
+            modules |= {f'{node.module}.{alias.name}' if inside else node.module for alias in node.names}
+    return modules
 
 
 def layer_of(name: str) -> str:
@@ -152,9 +152,9 @@ def test_training_and_what_is_below_needs_few_packages():
     out = python(
         WALK
         + f'sys.modules.update(dict.fromkeys({blocked!r}))\n'  # None makes an import raise ModuleNotFoundError
-        + 'rooms = ["types", "errors", "files", "plugins", "parallel", "data", "views", "models", "objectives"]\n'
-        + 'rooms += ["training"]\n'
-        + 'names = [n for n in names if n.split(".")[1] in rooms]\n'
+        + 'layers = ["types", "errors", "files", "plugins", "parallel", "data", "views", "models", "objectives"]\n'
+        + 'layers += ["training"]\n'
+        + 'names = [n for n in names if n.split(".")[1] in layers]\n'
         + 'for n in names: importlib.import_module(n)\nprint(len(names))'
     )
     assert int(out) > 20

@@ -112,8 +112,8 @@ def test_an_installed_wheel_trains_by_the_name_of_a_recipe(installed, elsewhere)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    found = output(installed / 'python', '-c', 'import sys, medjax; print(medjax.__file__, *sys.path, sep="\\n")')
-    assert found.startswith(str(installed.parent)) and str(ROOT) not in found.split('\n')
+    where = output(installed / 'python', '-c', 'import sys, medjax; print(medjax.__file__, *sys.path, sep="\\n")')
+    assert where.startswith(str(installed.parent)) and str(ROOT) not in where.split('\n')
     program = 'from medjax import recipes; print(*(path.name for path in recipes.FOLDER.rglob("*.*")))'
     shipped = {path.name for path in (ROOT / 'configs').rglob('*.*') if path.suffix in ('.py', '.json')}
     assert {name for name in output(installed / 'python', '-c', program).split() if '.pyc' not in name} == shipped

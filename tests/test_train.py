@@ -110,11 +110,11 @@ def test_a_run_leaves_its_files(whole, data):
 def test_sigterm_ends_in_a_saved_step_and_the_run_goes_on_to_the_same_bits(whole, data, tmp_path):
     process = started(train(data, tmp_path / 'run', *LONG), 'step 40/240')
     process.send_signal(signal.SIGTERM)
-    said = process.stderr.read()
-    assert process.wait(60) == 0, said
-    assert 'which is saved' in said and 'Traceback' not in said, said
+    stderr = process.stderr.read()
+    assert process.wait(60) == 0, stderr
+    assert 'which is saved' in stderr and 'Traceback' not in stderr, stderr
     saved = max(int(p.name) for p in (tmp_path / 'run/checkpoints').iterdir() if p.name.isdigit())
-    assert 40 <= saved < 240 and f'stopped at step {saved},' in said, said
+    assert 40 <= saved < 240 and f'stopped at step {saved},' in stderr, stderr
     assert not (tmp_path / 'run/DONE').exists()
     assert f'resuming from step {saved}' in medjax(*train(data, tmp_path / 'run', *LONG)[3:])
     same_end(whole, tmp_path / 'run', 240)
@@ -125,8 +125,8 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint_to_the_same_bits(whole, d
     process = started(train(data, tmp_path / 'run', *LONG), 'step 100/240')
     process.kill()
     process.wait()
-    said = medjax(*train(data, tmp_path / 'run', *LONG)[3:])
-    assert 'resuming from step' in said
+    stderr = medjax(*train(data, tmp_path / 'run', *LONG)[3:])
+    assert 'resuming from step' in stderr
     same_end(whole, tmp_path / 'run', 240)
     assert [line['step'] for line in lines(tmp_path / 'run')] == [line['step'] for line in lines(whole)]
 
@@ -135,9 +135,9 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint_to_the_same_bits(whole, d
 def test_interrupt_by_hand(data, tmp_path):
     process = started(train(data, tmp_path / 'run', '--config.total_steps=5000', '--config.log.every=20'), 'step 20/')
     process.send_signal(signal.SIGINT)
-    said = process.stderr.read()
-    assert process.wait(60) == 0, said
-    assert 'stopping after this step' in said and 'which is saved' in said and 'Traceback' not in said, said
+    stderr = process.stderr.read()
+    assert process.wait(60) == 0, stderr
+    assert 'stopping after this step' in stderr and 'which is saved' in stderr and 'Traceback' not in stderr, stderr
 
 
 @pytest.mark.slow
@@ -173,8 +173,8 @@ def test_two_processes_of_two_devices_are_one_of_four(data, tmp_path):
 @pytest.mark.slow
 def test_a_run_of_numbers_that_are_not_finite_stops_and_says_so(data, tmp_path):
     args = ['--config.total_steps=100', '--config.optim.lr=1e30', '--config.optim.schedule=1.', '--config.log.every=5']
-    said = medjax(*train(data, tmp_path / 'run', *args)[3:], code=2)
-    assert 'steps in a row gave numbers that are not finite' in said and 'optim.lr' in said
+    stderr = medjax(*train(data, tmp_path / 'run', *args)[3:], code=2)
+    assert 'steps in a row gave numbers that are not finite' in stderr and 'optim.lr' in stderr
     health = json.loads((tmp_path / 'run/health.json').read_text())
     assert health['status'] == 'unstable', health
 
@@ -194,14 +194,14 @@ def test_a_run_of_numbers_that_are_not_finite_stops_and_says_so(data, tmp_path):
     ],
 )  # fmt: skip
 def test_mistakes_are_sentences(data, tmp_path, overrides, words):
-    said = medjax(*train(data, tmp_path / 'run', *overrides)[3:], code=2)
-    assert words in said, said
+    stderr = medjax(*train(data, tmp_path / 'run', *overrides)[3:], code=2)
+    assert words in stderr, stderr
     assert not (tmp_path / 'run/config.json').exists()  # the folder is free for the mended command
 
 
 def test_a_data_set_that_is_not_there(tmp_path):
-    said = medjax(*train(tmp_path / 'nothing', tmp_path / 'run')[3:], code=2)
-    assert 'nothing' in said and 'medjax build' in said
+    stderr = medjax(*train(tmp_path / 'nothing', tmp_path / 'run')[3:], code=2)
+    assert 'nothing' in stderr and 'medjax build' in stderr
 
 
 # A recipe that compiles in seconds. Mean and std are not those of the data, so other data leave the config as it is.
@@ -230,8 +230,8 @@ def small_run(data, tmp_path_factory):
 
 
 def test_the_folder_of_another_run_is_refused(small_run, data):
-    said = medjax(*small_run, '--data', data, '--config.optim.lr=.5', code=2)
-    assert 'optim' in said and '--workdir' in said
+    stderr = medjax(*small_run, '--data', data, '--config.optim.lr=.5', code=2)
+    assert 'optim' in stderr and '--workdir' in stderr
 
 
 def test_weights_to_start_from(tmp_path):
@@ -264,8 +264,8 @@ def test_weights_to_start_from(tmp_path):
 
 def test_a_run_does_not_go_on_with_other_data(small_run, tmp_path):
     medjax('build', 'phantom', '--records', '48', '--size', '32', '--seed', '1', '--out', tmp_path / 'other')
-    said = medjax(*small_run, '--data', tmp_path / 'other', code=2)
-    assert 'other data' in said and '--workdir' in said
+    stderr = medjax(*small_run, '--data', tmp_path / 'other', code=2)
+    assert 'other data' in stderr and '--workdir' in stderr
 
 
 def test_a_workdir_that_is_a_file(data, tmp_path):

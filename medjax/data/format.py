@@ -61,7 +61,7 @@ class Dropped(NamedTuple):
 
 
 def stored_drop(row: Sequence[str]) -> Dropped:
-    """A row as it is stored. The first builds of format 2 called the scope 'detail' 'part'."""
+    """A row as it is stored. The first builds of format 2 wrote 'part' where 'detail' stands now."""
     drop = Dropped(*row)
     return drop._replace(scope='detail') if drop.scope == 'part' else drop
 

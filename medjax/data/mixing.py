@@ -1,8 +1,8 @@
 """The mixture of a part: element number -> a source and one of its records.
 
-A batch of B rows, from sources with weights w_s, has B w_s / sum(w) rows of source s. Where this number is not whole, a
-batch has the next lower or the next higher number of rows: after any number of batches, every source has had its share
-to within about one row. Each source goes through its records in epochs of its own. Every epoch is a new permutation.
+A batch of B rows, from sources with weights w_s, has B w_s / sum(w) rows of source s. If this number is not whole, a
+batch has it rounded down or up. After any number of batches, each source has had its share to within about one row.
+Each source goes through its records in epochs of its own. Every epoch is a new permutation.
 All this is arithmetic on the element number. Nothing is stored, and every host can compute every element.
 
 (grain's own mixing was tried on 60 random mixtures of whole shares. With 13 of them, some batch had a row too many of
@@ -52,11 +52,11 @@ class Mixing:
 
 
 def compositions(rows: int, weights: Mapping[str, float], where: str) -> np.ndarray:
-    """The number of rows of each source in batch t: int [period,S], with t mod period as first index.
+    """The number of rows of each of the S sources in batch t: int [period,S], with t mod period as first index.
 
-    Every batch has the whole part of each share. The remaining rows go to the sources by earliest deadline: among the
-    sources whose next row may start, to those whose next row must end first (Pfair scheduling, Baruah et al. 1996).
-    A UserError names `where`, the config path of the weights.
+    Each source gets its share rounded down in every batch. Each remaining row goes to the source that must get its
+    next row soonest, among the sources that are allowed one (Pfair scheduling, Baruah et al. 1996). A UserError names
+    `where`, the config path of the weights.
     """
     exact = [Fraction(str(float(weight))) for weight in weights.values()]
     shares = [rows * weight / sum(exact) for weight in exact]
@@ -84,7 +84,7 @@ def compositions(rows: int, weights: Mapping[str, float], where: str) -> np.ndar
 
 
 def _extra_rows(fractions: list[Fraction], period: int) -> list[int]:
-    """The rows in a period that each source has beyond the whole part of its share; their sum is exact."""
+    """How many rows each source gets in a period beyond its rounded-down share. The sum is exact."""
     exact = [fraction * period for fraction in fractions]
     extra = [int(number) for number in exact]
     missing = int(sum(exact)) - sum(extra)

@@ -1,4 +1,4 @@
-"""The contract between a source and the rest of the data room: entries, examples, drops, codes of labels."""
+"""The contract between a source and the rest of medjax/data: entries, examples, drops, codes of labels."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Example(NamedTuple):
     attributes: Mapping[str, str | float] = {}
     mask: bytes | np.ndarray | None = None  # PNG bytes or uint8 [H,W], of the size of the image
     frame: int = 0  # the frame to read, if the file is a DICOM file of several frames
-    note: str = ''  # why a detail was left out ('the mask is left out: …'); stands in the list of drops
+    note: str = ''  # why a detail was left out ('the mask is left out: …'); is written to the list of drops
 
 
 class Drop(NamedTuple):

@@ -167,7 +167,7 @@ def dino_loss(student: Array, targets: Array, temperature: float = 0.1, same_cro
     over the P pairs of a student crop s and a teacher crop t.
 
     Args:
-        student: logits [B,S,K] of S crops of each image.
+        student: logits [B,S,K] of S crops of each image. S and T are numbers of crops here.
         targets: probabilities [B,T,K] of the teacher's T crops, by `centred_softmax` or `sinkhorn`.
         temperature: of the student.
         same_crops: True if the first T crops of the student are the teacher's crops. A crop is not paired with itself,
@@ -185,10 +185,10 @@ def dino_loss(student: Array, targets: Array, temperature: float = 0.1, same_cro
     """
     log_p = jax.nn.log_softmax(jnp.asarray(student, jnp.float32) / temperature, axis=-1)
     cross_entropy = -jnp.einsum('btk,bsk->bst', targets, log_p, precision='highest').mean(0)  # [S,T]
-    pairs = np.ones(cross_entropy.shape) - (np.eye(*cross_entropy.shape) if same_crops else 0)
-    if not pairs.any():
+    counts = np.ones(cross_entropy.shape) - (np.eye(*cross_entropy.shape) if same_crops else 0)
+    if not counts.any():
         raise ValueError('dino_loss: one crop alone has no other crop to predict; give more crops or same_crops=False')
-    return (cross_entropy * pairs).sum() / pairs.sum()
+    return (cross_entropy * counts).sum() / counts.sum()
 
 
 def ibot_loss(student: Array, targets: Array, mask: Array, temperature: float = 0.1) -> Array:

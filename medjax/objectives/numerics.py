@@ -101,6 +101,8 @@ def distill(
     q = softmax(teacher logits / teacher temperature + potential), without gradient
     p = softmax(student logits / student temperature)
 
+    S and T are the student views and the teacher views of a row.
+
     pair_weight w [R,S,T]; teacher_weight [R,T], the weight of each target in the entropy and the centre; potential [K].
     `count` is K, the number of prototypes.
     """

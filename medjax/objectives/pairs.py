@@ -159,7 +159,7 @@ class PairLoss(Term):
     # Pairs of a block.
 
     def allowed(self, v: int, w: int) -> np.ndarray:
-        """The pairs of views that count, bool [1,V,1,W]: all of them, except a crop with itself."""
+        """Which combinations of views are compared, bool [1,V,1,W]. A crop is not compared with itself."""
         same_view = self.rows.view == self.columns.view
         if same_view and v == 1 and self.rows.name == self.columns.name:
             raise UserError(
@@ -207,7 +207,7 @@ class PairLoss(Term):
         return row_results, column_results
 
     def counts(self, sides: Sides) -> tuple[Array, Array, Array]:
-        """Numbers of rows and of columns that take part, and the share in the mean, of each combination of views [V,W].
+        """How many rows and columns take part in each combination of views [V,W], and its weight in the mean.
 
         A combination in which no row takes part is not in the mean.
         """
@@ -253,7 +253,10 @@ class PairLoss(Term):
         return {**params, 'log_scale': jnp.clip(params['log_scale'], low, high)}
 
     def carry(self, sides: Sides) -> Tree:
-        """The columns of this batch with their keys, for `update`. Row numbers do not stay keys of past columns."""
+        """The columns of this batch with their keys, for `update`.
+
+        Keys of kind 'identity' are left out, because a past column belongs to no row of a later batch.
+        """
         if not self.queue:
             return None
         columns, lasting = sides.columns, np.array([kind != 'identity' for kind in self.positives.kinds])
@@ -276,8 +279,8 @@ class PairLoss(Term):
     def elements_of_pairs(self, shapes: Mapping[str, tuple[int, ...]], column_sums: int, walks: int) -> int:
         """Number of array elements that devices exchange in a step.
 
-        column_sums: numbers summed for each column. walks: passes over all pairs, the backward pass included. The
-        columns go out, in a ring once for every walk, and their gradient comes back.
+        column_sums: numbers summed for each column. walks: passes over all pairs, the backward pass included. Every
+        device receives the columns (in a ring: once for each walk) and sends their gradient back.
         """
         (_, v, _), (n, w, d) = shapes[self.rows.name], shapes[self.columns.name]
         facts = 2 + 3 * len(self.positives.kinds)

@@ -73,9 +73,10 @@ def soft_positives(soft: str, alpha: Any = 1.0, *, total_steps: int, where: str)
 
 
 def keys(view: View, kinds: tuple[str, ...], name: str, where: str) -> tuple[Array, Array]:
-    """The keys of every element of a view for K kinds, uint32 [B,V,K,2], and whether it has them, bool [B,V,K].
+    """The keys of every element of a view, uint32 [B,V,K,2], and whether it has them, bool [B,V,K].
 
-    Elements with equal keys are positives. `name` is the view's name, for messages.
+    K counts kinds of positives here, not prototypes. Elements with equal keys are positives. `name` is the view's name,
+    for messages.
     """
     shape = view.present.shape
     if not kinds:

@@ -93,8 +93,8 @@ def several() -> bool:
 def shutdown() -> None:
     """Waits until all processes reach the end of the run, then leaves it.
 
-    After a failure (in a `finally` block) a run of several processes is not left: the other processes may wait for this
-    one at another place, so waiting here would never end.
+    After a failure a process does not wait: the others may wait for it elsewhere, and all would wait forever. (The
+    failure is seen in a `finally` block.)
     """
     failed = sys.exc_info()[0] is not None
     if jax.distributed.is_initialized() and not (failed and several()):

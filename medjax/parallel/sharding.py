@@ -92,23 +92,23 @@ def param_shardings(axes: Any, shapes: Any, mesh: Mesh) -> Any:
 
 
 def split_rows(tree: Any, n: int) -> Any:
-    """[L,...] -> [n,L/n,...]: each of the n slices gets an equal share of the consecutive rows of every device."""
+    """[R,...] -> [n,R/n,...]: each of the n slices gets an equal share of the consecutive rows of every device."""
     d = row_shards()
 
     def one(x: jax.Array) -> jax.Array:
-        parts = x.reshape(d, n, x.shape[0] // (d * n), *x.shape[1:])
-        return parts.swapaxes(0, 1).reshape(n, x.shape[0] // n, *x.shape[1:])
+        blocks = x.reshape(d, n, x.shape[0] // (d * n), *x.shape[1:])
+        return blocks.swapaxes(0, 1).reshape(n, x.shape[0] // n, *x.shape[1:])
 
     return jax.tree.map(one, tree)
 
 
 def merge_rows(tree: Any, n: int) -> Any:
-    """The inverse of `split_rows`: [n,L/n,...] -> [L,...]."""
+    """The inverse of `split_rows`: [n,R/n,...] -> [R,...]."""
     d = row_shards()
 
     def one(x: jax.Array) -> jax.Array:
-        parts = x.reshape(n, d, x.shape[1] // d, *x.shape[2:]).swapaxes(0, 1)
-        return constrain_rows(parts.reshape(n * x.shape[1], *x.shape[2:]))
+        blocks = x.reshape(n, d, x.shape[1] // d, *x.shape[2:]).swapaxes(0, 1)
+        return constrain_rows(blocks.reshape(n * x.shape[1], *x.shape[2:]))
 
     return jax.tree.map(one, tree)
 

@@ -1,5 +1,6 @@
-"""Label probes return scores only. Metrics, thresholds and confidence intervals are computed here, the same for all
-of them. Labels without a positive and a negative in train and test are skipped.
+"""Evaluates label probes: metrics, thresholds and confidence intervals, computed in one place for all of them.
+
+A label probe returns scores only. A label without a positive and a negative record in train and in test is skipped.
 
 A probe is a module with
 

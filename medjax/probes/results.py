@@ -100,8 +100,10 @@ def provenance(run: pathlib.Path, encoder: Encoder, data: Any) -> dict[str, Any]
 def overlap_sentence(shares: Mapping[str, Any]) -> str:
     """A sentence about the shares that `medjax.data.audit.seen.overlap` returns."""
     if any(shares.get(kind) for kind in SEEN):
-        parts = [f'{name} of {100 * shares[kind]:.1f} %' for kind, name in SEEN.items() if shares.get(kind) is not None]
-        sentence = f'pretraining saw {", ".join(parts)} of the test records'
+        phrases = [
+            f'{name} of {100 * shares[kind]:.1f} %' for kind, name in SEEN.items() if shares.get(kind) is not None
+        ]
+        sentence = f'pretraining saw {", ".join(phrases)} of the test records'
     else:
         sentence = 'pretraining saw none of the test records, by all hashes that can be compared'
     if not shares.get('comparable', True):

@@ -17,7 +17,7 @@ from medjax.reports import base, data_facts, images
 
 SECTIONS = (
     ('leaks', 'Leaks'),
-    ('pairs', 'Records side by side'),
+    ('matches', 'Records side by side'),
     ('labels', 'Labels'),
     ('texts', 'Texts'),
     ('aside', 'Dropped by the build'),
@@ -25,9 +25,9 @@ SECTIONS = (
     ('unknown', 'Not compared'),
     ('sets', 'Data sets'),
 )
-SHOWN = 24  # pairs of a finding that are shown as pictures
-ALL = 360  # pairs on the whole page that are shown as pictures
-LISTED = 200  # further pairs of a finding, listed by their numbers; the JSON has up to 1000 pairs
+SHOWN = 24  # matches of a finding that are shown as pictures
+ALL = 360  # matches on the whole page that are shown as pictures
+LISTED = 200  # further matches of a finding, listed by their numbers; the JSON has up to 1000 matches
 SIDE = 160  # px of the longer side of a picture
 
 
@@ -51,8 +51,8 @@ class Records:
         }
         self.done = done  # moves the progress bar
 
-    def pair(self, first: tuple[str, int], second: tuple[str, int], note: str) -> tuple[ShownRecord, ShownRecord, str]:
-        """Two records for the page, each given by its split and its number there."""
+    def match(self, first: tuple[str, int], second: tuple[str, int], note: str) -> tuple[ShownRecord, ShownRecord, str]:
+        """The two records of a match for the page, each given by its split and its number there."""
         self.done(1)
         return self.shown(*first), self.shown(*second), note
 
@@ -77,7 +77,7 @@ def render(audit: Mapping[str, Any], datasets: Sequence[DataSet]) -> str:
     leaks, findings = audit['leaks'], [*audit['leaks'], *audit['shared']]
     contradictions = audit['labels']['pairs']
     counts = ration([*(len(finding['pairs']) for finding in findings), len(contradictions)])
-    with tqdm(total=sum(counts), desc='pictures', unit=' pairs', disable=None, leave=False) as bar:
+    with tqdm(total=sum(counts), desc='pictures', unit=' matches', disable=None, leave=False) as bar:
         records = Records(names, datasets, bar.update)
         finding_blocks = [finding_block(finding, n, records) for finding, n in zip(findings, counts, strict=False)]
         contradiction_block = contradictions_block(audit['labels'], counts[-1], records)
@@ -121,8 +121,8 @@ def ration(wanted: Sequence[int]) -> list[int]:
 def row(finding: Mapping[str, Any]) -> tuple[str, str, str, str, str, str]:
     """Cells of a table: kind, both splits, number of records, of how many, per cent."""
     records, of = finding['records'], finding['of']
-    kind, known, held_out = KIND_NAMES[finding['kind']], finding['known'], finding['held_out']
-    return kind, known, held_out, f'{records:,}', f'{of:,}', f'{100 * records / of:.1f}'
+    kind, train_side, held_out = KIND_NAMES[finding['kind']], finding['known'], finding['held_out']
+    return kind, train_side, held_out, f'{records:,}', f'{of:,}', f'{100 * records / of:.1f}'
 
 
 def tab_separated(findings: Sequence[Mapping[str, Any]]) -> str:
@@ -133,21 +133,21 @@ def tab_separated(findings: Sequence[Mapping[str, Any]]) -> str:
 
 
 def finding_block(finding: Mapping[str, Any], n: int, records: Records) -> dict[str, Any]:
-    """A finding for the page: a title, n pairs as pictures, and further pairs by their numbers."""
-    known, held_out, pairs = finding['known'], finding['held_out'], finding['pairs']
+    """A finding for the page: a title, n matches as pictures, and further matches by their numbers."""
+    train_side, held_out, matches = finding['known'], finding['held_out'], finding['pairs']
     count, near = finding['pair_count'], finding['kind'] == 'near'
     shown = []
-    for i, j, similarity in pairs[:n]:
+    for i, j, similarity in matches[:n]:
         notes = [f'similarity {similarity:.3f}'] if near else []
-        if finding['kind'] != 'patient' and records.have_one_patient((known, i), (held_out, j)):
+        if finding['kind'] != 'patient' and records.have_one_patient((train_side, i), (held_out, j)):
             notes.append('same patient')  # a near-duplicate may then be a second image of this patient
-        shown.append(records.pair((known, i), (held_out, j), ', '.join(notes)))
-    listed = [f'{i} – {j}' + (f' ({similarity:.3f})' if near else '') for i, j, similarity in pairs[n:][:LISTED]]
-    where = f'within {known}' if known == held_out else f'{held_out} in {known}'
+        shown.append(records.match((train_side, i), (held_out, j), ', '.join(notes)))
+    listed = [f'{i} – {j}' + (f' ({similarity:.3f})' if near else '') for i, j, similarity in matches[n:][:LISTED]]
+    where = f'within {train_side}' if train_side == held_out else f'{held_out} in {train_side}'
     return dict(
         title=f'{where}, {KIND_NAMES[finding["kind"]]}',
-        note=f'{finding["records"]:,} of {finding["of"]:,} records of {held_out}, {count:,} pair{"s" * (count > 1)}',
-        pairs=shown,
+        note=f'{finding["records"]:,} of {finding["of"]:,} records of {held_out}, {count:,} match{"es" * (count > 1)}',
+        matches=shown,
         listed=listed,
         unlisted=count - n - len(listed),
     )
@@ -167,16 +167,16 @@ def person(split: Split, number: int) -> Iterator[str]:
 
 
 def contradictions_block(labels: Mapping[str, Any], n: int, records: Records) -> dict[str, Any]:
-    """Equal images with contradicting labels: n pairs as pictures, further pairs by their numbers."""
-    pairs, count = labels['pairs'], labels['contradictions']
+    """Equal images with contradicting labels: n matches as pictures, further matches by their numbers."""
+    matches, count = labels['pairs'], labels['contradictions']
     shown = []
-    for first, i, second, j, names in pairs[:n]:
+    for first, i, second, j, names in matches[:n]:
         split = records.splits[first]
         in_first = {name: split.labels_array[i, split.data.labels.index(name)] == 1 for name in names}
         note = '; '.join(f'{name}: only the {"left" if positive else "right"}' for name, positive in in_first.items())
-        shown.append(records.pair((first, i), (second, j), note))
-    listed = [f'{a}/{i}, {b}/{j}: {", ".join(names)}' for a, i, b, j, names in pairs[n:][:LISTED]]
-    return dict(count=count, pairs=shown, listed=listed, unlisted=count - n - len(listed))
+        shown.append(records.match((first, i), (second, j), note))
+    listed = [f'{a}/{i}, {b}/{j}: {", ".join(names)}' for a, i, b, j, names in matches[n:][:LISTED]]
+    return dict(count=count, matches=shown, listed=listed, unlisted=count - n - len(listed))
 
 
 def conflicting(counts: Mapping[str, Mapping[str, Mapping[str, int]]]) -> list[tuple[str, str, int]]:

@@ -63,7 +63,7 @@ def render(data: DataSet, names: Sequence[RecordName]) -> str:
         first = next(iter(data.splits))
         names = [RecordName(first, i) for i in choice.varied(data.split(first), RECORDS)]
     splits = {name: data.split(name) for name in data.splits}
-    frequent = most_positive(data, splits)
+    frequent = most_positive(splits)
     return base.render(
         'dataset_page.html',
         command='show',
@@ -150,7 +150,7 @@ def record(data: DataSet, name: RecordName) -> dict[str, Any]:
 # Labels
 
 
-def most_positive(data: DataSet, splits: Mapping[str, Split]) -> list[int]:
+def most_positive(splits: Mapping[str, Split]) -> list[int]:
     """The labels with the most positives, in the order of the data set."""
     positives = np.sum([(split.labels_array == 1).sum(0) for split in splits.values()], axis=0)
     return sorted(np.argsort(-positives, kind='stable')[:LABELS].tolist())
@@ -189,6 +189,8 @@ def together(data: DataSet, splits: Mapping[str, Split], frequent: Sequence[int]
 
 
 class Histograms(NamedTuple):
+    """The histograms of the page, with notes on what they leave out."""
+
     panels: Sequence[Markup]
     notes: Sequence[str]  # on values that some records lack, or that are equal in all records
 

@@ -40,7 +40,7 @@ class Pictures(NamedTuple):
     findings: Gallery  # rows: a list of cells, the image first, then a map for each finding
 
 
-class Sample(NamedTuple):
+class Shown(NamedTuple):
     """The images that a report shows, and their features."""
 
     images: list[np.ndarray]
@@ -64,15 +64,15 @@ def gather(run: Run, data: OpenedData) -> Pictures:
     arrays = [split[i].image for i in chosen]
     features = encode.encode(encoder, arrays)
     captions = [images.caption(split.labels_array[i], dataset.labels) for i in chosen]
-    sample = Sample(arrays, captions, features['cls'][:, -1], features['patches'])
+    shown = Shown(arrays, captions, features['cls'][:, -1], features['patches'])
     source = f'{name} images of {dataset.name}, export of step {step:,}'
     galleries = []
     for make in (neighbours, findings):
         try:
-            galleries.append(make(run, encoder, dataset, sample, source))
+            galleries.append(make(run, encoder, dataset, shown, source))
         except UserError as error:
             galleries.append(Gallery(note=str(error)))
-    return Pictures(patch_components(sample, source), *galleries)
+    return Pictures(patch_components(shown, source), *galleries)
 
 
 def empty(reason: str) -> Pictures:
@@ -84,11 +84,11 @@ def cell(picture: Image.Image, caption: str, highlight: bool = False, number: st
     return {'image': images.uri(picture), 'caption': caption, 'highlight': highlight, 'number': number}
 
 
-def patch_components(sample: Sample, source: str) -> Gallery:
+def patch_components(shown: Shown, source: str) -> Gallery:
     """Images, with the principal components of their patch features as colours."""
-    colours, shares = components(sample.patches)
+    colours, shares = components(shown.patches)
     rows = []
-    for image, colour, caption in zip(sample.images, colours, sample.captions, strict=True):
+    for image, colour, caption in zip(shown.images, colours, shown.captions, strict=True):
         centre = images.centre(image)
         rows.append({'image': images.uri(centre), 'map': images.uri(overlay(centre, colour)), 'caption': caption})
     percent = ', '.join(f'{100 * share:.0f}' for share in shares)
@@ -100,7 +100,7 @@ def patch_components(sample: Sample, source: str) -> Gallery:
     return Gallery(rows, note)
 
 
-def neighbours(run: Run, encoder: encode.Encoder, data: DataSet, sample: Sample, source: str) -> Gallery:
+def neighbours(run: Run, encoder: encode.Encoder, data: DataSet, shown: Shown, source: str) -> Gallery:
     """Images, and the train images with the most similar features."""
     if 'train' not in data.splits:
         return Gallery(note=f'{data.name} has no train split to search.')
@@ -108,9 +108,9 @@ def neighbours(run: Run, encoder: encode.Encoder, data: DataSet, sample: Sample,
     if len(train) > TRAIN and not (cache / str(encoder.name) / f'{data.name}.train.npz').exists():
         return Gallery(note=f'`medjax probe` has not encoded the {len(train):,} train records of {data.name} yet.')
     features = encode.features(encoder, data, 'train', cache=cache)
-    numbers, cosines = nearest(sample.cls[:QUERIES], features.cls[:, -1], NEIGHBOURS)
+    numbers, cosines = nearest(shown.cls[:QUERIES], features.cls[:, -1], NEIGHBOURS)
     rows = []
-    for query, caption, near, values in zip(sample.images, sample.captions, numbers, cosines, strict=False):
+    for query, caption, near, values in zip(shown.images, shown.captions, numbers, cosines, strict=False):
         row = [cell(images.centre(query), caption)]
         for i, cosine in zip(near, values, strict=True):
             other = images.caption(train.labels_array[i], data.labels)
@@ -123,7 +123,7 @@ def neighbours(run: Run, encoder: encode.Encoder, data: DataSet, sample: Sample,
     return Gallery(rows, note)
 
 
-def findings(run: Run, encoder: encode.Encoder, data: DataSet, sample: Sample, source: str) -> Gallery:
+def findings(run: Run, encoder: encode.Encoder, data: DataSet, shown: Shown, source: str) -> Gallery:
     """Images, and for each finding of the newest zero-shot result a map of its similarity to the patches.
 
     The map is the cosine of each projected patch feature [n,h,w,D] with the vector of the finding's sentences. The head
@@ -137,12 +137,12 @@ def findings(run: Run, encoder: encode.Encoder, data: DataSet, sample: Sample, s
         )
     prompts, both = ZeroShot(**results[0].content['details']['prompts']), image_text.load(encoder)
     vectors = list(zero_shot.class_vectors(prompts.present, prompts.ensemble, both).items())[:FINDINGS]
-    cosine = unit(both.image_vectors(sample.patches)) @ np.stack(
+    cosine = unit(both.image_vectors(shown.patches)) @ np.stack(
         [vector for _, vector in vectors], 1
     )  # [n,h,w,findings]
     shade = stretch(cosine)
     rows = []
-    for i, (image, caption) in enumerate(zip(sample.images[:QUERIES], sample.captions, strict=False)):
+    for i, (image, caption) in enumerate(zip(shown.images[:QUERIES], shown.captions, strict=False)):
         centre = images.centre(image)
         row = [cell(centre, caption)]
         for j, (name, _) in enumerate(vectors):
@@ -174,11 +174,11 @@ def heat_map(image: Image.Image, shade: np.ndarray) -> Image.Image:
 
 
 def components(patches: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Patch features [n,h,w,D] -> their first three principal components as colours [n,h,w,3] in [0,1], and the share
-    of the variance [3] of each.
+    """The first three principal components of patch features [n,h,w,D], as colours, and their shares of the variance.
 
-    All images have one basis, so equal colours mean equal features. Each component is stretched as `stretch` says. The
-    sign of a component is free: its largest loading is made positive.
+    The colours are [n,h,w,3] in [0,1], the shares [3]. All images have one basis, so equal colours mean equal features.
+    Each component is stretched as `stretch` says. The sign of a component is free, so its largest loading is
+    made positive.
     """
     x = patches.reshape(-1, patches.shape[-1]).astype(np.float64)
     _, sizes, basis = np.linalg.svd(x - x.mean(0), full_matrices=False)

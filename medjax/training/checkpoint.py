@@ -23,9 +23,9 @@ from medjax.types import TrainState
 class _Manager(ocp.CheckpointManager):
     """A manager that never asks jax about preemption.
 
-    The processes of a run agree on the step to stop at: the last step that any of them asked jax about. Orbax asks
-    about the previous step from the thread that finishes a save. A SIGTERM at that moment would agree on a step that
-    is over, and the run would never stop.
+    All processes stop at one step: the last step that any process asked jax about. Orbax also asks, from the thread
+    that finishes a save, and about an earlier step. If SIGTERM comes at that moment, jax chooses a step that is already
+    over, and the run never stops. So this manager answers orbax itself.
     """
 
     def reached_preemption(self, step: int) -> bool:
@@ -70,16 +70,16 @@ class Checkpoints:
             raise UserError(f'{self.folder / str(step)}: cannot be read: {str(error).splitlines()[0]}') from error
 
     def _compare(self, step: int, like: TrainState) -> None:
-        with ocp.StandardCheckpointer() as reader:
-            saved = reader.metadata(self.folder.absolute() / str(step) / 'default').item_metadata
-        found = {_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(dict(saved))[0]}
+        with ocp.StandardCheckpointer() as checkpointer:
+            saved = checkpointer.metadata(self.folder.absolute() / str(step) / 'default').item_metadata
+        stored = {_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(dict(saved))[0]}
         wanted = {_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(like._asdict())[0]}
         advice = 'the config is not that of the run; use another --workdir, or start from its export by init_from'
-        for name in sorted(found.keys() ^ wanted.keys()):
+        for name in sorted(stored.keys() ^ wanted.keys()):
             state = 'lacks' if name in wanted else 'holds, unlike the config,'
             raise UserError(f'{self.folder / str(step)}: the checkpoint {state} {name}; {advice}')
         for name, leaf in wanted.items():
-            have = found[name]
+            have = stored[name]
             if have.shape is None or jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
                 continue
             if tuple(have.shape) != leaf.shape or have.dtype != leaf.dtype:

@@ -23,14 +23,15 @@ from medjax import files
 
 EARLY = 0.1  # in this first share of a run only instability is reported; warm-up takes 10 to 16 % in DINOv2's recipes
 SMOOTH = 5  # lines of the running median, and the fewest lines for a finding: one spike is not a state
-MARGIN = 0.02  # a loss 2 % below its start has left the start, where it varies by less than 1 % of ln K
-LITTLE = 0.05  # less than 5 % below the start is 'a little': the mean position of organs gives a patch loss as much
+MARGIN = 0.02  # a loss 2 % below its start has left it; random variation is below 1 % of ln K
+# Up to 5 % below the start is 'a little': a patch loss falls that far by learning only where organs usually are.
+LITTLE = 0.05
 ABOVE = 1.25  # a loss 25 % above ln K is worse than uniform outputs; 1 to 2 % above is usual in the first steps
 RANK = 1.5  # participation ratio; 1 means that all features lie on a line
 FALLEN = 0.5  # a rank has fallen if it is below half of its own maximum; an untrained encoder may start low and rise
 SINKING = 1 / 3  # a rank below this share of its maximum is a note, not a finding: some loss of rank is usual
 ONE = 2.0  # a student that uses at most this number of prototypes gives all images the same output
-ROWS = 16  # a batch with fewer rows cannot show that
+ROWS = 16  # with fewer rows, few prototypes are no sign of collapse
 UNIFORM = 0.99  # above this share of ln K the teacher's outputs are uniform
 FLAT = 0.8  # above this share of ln K the targets hold little information
 MATCHED = 0.02  # below this share of ln K of divergence the student equals its targets
@@ -49,7 +50,7 @@ def verdict(history: Sequence[Mapping[str, Any]], total_steps: int) -> dict[str,
             step=0, status='too early', since=None, verdict='Too early to tell: no step yet.', terms={}, gauges={}
         )
     steps = [line['step'] for line in history]
-    terms, gauges = judged(history), gauges_of(history)
+    terms, gauges = terms_with_start(history), gauges_of(history)
     early = steps[-1] < EARLY * total_steps or len(history) < SMOOTH
     finding = unstable(history, terms)
     if not finding and not early:
@@ -91,7 +92,7 @@ def unstable(history: Sequence[Mapping[str, Any]], terms: Mapping[str, Any]) -> 
     for name, term in terms.items():
         first = trailing(term['ratios'] > ABOVE)
         if first is not None and len(history) - first >= SMOOTH:
-            return 'unstable', first, f'{loss_words(name, term)}, so worse than uniform outputs; lower optim.lr'
+            return 'unstable', first, f'{loss_text(name, term)}, so worse than uniform outputs; lower optim.lr'
     return None
 
 
@@ -122,19 +123,19 @@ def not_learning(history: Sequence[Mapping[str, Any]], terms: Mapping[str, Any])
     first = trailing(np.all([term['ratios'] > 1 - MARGIN for term in terms.values()], axis=0))
     if first is None or len(history) - first < SMOOTH:
         return None
-    words = ' and '.join(
+    sentence = ' and '.join(
         f'{name} loss at its start value ({term["loss"]:.2f} of {term["start"]:.2f})' for name, term in terms.items()
     )
     if any(uniform(history, name) for name in terms):
-        words += "; the teacher's outputs are uniform"
-    return 'not learning', first, words
+        sentence += "; the teacher's outputs are uniform"
+    return 'not learning', first, sentence
 
 
 def learning(terms: Mapping[str, Any], early: bool, step: int, total_steps: int) -> tuple[str, str]:
     """Status and sentence if there is no finding."""
-    below = [loss_words(name, term) for name, term in terms.items() if term['ratio'] <= 1 - MARGIN]
+    below = [loss_text(name, term) for name, term in terms.items() if term['ratio'] <= 1 - MARGIN]
     if early:
-        far = f' So far: {", ".join(loss_words(name, term) for name, term in terms.items())}.' if terms else ''
+        far = f' So far: {", ".join(loss_text(name, term) for name, term in terms.items())}.' if terms else ''
         return 'too early', f'Too early to tell: {step:,} of {total_steps:,} steps.{far}'
     if not terms:
         return 'unknown', 'No term states its value at the start: judge by the probes.'
@@ -146,28 +147,29 @@ def learning(terms: Mapping[str, Any], early: bool, step: int, total_steps: int)
 
 def notes(history: Sequence[Mapping[str, Any]], terms: Mapping[str, Any], gauges: Mapping[str, Any]) -> str:
     """Sentences on things that are worth a look but are no findings."""
-    words = ''
+    sentences = ''
     above = [name for name, term in terms.items() if term['ratio'] > 1 - MARGIN]
     if 0 < len(above) < len(terms):
-        words += f' Still at its start: {" and ".join(above)} loss, which can be so while others fall.'
+        still = 'loss is still at its start value' if len(above) == 1 else 'losses are still at their start values'
+        sentences += f' The {" and ".join(above)} {still}. This is normal while other losses fall.'
     for name, term in terms.items():
         entropy, most = entropies(history, name)
         divergence = term['ratio'] * most - entropy  # cross-entropy less entropy, in nats a target
         if entropy > FLAT * most and divergence < MATCHED * most:
-            words += (
+            sentences += (
                 f' The {name} targets are nearly uniform (entropy {entropy:.2f} of {most:.2f}) and the student equals '
                 'them: a lower teacher_temperature would give it more to learn.'
             )
     for name, gauge in gauges.items():
         if name.startswith('rank/') and gauge['value'] and gauge['value'] < SINKING * gauge['peak']:
-            words += f' Effective rank fell from {gauge["peak"]:.1f} to {gauge["value"]:.1f} ({name[5:]}).'
-    return words
+            sentences += f' Effective rank fell from {gauge["peak"]:.1f} to {gauge["value"]:.1f} ({name[5:]}).'
+    return sentences
 
 
 # The numbers
 
 
-def judged(history: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+def terms_with_start(history: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Terms with a positive start value: the smoothed loss, the start, their ratio now, and the ratios of all lines.
 
     Other terms (KoLeo, a mean log distance) have no value that means "nothing learned".
@@ -241,7 +243,7 @@ def maximum_key(key: str) -> str:
     return key.replace('rank/', 'rank_max/', 1) if key.startswith('rank/') else f'{key}_max'
 
 
-def loss_words(name: str, term: Mapping[str, Any]) -> str:
+def loss_text(name: str, term: Mapping[str, Any]) -> str:
     return f'{name} loss {term["loss"]:.2f} of {term["start"]:.2f} at the start'
 
 

@@ -44,7 +44,7 @@ class Peak(NamedTuple):
     """The peak FLOP/s that MFU is relative to."""
 
     flops: float | None  # FLOP/s of all devices of the run together; None: unknown, so there is no MFU
-    words: str  # a description of the number
+    description: str  # what the number is, for messages
 
 
 def peak_flops(devices: Sequence[jax.Device], dtype: str = 'bfloat16') -> Peak:
@@ -185,24 +185,24 @@ class Writer:
             self._peak_exceeded = True
             self.say(
                 f'MFU is unknown from here on: the run computes {flops_per_s / 1e9:.4g} GFLOP/s, more than the peak '
-                f'({self.peak.words}). A peak is too low if other programs were busy while it was measured.'
+                f'({self.peak.description}). A peak is too low if other programs were busy while it was measured.'
             )
         return None if self._peak_exceeded else flops_per_s / self.peak.flops
 
     def _show(self, line: Mapping[str, Any], images_per_step: int) -> None:
-        words = []
+        fields = []
         if 'loss' in line:
-            words += ['loss not finite' if line['loss'] is None else f'loss {line["loss"]:.4g}']
+            fields += ['loss not finite' if line['loss'] is None else f'loss {line["loss"]:.4g}']
         if line.get('images_per_s'):
-            words += [f'{line["images_per_s"]:.4g} images/s']
+            fields += [f'{line["images_per_s"]:.4g} images/s']
         if line.get('mfu'):
-            words += [f'MFU {100 * line["mfu"]:.1f} %']
+            fields += [f'MFU {100 * line["mfu"]:.1f} %']
         if not self._bar.disable:
-            return self._bar.set_postfix_str(', '.join(words))
+            return self._bar.set_postfix_str(', '.join(fields))
         if line.get('images_per_s'):
             left = (self.total_steps - self._step) * images_per_step / line['images_per_s']
-            words += [f'{duration(left)} left']
-        print(f'step {self._step}/{self.total_steps}: ' + ', '.join(words), file=sys.stderr, flush=True)
+            fields += [f'{duration(left)} left']
+        print(f'step {self._step}/{self.total_steps}: ' + ', '.join(fields), file=sys.stderr, flush=True)
 
 
 def means(steps: Sequence[Mapping[str, Any]]) -> dict[str, float]:

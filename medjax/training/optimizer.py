@@ -12,7 +12,8 @@ parameter, for example 'towers/image/blocks/mlp/fc1/kernel':
 
 Biases, norms and LayerScale have no weight decay unless `optim.no_decay` says otherwise.
 If several rules match a parameter, their lr_scale and wd_scale multiply: the patch embedding of DINOv2 has
-layerwise .9 of the whole tower times lr_scale .2 of its own rule. For frozen_until and clip_group the last one decides.
+layerwise .9 of the whole tower times lr_scale .2 of its own rule. For frozen_until and clip_group the last
+matching rule decides.
 """
 
 from __future__ import annotations
@@ -144,8 +145,10 @@ def clip_by_group(grads: Tree, table: Tree, bound: float | None) -> tuple[Tree, 
 
 
 def parameter_groups(params: Tree, rules: Sequence[Mapping[str, Any]] = (), no_decay: Sequence[str] = NO_DECAY) -> Tree:
-    """A tree like `params` with the Group of every parameter. A rule that matches nothing is a UserError; a pattern of
-    `no_decay` may match nothing."""
+    """A tree like `params` with the Group of every parameter.
+
+    A rule that matches nothing is a UserError. A pattern of `no_decay` may match nothing.
+    """
     flat, structure = jax.tree_util.tree_flatten_with_path(params)
     shapes = {'/'.join(str(k.key) for k in path): leaf.shape for path, leaf in flat}
     table = {
@@ -195,8 +198,11 @@ def _for_rows(factor: float, rows: re.Match[str] | None, shape: tuple[int, ...])
 
 
 def _layer_scale(path: str, base: float, shapes: dict[str, tuple[int, ...]]) -> Any:
-    """base ** (depth + 1 - layer). Layer 0 is everything before the blocks, block i is layer i + 1, and the norm and
-    pool after the blocks are layer depth + 1."""
+    """The factor of layer-wise decay: base ** (depth + 1 - layer).
+
+    Layer 0 is everything before the blocks, block i is layer i + 1, and the norm and pool after the blocks are layer
+    depth + 1.
+    """
     tower = '/'.join(path.split('/')[:2])
     depth = next((shape[0] for p, shape in shapes.items() if p.startswith(f'{tower}/blocks/')), 0)
     inner = path[len(tower) + 1 :]

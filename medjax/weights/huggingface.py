@@ -17,7 +17,7 @@ from medjax.weights import export
 from medjax.weights.fit import Params, State, from_torch
 
 
-class Line(NamedTuple):
+class Conversion(NamedTuple):
     """The torch arrays of one parameter of ours."""
 
     names: tuple[str, ...]  # joined along their first axis; {} is the number of a layer, and ours stacks the layers
@@ -25,7 +25,7 @@ class Line(NamedTuple):
     first: int = 0  # the number of the first layer in the stack
 
 
-Table = dict[str, Line]  # by the path of our parameter
+Table = dict[str, Conversion]  # by the path of our parameter
 
 
 class Module(NamedTuple):
@@ -42,34 +42,37 @@ class Module(NamedTuple):
 
 def linear(path: str, name: str) -> Table:
     return {
-        f'{path}/kernel': Line((f'{name}.weight',), 'o i -> i o'),
-        f'{path}/bias': Line((f'{name}.bias',), 'o -> o'),
+        f'{path}/kernel': Conversion((f'{name}.weight',), 'o i -> i o'),
+        f'{path}/bias': Conversion((f'{name}.bias',), 'o -> o'),
     }
 
 
 def norm(path: str, name: str) -> Table:
-    return {f'{path}/scale': Line((f'{name}.weight',), 'd -> d'), f'{path}/bias': Line((f'{name}.bias',), 'd -> d')}
+    return {
+        f'{path}/scale': Conversion((f'{name}.weight',), 'd -> d'),
+        f'{path}/bias': Conversion((f'{name}.bias',), 'd -> d'),
+    }
 
 
 def attention(path: str, name: str, query_key_value: tuple[str, str, str], out: str) -> Table:
     names = [f'{name}.{projection}' for projection in query_key_value]
     return {
-        f'{path}/qkv/kernel': Line(tuple(f'{n}.weight' for n in names), '(c h k) d -> d c h k'),
-        f'{path}/qkv/bias': Line(tuple(f'{n}.bias' for n in names), '(c h k) -> c h k'),
-        f'{path}/out/kernel': Line((f'{out}.weight',), 'd (h k) -> h k d'),
-        f'{path}/out/bias': Line((f'{out}.bias',), 'd -> d'),
+        f'{path}/qkv/kernel': Conversion(tuple(f'{n}.weight' for n in names), '(c h k) d -> d c h k'),
+        f'{path}/qkv/bias': Conversion(tuple(f'{n}.bias' for n in names), '(c h k) -> c h k'),
+        f'{path}/out/kernel': Conversion((f'{out}.weight',), 'd (h k) -> h k d'),
+        f'{path}/out/bias': Conversion((f'{out}.bias',), 'd -> d'),
     }
 
 
 def patch_embedding(name: str) -> Table:
     return {
-        'patch_embed/kernel': Line((f'{name}.weight',), 'd c p q -> p q c d'),
-        'patch_embed/bias': Line((f'{name}.bias',), 'd -> d'),
+        'patch_embed/kernel': Conversion((f'{name}.weight',), 'd c p q -> p q c d'),
+        'patch_embed/bias': Conversion((f'{name}.bias',), 'd -> d'),
     }
 
 
 def array(path: str, name: str, pattern: str) -> Table:
-    return {path: Line((name,), pattern)}
+    return {path: Conversion((name,), pattern)}
 
 
 # BERT. ClinicalBERT, PubMedBERT, CXR-BERT and BiomedBERT differ from it in vocabulary and weights only.
@@ -159,11 +162,11 @@ VIT = (
 def conv_norm(path: str, name: str, first: int = 0) -> Table:
     """A convolution without bias, its batch norm, and the running statistics of the batch norm."""
     return {
-        f'{path}/kernel': Line((f'{name}.convolution.weight',), 'o i p q -> p q i o', first),
-        f'{path}/norm/scale': Line((f'{name}.normalization.weight',), 'c -> c', first),
-        f'{path}/norm/bias': Line((f'{name}.normalization.bias',), 'c -> c', first),
-        f'stats/{path}/norm/mean': Line((f'{name}.normalization.running_mean',), 'c -> c', first),
-        f'stats/{path}/norm/variance': Line((f'{name}.normalization.running_var',), 'c -> c', first),
+        f'{path}/kernel': Conversion((f'{name}.convolution.weight',), 'o i p q -> p q i o', first),
+        f'{path}/norm/scale': Conversion((f'{name}.normalization.weight',), 'c -> c', first),
+        f'{path}/norm/bias': Conversion((f'{name}.normalization.bias',), 'c -> c', first),
+        f'stats/{path}/norm/mean': Conversion((f'{name}.normalization.running_mean',), 'c -> c', first),
+        f'stats/{path}/norm/variance': Conversion((f'{name}.normalization.running_var',), 'c -> c', first),
     }
 
 

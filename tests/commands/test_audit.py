@@ -110,8 +110,8 @@ def test_the_page_shows_the_findings(page_and_json):
     assert ['equal pixels', 'leaky/train', 'leaky/train', '1', '4', '25.0'] in parsed.rows
     assert 'pixels\tleaky/train\tleaky/test\t1\t1' in parsed.sections['leaks'], 'the table as text'
     # two images each: of a leak and of equal training images; of contradicting labels
-    assert parsed.figures == {'pairs': 4, 'labels': 2}
-    assert 'leaky/train/0' in parsed.sections['pairs'] and '61 years, F' in parsed.sections['pairs']
+    assert parsed.figures == {'matches': 4, 'labels': 2}
+    assert 'leaky/train/0' in parsed.sections['matches'] and '61 years, F' in parsed.sections['matches']
     assert 'nodule: only the right' in parsed.sections['labels']
     assert ['leaky/train', '<b>R&D</b>', '1'] in parsed.rows, 'a conflicting label'
     assert ['leaky/train', '4', '1', '4', '0'] in parsed.rows, 'texts'
@@ -141,7 +141,7 @@ def test_different_keys_are_reported(clean, tmp_path):
         'hashed with different keys' in parsed.sections['unknown']
         and 'hashed with different' in parsed.sections['header']
     )
-    assert 'There is no pair to show' in parsed.sections['pairs'] and parsed.figures == {}
+    assert 'There is no match to show' in parsed.sections['matches'] and parsed.figures == {}
 
 
 def test_many_matches_are_listed_by_number(tmp_path):
@@ -149,8 +149,8 @@ def test_many_matches_are_listed_by_number(tmp_path):
     data = build(tmp_path, 'twice', [*range(n)] * 2, ['train'] * n + ['test'] * n)
     assert cli.main(['audit', data, '--out', str(tmp_path / 'page.html')]) == 1
     parsed = Page((tmp_path / 'page.html').read_text())
-    assert parsed.figures['pairs'] == 2 * page.SHOWN
-    assert f'{n - 1} – {n - 1}' in parsed.sections['pairs'] and '6 more by number' in parsed.sections['pairs']
+    assert parsed.figures['matches'] == 2 * page.SHOWN
+    assert f'{n - 1} – {n - 1}' in parsed.sections['matches'] and '6 more by number' in parsed.sections['matches']
 
 
 def test_the_number_of_pictures_is_limited():

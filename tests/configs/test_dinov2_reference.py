@@ -36,8 +36,8 @@ KINDS = {
 def files() -> list[Path]:
     if not FOLDER:
         return []
-    found = sorted(p for p in Path(FOLDER).iterdir() if p.suffix.lower() != '.md' and not p.name.startswith('.'))
-    return found or [Path(FOLDER) / 'no file at all']
+    arrays = sorted(p for p in Path(FOLDER).iterdir() if p.suffix.lower() != '.md' and not p.name.startswith('.'))
+    return arrays or [Path(FOLDER) / 'no file at all']
 
 
 @pytest.mark.skipif(not FOLDER, reason='MEDJAX_DINOV2_REFERENCE names no folder of reference arrays')

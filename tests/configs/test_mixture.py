@@ -81,8 +81,8 @@ def test_what_each_kind_of_row_gives_to_each_term(datasets):
 
     def losses(params, batch):
         views, masks = views_of(batch, key, step)
-        (found, *_), _ = objective.features(params, aux, views, masks, key, step)
-        metrics = objective.loss(params, aux, found, views, masks, key, step)[1][0]
+        computed, _ = objective.features(params, aux, views, masks, key, step)
+        metrics = objective.loss(params, aux, computed, views, masks, key, step)[1][0]
         return {name: metrics[f'term/{name}/loss'] for name in ('pair_softmax', *DINO)}
 
     run = jax.jit(jax.jacrev(losses))

@@ -26,7 +26,7 @@ def frontals() -> list[phantom.Image]:
 # Line integrals
 
 
-def _everything() -> list[projection.Piece]:
+def _everything() -> list[projection.SolidPiece]:
     """Scenes with every kind of piece: an effusion below a pneumothorax, and an effusion alone."""
     rng = np.random.default_rng(3)
     body = anatomy.draw_body(rng)._replace(sex='F')
@@ -55,7 +55,7 @@ def _holds(solid: projection.Solid, points: np.ndarray) -> np.ndarray:
     return (solid.low <= height) & (height <= solid.high)
 
 
-def _inside(piece: projection.Piece, points: np.ndarray) -> np.ndarray:
+def _inside(piece: projection.SolidPiece, points: np.ndarray) -> np.ndarray:
     held = np.logical_and.reduce([_holds(solid, points) for solid in piece.inside])
     for solid in piece.outside:
         held &= ~_holds(solid, points)
@@ -125,8 +125,8 @@ def test_a_shadow_box_cuts_nothing_off() -> None:
         q = rays @ np.linalg.inv(solid.axes).T
         disc = (q @ p) ** 2 - (q * q).sum(-1) * (p @ p - 1)
         expected = 2 * np.sqrt(np.maximum(disc, 0)) / (q * q).sum(-1) * np.linalg.norm(rays, axis=-1)
-        found, _ = projection.project([projection.Piece(1.0, (solid,))], camera)
-        np.testing.assert_allclose(found, expected, atol=2e-3)
+        lengths, _ = projection.project([projection.SolidPiece(1.0, (solid,))], camera)
+        np.testing.assert_allclose(lengths, expected, atol=2e-3)
 
 
 # The detector
@@ -273,10 +273,10 @@ def test_reports_name_present_and_absent_findings() -> None:
             assert bool(re.search(SAYS[name], impression)) == (name in status.present), (name, impression)
         assert ('no acute findings' in impression) == (not status.present)
         for name in ('nodule', 'consolidation'):
-            if found := status.present.get(name):
+            if finding := status.present.get(name):
                 size, side, zone = re.search(rf'([\d.]+) cm {name} in the (\w+) (\w+) zone', words).groups()
-                assert (side, zone) == (found.side, found.zone)
-                assert abs(float(size) - found.size) <= (0.051 if name == 'nodule' else 0.51)
+                assert (side, zone) == (finding.side, finding.zone)
+                assert abs(float(size) - finding.size) <= (0.051 if name == 'nodule' else 0.51)
 
 
 def test_follow_up_sentences_agree_with_the_states() -> None:
@@ -356,10 +356,10 @@ def test_healthy_patients_have_no_finding_and_others_do_not_change() -> None:
     tiny = phantom.Settings(size=32)
     some = tiny._replace(healthy=0.43)
     before, now = ([phantom.labels(i, s) for i in range(4000)] for s in (tiny, some))
-    normal = [np.mean([not any(found.values()) for found in of]) for of in (before, now)]
+    normal = [np.mean([not any(labels.values()) for labels in of]) for of in (before, now)]
     assert normal[0] == pytest.approx(0.3, abs=0.02) and normal[1] == pytest.approx(0.6, abs=0.03)
     assert all(b == a or not any(b.values()) for a, b in zip(before, now))
-    i = next(i for i, found in enumerate(now) if any(found.values()))
+    i = next(i for i, labels in enumerate(now) if any(labels.values()))
     np.testing.assert_array_equal(phantom.record(i, some).image, phantom.record(i, tiny).image)
     i = next(i for i, (a, b) in enumerate(zip(before, now)) if a != b)
     rendered = phantom.record(i, some)

@@ -17,6 +17,7 @@ from pair_cases import (
     PLACEMENTS,
     ROWS,
     TEACHER_ROWS,
+    Constants,
     D,
     N,
     all_present,
@@ -45,7 +46,7 @@ def test_the_lowest_temperature(positives, placement):
     features, views = make_batch()
     term = build_term(pair_softmax, placement, positives=positives, temperature=0.01)
     result = evaluate(term, placement, features, views)
-    expected = expected_loss(pair_softmax, positives, features, views, scale=100.0, row_weight=0.5)
+    expected = expected_loss(pair_softmax, positives, features, views, constants=Constants(100.0, 0.5))
     assert result.loss == pytest.approx(expected.loss, rel=1e-5)
     close(result.by_features[ROWS][:, 0], expected.by_rows, 1e-4, 'by the rows')
     close(result.by_features[COLUMNS][:, 0], expected.by_columns, 1e-4, 'by the columns')

@@ -176,7 +176,7 @@ class TestNoWolf:
 def test_patch_still_at_its_start_is_a_note():
     got = health.verdict(history(**{'term/patch/loss': LN_K / 2}), 2000)
     assert got['status'] == 'learning'
-    assert 'Still at its start: patch loss' in got['verdict']
+    assert 'The patch loss is still at its start value.' in got['verdict']
 
 
 def test_flat_targets_that_the_student_equals_are_a_note():

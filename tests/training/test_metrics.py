@@ -93,9 +93,9 @@ def test_mfu_over_one_is_unknown_for_the_rest_of_the_run(tmp_path, monkeypatch, 
         writer.step(step, {'loss': jnp.float32(0)}, images=8)
     writer.close()
     assert [line.get('mfu', 'none') for line in lines(tmp_path)] == ['none', 0.4, None, None]
-    said = capfd.readouterr().err
-    assert said.count('MFU is unknown from here on') == 1 and 'CPU, measured' in said
-    assert said.count('MFU') == 2, 'one number before'
+    stderr = capfd.readouterr().err
+    assert stderr.count('MFU is unknown from here on') == 1 and 'CPU, measured' in stderr
+    assert stderr.count('MFU') == 2, 'one number before'
 
 
 def test_the_first_line_of_one_step_states_no_speed(tmp_path):
@@ -174,13 +174,13 @@ class FakeDevice:
 )
 def test_known_peaks(kind, peak):
     assert metrics.peak_flops([FakeDevice(kind)] * 2).flops == 2 * peak
-    assert 'float32' in metrics.peak_flops([FakeDevice(kind)], 'float32').words
+    assert 'float32' in metrics.peak_flops([FakeDevice(kind)], 'float32').description
 
 
 def test_unknown_device_gives_no_mfu(tmp_path):
     peak = metrics.peak_flops([FakeDevice('Banana 3')])
     assert peak.flops is None
-    assert 'Banana 3' in peak.words
+    assert 'Banana 3' in peak.description
     train(tmp_path, 0, 10, flops=1e9, peak=peak)
     assert 'mfu' not in lines(tmp_path)[-1]
 
@@ -189,4 +189,4 @@ def test_cpu_peak_is_measured_and_counts_once():
     one, eight = metrics.peak_flops(jax.devices()[:1]), metrics.peak_flops(jax.devices())
     assert one.flops == eight.flops
     assert 1e9 < one.flops < 1e14
-    assert 'measured' in one.words
+    assert 'measured' in one.description

@@ -143,13 +143,13 @@ def test_poolings_equal_numpy():
     _, view = texts()
     params = build.tower(OUR_TEXT, 1, 'towers.text').init(jax.random.key(0))
     pools = ('cls', 'last', 'mean', 'max')
-    found = {p: build.tower(dict(OUR_TEXT, pool=p), 1, 'x').apply(params, Input(view)) for p in pools}
-    tokens = np.asarray(found['cls']['tokens'])[:, 0]
+    outputs = {p: build.tower(dict(OUR_TEXT, pool=p), 1, 'x').apply(params, Input(view)) for p in pools}
+    tokens = np.asarray(outputs['cls']['tokens'])[:, 0]
     for i, n in enumerate(LENGTHS[:, 0]):
         text = tokens[i, :n]
         by = dict(cls=text[0], last=text[-1], mean=text.mean(0), max=text.max(0))
         for pool, value in by.items():
-            np.testing.assert_allclose(found[pool]['cls'][i, 0], value, atol=1e-6)
+            np.testing.assert_allclose(outputs[pool]['cls'][i, 0], value, atol=1e-6)
 
 
 def test_a_longer_context_is_cut_and_another_vocabulary_refused(tmp_path):
@@ -209,23 +209,23 @@ def test_both_towers_of_a_pair(kind, tmp_path):
     pixels, seen = pictures()
     out = text.apply(weights.read('towers/text', wanted(text)), Input(view))['cls']
     params = weights.read('towers/image', wanted(image))
-    found = jax.jit(lambda p: image.apply(p, Input(seen)))(params)
+    features = jax.jit(lambda p: image.apply(p, Input(seen)))(params)
     theirs = model.vision_model(pixels)
     patches = theirs.last_hidden_state
     if kind == 'clip':
         assert set(weights.modules) == {'towers/image', 'towers/text', 'heads/image', 'heads/text'}
         head = linear.build(WIDTH, 6)
-        found_pixels = head.apply(weights.read('heads/image', wanted(head)), found['cls'])
-        close(found_pixels[:, 0], model.visual_projection(theirs.pooler_output))
+        projected = head.apply(weights.read('heads/image', wanted(head)), features['cls'])
+        close(projected[:, 0], model.visual_projection(theirs.pooler_output))
         patches = model.vision_model.post_layernorm(patches)[:, 1:]  # CLIPModel applies this norm to CLS only
     else:
         head = linear.build(WIDTH, WIDTH, bias=True)
-        close(found['cls'][:, 0], theirs.pooler_output)
+        close(features['cls'][:, 0], theirs.pooler_output)
     words = model.text_model(torch.from_numpy(ids[:, 0]).long()).pooler_output
     if kind == 'clip':
         words = model.text_projection(model.text_model(torch.from_numpy(ids[:, 0]).long()).last_hidden_state[:, -1])
     close(head.apply(weights.read('heads/text', wanted(head)), out)[:, 0], words)
-    close(found['patches'][:, 0], patches)
+    close(features['patches'][:, 0], patches)
 
     half = getattr(transformers, classes[0].replace('Model', 'VisionModel'))(model.config.vision_config)
     half.load_state_dict(model.vision_model.state_dict())  # saved alone, its names have no prefix
@@ -293,5 +293,5 @@ def test_grey_images_for_weights_of_three_channels(tmp_path):
     params = load(saved(model, tmp_path)).read('towers/image', wanted(tower))
     _, view = pictures()
     grey = view._replace(x=view.x[..., :1])
-    expected = model(torch.from_numpy(grey.x[:, 0].repeat(3, -1)).permute(0, 3, 1, 2)).pooler_output[:, :, 0, 0]
+    expected = model(torch.from_numpy(grey.image[:, 0].repeat(3, -1)).permute(0, 3, 1, 2)).pooler_output[:, :, 0, 0]
     close(tower.apply(params, Input(grey))['cls'][:, 0], expected)

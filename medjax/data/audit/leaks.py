@@ -41,6 +41,8 @@ LISTED = 1000  # matches of a finding that are listed; all of them are counted
 
 
 class NamedSplit(NamedTuple):
+    """A split with the name that the audit gives it."""
+
     name: str  # 'nih/test'
     split: Split
 
@@ -106,11 +108,11 @@ def _verdict(result: Mapping[str, Any]) -> list[str]:
 def _sentence(finding: Mapping[str, Any]) -> str:
     """The end of a sentence about a finding: 'have the same pixels as a record of nih/train'."""
     one, several = KIND_SENTENCES[finding['kind']]
-    known = finding['known']
+    train_side = finding['known']  # the key 'known' of audit.json: the split that training knows, or the earlier one
     if finding['kind'] == 'patient':
-        other = f'a patient of {known}'
+        other = f'a patient of {train_side}'
     else:
-        other = f'another record of {known}' if known == finding['held_out'] else f'a record of {known}'
+        other = f'another record of {train_side}' if train_side == finding['held_out'] else f'a record of {train_side}'
     return (one if finding['records'] == 1 else several).format(other)
 
 
@@ -208,13 +210,13 @@ def _near_matches(splits: Sequence[NamedSplit]) -> tuple[list[Match], list[str]]
     if not searched:
         return [], notes
     images = _Images(splits, searched)
-    found = near_duplicates.candidates(np.concatenate([splits[n].split.column('thumb') for n in searched]))
-    if not found.exhaustive:
+    candidates = near_duplicates.candidates(np.concatenate([splits[n].split.column('thumb') for n in searched]))
+    if not candidates.exhaustive:
         notes.append('with over 100,000 images, the search for near-duplicates is approximate: it may miss some crops')
 
-    similarities = near_duplicates.pixel_similarities(found.first, found.second, images.open)
+    similarities = near_duplicates.pixel_similarities(candidates.first, candidates.second, images.open)
     confirmed = similarities >= near_duplicates.SAME_PICTURE
-    first, second = found.first[confirmed], found.second[confirmed]
+    first, second = candidates.first[confirmed], candidates.second[confirmed]
     cluster = near_duplicates.clusters(first, second, images.starts[-1])
     similarity = dict(zip(zip(first.tolist(), second.tolist()), similarities[confirmed].tolist(), strict=True))
     pixels = np.concatenate([splits[n].split.keys('pixels') for n in searched])
@@ -268,7 +270,7 @@ def _findings(kind: str, splits: Sequence[NamedSplit], matches: Sequence[Match])
     for (a, b), chosen in sorted(by_splits.items()):
         yield dict(
             kind=kind,
-            known=splits[a].name,
+            known=splits[a].name,  # `train_side` everywhere else in the code
             held_out=splits[b].name,
             records=len({match.second_record for match in chosen}),
             of=len(splits[b].split),

@@ -32,7 +32,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from medjax.data.audit import alignment, hash_search
+from medjax.data.audit import hash_search, registration
 
 THUMB_SIDE = 32  # pixels
 FREQUENCIES = 17  # per axis, in the hash: the first 256 of the 17 x 17 coefficients without the mean
@@ -45,14 +45,14 @@ LARGE_SET_RADIUS = 52
 # Bits up to which hashes alone mean one picture, for files that must not hold thumbnails. Images of two patients
 # always differed in more than 40 bits, except for images of equal pixels.
 HASH_ONLY_RADIUS = 30
-# Similarity of thumbnails from which the images are opened and compared. Of 28-pixel images that were coded again as
-# JPEG at quality 50, 98 % lie above it.
+# Two images are opened and compared only if their thumbnails are at least this similar. Of 28-pixel images that were
+# coded again as JPEG at quality 50, 98 % lie above it.
 LIKELY_SAME = 0.98
 # Similarity of pixels from which two pictures are one. Follow-up images of one patient reached 0.98, images of
 # different patients 0.93.
 SAME_PICTURE = 0.985
-# Comparisons of one variant up to which every variant is compared with every picture: those of 100,000 pictures with
-# each other. Larger sets use the cells of `hash_search` and LARGE_SET_RADIUS.
+# Up to this number of comparisons (100,000 pictures with each other), every variant is compared with every picture.
+# Larger sets use the cells of `hash_search` and LARGE_SET_RADIUS.
 EXHAUSTIVE_LIMIT = 10**10
 # Side of the nine crops, relative to the picture. Their hashes are near to those of copies cropped by 3 to 12 %.
 CROP_SIDE = 0.92
@@ -77,7 +77,7 @@ def thumbnail(pixels: np.ndarray) -> np.ndarray:
     The whole picture becomes a square, and its darkest to brightest values become 0 to 255. So size, aspect, depth and
     window have little influence. A flat picture gives zeros.
     """
-    small = alignment.to_square(pixels, THUMB_SIDE)
+    small = registration.to_square(pixels, THUMB_SIDE)
     low, high = small.min(), small.max()
     return np.round((small - low) * (255 / max(high - low, 1e-6))).astype(np.uint8)
 
@@ -112,8 +112,8 @@ def candidates(thumbs: np.ndarray, others: np.ndarray | None = None) -> Matches:
     is LARGE_SET_RADIUS, and crops and negatives are compared only with the 1 % of the pictures in the nearest cells of
     15 low frequencies. It finds fewer crops and marked copies.
 
-    Only the first of several equal thumbnails is searched for. Within one set, the others match it (0 bits, similarity
-    1). Between two sets, the others in `thumbs` have the same matches as the first, and those in `others` are left out.
+    Only the first of several equal thumbnails is searched. Within one set, its copies become matches with 0 bits and
+    similarity 1. Between two sets, copies in `thumbs` get the matches of the first; copies in `others` are left out.
     The search keeps the MAX_HITS nearest of a picture; `clusters` joins what this leaves out. A flat thumbnail has no
     match.
     """
@@ -155,22 +155,25 @@ def pixel_similarity(a: np.ndarray, b: np.ndarray) -> float:
     A negative counts as the same picture, a mirrored picture does not, and a flat picture is similar to nothing (0).
     """
     side = PIXEL_SIDE if max(min(a.shape[:2]), min(b.shape[:2])) >= 48 else PIXEL_SIDE // 2
-    images = np.stack([alignment.to_square(a, side), alignment.to_square(b, side)])
+    images = np.stack([registration.to_square(a, side), registration.to_square(b, side)])
     low, high = images.min((1, 2), keepdims=True), images.max((1, 2), keepdims=True)
     if (high - low < 1e-3).any():
         return 0.0
     images = (images - low) / (high - low)
     placements = np.concatenate([_crops(1.0)[:1], _crops(CROP_SIDE), _crops(0.84)])
     correlations = np.stack([
-        (alignment.band_pass(alignment.warp(whole[None], placements)) * alignment.band_pass(cropped[None])).mean((1, 2))
-        for whole, cropped in ((images[0], images[1]), (images[1], images[0]))
+        (registration.band_pass(warped) * registration.band_pass(cropped[None])).mean((1, 2))
+        for warped, cropped in (
+            (registration.warp(images[:1], placements), images[1]),
+            (registration.warp(images[1:], placements), images[0]),
+        )
     ])  # fmt: skip
     whole, start = np.unravel_index(np.argsort(-abs(correlations), axis=None)[:3], correlations.shape)
     sign = np.sign(correlations[whole, start])[:, None, None]  # -1 for a negative
     image, target = sign * images[whole], images[1 - whole]
-    aligned = alignment.align(image, target, placements[start], steps=10)
-    matched = alignment.match_grey_values(aligned, target)
-    return max(0.0, float(alignment.details_correlation(matched, target).max()))
+    aligned = registration.align(image, target, placements[start], steps=10)
+    matched = registration.match_grey_values(aligned, target)
+    return max(0.0, float(registration.details_correlation(matched, target).max()))
 
 
 def pixel_similarities(first: np.ndarray, second: np.ndarray, image: Callable[[int], np.ndarray]) -> np.ndarray:
@@ -204,7 +207,7 @@ def clusters(first: np.ndarray, second: np.ndarray, n: int) -> np.ndarray:
 
 
 def _crops(size: float) -> np.ndarray:
-    """float32 [9,4]: the placements (see `alignment`) of nine crops of side `size`; the first is the middle one."""
+    """float32 [9,4]: the placements (see `registration`) of nine crops of side `size`; the first is the middle one."""
     shifts = (0.0, size - 1, 1 - size)
     return np.array([(size, down, size, across) for down in shifts for across in shifts], np.float32)
 
@@ -227,8 +230,8 @@ def _basis(variant: int) -> np.ndarray:
     at, waves = (np.arange(THUMB_SIDE) + 0.5) / THUMB_SIDE, np.arange(FREQUENCIES)[:, None]
     cosines = np.cos(np.pi * waves * at) * np.sqrt(np.where(waves > 0, 2, 1) / THUMB_SIDE)
     placement = _PLACEMENTS[variant : variant + 1]
-    down = cosines @ alignment.sampling_matrix(placement[:, :2], THUMB_SIDE)[0]
-    across = cosines @ alignment.sampling_matrix(placement[:, 2:], THUMB_SIDE)[0]
+    down = cosines @ registration.sampling_matrix(placement[:, :2], THUMB_SIDE)[0]
+    across = cosines @ registration.sampling_matrix(placement[:, 2:], THUMB_SIDE)[0]
     basis = np.einsum('ui,vj->ijuv', down, across).reshape(THUMB_SIDE**2, FREQUENCIES**2)[:, 1:257]
     return np.ascontiguousarray(-basis if variant == _NEGATIVE else basis, np.float32)
 
@@ -288,7 +291,7 @@ def _search_variants(pictures: _Pictures, others: _Pictures | None, exhaustive: 
     if others is not None:
         directions.append((others, hashed, None if exhaustive else hash_search.make_cells(lows), -1))
     for variant in range(1, len(_PLACEMENTS)):
-        found = [hits]
+        hits_by_variant = [hits]
         for queries, bank, cells, sign in directions[: 1 if variant == _NEGATIVE else 2]:
             query_bits, query_lows = _describe(queries, variant)
             if cells is None:
@@ -296,8 +299,8 @@ def _search_variants(pictures: _Pictures, others: _Pictures | None, exhaustive: 
             else:
                 first, second, bits = hash_search.search_cells(query_bits, query_lows, bank, cells, radius)
             first, second = (first, second) if sign > 0 else (second, first)
-            found.append(_with_variant(first, second, bits, sign * variant))
-        hits = _merge(found, within)
+            hits_by_variant.append(_with_variant(first, second, bits, sign * variant))
+        hits = _merge(hits_by_variant, within)
     return hits
 
 
@@ -305,12 +308,12 @@ def _with_variant(first: np.ndarray, second: np.ndarray, bits: np.ndarray, varia
     return _Hits(first, second, bits, np.full(len(first), variant, np.int8))
 
 
-def _merge(found: list[_Hits], within: bool) -> _Hits:
+def _merge(hits_by_variant: list[_Hits], within: bool) -> _Hits:
     """Keeps one hit of each two pictures, the variant in which they are nearest.
 
     within: the search is within one set; no picture is matched with itself, and first < second.
     """
-    hits = _Hits(*map(np.concatenate, zip(*found)))
+    hits = _Hits(*map(np.concatenate, zip(*hits_by_variant)))
     if within:
         swapped = hits.first > hits.second
         ends = np.minimum(hits.first, hits.second), np.maximum(hits.first, hits.second)
@@ -336,8 +339,8 @@ def _thumb_similarities(
         whole, cropped = np.where(swapped, b, a), np.where(swapped, a, b)
         start = abs(variant[chosen])
         whole *= np.where(start == _NEGATIVE, -1, 1).astype(np.float32)[:, None, None]
-        aligned = alignment.align(whole, cropped, _PLACEMENTS[start], steps=5)
-        return alignment.details_correlation(aligned, cropped)
+        aligned = registration.align(whole, cropped, _PLACEMENTS[start], steps=5)
+        return registration.details_correlation(aligned, cropped)
 
     batches = [np.arange(start, min(start + 64, len(first))) for start in range(0, len(first), 64)]  # 64 fit the cache
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:

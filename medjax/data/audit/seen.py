@@ -52,7 +52,8 @@ def overlap(seen: str | os.PathLike, split: Split) -> dict[str, float | bool | N
     near: the share whose perceptual hash differs from one of training by at most `near_duplicates.HASH_ONLY_RADIUS`
     bits; None for old files without such hashes.
     comparable: all ids of both sides were hashed with one key. If False, patient and image are None (ids of different
-    keys are never compared). Where only some data sets of the run had the split's key, they are lower bounds.
+    keys are never compared). Where only some data sets of the run had the split's key, patient and image are lower
+    bounds.
     """
     with np.load(seen, allow_pickle=False) as file:
         keys = file['keys'].tolist()

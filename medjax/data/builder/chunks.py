@@ -34,6 +34,8 @@ MAX_CHUNKS = 256  # of one split, because a reader opens each file; larger split
 
 
 class Chunk(NamedTuple):
+    """A chunk of a build: the entries of one split that go into one file of records."""
+
     split: str
     number: int
     entries: tuple[int, ...]

@@ -179,26 +179,26 @@ def find_repeats(split: Split, measure: Measure, threshold: float) -> Repeats:
     """The repeated records in all volumes of a split. UserError where it has no volume."""
     from tqdm import tqdm
 
-    found = volumes(split.keys('study'))
-    if not found:
+    members = volumes(split.keys('study'))
+    if not members:
         raise UserError(f'{split.data.path}: every study of {split.name} has one record: nothing to reduce')
-    sizes = np.array([len(volume) for volume in found])
+    sizes = np.array([len(volume) for volume in members])
     nearest, value = np.full(len(split), -1), np.full(len(split), np.nan)
     with tqdm(total=int(sizes.sum()), desc=f'compare by {measure.name}', unit=' records', disable=None) as bar:
-        for batch in _batches(found):
+        for batch in _batches(members):
             described = measure.describe(split, np.concatenate(batch))
             ends = np.cumsum([len(volume) for volume in batch])[:-1]
             for volume, descriptions in zip(batch, np.split(described, ends)):
                 within, values = repeats_in_volume(descriptions, measure, threshold)
                 nearest[volume], value[volume] = np.where(within < 0, -1, volume[within]), values
                 bar.update(len(volume))
-    return Repeats(nearest, value, np.array([int((nearest[volume] < 0).sum()) for volume in found]), sizes)
+    return Repeats(nearest, value, np.array([int((nearest[volume] < 0).sum()) for volume in members]), sizes)
 
 
-def _batches(found: list[np.ndarray]) -> Iterator[list[np.ndarray]]:
+def _batches(members: list[np.ndarray]) -> Iterator[list[np.ndarray]]:
     """Whole volumes, of at least COMPARE_BATCH records together (the last batch may have fewer)."""
     batch: list[np.ndarray] = []
-    for volume in found:
+    for volume in members:
         batch.append(volume)
         if sum(map(len, batch)) >= COMPARE_BATCH:
             yield batch
@@ -307,7 +307,7 @@ def _copy_chunk(
 def _list_drops(data: DataSet, repeats: Repeats, measure: Measure, limit: str, path: pathlib.Path) -> None:
     """Writes the rows of the old drops.csv and one row for each record that is left out.
 
-    Reports count equal reasons. So the reason is the same for all these records, and their differences stand in
+    Reports count equal reasons. So the reason is the same for all these records, and what differs is written to
     `where`.
     """
     drops = read_drops(data.path / 'drops.csv')

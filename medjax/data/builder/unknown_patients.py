@@ -49,7 +49,7 @@ def _surrogate_patients(source: Source, unknown: list[int]) -> dict[int, str]:
         return {}
     matches = near_duplicates.candidates(np.stack([thumb for thumb in thumbs if thumb is not None]))
     is_unknown = np.isin(readable, unknown)
-    useful = is_unknown[matches.first] | is_unknown[matches.second]  # the audit reports those of two known patients
+    useful = is_unknown[matches.first] | is_unknown[matches.second]  # those of two known patients are left to the audit
     first, second = matches.first[useful], matches.second[useful]
     similarity = near_duplicates.pixel_similarities(
         first, second, lambda n: chunks.pixels_of(source.load(int(readable[n])))
@@ -84,8 +84,8 @@ def _thumbnails(source: Source) -> list[np.ndarray | None]:
 
     numbers = range(len(source.entries))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = pool.map(thumbnail, numbers)
-        return list(tqdm(found, 'looking for near-duplicates', len(numbers), unit=' images', disable=None))
+        thumbs = pool.map(thumbnail, numbers)
+        return list(tqdm(thumbs, 'looking for near-duplicates', len(numbers), unit=' images', disable=None))
 
 
 def _with_surrogates(source: Source, surrogates: Mapping[int, str]) -> Source:

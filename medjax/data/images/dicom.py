@@ -24,7 +24,7 @@ NO_PICTURES = {  # Modality -> the kind of object; some of these have pixel data
     'REG': 'a registration',
     'RWV': 'a map of real-world values',
 }
-OLDEST = 90.0  # years; so few people are older that their age could identify them: it is stored as 90
+OLDEST = 90.0  # years; older people are so few that their age could identify them; they are stored as 90
 IMPOSSIBLE = 120.0  # years; a higher age is an error (releases contain 148 and 411)
 
 

@@ -53,7 +53,7 @@ def pixels(data: bytes, frame: int = 0) -> np.ndarray:
 
 
 def _grey(stored: np.ndarray, file: Any) -> np.ndarray:
-    """Stored grey values as parts of the display range, 0 to 1 before clipping."""
+    """Stored grey values as shares of the display range, before they are clipped to 0 to 1."""
     from pydicom.pixels import apply_modality_lut, apply_voi
 
     values = np.asarray(apply_modality_lut(stored, file), np.float64)

@@ -40,6 +40,8 @@ _PATIENTS, _BODY, _COURSE, _STUDY, _IMAGE, _NOISE, _FLIP, _TUBE, _HEALTHY = rang
 
 
 class Settings(NamedTuple):
+    """The settings of a phantom data set."""
+
     seed: int = 0
     size: int = 256  # pixels, square
     label_noise: float = 0.0  # share of flipped labels, per study; reports and masks stay correct
@@ -204,7 +206,7 @@ def _tube_side(settings: Settings, who: Identity, status: findings.Status) -> st
     return side if chance < 0.05 * settings.shortcut else ''
 
 
-def _project(pieces: list[projection.Piece], pose: detector.Pose, size: int) -> tuple[np.ndarray, np.ndarray]:
+def _project(pieces: list[projection.SolidPiece], pose: detector.Pose, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Line integrals and masks. Small images are rendered at twice the size and averaged, to avoid aliasing of ribs."""
     oversampling = 2 if size <= 160 else 1
     path, lengths = projection.project(pieces, detector.camera(pose, size * oversampling))

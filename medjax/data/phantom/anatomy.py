@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from medjax.data.phantom.findings import NORMAL_HEART, Finding
-from medjax.data.phantom.projection import Ellipsoid, Intersection, Piece, Plate, Solid
+from medjax.data.phantom.projection import Ellipsoid, Intersection, Plate, Solid, SolidPiece
 
 SOFT, LUNG, BONE = 0.20, 0.05, 0.22  # soft tissue; lung with air; what bone adds to soft tissue
 AIR = SOFT - LUNG  # what a lung gains when soft tissue or fluid replaces its air
@@ -79,7 +79,7 @@ def draw_body(rng: np.random.Generator) -> Body:
     )
 
 
-def scene(body: Body, breath: float, arms_up: bool, present: dict[str, Finding], tube: str = '') -> list[Piece]:
+def scene(body: Body, breath: float, arms_up: bool, present: dict[str, Finding], tube: str = '') -> list[SolidPiece]:
     """The pieces of one study.
 
     breath: in [0,1]; a deeper breath lowers the diaphragm.
@@ -98,7 +98,7 @@ def scene(body: Body, breath: float, arms_up: bool, present: dict[str, Finding],
     heart = _heart(body, scale, present['cardiomegaly'].size if 'cardiomegaly' in present else body.heart, breath)
     mediastinum = _ellipsoid([0.2, -3.0, 0.8], [body.middle * scale[0], 17 * scale[1], 4.5 * scale[2]])
     pieces = _soft_tissue(body, scale, arms_up, dome_tops['left']) + _bones(body, scale, arms_up)
-    pieces.append(Piece(0.0, (heart,), name='heart'))  # only for the mask: soft tissue is there already
+    pieces.append(SolidPiece(0.0, (heart,), name='heart'))  # only for the mask: soft tissue is there already
     for side, sign in SIDES.items():
         pieces += _lung_pieces(body, sign, scale, present, dome_tops[side], (heart, domes[side], mediastinum))
     return pieces + (_tube(SIDES[tube], scale) if tube else [])
@@ -125,7 +125,7 @@ def _lung_pieces(
     present: dict[str, Finding],
     dome_top: float,
     solid: tuple[Solid, ...],
-) -> list[Piece]:
+) -> list[SolidPiece]:
     """One lung: its air, hilum and vessels, and the findings on this side."""
     here = {name: finding for name, finding in present.items() if SIDES.get(finding.side) == sign}
     whole = _whole_lung(sign, scale)
@@ -137,53 +137,56 @@ def _lung_pieces(
         hilum=np.array([sign * 3.6, 0.0, 1.2]) * scale,
         shrunk=here['pneumothorax'].size if 'pneumothorax' in here else 0.0,
     )
-    pieces = [Piece(-AIR, (lung.space,), solid, name='lung')]
+    pieces = [SolidPiece(-AIR, (lung.space,), solid, name='lung')]
     hilum_tissue = _ellipsoid(lung.hilum + [0.1 * sign, 0.5, 0], [1.5, 2.4, 1.8])
-    pieces.append(Piece(0.45 * AIR, (lung.space, hilum_tissue), solid))
+    pieces.append(SolidPiece(0.45 * AIR, (lung.space, hilum_tissue), solid))
     if sign == SIDES['left']:
         aorta = _ellipsoid(np.array([2.0, -6.0, 2.5]) * scale, [body.knob] * 3)
-        pieces.append(Piece(AIR, (lung.space, aorta), solid))
+        pieces.append(SolidPiece(AIR, (lung.space, aorta), solid))
     pieces += _vessels(lung, body.vessels[0 if sign < 0 else 1])
     if 'pneumothorax' in here:
         pieces += _pneumothorax(lung, lung.hilum + [0, 5 * scale[1], 0])
     if 'nodule' in here:
         ball = _ellipsoid(_in_lung(whole, here['nodule'].place, sign), [here['nodule'].size / 2] * 3)
-        pieces.append(Piece(NODULE, (lung.space, ball), name='nodule'))  # its part behind the heart counts as well
+        pieces.append(SolidPiece(NODULE, (lung.space, ball), name='nodule'))  # its part behind the heart counts as well
     if 'consolidation' in here:
         finding = here['consolidation']
         centre = _in_lung(whole, finding.place, sign)
         for *offset, radius in finding.blobs:
             ball = _ellipsoid(centre + finding.size * np.array(offset), [finding.size * radius] * 3)
-            pieces.append(Piece(AIR * finding.density, (lung.space, ball), solid, name='consolidation'))
+            pieces.append(SolidPiece(AIR * finding.density, (lung.space, ball), solid, name='consolidation'))
     if 'effusion' in here:
         pieces += _effusion(lung, dome_top + 5.5 * scale[1] - here['effusion'].size, scale)
     return pieces
 
 
-def _vessels(lung: _Lung, vessels: np.ndarray) -> list[Piece]:
+def _vessels(lung: _Lung, vessels: np.ndarray) -> list[SolidPiece]:
     """Each vessel [x, y, z, radius] is two rods, from the hilum to a bend and on to its end."""
     pieces = []
     for *end, radius in vessels:
         tip = lung.hilum + (1 - 1.6 * lung.shrunk) * (_in_lung(lung.whole, end, lung.sign) - lung.hilum)
         root = lung.hilum + [0.4 * lung.sign, 2.2 * (end[1] + 0.35), 1.2 * end[2]]
         bend = root + 0.45 * (tip - root) + [0, 0.8, 0]
-        pieces += [Piece(0.15, (_rod(root, bend, radius, 1.1),)), Piece(0.15, (_rod(bend, tip, 0.65 * radius, 1.1),))]
+        pieces += [
+            SolidPiece(0.15, (_rod(root, bend, radius, 1.1),)),
+            SolidPiece(0.15, (_rod(bend, tip, 0.65 * radius, 1.1),)),
+        ]
     return pieces
 
 
-def _pneumothorax(lung: _Lung, anchor: np.ndarray) -> list[Piece]:
+def _pneumothorax(lung: _Lung, anchor: np.ndarray) -> list[SolidPiece]:
     """Air between the chest wall and a lung that has shrunk towards `anchor`. The pleura is a thin line."""
     scale = 1 - lung.shrunk * np.array([1, 1, 0.2])  # the air lies at the side and above
     shrunk = Ellipsoid(anchor + scale * (lung.whole.centre - anchor), scale[:, None] * lung.whole.axes)
     inner = Ellipsoid(shrunk.centre, shrunk.axes * (1 - 0.1 / np.linalg.norm(shrunk.axes, axis=0)))
     return [
-        Piece(-LUNG, (lung.space,), (*lung.solid, shrunk), name='pneumothorax'),
-        Piece(1.2 * lung.shrunk * LUNG, (lung.space, shrunk), lung.solid),  # the shrunk lung is denser
-        Piece(AIR, (lung.space, shrunk), (inner, *lung.solid)),  # the pleura
+        SolidPiece(-LUNG, (lung.space,), (*lung.solid, shrunk), name='pneumothorax'),
+        SolidPiece(1.2 * lung.shrunk * LUNG, (lung.space, shrunk), lung.solid),  # the shrunk lung is denser
+        SolidPiece(AIR, (lung.space, shrunk), (inner, *lung.solid)),  # the pleura
     ]
 
 
-def _effusion(lung: _Lung, level: float, scale: np.ndarray) -> list[Piece]:
+def _effusion(lung: _Lung, level: float, scale: np.ndarray) -> list[SolidPiece]:
     """Fluid up to the height `level`. The lung floats on it, so the fluid rises along the chest wall.
 
     Below a pneumothorax its surface is flat.
@@ -191,7 +194,7 @@ def _effusion(lung: _Lung, level: float, scale: np.ndarray) -> list[Piece]:
     flat = lung.shrunk > 0
     below = Plate(np.array([0.0, 1.0, 0.0]), level - (1.5 if flat else 4.5), np.inf)
     floating = _ellipsoid([0.93 * lung.whole.centre[0], level - 14, 0], [6.9 * scale[0], 14, 9.6 * scale[2]])
-    return [Piece(AIR, (lung.space, below), lung.solid if flat else (floating, *lung.solid), name='effusion')]
+    return [SolidPiece(AIR, (lung.space, below), lung.solid if flat else (floating, *lung.solid), name='effusion')]
 
 
 def _whole_lung(sign: float, scale: np.ndarray) -> Ellipsoid:
@@ -220,24 +223,24 @@ def _heart(body: Body, scale: np.ndarray, ratio: float, breath: float) -> Ellips
     return Ellipsoid(centre, axes)
 
 
-def _soft_tissue(body: Body, scale: np.ndarray, arms_up: bool, dome_top: float) -> list[Piece]:
+def _soft_tissue(body: Body, scale: np.ndarray, arms_up: bool, dome_top: float) -> list[SolidPiece]:
     """Trunk, neck, shoulders and breasts, with the air of the windpipe and the gas of the stomach."""
     trunk = _ellipsoid([0, 13, 0.5], [14.6 * scale[0] + body.fat, 42, 11.6 * scale[2] + body.fat])
     neck = _ellipsoid([0, -20 * scale[1], 1.0], [5.5 * scale[0], 12, 5.5])
-    pieces = [Piece(SOFT, (trunk,)), Piece(SOFT, (neck,), (trunk,))]
+    pieces = [SolidPiece(SOFT, (trunk,)), SolidPiece(SOFT, (neck,), (trunk,))]
     for sign in SIDES.values():
         shoulder = [sign * (11.0 if arms_up else 14.0) * scale[0], (-21 if arms_up else -8.0) * scale[1], 1.0]
-        pieces.append(Piece(SOFT, (_ellipsoid(shoulder, [6.5, 7.5, 5.0] * scale),), (trunk, neck)))
+        pieces.append(SolidPiece(SOFT, (_ellipsoid(shoulder, [6.5, 7.5, 5.0] * scale),), (trunk, neck)))
         if body.sex == 'F':
             centre = [sign * 7.4 * scale[0], 6.0 * scale[1], -10.5 * scale[2]]
             breast = _ellipsoid(centre, [5.4, 5.8, 2.2 + 0.6 * body.fat])
-            pieces.append(Piece(0.9 * SOFT, (breast,), (trunk,)))
+            pieces.append(SolidPiece(0.9 * SOFT, (breast,), (trunk,)))
     windpipe = _rod(np.array([0, -19, 0.5]) * scale, np.array([0.3, -3.2, 1.8]) * scale, 0.85, 1.0)
     gas = _ellipsoid([5.2 * scale[0], dome_top + 2.0 + body.gas[1], -1.5], body.gas)
-    return [*pieces, Piece(-SOFT, (windpipe,)), Piece(-0.8 * SOFT, (gas,))]
+    return [*pieces, SolidPiece(-SOFT, (windpipe,)), SolidPiece(-0.8 * SOFT, (gas,))]
 
 
-def _bones(body: Body, scale: np.ndarray, arms_up: bool) -> list[Piece]:
+def _bones(body: Body, scale: np.ndarray, arms_up: bool) -> list[SolidPiece]:
     bone = BONE * body.bone
     pieces = _spine(body, scale)
     cage = Ellipsoid(np.array([0, 8.0, 0]) * scale, np.diag([14.3, 21.6, 11.7] * scale))
@@ -248,23 +251,23 @@ def _bones(body: Body, scale: np.ndarray, arms_up: bool) -> list[Piece]:
         behind_front = Plate(np.array([0, 0, 1.0]), front, np.inf)
         half = Intersection((cage, beside_spine, behind_front))
         for k in range(10):
-            pieces.append(Piece(bone * 0.9, (half, _rib(k, sign, body, scale, front, back)), (inside,)))
+            pieces.append(SolidPiece(bone * 0.9, (half, _rib(k, sign, body, scale, front, back)), (inside,)))
         x, slope = sign * 2.0, body.clavicle + (0.5 if arms_up else 0)
         clavicle = np.array(
             [[x, -10.6, -6.0], [x + sign * 5.5, -11.2 - 3 * slope, -5.0], [x + sign * 11, -12 - 5 * slope, -1.0]]
         )
         clavicle = clavicle * scale
-        pieces += [Piece(bone, (_rod(clavicle[i], clavicle[i + 1], 0.62, 1.15),)) for i in range(2)]
+        pieces += [SolidPiece(bone, (_rod(clavicle[i], clavicle[i + 1], 0.62, 1.15),)) for i in range(2)]
         centre = [sign * (12.2 if arms_up else 11.0) * scale[0], -4.5 * scale[1], 10.6 * scale[2]]
         shoulder_blade = _rotated(_ellipsoid(centre, [3.2, 7.0, 0.35]), sign * 0.25)
-        pieces.append(Piece(0.8 * bone, (shoulder_blade,)))
+        pieces.append(SolidPiece(0.8 * bone, (shoulder_blade,)))
         upper_arm = np.array([sign * 16.5, -18.0 if arms_up else -9.5, 1.0]) * scale
-        pieces.append(Piece(0.7 * bone, (_ellipsoid(upper_arm, [2.4, 2.9, 2.4]),)))
+        pieces.append(SolidPiece(0.7 * bone, (_ellipsoid(upper_arm, [2.4, 2.9, 2.4]),)))
     breastbone = _rod(np.array([0, -8.5, -9.4]) * scale, np.array([0, 7.5, -11.6]) * scale, 0.9, 1.1)
-    return [*pieces, Piece(0.6 * bone, (breastbone,))]
+    return [*pieces, SolidPiece(0.6 * bone, (breastbone,))]
 
 
-def _spine(body: Body, scale: np.ndarray) -> list[Piece]:
+def _spine(body: Body, scale: np.ndarray) -> list[SolidPiece]:
     """15 vertebrae: each has a body, one process to the back, and one across to both sides."""
     bone = BONE * body.bone
     pieces = []
@@ -273,9 +276,9 @@ def _spine(body: Body, scale: np.ndarray) -> list[Piece]:
         bend = np.cos(y / 15)
         centre = np.array([body.curve * bend, y, 7.2 * scale[2] + body.kyphosis * (bend - 0.6)])
         size = (0.85 + 0.02 * k) * scale
-        pieces.append(Piece(0.75 * bone, (_ellipsoid(centre, [1.9, 1.25, 1.6] * size),)))
-        pieces.append(Piece(0.5 * bone, (_ellipsoid(centre + [0, 0.5, 2.6], [0.45, 1.0, 1.3] * size),)))
-        pieces.append(Piece(0.7 * bone, (_ellipsoid(centre + [0, -0.2, 1.3], [3.0, 0.45, 0.5] * size),)))
+        pieces.append(SolidPiece(0.75 * bone, (_ellipsoid(centre, [1.9, 1.25, 1.6] * size),)))
+        pieces.append(SolidPiece(0.5 * bone, (_ellipsoid(centre + [0, 0.5, 2.6], [0.45, 1.0, 1.3] * size),)))
+        pieces.append(SolidPiece(0.7 * bone, (_ellipsoid(centre + [0, -0.2, 1.3], [3.0, 0.45, 0.5] * size),)))
     return pieces
 
 
@@ -294,12 +297,12 @@ def _rib(k: int, sign: float, body: Body, scale: np.ndarray, front: float, back:
     return Plate(normal, low, high, np.array(hull))
 
 
-def _tube(sign: float, scale: np.ndarray) -> list[Piece]:
+def _tube(sign: float, scale: np.ndarray) -> list[SolidPiece]:
     """A chest tube, which drains air: three rods from the side wall up to the apex."""
     lung = _whole_lung(sign, scale)
     points = [np.array([sign * 15.5, 7.0, 1.0]) * scale]
     points += [_in_lung(lung, place, sign) for place in ((0.8, -0.25, 0.2), (0.55, -0.55, 0.25), (0.2, -0.82, 0.2))]
-    return [Piece(0.9, (_rod(points[i], points[i + 1], 0.28, 1.08),), name='tube') for i in range(3)]
+    return [SolidPiece(0.9, (_rod(points[i], points[i + 1], 0.28, 1.08),), name='tube') for i in range(3)]
 
 
 # Shapes

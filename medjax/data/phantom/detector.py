@@ -54,6 +54,8 @@ SPREAD = {
 
 
 class Exposure(NamedTuple):
+    """The exposure of one image: its photons and its grey scale."""
+
     amount: float  # of photons, relative to the site's number
     level: float  # the line integral of middle grey, minus the mean of the middle of the image
     width: float  # range of line integrals from black to white

@@ -24,6 +24,8 @@ NORMAL_HEART = (0.41, 0.51)  # the same ratio without cardiomegaly
 
 
 class Finding(NamedTuple):
+    """One finding of a phantom patient: its place and its size."""
+
     side: str  # 'right' | 'left' of the patient; '' for the heart
     zone: str  # 'upper' | 'mid' | 'lower' third of the lung; '' for findings without a zone
     size: float  # in the unit of SIZES

@@ -52,7 +52,9 @@ class Intersection(NamedTuple):
 Solid = Ellipsoid | Plate | Intersection
 
 
-class Piece(NamedTuple):
+class SolidPiece(NamedTuple):
+    """A piece of the body: the space inside some solids and outside others, with one density."""
+
     density: float  # 1/cm, added to what is around the piece
     inside: tuple[Solid, ...]
     outside: tuple[Solid, ...] = ()
@@ -69,7 +71,7 @@ class Camera(NamedTuple):
     v: np.ndarray  # float32 [H], tangents of the rows
 
 
-def project(pieces: Sequence[Piece], camera: Camera) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def project(pieces: Sequence[SolidPiece], camera: Camera) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Returns the line integrals P = ∫ mu dl, float32 [H,W], and the lengths of named pieces in cm, name -> [H,W]."""
     shape = (len(camera.v), len(camera.u))
     total = np.zeros(shape, np.float32)
@@ -86,7 +88,7 @@ def project(pieces: Sequence[Piece], camera: Camera) -> tuple[np.ndarray, dict[s
     return total * slant, {name: length * slant for name, length in lengths.items()}
 
 
-def _lengths(piece: Piece, solids: _Solids) -> Iterator[tuple[Box, np.ndarray]]:
+def _lengths(piece: SolidPiece, solids: _Solids) -> Iterator[tuple[Box, np.ndarray]]:
     """Boxes of the image with signed lengths in depth, which add up to the length of the piece."""
     box = solids.common_box(piece.inside)
     if box is None:
@@ -116,7 +118,7 @@ def _lengths(piece: Piece, solids: _Solids) -> Iterator[tuple[Box, np.ndarray]]:
 class _Solids:
     """The boxes and intervals of solids under one camera. Each is computed once, on the solid's own box."""
 
-    def __init__(self, pieces: Sequence[Piece], camera: Camera):
+    def __init__(self, pieces: Sequence[SolidPiece], camera: Camera):
         self.camera = camera
         self.full = (slice(0, len(camera.v)), slice(0, len(camera.u)))
         self.boxes: dict[int, Box | None] = {}
@@ -228,7 +230,7 @@ class _RayQuadratic(NamedTuple):
     b: list[float]  # coefficients of 1, u, v
 
 
-def _ray_quadratics(pieces: Sequence[Piece], camera: Camera) -> dict[int, _RayQuadratic]:
+def _ray_quadratics(pieces: Sequence[SolidPiece], camera: Camera) -> dict[int, _RayQuadratic]:
     """The quadratics of all ellipsoids by their id, computed together in float64."""
     ellipsoids: dict[int, Ellipsoid] = {}
     waiting = [solid for piece in pieces for solid in (*piece.inside, *piece.outside)]

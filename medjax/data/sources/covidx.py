@@ -155,14 +155,14 @@ def _lines(lists: dict[str, pathlib.Path]) -> tuple[list[Line], list[Drop]]:
     lines, dropped = [], []
     for split, path in lists.items():
         for number, text in tables.numbered_lines(path):
-            words, where = text.split(), f'{path.name} line {number}'
-            has_source = len(words) > 3 and words[-2].lower() in CLASSES
-            *patient, file, category = words[:-1] if has_source else words if len(words) > 2 else ['', '', '']
+            cells, where = text.split(), f'{path.name} line {number}'
+            has_source = len(cells) > 3 and cells[-2].lower() in CLASSES
+            *patient, file, category = cells[:-1] if has_source else cells if len(cells) > 2 else ['', '', '']
             category = category.lower()
             if category not in CLASSES or not patient:
                 dropped.append(Drop('', where, 'not: patient, file, class and source'))
                 continue
-            lines.append(Line(where, split, ' '.join(patient), file, category, words[-1].lower() if has_source else ''))
+            lines.append(Line(where, split, ' '.join(patient), file, category, cells[-1].lower() if has_source else ''))
     return lines, dropped
 
 

@@ -34,6 +34,8 @@ class Tokens(NamedTuple):
 
 
 class Tokenizer(NamedTuple):
+    """A loaded tokenizer: its file, its special tokens and its function."""
+
     path: Path
     raw: bytes  # content of the file, for exports: the file may change during a run
     fingerprint: str  # of the file, 16 hex digits

@@ -143,7 +143,7 @@ def text(
 def text_key(pools: Iterable[TextPool]) -> bytes:
     """8 bytes that identify the texts of a record; `pools` has its pool for each text view of a part.
 
-    Two records have equal keys if their pools are equal but for upper and lower case. NO_TEXT: all pools are empty.
+    Two records have equal keys if their pools are equal apart from upper and lower case. NO_TEXT: all pools are empty.
     """
     with_text = [pool for pool in pools if pool.has_text]
     content = json.dumps(with_text, ensure_ascii=False).casefold().encode('utf-8', 'surrogatepass')

@@ -57,15 +57,17 @@ def build(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class DistillCls(Distillation):
+    """The term `distill_cls`: the loss of DINO."""
+
     def loss(self, x: TermInputs) -> TermOutput:
         zt = x.features[self.teacher.name]  # [B,T,d]
         zs = jnp.concatenate([x.features[f.name] for f in self.students], axis=1)  # [B,S,d]
         here_t = x.present(self.teacher).astype(jnp.float32)
         here_s = jnp.concatenate([x.present(f) for f in self.students], axis=1).astype(jnp.float32)
         sizes = [x.features[f.name].shape[1] for f in self.students]
-        pairs = here_s[:, :, None] * here_t[:, None, :] * self.allowed(sizes, zt.shape[1])  # [B,S,T]
-        rows = pairs.sum(0)
-        weight = pairs / jnp.maximum(rows, 1) / jnp.maximum((rows > 0).sum(), 1)
+        counts = here_s[:, :, None] * here_t[:, None, :] * self.allowed(sizes, zt.shape[1])  # [B,S,T]
+        rows = counts.sum(0)
+        weight = counts / jnp.maximum(rows, 1) / jnp.maximum((rows > 0).sum(), 1)
 
         student, teacher, options = self.student_logits(x), self.teacher_logits(x), self.targets
         potential = options.potential(x.state, teacher, zt.reshape(-1, zt.shape[-1]), here_t.reshape(-1), x.step)
@@ -76,7 +78,7 @@ class DistillCls(Distillation):
         )  # fmt: skip
         by_view = jnp.split(sums.loss, np.cumsum(sizes)[:-1])
         metrics = {
-            'rows': jnp.any(pairs > 0, axis=(1, 2)).sum(),
+            'rows': jnp.any(counts > 0, axis=(1, 2)).sum(),
             **gauges(sums, here_t, options.prototypes, here_s.sum()),
             **{f'loss/{f.masked_views}': share.sum() for f, share in zip(self.students, by_view)},
         }

@@ -54,6 +54,8 @@ def build(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class DistillPatch(Distillation):
+    """The term `distill_patch`: the loss of iBOT."""
+
     def loss(self, x: TermInputs) -> TermOutput:
         (s,), t, options = self.students, self.teacher, self.targets
         present = x.present(s) & x.present(t)

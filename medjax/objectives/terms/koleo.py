@@ -9,7 +9,7 @@ every element, as torch's pairwise distance does; without it duplicates give NaN
 own neighbour. The term computes in float32, since in float16 the offsets vanish and duplicates give inf.
 
 The plain formula is `medjax.objectives.formulas.koleo`; this term is its sum over the views where all rows are present
-and within='batch'.
+and within='batch'. The `weight` of the config entry acts in `Objective.loss` (medjax/objectives/compose.py), not here.
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ def build(context: TermContext, of: str, within: str = 'batch') -> Term:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Koleo(Term):
+    """The term `koleo`: the loss of KoLeo."""
+
     of: Feature
     within: str
 

@@ -58,6 +58,8 @@ def build(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PairSigmoid(PairLoss):
+    """The term `pair_sigmoid`: the loss of SigLIP."""
+
     bias: float
 
     def loss(self, x: TermInputs) -> TermOutput:
@@ -110,8 +112,8 @@ class PairSigmoid(PairLoss):
 def _with_bias(sides: Sides, bias: Array, soft: bool, alpha: Array) -> Sides:
     """Appends the bias to the embeddings: (x, bias) . (y, 1) = x . y + bias.
 
-    So the gradient of the bias passes through the embeddings, as a ring needs it. `soft`: a network makes the soft
-    similarity, which then has the bias too. `alpha` becomes a fact of the rows.
+    The ring differentiates by embeddings only, so the bias gets its gradient as one of their numbers. `soft`: True if a
+    network makes the soft similarity; the bias is then added to that too. `alpha` is stored in the facts of the rows.
     """
 
     def longer(side: Side, value: Array) -> Side:

@@ -60,6 +60,8 @@ def build(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PairSoftmax(PairLoss):
+    """The term `pair_softmax`: the loss of CLIP."""
+
     row_weight: float
 
     @property

@@ -20,13 +20,13 @@ HEAD = [
 ]  # fmt: skip
 
 
-def line(number: int, name: str, found: str, **given: str) -> list[str]:
+def line(number: int, name: str, cell: str, **given: str) -> list[str]:
     cells = {
         '': str(number), 'ImageID': name, 'ImageDir': '0', 'StudyDate_DICOM': '20140407', 'StudyID': f'24090{number}',
         'PatientID': f'2746985{number // 2}', 'PatientBirth': '1959.0', 'PatientSex_DICOM': 'M', 'Projection': 'PA',
         'Modality_DICOM': 'CR', 'Manufacturer_DICOM': 'PhilipsMedicalSystems', 'SpatialResolution_DICOM': '0.143',
         'PhotometricInterpretation_DICOM': 'MONOCHROME2', 'ReportID': '4765777', 'Report': 'sin hallazg patolog',
-        'MethodLabel': 'Physician', 'Labels': found, 'Localizations': "['loc basal']",
+        'MethodLabel': 'Physician', 'Labels': cell, 'Localizations': "['loc basal']",
         'LabelsLocalizationsBySentence': "[['normal'], ['normal']]",
     } | given  # fmt: skip
     return [cells.get(column, '') for column in HEAD]
@@ -72,7 +72,7 @@ def test_a_release_becomes_records(folder, tmp_path):
     assert entries['a_1.png'].patient == entries['b_00 - 030 - 080.png'].patient == '27469850'
     assert entries['d.png'].patient is None and entries['a_1.png'].study == '27469850/240900'
 
-    got = {name: list(found.values()) for name, found in labels(source).items()}
+    got = {name: list(codes.values()) for name, codes in labels(source).items()}
     assert got['a_1.png'] == [1, 0, 1, 0, 0] and got['b_00 - 030 - 080.png'] == [0, 1, 0, 0, 0]
     assert got['c.png'] == [-2, -2, -2, 1, -2] and got['d.png'] == [-2, -2, -2, -2, 1]
     assert got['e.png'] == [1, 0, 0, 0, 1]

@@ -60,9 +60,9 @@ def test_several_texts_are_the_first_sections_that_are_there():
 def test_sentences_are_dealt_without_replacement():
     cfg = dict(sections=['findings'], sentences=1, count=5)
     sentences = ['The heart is normal.', 'No effusion.', 'Clear lungs.']
-    found = [tuple(drawn(cfg, seed=seed)) for seed in range(200)]
-    assert all(sorted(each) == sorted(sentences) for each in found)
-    assert len(set(found)) == 6  # every order occurs
+    orders = [tuple(drawn(cfg, seed=seed)) for seed in range(200)]
+    assert all(sorted(each) == sorted(sentences) for each in orders)
+    assert len(set(orders)) == 6  # every order occurs
     firsts = [drawn(cfg | dict(count=1), seed=seed)[0] for seed in range(900)]
     assert all(abs(firsts.count(sentence) - 300) < 75 for sentence in sentences)  # uniform, as ConVIRT draws
     kept = {tuple(drawn(cfg | dict(sentences=2, count=1), seed=seed)) for seed in range(100)}
@@ -72,8 +72,8 @@ def test_sentences_are_dealt_without_replacement():
 
 
 def test_sentences_of_a_section_are_shuffled():
-    found = {drawn(dict(sections=['findings'], shuffle=True), seed=seed)[0] for seed in range(100)}
-    assert len(found) == 6 and {len(text) for text in found} == {len(TEXTS['findings'])}
+    texts = {drawn(dict(sections=['findings'], shuffle=True), seed=seed)[0] for seed in range(100)}
+    assert len(texts) == 6 and {len(text) for text in texts} == {len(TEXTS['findings'])}
     assert drawn(dict(sections=['findings'], shuffle=True), seed=3) == drawn(
         dict(sections=['findings'], shuffle=True), seed=3
     )
@@ -94,9 +94,9 @@ def test_labels_become_sentences_only_where_there_is_no_text():
 
 def test_the_absence_of_findings():
     labels = dict(effusion=1, nodule=0, mass=0)
-    found = {drawn(dict(prompts=PROMPTS, absent=1), {}, labels, seed)[0] for seed in range(80)}
-    assert all(('No nodule.' in text) ^ ('No mass.' in text) and 'Effusion' in text for text in found)
-    assert len(found) == 8  # two captions, two absent findings, two orders
+    texts = {drawn(dict(prompts=PROMPTS, absent=1), {}, labels, seed)[0] for seed in range(80)}
+    assert all(('No nodule.' in text) ^ ('No mass.' in text) and 'Effusion' in text for text in texts)
+    assert len(texts) == 8  # two captions, two absent findings, two orders
     every = drawn(dict(prompts=PROMPTS, absent=9, sentences=1, count=9), {}, labels)
     assert sorted(text.removesuffix(' A.').removesuffix(' B.') for text in every) == [
         'Effusion',

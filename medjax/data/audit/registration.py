@@ -1,4 +1,4 @@
-"""Aligns one picture with another (scale and shift of each axis), matches its grey values, and compares the two.
+"""Registration: aligns one picture with another (scale and shift of each axis), matches their grey values, compares.
 
 Pictures are float32 [m,S,S], m of them at once. A placement [m,4] holds scale and shift downwards, then scale and
 shift across. A coordinate x in [-1,1], from edge to edge of the output, reads the picture at scale * x + shift. For
