@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import jax
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
@@ -19,7 +20,7 @@ from medjax.errors import UserError
 from medjax.objectives.compose import compose
 from medjax.overrides import keywords
 from medjax.plugins import call
-from medjax.training.optimizer import optimizer
+from medjax.training.optimizer import Group, optimizer
 from medjax.views import make
 from medjax.views.photometric import find_set
 
@@ -64,6 +65,31 @@ def test_builders_take_every_shipped_config(path):
     make.build(
         config['views'], config['masks'], config['image'], objective.grids(config['views']), config['rows_per_group']
     )
+
+
+@pytest.mark.parametrize('path', SHIPPED, ids=lambda path: path.stem)
+def test_every_parameter_is_in_the_group_of_version_1(path):
+    """tests/files/parameter_groups.json was written by the code of version 1 (commit 686cab5) from its recipes.
+
+    recipe -> parameter -> [lr_scale, wd_scale, clip_group, frozen_until]; a scale is a list with a number for each
+    block where blocks differ.
+    """
+    config = configs.read(str(path))
+    config.image.channels = config.image.channels or 3
+    config = configs.resolve(config, {})
+    params, _ = jax.eval_shape(compose(config).init, jax.random.key(0))
+    optim = call(optimizer, config['optim'], 'optim', params=params, total_steps=config['total_steps'])
+    flat, _ = jax.tree_util.tree_flatten_with_path(optim.groups, is_leaf=lambda x: isinstance(x, Group))
+    groups = {'/'.join(str(key.key) for key in keys): group for keys, group in flat}
+    expected = json.loads((Path(__file__).parent / 'files' / 'parameter_groups.json').read_text())[path.stem]
+    assert groups.keys() == expected.keys()
+    for name, (lr_scale, wd_scale, clip_group, frozen_until) in expected.items():
+        group = groups[name]
+        assert (group.clip_group, group.frozen_until) == (clip_group, frozen_until), name
+        for found, scale in ((group.lr_scale, lr_scale), (group.wd_scale, wd_scale)):
+            blocks = np.ravel(found)
+            assert len(blocks) == len(scale) if isinstance(scale, list) else len({*blocks.tolist()}) == 1, name
+            np.testing.assert_allclose(blocks, scale, rtol=1e-6, err_msg=name)
 
 
 # Overrides.
