@@ -34,6 +34,7 @@ Builders check the keys of their own sections. Every mistake is a `UserError` th
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import inspect
 import json
@@ -88,7 +89,19 @@ DEFAULTS: dict[str, Any] = dict(
     init_from=None,
 )
 PART: dict[str, Any] = dict(rows=None, canvas=None, sources=dict(main=1.0))
+<<<<<<< HEAD
 LEAST_VARIANCE = 1e-12  # of pixels in units of [0,1]; rounding leaves up to 1e-16 of a constant data set
+=======
+# Sections whose entries are dicts, with what one looks like.
+SECTIONS = dict(
+    views="dict(local=dict(view='crop', …))",
+    masks="{'global~block': dict(mask='blocks', …)}",
+    towers="dict(image=dict(tower='vit', …))",
+    heads="dict(dino=dict(head='dino_head', …))",
+    teachers="dict(teacher=dict(rule='ema', …))",
+    terms="[dict(term='koleo', …)]",
+)
+>>>>>>> w-fix8
 CLOSED = ('image', 'tokenizer', 'export', 'checkpoint', 'log', 'mesh')  # sections with exactly the keys above
 # Keys that do not change what a run computes: where and how often things are read, written and placed.
 NOT_IN_FINGERPRINT = ('data_paths', 'mesh', 'log', 'checkpoint', 'micro_batches')
@@ -122,7 +135,7 @@ def load(spec: str, data: Sequence[str] = (), overrides: Sequence[str] = ()) -> 
 
 def read(spec: str, overrides: Sequence[str] = (), data: Any = None) -> ConfigDict:
     """The config of a file, with its overrides and all defaults. Values that depend on the data are still None."""
-    config = ConfigDict(_call_get_config(spec, data))
+    config = ConfigDict(_unshared(_call_get_config(spec, data)))
     for name in config:
         if name not in REQUIRED and name not in DEFAULTS:
             keys = (*REQUIRED, *DEFAULTS)
@@ -132,9 +145,11 @@ def read(spec: str, overrides: Sequence[str] = (), data: Any = None) -> ConfigDi
             raise UserError(f'{spec}: the key {name!r} is missing')
     for name, default in DEFAULTS.items():
         if name not in config:
-            config[name] = ConfigDict(default) if isinstance(default, dict) else default
+            config[name] = ConfigDict(copy.deepcopy(default)) if isinstance(default, dict) else default
         elif name in CLOSED:
             config[name] = _fill(config[name], default, name)
+    if not isinstance(config.data, ConfigDict):
+        raise UserError(f'data={config.data!r}: must be a dict of parts, such as dict(images=dict(rows=None))')
     for part in config.data:
         config.data[part] = _fill(config.data[part], PART, f'data.{part}')
     for item in overrides:
@@ -142,7 +157,24 @@ def read(spec: str, overrides: Sequence[str] = (), data: Any = None) -> ConfigDi
         if not equals:
             raise UserError(f'--config.{key}: write it with its value, --config.{key}=VALUE')
         override(config, key, text)
+    _check_sections(config)
     return config
+
+
+def _check_sections(config: ConfigDict) -> None:
+    """UserError where a section that names its entries holds something else than dicts, as towers=dict(image='vit')."""
+    for name, example in SECTIONS.items():
+        section, kind = config[name], 'list' if name == 'terms' else 'dict'
+        if not isinstance(section, (list, tuple) if kind == 'list' else ConfigDict):
+            raise UserError(f'{name}={section!r}: must be a {kind}, such as {example}')
+        for key, entry in enumerate(section) if kind == 'list' else section.items():
+            if not isinstance(entry, (ConfigDict, dict)):
+                raise UserError(f'{name}.{key}={entry!r}: must be a dict, as in {name}={example}')
+    for part, cfg in config.data.items():
+        if not isinstance(cfg.sources, ConfigDict):
+            raise UserError(f'data.{part}.sources={cfg.sources!r}: must be a dict of weights, such as dict(main=1.0)')
+    if not isinstance(config.optim, ConfigDict):
+        raise UserError(f'optim={config.optim!r}: must be a dict, such as dict(lr=1e-3)')
 
 
 def _fill(given: Any, default: dict[str, Any], where: str) -> ConfigDict:
@@ -151,7 +183,16 @@ def _fill(given: Any, default: dict[str, Any], where: str) -> ConfigDict:
     for name in given:
         if name not in default:
             raise UserError(f'{where}: unknown key {name!r}{plugins.renamed(name, default) or suggest(name, default)}')
-    return ConfigDict({**default, **given})
+    return ConfigDict({**copy.deepcopy(default), **given})
+
+
+def _unshared(value: Any) -> Any:
+    """A copy in which no dict or list stands twice, so that an override changes one place."""
+    if isinstance(value, ConfigDict):
+        return {name: _unshared(item) for name, item in value.items(preserve_field_references=True)}
+    if isinstance(value, dict):
+        return {name: _unshared(item) for name, item in value.items()}
+    return type(value)(map(_unshared, value)) if type(value) in (list, tuple) else value
 
 
 def _call_get_config(spec: str, data: Any) -> Any:
@@ -319,6 +360,8 @@ def _check_numbers(config: Config) -> None:
         if not (isinstance(start, Mapping) and start.get('path') and isinstance(start['path'], str)):
             form = """--config.init_from='dict(path="x.safetensors")'"""
             raise UserError(f'init_from={start!r}: must be None or a dict with the path of weights, {form}, or a list')
+        if start.get('take') is not None:
+            plugins.text_list(start['take'], 'init_from.take', 'towers/image')
     for name, part in config['data'].items():
         for source, weight in part['sources'].items():
             if not is_number(weight) or not 0 < weight < math.inf:
@@ -336,6 +379,11 @@ def _check_levels(key: str, value: Any, channels: int | None, above: float) -> N
 
 
 def _check_export(config: Config) -> None:
+    for kind in ('towers', 'heads'):
+        plugins.text_list(config['export'][kind], f'export.{kind}', 'image' if kind == 'towers' else 'dino')
+    for name, teacher in config['teachers'].items():
+        if 'of' in teacher:
+            plugins.text_list(teacher['of'], f'teachers.{name}.of', 'towers/image')
     network, teachers = config['export']['network'], config['teachers']
     _check_choice(network, ('student', *teachers), 'export.network')
     if config['export']['encoder'] is not None:

@@ -1,8 +1,11 @@
 """Files and folders that are written whole or not at all.
 
 A file is written under a hidden name beside its place and renamed at the end. So a reader never meets half of a file,
-whenever the writer is killed. The hidden name holds the host and the process that writes; the next write to the same
-place removes what killed processes of this host left behind.
+whenever the writer is killed. The hidden name holds the host and the process that writes. The next write to the same
+place removes what killed processes left behind: those of this host at once, those of other hosts after a day.
+
+A folder that is replaced is set aside under a second hidden name until the new one is in its place. If the writer is
+killed between, the next write to the place puts it back.
 
     with files.whole(path, 'wb') as file:        # any file
         np.savez(file, **arrays)
@@ -11,6 +14,7 @@ place removes what killed processes of this host left behind.
         save_file(arrays, hidden)
     with files.whole_folder(path) as folder:     # a folder: appears under its name when the block ends
         (folder / 'meta.json').write_text(…)
+    files.replace_folder(folder, path)           # a finished folder takes the place of another one
 """
 
 from __future__ import annotations
@@ -20,8 +24,10 @@ import glob
 import itertools
 import json
 import os
+import re
 import shutil
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -29,6 +35,8 @@ from typing import IO, Any
 import numpy as np
 
 SUFFIX = '.part'
+ASIDE = '.old'  # of a folder that is being replaced
+DAY = 24 * 60 * 60  # seconds; nobody writes one file for so long
 _numbers = itertools.count()  # threads of one process may write to one place
 
 
@@ -67,16 +75,25 @@ def whole_folder(path: str | os.PathLike) -> Iterator[Path]:
     hidden.mkdir()
     try:
         yield hidden
-        if path.exists():  # aside first: the old folder is deleted only when the new one is in its place
-            old = _hidden(path)
-            path.rename(old)
-            hidden.rename(path)
-            shutil.rmtree(old)
-        else:
-            hidden.rename(path)
+        replace_folder(hidden, path)
     except BaseException:
         shutil.rmtree(hidden, ignore_errors=True)
         raise
+
+
+def replace_folder(new: str | os.PathLike, path: str | os.PathLike) -> None:
+    """Renames the folder `new` to `path`, and deletes what was there. After an error what was there is still there."""
+    path = Path(path)
+    aside = _hidden(path, ASIDE)
+    if path.exists():
+        path.rename(aside)
+    try:
+        Path(new).rename(path)
+    except BaseException:
+        if aside.exists():
+            aside.rename(path)
+        raise
+    _remove(aside)
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
@@ -95,16 +112,39 @@ def write_npz(path: str | os.PathLike, compressed: bool = False, **arrays: np.nd
 
 
 def sweep(path: Path) -> None:
-    """Removes what killed processes of this host left behind while they wrote `path`."""
-    start = f'.{path.name}.'
-    for left in path.parent.glob(f'{glob.escape(start)}*{SUFFIX}'):
-        host, _, rest = left.name[len(start) : -len(SUFFIX)].rpartition('.')[0].rpartition('.')
-        if host == socket.gethostname() and rest.isdecimal() and not _is_alive(int(rest)):
-            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+    """Removes what killed processes left behind while they wrote `path`, and puts back a folder that they set aside."""
+    for left in sorted(path.parent.glob(f'.{glob.escape(path.name)}.*')):
+        parts = re.fullmatch(r'([^.]+)\.(\d+)\.\d+(\.part|\.old)', left.name[len(path.name) + 2 :])
+        if parts is None or not _is_left(left, parts[1], int(parts[2])):
+            continue
+        if parts[3] == ASIDE and not path.exists():
+            left.rename(path)
+        else:
+            _remove(left)
 
 
-def _hidden(path: Path) -> Path:
-    return path.with_name(f'.{path.name}.{socket.gethostname()}.{os.getpid()}.{next(_numbers)}{SUFFIX}')
+def _is_left(hidden: Path, host: str, process: int) -> bool:
+    """Whether nobody writes this hidden file or folder any more."""
+    if host == _host():
+        return not _is_alive(process)
+    try:
+        about = hidden.stat()
+    except FileNotFoundError:  # it got its name just now
+        return False
+    return max(about.st_mtime, about.st_ctime) < time.time() - DAY  # a rename changes ctime
+
+
+def _remove(path: Path) -> None:
+    folder = path.is_dir() and not path.is_symlink()
+    shutil.rmtree(path, ignore_errors=True) if folder else path.unlink(missing_ok=True)
+
+
+def _hidden(path: Path, suffix: str = SUFFIX) -> Path:
+    return path.with_name(f'.{path.name}.{_host()}.{os.getpid()}.{next(_numbers)}{suffix}')
+
+
+def _host() -> str:
+    return socket.gethostname().replace('.', '-')  # a dot ends the host in a hidden name
 
 
 def _is_alive(process: int) -> bool:

@@ -45,14 +45,21 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def override(config: ConfigDict, key: str, text: str) -> None:
     """Sets `config.<key>` to the value that `text` writes. 'terms.0.weight' enters lists."""
-    *path, last = re.split(r'[.\[\]]+', key.rstrip(']'))
+    *path, last = names = re.split(r'[.\[\]]+', key.rstrip(']'))
     where, place = 'config', config
-    for name in path:
-        place, where = place[_entry(place, name, key, where, {})], f'{where}.{name}'
+    for i, name in enumerate(path):
+        more = keywords(config, tuple(path[:i]))
+        entry = _entry(place, names, i, where, more)
+        if isinstance(place, (ConfigDict, dict)) and entry not in place:
+            raise UserError(_at_default(names, i, more))
+        place, where = place[entry], f'{where}.{name}'
     more = keywords(config, tuple(path))
-    entry = _entry(place, last, key, where, more)
+    entry = _entry(place, names, len(path), where, more)
     now = place[entry] if not isinstance(place, (ConfigDict, dict)) or entry in place else more[last].default
-    value = _typed(None if now is inspect.Parameter.empty else now, _literal(text), text, key)
+    value = _literal(text)
+    free = _may_be_none(tuple(names), now, more.get(last)) if value is None else _other_form(now, value, more.get(last))
+    if not free:
+        value = _typed(now, value, text, key)
     if isinstance(place, tuple):
         raise UserError(f'--config.{key}: write the whole of {where}, for example --{where}={place!r}')
     if isinstance(place, ConfigDict):
@@ -85,6 +92,8 @@ FUNCTIONS: dict[tuple[str, ...], tuple[Callable, tuple[str, ...]]] = {
     ('terms', '*', 'temperature'): (learned_scale, ('where',)),
 }
 EVERY_TERM = dict(name=None, weight=1.0)  # keys of every term, whatever its module takes
+# Keys of no builder that may be None, since the data decide them or since nothing is there.
+OPTIONAL = (('image', '*'), ('tokenizer', '*'), ('data', '*', 'rows'), ('data', '*', 'canvas'), ('init_from',))
 
 
 def keywords(config: ConfigDict, path: tuple[str, ...]) -> dict[str, inspect.Parameter]:
@@ -96,8 +105,9 @@ def keywords(config: ConfigDict, path: tuple[str, ...]) -> dict[str, inspect.Par
         return {}
     for pattern, (key, package, given) in PLUGINS.items():
         if _matches(path, pattern):
-            module, _ = plugins.chosen(section, key, package, '.'.join(path))
-            options = plugins.options_of(getattr(module, 'options', module.build), given)
+            module, _ = plugins.chosen(dict(section), key, package, '.'.join(path))
+            options = getattr(module, 'options', None)  # a function that takes what `build` does not name
+            options = plugins.options_of(options if callable(options) else module.build, given)
             return options | (_parameters(EVERY_TERM) if key == 'term' else {})
     if section.get('rule') in RULES:  # a schedule, wherever it stands
         return plugins.options_of(RULES[section['rule']])
@@ -115,23 +125,91 @@ def _parameters(defaults: Mapping[str, Any]) -> dict[str, inspect.Parameter]:
     return {name: inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=v) for name, v in defaults.items()}
 
 
-def _entry(place: Any, name: str, key: str, where: str, more: Mapping[str, Any]) -> Any:
-    """`name` as a key of the dict, or as an index of the list, `place`."""
+def _entry(place: Any, names: Sequence[str], i: int, where: str, more: Mapping[str, Any]) -> Any:
+    """Name number `i` of an override as a key of the dict, or as an index of the list, `place`."""
+    name, key = names[i], '.'.join(names)
     if isinstance(place, (ConfigDict, dict)):
         if name not in place and name not in more:
             keys = list(dict.fromkeys([*place, *more]))
             hint = plugins.renamed(name, keys) or suggest(name, keys)
             raise UserError(f'--config.{key}: {where} has no key {name!r}{hint}')
         return name
-    if not isinstance(place, (list, tuple)):
-        whole = where.removeprefix('config.')
-        raise UserError(
-            f'--config.{key}: {where} is {place!r} and has no keys; write the whole of it, for example '
-            f'--config.{whole}="dict({name}=…)"'
-        )
+    if not isinstance(place, (list, tuple)) or not place:
+        empty = 'is an empty list' if isinstance(place, (list, tuple)) else f'is {place!r} and has no keys'
+        raise UserError(f'--config.{key}: {where} {empty}; write the whole of it: {_whole(names, i, place)}')
     if not name.isdecimal() or int(name) >= len(place):
         raise UserError(f'--config.{key}: {where} is a list of {len(place)}; its entries are 0 to {len(place) - 1}')
     return int(name)
+
+
+def _at_default(names: Sequence[str], i: int, more: Mapping[str, inspect.Parameter]) -> str:
+    """The sentence where an override enters name number `i`, which the file leaves at its default."""
+    where, default = '.'.join(names[: i + 1]), more[names[i]].default
+    state = 'is not given' if default is inspect.Parameter.empty else f'is at its default {default!r}'
+    whole = _whole(names, i + 1, default)
+    return f'--config.{".".join(names)}: {where} {state}; write the whole of it: {whole}'
+
+
+def _whole(names: Sequence[str], i: int, now: Any) -> str:
+    """The override that writes the first `i` names as a whole: --config.optim.groups="[dict(match=…, lr_scale=…)]"."""
+
+    def written(path: tuple[str, ...], rest: Sequence[str]) -> str:
+        if not rest:
+            return '…'
+        inner = written((*path, rest[0]), rest[1:])
+        if rest[0].isdecimal():
+            return f'[{inner}]'
+        keys = {**_needed(path, rest[0], now), rest[0]: inner}
+        return f'dict({", ".join(f"{name}={value}" for name, value in keys.items())})'
+
+    return f'--config.{".".join(names[:i])}="{written(tuple(names[:i]), names[i:])}"'
+
+
+def _needed(path: tuple[str, ...], name: str, now: Any) -> dict[str, str]:
+    """The keys that a new section needs besides `name`: its plug-in, the rule of a schedule, required keywords."""
+    for pattern, (key, _, _) in PLUGINS.items():
+        if _matches(path, pattern):
+            return {key: repr(now) if isinstance(now, str) else '…'}
+    for pattern, (function, given) in FUNCTIONS.items():
+        options = plugins.options_of(function, given)
+        if _matches(path, pattern) and name in options:
+            return {other: '…' for other, p in options.items() if p.default is p.empty}
+    rules = [rule for rule, function in RULES.items() if name in plugins.options_of(function)]
+    return {'rule': repr(rules[0]), 'start': '…', 'end': '…'} if rules else {}
+
+
+def _may_be_none(names: tuple[str, ...], now: Any, parameter: inspect.Parameter | None) -> bool:
+    """Whether None fits: it is the value or the default, or the builder's annotation names it."""
+    if now is None or any(_matches(names, pattern) for pattern in OPTIONAL):
+        return True
+    return parameter is not None and (
+        parameter.default is None or bool(_alternatives(parameter) & {'None', 'Optional'})
+    )
+
+
+# Forms of a value, with the names that annotations give them.
+FORMS: tuple[tuple[tuple[type, ...], set[str]], ...] = (
+    ((str,), {'str'}),
+    ((dict, ConfigDict), {'dict', 'Mapping'}),
+    ((list, tuple), {'list', 'tuple', 'Sequence'}),
+)
+
+
+def _other_form(now: Any, new: Any, parameter: inspect.Parameter | None) -> bool:
+    """Whether `new` is a text, dict or list in the place of another of these, as the builder's annotation allows."""
+    if parameter is None or (isinstance(now, (dict, ConfigDict)) and 'rule' in now):
+        return False
+    forms = [next((form for form in FORMS if isinstance(value, form[0])), None) for value in (now, new)]
+    return None not in forms and forms[0] != forms[1] and bool(_alternatives(parameter) & {*forms[1][1], 'Any'})
+
+
+def _alternatives(parameter: inspect.Parameter) -> set[str]:
+    """The names in an annotation: {'str', 'Mapping', 'None'} of 'str | Mapping[str, Any] | None'."""
+    note = parameter.annotation
+    note = note if isinstance(note, str) else getattr(note, '__name__', repr(note))
+    while note != (inner := re.sub(r'\[[^][]*\]', '', note)):
+        note = inner
+    return {piece.strip().rpartition('.')[2] for piece in note.split('|')}
 
 
 def _literal(text: str) -> Any:
@@ -162,8 +240,10 @@ def _typed(old: Any, new: Any, text: str, key: str) -> Any:
     def is_rule(x: Any) -> bool:
         return isinstance(x, (ConfigDict, dict)) and 'rule' in x
 
-    if old is None or new is None:
+    if old is None or (old is inspect.Parameter.empty and new is not None):
         return new
+    if old is inspect.Parameter.empty:
+        raise UserError(f'--config.{key}: {text!r} does not fit, this key needs a value')
     if isinstance(old, bool):
         fits, form = isinstance(new, bool), 'true or false'
     elif isinstance(old, int):

@@ -66,6 +66,9 @@ def make(cfg: Mapping[str, Any], key: str, package: str, where: str, /, **extra:
 
 def chosen(cfg: Mapping[str, Any], key: str, package: str, where: str) -> tuple[ModuleType, dict[str, Any]]:
     """The module that `cfg[key]` names, and the other keys of the section."""
+    if not isinstance(cfg, Mapping):
+        form = f'dict({key}={cfg!r})' if isinstance(cfg, str) else f'dict({key}=…)'
+        raise UserError(f'{where}={cfg!r}: must be a dict, {form}')
     name = cfg.get(key)
     if not isinstance(name, str):
         raise UserError(f'{where}: the key {key!r} is missing: it names one of {", ".join(names(package))}')
@@ -87,6 +90,13 @@ def call(function: Callable, cfg: Mapping[str, Any], where: str, /, **extra: Any
         if parameter.default is inspect.Parameter.empty and name not in cfg:
             raise UserError(f'{where}: the key {name!r} is missing')
     return function(**cfg, **extra)
+
+
+def text_list(value: Any, where: str, example: str) -> tuple[str, ...]:
+    """A list of texts as a tuple. UserError for anything else, also for one text, whose letters are no items."""
+    if not isinstance(value, (list, tuple)) or not all(isinstance(item, str) for item in value):
+        raise UserError(f'{where}={value!r}: must be a list of texts, such as {[example]}')
+    return tuple(value)
 
 
 def options_of(function: Callable, taken: Any = ()) -> dict[str, inspect.Parameter]:

@@ -11,15 +11,18 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import jax
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from medjax import config as configs
+from medjax import config as configs, plugins
 from medjax.errors import UserError
 from medjax.objectives.compose import compose
+from medjax.overrides import keywords
 from medjax.plugins import call
-from medjax.training.optimizer import optimizer
+from medjax.training.optimizer import Group, optimizer
 from medjax.views import make
+from medjax.views.photometric import find_set
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / 'golden'
@@ -62,6 +65,31 @@ def test_builders_take_every_shipped_config(path):
     make.build(objective.views, config['masks'], config['image'], objective.grids(), config['rows_per_group'])
 
 
+@pytest.mark.parametrize('path', SHIPPED, ids=lambda path: path.stem)
+def test_every_parameter_is_in_the_group_of_version_1(path):
+    """tests/files/parameter_groups.json was written by the code of version 1 (commit 686cab5) from its recipes.
+
+    recipe -> parameter -> [lr_scale, wd_scale, clip_group, frozen_until]; a scale is a list with a number for each
+    block where blocks differ.
+    """
+    config = configs.read(str(path))
+    config.image.channels = config.image.channels or 3
+    config = configs.resolve(config, {})
+    params, _ = jax.eval_shape(compose(config).init, jax.random.key(0))
+    optim = call(optimizer, config['optim'], 'optim', params=params, total_steps=config['total_steps'])
+    flat, _ = jax.tree_util.tree_flatten_with_path(optim.groups, is_leaf=lambda x: isinstance(x, Group))
+    groups = {'/'.join(str(key.key) for key in keys): group for keys, group in flat}
+    expected = json.loads((Path(__file__).parent / 'files' / 'parameter_groups.json').read_text())[path.stem]
+    assert groups.keys() == expected.keys()
+    for name, (lr_scale, wd_scale, clip_group, frozen_until) in expected.items():
+        group = groups[name]
+        assert (group.clip_group, group.frozen_until) == (clip_group, frozen_until), name
+        for found, scale in ((group.lr_scale, lr_scale), (group.wd_scale, wd_scale)):
+            blocks = np.ravel(found)
+            assert len(blocks) == len(scale) if isinstance(scale, list) else len({*blocks.tolist()}) == 1, name
+            np.testing.assert_allclose(blocks, scale, rtol=1e-6, err_msg=name)
+
+
 # Overrides.
 
 
@@ -87,7 +115,7 @@ def test_builders_take_every_shipped_config(path):
         ('init_from={"path": "runs/a"}', ('init_from', 'path'), 'runs/a'),
         ("init_from=[dict(path='a'), dict(path='b')]", ('init_from', 1, 'path'), 'b'),
         ("init_from=dict(path='runs/a')", ('init_from', 'path'), 'runs/a'),
-        ("init_from=dict(path='a', take=[dict(of=dict(x=1))])", ('init_from', 'take', 0, 'of', 'x'), 1),
+        ("init_from=dict(path='a', more=[dict(of=dict(x=1))])", ('init_from', 'more', 0, 'of', 'x'), 1),
         ('image.mean=[.4]', ('image', 'mean', 0), 0.4),
         ('mesh.fsdp=2', ('mesh', 'fsdp'), 2),  # a default that the file does not write
         # keywords of builders that the file leaves at their defaults
@@ -98,6 +126,14 @@ def test_builders_take_every_shipped_config(path):
         ('terms.0.weight=dict(rule="linear",start=0.,end=1.)', ('terms', 0, 'weight', 'end'), 1.0),
         ('optim.schedule.frozen=2', ('optim', 'schedule', 'frozen'), 2),  # a keyword of a schedule
         ('optim.b2=.95', ('optim', 'b2'), 0.95),
+        # None where the value or the default is None, or where the annotation allows it
+        ('image.mean=none', ('image', 'mean'), None),
+        ('data.cxr.canvas=none', ('data', 'cxr', 'canvas'), None),
+        ('views.local.photometric=none', ('views', 'local', 'photometric'), None),
+        ('views.local.boxes=none', ('views', 'local', 'boxes'), None),
+        # a text, dict or list in the place of another of them, as the annotation allows
+        ("views.local.photometric=dict(set='radiograph', gamma=.1)", ('views', 'local', 'photometric', 'gamma'), 0.1),
+        ('terms.0.student=student/image/local/cls>dino', ('terms', 0, 'student'), 'student/image/local/cls>dino'),
     ],
 )
 def test_overrides(text, key, value):
@@ -137,7 +173,43 @@ def test_overrides(text, key, value):
         ('optim.schedule=dict(start=open("x"))', ['--config.optim.schedule', 'a number, a rule']),
         ('optim.lr', ['--config.optim.lr=VALUE']),
         ('total_steps=0', ['total_steps=0', 'at least 1']),
-        ('total_steps=none', ['total_steps=None', 'whole number']),
+        ('total_steps=none', ["--config.total_steps: 'none' does not fit", 'whole number']),
+        # below a keyword that the file leaves at its default
+        (
+            'views.local.photometric.gamma=.1',
+            [
+                "views.local.photometric is at its default 'radiograph'; write the whole",
+                """--config.views.local.photometric="dict(set='radiograph', gamma=…)\"""",
+            ],
+        ),
+        (
+            'optim.groups.0.lr_scale=.1',
+            ['optim.groups is at its default ()', '--config.optim.groups="[dict(match=…, lr_scale=…)]"'],
+        ),
+        (
+            'terms.0.teacher_temperature.end=.1',
+            [
+                'terms.0.teacher_temperature is at its default',
+                """--config.terms.0.teacher_temperature="dict(rule='cosine', start=…, end=…)\"""",
+            ],
+        ),
+        ('towers.image.family.x=1', ['towers.image.family is at its default', '="dict(x=…)"']),
+        ('init_from.take.0=x', ['init_from is None and has no keys', '--config.init_from="dict(path=…, take=[…])"']),
+        # None where it does not fit
+        ('optim.no_decay=none', ['--config.optim.no_decay', 'a list']),
+        ('towers.image.drop_path=none', ['--config.towers.image.drop_path', 'a number']),
+        ('towers.image.registers=none', ['--config.towers.image.registers', 'a whole number']),
+        ('heads.dino.prototypes=none', ['--config.heads.dino.prototypes', 'a whole number']),
+        ('masks.global~block.ratio=none', ['--config.masks.global~block.ratio', 'a list']),
+        ('optim=none', ['--config.optim', 'a dict']),
+        # one text in the place of a list, and a section of the wrong kind
+        ('export.towers=image', ['--config.export.towers', 'a list']),
+        ('teachers.teacher.of=[1]', ['teachers.teacher.of=(1,)', "['towers/image']"]),
+        ('init_from=dict(path="a", take="towers/image")', ["init_from.take='towers/image'", "['towers/image']"]),
+        ('terms=["koleo"]', ["terms.0='koleo'", "dict(term='koleo', …)"]),
+        ('towers=dict(image="vit")', ["towers.image='vit'", "dict(tower='vit', …)"]),
+        ('teachers=dict(teacher=3)', ['teachers.teacher=3', "dict(rule='ema', …)"]),
+        ('data.cxr.sources=main', ['--config.data.cxr.sources', 'a dict']),
         ('seed=-1', ['seed=-1']),
         ('dtype=float16', ["'float16'", "'bfloat16'"]),
         ('image.channels=2', ['image.channels', '1', '3']),
@@ -165,6 +237,81 @@ def test_mistakes_name_the_key_and_what_would_work(text, words):
     assert '\n' not in str(error.value)
     for word in words:
         assert word in str(error.value)
+
+
+REPORTS = str(ROOT / 'configs' / 'phantom_reports.py')
+
+
+@pytest.mark.parametrize(
+    ('text', 'key', 'value'),
+    [
+        ('terms.0.temperature.low=.02', ('temperature', 'low'), 0.02),
+        ('terms.0.temperature.high=100', ('temperature', 'high'), 100.0),
+        ("terms.0.positives=dict(soft='labels')", ('positives', 'soft'), 'labels'),
+        ("terms.0.positives=['identity', 'label']", ('positives', 1), 'label'),
+        ("terms.0.rows=['a']", ('rows',), "['a']"),  # the annotation is str, so this is a text
+    ],
+)
+def test_overrides_of_a_contrastive_term(text, key, value):
+    found = configs.read(REPORTS, [text]).terms[0]
+    for name in key:
+        found = found[name]
+    assert found == value and type(found) is type(value)
+
+
+def test_overrides_enter_positives_and_a_schedule_in_place_of_a_learned_temperature():
+    whole = "terms.0.positives=['identity', dict(soft='labels', alpha=.5)]"
+    (term,) = configs.read(REPORTS, [whole, 'terms.0.positives.1.alpha=.25']).terms
+    assert term['positives'][1]['alpha'] == 0.25
+    (term,) = configs.read(REPORTS, ["terms.0.temperature=dict(rule='linear', start=.1, end=.2)",
+                                     'terms.0.temperature.steps=9']).terms  # fmt: skip
+    assert term['temperature']['steps'] == 9
+    for text, words in (
+        ('terms.0.positives.1.aplha=.25', "no key 'aplha'; did you mean 'alpha'"),
+        ('terms.0.temperature.lwo=.02', "no key 'lwo'; did you mean 'low'"),
+    ):
+        with pytest.raises(UserError, match=words):
+            configs.read(REPORTS, [whole, text])
+
+
+@pytest.mark.parametrize('default', ['list', 'dict'])
+def test_an_override_into_a_default_is_gone_at_the_next_read(default, tmp_path):
+    keys = dict(list=('export.towers.0=x', ['x']), dict=('data.images.sources.main=2.', 2.0))
+    (tmp_path / 'small.py').write_text(
+        'def get_config():\n    return dict(total_steps=1, batch_size=1, views={}, towers={}, terms=[], optim={})\n'
+    )
+    text, value = keys[default]
+    changed, fresh = (configs.read(str(tmp_path / 'small.py'), given) for given in ([text], []))
+    found = lambda c: c.export.towers if default == 'list' else c.data.images.sources.main  # noqa: E731
+    assert found(changed) == value and found(fresh) != value
+
+
+def test_an_override_changes_one_place_of_a_dict_that_a_file_uses_twice(tmp_path):
+    (tmp_path / 'twice.py').write_text(
+        "crop = dict(view='crop', part='images', size=16, area=[0.1, 0.4])\n"
+        'def get_config():\n    views = dict(a=crop, b=crop)\n'
+        '    return dict(total_steps=1, batch_size=1, views=views, towers={}, terms=[], optim={})\n'
+    )
+    config = configs.read(str(tmp_path / 'twice.py'), ['views.a.size=32', 'views.a.area.0=0.2'])
+    assert (config.views.a.size, config.views.b.size) == (32, 16)
+    assert (config.views.a.area, config.views.b.area) == ([0.2, 0.4], [0.1, 0.4])
+
+
+def test_options_that_are_no_function_are_not_asked(tmp_path, monkeypatch):
+    """`options` of a user's module may be anything; only a function describes keywords."""
+    (tmp_path / 'mytower_with_options').mkdir()
+    (tmp_path / 'mytower_with_options' / 'vit.py').write_text('options = {}\ndef build(channels, depth=2): pass\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    module = 'mytower_with_options.vit'
+    config = ConfigDict(dict(towers=dict(image=dict(tower=module))))
+    assert 'depth' in keywords(config, ('towers', 'image'))
+
+
+def test_a_section_of_a_plug_in_is_a_dict():
+    with pytest.raises(UserError, match=r"towers\.image='vit': must be a dict, dict\(tower='vit'\)"):
+        plugins.make('vit', 'tower', 'medjax.models.towers', 'towers.image')
+    with pytest.raises(UserError, match=r'views\.a\.photometric=3: must be a dict, dict\(set=…\)'):
+        find_set(3, 'views.a.photometric')
 
 
 def test_a_suggestion_lists_each_key_once():

@@ -143,16 +143,13 @@ def test_interrupt_by_hand(data, tmp_path):
 @pytest.mark.slow
 def test_two_processes_of_two_devices_are_one_of_four(data, tmp_path):
     """The same losses, and a run saved by two goes on with one."""
-    # Without the gradient of KoLeo, whose rounding grows from step to step (3e-5 of a loss after two steps).
-    steps = ['--config.total_steps=12', '--config.log.every=1', '--config.checkpoint.every=6',
-             '--config.terms.2.weight=0.', '--config.mesh.fsdp=2']  # fmt: skip
+    steps = ['--config.total_steps=12', '--config.log.every=1', '--config.checkpoint.every=6', '--config.mesh.fsdp=2']
     medjax(*train(data, tmp_path / 'one', *steps)[3:], devices=4)
     launch = [str(ROOT / 'launch/local.sh'), '2', '--']
     env = {**environment(), 'MEDJAX_DEVICES_PER_PROCESS': '2'}
     subprocess.run([*launch, *train(data, tmp_path / 'two', *steps)], cwd=ROOT, env=env, check=True, timeout=600)
     for a, b in zip(lines(tmp_path / 'one'), lines(tmp_path / 'two'), strict=True):
         assert a['step'] == b['step'] and a['loss'] == pytest.approx(b['loss'], rel=1e-5), (a['step'], b['step'])
-        assert a['term/koleo/loss'] == pytest.approx(b['term/koleo/loss'], rel=1e-5), a['step']
 
     half = subprocess.Popen([*launch, *train(data, tmp_path / 'moved', *steps)], cwd=ROOT, env=env)
     while not (tmp_path / 'moved/checkpoints/6').exists() and half.poll() is None:
@@ -165,9 +162,10 @@ def test_two_processes_of_two_devices_are_one_of_four(data, tmp_path):
     one_device = [*steps[:-1], '--config.mesh.fsdp=1']
     assert 'resuming from step 6' in medjax(*train(data, tmp_path / 'moved', *one_device)[3:])
     for a, b in zip(lines(tmp_path / 'one')[6:], lines(tmp_path / 'moved')[6:], strict=True):
-        # KoLeo itself is compared above and in tests/parallel; here its rows nearly coincide.
-        for term in ('distill_cls', 'distill_patch'):
-            assert a[f'term/{term}/loss'] == pytest.approx(b[f'term/{term}/loss'], rel=1e-5), (a['step'], term)
+        # KoLeo is the logarithm of distances, here near 1e-3 between the rows of an untrained network. So a difference in
+        # the seventh digit of the rows, from another order of sums, is one in the fourth digit of KoLeo.
+        for term, allowed in (('distill_cls', 1e-5), ('distill_patch', 1e-5), ('koleo', 1e-3)):
+            assert a[f'term/{term}/loss'] == pytest.approx(b[f'term/{term}/loss'], rel=allowed), (a['step'], term)
 
 
 @pytest.mark.slow

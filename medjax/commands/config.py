@@ -4,7 +4,8 @@
     medjax config demo --data data/phantom           # and with the values that depend on the data
     medjax config runs/a runs/b                      # key, value in a, value in b; exit code 1 if they differ
 
-Without --data, values that depend on the data are null.
+Without --data, values that depend on the data are null. Mistakes are those that `medjax train` would find before it
+reads any image.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from typing import Any
 
 from medjax import config as configs, recipes
 from medjax.errors import UserError
+from medjax.objectives.compose import compose
+from medjax.training.state import make_optimizer
+from medjax.views import make
 
 ABSENT = '-'  # in a table: the config does not have the key. No JSON value is written so
 WIDTH = 100  # letters of a line of JSON
@@ -94,10 +98,23 @@ def _run_file(name: str) -> Path | None:
 
 def _recipe(name: str, data: Sequence[str], overrides: Sequence[str]) -> configs.Config:
     if data:
-        return configs.load(name, data, overrides)[0]
+        return _built(configs.load(name, data, overrides)[0])
     if Path(name).expanduser().is_dir() and name not in recipes.shipped():
         raise UserError(f'{name}: this folder has no config.json, so it is not a run (--workdir of medjax train)')
-    return configs.check(configs.resolve(configs.read(name, overrides), {}))
+    return _built(configs.check(configs.resolve(configs.read(name, overrides), {})))
+
+
+def _built(config: configs.Config) -> configs.Config:
+    """The config itself, after all its builders took it: a UserError here is one that `medjax train` would give.
+
+    Stand-ins take the place of values that depend on the data. Nothing is allocated.
+    """
+    stand_ins = dict(channels=3, mean=0.5, std=0.25)
+    image = {key: stand_ins[key] if value is None else value for key, value in config['image'].items()}
+    objective = compose({**config, 'image': image})
+    make.build(config['views'], config['masks'], image, objective.grids(config['views']), config['rows_per_group'])
+    make_optimizer(objective, config['optim'], config['total_steps'])
+    return config
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -148,4 +148,4 @@ def unit(x: Array, least: float = 1e-12) -> Array:
     The bound acts on the squared norm, since the gradient of the norm itself is NaN at 0.
     """
     x = x.astype(jnp.float32)
-    return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), least**2))
+    return x / jnp.sqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), least**2))

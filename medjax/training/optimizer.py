@@ -34,7 +34,7 @@ from jax import Array
 from medjax.errors import UserError
 from medjax.objectives import schedules
 from medjax.objectives.schedules import Schedule
-from medjax.plugins import call
+from medjax.plugins import call, text_list
 from medjax.types import Metrics, Tree, is_number
 
 NO_DECAY = ('*/bias', '*/scale', '*/gamma?')  # of biases, norms and LayerScale
@@ -149,6 +149,11 @@ def parameter_groups(params: Tree, rules: Sequence[Mapping[str, Any]] = (), no_d
 
     A rule that matches nothing is a UserError. A pattern of `no_decay` may match nothing.
     """
+    no_decay = text_list(no_decay, 'optim.no_decay', '*/bias')
+    if not isinstance(rules, (list, tuple)):
+        raise UserError(
+            f"optim.groups={rules!r}: must be a list of rules, such as [dict(match='heads/*', lr_scale=0.1)]"
+        )
     flat, structure = jax.tree_util.tree_flatten_with_path(params)
     shapes = {'/'.join(str(k.key) for k in path): leaf.shape for path, leaf in flat}
     table = {
@@ -156,6 +161,8 @@ def parameter_groups(params: Tree, rules: Sequence[Mapping[str, Any]] = (), no_d
         for path in shapes
     }
     for i, cfg in enumerate(rules):
+        if not isinstance(cfg, Mapping) or not isinstance(cfg.get('match', ''), str):
+            raise UserError(f"optim.groups[{i}]={cfg!r}: must be a dict with a pattern, such as dict(match='heads/*')")
         rule = call(Rule, cfg, f'optim.groups[{i}]')
         matched = _matched(rule.match, shapes)
         if not matched:

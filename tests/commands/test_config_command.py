@@ -51,6 +51,24 @@ def columns(line):
     return tuple(line.split())
 
 
+@pytest.mark.parametrize(
+    ('recipe', 'text', 'words'),
+    [
+        ('tiny', 'views.local.size=20', '16 or 24'),
+        ('demo', 'views.local.size=20', 'views.local.size'),  # its channels depend on the data
+        ('tiny', 'heads.dino.bottleneck=0', 'bottleneck must be at least 1'),
+        ('tiny', 'optim.groups=[dict(match="heads/dnio/*")]', 'no parameter matches'),
+        ('tiny', 'views.local.photometric=radiogarph', "did you mean 'radiograph'"),
+        ('tiny', 'views.local.photometric=3', 'views.local.photometric'),
+        ('tiny', 'masks.global~block.ratio=(.5, .1)', 'masks.global~block.ratio'),
+    ],
+)
+def test_mistakes_that_builders_find(medjax, recipe, text, words):
+    code, out, err = medjax(recipe, f'--config.{text}')
+    assert (code, out) == (2, '')
+    assert words in err and err.count('\n') == 1
+
+
 def test_a_recipe_is_printed_with_defaults_and_overrides(medjax):
     code, out, err = medjax('tiny', '--config.optim.lr=.5', '--config.terms.2.weight', '.25')
     config = configs.check(configs.resolve(configs.read(TINY, ['optim.lr=.5', 'terms.2.weight=.25']), {}))
@@ -95,7 +113,7 @@ def test_two_equal_configs(medjax, run):
 def test_a_key_of_one_config_alone(medjax, tmp_path):
     (tmp_path / 'more.py').write_text(
         f'import runpy\n\ndef get_config():\n    config = runpy.run_path({TINY!r})["get_config"]()\n'
-        '    config["terms"] = [*config["terms"], config["terms"][2]]\n    return config\n'
+        '    config["terms"] = [*config["terms"], {**config["terms"][2], "name": "more"}]\n    return config\n'
     )
     code, out, _ = medjax('tiny', tmp_path / 'more.py')
     number = len(configs.read(TINY).terms)

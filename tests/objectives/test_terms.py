@@ -178,3 +178,14 @@ def test_the_term_of_the_docs(tmp_path, monkeypatch):
     loss, _, _ = loss_of(variance.build(context(1), of), {of: jnp.asarray(x)}, {'global': plain_view(50, 2)})
     expected = np.maximum(0, 1 - np.sqrt(x.astype(np.float64).var(0) + 1e-4)).mean(-1).sum()
     assert float(loss) == pytest.approx(expected, rel=1e-5)
+
+
+def test_unit_divides_by_the_root_as_the_original_koleo():
+    """sqrt(x^2) is |x| to the last bit and x times its reciprocal root is not, so a row of one number becomes +-1.
+
+    Not under jit: there XLA is free to write one as the other, and only the gradients differ.
+    """
+    x = np.random.default_rng(0).normal(size=(1000, 1)).astype(np.float32)
+    assert np.array_equal(numerics.unit(x), np.sign(x))
+    gradient = jax.grad(lambda x: numerics.unit(x, 1e-8).sum())(jnp.zeros((2, 3)))
+    assert np.isfinite(gradient).all()

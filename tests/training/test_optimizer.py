@@ -71,6 +71,21 @@ def test_a_rule_that_matches_nothing_or_is_misspelt():
 @pytest.mark.parametrize(
     ('given', 'words'),
     [
+        (dict(no_decay='*/bias'), r"optim\.no_decay='\*/bias': must be a list of texts, such as"),
+        (dict(no_decay=['*/bias', 3]), r'optim\.no_decay=.*must be a list of texts'),
+        (dict(groups=dict(match='*')), r'optim\.groups=.*must be a list of rules'),
+        (dict(groups=['*/bias']), r"optim\.groups\[0\]='\*/bias': must be a dict"),
+        (dict(groups=[dict(match=['*/bias'])]), r'optim\.groups\[0\]=.*must be a dict with a pattern'),
+    ],
+)
+def test_lists_and_rules_of_another_kind(given, words):
+    with pytest.raises(UserError, match=words):
+        optimizer(params(), 10, lr=0.1, **given)
+
+
+@pytest.mark.parametrize(
+    ('given', 'words'),
+    [
         (dict(lr=-0.1), r'optim\.lr=-0\.1: must be a number of at least 0'),
         (dict(lr=float('nan')), r'optim\.lr=nan'),
         (dict(lr=0.1, clip=0), r'optim\.clip=0: must be a number above 0, or None'),

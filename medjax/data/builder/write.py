@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from medjax import __version__
+from medjax import __version__, files
 from medjax.data import records
 from medjax.data.audit import leaks
 from medjax.data.builder import chunks, columns, ids, splits, unknown_patients, workers
@@ -252,6 +252,7 @@ def work_folder(out: pathlib.Path, overwrite: bool, identity: Sequence[Any]) -> 
         lock.truncate(0)
         lock.write(digest)
         lock.flush()
+        files.sweep(out)  # a build that was killed while it published may have set the old data set aside
         try:
             check_out(out, overwrite)  # another build may have published `out` since the first check
             yield work
@@ -273,16 +274,11 @@ def _is_disk_full(error: Exception) -> bool:
 
 
 def publish(work: pathlib.Path, out: pathlib.Path, overwrite: bool) -> None:
-    """Renames the work folder to `out`. An old data set is moved aside before, and deleted after."""
+    """Renames the work folder to `out`. An old data set is deleted when the new one is in its place."""
     check_out(out, overwrite)  # something may have been put there meanwhile
     (work / 'lock').unlink()
     os.chmod(work, 0o777 & ~_umask())
-    old = work.with_name(work.name + '.old')
-    shutil.rmtree(old, ignore_errors=True)  # left by a build that was killed at this place
-    if out.exists():
-        os.rename(out, old)
-    os.rename(work, out)
-    shutil.rmtree(old, ignore_errors=True)
+    files.replace_folder(work, out)
 
 
 def _umask() -> int:

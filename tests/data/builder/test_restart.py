@@ -6,6 +6,7 @@ import errno
 import fcntl
 import functools
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import time
 import pytest
 from small_source import COUNT, content, source
 
+from medjax import files
 from medjax.data import records
 from medjax.data.builder import chunks, workers, write
 from medjax.data.types import Source
@@ -109,13 +111,42 @@ def test_a_data_set_that_appeared_meanwhile_is_not_replaced(tmp_path):
         write.write(source(), tmp_path / 'data', make_chunks=run)
 
 
-def test_leftovers_of_a_killed_replacement_are_removed(tmp_path):
-    write.write(source(), tmp_path / 'data')
-    old = tmp_path / '.data.work.old'
-    old.mkdir()
-    (old / 'file').write_text('half deleted')
-    write.write(source(), tmp_path / 'data', overwrite=True)
-    assert not old.exists()
+def ended_process() -> int:
+    process = subprocess.Popen(['true'])
+    process.wait()
+    return process.pid
+
+
+def test_an_old_data_set_that_a_killed_build_set_aside(tmp_path):
+    """It comes back if the new one did not get its place, and goes if it did."""
+    out = tmp_path / 'data'
+    write.write(source(), out)
+    aside = out.with_name(f'.data.{files._host()}.{ended_process()}.0{files.ASIDE}')
+    out.rename(aside)
+    with pytest.raises(UserError, match='exists; choose another --out, or add --overwrite'):
+        write.write(source(), out)
+    assert os.listdir(tmp_path) == ['data']
+    aside.mkdir()
+    (aside / 'file').write_text('half deleted')
+    write.write(source(), out, overwrite=True)
+    assert os.listdir(tmp_path) == ['data']
+
+
+def test_a_data_set_that_cannot_be_replaced_stays(tmp_path, monkeypatch):
+    out = tmp_path / 'data'
+    write.write(source(), out)
+    before, rename = content(out), pathlib.Path.rename
+
+    def fail(self, to):
+        if self.name == '.data.work':
+            raise OSError('it cannot be renamed')
+        return rename(self, to)
+
+    monkeypatch.setattr(pathlib.Path, 'rename', fail)
+    with pytest.raises(OSError, match='cannot be renamed'):
+        write.write(source(), out, overwrite=True)
+    monkeypatch.undo()
+    assert content(out) == before
 
 
 @pytest.mark.parametrize(
