@@ -7,11 +7,10 @@ their pixels, each patch normalised by its own mean and deviation. The decoder i
 
 Certain (paper and code): mask ratio .75, normalised pixels, decoder of width 512, depth 8 and 16 heads, fixed
 sine-cosine positions, Xavier start, crops of 20 to 100 % of the area, flips, AdamW with betas (.9, .95), weight decay
-.05 on all matrices and tokens, batch 4,096, learning rate 1.5e-4 x batch / 256, warm-up over 40 of 800 epochs, then half
-a cosine to 0, no clipping.
-Ours: 250,000 steps, which are 800 epochs of ImageNet. `rows_per_group` has no effect on this recipe.
+.05 on all matrices and tokens, batch 4,096, learning rate 1.5e-4 x batch / 256, warm-up over 40 of 800 epochs, then
+half a cosine to 0, no clipping.
+Ours: 250,000 steps, which are 800 epochs of ImageNet.
 
-Cost: 16 GFLOP an image forward and backward... see `medjax train`, which prints the FLOPs of a step.
 Published: ImageNet, 83.6 % after fine-tuning with 1,600 epochs. Not reproduced here.
 """
 

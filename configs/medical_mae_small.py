@@ -28,9 +28,7 @@ def get_config() -> ConfigDict:
             ),
             masks={'crop~random': dict(mask='random', share=0.75)},
             towers=dict(
-                image=dict(
-                    tower='vit', variant='Ti/8', depth=6, family='mae', positions='sincos', start='xavier'
-                ),
+                image=dict(tower='vit', variant='Ti/8', depth=6, family='mae', positions='sincos', start='xavier'),
                 decoder=dict(tower='decoder', reads=['image'], width=96, depth=2, heads=4),
             ),
             terms=[dict(term='pixels', of='student/decoder/crop~random/pixels')],

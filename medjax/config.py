@@ -89,9 +89,7 @@ DEFAULTS: dict[str, Any] = dict(
     init_from=None,
 )
 PART: dict[str, Any] = dict(rows=None, canvas=None, sources=dict(main=1.0))
-<<<<<<< HEAD
 LEAST_VARIANCE = 1e-12  # of pixels in units of [0,1]; rounding leaves up to 1e-16 of a constant data set
-=======
 # Sections whose entries are dicts, with what one looks like.
 SECTIONS = dict(
     views="dict(local=dict(view='crop', …))",
@@ -101,7 +99,6 @@ SECTIONS = dict(
     teachers="dict(teacher=dict(rule='ema', …))",
     terms="[dict(term='koleo', …)]",
 )
->>>>>>> w-fix8
 CLOSED = ('image', 'tokenizer', 'export', 'checkpoint', 'log', 'mesh')  # sections with exactly the keys above
 # Keys that do not change what a run computes: where and how often things are read, written and placed.
 NOT_IN_FINGERPRINT = ('data_paths', 'mesh', 'log', 'checkpoint', 'micro_batches')
@@ -167,7 +164,8 @@ def _check_sections(config: ConfigDict) -> None:
         section, kind = config[name], 'list' if name == 'terms' else 'dict'
         if not isinstance(section, (list, tuple) if kind == 'list' else ConfigDict):
             raise UserError(f'{name}={section!r}: must be a {kind}, such as {example}')
-        for key, entry in enumerate(section) if kind == 'list' else section.items():
+        entries: Any = section.items() if isinstance(section, ConfigDict) else enumerate(section)
+        for key, entry in entries:
             if not isinstance(entry, (ConfigDict, dict)):
                 raise UserError(f'{name}.{key}={entry!r}: must be a dict, as in {name}={example}')
     for part, cfg in config.data.items():

@@ -76,7 +76,7 @@ PLUGINS = {
     ('heads', '*'): ('head', 'medjax.models.heads', ('width',)),
     ('views', '*'): ('view', 'medjax.views.kinds', ('where', 'name')),
     ('views', '*', 'photometric'): ('set', 'medjax.views.photometric', ()),
-    ('masks', '*'): ('mask', 'medjax.views.masks', ('where', 'grid', 'crops')),
+    ('masks', '*'): ('mask', 'medjax.views.masks', ('context',)),
     ('teachers', '*'): ('rule', 'medjax.objectives.teachers', ('context',)),
     ('terms', '*'): ('term', 'medjax.objectives.terms', ('context',)),
 }
@@ -91,7 +91,9 @@ FUNCTIONS: dict[tuple[str, ...], tuple[Callable, tuple[str, ...]]] = {
     ('terms', '*', 'positives', '*'): (soft_positives, ('total_steps', 'where')),
     ('terms', '*', 'temperature'): (learned_scale, ('where',)),
 }
-EVERY_TERM = dict(name=None, weight=1.0)  # keys of every term, whatever its module takes
+EVERY = dict(
+    term=dict(name=None, weight=1.0), head=dict(tie=None)
+)  # keys of every term and head, whatever its module takes
 # Keys of no builder that may be None, since the data decide them or since nothing is there.
 OPTIONAL = (('image', '*'), ('tokenizer', '*'), ('data', '*', 'rows'), ('data', '*', 'canvas'), ('init_from',))
 
@@ -108,7 +110,7 @@ def keywords(config: ConfigDict, path: tuple[str, ...]) -> dict[str, inspect.Par
             module, _ = plugins.chosen(dict(section), key, package, '.'.join(path))
             options = getattr(module, 'options', None)  # a function that takes what `build` does not name
             options = plugins.options_of(options if callable(options) else module.build, given)
-            return options | (_parameters(EVERY_TERM) if key == 'term' else {})
+            return options | _parameters(EVERY.get(key, {}))
     if section.get('rule') in RULES:  # a schedule, wherever it stands
         return plugins.options_of(RULES[section['rule']])
     for pattern, (function, given) in FUNCTIONS.items():

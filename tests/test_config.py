@@ -36,7 +36,7 @@ def dump(path: Path) -> str:
 
 
 def data_set(path='x', channels=1, size=64, mean=0.5, std=0.25):
-    return SimpleNamespace(path=path, channels=channels, size=size, mean=mean, std=std)
+    return SimpleNamespace(path=path, channels=channels, size=size, mean=mean, std=std, labels=('effusion',))
 
 
 def resolved(*overrides, datasets=None):

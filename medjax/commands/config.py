@@ -112,7 +112,8 @@ def _built(config: configs.Config) -> configs.Config:
     stand_ins = dict(channels=3, mean=0.5, std=0.25)
     image = {key: stand_ins[key] if value is None else value for key, value in config['image'].items()}
     objective = compose({**config, 'image': image})
-    make.build(config['views'], config['masks'], image, objective.grids(config['views']), config['rows_per_group'])
+    tokens = config['tokenizer'].get('tokens')
+    make.build(objective.views, config['masks'], image, objective.grids(), config['rows_per_group'], tokens)
     make_optimizer(objective, config['optim'], config['total_steps'])
     return config
 

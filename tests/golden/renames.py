@@ -42,7 +42,7 @@ def renamed(value: Any, path: tuple[str, ...] = ()) -> Any:
 
 
 def with_no_decay(config: dict[str, Any]) -> dict[str, Any]:
-    """A config of version 1 with its rules against decay as `optim.no_decay`, which is left out where it is the default.
+    """A config of version 1 with its rules against decay as `optim.no_decay`, left out where it is the default.
 
     The order of the rules does not matter: their factors multiply.
     """
@@ -61,6 +61,12 @@ def matches(section: tuple[str, ...], path: tuple[str, ...]) -> bool:
     return len(section) == len(path) and all(a in ('*', b) for a, b in zip(section, path, strict=True))
 
 
+def without_new(config: dict[str, Any]) -> dict[str, Any]:
+    """A config of today without the keys that came after the renames, which are at their defaults."""
+    old = {key: value for key, value in config.items() if key != 'labels'}
+    return old | dict(export={key: value for key, value in config['export'].items() if key != 'encoder'})
+
+
 def main(commit: str = VERSION_1) -> int:
     differ = 0
     for file in sorted(Path(__file__).parent.glob('*.json')):
@@ -68,7 +74,7 @@ def main(commit: str = VERSION_1) -> int:
         if shown.returncode:
             print(f'{file.name}: is not in {commit}')
             continue
-        if renamed(with_no_decay(json.loads(shown.stdout))) != json.loads(file.read_text()):
+        if renamed(with_no_decay(json.loads(shown.stdout))) != without_new(json.loads(file.read_text())):
             print(f'{file.name}: differs')
             differ = 1
     return differ

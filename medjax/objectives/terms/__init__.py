@@ -21,6 +21,7 @@ from medjax.objectives.features import Feature, parse
 from medjax.objectives.trees import leaf_at
 from medjax.types import Head, Input, Masks, Metrics, Tower, Tree, Views
 
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class TermContext:
     """The facts of a recipe that a term may use when it is built, and what the term declares."""
