@@ -162,7 +162,7 @@ def test_two_processes_of_two_devices_are_one_of_four(data, tmp_path):
     one_device = [*steps[:-1], '--config.mesh.fsdp=1']
     assert 'resuming from step 6' in medjax(*train(data, tmp_path / 'moved', *one_device)[3:])
     for a, b in zip(lines(tmp_path / 'one')[6:], lines(tmp_path / 'moved')[6:], strict=True):
-        # KoLeo is the logarithm of distances, here near 1e-3 between the rows of an untrained network. So a difference in
+        # KoLeo is the logarithm of distances, here near 1e-3 between rows of an untrained network. So a difference in
         # the seventh digit of the rows, from another order of sums, is one in the fourth digit of KoLeo.
         for term, allowed in (('distill_cls', 1e-5), ('distill_patch', 1e-5), ('koleo', 1e-3)):
             assert a[f'term/{term}/loss'] == pytest.approx(b[f'term/{term}/loss'], rel=allowed), (a['step'], term)

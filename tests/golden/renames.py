@@ -42,7 +42,7 @@ def renamed(value: Any, path: tuple[str, ...] = ()) -> Any:
 
 
 def with_no_decay(config: dict[str, Any]) -> dict[str, Any]:
-    """A config of version 1 with its rules against decay as `optim.no_decay`, which is left out where it is the default.
+    """A config of version 1 with its rules against decay as `optim.no_decay`, left out where it is the default.
 
     The order of the rules does not matter: their factors multiply.
     """
