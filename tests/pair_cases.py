@@ -63,8 +63,8 @@ def make_batch(crops=1, texts=1, rows=N, seed=0):
     features |= {TEACHER_ROWS: embeddings(crops), TEACHER_COLUMNS: embeddings(texts)}
     study, text = keys(6), keys(4)
     text[7] = 0
-    label = rng.choice([1, 0, -1, -2], p=[0.3, 0.5, 0.1, 0.1], size=(rows, 3)).astype(np.int8)
-    label[9] = -2
+    label = rng.choice([1, 0, -1, -2, -3], p=[0.3, 0.4, 0.1, 0.1, 0.1], size=(rows, 3)).astype(np.int8)
+    label[9], label[2] = -2, [-3, -2, -3]
     meta = {'label': label, 'key/study': study, 'key/text': text}
     has_image, has_text = np.ones((rows, crops), bool), np.ones((rows, texts), bool)
     has_image[3], has_text[5], has_text[6] = False, False, False
@@ -118,7 +118,7 @@ def is_positive(kind, a: View, i: int, b: View, j: int) -> bool:
         return i == j
     if kind == 'label':
         x, y = a.meta['label'][i], b.meta['label'][j]
-        labelled = (x != -2).any() and (y != -2).any()
+        labelled = (x >= -1).any() and (y >= -1).any()
         return bool(labelled and ((x == 1) == (y == 1)).all() and ((x == -1) == (y == -1)).all())
     x, y = a.meta[f'key/{kind}'][i], b.meta[f'key/{kind}'][j]
     return bool(x.any() and (x == y).all())
@@ -127,7 +127,7 @@ def is_positive(kind, a: View, i: int, b: View, j: int) -> bool:
 def label_cosine(a: View, i: int, b: View, j: int) -> float:
     """The cosine of two sets of labels, where "no label is present" is a set of its own; NaN without labels."""
     x, y = a.meta['label'][i], b.meta['label'][j]
-    if (x == -2).all() or (y == -2).all():
+    if (x < -1).all() or (y < -1).all():
         return np.nan
     x, y = (np.append(z == 1, not (z == 1).any()).astype(float) for z in (x, y))
     return x @ y / np.sqrt(x.sum() * y.sum())

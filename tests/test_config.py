@@ -27,6 +27,7 @@ from medjax.views.photometric import find_set
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / 'golden'
 SHIPPED = sorted((ROOT / 'configs').glob('*.py'))
+GROUPS = json.loads((Path(__file__).parent / 'files' / 'parameter_groups.json').read_text())  # of version 1
 TINY = str(ROOT / 'configs' / 'tiny.py')
 
 
@@ -65,7 +66,7 @@ def test_builders_take_every_shipped_config(path):
     make.build(objective.views, config['masks'], config['image'], objective.grids(), config['rows_per_group'])
 
 
-@pytest.mark.parametrize('path', SHIPPED, ids=lambda path: path.stem)
+@pytest.mark.parametrize('path', [path for path in SHIPPED if path.stem in GROUPS], ids=lambda path: path.stem)
 def test_every_parameter_is_in_the_group_of_version_1(path):
     """tests/files/parameter_groups.json was written by the code of version 1 (commit 686cab5) from its recipes.
 
@@ -79,7 +80,7 @@ def test_every_parameter_is_in_the_group_of_version_1(path):
     optim = call(optimizer, config['optim'], 'optim', params=params, total_steps=config['total_steps'])
     flat, _ = jax.tree_util.tree_flatten_with_path(optim.groups, is_leaf=lambda x: isinstance(x, Group))
     groups = {'/'.join(str(key.key) for key in keys): group for keys, group in flat}
-    expected = json.loads((Path(__file__).parent / 'files' / 'parameter_groups.json').read_text())[path.stem]
+    expected = GROUPS[path.stem]
     assert groups.keys() == expected.keys()
     for name, (lr_scale, wd_scale, clip_group, frozen_until) in expected.items():
         group = groups[name]

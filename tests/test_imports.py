@@ -104,6 +104,21 @@ def test_libraries_stay_at_home_and_imports_point_one_way(path):
             assert layer_of(name) in LAYERS[layer] | {layer}, f'{module} imports {name}'
 
 
+# Within data/: what a file may not import, so that a reader of a data set needs neither its builder nor its audit.
+FORBIDDEN = {
+    'data.types': ('medjax.data',),
+    'data.format': ('medjax.data',),
+    'data.records': ('medjax.data.builder', 'medjax.data.audit'),
+}
+
+
+@pytest.mark.parametrize('module', FORBIDDEN)
+def test_the_low_files_of_the_data_room_import_no_higher_ones(module):
+    path = (ROOT / 'medjax' / module.replace('.', '/')).with_suffix('.py')
+    for name in imports(path):
+        assert not any(f'{name}.'.startswith(f'{forbidden}.') for forbidden in FORBIDDEN[module]), name
+
+
 def test_the_check_sees_what_is_inside_functions(tmp_path):
     path = tmp_path / 'x.py'
     path.write_text('def f():\n    import torch.nn\n    from medjax.training import step\n')

@@ -29,6 +29,7 @@ from medjax.data.records import DataSet, Split, label_vocabulary
 from medjax.data.text import prompts, views as text_views
 from medjax.data.text.tokenizer import Tokenizer
 from medjax.data.text.views import TextView
+from medjax.data.types import BLANK, given
 from medjax.errors import UserError, suggest
 from medjax.plugins import call
 from medjax.types import is_number, is_whole
@@ -138,7 +139,7 @@ class Part:
             'image': np.zeros((n, 1, self.canvas, self.canvas, self.channels), depth),
             'image/present': np.ones((n, 1), bool),
             'image/extent': np.zeros((n, 1, 2), np.int32),
-            'label': np.full((n, self.label_count), -2, np.int8),
+            'label': np.full((n, self.label_count), BLANK, np.int8),
             'key/patient': np.zeros((n, 2), np.uint32),
             'key/study': np.zeros((n, 2), np.uint32),
             'key/text': np.zeros((n, 2), np.uint32),
@@ -246,7 +247,7 @@ def _check_text_view(view: TextView, part: Part) -> None:
     for split in part.splits:
         usable = split.column('words') > 0
         if view.prompts:
-            usable = usable | (split.labels_array != -2).any(1)
+            usable = usable | given(split.labels_array).any(1)
         numbers = np.flatnonzero(usable)
         for i in numbers[:: max(1, len(numbers) // SEARCHED)].tolist():
             texts = split.text(i)

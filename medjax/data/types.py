@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 # Codes of a label. Conflicting: readers, or lines of a table, disagree.
 POSITIVE, NEGATIVE, UNCERTAIN, BLANK, CONFLICTING = 1, 0, -1, -2, -3
+
+
+def known(labels: Any) -> Any:
+    """True where a label of an array (of numpy or jax) is positive or negative."""
+    return (labels == POSITIVE) | (labels == NEGATIVE)
+
+
+def given(labels: Any) -> Any:
+    """True where a label says something: it is known or uncertain. Blank and conflicting labels say nothing."""
+    return known(labels) | (labels == UNCERTAIN)
+
 
 SPLIT_NAMES = ('train', 'val', 'test')
 

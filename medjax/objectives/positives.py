@@ -7,8 +7,8 @@ In a config, `positives` is one of these or a list of them:
     'text'        elements with the same text ('key/text'): all reports "no acute findings" are positives of each other.
                   The key covers everything that the text views of the part read or draw from. With a view of
                   impressions alone, equal impressions match. With a view of findings beside it, both must be equal.
-    'label'       elements with the same set of present labels and the same set of uncertain labels. Absent and blank
-                  labels count alike, but elements whose labels are all blank match nothing.
+    'label'       elements with the same set of present labels and the same set of uncertain labels. Absent, blank and
+                  conflicting labels count alike, but elements whose labels are all blank or conflicting match nothing.
     dict(soft='labels')              soft positives: the cosines of label sets (MedCLIP, arXiv 2210.10163)
     dict(soft='teacher', alpha=.4)   soft positives: the similarities that the teacher `teacher` gives (ALBEF, arXiv
                                      2107.07651; X-VL, 2208.05140)
@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from medjax.data.types import BLANK, POSITIVE, UNCERTAIN
+from medjax.data.types import POSITIVE, UNCERTAIN, given
 from medjax.errors import UserError, suggest
 from medjax.objectives.schedules import Schedule, schedule
 from medjax.plugins import call
@@ -100,7 +100,7 @@ def label_sets(view: View, name: str, where: str) -> tuple[Array, Array]:
     sets *= jax.lax.rsqrt(sets.sum(-1, keepdims=True))
     return (
         jnp.broadcast_to(sets[:, None], (*view.present.shape, sets.shape[-1])),
-        jnp.broadcast_to((label != BLANK).any(-1)[:, None], view.present.shape),
+        jnp.broadcast_to(given(label).any(-1)[:, None], view.present.shape),
     )
 
 
@@ -114,7 +114,7 @@ def _key(view: View, kind: str, name: str, where: str) -> tuple[Array, Array]:
         value = jnp.where(label == POSITIVE, 1, jnp.where(label == UNCERTAIN, 2, 0)).astype(jnp.uint32)
         # two sums of random numbers modulo 2^32: the probability that two different sets get one key is 2^-62
         factors = np.random.default_rng(0).integers(2**32, size=(label.shape[-1], 2), dtype=np.uint32)
-        return (value[..., None] * factors).sum(-2, dtype=jnp.uint32), (label != BLANK).any(-1)
+        return (value[..., None] * factors).sum(-2, dtype=jnp.uint32), given(label).any(-1)
     key = _field(view, f'key/{kind}', kind, name, where)
     if key.ndim == 3 and key.shape[1] != view.present.shape[1]:
         raise UserError(

@@ -15,20 +15,16 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from medjax.data import types
 from medjax.data.types import BLANK, CONFLICTING, NEGATIVE, POSITIVE, UNCERTAIN
 from medjax.errors import UserError, suggest
 
 CODES = dict(uncertain=UNCERTAIN, blank=BLANK, conflicting=CONFLICTING)
 VALUES = dict(positive=POSITIVE, negative=NEGATIVE)
 
-
-def known(labels: np.ndarray) -> np.ndarray:
-    """True where a label counts: it is positive (1) or negative (0).
-
-    Uncertain (-1), blank (-2) and conflicting (-3) labels do not count. Every probe leaves them out of its fit, and
-    every metric leaves them out of its value. The other labels of the same record still count.
-    """
-    return (labels == POSITIVE) | (labels == NEGATIVE)
+# True where a label counts. Uncertain (-1), blank (-2) and conflicting (-3) labels do not: every probe leaves them out
+# of its fit, and every metric leaves them out of its value. The other labels of the same record still count.
+known = types.known
 
 
 def parse(text: str) -> dict[str, str]:

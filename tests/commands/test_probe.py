@@ -351,6 +351,23 @@ def test_mistakes_are_sentences(tmp_path, data, capsys):
         assert words in output and 'Traceback' not in output, (what, output)
 
 
+def test_where_no_probe_can_run_one_sentence_says_why(tmp_path, capsys):
+    """A data set with texts and without labels, and an export without a text tower."""
+    table = make_table(tmp_path / 't', n=20, labels=False)
+    lines = (table / 'metadata.csv').read_text().splitlines()
+    lines = [lines[0] + ',text', *(f'{line},No effusion.' for line in lines[1:])]
+    (table / 'metadata.csv').write_text('\n'.join(lines) + '\n')
+    data = build(table, tmp_path / 'texts')
+    make_export(tmp_path / 'run', 1)
+    capsys.readouterr()
+    assert cli.main(['probe', '--run', str(tmp_path / 'run'), '--data', str(data), '--baselines', 'none']) == 1
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith('medjax: ')]
+    assert said[0].startswith(f'medjax: step 1 failed: no probe can run on {data} (') and len(said) == 2
+    for words in ('no labels', 'zero_shot', 'retrieval', '--prompts'):
+        assert words in said[0]
+    assert said[1] == 'medjax: 1 failure(s), see above'
+
+
 def test_an_encoder_of_three_channels_reads_grey_pictures(tmp_path, data):
     make_export(tmp_path, 1, meta=META | dict(image=dict(channels=3, mean=[0.5] * 3, std=[0.25] * 3)))
     run = str(tmp_path)

@@ -20,7 +20,9 @@ from pair_cases import (
 )
 from reference_losses import close
 
+from medjax.data import types
 from medjax.errors import UserError
+from medjax.objectives import positives as positive_kinds
 from medjax.objectives.terms import pair_sigmoid, pair_softmax
 from medjax.types import View
 
@@ -135,3 +137,16 @@ def test_the_sigmoid_loss_of_equal_texts_reaches_zero_only_by_their_keys():
     least = K / N * (math.log(K) + (K - 1) * math.log(K / (K - 1)))
     assert loss('identity', -math.log(K - 1)) == pytest.approx(least, rel=1e-5)
     assert min(loss('identity', -math.log(K - 1) + shift) for shift in (-0.3, 0.3, 50.0)) > least
+
+
+def test_conflicting_labels_are_like_blank_ones():
+    labels = np.int8([[1, -3], [1, -2], [-3, -3], [-3, -2], [-2, -2], [-1, -3], [0, -3], [-3, 1]])
+    assert types.given(labels).any(1).tolist() == [True, True, False, False, False, True, True, True]
+    assert types.known(labels).any(1).tolist() == [True, True, False, False, False, False, True, True]
+    n = len(labels)
+    view = View(None, np.arange(n, dtype=np.uint32), np.ones((n, 1), bool), None, {'label': labels})
+    key, has_key = positive_kinds.keys(view, ('label',), 'crop', 'terms.0')
+    assert has_key[:, 0, 0].tolist() == types.given(labels).any(1).tolist()
+    assert (key[0] == key[1]).all() and not (key[5] == key[6]).all() and not (key[0] == key[7]).all()
+    _, labelled = positive_kinds.label_sets(view, 'crop', 'terms.0')
+    assert labelled[:, 0].tolist() == types.given(labels).any(1).tolist()

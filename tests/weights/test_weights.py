@@ -199,3 +199,35 @@ def test_an_export_is_adapted_like_a_public_file(tmp_path):
     theirs = fit(dinov2.backbone(dinov2.to_meta(params), heads=2), wanted, antialias=False, offset=0.1)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), ours, theirs)
     assert ours['pos_grid'].shape == (6, 6, 16) and ours['patch_embed']['kernel'].shape == (8, 8, 1, 16)
+
+
+@pytest.mark.parametrize(
+    ('options', 'antialias', 'offset'),
+    [
+        (dict(), False, 0.1),
+        (dict(antialias=True), True, 0.0),
+        (dict(offset=0.0), False, 0.0),
+        (dict(antialias=True, offset=0.25), True, 0.25),
+        (dict(registers=4), True, 0.0),
+        (dict(registers=4, antialias=False), False, 0.1),
+        (dict(family='clip'), False, 0.0),
+    ],
+    ids=str,
+)
+def test_an_export_is_resized_as_its_tower_resizes(options, antialias, offset, tmp_path):
+    """By the options in its meta.json, so that its features at another size stay what the tower made of them."""
+    sizes = dict(width=16, depth=1, heads=2)
+    tower = vit.build(1, 'S/8', native_size=32, **sizes, **options)
+    params = jax.tree.map(lambda x: np.asarray(x) + 0.1, tower.init(jax.random.key(0)))
+    about = dict(tower='vit', variant='S/8', native_size=32, **sizes, **options)
+    export.save(tmp_path / 'export', {'towers': {'image': params}}, dict(step=1, towers=dict(image=about)))
+    larger = vit.build(1, 'S/8', native_size=48, **sizes, **options)
+    ours = load(tmp_path / 'export').read('towers/image', jax.eval_shape(larger.init, jax.random.key(0)))
+    expected = vit.resize_grid(params['pos_grid'], (6, 6), antialias, offset)
+    np.testing.assert_allclose(ours['pos_grid'], expected, rtol=1e-6)
+    others = [vit.resize_grid(params['pos_grid'], (6, 6), a, o) for a in (False, True) for o in (0.0, 0.1, 0.25)]
+    assert sum(np.allclose(ours['pos_grid'], other, rtol=1e-6) for other in others) < len(others)
+    image = np.random.default_rng(0).random((1, 1, 48, 48, 1)).astype(np.float32)
+    view = View(image, np.zeros(1, np.uint32), np.ones((1, 1), bool), None, {})
+    features = [t.apply(p, view)['cls'] for t, p in ((tower, params), (larger, ours))]
+    np.testing.assert_allclose(*features, rtol=1e-4, atol=1e-5)

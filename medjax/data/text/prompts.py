@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from medjax import recipes
+from medjax.data.types import CONFLICTING, POSITIVE, UNCERTAIN
 from medjax.errors import UserError, suggest
 from medjax.plugins import call
 from medjax.types import is_number
@@ -160,12 +161,12 @@ def check_classes(prompts: Mapping[str, Iterable[str]], labels: Iterable[str], w
 def sentence_pools(prompts: Prompts, labels: Mapping[str, int], with_absent: bool) -> SentencePools:
     """The sentences that fit a record with these labels. Nothing is stated that the labels leave open.
 
-    `present`: a pool for each finding with label 1; or the pool 'normal', if some labels are 0 and none is 1 or
-    uncertain (-1). `absent`: if wanted, a pool for each finding with label 0.
+    `present`: a pool for each finding with label 1; or the pool 'normal', if some labels are 0 and none is 1, uncertain
+    (-1) or conflicting (-3). `absent`: if wanted, a pool for each finding with label 0.
     """
     values = set(labels.values())
     present = [tuple(pool) for name, pool in prompts['present'].items() if labels.get(name) == 1]
-    if prompts['normal'] and 0 in values and not {1, -1} & values:
+    if prompts['normal'] and 0 in values and not {POSITIVE, UNCERTAIN, CONFLICTING} & values:
         present.append(tuple(prompts['normal']))
     candidates = prompts['absent'].items() if with_absent else ()
     return SentencePools(present, [tuple(pool) for name, pool in candidates if labels.get(name) == 0])

@@ -88,6 +88,7 @@ def test_labels_become_sentences_only_where_there_is_no_text():
     assert both == {f'{a} {b}' for x in 'AB' for a, b in [(f'Effusion {x}.', 'Nodule.'), ('Nodule.', f'Effusion {x}.')]}
     assert drawn(cfg, {}, dict(effusion=0, nodule=-2, mass=0)) == ['All normal.']
     assert drawn(cfg, {}, dict(effusion=0, nodule=-1, mass=0)) == []  # uncertain: neither normal nor a finding
+    assert drawn(cfg, {}, dict(effusion=0, nodule=-3, mass=0)) == []  # readers disagree
     assert drawn(cfg, {}, dict(effusion=-2, nodule=-2, mass=-2)) == []  # no label is known
     assert drawn(dict(prompts=PROMPTS, sections=[]), TEXTS, dict(nodule=1)) == ['Nodule.']
 
