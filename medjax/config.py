@@ -159,7 +159,7 @@ def _check_sections(config: ConfigDict) -> None:
         section, kind = config[name], 'list' if name == 'terms' else 'dict'
         if not isinstance(section, (list, tuple) if kind == 'list' else ConfigDict):
             raise UserError(f'{name}={section!r}: must be a {kind}, such as {example}')
-        for key, entry in enumerate(section) if kind == 'list' else section.items():
+        for key, entry in dict(enumerate(section) if kind == 'list' else section).items():
             if not isinstance(entry, (ConfigDict, dict)):
                 raise UserError(f'{name}.{key}={entry!r}: must be a dict, as in {name}={example}')
     for part, cfg in config.data.items():
