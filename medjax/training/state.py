@@ -81,7 +81,10 @@ def start_from(
     if take is not None:
         wanted = {item.partition('=')[0]: item.partition('=')[2] or item for item in take}
     if not wanted:
-        raise UserError(f'{where}.path: {path} holds {", ".join(weights.modules)}, and no tower of this recipe')
+        raise UserError(
+            f'{where}.path: {path} holds {", ".join(weights.modules)}, and no tower of this name; write which one to '
+            f"take, take=['{ours[0]}={weights.modules[0]}']"
+        )
     loaded: dict[str, Tree] = {}
     for module, theirs in wanted.items():
         if module not in ours or theirs not in weights.modules:
