@@ -94,7 +94,7 @@ def test_a_text_view_holds_the_texts_of_the_stream(batch):
 def test_features_of_a_text_view_by_the_text_tower(batch, importable):
     objective, make_views, state = started(recipe())
     views, masks = jax.jit(make_views)(batch, state.key, state.step)
-    features, _ = jax.jit(objective.features)(state.params, state.aux, views, masks, state.key, state.step)
+    (features, *_), _ = jax.jit(objective.features)(state.params, state.aux, views, masks, state.key, state.step)
     assert features['student/text/report/cls'].shape == (8, 1, 16)
     assert features['student/text/sentence/cls>vt'].shape == (8, 3, 8)
     p = state.params['towers']['text']
