@@ -150,7 +150,7 @@ def _place(
     required = [i for i in fitting if not places[i].optional]
     if required and alone:
         fitting = required
-    if not fitting and len(places) == 1 and not places[0].path:
+    if not places[0].path and places[0].sees != kind:
         raise UserError(f'the tower {tower!r} sees {places[0].sees}s, and the view {name.view!r} has none')
     if not fitting:
         raise UserError(
