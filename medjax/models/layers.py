@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ Names = tuple[str | None, ...]
 weight_init = jax.nn.initializers.normal(0.02)
 zeros = jax.nn.initializers.zeros
 ones = jax.nn.initializers.ones
+BATCH_NORM_EPS, MOMENTUM = 1e-5, 0.1  # as in torch
 
 SIZES = {  # the hidden layer of the FFN is `mlp_ratio` times as wide as the tower
     'Ti': dict(width=192, depth=12, heads=3, ffn='mlp', mlp_ratio=4.0),
@@ -136,6 +137,38 @@ class LayerNorm(nn.Module):
         x -= x.mean(-1, keepdims=True)
         x *= jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.eps)
         return (x * scale + bias).astype(self.dtype)
+
+
+class Moments(NamedTuple):
+    """Mean and variance of each channel, [C]: the running statistics of a batch norm, stored under 'stats'."""
+
+    mean: Array
+    variance: Array
+
+
+def batch_norm(x: Array, weight: Array | None, running: Moments) -> tuple[Array, Moments]:
+    """(x - mean) / sqrt(variance + 1e-5) for each channel of x [S,…,C], and the new running statistics; float32.
+
+    With `weight`, mean and variance are those of the batch: `weight` is 1 where x counts and 0 elsewhere, and its axes
+    are the first axes of x. They move the running statistics, r <- .9 r + .1 batch, with the unbiased variance. Without
+    `weight`, and if nothing counts, mean and variance are the running statistics, which stay as they are.
+    """
+    x = x.astype(jnp.float32)
+    m, v = running
+    if weight is not None:
+        axes = tuple(range(x.ndim - 1))
+        w = weight.reshape(*weight.shape, *[1] * (x.ndim - weight.ndim))
+        n = weight.sum() * math.prod(x.shape[weight.ndim : -1])
+        # one sum for each channel: devices exchange arrays of the shape of the parameters and nothing larger
+        mean = (w * x).sum(axes) / jnp.maximum(n, 1)
+        variance = (w * jnp.square(x - mean)).sum(axes) / jnp.maximum(n, 1)
+        unbiased = variance * n / jnp.maximum(n - 1, 1)
+        move = jnp.where(n > 0, MOMENTUM, 0.0)
+        running = jax.lax.stop_gradient(
+            Moments((1 - move) * m + move * mean, (1 - move) * v + move * unbiased)
+        )
+        m, v = jnp.where(n > 0, mean, m), jnp.where(n > 0, variance, v)
+    return (x - m) * jax.lax.rsqrt(v + BATCH_NORM_EPS), running
 
 
 class Attention(nn.Module):

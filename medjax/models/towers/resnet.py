@@ -17,7 +17,7 @@ from jax import Array
 
 from medjax.errors import UserError
 from medjax.models.flax_tower import FlaxTower, logical_axes
-from medjax.models.layers import REMAT, check_choice, ones, parameter, zeros
+from medjax.models.layers import REMAT, Moments, batch_norm, check_choice, ones, parameter, zeros
 from medjax.parallel.sharding import constrain_rows
 from medjax.types import ApplyOptions, Input, Tower, Tree
 
@@ -28,7 +28,6 @@ SIZES = {  # the number of blocks in each stage, and the width of a block's outp
     '101': ((3, 4, 23, 3), 4),
 }
 kernel_init = jax.nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')  # arXiv 1502.01852
-EPS, MOMENTUM = 1e-5, 0.1
 
 
 def build(
@@ -129,20 +128,10 @@ class BatchNorm(nn.Module):
         bias = parameter(self, 'bias', zeros, (c,), ('embed',))
         mean = self.variable('stats', 'mean', lambda: jnp.zeros(c))
         variance = self.variable('stats', 'variance', lambda: jnp.ones(c))
-        x = x.astype(jnp.float32)
-        m, v = mean.value, variance.value
+        y, moved = batch_norm(x, weight if self.train else None, Moments(mean.value, variance.value))
         if self.train:
-            w = weight[:, None, None, None]
-            n = weight.sum() * x.shape[1] * x.shape[2]
-            # one sum for each channel: devices exchange arrays of the shape of `scale` and nothing larger
-            batch_mean = (w * x).sum((0, 1, 2)) / jnp.maximum(n, 1)
-            batch_variance = (w * jnp.square(x - batch_mean)).sum((0, 1, 2)) / jnp.maximum(n, 1)
-            unbiased = batch_variance * n / jnp.maximum(n - 1, 1)
-            move = jnp.where(n > 0, MOMENTUM, 0.0)
-            mean.value = jax.lax.stop_gradient((1 - move) * m + move * batch_mean)
-            variance.value = jax.lax.stop_gradient((1 - move) * v + move * unbiased)
-            m, v = jnp.where(n > 0, batch_mean, m), jnp.where(n > 0, batch_variance, v)
-        return ((x - m) * (jax.lax.rsqrt(v + EPS) * scale) + bias).astype(self.dtype)
+            mean.value, variance.value = moved
+        return (y * scale + bias).astype(self.dtype)
 
 
 class ConvNorm(nn.Module):

@@ -22,6 +22,11 @@ from medjax.objectives.trees import leaf_at
 from medjax.types import Head, Input, Masks, Metrics, Tower, Tree, Views
 
 
+_STATISTICS = (
+    'heads.{0} normalises by the statistics of the batch, so a term cannot run it; name it in a feature, …>{0}'
+)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class TermContext:
     """The facts of a recipe that a term may use when it is built, and what the term declares."""
@@ -52,10 +57,16 @@ class TermContext:
         return feature
 
     def head(self, name: str, width: int, argument: str) -> Head:
-        """Declares that the term runs the head `name` itself, on features of `width` numbers."""
+        """Declares that the term runs the head `name` itself, on features of `width` numbers.
+
+        UserError for a head with statistics of the batch, which would not move.
+        """
         if self.declare_head is None:
             return self.heads[name]
-        return self.declare_head(name, width, f'{self.where}.{argument}')
+        head = self.declare_head(name, width, f'{self.where}.{argument}')
+        if head.batch_statistics:
+            raise UserError(f'{self.where}.{argument}: {_STATISTICS.format(name)}')
+        return head
 
     def tower(self, name: str, argument: str) -> Tower:
         """Declares that the term runs the tower `name` itself; a UserError where the recipe has no such tower."""
@@ -91,10 +102,7 @@ class Networks:
     def head(self, name: str, x: Array, network: str) -> Array:
         """The output of a head that a term runs itself."""
         if self.heads[name].batch_statistics:
-            raise UserError(
-                f'heads.{name}: it normalises by the statistics of the batch, so a term cannot run it; name it in a '
-                f'feature, …>{name}'
-            )
+            raise UserError(_STATISTICS.format(name))
         return self.run_head(name, x, network)
 
     def prototypes(self, name: str, z: Array, network: str) -> Array:
