@@ -87,10 +87,11 @@ def start_from(
         )
     loaded: dict[str, Tree] = {}
     for module, theirs in wanted.items():
-        if module not in ours or theirs not in weights.modules:
-            raise UserError(
-                f'{where}.take: {module!r} must be in the recipe and {theirs!r} in {path}{suggest(theirs, both)}'
-            )
+        if module not in ours:
+            owner = 'recipe' if network is None else f'teacher {network!r}'
+            raise UserError(f'{where}.take: the {owner} has no {module!r}{suggest(module, ours)}')
+        if theirs not in weights.modules:
+            raise UserError(f'{where}.take: {path} has no {theirs!r}{suggest(theirs, weights.modules)}')
         kind, name = module.split('/')
         try:
             loaded[module] = weights.read(theirs, modules[kind][name])
