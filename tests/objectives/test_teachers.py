@@ -142,6 +142,8 @@ SLOW = dict(rule='ema', of=['towers/image'], momentum=0.9)
         (dict(public=FROZEN), dict(init_from=dict(path='x', take=['towers/image'])), ['would teach noise']),
         (dict(public=dict(FROZEN, init_from=dict(path='x', take=['towers/image']))), {}, ['would teach noise']),
         (dict(public=dict(PUBLIC, init_from='x')), {}, ["teachers.public.init_from='x'", "dict(path='x')"]),
+        (dict(public=dict(PUBLIC, init_from=dict(path='x', take='towers/large'))), {},
+         ["teachers.public.init_from.take='towers/large'", 'must be a list']),
         (dict(public=dict(PUBLIC, init_from=dict(take=[]))), {}, ['teachers.public.init_from', 'the path of weights']),
         (dict(public=dict(PUBLIC, of=['towers/lrage'])), {}, ["of: there is no 'towers/lrage'; did you mean"]),
         (dict(public=dict(PUBLIC, of=['towers/image'])), {}, ["'public' does not hold 'towers/large'; add it to teachers.public.of"]),
