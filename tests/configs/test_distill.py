@@ -95,7 +95,9 @@ def test_three_steps(student, public, tmp_path):
 
 def losses(objective: Any, state: Any, view: Any, theirs: Any) -> dict[str, tuple[float, float]]:
     """Loss and start of each term in float64: targets normalised over their numbers, the mean of squared errors."""
-    params = objective.export(state.params, state.aux, 'student', ('towers/image', *(f'heads/{h}' for h in objective.heads)))
+    params = objective.export(
+        state.params, state.aux, 'student', ('towers/image', *(f'heads/{h}' for h in objective.heads))
+    )
     ours = objective.towers['image'].apply(params['towers']['image'], Input(view), train=True)
     public = objective.towers['large'].apply(theirs, Input(view))
     result = {}
@@ -110,8 +112,14 @@ def losses(objective: Any, state: Any, view: Any, theirs: Any) -> dict[str, tupl
 @pytest.mark.parametrize(
     ('start', 'words'),
     [
-        (dict(take=('towers/image',)), ['teachers.public.init_from.take', "the teacher 'public' has no 'towers/image'", 'towers/large']),
-        (dict(take=('towers/large=towers/large',)), ['teachers.public.init_from.take', "has no 'towers/large'", 'towers/image']),
+        (
+            dict(take=('towers/image',)),
+            ['teachers.public.init_from.take', "the teacher 'public' has no 'towers/image'", 'towers/large'],
+        ),
+        (
+            dict(take=('towers/large=towers/large',)),
+            ['teachers.public.init_from.take', "has no 'towers/large'", 'towers/image'],
+        ),
         (dict(), ['teachers.public.init_from.path', "take=['towers/large=towers/image']"]),
     ],
 )
