@@ -136,34 +136,74 @@ SLOW = dict(rule='ema', of=['towers/image'], momentum=0.9)
 @pytest.mark.parametrize(
     ('teachers', 'changes', 'words'),
     [
-        (dict(public=FROZEN), {}, ["teachers.public: 'towers/large' belongs to this teacher alone", 'would teach noise',
-                                   "take=['towers/large=towers/image']"]),
+        (
+            dict(public=FROZEN),
+            {},
+            [
+                "teachers.public: 'towers/large' belongs to this teacher alone",
+                'would teach noise',
+                "take=['towers/large=towers/image']",
+            ],
+        ),
         # weights for another tower are no weights for this one
         (dict(public=FROZEN), dict(init_from=dict(path='x', take=['towers/image'])), ['would teach noise']),
         (dict(public=dict(FROZEN, init_from=dict(path='x', take=['towers/image']))), {}, ['would teach noise']),
         (dict(public=dict(PUBLIC, init_from='x')), {}, ["teachers.public.init_from='x'", "dict(path='x')"]),
-        (dict(public=dict(PUBLIC, init_from=dict(path='x', take='towers/large'))), {},
-         ["teachers.public.init_from.take='towers/large'", 'must be a list']),
+        (
+            dict(public=dict(PUBLIC, init_from=dict(path='x', take='towers/large'))),
+            {},
+            ["teachers.public.init_from.take='towers/large'", 'must be a list'],
+        ),
         (dict(public=dict(PUBLIC, init_from=dict(take=[]))), {}, ['teachers.public.init_from', 'the path of weights']),
         (dict(public=dict(PUBLIC, of=['towers/lrage'])), {}, ["of: there is no 'towers/lrage'; did you mean"]),
-        (dict(public=dict(PUBLIC, of=['towers/image'])), {}, ["'public' does not hold 'towers/large'; add it to teachers.public.of"]),
-        (dict(public=PUBLIC, a=dict(rule='refreshed', of=['towers/image'], source='public', every=2)), {},
-         ["teachers.a.of: the teacher 'public' does not hold 'towers/image'"]),
-        (dict(public=PUBLIC, a=dict(rule='refreshed', of=['towers/image'], source='b', every=2),
-              b=dict(rule='refreshed', of=['towers/image'], source='a', every=2)), {},
-         ['teachers.a.source: teachers follow each other in a circle: a -> b']),
-        (dict(public=PUBLIC, a=dict(rule='refreshed', of=['towers/image'], source='a', every=2)), {},
-         ["teachers.a.source: there is no other network 'a'"]),
-        (dict(public=PUBLIC, slow=SLOW, a=dict(rule='refreshed', of=['towers/image'], source='slwo', every=2)), {},
-         ["no other network 'slwo'; did you mean 'slow'?"]),
-        (dict(public=PUBLIC, a=dict(rule='refreshed', of=['towers/image'], every=0)), {}, ['teachers.a.every=0', 'at least 1']),
+        (
+            dict(public=dict(PUBLIC, of=['towers/image'])),
+            {},
+            ["'public' does not hold 'towers/large'; add it to teachers.public.of"],
+        ),
+        (
+            dict(public=PUBLIC, a=dict(rule='refreshed', of=['towers/image'], source='public', every=2)),
+            {},
+            ["teachers.a.of: the teacher 'public' does not hold 'towers/image'"],
+        ),
+        (
+            dict(
+                public=PUBLIC,
+                a=dict(rule='refreshed', of=['towers/image'], source='b', every=2),
+                b=dict(rule='refreshed', of=['towers/image'], source='a', every=2),
+            ),
+            {},
+            ['teachers.a.source: teachers follow each other in a circle: a -> b'],
+        ),
+        (
+            dict(public=PUBLIC, a=dict(rule='refreshed', of=['towers/image'], source='a', every=2)),
+            {},
+            ["teachers.a.source: there is no other network 'a'"],
+        ),
+        (
+            dict(public=PUBLIC, slow=SLOW, a=dict(rule='refreshed', of=['towers/image'], source='slwo', every=2)),
+            {},
+            ["no other network 'slwo'; did you mean 'slow'?"],
+        ),
+        (
+            dict(public=PUBLIC, a=dict(rule='refreshed', of=['towers/image'], every=0)),
+            {},
+            ['teachers.a.every=0', 'at least 1'],
+        ),
         (dict(public=PUBLIC, a=dict(rule='refreshed', of=['towers/image'])), {}, ["the key 'every' is missing"]),
         (dict(public=dict(PUBLIC, momentum=0.9)), {}, ["teachers.public: unknown key 'momentum'"]),
-        (dict(public=PUBLIC, a=dict(rule='frosen', of=['towers/image'])), {}, ["no rule 'frosen'", "did you mean 'frozen'?"]),
-        (dict(public=PUBLIC), dict(export=dict(network='student', towers=['large'], heads=[], encoder=None)),
-         ["export.towers: 'large' belongs to a teacher alone", 'export.network']),
+        (
+            dict(public=PUBLIC, a=dict(rule='frosen', of=['towers/image'])),
+            {},
+            ["no rule 'frosen'", "did you mean 'frozen'?"],
+        ),
+        (
+            dict(public=PUBLIC),
+            dict(export=dict(network='student', towers=['large'], heads=[], encoder=None)),
+            ["export.towers: 'large' belongs to a teacher alone", 'export.network'],
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_mistake_is_a_sentence(teachers, changes, words):
     cfg = recipe(teachers, 'public/large/crop/cls', 24, towers=dict(image=VIT, large=LARGE), **changes)
     with pytest.raises(UserError) as error:

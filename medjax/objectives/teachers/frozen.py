@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from medjax.errors import UserError
-from medjax.plugins import text_list
 from medjax.objectives.teachers import Teacher, TeacherContext
+from medjax.plugins import text_list
 
 
 def build(of: Sequence[str], context: TeacherContext, init_from: Mapping[str, Any] | None = None) -> Teacher:
