@@ -67,7 +67,10 @@ def start_from(
     statistics are loaded with their tower.
     """
     where = 'init_from' if network is None else f'teachers.{network}.init_from'
-    weights = load(path)
+    try:
+        weights = load(path)
+    except UserError as error:
+        raise UserError(f'{where}.path: {error}') from None
     stats = state.aux['stats']
     networks = {'student': state.params} | state.aux['teachers']
     networks = networks if network is None else {network: networks[network]}

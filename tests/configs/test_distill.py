@@ -120,6 +120,7 @@ def losses(objective: Any, state: Any, view: Any, theirs: Any) -> dict[str, tupl
             dict(take=('towers/large=towers/large',)),
             ['teachers.public.init_from.take', "has no 'towers/large'", 'towers/image'],
         ),
+        (dict(path='nowhere.safetensors'), ['teachers.public.init_from.path', 'nowhere.safetensors', 'no such file']),
         (dict(), ['teachers.public.init_from.path', "take=['towers/large=towers/image']"]),
     ],
 )
@@ -129,6 +130,6 @@ def test_weights_that_do_not_fit(start, words, public):
     optim = make_optimizer(objective, config['optim'], 10)
     state = jax.eval_shape(lambda key: create(objective, optim, key), jax.random.key(0))
     with pytest.raises(UserError) as error:
-        start_from(str(public), state, network='public', **start)
+        start_from(**(dict(path=str(public)) | start), state=state, network='public')
     for word in words:
         assert word in str(error.value)
