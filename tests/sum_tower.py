@@ -15,7 +15,9 @@ class SumTower(Tower):
 
     def init(self, key):
         keys = jax.random.split(key, len(self.given))
-        return {str(i): jax.random.normal(k, (d, self.width)) / d**0.5 for i, (k, d) in enumerate(zip(keys, self.given))}
+        return {
+            str(i): jax.random.normal(k, (d, self.width)) / d**0.5 for i, (k, d) in enumerate(zip(keys, self.given))
+        }
 
     def encode(self, params, inputs, options):
         features = [

@@ -223,7 +223,7 @@ def _starts_given(path: str, *init_from: Any) -> bool:
     """Whether one of several entries `init_from` may load the tower or head `path`, as far as can be seen here."""
     starts = [one for given in init_from for one in ([given] if isinstance(given, Mapping) else given or ())]
     taken = [None if one.get('take') is None else [item.partition('=')[0] for item in one['take']] for one in starts]
-    return any(take is None and path.startswith('towers/') or path in (take or ()) for take in taken)
+    return any((take is None and path.startswith('towers/')) or path in (take or ()) for take in taken)
 
 
 def check_export(cfg: Mapping[str, Any] | None, towers: Mapping[str, Tower], teacher_only: Sequence[str]) -> None:

@@ -75,9 +75,13 @@ def recipe(*features: str, **changes: Any) -> dict[str, Any]:
 
 def refused(cfg: dict[str, Any]) -> str:
     """The sentence with which a recipe is refused before anything is allocated."""
-    with pytest.raises(UserError) as error:
+
+    def build_and_run() -> None:
         objective = compose(cfg)
         rehearse(objective, recipes.views(cfg, objective), cfg)
+
+    with pytest.raises(UserError) as error:
+        build_and_run()
     assert '\n' not in str(error.value)
     return str(error.value)
 
@@ -244,8 +248,14 @@ def test_a_config_that_cannot_be_exported_is_refused(export, words):
         ('student/fusion/crop/cls', ["input 'text' of the tower 'fusion' is missing", 'a view of texts, after a +']),
         ('student/fusion/report/cls', ["input 'image' of the tower 'fusion' is missing", 'a view of images']),
         ('student/deep/report/cls', ["input 'study' of the tower 'deep' is missing", 'a view of images']),
-        ('student/fusion/image=report+text=crop/cls', ["'image' of the tower 'fusion' sees images", "'report' has none"]),
-        ('student/fusion/crop+report+earlier/cls', ["'fusion' has no place for", 'it reads image (images) and text (texts)']),
+        (
+            'student/fusion/image=report+text=crop/cls',
+            ["'image' of the tower 'fusion' sees images", "'report' has none"],
+        ),
+        (
+            'student/fusion/crop+report+earlier/cls',
+            ["'fusion' has no place for", 'it reads image (images) and text (texts)'],
+        ),
         ('student/image/crop+earlier/cls', ["'image' has no place for the view 'earlier'", 'one view (images)']),
         ('student/image/report/cls', ["'image' sees images, and the view 'report' has none"]),
         ('student/text/crop/cls', ["'text' sees texts, and the view 'crop' has none"]),
@@ -254,7 +264,10 @@ def test_a_config_that_cannot_be_exported_is_refused(export, words):
         ('student/pooler/crop+earlier/cls', ['several views of images', 'now=crop or prior=crop']),
         ('student/two/crop/cls', ["'two' reads several views of images", 'a=crop or b=crop']),
         ('student/deep/crop+earlier+report/cls', ['study.now=crop or study.prior=crop']),
-        ('student/fusion/other+report/cls', ["different parts of the batch: 'other' shows 'ct' and 'report' shows 'cxr'"]),
+        (
+            'student/fusion/other+report/cls',
+            ["different parts of the batch: 'other' shows 'ct' and 'report' shows 'cxr'"],
+        ),
         ('student/fusion/crap+report/cls', ["there is no view 'crap'; did you mean 'crop'?"]),
         ('student/fsuion/crop+report/cls', ["there is no tower 'fsuion'; did you mean 'fusion'?"]),
         ('student/image/crop~rand/cls', ["there is no mask 'crop~rand'; did you mean 'crop~random'?"]),
@@ -265,7 +278,7 @@ def test_a_config_that_cannot_be_exported_is_refused(export, words):
         ('student/resnet/crop~random/cls', ['masks']),
         ('student/decoder/crop/pixels', ["mode 'drop'", 'crop~random']),
     ],
-)  # fmt: skip
+)
 def test_a_mistake_in_a_feature_is_a_sentence_that_names_it(feature, words):
     sentence = refused(recipe(feature))
     assert f'feature {feature!r}' in sentence
