@@ -150,6 +150,8 @@ def _place(
     required = [i for i in fitting if not places[i].optional]
     if required and alone:
         fitting = required
+    if not places[0].path and places[0].sees != kind:
+        raise UserError(f'the tower {tower!r} sees {places[0].sees}s, and the view {name.view!r} has none')
     if not fitting:
         raise UserError(
             f'the tower {tower!r} has no place for the view {name.view!r} of {kind}s; it reads {_words(places, shown)}'

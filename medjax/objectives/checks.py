@@ -80,7 +80,10 @@ class Declared:
         def run(key: jax.Array, x: jax.Array, tied: Any) -> jax.Array:
             return head.apply(head.init(key) | ({} if tied is None else {'tied': tied}), x)
 
-        return jax.eval_shape(run, jax.random.key(0), x, tied).shape[-1]
+        try:
+            return jax.eval_shape(run, jax.random.key(0), x, tied).shape[-1]
+        except UserError as error:
+            raise UserError(f'heads.{name}: {error}') from None
 
     def _tied(self, name: str) -> Any:
         """The shape of the parameter that a head is tied to; None for a head that is not."""

@@ -290,7 +290,7 @@ class Objective:
 
     def temperatures(self, terms: Tree, step: Array) -> dict[str, Array]:
         """The temperature of every term that has one, its own or that of another term; from params['terms']."""
-        own = {name: term.temperature(terms[name], step) for name, term in self.terms.items()}
+        own = {name: term.own_temperature(terms[name], step) for name, term in self.terms.items()}
         of = {name: own[term.temperature_of or name] for name, term in self.terms.items()}
         return {name: value for name, value in of.items() if value is not None}
 

@@ -90,7 +90,7 @@ class PairLoss(Term):
     def alignment(self) -> Alignment:
         return Alignment(self.rows, self.columns)
 
-    def temperature(self, params: Tree, step: Array) -> Array | None:
+    def own_temperature(self, params: Tree, step: Array) -> Array | None:
         return None if self.scale.of else 1 / self.scale.value(params, step)
 
     @property

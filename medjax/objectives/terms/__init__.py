@@ -230,8 +230,8 @@ class Term:
         """The parameters after the optimizer step, for example clamped."""
         return params
 
-    def temperature(self, params: Tree, step: Array) -> Array | None:
-        """The temperature of the term, from its own parameters; None for a term without one of its own."""
+    def own_temperature(self, params: Tree, step: Array) -> Array | None:
+        """The temperature that belongs to this term, from its parameters; None for a term without one of its own."""
         return None
 
     @property
