@@ -16,7 +16,12 @@ from medjax.types import Input
 
 ROWS = 16
 SHARED = dict(
-    term='pair_softmax', name='studies', rows=IMAGE, columns=TEXT, positives='study', temperature=dict(of='pair_softmax')
+    term='pair_softmax',
+    name='studies',
+    rows=IMAGE,
+    columns=TEXT,
+    positives='study',
+    temperature=dict(of='pair_softmax'),
 )
 
 

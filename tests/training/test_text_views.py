@@ -214,8 +214,8 @@ def text_tower(**changes):
 @pytest.mark.parametrize(
     ('change', 'sentence'),
     [
-        (reads('student/image/report/cls'), "the tower 'image' has no place for the view 'report' of texts"),
-        (reads('student/text/global/cls'), "the tower 'text' has no place for the view 'global' of images"),
+        (reads('student/image/report/cls'), "the tower 'image' sees images, and the view 'report' has none"),
+        (reads('student/text/global/cls'), "the tower 'text' sees texts, and the view 'global' has none"),
         (text_tower(context=11), "views.report.length=12: the tower 'text' takes at most 11 tokens"),
         (text_tower(vocabulary=30), 'towers.text: the tower has embeddings for 30 token ids and the tokenizer words/'),
     ],
