@@ -313,7 +313,12 @@ TEXT = dict(view='text', part='cxr', length=fusion_recipe.LENGTH)
 def words_of(steps=200, **options):
     """The texts of 16 rows, and the bits and fill of their masks at many steps."""
     make_views = make.build(
-        make.kinds(dict(report=TEXT)), {'report~words': dict(mask='words', **options)}, IMAGE, {}, 4, fusion_recipe.TOKENS
+        make.kinds(dict(report=TEXT)),
+        {'report~words': dict(mask='words', **options)},
+        IMAGE,
+        {},
+        4,
+        fusion_recipe.TOKENS,
     )
     batch = fusion_recipe.batch(16)
     draw = jax.jit(jax.vmap(lambda step: make_views(batch, jax.random.key(0), step)))
@@ -356,7 +361,12 @@ def test_shares_of_words_can_be_chosen():
 
 def test_positions_of_words_are_those_of_the_bits():
     make_views = make.build(
-        make.kinds(dict(report=TEXT)), {'report~words': dict(mask='words', share=0.5)}, IMAGE, {}, 4, fusion_recipe.TOKENS
+        make.kinds(dict(report=TEXT)),
+        {'report~words': dict(mask='words', share=0.5)},
+        IMAGE,
+        {},
+        4,
+        fusion_recipe.TOKENS,
     )
     _, drawn = make_views(fusion_recipe.batch(16), jax.random.key(0), jax.numpy.asarray(0))
     mask = drawn['report~words']
@@ -378,9 +388,7 @@ def test_positions_of_words_are_those_of_the_bits():
 )
 def test_mistakes_of_words_are_sentences(options, tokens, words):
     with pytest.raises(UserError, match=words):
-        make.build(
-            make.kinds(dict(report=TEXT)), {'report~words': dict(mask='words', **options)}, IMAGE, {}, 4, tokens
-        )
+        make.build(make.kinds(dict(report=TEXT)), {'report~words': dict(mask='words', **options)}, IMAGE, {}, 4, tokens)
 
 
 def test_masks_of_patches_refuse_texts():
