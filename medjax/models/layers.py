@@ -164,9 +164,7 @@ def batch_norm(x: Array, weight: Array | None, running: Moments) -> tuple[Array,
         variance = (w * jnp.square(x - mean)).sum(axes) / jnp.maximum(n, 1)
         unbiased = variance * n / jnp.maximum(n - 1, 1)
         move = jnp.where(n > 0, MOMENTUM, 0.0)
-        running = jax.lax.stop_gradient(
-            Moments((1 - move) * m + move * mean, (1 - move) * v + move * unbiased)
-        )
+        running = jax.lax.stop_gradient(Moments((1 - move) * m + move * mean, (1 - move) * v + move * unbiased))
         m, v = jnp.where(n > 0, mean, m), jnp.where(n > 0, variance, v)
     return (x - m) * jax.lax.rsqrt(v + BATCH_NORM_EPS), running
 

@@ -22,7 +22,11 @@ def build(reads: tuple[Tower | None, ...], depth: int = 1, heads: int = 2, dtype
         raise UserError("fusion: it reads an image tower and a text tower, as reads=['image', 'text']")
     image, text = reads
     module = Fusion(depth, heads, 2 * text.width, jnp.dtype(dtype))
-    example = (np.zeros((1, 1, text.width), np.float32), np.ones(1, np.int32), np.zeros((1, 1, image.width), np.float32))
+    example = (
+        np.zeros((1, 1, text.width), np.float32),
+        np.ones(1, np.int32),
+        np.zeros((1, 1, image.width), np.float32),
+    )
     return FusionTower(width=text.width, axes=logical_axes(module, example), module=module, example=example)
 
 

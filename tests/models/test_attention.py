@@ -168,9 +168,7 @@ def test_a_block_with_cross_attention_equals_transformers():
         encoder_attention_mask=additive(context_lengths, KEYS),
     )
     expected = expected[0] if isinstance(expected, tuple) else expected
-    got = block.apply(
-        {'params': params}, x, lengths=lengths, context=context, context_lengths=context_lengths
-    )
+    got = block.apply({'params': params}, x, lengths=lengths, context=context, context_lengths=context_lengths)
     close(got, expected.detach().numpy())
 
 

@@ -150,5 +150,7 @@ def test_a_term_cannot_run_such_a_head_itself():
     cfg['teachers'] = {}
     of = 'student/image/local/cls'
     cfg['terms'] = [dict(term='fusion.own_head', of=of, head='match')]
-    with pytest.raises(UserError, match=r'^terms\[0\] \(fusion.own_head\).head: heads\.match normalises .*in a feature'):
+    with pytest.raises(
+        UserError, match=r'^terms\[0\] \(fusion.own_head\).head: heads\.match normalises .*in a feature'
+    ):
         compose(cfg)
