@@ -399,6 +399,11 @@ class _Forward:
         name = heads[-1]
         if not self.objective.heads[name].batch_statistics:
             return self.networks.run_head(name, before, f.network)
+        if not f.at and before.ndim > present.ndim + 1 and self.padded(one):
+            raise UserError(
+                f'feature {f.name!r}: the head {name!r} normalises by the statistics of the batch, and padding would '
+                f'count among these tokens; name the tokens of a mask, as {f.output}@mask>{name}'
+            )
         here = weight_at_mask(present, self.masks[f.at_mask]) > 0 if f.at else present
         here = jnp.broadcast_to(jnp.expand_dims(here, tuple(range(here.ndim, before.ndim - 1))), before.shape[:-1])
         if f.network != 'student':
@@ -406,6 +411,12 @@ class _Forward:
         y, stats = self.networks.run_head(name, before, f.network, here, train=True)
         self.move('heads', name, stats)
         return y
+
+    def padded(self, one: Pass) -> bool:
+        """Whether some tokens of a pass are padding: those of texts, and of contexts of different lengths."""
+        masks = [self.masks[source.masked_view] for source in one.views if source.mask]
+        texts = any(self.views[source.view].valid is not None for source in one.views)
+        return texts or any(mask.length is not None for mask in masks)
 
 
 def _drops(one: Pass, masks: Masks) -> bool:

@@ -187,3 +187,39 @@ def test_mistakes_of_a_tied_head_are_sentences(change, words):
     with pytest.raises(UserError) as error:
         compose(recipe)
     assert words in str(error.value) and 'heads.words' in str(error.value)
+
+
+def test_a_teacher_holds_the_tower_that_its_head_is_tied_to():
+    recipe = fusion(masks={}, teachers=dict(teacher=dict(of=['towers/image', 'heads/words'], rule='ema', momentum=0.9)))
+    recipe['heads'] = dict(words=recipe['heads']['words'] | dict(out=20))
+    recipe['terms'] = [dict(term='koleo', of='teacher/image/crop/cls>words')]
+    with pytest.raises(UserError) as error:
+        compose(recipe)
+    assert "the teacher 'teacher' does not hold 'towers/text'; add it to teachers.teacher.of" in str(error.value)
+    recipe['teachers']['teacher']['of'].append('towers/text')
+    assert compose(recipe).teachers['teacher'].of == ('towers/image', 'heads/words', 'towers/text')
+
+
+def test_padding_of_texts_enters_no_statistics_of_a_head():
+    """It is refused where the tokens of a whole text go through a head with statistics; those of a mask are right."""
+    recipe = fusion(heads=dict(norm=dict(head='mlp', out=3, batch_norm=True)))
+    for at in ('', '@words'):
+        recipe['terms'] = [dict(term='fusion.mean', of=f'student/text/report~words/tokens{at}>norm')]
+        objective, optim, _ = recipes.parts(recipe)
+        state = jax.eval_shape(lambda: recipes.start(objective, optim))  # noqa: B023
+        views_and_masks = jax.eval_shape(recipes.views(recipe, objective), batch(ROWS), state.key, state.step)
+        run = lambda: jax.eval_shape(  # noqa: E731
+            objective.features,
+            state.params,
+            state.aux,
+            *views_and_masks,
+            state.key,
+            state.step,  # noqa: B023
+        )
+        if at:
+            assert run()[0].features[f'student/text/report~words/tokens{at}>norm'].shape == (4, 1, 32, 3)
+        else:
+            with pytest.raises(
+                UserError, match="the head 'norm' normalises by .* padding would count .* tokens@mask>norm"
+            ):
+                run()

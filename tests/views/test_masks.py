@@ -1,5 +1,7 @@
 """Masks: exact counts, statistics of the originals, order among masks, draws by the numbers of rows and groups."""
 
+import functools
+import json
 import os
 from pathlib import Path
 
@@ -144,13 +146,20 @@ IMAGE = dict(channels=1, mean=0.5, std=0.25)
 CROP = dict(view='crop', part='cxr', count=2, size=32)
 
 
-def made(masks_of, rows, views=None, rows_per_group=2, first=0, tokens=None, grid=(4, 4), step=0):
+def made(masks_of, rows, rows_per_group=2, first=0, step=0):
     """The views and masks of a batch that begins with row number `first`."""
-    views = views or dict(crop=CROP)
-    make_views = make.build(make.kinds(views), masks_of, IMAGE, dict(crop=grid), rows_per_group, tokens)
     batch = fusion_recipe.batch(16)
     part = {name: x[first : first + rows] for name, x in batch['cxr'].items()}
-    return jax.jit(make_views)(dict(cxr=part), jax.random.key(0), jax.numpy.asarray(step))
+    make_views = compiled(json.dumps(masks_of), rows_per_group)
+    return make_views(dict(cxr=part), jax.random.key(0), jax.numpy.asarray(step))
+
+
+@functools.cache
+def compiled(masks_of, rows_per_group):
+    """The function of a config, compiled once for all tests of this file."""
+    return jax.jit(
+        make.build(make.kinds(dict(crop=CROP)), json.loads(masks_of), IMAGE, dict(crop=(4, 4)), rows_per_group)
+    )
 
 
 @pytest.mark.parametrize(('share', 'grid', 'stay'), [(0.9, (10, 10), 9), (0.75, (4, 4), 4), (0.75, (3, 5), 3)])
