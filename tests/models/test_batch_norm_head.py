@@ -100,7 +100,7 @@ def test_without_present_elements_nothing_moves():
 
 
 def recipe(**changes):
-    """Two crops of a student whose head normalises over the batch, and a teacher; SimCLR and MoCo v3 have such heads."""
+    """Two crops of a student whose head normalises over the batch, and a teacher, as in MoCo v3."""
     tiny = recipes.tiny(masks={})
     rows = 'student/image/local/cls>projector'
     return (
