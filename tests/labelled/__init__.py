@@ -1,0 +1,1 @@
+"""A plug-in of a user: a term that reads a label of the data."""
