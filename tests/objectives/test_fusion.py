@@ -200,26 +200,23 @@ def test_a_teacher_holds_the_tower_that_its_head_is_tied_to():
     assert compose(recipe).teachers['teacher'].of == ('towers/image', 'heads/words', 'towers/text')
 
 
-def test_padding_of_texts_enters_no_statistics_of_a_head():
+@pytest.mark.parametrize('at', ['', '@words'])
+def test_padding_of_texts_enters_no_statistics_of_a_head(at):
     """It is refused where the tokens of a whole text go through a head with statistics; those of a mask are right."""
-    recipe = fusion(heads=dict(norm=dict(head='mlp', out=3, batch_norm=True)))
-    for at in ('', '@words'):
-        recipe['terms'] = [dict(term='fusion.mean', of=f'student/text/report~words/tokens{at}>norm')]
-        objective, optim, _ = recipes.parts(recipe)
-        state = jax.eval_shape(lambda: recipes.start(objective, optim))  # noqa: B023
-        views_and_masks = jax.eval_shape(recipes.views(recipe, objective), batch(ROWS), state.key, state.step)
-        run = lambda: jax.eval_shape(  # noqa: E731
-            objective.features,
-            state.params,
-            state.aux,
-            *views_and_masks,
-            state.key,
-            state.step,  # noqa: B023
-        )
-        if at:
-            assert run()[0].features[f'student/text/report~words/tokens{at}>norm'].shape == (4, 1, 32, 3)
-        else:
-            with pytest.raises(
-                UserError, match="the head 'norm' normalises by .* padding would count .* tokens@mask>norm"
-            ):
-                run()
+    feature = f'student/text/report~words/tokens{at}>norm'
+    recipe = fusion(
+        heads=dict(norm=dict(head='mlp', out=3, batch_norm=True)), terms=[dict(term='fusion.mean', of=feature)]
+    )
+    objective, optim, _ = recipes.parts(recipe)
+    make_views = recipes.views(recipe, objective)
+
+    def features():
+        state = recipes.start(objective, optim)
+        views, masks = make_views(batch(ROWS), state.key, state.step)
+        return objective.features(state.params, state.aux, views, masks, state.key, state.step)[0].features
+
+    if at:
+        assert jax.eval_shape(features)[feature].shape == (4, 1, 32, 3)
+    else:
+        with pytest.raises(UserError, match="the head 'norm' .* padding would count .* tokens@mask>norm"):
+            jax.eval_shape(features)

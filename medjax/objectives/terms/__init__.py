@@ -21,7 +21,6 @@ from medjax.objectives.features import Feature, parse
 from medjax.objectives.trees import leaf_at
 from medjax.types import Head, Input, Masks, Metrics, Tower, Tree, Views
 
-
 _STATISTICS = (
     'heads.{0} normalises by the statistics of the batch, so a term cannot run it; name it in a feature, …>{0}'
 )
