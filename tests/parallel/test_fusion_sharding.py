@@ -18,7 +18,7 @@ from medjax.training.step import gradients
 if jax.device_count() != 8:
     pytest.skip('needs 8 (virtual) devices', allow_module_level=True)
 
-ROWS = 64
+ROWS = 32  # and no side of a parameter
 
 
 def gradients_of(recipe, objective):
