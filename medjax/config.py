@@ -18,8 +18,9 @@ It returns a dict or an `ml_collections.ConfigDict` with these keys:
                  name -> dict(view='text', part=, count=, length=, ...)   see medjax.data.text.views
     masks        'view~mask' -> dict(mask='blocks', ...)                  see medjax.views.masks
     towers       name -> dict(tower='vit', variant='S/14', ...)           see medjax.models
+                 name -> dict(tower='decoder', reads=['image'], ...)      a tower that reads the outputs of others
     heads        name -> dict(head='dino_head', ...)                      see medjax.models.heads
-    teachers     name -> dict(of=['towers/image', ...], rule='ema', momentum=)
+    teachers     name -> dict(of=['towers/image', ...], rule='ema', momentum=)   or 'frozen', 'refreshed'
     terms        list of dict(term='koleo', ...)                          see medjax.objectives.terms
     optim        lr, schedules, groups                                    see medjax.training.optimizer
     mesh         sizes of data, fsdp, tensor; one may be -1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 
 from medjax.objectives.compose import Objective, compose
 from medjax.objectives.trees import pick
+from medjax.parallel import sharding
 from medjax.plugins import call
 from medjax.training.optimizer import Optimizer, optimizer
 from medjax.training.state import create
@@ -140,3 +142,26 @@ def worst(a: Any, b: Any) -> float:
         return float(np.abs(x - y).max(initial=0) / max(np.abs(y).max(initial=0), 1e-6))
 
     return max(jax.tree.leaves(jax.tree.map(one, a, b)))
+
+
+def parameter_shapes(params: Any, devices: int) -> set[tuple[int, ...]]:
+    """Shapes that a parameter may have on its way: itself, a layer of a scanned one, a matrix made of its leading and
+    its trailing axes (the patch embedding is multiplied as one), and a device's share of these."""
+    shapes = set()
+    for leaf in jax.tree.leaves(params):
+        for shape in (leaf.shape, leaf.shape[1:]):
+            matrices = [(math.prod(shape[:i]), math.prod(shape[i:])) for i in range(1, len(shape))]
+            for form in (shape, *matrices):
+                shares = [(*form[:i], n // devices, *form[i + 1 :]) for i, n in enumerate(form) if n % devices == 0]
+                shapes |= {plain(s) for s in (form, *shares)}
+    return shapes
+
+
+def plain(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Without axes of one and in ascending order: XLA adds, drops and swaps axes."""
+    return tuple(sorted(n for n in shape if n > 1))
+
+
+def one_device() -> jax.sharding.Mesh:
+    """A mesh of the first device."""
+    return jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), sharding.AXES)

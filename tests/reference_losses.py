@@ -110,7 +110,7 @@ def check_dino_loss(path: Path) -> None:
         first = d['teacher_logits_step1']
         if centring == 'center':  # the losses of this case are those of the second call
             close(softmax_of(aux, d, temperature, first), d['softmax_center_step1'], 2e-5, 'targets 1')
-            aux = term.update(aux, (jnp.asarray(first).mean(0), jnp.float32(len(first))), 0)
+            aux = term.update(aux, (jnp.asarray(first).mean(0), aux['target'], jnp.float32(len(first))), 0)
             close(aux['centre'][None], d['center_after_step1'], 1e-5, 'centre 1')
         # The teacher's CLS tokens are swapped in the original, so that crop A stands at B's place: undo it.
         logits = d['teacher_logits_step2'] if centring == 'center' else first
@@ -170,7 +170,7 @@ def check_ibot_loss(path: Path) -> None:
         if centring == 'center':  # the losses of this case are those of the second call
             first = d['teacher_masked_logits']
             close(softmax_of(aux, d, temperature, first), d['softmax_center_step1'], 2e-5, 'targets 1')
-            aux = term.update(aux, (jnp.asarray(first).mean(0), jnp.float32(m)), zero)
+            aux = term.update(aux, (jnp.asarray(first).mean(0), aux['target'], jnp.float32(m)), zero)
             close(aux['centre'][None, None], d['center_after_step1'], 1e-5, 'centre')
         logits = d['teacher_masked_logits_step2' if centring == 'center' else 'teacher_masked_logits']
 

@@ -110,7 +110,8 @@ def start(d: Any, objective: Objective, optim_cfg: dict[str, Any]) -> tuple[Trai
     aux = {**state.aux, 'teachers': {'teacher': jax.tree.map(jnp.asarray, teacher)}}
     for term, name in (('distill_cls', 'center/dino_before'), ('distill_patch', 'center/ibot_before')):
         if name in d.files and aux['terms'][term]:
-            aux['terms'] = {**aux['terms'], term: {'centre': jnp.asarray(d[name]).reshape(-1)}}
+            centre = {'centre': jnp.asarray(d[name]).reshape(-1)}
+            aux['terms'] = {**aux['terms'], term: {**aux['terms'][term], **centre}}
     return state._replace(params={**jax.tree.map(jnp.asarray, student), 'terms': state.params['terms']}, aux=aux), optim
 
 

@@ -18,7 +18,8 @@ class MeanTower(Tower):
             'kernel': jax.random.normal(two, (self.width, self.width)) / self.width**0.5,
         }
 
-    def encode(self, params, view, mask, options):
+    def encode(self, params, inputs, options):
+        ((view, _, _),) = inputs
         tokens = params['embedding'][view.x] * view.valid[..., None]
         mean = tokens.sum(2) / jnp.maximum(view.valid.sum(2), 1)[..., None]
         return {'cls': mean @ params['kernel'], 'tokens': tokens}

@@ -66,12 +66,13 @@ class Pass(NamedTuple):
     @property
     def name(self) -> str:
         """'student/decoder/crop~random', for messages, metrics and random keys. Equal passes have equal names."""
-        inputs = ('' if s is None else '+'.join(v.masked_view for v in _seen(s)) for s in self.sources)
-        return f'{self.network}/{self.tower}/{"+".join(inputs)}'
+        return f'{self.network}/{self.tower}/{self._inputs}'
 
-
-def _seen(source: Source) -> tuple[Source, ...]:
-    return (source,) if source.through is None else source.through.views
+    @property
+    def _inputs(self) -> str:
+        """'crop+report~words'. An absent input leaves its place empty."""
+        places = ('' if s is None else s.masked_view if s.through is None else s.through._inputs for s in self.sources)
+        return '+'.join(places)
 
 
 class Slot(NamedTuple):
@@ -105,13 +106,16 @@ def bind(
     """The pass of a tower on the inputs that a feature names; `kinds` says of each view what towers see in it.
 
     An input goes to the entry that it names, 'prior=earlier', and without a name to the one entry that sees its kind of
-    view. UserError, without the name of the feature, where inputs are missing, are too many or could be swapped.
+    view. An input that is the only one of its kind without a name goes to the required entry, if one is optional.
+    UserError, without the name of the feature, where inputs are missing, are too many or could be swapped.
     """
     places = slots(tower, towers)
     shown = labels(places)
+    unnamed = [kinds[name.view] for name in names if name.entry is None]
     taken: dict[int, InputName] = {}
     for name in sorted(names, key=lambda n: n.entry is None):  # those with an entry first
-        taken[_place(name, places, shown, taken, kinds, tower)] = name
+        alone = unnamed.count(kinds[name.view]) == 1
+        taken[_place(name, places, shown, taken, kinds, tower, alone)] = name
     given = {places[i].path: name for i, name in taken.items()}
     bound = _bind(network, tower, (), given, towers)
     if bound is None:
@@ -126,8 +130,9 @@ def _place(
     taken: Mapping[int, InputName],
     kinds: Mapping[str, str],
     tower: str,
+    alone: bool,
 ) -> int:
-    """The number of the slot for one input."""
+    """The number of the slot for one input; `alone`: no other input of its kind is without an entry."""
     kind, free = kinds[name.view], [i for i in range(len(places)) if i not in taken]
     if name.entry is not None:
         if name.entry not in shown:
@@ -143,7 +148,10 @@ def _place(
         return place
     fitting = [i for i in free if places[i].sees == kind]
     required = [i for i in fitting if not places[i].optional]
-    fitting = required or fitting
+    if required and alone:
+        fitting = required
+    if not places[0].path and places[0].sees != kind:
+        raise UserError(f'the tower {tower!r} sees {places[0].sees}s, and the view {name.view!r} has none')
     if not fitting:
         raise UserError(
             f'the tower {tower!r} has no place for the view {name.view!r} of {kind}s; it reads {_words(places, shown)}'
@@ -171,7 +179,8 @@ def _bind(
         return None
     for read, source in zip(reads, sources, strict=True):
         if source is None and not read.optional:
-            sees = towers[tower if read.tower is None else read.tower].sees
+            inner = [] if read.tower is None else slots(read.tower, towers)
+            sees = next((slot.sees for slot in inner if not slot.optional), towers[read.tower or tower].sees)
             raise UserError(
                 f'the input {read.name!r} of the tower {tower!r} is missing: name a view of {sees}s, after a +'
             )
@@ -263,8 +272,8 @@ def image_pass(tower: str, towers: Mapping[str, Tower], view: str = 'image') -> 
     needed = [i for i, slot in enumerate(places) if not slot.optional] or images[:1]
     if len(needed) != 1 or needed[0] not in images:
         raise UserError(
-            f'the tower {tower!r} cannot encode images alone: it reads {_words(places, labels(places))}; give '
-            'export.encoder a tower that reads one image'
+            f'the tower {tower!r} cannot encode images alone: it reads {_words(places, labels(places))}; name '
+            'a tower that reads one image'
         )
     bound = _bind('student', tower, (), {places[needed[0]].path: InputName(view)}, towers)
     assert bound is not None

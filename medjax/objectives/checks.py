@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -183,6 +183,11 @@ def check_teachers(recipe: Mapping[str, Any], teachers: Mapping[str, Teacher], d
     for name, teacher in teachers.items():
         above = [name]
         while teacher.source not in (None, 'student'):
+            if teacher.source not in teachers:
+                raise UserError(
+                    f'teachers.{name}.source: there is no network {teacher.source!r}'
+                    f'{suggest(str(teacher.source), ["student", *teachers])}'
+                )
             if teacher.source in above:
                 raise UserError(f'teachers.{name}.source: teachers follow each other in a circle: {" -> ".join(above)}')
             above.append(str(teacher.source))
@@ -203,12 +208,41 @@ def check_teachers(recipe: Mapping[str, Any], teachers: Mapping[str, Teacher], d
     only = {path for path in held - needed if path in of_passes | named}
     for name, teacher in teachers.items():
         new = [path for path in teacher.of if path in only]
-        if new and teacher.source is None and teacher.init_from is None and not recipe.get('init_from'):
+        missing = [path for path in new if not _starts_given(path, teacher.init_from, recipe.get('init_from'))]
+        if missing and teacher.source is None:
+            kind = missing[0].partition('/')[0]
+            theirs = 'towers/image' if kind == 'towers' else missing[0]
             raise UserError(
-                f'teachers.{name}: {new[0]!r} belongs to this teacher alone, and new weights would teach noise; give '
-                f"it init_from=dict(path='weights.safetensors', take=['{new[0]}=towers/image'])"
+                f'teachers.{name}: {missing[0]!r} belongs to this teacher alone, and new weights would teach noise; '
+                f"give it init_from=dict(path='weights.safetensors', take=['{missing[0]}={theirs}'])"
             )
     return tuple(sorted(only))
+
+
+def _starts_given(path: str, *init_from: Any) -> bool:
+    """Whether one of several entries `init_from` may load the tower or head `path`, as far as can be seen here."""
+    starts = [one for given in init_from for one in ([given] if isinstance(given, Mapping) else given or ())]
+    taken = [None if one.get('take') is None else [item.partition('=')[0] for item in one['take']] for one in starts]
+    return any((take is None and path.startswith('towers/')) or path in (take or ()) for take in taken)
+
+
+def check_export(cfg: Mapping[str, Any] | None, towers: Mapping[str, Tower], teacher_only: Sequence[str]) -> None:
+    """UserError where exports would lack a module, or where the tower that probes run cannot encode images alone.
+
+    `cfg` is the section `export` of a recipe.
+    """
+    if cfg is None:
+        return
+    passes.check_exported(cfg['towers'], towers)
+    for path in (f'{kind}/{name}' for kind in ('towers', 'heads') for name in cfg[kind]):
+        if cfg['network'] == 'student' and path in teacher_only:
+            kind, name = path.split('/')
+            raise UserError(f'export.{kind}: {name!r} belongs to a teacher alone; give export.network, or leave it out')
+    if cfg['encoder'] is not None:
+        try:
+            passes.image_pass(cfg['encoder'], towers)
+        except UserError as error:
+            raise UserError(f'export.encoder: {error}') from None
 
 
 def _root(name: str, teachers: Mapping[str, Teacher]) -> str | None:

@@ -24,7 +24,7 @@ from medjax.errors import UserError, suggest
 from medjax.models import build as models, passes
 from medjax.models.passes import Pass
 from medjax.objectives import numerics
-from medjax.objectives.checks import Declared, check_teachers
+from medjax.objectives.checks import Declared, check_export, check_teachers
 from medjax.objectives.features import Feature
 from medjax.objectives.schedules import Schedule, schedule
 from medjax.objectives.teachers import Teacher, TeacherContext
@@ -53,9 +53,11 @@ def compose(recipe: Mapping[str, Any]) -> Objective:
     terms, weights = _terms(recipe, declared)
     declared.check_heads()
     declared.check_drop_rates()
+    teacher_only = check_teachers(recipe, teachers, declared)
+    check_export(recipe.get('export'), towers, teacher_only)
     return Objective(
-        towers, declared.heads, teachers, terms, weights, declared.features, declared.passes, views,
-        check_teachers(recipe, teachers, declared), recipe['rows_per_group'],
+        towers, declared.heads, teachers, terms, weights, declared.features, declared.passes, views, teacher_only,
+        recipe['rows_per_group'],
     )  # fmt: skip
 
 
@@ -346,14 +348,18 @@ class _Forward:
     def apply(self, one: Pass, inputs: tuple[Input | None, ...]) -> Mapping[str, Any]:
         """One pass: its tower with the parameters of its network. The student's statistics move."""
         declared = self.objective.declared.items()
-        outputs = self.objective.towers[one.tower].apply(
-            self.networks.trees[one.network]['towers'][one.tower],
-            *inputs,
-            train=one.network == 'student',
-            key=jax.random.fold_in(self.key, zlib.crc32(one.name.encode())),
-            rows_per_group=self.objective.rows_per_group,
-            want=frozenset(f.output for name, f in declared if self.objective.passes[name] == one),
-        )
+        try:
+            outputs = self.objective.towers[one.tower].apply(
+                self.networks.trees[one.network]['towers'][one.tower],
+                *inputs,
+                train=one.network == 'student',
+                key=jax.random.fold_in(self.key, zlib.crc32(one.name.encode())),
+                rows_per_group=self.objective.rows_per_group,
+                want=frozenset(f.output for name, f in declared if self.objective.passes[name] == one),
+            )
+        except UserError as error:  # the tower knows what is wrong, and not for which feature it runs
+            reading = (name for name, last in self.objective.passes.items() if one in passes.ordered([last]))
+            raise UserError(f'feature {next(reading, one.name)!r}: {error}') from None
         if 'stats' in outputs:
             self.move('towers', one.tower, outputs['stats'])
         return outputs

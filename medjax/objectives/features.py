@@ -7,7 +7,8 @@ teacher/image/global/patches@block>dino      the teacher's patch tokens of the v
 student/image/crop/cls>projector>predictor   a chain of heads
 student/decoder/crop~random/pixels           `decoder` is a tower over towers, and reads what `image` makes of the view
 student/fusion/crop+report~words/tokens      a tower with two inputs
-student/pooler/now=frontal+prior=earlier/cls two inputs of one kind, each with the name of its entry in `reads`
+student/pooler/now=frontal+prior=earlier/cls two inputs of one kind, each with the name of its entry in `reads`;
+                                             'study.now=frontal' is the entry `now` of the tower behind `study`
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import NamedTuple
 from medjax.errors import UserError
 from medjax.models.passes import InputName
 
-INPUT = r'(?:\w+=)?\w+(?:~\w+)?'
+INPUT = r'(?:[\w.]+=)?\w+(?:~\w+)?'
 FORM = re.compile(
     rf'(?P<network>\w+)/(?P<tower>\w+)/(?P<inputs>{INPUT}(?:\+{INPUT})*)/(?P<output>[\w/]+)'
     r'(?:@(?P<at>\w+))?(?P<heads>(?:>\w+)*)'

@@ -91,6 +91,7 @@ class Distilled(NamedTuple):
     entropy: Array  # of the targets, summed over rows and teacher views with their weight
     student: Array  # [K], the student's probabilities summed over rows and views with any weight
     teacher_logits: Array  # [K], the teacher's logits summed like the entropy; a centre is the mean of these
+    targets: Array  # [K], the targets summed like the entropy
 
 
 def distill(
@@ -117,7 +118,8 @@ def distill(
         loss = -jnp.sum(jnp.einsum('rst,rtk->rsk', w, q) * log_p, axis=-1)
         has_weight = (w.sum(-1) > 0).astype(jnp.float32)
         p = jnp.einsum('rs,rsk->rk', has_weight, jax.lax.stop_gradient(jnp.exp(log_p)))
-        sums = Distilled(loss, -jnp.einsum('rt,rtk,rtk->r', wt, q, log_q), p, jnp.einsum('rt,rtk->rk', wt, raw))
+        entropy = -jnp.einsum('rt,rtk,rtk->r', wt, q, log_q)
+        sums = Distilled(loss, entropy, p, *(jnp.einsum('rt,rtk->rk', wt, x) for x in (raw, q)))
         return jax.tree.map(lambda x: _by_shard(x).sum(1), sums)
 
     width = count * (student.z.shape[1] + teacher.z.shape[1])

@@ -19,6 +19,8 @@ from medjax.objectives.schedules import schedule
 from medjax.objectives.terms import Term, TermContext, TermInputs
 from medjax.types import Metrics, Tree
 
+TARGET_MOMENTUM = 0.99  # of the mean target, which health needs
+
 
 class Targets(NamedTuple):
     """The options that turn a teacher's logits into targets.
@@ -43,10 +45,33 @@ class Targets(NamedTuple):
             )
         return -state['centre'] / self.temperature(step)
 
-    def follow(self, state: Tree, mean: Array, rows: Array) -> Tree:
-        """The centre after a batch with mean logits [K] over `rows` rows; without rows it stays as it is."""
-        moved = self.momentum * state['centre'] + (1 - self.momentum) * mean
-        return {'centre': jnp.where(rows > 0, moved, state['centre'])}
+    def first_state(self) -> Tree:
+        """The state of a term: the centre, and the mean target over past batches. Sinkhorn needs none."""
+        if self.centring == 'sinkhorn':
+            return {}
+        k = self.prototypes
+        return {'centre': jnp.zeros(k, jnp.float32), 'target': jnp.full(k, 1 / k, jnp.float32)}
+
+    def follow(self, state: Tree, logits: Array, target: Array, rows: Array) -> Tree:
+        """The state after a batch with mean logits and mean target [K] over `rows` rows; without rows it stays."""
+        if self.centring == 'sinkhorn':
+            return state
+        moved = {
+            'centre': self.momentum * state['centre'] + (1 - self.momentum) * logits,
+            'target': TARGET_MOMENTUM * state['target'] + (1 - TARGET_MOMENTUM) * target,
+        }
+        return {name: jnp.where(rows > 0, x, state[name]) for name, x in moved.items()}
+
+    def start(self, state: Tree, target: Array) -> Array:
+        """The cross-entropy of the batch's mean target [K] and the best constant answer.
+
+        That answer is the mean target. It is taken over past batches, because a batch has fewer rows than prototypes:
+        its own mean would be as sharp as its targets. Sinkhorn balances the targets, so there it is ln K.
+        """
+        if self.centring == 'sinkhorn':
+            return jnp.log(float(self.prototypes))
+        answer = (state['target'] + 1e-4 / self.prototypes) / (1 + 1e-4)  # a target that never came is still possible
+        return -jnp.sum(target * jnp.log(answer))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -66,20 +91,19 @@ class Distillation(Term):
         return lambda z: x.prototypes(self.students[0].head, z, self.students[0].network)
 
     def init(self, key: Array) -> tuple[Tree, Tree]:
-        centre = {'centre': jnp.zeros(self.targets.prototypes, jnp.float32)}
-        return {}, ({} if self.targets.centring == 'sinkhorn' else centre)
+        return {}, self.targets.first_state()
 
     @property
     def axes(self) -> tuple[Tree, Tree]:
-        return {}, ({} if self.targets.centring == 'sinkhorn' else {'centre': (None,)})
+        return {}, dict.fromkeys(self.targets.first_state(), (None,))
 
-    def update(self, state: Tree, carry: tuple[Array, Array], step: Array) -> Tree:
-        """carry: the batch's mean teacher logits [K], and over how many rows."""
-        return state if self.targets.centring == 'sinkhorn' else self.targets.follow(state, *carry)
+    def update(self, state: Tree, carry: tuple[Array, Array, Array], step: Array) -> Tree:
+        """carry: the batch's mean teacher logits and mean target [K], and over how many rows."""
+        return self.targets.follow(state, *carry)
 
     def elements_of_targets(self) -> int:
-        """Elements reduced over devices: maxima and sums of Sinkhorn, sums of the gauges, the mean of the centre."""
-        return self.targets.prototypes * (2 * self.targets.iterations + 4) + 64
+        """Elements reduced over devices: maxima and sums of Sinkhorn, sums of the gauges, mean logits and targets."""
+        return self.targets.prototypes * (2 * self.targets.iterations + 5) + 64
 
 
 def targets(

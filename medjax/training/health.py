@@ -3,7 +3,8 @@
 A false alarm is worse than a late one. The total loss of self-distillation is not monotone, and the patch loss may rise
 while the teacher's temperature changes. So three rules hold:
 
-- A run is learning as soon as one term lies clearly below `start`, its loss for uniform outputs (ln K for prototypes).
+- A run is learning as soon as one term lies clearly below `start`, the loss of the best constant answer to its targets:
+  ln K for balanced prototypes, the entropy of label frequencies, the variance of pixels.
 - A low rank is a collapse only if the loss, or the earlier rank of the same features, agrees.
 - Every finding must hold for several log lines in a row.
 
@@ -26,8 +27,9 @@ SMOOTH = 5  # lines of the running median, and the fewest lines for a finding: o
 MARGIN = 0.02  # a loss 2 % below its start has left it; random variation is below 1 % of ln K
 # Up to 5 % below the start is 'a little': a patch loss falls that far by learning only where organs usually are.
 LITTLE = 0.05
-ABOVE = 1.25  # a loss 25 % above ln K is worse than uniform outputs; 1 to 2 % above is usual in the first steps
+ABOVE = 1.25  # a loss 25 % above that of an untrained network is unstable; 1 to 2 % above is usual in the first steps
 RANK = 1.5  # participation ratio; 1 means that all features lie on a line
+LEAST_MAXIMUM = 2.0  # one or two rows have a rank of at most 1, whatever the network does
 FALLEN = 0.5  # a rank has fallen if it is below half of its own maximum; an untrained encoder may start low and rise
 SINKING = 1 / 3  # a rank below this share of its maximum is a note, not a finding: some loss of rank is usual
 ONE = 2.0  # a student that uses at most this number of prototypes gives all images the same output
@@ -90,9 +92,9 @@ def unstable(history: Sequence[Mapping[str, Any]], terms: Mapping[str, Any]) -> 
         first = len(history) - len(recent) + int(np.argmax(skipped > skipped[0]))
         return 'unstable', first, f'{count:.0f} of the last {span:,} steps were skipped because of numbers not finite'
     for name, term in terms.items():
-        first = trailing(term['ratios'] > ABOVE)
+        first = trailing(term['to_untrained'] > ABOVE)
         if first is not None and len(history) - first >= SMOOTH:
-            return 'unstable', first, f'{loss_text(name, term)}, so worse than uniform outputs; lower optim.lr'
+            return 'unstable', first, f'{loss_text(name, term)}, so worse than an untrained network; lower optim.lr'
     return None
 
 
@@ -102,11 +104,12 @@ def collapsed(history: Sequence[Mapping[str, Any]], terms: Mapping[str, Any]) ->
     for key in sorted({key for line in history for key in line if key.startswith('rank/')}):
         rank = smooth(series(history, key))
         best = np.fmax.accumulate(rank)
-        first = trailing(rank < RANK if stuck else (rank < RANK) & (rank < FALLEN * best))
+        most = series(history, maximum_key(key))
+        low = (rank < RANK) & ~(most < LEAST_MAXIMUM)
+        first = trailing(low if stuck else low & (rank < FALLEN * best))
         if first is not None and len(history) - first >= SMOOTH:
             feature = key.removeprefix('rank/')
-            most = series(history, maximum_key(key))[-1]
-            return 'collapsed', first, f'effective rank {rank[-1]:.1f} of {most:.0f} ({feature})'
+            return 'collapsed', first, f'effective rank {rank[-1]:.1f} of {most[-1]:.0f} ({feature})'
     for name in terms:
         used = smooth(series(history, f'term/{name}/prototypes'))
         first = trailing((used <= ONE) & (series(history, f'term/{name}/rows') >= ROWS))
@@ -117,14 +120,15 @@ def collapsed(history: Sequence[Mapping[str, Any]], terms: Mapping[str, Any]) ->
 
 
 def not_learning(history: Sequence[Mapping[str, Any]], terms: Mapping[str, Any]) -> Finding | None:
-    """Every term with a start value is still at its start."""
+    """No term with a start value is better than a constant answer."""
     if not terms:
         return None
     first = trailing(np.all([term['ratios'] > 1 - MARGIN for term in terms.values()], axis=0))
     if first is None or len(history) - first < SMOOTH:
         return None
     sentence = ' and '.join(
-        f'{name} loss at its start value ({term["loss"]:.2f} of {term["start"]:.2f})' for name, term in terms.items()
+        f'{name} loss no better than a constant answer ({term["loss"]:.2f} of {term["start"]:.2f})'
+        for name, term in terms.items()
     )
     if any(uniform(history, name) for name in terms):
         sentence += "; the teacher's outputs are uniform"
@@ -138,9 +142,9 @@ def learning(terms: Mapping[str, Any], early: bool, step: int, total_steps: int)
         far = f' So far: {", ".join(loss_text(name, term) for name, term in terms.items())}.' if terms else ''
         return 'too early', f'Too early to tell: {step:,} of {total_steps:,} steps.{far}'
     if not terms:
-        return 'unknown', 'No term states its value at the start: judge by the probes.'
-    if not below:  # back at the start for fewer lines than a finding needs
-        return 'too early', 'The losses have only just come back to their start values: too early to tell.'
+        return 'unknown', 'No term states the loss of a constant answer: judge by the probes.'
+    if not below:  # back there for fewer lines than a finding needs
+        return 'too early', 'The losses have only just come back to those of a constant answer: too early to tell.'
     little = all(term['ratio'] > 1 - LITTLE for term in terms.values())
     return 'learning', f'Learning{" a little so far" if little else ""}: {", ".join(below)}.'
 
@@ -150,7 +154,8 @@ def notes(history: Sequence[Mapping[str, Any]], terms: Mapping[str, Any], gauges
     sentences = ''
     above = [name for name, term in terms.items() if term['ratio'] > 1 - MARGIN]
     if 0 < len(above) < len(terms):
-        still = 'loss is still at its start value' if len(above) == 1 else 'losses are still at their start values'
+        still = 'loss is' if len(above) == 1 else 'losses are'
+        still += ' still no better than a constant answer'
         sentences += f' The {" and ".join(above)} {still}. This is normal while other losses fall.'
     for name, term in terms.items():
         entropy, most = entropies(history, name)
@@ -172,7 +177,9 @@ def notes(history: Sequence[Mapping[str, Any]], terms: Mapping[str, Any], gauges
 def terms_with_start(history: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Terms with a positive start value: the smoothed loss, the start, their ratio now, and the ratios of all lines.
 
-    Other terms (KoLeo, a mean log distance) have no value that means "nothing learned".
+    `to_untrained` are the ratios to the loss of an untrained network, where a term logs it as `untrained`: that of
+    SigLIP, with its bias of -10, is far above the loss of the best constant answer. Other terms (KoLeo, a mean log
+    distance) have no value that means "nothing learned".
     """
     names = {
         key.split('/')[1] for line in history for key in line if key.startswith('term/') and key.endswith('/start')
@@ -184,8 +191,16 @@ def terms_with_start(history: Sequence[Mapping[str, Any]]) -> dict[str, dict[str
         if np.isfinite(start[-1]):
             ratios = smooth(loss / start)
             value = float(ratios[-1] * start[-1])
+            untrained = series(history, f'term/{name}/untrained')
+            to_untrained = smooth(loss / np.where(untrained > 0, untrained, start))
             if np.isfinite(value):
-                terms[name] = dict(loss=value, start=float(start[-1]), ratio=float(ratios[-1]), ratios=ratios)
+                terms[name] = dict(
+                    loss=value,
+                    start=float(start[-1]),
+                    ratio=float(ratios[-1]),
+                    ratios=ratios,
+                    to_untrained=to_untrained,
+                )
     return terms
 
 
@@ -244,7 +259,7 @@ def maximum_key(key: str) -> str:
 
 
 def loss_text(name: str, term: Mapping[str, Any]) -> str:
-    return f'{name} loss {term["loss"]:.2f} of {term["start"]:.2f} at the start'
+    return f'{name} loss {term["loss"]:.2f} of {term["start"]:.2f} for a constant answer'
 
 
 def number(value: float) -> float | None:

@@ -67,7 +67,10 @@ def start_from(
     statistics are loaded with their tower.
     """
     where = 'init_from' if network is None else f'teachers.{network}.init_from'
-    weights = load(path)
+    try:
+        weights = load(path)
+    except UserError as error:
+        raise UserError(f'{where}.path: {error}') from None
     stats = state.aux['stats']
     networks = {'student': state.params} | state.aux['teachers']
     networks = networks if network is None else {network: networks[network]}
@@ -81,13 +84,17 @@ def start_from(
     if take is not None:
         wanted = {item.partition('=')[0]: item.partition('=')[2] or item for item in take}
     if not wanted:
-        raise UserError(f'{where}.path: {path} holds {", ".join(weights.modules)}, and no tower of this recipe')
+        raise UserError(
+            f'{where}.path: {path} holds {", ".join(weights.modules)}, and no tower of this name; write which one to '
+            f"take, take=['{ours[0]}={weights.modules[0]}']"
+        )
     loaded: dict[str, Tree] = {}
     for module, theirs in wanted.items():
-        if module not in ours or theirs not in weights.modules:
-            raise UserError(
-                f'{where}.take: {module!r} must be in the recipe and {theirs!r} in {path}{suggest(theirs, both)}'
-            )
+        if module not in ours:
+            owner = 'recipe' if network is None else f'teacher {network!r}'
+            raise UserError(f'{where}.take: the {owner} has no {module!r}{suggest(module, ours)}')
+        if theirs not in weights.modules:
+            raise UserError(f'{where}.take: {path} has no {theirs!r}{suggest(theirs, weights.modules)}')
         kind, name = module.split('/')
         try:
             loaded[module] = weights.read(theirs, modules[kind][name])

@@ -150,10 +150,16 @@ def _masks_in_order(generators: Mapping[str, Generator], views: Mapping[str, Kin
         if name in above:
             circle = ' -> '.join((*above[above.index(name) :], name))
             raise UserError(f'masks.{name}.after: masks wait for each other in a circle: {circle}')
-        for other in generators[name].after:
+        for other in plugins.text_list(generators[name].after, f'masks.{name}.after', 'crop~context'):
             if other not in generators:
                 raise UserError(f'masks.{name}.after: there is no mask {other!r}{suggest(other, generators)}')
             a, b = (views[mask.partition('~')[0]] for mask in (name, other))
+            grids = [(g.context.grid, g.context.length) for g in (generators[name], generators[other])]
+            if (a.part, a.count) == (b.part, b.count) and grids[0] != grids[1]:
+                raise UserError(
+                    f'masks.{name}.after: {other!r} masks a view with another grid of patches or number of tokens; '
+                    'both must be equal'
+                )
             if (a.part, a.count) != (b.part, b.count):
                 raise UserError(
                     f'masks.{name}.after: {a.count} crops of {a.part} cannot follow {other!r} on {b.count} of {b.part}'

@@ -58,6 +58,9 @@ def columns(line):
         ('demo', 'views.local.size=20', 'views.local.size'),  # its channels depend on the data
         ('tiny', 'heads.dino.bottleneck=0', 'bottleneck must be at least 1'),
         ('tiny', 'optim.groups=[dict(match="heads/dnio/*")]', 'no parameter matches'),
+        ('tiny', 'terms.2.of=student/image/global/clss', "there is no output 'clss'; did you mean 'cls'?"),
+        ('medical_mae_small', 'masks.crop~random.mode=replace', "mode 'drop'"),
+        ('medical_mae_small', 'export.towers=["decoder"]', "'decoder' reads the tower 'image'; export that too"),
         ('tiny', 'views.local.photometric=radiogarph', "did you mean 'radiograph'"),
         ('tiny', 'views.local.photometric=3', 'views.local.photometric'),
         ('tiny', 'masks.global~block.ratio=(.5, .1)', 'masks.global~block.ratio'),

@@ -208,7 +208,7 @@ def test_params_are_differentiable_at_another_size(tmp_path):
 
     gradient, patches = jax.jit(jax.grad(loss, has_aux=True))(encoder.params)
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradient))
-    assert np.abs(gradient['patch_embed']['kernel']).max() > 0 and patches.shape == (2, 6, 6, 32)
+    assert np.abs(gradient['image']['patch_embed']['kernel']).max() > 0 and patches.shape == (2, 6, 6, 32)
 
 
 def test_follow_waits_for_exports_and_survives_a_half_written_one(tmp_path, data, monkeypatch, capsys):

@@ -100,7 +100,7 @@ def test_without_present_elements_nothing_moves():
 
 
 def recipe(**changes):
-    """A student whose head normalises over the batch, and its teacher, as in MoCo v3."""
+    """Two crops of a student whose head normalises over the batch, and a teacher, as in MoCo v3."""
     tiny = recipes.tiny(masks={})
     rows = 'student/image/local/cls>projector'
     return (
@@ -150,5 +150,7 @@ def test_a_term_cannot_run_such_a_head_itself():
     cfg['teachers'] = {}
     of = 'student/image/local/cls'
     cfg['terms'] = [dict(term='fusion.own_head', of=of, head='match')]
-    with pytest.raises(UserError, match=r'^terms\[0\] \(.*\).head: heads\.match normalises .*in a feature'):
+    with pytest.raises(
+        UserError, match=r'^terms\[0\] \(fusion.own_head\).head: heads\.match normalises .*in a feature'
+    ):
         compose(cfg)

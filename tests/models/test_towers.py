@@ -171,7 +171,7 @@ def test_weights_of_two_files_come_with_their_statistics(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, state.params['towers']['text'], params['towers']['text'])
     for network in ('student', 'teacher'):
         jax.tree.map(np.testing.assert_array_equal, state.aux['stats'][network], stats)
-    with pytest.raises(UserError, match="'towers/text' must be in the recipe and 'towers/txt' in"):
+    with pytest.raises(UserError, match="has no 'towers/txt'; did you mean 'towers/text'"):
         start_from(str(tmp_path / '2'), state, take=['towers/text=towers/txt'])
 
 

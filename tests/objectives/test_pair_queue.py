@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,7 +27,7 @@ from reference_losses import close, context
 
 from medjax.objectives.terms import pair_softmax
 
-CONTEXT = context(1)._replace(width=lambda name: D)
+CONTEXT = dataclasses.replace(context(1), width=lambda name: D)
 
 
 def expected_with_queue(module, features, views, past, past_studies):

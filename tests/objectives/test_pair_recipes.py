@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,7 +51,7 @@ def test_features_of_a_wrong_shape_are_refused():
 
 
 def test_identity_across_parts_is_refused_by_the_term():
-    two_parts = context(1)._replace(parts=dict(crop='cxr', report='texts'))
+    two_parts = dataclasses.replace(context(1), parts=dict(crop='cxr', report='texts'))
     with pytest.raises(UserError, match="'identity' pairs rows of one part"):
         pair_softmax.build(two_parts, ROWS, COLUMNS)
 

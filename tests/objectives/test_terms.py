@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import sys
 from pathlib import Path
@@ -140,7 +141,7 @@ def test_koleo_in_groups_is_koleo_of_each_group():
     of = 'student/image/global/cls'
 
     def value(x, within, rows_per_group=4):
-        term = koleo.build(context(1)._replace(rows_per_group=rows_per_group), of, within)
+        term = koleo.build(dataclasses.replace(context(1), rows_per_group=rows_per_group), of, within)
         loss = jax.jit(lambda x: loss_of(term, {of: x}, {'global': plain_view(len(x), 2)})[0])
         return float(loss(x))
 

@@ -35,10 +35,6 @@ def on_mesh(shape, recipe, batch, micro_batches=1):
     return objective, step, state, placed, shardings
 
 
-def one_device() -> jax.sharding.Mesh:
-    return jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), sharding.AXES)
-
-
 def as_numpy(tree: Any) -> Any:
     return jax.tree.map(
         lambda x: np.asarray(jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x), tree
@@ -49,7 +45,7 @@ def as_numpy(tree: Any) -> Any:
 def alone():
     """Loss and gradients of one device, and the state and metrics after a step."""
     recipe, batch = recipes.tiny(rows_per_group=2, drop_path=0.25), recipes.batch(16)
-    jax.set_mesh(one_device())
+    jax.set_mesh(recipes.one_device())
     objective, optim, step = recipes.parts(recipe)
     state = recipes.start(objective, optim)
     loss, _, _, grads = as_numpy(jax.jit(gradients_of(objective, recipe))(state, batch))
@@ -88,24 +84,6 @@ def test_a_mesh_gives_what_one_device_gives(shape, alone):
         assert kernel.addressable_shards[0].data.size < kernel.size
 
 
-def parameter_shapes(params: Any, devices: int) -> set[tuple[int, ...]]:
-    """Shapes that a parameter may have on its way: itself, a layer of a scanned one, a matrix made of its leading and
-    its trailing axes (the patch embedding is multiplied as one), and a device's share of these."""
-    shapes = set()
-    for leaf in jax.tree.leaves(params):
-        for shape in (leaf.shape, leaf.shape[1:]):
-            matrices = [(math.prod(shape[:i]), math.prod(shape[i:])) for i in range(1, len(shape))]
-            for form in (shape, *matrices):
-                shares = [(*form[:i], n // devices, *form[i + 1 :]) for i, n in enumerate(form) if n % devices == 0]
-                shapes |= {plain(s) for s in (form, *shares)}
-    return shapes
-
-
-def plain(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Without axes of one and in ascending order: XLA adds, drops and swaps axes."""
-    return tuple(sorted(n for n in shape if n > 1))
-
-
 @pytest.mark.parametrize(
     ('shape', 'micro_batches'),
     [
@@ -118,7 +96,7 @@ def test_each_device_does_an_eighth_and_moves_what_the_terms_say(shape, micro_ba
     recipe = recipes.tiny(rows_per_group=2, drop_path=0.25)
     rows = 32
 
-    jax.set_mesh(one_device())
+    jax.set_mesh(recipes.one_device())
     goal1, optim1, step1 = recipes.parts(recipe, micro_batches)
     state1 = recipes.start(goal1, optim1)
     alone = jax.jit(step1.train_step).lower(state1, recipes.batch(rows // 8)).compile().cost_analysis()['flops']
@@ -131,8 +109,8 @@ def test_each_device_does_an_eighth_and_moves_what_the_terms_say(shape, micro_ba
     views, masks = jax.eval_shape(recipes.views(recipe, objective), batch, state.key, state.step)
     computed, _ = jax.eval_shape(objective.features, state.params, state.aux, views, masks, state.key, state.step)
     allowed = objective.moves(rows, {name: x.shape for name, x in computed.features.items()})
-    shapes = parameter_shapes(state.params, 8)
-    extra = [(kind, dims) for kind, dims in collectives(compiled.as_text()) if plain(dims) not in shapes]
+    shapes = recipes.parameter_shapes(state.params, 8)
+    extra = [(kind, dims) for kind, dims in collectives(compiled.as_text()) if recipes.plain(dims) not in shapes]
     moved = sum(math.prod(dims) for _, dims in extra)
     assert moved <= allowed, f'{moved} elements move, the terms say {allowed}: {extra}'
 

@@ -40,7 +40,7 @@ def make_run(place):
         'step': 2000,
         'status': 'learning',
         'since': None,
-        'verdict': 'Learning: cls loss 6.02 of 8.32 at the start.',
+        'verdict': 'Learning: cls loss 6.02 of 8.32 for a constant answer.',
     }
     (folder / 'health.json').write_text(json.dumps(verdict))
     for i, encoder in enumerate((500, 1000, 2000, 'random', 'pixels')):
@@ -146,7 +146,7 @@ def test_every_section_from_its_file(whole):
     run, text = whole
     parsed = Page(text)
     assert set(parsed.sections) >= {id for id, _ in run_page.SECTIONS}
-    assert 'Learning: cls loss 6.02 of 8.32 at the start.' in parsed.sections['header']
+    assert 'Learning: cls loss 6.02 of 8.32 for a constant answer.' in parsed.sections['header']
     assert '2,000 of 2,000 steps, 64,000 images' in parsed.sections['header']
     assert 'above raw pixels (0.625), intervals do not overlap' in parsed.sections['header']
     assert ['mean', '', '0.800[0.770, 0.830]', '0.500[0.470, 0.530]', '0.800[0.770, 0.830]',

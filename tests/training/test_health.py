@@ -50,7 +50,9 @@ FLAT = {'term/cls/loss': LN_K * 1.001, 'term/patch/loss': LN_K / 2 * 0.999}
 def test_learning():
     got = health.verdict(history(), total_steps=2000)
     assert (got['status'], got['since'], got['step']) == ('learning', None, 2000)
-    assert got['verdict'] == 'Learning: cls loss 6.03 of 8.32 at the start, patch loss 3.80 of 4.16 at the start.'
+    assert got['verdict'] == (
+        'Learning: cls loss 6.03 of 8.32 for a constant answer, patch loss 3.80 of 4.16 for a constant answer.'
+    )
     assert got['terms']['cls']['ratio'] == pytest.approx(0.72, abs=0.02)
     assert got['gauges'][RANK] == {'value': pytest.approx(36.5, abs=1), 'max': 64.0, 'peak': pytest.approx(36.5, abs=1)}
     assert 'koleo' not in got['terms']
@@ -68,7 +70,7 @@ def test_too_early():
 def test_not_learning_from_the_start():
     got = health.verdict(history(**FLAT, **{'term/cls/entropy': LN_K - 1e-4}), 2000)
     assert (got['status'], got['since']) == ('not learning', 50)
-    assert 'cls loss at its start value (8.33 of 8.32)' in got['verdict']
+    assert 'cls loss no better than a constant answer (8.33 of 8.32)' in got['verdict']
     assert 'patch loss' in got['verdict']
     assert 'uniform' in got['verdict']
 
@@ -134,7 +136,7 @@ def test_unstable_skips():
 def test_unstable_worse_than_uniform():
     got = health.verdict(history(**{'term/cls/loss': lambda x: LN_K * np.where(x > 0.7, 1.6, 0.9)}), 2000)
     assert got['status'] == 'unstable'
-    assert 'worse than uniform' in got['verdict']
+    assert 'worse than an untrained network' in got['verdict']
 
 
 class TestNoWolf:
@@ -176,7 +178,7 @@ class TestNoWolf:
 def test_patch_still_at_its_start_is_a_note():
     got = health.verdict(history(**{'term/patch/loss': LN_K / 2}), 2000)
     assert got['status'] == 'learning'
-    assert 'The patch loss is still at its start value.' in got['verdict']
+    assert 'The patch loss is still no better than a constant answer.' in got['verdict']
 
 
 def test_flat_targets_that_the_student_equals_are_a_note():
@@ -194,7 +196,7 @@ def test_flat_targets_that_the_student_equals_are_a_note():
 def test_a_little_is_called_a_little():
     """Sixty steps of the demo on the phantom: the patch loss leaves its start, the kNN probe is at chance."""
     got = health.verdict(history(**{'term/cls/loss': LN_K, 'term/patch/loss': 0.979 * LN_K / 2}), 2000)
-    assert got['verdict'].startswith('Learning a little so far: patch loss 4.07 of 4.16 at the start.')
+    assert got['verdict'].startswith('Learning a little so far: patch loss 4.07 of 4.16 for a constant answer.')
 
 
 def test_sinking_rank_is_a_note():
@@ -226,7 +228,9 @@ def test_published_trajectory():
         for t in x
     ]
     got = health.verdict(lines, 625_000)
-    assert got['verdict'] == 'Learning: cls loss 7.52 of 9.86 at the start, patch loss 2.59 of 2.77 at the start.'
+    assert got['verdict'] == (
+        'Learning: cls loss 7.52 of 9.86 for a constant answer, patch loss 2.59 of 2.77 for a constant answer.'
+    )
 
 
 def test_writing_is_whole_or_not_at_all(tmp_path):

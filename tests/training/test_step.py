@@ -105,9 +105,9 @@ def test_only_what_the_terms_name_is_computed():
         for name, tower in objective.towers.items():
 
             class Watched(type(tower)):
-                def encode(self, params, view, mask, options):
-                    seen.append((view.x.shape[2], mask is not None, options.train))
-                    return super().encode(params, view, mask, options)
+                def encode(self, params, inputs, options):
+                    seen.append((inputs[0].view.image.shape[2], inputs[0].mask is not None, options.train))
+                    return super().encode(params, inputs, options)
 
             objective.towers[name] = Watched(**vars(tower))
         return objective

@@ -94,7 +94,8 @@ def test_a_text_view_holds_the_texts_of_the_stream(batch):
 def test_features_of_a_text_view_by_the_text_tower(batch, importable):
     objective, make_views, state = started(recipe())
     views, masks = jax.jit(make_views)(batch, state.key, state.step)
-    features, _ = jax.jit(objective.features)(state.params, state.aux, views, masks, state.key, state.step)
+    computed, _ = jax.jit(objective.features)(state.params, state.aux, views, masks, state.key, state.step)
+    features = computed.features
     assert features['student/text/report/cls'].shape == (8, 1, 16)
     assert features['student/text/sentence/cls>vt'].shape == (8, 3, 8)
     p = state.params['towers']['text']
@@ -103,7 +104,7 @@ def test_features_of_a_text_view_by_the_text_tower(batch, importable):
         n = rows['text/report/length'][r, 0]
         mean = np.asarray(p['embedding'])[rows['text/report'][r, 0, :n]].sum(0) / max(n, 1)
         np.testing.assert_allclose(features['student/text/report/cls'][r, 0], mean @ np.asarray(p['kernel']), atol=1e-4)
-    _, (metrics, _) = jax.jit(objective.loss)(state.params, state.aux, features, views, masks, state.key, state.step)
+    _, (metrics, _) = jax.jit(objective.loss)(state.params, state.aux, computed, views, masks, state.key, state.step)
     assert metrics['term/reports/rows'] == (rows['text/report/length'] > 0).sum()  # absent texts are not counted
 
 

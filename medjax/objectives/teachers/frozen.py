@@ -14,6 +14,7 @@ from typing import Any
 
 from medjax.errors import UserError
 from medjax.objectives.teachers import Teacher, TeacherContext
+from medjax.plugins import text_list
 
 
 def build(of: Sequence[str], context: TeacherContext, init_from: Mapping[str, Any] | None = None) -> Teacher:
@@ -25,4 +26,6 @@ def build(of: Sequence[str], context: TeacherContext, init_from: Mapping[str, An
     """
     if init_from is not None and not (isinstance(init_from, Mapping) and isinstance(init_from.get('path'), str)):
         raise UserError(f"{context.where}.init_from={init_from!r}: a dict with the path of weights, dict(path='x')")
+    if init_from is not None and init_from.get('take') is not None:
+        text_list(init_from['take'], f'{context.where}.init_from.take', 'towers/large=towers/image')
     return Teacher(of=context.check(of), source=None, init_from=init_from)

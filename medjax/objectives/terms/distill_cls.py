@@ -5,7 +5,7 @@
 
 over the P pairs of a student view s and a teacher view t. The potential [K] centres the targets, see targets.py. A crop
 is not paired with itself. With 2 global and 8 local crops P = 2 * 8 + 2 = 18, DINOv2's divisor. The metric
-`loss/<student view>` is the share of that view. The loss starts at ln K for uniform outputs.
+`loss/<student view>` is the share of that view. An untrained student has about ln K.
 
 The plain formula is `medjax.objectives.formulas.dino_loss`; this term equals it where all rows are present. It adds
 absent rows, student crops of several views, and row chunks.
@@ -82,11 +82,12 @@ class DistillCls(Distillation):
             **gauges(sums, here_t, options.prototypes, here_s.sum()),
             **{f'loss/{f.masked_views}': share.sum() for f, share in zip(self.students, by_view)},
         }
-        start = jnp.log(float(options.prototypes)) * (rows.sum() > 0)
         present = here_t.sum()
-        return TermOutput(
-            sums.loss.sum(), metrics, start, carry=(sums.teacher_logits / jnp.maximum(present, 1), present)
-        )
+        logits, target = (total / jnp.maximum(present, 1) for total in (sums.teacher_logits, sums.targets))
+        any_rows = rows.sum() > 0
+        metrics['untrained'] = jnp.log(float(options.prototypes)) * any_rows
+        start = options.start(x.state, target) * any_rows
+        return TermOutput(sums.loss.sum(), metrics, start, carry=(logits, target, present))
 
     def allowed(self, sizes: Sequence[int], t: int) -> np.ndarray:
         """1 for each student view and teacher view that are paired, [S,T]; 0 for a crop and itself.

@@ -76,8 +76,11 @@ class DistillPatch(Distillation):
             **gauges(sums, counts, options.prototypes, tokens),
             f'loss/{s.masked_views}': sums.loss.sum(),
         }
-        start = jnp.log(float(options.prototypes)) * weight.sum() / crops
-        return TermOutput(sums.loss.sum(), metrics, start, carry=(sums.teacher_logits / jnp.maximum(tokens, 1), tokens))
+        logits, target = (total / jnp.maximum(tokens, 1) for total in (sums.teacher_logits, sums.targets))
+        share = weight.sum() / crops  # of the crops that are masked
+        metrics['untrained'] = jnp.log(float(options.prototypes)) * share
+        start = options.start(x.state, target) * share
+        return TermOutput(sums.loss.sum(), metrics, start, carry=(logits, target, tokens))
 
     def moves(self, rows: int, shapes: Mapping[str, tuple[int, ...]]) -> int:
         return self.elements_of_targets()

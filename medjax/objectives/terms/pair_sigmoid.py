@@ -70,11 +70,16 @@ class PairSigmoid(PairLoss):
         n, _, share = self.counts(sides)
         # the mean over rows, and over the combinations of views, of sums [B,V,W]
         mean = {name: (sums.sum(0) / jnp.maximum(n, 1) * share).sum() for name, sums in total.items()}
-        start = mean['positives'] * np.logaddexp(0, -self.bias)
-        start += (mean['pairs'] - mean['positives']) * np.logaddexp(0, self.bias)
+        untrained = mean['positives'] * np.logaddexp(0, -self.bias)
+        untrained += (mean['pairs'] - mean['positives']) * np.logaddexp(0, self.bias)
+        # the best constant answer is the frequency of positives; its loss is the entropy of that frequency
+        frequency = jnp.clip(mean['positives'] / jnp.maximum(mean['pairs'], 1), 1e-9, 1 - 1e-6)
+        start = -mean['positives'] * jnp.log(frequency)
+        start -= (mean['pairs'] - mean['positives']) * jnp.log1p(-frequency)
         metrics = {
             **self.metrics(x, sides),
             'positives': mean['positives'],
+            'untrained': untrained,
             'bias': x.params['bias'],
             f'loss/{self.rows.masked_views}': mean['loss'],
         }

@@ -7,7 +7,7 @@ Its `build(context, **config)` returns a `Generator`. See docs/add_a_mask.md.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal, NamedTuple
 
 import jax
@@ -70,7 +70,7 @@ class Generator:
     mode: ClassVar[Literal['replace', 'drop', 'zero']] = 'replace'  # see `Mask`
 
     context: MaskContext
-    after: tuple[str, ...] = ()  # masks that this one must see, as 'view~mask'; `draw` gets them as `others`
+    after: Sequence[str] = ()  # masks that this one must see, as 'view~mask'; `draw` gets them as `others`
 
     @property
     def most(self) -> int:

@@ -32,7 +32,7 @@ def build(context: MaskContext, share: float = 0.75, mode: str = 'drop', after: 
         raise UserError(f"{context.where}.mode={mode!r}: must be 'drop' or 'replace'")
     if not 0 < kept < patches:
         raise UserError(f'{context.where}.share={share}: {kept} of {patches} patches would stay; at least one must')
-    return MODES[mode](context=context, after=tuple(after), patches=patches, kept=kept)
+    return MODES[mode](context=context, after=after, patches=patches, kept=kept)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

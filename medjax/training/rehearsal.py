@@ -1,0 +1,54 @@
+"""A rehearsal of a recipe on shapes alone: the mistakes that only show when towers run, before anything is allocated.
+
+An output that a tower lacks, a mask that does not fit a tower, or predictions of another shape than their targets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from medjax.objectives.compose import Objective
+from medjax.types import MakeViews
+
+
+def rehearse(objective: Objective, make_views: MakeViews, config: Mapping[str, Any]) -> None:
+    """Traces views, features and the row-wise results of the terms for one group of rows. UserError by feature."""
+    params, aux = jax.eval_shape(objective.init, jax.random.key(0))
+    key, step = jax.eval_shape(lambda: (jax.random.key(0), jnp.int32(0)))
+
+    def run(params: Any, aux: Any, batch: Any, key: Any, step: Any) -> Any:
+        views, masks = make_views(batch, key, step)
+        return objective.features(params, aux, views, masks, key, step)
+
+    jax.eval_shape(run, params, aux, one_group(objective, config), key, step)
+
+
+def one_group(objective: Objective, config: Mapping[str, Any]) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
+    """The shapes of a batch with one group of rows in each part, see `medjax.types.Batch`."""
+    rows, channels = config['rows_per_group'], config['image']['channels']
+
+    def array(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((rows, *shape), dtype)
+
+    batch: dict[str, dict[str, jax.ShapeDtypeStruct]] = {}
+    for name, kind in objective.views.items():
+        part = batch.setdefault(
+            kind.part,
+            {
+                'row': array(jnp.uint32),
+                'image': array(jnp.uint8, 1, 32, 32, channels),
+                'image/present': array(bool, 1),
+                'image/extent': array(jnp.int32, 1, 2),
+                'label': array(jnp.int8, max(len(config.get('labels') or ()), 1)),
+                **{f'key/{key}': array(jnp.uint32, 2) for key in ('patient', 'study', 'text')},
+                'index': array(jnp.uint32),
+            },
+        )
+        if kind.sees == 'text':
+            part[f'text/{name}'] = array(jnp.int32, kind.count, kind.length)
+            part[f'text/{name}/length'] = array(jnp.int32, kind.count)
+    return batch
