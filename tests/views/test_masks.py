@@ -319,16 +319,15 @@ def test_sets_of_targets_become_positions_of_a_group(per):
 TEXT = dict(view='text', part='cxr', length=fusion_recipe.LENGTH)
 
 
+def masked_texts(tokens=fusion_recipe.TOKENS, **options):
+    """The function from batches to texts with the mask `words`."""
+    masks_of = {'report~words': dict(mask='words', **options)}
+    return make.build(make.kinds(dict(report=TEXT)), masks_of, IMAGE, {}, 4, tokens)
+
+
 def words_of(steps=200, **options):
     """The texts of 16 rows, and the bits and fill of their masks at many steps."""
-    make_views = make.build(
-        make.kinds(dict(report=TEXT)),
-        {'report~words': dict(mask='words', **options)},
-        IMAGE,
-        {},
-        4,
-        fusion_recipe.TOKENS,
-    )
+    make_views = masked_texts(**options)
     batch = fusion_recipe.batch(16)
     draw = jax.jit(jax.vmap(lambda step: make_views(batch, jax.random.key(0), step)))
     views, drawn = draw(np.arange(steps))
@@ -369,14 +368,7 @@ def test_shares_of_words_can_be_chosen():
 
 
 def test_positions_of_words_are_those_of_the_bits():
-    make_views = make.build(
-        make.kinds(dict(report=TEXT)),
-        {'report~words': dict(mask='words', share=0.5)},
-        IMAGE,
-        {},
-        4,
-        fusion_recipe.TOKENS,
-    )
+    make_views = masked_texts(share=0.5)
     _, drawn = make_views(fusion_recipe.batch(16), jax.random.key(0), jax.numpy.asarray(0))
     mask = drawn['report~words']
     bits = np.array(mask.bits).reshape(4, -1)
