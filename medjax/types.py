@@ -199,6 +199,11 @@ class Tower:
         optional = [read.optional for read in self.reads] or [False]
         required = [x.present for x, free in zip(inputs, optional, strict=True) if x is not None and not free]
         given = required or [x.present for x in inputs if x is not None]  # all inputs are optional: any of them
+        counts = sorted({x.shape[1] for x in given} - {1})
+        if len(counts) > 1:
+            raise UserError(
+                f'its inputs have {" and ".join(map(str, counts))} crops or texts a row; give their views equal counts'
+            )
         combine = jnp.logical_and if required else jnp.logical_or
         return functools.reduce(combine, given)
 

@@ -33,6 +33,7 @@ LOCKSTEP_SETTINGS = {
     'lr', 'min_lr', 'weight_decay', 'warmup_epochs', 'epochs', 'steps_per_epoch', 'start_epoch', 'decayed', 'beta1',
     'beta2', 'eps',
 }  # fmt: skip
+KINDS = ('w', 'g', 'end', 'in', 'mask', 'mid', 'out', 'target', 'loss', 'schedule', 'hp')
 PIXELS = 'student/decoder/crop~random/pixels'
 
 
@@ -40,6 +41,8 @@ def settings(d: Any, known: set[str]) -> dict[str, Any]:
     """All of hp/*; a setting that is not known here fails."""
     given = {name.removeprefix('hp/'): d[name] for name in d.files if name.startswith('hp/')}
     assert given.keys() - {'noise_gradient'} == known, f'settings {sorted(given.keys() ^ known)}'
+    strange = [name for name in d.files if name.split('/')[0] not in KINDS]
+    assert not strange, f'arrays of no known kind: {strange}'
     return given
 
 
@@ -72,7 +75,10 @@ def recipe(hp: dict[str, Any]) -> dict[str, Any]:
 
 def towers(d: Any, start: str, hp: dict[str, Any]) -> dict[str, Any]:
     """The parameters of both towers from the arrays whose names begin with `start`."""
-    state = {name[len(start) :]: np.asarray(d[name]) for name in d.files if name.startswith(start)}
+    return towers_of({name[len(start) :]: np.asarray(d[name]) for name in d.files if name.startswith(start)}, hp)
+
+
+def towers_of(state: dict[str, np.ndarray], hp: dict[str, Any]) -> dict[str, Any]:
     return {
         'image': mae.encoder({k: v for k, v in state.items() if k != 'pos_embed'}, int(hp['num_heads'])),
         'decoder': mae.decoder(state, int(hp['decoder_num_heads'])),
@@ -127,6 +133,13 @@ def without_key_bias(tree: Any) -> Any:
     return jax.tree_util.tree_map_with_path(one, tree)
 
 
+def noise_of(d: Any, hp: dict[str, Any]) -> Any:
+    """Trees like the towers: 0 for the weights in hp/noise_gradient, whose gradient is rounding alone, else 1."""
+    noise = set(map(str, hp.get('noise_gradient', ())))
+    weights = {name.removeprefix('w/'): d[name].shape for name in d.files if name.startswith('w/')}
+    return towers_of({name: np.full(shape, name not in noise, np.float32) for name, shape in weights.items()}, hp)
+
+
 def check_mae(path: Path) -> None:
     """mae_* and medical_*: the forward pass, the loss and all gradients."""
     d = np.load(path)
@@ -157,7 +170,9 @@ def check_mae(path: Path) -> None:
         close(loss, d['loss/total'], LOSS, 'loss')
         removed = d['mask/removed'] == 1
         close(metrics['term/pixels/loss'], d['loss/per_patch'][removed].mean(), LOSS, 'loss of the masked patches')
-        close_trees(grads['towers'], towers(d, 'g/', hp), GRADIENT, f'gradient ({order})')
+        noise = noise_of(d, hp)
+        ours, theirs = (jax.tree.map(np.multiply, tree, noise) for tree in (grads['towers'], towers(d, 'g/', hp)))
+        close_trees(ours, theirs, GRADIENT, f'gradient ({order})')
 
 
 def forward(objective: Objective, state: TrainState, views: Any, masks: Any) -> dict[str, Any]:
@@ -187,7 +202,11 @@ def check_lockstep(path: Path) -> None:
         state, metrics = step(state, *views_of(objective, cfg, d['in/images'][i], d['in/noise'][i], 'raster'))
         close(metrics['loss'], d['loss/per_step'][i], LOSS, f'loss of step {i}')
         close(metrics['grad_norm/all'], d['loss/grad_norm'][i], GRADIENT, f'gradient norm of step {i}')
-    ours, theirs = (without_key_bias(tree) for tree in (state.params['towers'], towers(d, 'end/', hp)))
+    noise = noise_of(d, hp)
+    ours, theirs = (
+        jax.tree.map(np.multiply, without_key_bias(tree), noise)
+        for tree in (state.params['towers'], towers(d, 'end/', hp))
+    )
     flat = jax.tree_util.tree_flatten_with_path(theirs)[0]
     for (where, reference), value in zip(flat, jax.tree.leaves(ours), strict=True):
         worst = np.abs(value - reference).max()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -32,8 +33,11 @@ class Declared:
     heads: dict[str, Head] = dataclasses.field(default_factory=dict)
     widths: dict[str, int] = dataclasses.field(default_factory=dict)  # head -> width of its inputs
 
-    def add(self, feature: Feature, where: str) -> None:
-        """Checks a feature. The first feature that names a head decides how wide the head is."""
+    def add(self, feature: Feature, where: str) -> Feature:
+        """Checks a feature, and finds the view of its `@mask`. The first one that names a head decides its width."""
+        if feature.at:
+            views = [x.view for x in feature.inputs if f'{x.view}~{feature.at}' in self.recipe['masks']]
+            feature = feature._replace(at_view=next(iter(views), None))
         where = f'{where}: feature {feature.name!r}'
         self._check_names(feature, where)
         kinds = {name: kind.sees for name, kind in self.views.items()}
@@ -42,13 +46,14 @@ class Declared:
         except UserError as error:
             raise UserError(f'{where}: {error}') from None
         self._check_pass(one, where)
-        width = self.towers[feature.tower].widths.get(feature.output, self.towers[feature.tower].width)
+        width = self._tower_width(feature)
         for head in feature.heads:
             self.add_head(head, width, where)
             width = self._out(head, width)
         self._check_teacher(feature, one, where)
         self.features[feature.name] = feature
         self.passes[feature.name] = one
+        return feature
 
     def add_head(self, name: str, width: int, where: str) -> Head:
         """The head `name` for inputs of `width` numbers; UserError where the recipe has none."""
@@ -67,10 +72,17 @@ class Declared:
     def width(self, name: str) -> int:
         """The length of the last axis of a declared feature."""
         feature = self.features[name]
-        width = self.towers[feature.tower].widths.get(feature.output, self.towers[feature.tower].width)
+        width = self._tower_width(feature)
         for head in feature.heads:
             width = self._out(head, width)
         return width
+
+    def _tower_width(self, feature: Feature) -> int:
+        """The length of the last axis of a feature before its heads: D, and the number of patches for `attention`."""
+        tower, size = self.towers[feature.tower], self.views[feature.view].size
+        if feature.output == 'attention' and tower.sees == 'image' and size is not None and not tower.reads:
+            return math.prod(tower.grid(size))
+        return tower.widths.get(feature.output, tower.width)
 
     def _out(self, name: str, width: int) -> int:
         """The length of the last axis of what a head gives."""
@@ -175,8 +187,10 @@ class Declared:
             self.towers[tower].check(crops=counts, rows_per_group=self.recipe['rows_per_group'])
 
 
-def check_teachers(recipe: Mapping[str, Any], teachers: Mapping[str, Teacher], declared: Declared) -> tuple[str, ...]:
-    """The towers and heads that only teachers have.
+def check_teachers(
+    recipe: Mapping[str, Any], teachers: Mapping[str, Teacher], declared: Declared, run_by_terms: Sequence[str]
+) -> tuple[str, ...]:
+    """The towers and heads that only teachers have. `run_by_terms` are those that terms run themselves.
 
     UserError for a teacher that would teach noise, or that follows itself.
     """
@@ -202,6 +216,9 @@ def check_teachers(recipe: Mapping[str, Any], teachers: Mapping[str, Teacher], d
         if one.network == 'student':
             needed |= {f'towers/{p.tower}' for p in passes.ordered([one])}
             needed |= {f'heads/{head}' for head in declared.features[name].heads}
+    needed |= set(run_by_terms)
+    ties = {name: head.tie for name, head in declared.heads.items() if head.tie and f'heads/{name}' in needed}
+    needed |= {'/'.join(tie.split('/')[:2]) for tie in ties.values()}
     of_passes = {f'towers/{p.tower}' for p in passes.ordered(declared.passes.values())}
     named = {f'heads/{head}' for feature in declared.features.values() for head in feature.heads}
     # a tower or head that no feature names is run by a term, which may ask the student

@@ -53,7 +53,8 @@ def compose(recipe: Mapping[str, Any]) -> Objective:
     terms, weights = _terms(recipe, declared)
     declared.check_heads()
     declared.check_drop_rates()
-    teacher_only = check_teachers(recipe, teachers, declared)
+    by_terms = [path for term in terms.values() for path in term.context.run_by_term]
+    teacher_only = check_teachers(recipe, teachers, declared, by_terms)
     check_export(recipe.get('export'), towers, teacher_only)
     return Objective(
         towers, declared.heads, teachers, terms, weights, declared.features, declared.passes, views, teacher_only,
@@ -281,11 +282,17 @@ class Objective:
     # What others ask of an objective.
 
     def grids(self) -> dict[str, tuple[int, int]]:
-        """The patch grid (rows, columns) of every image view, in the tower that sees it."""
-        grids = {}
-        for one in self.passes.values():
-            for view, tower in passes.patch_towers(one, self.towers).items():
-                grids[view] = tower.grid(self.views[view].size)
+        """The patch grid (rows, columns) of every image view, in the tower that sees it.
+
+        If towers with other patches see a view too, the one that sees it under a mask decides.
+        """
+        grids: dict[str, tuple[int, int]] = {}
+        for under_mask in (False, True):
+            for one in self.passes.values():
+                masked = {source.view for source in one.views if source.mask}
+                for view, tower in passes.patch_towers(one, self.towers).items():
+                    if (view in masked) == under_mask:
+                        grids[view] = tower.grid(self.views[view].size)
         return grids
 
     def temperatures(self, terms: Tree, step: Array) -> dict[str, Array]:
@@ -394,7 +401,10 @@ class _Forward:
                     f'feature {f.name!r}: the tower reads only the tokens that its mask keeps, so there are none at '
                     f'the positions of {f.at!r}; leave out @{f.at}'
                 )
-            return at_mask(x, self.masks[f.at_mask]) if f.at else x
+            try:
+                return at_mask(x, self.masks[f.at_mask]) if f.at else x
+            except UserError as error:
+                raise UserError(f'feature {f.name!r}: {error}') from None
         before = self.through_heads(one, f, x, present, heads[:-1])
         name = heads[-1]
         if not self.objective.heads[name].batch_statistics:

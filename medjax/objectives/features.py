@@ -36,6 +36,7 @@ class Feature(NamedTuple):
     output: str  # 'cls', 'patches', 'tokens', …
     at: str | None  # the mask at whose positions tokens are taken
     heads: tuple[str, ...]  # applied one after the other
+    at_view: str | None = None  # the view of `at`, where the tower does not see the mask and has several inputs
 
     @property
     def view(self) -> str:
@@ -55,7 +56,7 @@ class Feature(NamedTuple):
     @property
     def at_mask(self) -> str:
         """The mask at whose positions tokens are taken, as 'view~mask': that of the input that has this mask."""
-        view = next((x.view for x in self.inputs if x.mask == self.at), self.view)
+        view = next((x.view for x in self.inputs if x.mask == self.at), self.at_view or self.view)
         return f'{view}~{self.at}'
 
     def of(self, network: str) -> str:

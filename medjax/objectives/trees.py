@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from medjax.errors import UserError
 from medjax.types import Mask, Tree
 
 
@@ -69,7 +70,15 @@ def joined(floats: Tree, others: Tree) -> Tree:
 
 
 def at_mask(x: Array, mask: Mask) -> Array:
-    """The tokens of x [B,V,N,D] at the positions of the mask, [G,K,M,D]. Each group gathers its own rows only."""
+    """The tokens of x [B,V,N,D] at the positions of the mask, [G,K,M,D]. Each group gathers its own rows only.
+
+    UserError where the mask was made for other numbers of crops or tokens.
+    """
+    if x.ndim != 4 or x.shape[:3] != mask.bits.shape:
+        raise UserError(
+            f'its output has the shape {list(x.shape[1:])} a row, and the mask is made for {mask.bits.shape[1]} crops '
+            f'of {mask.bits.shape[2]} tokens'
+        )
     groups, k, m = mask.index.shape
     tokens = x.reshape(groups, -1, x.shape[-1])
     chosen = jnp.take_along_axis(tokens, mask.index.reshape(groups, k * m, 1), axis=1)

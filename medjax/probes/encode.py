@@ -92,7 +92,8 @@ def random_init(trained: Encoder, seed: int = 0) -> Encoder:
 
     for one in passes.ordered([passes.image_pass(encoder, towers)]):
         add(one.tower)
-    for side in (side for pair in meta.get('pairs', ())[:1] for side in (pair['image'], pair['text'])):
+    pair = pair_of(meta)
+    for side in () if pair is None else (pair['image'], pair['text']):
         add(side['tower'])
         if head := side['head']:
             init = models.head(meta['heads'][head], towers[side['tower']].width, where=f'heads.{head}').init
@@ -134,6 +135,11 @@ def image_tower(meta: Mapping[str, Any]) -> str:
     """
     pairs = meta.get('pairs') or [dict(image=dict(tower='image'))]
     return meta.get('encoder') or pairs[0]['image']['tower']
+
+
+def pair_of(meta: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The first image-text pair of an export whose image tower is the encoder; None if there is none."""
+    return next((pair for pair in meta.get('pairs', ()) if pair['image']['tower'] == image_tower(meta)), None)
 
 
 def _encoder(

@@ -23,7 +23,7 @@ from medjax.data.text.tokenizer import Tokenizer
 from medjax.errors import UserError
 from medjax.models import build as models
 from medjax.parallel.sharding import make_mesh, replicated, rows_sharding
-from medjax.probes.encode import Encoder
+from medjax.probes.encode import Encoder, image_tower, pair_of
 from medjax.types import Head, Input, Tower, Tree, View
 
 TEXTS_PER_DEVICE = 32
@@ -82,7 +82,12 @@ def settings(encoder: Encoder) -> dict[str, Any]:
             'the export holds no pair of an image and a text tower; a recipe with a term such as pair_softmax exports '
             "one if its `export` names both towers and their heads: towers=['image', 'text'], heads=[…]"
         )
-    pair = encoder.meta['pairs'][0]
+    pair = pair_of(encoder.meta)
+    if pair is None:
+        raise UserError(
+            f'no term brought the image tower {image_tower(encoder.meta)!r} and a text tower into one space; probe '
+            'another tower (export.encoder)'
+        )
     names = {pair[side]['head'] for side in ('image', 'text')} - {None}
     heads = {head: encoder.meta['heads'][head] for head in sorted(names)}
     tower = encoder.meta['towers'][pair['text']['tower']]

@@ -159,7 +159,7 @@ def notes(history: Sequence[Mapping[str, Any]], terms: Mapping[str, Any], gauges
         sentences += f' The {" and ".join(above)} {still}. This is normal while other losses fall.'
     for name, term in terms.items():
         entropy, most = entropies(history, name)
-        divergence = term['ratio'] * most - entropy  # cross-entropy less entropy, in nats a target
+        divergence = term['to_untrained'][-1] * most - entropy  # cross-entropy less entropy, in nats a target
         if entropy > FLAT * most and divergence < MATCHED * most:
             sentences += (
                 f' The {name} targets are nearly uniform (entropy {entropy:.2f} of {most:.2f}) and the student equals '

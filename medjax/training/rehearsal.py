@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from medjax.errors import UserError
 from medjax.objectives.compose import Objective
 from medjax.types import MakeViews
 
@@ -24,7 +25,14 @@ def rehearse(objective: Objective, make_views: MakeViews, config: Mapping[str, A
         views, masks = make_views(batch, key, step)
         return objective.features(params, aux, views, masks, key, step)
 
-    jax.eval_shape(run, params, aux, one_group(objective, config), key, step)
+    computed, _ = jax.eval_shape(run, params, aux, one_group(objective, config), key, step)
+    for term, arrays in computed.per_row.items():
+        for name, x in arrays.items():
+            if not x.shape or x.shape[0] not in (1, config['rows_per_group']) or x.dtype != jnp.float32:
+                raise UserError(
+                    f'term {term!r}: per_row gives {name!r} as {x.dtype}{list(x.shape)}; it must be float32, with rows '
+                    'or groups as its first axis'
+                )
 
 
 def one_group(objective: Objective, config: Mapping[str, Any]) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:

@@ -102,7 +102,10 @@ class MaeWeights(Weights):
     state: State
 
     def convert(self, module: str, wanted: Params) -> Params:
-        heads = wanted['blocks']['attn']['qkv']['kernel'].shape[3]
+        qkv = wanted.get('blocks', {}).get('attn', {}).get('qkv')
+        if qkv is None:
+            raise UserError('these are the weights of a ViT, and this tower has no attention blocks')
+        heads = qkv['kernel'].shape[3]
         params = (mae.encoder if module == 'towers/image' else mae.decoder)(self.state, heads)
         return fit(params, wanted, *position_resizing('vit', registers=False))
 

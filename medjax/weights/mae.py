@@ -48,7 +48,9 @@ def encoder(state: State, heads: int) -> Params:
     if 'pos_embed' in state:
         table = np.asarray(state['pos_embed'], np.float32)[0]
         side = round((len(table) - 1) ** 0.5)
-        fixed = sincos_positions((side, side), width) if side * side == len(table) - 1 else np.zeros(0)
+        if side * side != len(table) - 1:
+            raise UserError(f'pos_embed has {len(table) - 1} positions beside CLS: no square grid')
+        fixed = sincos_positions((side, side), width)
         if table[1:].shape != fixed.shape or np.abs(table[1:] - fixed).max() > 1e-4 or np.abs(table[0]).max() > 1e-4:
             params |= dict(pos_cls=table[0], pos_grid=table[1:].reshape(side, side, width))
     return params

@@ -33,6 +33,9 @@ KINDS = {
 }
 
 
+SLOW = ('step_', 'lockstep_', 'masking_stats')  # files that take half a minute and more
+
+
 def files() -> list[Path]:
     if not FOLDER:
         return []
@@ -41,7 +44,11 @@ def files() -> list[Path]:
 
 
 @pytest.mark.skipif(not FOLDER, reason='MEDJAX_DINOV2_REFERENCE names no folder of reference arrays')
-@pytest.mark.parametrize('path', files(), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    'path',
+    [pytest.param(p, marks=[pytest.mark.slow] * p.name.startswith(SLOW)) for p in files()],
+    ids=lambda path: path.name,
+)
 def test_file(path: Path) -> None:
     kinds = sorted((kind for kind in KINDS if path.stem.startswith(kind)), key=len)
     assert path.exists(), f'{path} is not there'

@@ -63,6 +63,7 @@ def test_the_argument_is_the_path_of_the_weights(public):
     assert other.teachers.public.init_from.path == 'other.safetensors'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('student', ['vit', 'resnet'])
 def test_three_steps(student, public, tmp_path):
     config = small(public, student)

@@ -59,6 +59,7 @@ def sources(stream: Stream, part: str, step: int) -> np.ndarray:
     return np.array([stream.parts[part].sources[stream.parts[part].mixing[step * rows + r][0]] for r in range(rows)])
 
 
+@pytest.mark.slow
 def test_all_kinds_of_rows_train_one_tower(datasets):
     """The terms count their rows: those with a text, and all of them."""
     lines = trained(configs.check(configs.resolve(recipe(), datasets)), datasets)

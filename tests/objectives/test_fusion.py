@@ -78,6 +78,7 @@ def test_every_module_gets_a_gradient(whole):
                     assert float(jnp.abs(g).max()) > 0, (name, path)
 
 
+@pytest.mark.slow
 def test_micro_batches_give_one_gradient(started, whole):
     loss, metrics, carry, grads = whole
     for micro_batches in (2, 4):

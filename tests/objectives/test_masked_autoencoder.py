@@ -56,6 +56,7 @@ def gradient(rows=8, micro_batches=1, cfg=None, batch=None):
     return loss, metrics, grads
 
 
+@pytest.mark.slow
 def test_micro_batches_give_one_gradient():
     loss, metrics, whole = gradient()
     assert np.isfinite(loss) and metrics['term/pixels/rows'] == 8

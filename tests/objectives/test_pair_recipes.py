@@ -110,6 +110,7 @@ def random_state(objective, rng):
     return TrainState(STEP, params, {}, aux, key, {})
 
 
+@pytest.mark.slow
 def test_micro_batches_give_one_gradient():
     """One, two and four micro-batches of a whole recipe give the same loss, gradients, queue and counts."""
     objective = compose(image_and_text())

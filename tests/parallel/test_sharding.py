@@ -84,12 +84,13 @@ def test_a_mesh_gives_what_one_device_gives(shape, alone):
         assert kernel.addressable_shards[0].data.size < kernel.size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('shape', 'micro_batches'),
     [
         ((8, 1, 1), 1),
-        pytest.param((1, 8, 1), 1, marks=pytest.mark.slow),
-        pytest.param((8, 1, 1), 2, marks=pytest.mark.slow),
+        ((1, 8, 1), 1),
+        ((8, 1, 1), 2),
     ],
 )
 def test_each_device_does_an_eighth_and_moves_what_the_terms_say(shape, micro_batches):

@@ -22,6 +22,7 @@ def trained():
     return recipe, objective, optim, step, recipes.start(objective, optim), recipes.batch(8)
 
 
+@pytest.mark.slow
 def test_micro_batches_give_one_gradient(trained):
     recipe, objective, optim, step, state, batch = trained
     make_views = recipes.views(recipe, objective)

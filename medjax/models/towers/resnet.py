@@ -52,7 +52,7 @@ def build(
     dtype    type of the activations; parameters, statistics and outputs are float32
 
     The patches are the pixels of the last feature map, row by row; with four stages a side of n pixels has
-    ceil(n / 32). `cls` is their mean. `layers=n` counts blocks of the last stage only. If the stage has fewer blocks,
+    ceil(n / 32). `cls` is their mean. `last<n>/cls` counts blocks of the last stage only. If it has fewer blocks,
     the output of its first block fills the missing places.
     """
     if variant not in SIZES:

@@ -171,6 +171,11 @@ class VitTower(FlaxTower):
         # the attention of the last block needs the tokens before it
         layers = max(options.layers, 2 if attention else 1)
         b, v = view.present.shape
+        height, width = self.grid(view.image.shape[2:4])
+        if mask is not None and mask.bits.shape[-1] != height * width:
+            raise UserError(
+                f'vit: the mask has {mask.bits.shape[-1]} patches a crop, and this tower has {height * width}'
+            )
         images = view.image.reshape(b * v, *view.image.shape[2:])
         seen = self.seen(mask, b * v)
         sequences = seen.contexts * v  # of each row

@@ -9,9 +9,11 @@ The weight of a term acts in one place: `Objective.loss` in `medjax/objectives/c
 from __future__ import annotations
 
 import dataclasses
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -36,10 +38,11 @@ class TermContext:
     heads: Mapping[str, Head] = dataclasses.field(default_factory=dict)  # the heads that were declared so far
     parts: Mapping[str, str] = dataclasses.field(default_factory=dict)  # view -> the part of the batch that it shows
     width: Callable[[str], int] = lambda name: 0  # name of a declared feature -> the length of its last axis
-    declare: Callable[[Feature], None] = lambda feature: None  # checks a feature against the recipe
+    declare: Callable[[Feature], Feature] = lambda feature: feature  # checks a feature against the recipe
     declare_head: Callable[[str, int, str], Head] | None = None  # (head, width, argument); see `head`
     towers: Mapping[str, Tower] = dataclasses.field(default_factory=dict)
     labels: tuple[str, ...] = ()  # the names of the labels of the data
+    run_by_term: list[str] = dataclasses.field(default_factory=list)  # 'towers/fusion', filled by `tower` and `head`
     read_by_loss: list[str] = dataclasses.field(default_factory=list)  # names of features, filled by `feature`
 
     def feature(self, name: str, argument: str, per_row: bool = False) -> Feature:
@@ -49,8 +52,7 @@ class TermContext:
         after each micro-batch. UserError if the name does not have the form of a feature, or if the recipe has no such
         feature.
         """
-        feature = parse(name, f'{self.where}.{argument}')
-        self.declare(feature)
+        feature = self.declare(parse(name, f'{self.where}.{argument}'))
         if not per_row:
             self.read_by_loss.append(feature.name)
         return feature
@@ -65,12 +67,19 @@ class TermContext:
         head = self.declare_head(name, width, f'{self.where}.{argument}')
         if head.batch_statistics:
             raise UserError(f'{self.where}.{argument}: {_STATISTICS.format(name)}')
+        self.run_by_term.append(f'heads/{name}')
         return head
 
     def tower(self, name: str, argument: str) -> Tower:
         """Declares that the term runs the tower `name` itself; a UserError where the recipe has no such tower."""
         if name not in self.towers:
             raise UserError(f'{self.where}.{argument}: there is no tower {name!r}{suggest(name, self.towers)}')
+        if self.towers[name].batch_statistics:
+            raise UserError(
+                f'{self.where}.{argument}: towers.{name} normalises by the statistics of the batch, so a term cannot '
+                'run it; name it in a feature'
+            )
+        self.run_by_term.append(f'towers/{name}')
         return self.towers[name]
 
     def label(self, name: str, argument: str) -> int:
@@ -158,12 +167,14 @@ class TermInputs:
         """The logits [...,K] of a head with prototypes, from its bottleneck z [...,d]."""
         return self.networks.prototypes(name, z, network)
 
-    def tower(self, name: str, *inputs: Input | None, network: str = 'student') -> dict[str, Any]:
+    def tower(self, name: str, *inputs: Input | None, network: str = 'student', call: int = 0) -> dict[str, Any]:
         """The outputs of a tower for inputs that the term makes itself.
 
-        In `Term.per_row` this costs the memory of a micro-batch, in `Term.loss` that of the whole batch.
+        `call` is another number for each call of a term, so that drop path draws anew. The `outputs` of an input need
+        'present'. In `Term.per_row` this costs the memory of a micro-batch, in `Term.loss` that of the whole batch.
         """
-        return self.networks.tower(name, inputs, network, self.key)
+        key = None if self.key is None else jax.random.fold_in(self.key, zlib.crc32(f'{name}/{call}'.encode()))
+        return self.networks.tower(name, inputs, network, key)
 
     def target(self, feature: Feature, label: int) -> Target:
         """The values of a label for the rows of a feature; `label` is the number that `TermContext.label` gave."""

@@ -22,7 +22,7 @@ import numpy as np
 
 from medjax.errors import UserError
 from medjax.objectives import numerics
-from medjax.objectives.targets import Distillation, gauges, prototypes_of, targets
+from medjax.objectives.targets import Distillation, gauges, prototypes_of, same_crop, targets
 from medjax.objectives.terms import Term, TermContext, TermInputs, TermOutput
 
 
@@ -65,7 +65,8 @@ class DistillCls(Distillation):
         here_t = x.present(self.teacher).astype(jnp.float32)
         here_s = jnp.concatenate([x.present(f) for f in self.students], axis=1).astype(jnp.float32)
         sizes = [x.features[f.name].shape[1] for f in self.students]
-        counts = here_s[:, :, None] * here_t[:, None, :] * self.allowed(sizes, zt.shape[1])  # [B,S,T]
+        crops = [x.views[f.view].present.shape[1] for f in self.students]
+        counts = here_s[:, :, None] * here_t[:, None, :] * self.allowed(sizes, zt.shape[1], crops)  # [B,S,T]
         rows = counts.sum(0)
         weight = counts / jnp.maximum(rows, 1) / jnp.maximum((rows > 0).sum(), 1)
 
@@ -89,13 +90,15 @@ class DistillCls(Distillation):
         start = options.start(x.state, target) * any_rows
         return TermOutput(sums.loss.sum(), metrics, start, carry=(logits, target, present))
 
-    def allowed(self, sizes: Sequence[int], t: int) -> np.ndarray:
+    def allowed(self, sizes: Sequence[int], t: int, crops: Sequence[int]) -> np.ndarray:
         """1 for each student view and teacher view that are paired, [S,T]; 0 for a crop and itself.
 
-        `sizes` are the numbers of crops of the student features, `t` is that of the teacher's.
+        `sizes` are the numbers of elements of the student features, `t` is that of the teacher's: a crop has several
+        elements if its mask has several contexts. `crops` are the numbers of crops of the same features.
         """
         views = [
-            1.0 - np.eye(s, t) if f.view == self.teacher.view else np.ones((s, t)) for f, s in zip(self.students, sizes)
+            1.0 - same_crop(s, t, c) if f.view == self.teacher.view else np.ones((s, t))
+            for f, s, c in zip(self.students, sizes, crops, strict=True)
         ]
         return np.concatenate(views)
 

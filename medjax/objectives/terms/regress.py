@@ -41,6 +41,8 @@ def build(context: TermContext, student: str, teacher: str, loss: str = 'mse', n
         raise UserError(f"{context.where}.loss={loss!r}: must be 'mse' or 'cosine'")
     if normalise not in ('layer', None):
         raise UserError(f"{context.where}.normalise={normalise!r}: must be 'layer' or None")
+    if (s.at and s.at_mask) != (t.at and t.at_mask):
+        raise UserError(f'{context.where}: student and teacher must be tokens at one mask, as …/patches@block')
     widths = [context.width(name) for name in (student, teacher)]
     if widths[0] != widths[1]:
         raise UserError(
@@ -95,6 +97,14 @@ class Regress(Term):
     def weight(self, x: TermInputs, shape: tuple[int, ...]) -> Array:
         """1 for each feature that counts, else 0."""
         here = x.present(self.student) & x.present(self.teacher)
+        view, mask = x.views[self.student.view], self.student.inputs[0]
+        if not self.student.at and len(shape) > 2 and mask.mask and x.masks[mask.masked_view].length is not None:
+            raise UserError(
+                f'{self.context.where}: the contexts of {self.student.name!r} have different lengths, so padding would '
+                'count; name the features of whole contexts, such as cls'
+            )
+        if self.student.output == 'tokens' and not self.student.at and view.valid is not None:
+            return (here[..., None] & view.valid).astype(jnp.float32)
         if self.student.at:
             return (weight_at_mask(here, x.masks[self.student.at_mask]) > 0).astype(jnp.float32)
         return jnp.broadcast_to(here.reshape(*here.shape, *[1] * (len(shape) - 2)), shape).astype(jnp.float32)

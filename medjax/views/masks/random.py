@@ -23,7 +23,7 @@ def build(context: MaskContext, share: float = 0.75, mode: str = 'drop', after: 
     share  of the patches of a crop that are masked. int(N (1 - share)) of N patches stay, as in the original: of 100
            patches .9 leaves 9, because 1 - .9 is a little less than .1
     mode   'drop': the tower reads only the patches that stay. 'replace': the mask token stands in the other places
-    after  masks, as 'view~mask', whose patches this one never masks
+    after  masks, as 'view~mask', whose patches stay as far as there is room: at most int(N (1 - share)) of them
     """
     rows, columns = context.image_grid()
     patches = rows * columns
