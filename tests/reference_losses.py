@@ -18,7 +18,7 @@ from medjax.objectives.schedules import schedule
 from medjax.objectives.terms import Networks, Term, TermContext, TermInputs, distill_cls, distill_patch, koleo
 from medjax.training.optimizer import parameter_groups
 from medjax.types import Head, View
-from medjax.views.masks import blocks, from_bits
+from medjax.views.masks import MaskContext, blocks, from_bits
 from medjax.weights import dinov2
 
 
@@ -244,7 +244,7 @@ def check_masking_stats(path: Path) -> None:
         for case in json.loads(path.read_text()):
             if case.get('collate'):
                 side = case['grid']
-                total = blocks.build((side, side), 2 * case['batch']).masked
+                total = blocks.build(MaskContext('masks', 'image', 2, case['batch'], (side, side))).most
                 assert abs(total - case['mean_masked']) <= 0.06 * case['mean_masked'] and total <= case['upperbound'], (
                     case
                 )

@@ -35,14 +35,16 @@ def check_vit(path: Path) -> None:
         images = expected.pop('x').transpose(0, 2, 3, 1)
         bits = expected.pop('mask')
         grid = tower.grid(images.shape[1:3])
-        got = {'tokens_after_embed_mask': vit.embed(params, images, bits, module.antialias, module.family.offset)}
+        got = {
+            'tokens_after_embed_mask': vit.embed(params, images, vit.Seen(bits), module.antialias, module.family.offset)
+        }
         for name, masked in (('nomask', None), ('mask', bits)):
             outputs = run(tower, params, images, masked)
             got[f'{name}/x_norm_clstoken'] = outputs['cls'][:, 0]
             got[f'{name}/x_norm_patchtokens'] = outputs['patches'][:, 0]
             none = np.zeros((len(images), 0, tower.width), np.float32)
             got[f'{name}/x_norm_regtokens'] = outputs['registers'][:, 0] if 'registers' in outputs else none
-            got[f'{name}/x_prenorm'] = module.apply({'params': params}, images, masked, None, 1)[0][0]
+            got[f'{name}/x_prenorm'] = module.apply({'params': params}, images, vit.Seen(masked), None, 1)[0][0]
             if masked is None:
                 got['eval_forward'] = outputs['cls'][:, 0]
                 for i in range(2):

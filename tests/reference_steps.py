@@ -40,8 +40,8 @@ def recipe_of(
         dtype='float32',
         image=dict(channels=channels, mean=0.0, std=1.0),
         views={
-            'global': dict(view='crop', count=2, size=global_size),
-            'local': dict(view='crop', count=int(d['hp/n_local_crops']), size=local_size),
+            'global': dict(view='crop', part='images', count=2, size=global_size),
+            'local': dict(view='crop', part='images', count=int(d['hp/n_local_crops']), size=local_size),
         },
         masks={'global~block': dict(mask='blocks')},
         towers=dict(

@@ -281,7 +281,7 @@ def test_distill_cls_is_dino_loss(centring, same_crops):
     teacher_name = 'teacher/image/global/cls>dino'
     teacher, centre = jnp.float32(normal(B, T, K, seed=1)), jnp.float32(normal(K, seed=2))
     term = distill_cls.build(context(K), names, teacher_name, 0.5, 0.2, centring)
-    state = {'centre': centre} if centring == 'centre' else {}
+    state = term.init(jax.random.key(0))[1] | ({'centre': centre} if centring == 'centre' else {})
     views = {'global': plain_view(B, T), 'local': plain_view(B, S - T if same_crops else S)}
 
     def term_loss(student):
@@ -301,7 +301,7 @@ def test_distill_patch_is_ibot_loss(centring):
     teacher_name = 'teacher/image/global/patches@block>dino'
     teacher, centre = jnp.float32(normal(*MASK.shape, K, seed=1)), jnp.float32(normal(K, seed=2))
     term = distill_patch.build(context(K), student_name, teacher_name, 0.5, 0.2, centring)
-    state = {'centre': centre} if centring == 'centre' else {}
+    state = term.init(jax.random.key(0))[1] | ({'centre': centre} if centring == 'centre' else {})
     mask = from_bits(jnp.asarray(MASK)[:, None], 1, int(MASK.sum()))
 
     def term_loss(student):

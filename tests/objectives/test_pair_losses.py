@@ -193,7 +193,7 @@ def test_a_batch_without_a_positive_gives_zero(module, placement):
 
 
 def test_start_values():
-    """ln N for equal outputs; softplus(10) + (N - 1) softplus(-10) for orthogonal ones."""
+    """ln N for equal outputs; softplus(10) + (N - 1) softplus(-10) for orthogonal ones, before any training."""
     features, views = make_batch(rows=256)
     views = all_present(views)
     equal = {name: np.ones_like(x) for name, x in features.items()}
@@ -204,8 +204,10 @@ def test_start_values():
     result = evaluate(build_term(pair_sigmoid), 'one_device', orthogonal, views)
     start = math.log1p(math.exp(10)) + 255 * math.log1p(math.exp(-10))
     assert result.loss == pytest.approx(start, rel=1e-6)
-    assert float(result.metrics['start']) == pytest.approx(start, rel=1e-6)
+    assert float(result.metrics['untrained']) == pytest.approx(start, rel=1e-6)
     assert start == pytest.approx(10.012, abs=1e-3)
+    entropy = -(math.log(1 / 256) + 255 * math.log(255 / 256))  # of the frequency of positives, for each row
+    assert float(result.metrics['start']) == pytest.approx(entropy, rel=1e-4)
 
 
 def test_scale_is_kept_between_its_bounds():

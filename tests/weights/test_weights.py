@@ -227,7 +227,7 @@ def test_an_export_is_resized_as_its_tower_resizes(options, antialias, offset, t
     np.testing.assert_allclose(ours['pos_grid'], expected, rtol=1e-6)
     others = [vit.resize_grid(params['pos_grid'], (6, 6), a, o) for a in (False, True) for o in (0.0, 0.1, 0.25)]
     assert sum(np.allclose(ours['pos_grid'], other, rtol=1e-6) for other in others) < len(others)
-    image = np.random.default_rng(0).random((1, 1, 48, 48, 1)).astype(np.float32)
+    image = np.random.default_rng(0).random((1, 1, 1, 48, 48, 1)).astype(np.float32)
     view = View(image, np.zeros(1, np.uint32), np.ones((1, 1), bool), None, {})
-    features = [t.apply(p, view)['cls'] for t, p in ((tower, params), (larger, ours))]
+    features = [t.apply(p, Input(view))['cls'] for t, p in ((tower, params), (larger, ours))]
     np.testing.assert_allclose(*features, rtol=1e-4, atol=1e-5)
