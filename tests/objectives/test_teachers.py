@@ -12,6 +12,7 @@ import recipes
 
 from medjax.errors import UserError
 from medjax.objectives.compose import compose
+from medjax.train import copies_of_sources
 from medjax.training.state import abstract_state, create, make_optimizer
 from medjax.training.step import make_step
 
@@ -217,3 +218,19 @@ def test_student_and_teacher_of_other_widths_need_a_head():
     cfg = recipe({'public': PUBLIC}, 'public/large/crop/cls', 16, towers=dict(image=VIT, large=LARGE))
     with pytest.raises(UserError, match=r"has 16 numbers and 'public/large/crop/cls' has 24; .*head='linear', out=24"):
         compose(cfg)
+
+
+def test_a_teacher_that_follows_a_teacher_begins_as_its_copy():
+    """The weights of a frozen teacher are loaded into it alone; without a copy the other would teach noise at first."""
+    teachers = dict(
+        near=dict(rule='refreshed', of=['towers/large'], source='public', every=5),
+        public=PUBLIC,
+    )
+    objective, optim, _ = recipes.parts(
+        recipe(teachers, 'near/large/crop/cls', 24, towers=dict(image=VIT, large=LARGE))
+    )
+    state = jax.jit(lambda key: create(objective, optim, key))(jax.random.key(0))
+    loaded = jax.tree.map(lambda x: x + 1, state.aux['teachers']['public'])
+    state = state._replace(aux={**state.aux, 'teachers': {**state.aux['teachers'], 'public': loaded}})
+    teachers = copies_of_sources(objective, state).aux['teachers']
+    assert same(teachers['near'], loaded) and same(teachers['public'], loaded)
