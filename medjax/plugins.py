@@ -7,10 +7,11 @@ with a function `build`; the keys of its config section are the keyword paramete
 
 from __future__ import annotations
 
+import graphlib
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -108,3 +109,17 @@ def options_of(function: Callable, taken: Any = ()) -> dict[str, inspect.Paramet
 def renamed(name: str, keys: Any) -> str:
     """'; it was renamed to X' for a key of version 1, else ''."""
     return f'; it was renamed to {RENAMED[name]!r}' if RENAMED.get(name) in keys else ''
+
+
+def in_order(before: Mapping[str, Sequence[str]], where: str, circle: str) -> list[str]:
+    """The names of sections that name each other, in an order in which each comes after those in `before`.
+
+    UserError where there is no such order: `where` with the name of a section in place of {}, and `circle`, a clause.
+    """
+    try:
+        return list(graphlib.TopologicalSorter(before).static_order())
+    except graphlib.CycleError as error:
+        names = error.args[1][:0:-1]  # the last name is the first again
+        start = min(range(len(names)), key=lambda i: list(before).index(names[i]))
+        names = [*names[start:], *names[: start + 1]]
+        raise UserError(f'{where.format(names[0])}: {circle}: {" -> ".join(names)}') from None

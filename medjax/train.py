@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from medjax import config as configs, files
@@ -32,7 +31,6 @@ from medjax.data.stream import Stream
 from medjax.data.text import tokenizer as tokenizers
 from medjax.errors import UserError
 from medjax.objectives.compose import Objective, compose
-from medjax.objectives.trees import pick
 from medjax.parallel import runtime, sharding
 from medjax.parallel.groups import check_rows
 from medjax.plugins import call
@@ -40,7 +38,7 @@ from medjax.training import checkpoint, health, metrics
 from medjax.training.checkpoint import Checkpoints
 from medjax.training.export import Exporter
 from medjax.training.flops import step_flops
-from medjax.training.state import abstract_state, create, make_optimizer, start_from, state_shardings
+from medjax.training.state import abstract_state, copies_of_sources, create, make_optimizer, start_from, state_shardings
 from medjax.training.step import Step, make_step
 from medjax.types import Batch, TrainState
 from medjax.views import make
@@ -110,19 +108,6 @@ def initial_state(training: Training, checkpoints: Checkpoints) -> TrainState:
         if teacher.init_from is not None:
             state = call(start_from, teacher.init_from, f'teachers.{name}.init_from', state=state, network=name)
     return copies_of_sources(training.objective, state)
-
-
-def copies_of_sources(objective: Objective, state: TrainState) -> TrainState:
-    """The state in which each teacher that follows another teacher begins as its copy."""
-    teachers, stats = dict(state.aux['teachers']), dict(state.aux['stats'])
-    done = {name for name, teacher in objective.teachers.items() if teacher.source in (None, 'student')}
-    while len(done) < len(teachers):
-        for name, teacher in objective.teachers.items():
-            if name not in done and teacher.source in done:
-                for trees in (teachers, stats):
-                    trees[name] = jax.tree.map(jnp.copy, pick(trees[teacher.source], teacher.of))
-                done.add(name)
-    return state._replace(aux={**state.aux, 'teachers': teachers, 'stats': stats})
 
 
 def run(config: Mapping[str, Any], datasets: dict[str, records.DataSet], folder: Path) -> int:

@@ -18,24 +18,16 @@ from medjax.types import Head, Tower
 
 def towers(section: Mapping[str, Any], image_channels: int, dtype: str = 'float32') -> dict[str, Tower]:
     """The towers of a recipe by name. A tower over towers is built after those that it reads."""
+    before: dict[str, list[str]] = {}
+    for name, cfg in section.items():
+        reads = parse_reads(cfg['reads'], f'towers.{name}.reads') if 'reads' in cfg else ()
+        before[name] = [read.tower for read in reads if read.tower is not None]
+        for other in before[name]:
+            if other not in section:
+                raise UserError(f'towers.{name}.reads: there is no tower {other!r}{suggest(other, section)}')
     built: dict[str, Tower] = {}
-
-    def add(name: str, above: tuple[str, ...]) -> None:
-        where, cfg = f'towers.{name}', section[name]
-        if name in above:
-            circle = ' -> '.join((*above[above.index(name) :], name))
-            raise UserError(f'{where}.reads: towers read each other in a circle: {circle}')
-        if 'reads' in cfg:
-            for read in parse_reads(cfg['reads'], f'{where}.reads'):
-                if read.tower is not None and read.tower not in section:
-                    raise UserError(f'{where}.reads: there is no tower {read.tower!r}{suggest(read.tower, section)}')
-                if read.tower is not None and read.tower not in built:
-                    add(read.tower, (*above, name))
-        built[name] = tower(cfg, image_channels, where, dtype, built)
-
-    for name in section:
-        if name not in built:
-            add(name, ())
+    for name in plugins.in_order(before, 'towers.{}.reads', 'towers read each other in a circle'):
+        built[name] = tower(section[name], image_channels, f'towers.{name}', dtype, built)
     return {name: built[name] for name in section}
 
 

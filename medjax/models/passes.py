@@ -20,6 +20,11 @@ from medjax.types import Input, Masks, Read, Tower, Views
 Outputs = Mapping[str, Any]
 
 
+def _masked(view: str, mask: str | None) -> str:
+    """'crop~random', or 'crop' without a mask."""
+    return f'{view}~{mask}' if mask else view
+
+
 class InputName(NamedTuple):
     """One input as a feature names it: 'report', 'crop~random', or 'prior=earlier'."""
 
@@ -29,12 +34,11 @@ class InputName(NamedTuple):
 
     @property
     def masked_view(self) -> str:
-        """'crop~random', or 'crop' without a mask."""
-        return f'{self.view}~{self.mask}' if self.mask else self.view
+        return _masked(self.view, self.mask)
 
 
-class Source(NamedTuple):
-    """The origin of one input of a pass."""
+class BoundInput(NamedTuple):
+    """One input of a pass: a view, or another pass that reads it."""
 
     view: str  # of an input through another tower: the first view that this tower sees
     mask: str | None
@@ -42,7 +46,7 @@ class Source(NamedTuple):
 
     @property
     def masked_view(self) -> str:
-        return f'{self.view}~{self.mask}' if self.mask else self.view
+        return _masked(self.view, self.mask)
 
 
 class Pass(NamedTuple):
@@ -50,18 +54,18 @@ class Pass(NamedTuple):
 
     network: str  # 'student', or the name of a teacher
     tower: str
-    sources: tuple[Source | None, ...]  # one for each input of the tower; None: an optional input that is absent
+    inputs: tuple[BoundInput | None, ...]  # one for each input of the tower; None: an optional input that is absent
 
     @property
-    def views(self) -> tuple[Source, ...]:
+    def views(self) -> tuple[BoundInput, ...]:
         """The views that the pass sees, in the order of `reads`, those of towers that it reads included."""
-        given = [source for source in self.sources if source is not None]
-        return tuple(view for s in given for view in ((s,) if s.through is None else s.through.views))
+        given = [x for x in self.inputs if x is not None]
+        return tuple(view for x in given for view in ((x,) if x.through is None else x.through.views))
 
     @property
     def before(self) -> tuple[Pass, ...]:
         """The passes that this one reads."""
-        return tuple(s.through for s in self.sources if s is not None and s.through is not None)
+        return tuple(x.through for x in self.inputs if x is not None and x.through is not None)
 
     @property
     def name(self) -> str:
@@ -71,11 +75,11 @@ class Pass(NamedTuple):
     @property
     def _inputs(self) -> str:
         """'crop+report~words'. An absent input leaves its place empty."""
-        places = ('' if s is None else s.masked_view if s.through is None else s.through._inputs for s in self.sources)
-        return '+'.join(places)
+        names = ('' if x is None else x.masked_view if x.through is None else x.through._inputs for x in self.inputs)
+        return '+'.join(names)
 
 
-class Slot(NamedTuple):
+class Place(NamedTuple):
     """A place for a view among the inputs of a tower, and of the towers that it reads."""
 
     path: tuple[str, ...]  # names of the entries of `reads`, from outside to inside; () for a tower of views
@@ -83,21 +87,21 @@ class Slot(NamedTuple):
     optional: bool
 
 
-def slots(tower: str, towers: Mapping[str, Tower]) -> list[Slot]:
+def places_of(tower: str, towers: Mapping[str, Tower]) -> list[Place]:
     """The places for views among the inputs of a tower, in the order of `reads`."""
     if not towers[tower].reads:
-        return [Slot((), towers[tower].sees, False)]
-    places: list[Slot] = []
+        return [Place((), towers[tower].sees, False)]
+    places: list[Place] = []
     for read in towers[tower].reads:
-        inner = [Slot((), towers[tower].sees, False)] if read.tower is None else slots(read.tower, towers)
-        places += [Slot((read.name, *s.path), s.sees, s.optional or read.optional) for s in inner]
+        inner = [Place((), towers[tower].sees, False)] if read.tower is None else places_of(read.tower, towers)
+        places += [Place((read.name, *s.path), s.sees, s.optional or read.optional) for s in inner]
     return places
 
 
-def labels(places: Sequence[Slot]) -> list[str]:
-    """A name for each slot: that of its entry, and with those of the entries inside where an entry has several."""
-    first = [slot.path[0] if slot.path else '' for slot in places]
-    return [name if first.count(name) == 1 else '.'.join(slot.path) for name, slot in zip(first, places, strict=True)]
+def names_of(places: Sequence[Place]) -> list[str]:
+    """A name for each place: that of its entry, and with those of the entries inside where an entry has several."""
+    first = [place.path[0] if place.path else '' for place in places]
+    return [name if first.count(name) == 1 else '.'.join(place.path) for name, place in zip(first, places, strict=True)]
 
 
 def bind(
@@ -109,8 +113,8 @@ def bind(
     view. An input that is the only one of its kind without a name goes to the required entry, if one is optional.
     UserError, without the name of the feature, where inputs are missing, are too many or could be swapped.
     """
-    places = slots(tower, towers)
-    shown = labels(places)
+    places = places_of(tower, towers)
+    shown = names_of(places)
     unnamed = [kinds[name.view] for name in names if name.entry is None]
     taken: dict[int, InputName] = {}
     for name in sorted(names, key=lambda n: n.entry is None):  # those with an entry first
@@ -119,20 +123,20 @@ def bind(
     given = {places[i].path: name for i, name in taken.items()}
     bound = _bind(network, tower, (), given, towers)
     if bound is None:
-        raise UserError(f'the tower {tower!r} gets no input; it reads {_words(places, shown)}')
+        raise UserError(f'the tower {tower!r} gets no input; it reads {_described(places, shown)}')
     return bound
 
 
 def _place(
     name: InputName,
-    places: Sequence[Slot],
+    places: Sequence[Place],
     shown: Sequence[str],
     taken: Mapping[int, InputName],
     kinds: Mapping[str, str],
     tower: str,
     alone: bool,
 ) -> int:
-    """The number of the slot for one input; `alone`: no other input of its kind is without an entry."""
+    """The number of the place for one input; `alone`: no other input of its kind is without an entry."""
     kind, free = kinds[name.view], [i for i in range(len(places)) if i not in taken]
     if name.entry is not None:
         if name.entry not in shown:
@@ -154,7 +158,8 @@ def _place(
         raise UserError(f'the tower {tower!r} sees {places[0].sees}s, and the view {name.view!r} has none')
     if not fitting:
         raise UserError(
-            f'the tower {tower!r} has no place for the view {name.view!r} of {kind}s; it reads {_words(places, shown)}'
+            f'the tower {tower!r} has no place for the view {name.view!r} of {kind}s; it reads '
+            f'{_described(places, shown)}'
         )
     if len(fitting) > 1:
         forms = ' or '.join(f'{shown[i]}={name.masked_view}' for i in fitting)
@@ -169,43 +174,43 @@ def _bind(
     given: Mapping[tuple[str, ...], InputName],
     towers: Mapping[str, Tower],
 ) -> Pass | None:
-    """The pass of a tower whose slots begin with `path`; None if none of them has a view."""
+    """The pass of a tower whose places begin with `path`; None if none of them has a view."""
     reads = towers[tower].reads
     if not reads:
         name = given.get(path)
-        return None if name is None else Pass(network, tower, (Source(name.view, name.mask, None),))
-    sources = [_source(network, read, (*path, read.name), given, towers) for read in reads]
-    if not any(sources):
+        return None if name is None else Pass(network, tower, (BoundInput(name.view, name.mask, None),))
+    inputs = [_bind_entry(network, read, (*path, read.name), given, towers) for read in reads]
+    if not any(inputs):
         return None
-    for read, source in zip(reads, sources, strict=True):
-        if source is None and not read.optional:
-            inner = [] if read.tower is None else slots(read.tower, towers)
-            sees = next((slot.sees for slot in inner if not slot.optional), towers[read.tower or tower].sees)
+    for read, bound in zip(reads, inputs, strict=True):
+        if bound is None and not read.optional:
+            inner = [] if read.tower is None else places_of(read.tower, towers)
+            sees = next((place.sees for place in inner if not place.optional), towers[read.tower or tower].sees)
             raise UserError(
                 f'the input {read.name!r} of the tower {tower!r} is missing: name a view of {sees}s, after a +'
             )
-    return Pass(network, tower, tuple(sources))
+    return Pass(network, tower, tuple(inputs))
 
 
-def _source(
+def _bind_entry(
     network: str,
     read: Read,
     path: tuple[str, ...],
     given: Mapping[tuple[str, ...], InputName],
     towers: Mapping[str, Tower],
-) -> Source | None:
+) -> BoundInput | None:
     if read.tower is None:
         name = given.get(path)
-        return None if name is None else Source(name.view, name.mask, None)
+        return None if name is None else BoundInput(name.view, name.mask, None)
     inner = _bind(network, read.tower, path, given, towers)
-    return None if inner is None else Source(inner.views[0].view, inner.views[0].mask, inner)
+    return None if inner is None else BoundInput(inner.views[0].view, inner.views[0].mask, inner)
 
 
-def _words(places: Sequence[Slot], shown: Sequence[str]) -> str:
+def _described(places: Sequence[Place], shown: Sequence[str]) -> str:
     """'image (images) and text (texts)'."""
     return ' and '.join(
-        (f'{name} ({slot.sees}s' if name else f'one view ({slot.sees}s') + (', optional)' if slot.optional else ')')
-        for slot, name in zip(places, shown, strict=True)
+        (f'{name} ({place.sees}s' if name else f'one view ({place.sees}s') + (', optional)' if place.optional else ')')
+        for place, name in zip(places, shown, strict=True)
     )
 
 
@@ -253,13 +258,13 @@ def run(
     """The outputs of every pass and of all that it reads. `apply(pass, inputs)` runs the tower of one pass."""
     outputs: dict[Pass, Outputs] = {}
     for one in ordered(passes):
-        outputs[one] = apply(one, tuple(None if s is None else _input(s, views, masks, outputs) for s in one.sources))
+        outputs[one] = apply(one, tuple(None if x is None else _input(x, views, masks, outputs) for x in one.inputs))
     return outputs
 
 
-def _input(source: Source, views: Views, masks: Masks, outputs: Mapping[Pass, Outputs]) -> Input:
-    mask = masks[source.masked_view] if source.mask else None
-    return Input(views[source.view], mask, None if source.through is None else outputs[source.through])
+def _input(bound: BoundInput, views: Views, masks: Masks, outputs: Mapping[Pass, Outputs]) -> Input:
+    mask = masks[bound.masked_view] if bound.mask else None
+    return Input(views[bound.view], mask, None if bound.through is None else outputs[bound.through])
 
 
 def image_pass(tower: str, towers: Mapping[str, Tower], view: str = 'image') -> Pass:
@@ -267,12 +272,12 @@ def image_pass(tower: str, towers: Mapping[str, Tower], view: str = 'image') -> 
 
     UserError where the tower needs more than one image.
     """
-    places = slots(tower, towers)
-    images = [i for i, slot in enumerate(places) if slot.sees == 'image']
-    needed = [i for i, slot in enumerate(places) if not slot.optional] or images[:1]
+    places = places_of(tower, towers)
+    images = [i for i, place in enumerate(places) if place.sees == 'image']
+    needed = [i for i, place in enumerate(places) if not place.optional] or images[:1]
     if len(needed) != 1 or needed[0] not in images:
         raise UserError(
-            f'the tower {tower!r} cannot encode images alone: it reads {_words(places, labels(places))}; name '
+            f'the tower {tower!r} cannot encode images alone: it reads {_described(places, names_of(places))}; name '
             'a tower that reads one image'
         )
     bound = _bind('student', tower, (), {places[needed[0]].path: InputName(view)}, towers)
@@ -291,10 +296,10 @@ def check_exported(exported: Sequence[str], towers: Mapping[str, Tower]) -> None
                 )
 
 
-def readers(one: Pass) -> list[tuple[Source, str]]:
+def readers(one: Pass) -> list[tuple[BoundInput, str]]:
     """Every view that a pass sees, with the name of the tower that reads it itself."""
     inner = [pair for before in one.before for pair in readers(before)]
-    return inner + [(source, one.tower) for source in one.sources if source is not None and source.through is None]
+    return inner + [(x, one.tower) for x in one.inputs if x is not None and x.through is None]
 
 
 def patch_towers(one: Pass, towers: Mapping[str, Tower]) -> dict[str, Tower]:

@@ -56,6 +56,8 @@ def compose(recipe: Mapping[str, Any]) -> Objective:
     by_terms = [path for term in terms.values() for path in term.context.run_by_term]
     teacher_only = check_teachers(recipe, teachers, declared, by_terms)
     check_export(recipe.get('export'), towers, teacher_only)
+    before = {name: [t.source] if t.source in teachers else [] for name, t in teachers.items()}
+    teachers = {name: teachers[name] for name in plugins.in_order(before, 'teachers.{}.source', 'a circle')}
     return Objective(
         towers, declared.heads, teachers, terms, weights, declared.features, declared.passes, views, teacher_only,
         recipe['rows_per_group'],
@@ -114,7 +116,7 @@ class Objective:
 
     towers: dict[str, Tower]
     heads: dict[str, Head]
-    teachers: dict[str, Teacher]
+    teachers: dict[str, Teacher]  # each after the one that it follows
     terms: dict[str, Term]
     weights: dict[str, Schedule]
     declared: dict[str, Feature]  # every feature that a term reads
@@ -180,11 +182,9 @@ class Objective:
         presence |= {name: forward.outputs[one]['present'] for name, one in self.ranked.items()}
         features = {name: forward.feature(f) for name, f in self.declared.items()}
         computed = Computed(features, presence, {})
-        per_row = {
-            name: result
-            for name, term in self.terms.items()
-            if (result := term.per_row(self._inputs(name, params, aux, computed, views, masks, key, step)))
-        }
+        inputs = self._inputs(params, aux, computed, views, masks, key, step)
+        results = {name: term.per_row(inputs[name]) for name, term in self.terms.items()}
+        per_row = {name: result for name, result in results.items() if result}
         needed = {name for term in self.terms.values() for name in term.needs}
         kept = {name: x for name, x in features.items() if name in needed}
         return Computed(kept | ranked, presence, per_row), forward.stats
@@ -196,22 +196,18 @@ class Objective:
         return Networks(self.towers, self.heads, whole, self.rows_per_group)
 
     def _inputs(
-        self,
-        name: str,
-        params: Tree,
-        aux: Tree,
-        computed: Computed,
-        views: Views,
-        masks: Masks,
-        key: Array,
-        step: Array,
-    ) -> TermInputs:
-        """The inputs of one term."""
-        return TermInputs(
-            params['terms'][name], aux['terms'][name], computed.features, computed.presence, views, masks,
-            self._networks(params, aux), step, jax.random.fold_in(key, zlib.crc32(f'terms/{name}'.encode())),
-            computed.per_row.get(name, {}), self.temperatures(params['terms'], step),
-        )  # fmt: skip
+        self, params: Tree, aux: Tree, computed: Computed, views: Views, masks: Masks, key: Array, step: Array
+    ) -> dict[str, TermInputs]:
+        """The inputs of every term. The networks and the temperatures are the same for all."""
+        networks, temperatures = self._networks(params, aux), self.temperatures(params['terms'], step)
+        return {
+            name: TermInputs(
+                params['terms'][name], aux['terms'][name], computed.features, computed.presence, views, masks,
+                networks, step, jax.random.fold_in(key, zlib.crc32(f'terms/{name}'.encode())),
+                computed.per_row.get(name, {}), temperatures,
+            )
+            for name in self.terms
+        }  # fmt: skip
 
     def loss(
         self, params: Tree, aux: Tree, computed: Computed, views: Views, masks: Masks, key: Array, step: Array
@@ -222,8 +218,9 @@ class Objective:
         """
         total, carry = jnp.zeros((), jnp.float32), {}
         metrics: Metrics = {}
+        inputs = self._inputs(params, aux, computed, views, masks, key, step)
         for name, term in self.terms.items():
-            out = term.loss(self._inputs(name, params, aux, computed, views, masks, key, step))
+            out = term.loss(inputs[name])
             total += self.weights[name](step) * out.loss
             carry[name] = out.carry
             start = {} if out.start is None else {'start': jax.lax.stop_gradient(out.start)}
@@ -249,24 +246,16 @@ class Objective:
 
     def update(self, params: Tree, aux: Tree, carry: Tree, stats: Tree, step: Array) -> Tree:
         """aux after the optimizer step: teachers, statistics (`stats` are the student's), the state of terms."""
-        new: dict[str, tuple[Tree, Tree]] = {'student': (params, stats)}
-
-        def network(name: str) -> tuple[Tree, Tree]:
-            """Parameters and statistics of a network after this step; those that it follows come first."""
-            if name not in new:
-                teacher, old = self.teachers[name], (aux['teachers'][name], aux['stats'][name])
-                new[name] = old
-                if teacher.source is not None:
-                    source = network(teacher.source)
-                    new[name] = (
-                        teacher.follow(old[0], pick(source[0], teacher.of), step),
-                        teacher.follow(old[1], pick(source[1], teacher.of), step),
-                    )
-            return new[name]
-
+        new = {'student': (params, stats)}  # network -> parameters and statistics after this step
+        for name, teacher in self.teachers.items():  # a teacher stands after the one that it follows
+            old = aux['teachers'][name], aux['stats'][name]
+            if teacher.source is not None:
+                source = (pick(tree, teacher.of) for tree in new[teacher.source])
+                old = tuple(teacher.follow(a, b, step) for a, b in zip(old, source, strict=True))
+            new[name] = old
         return {
-            'teachers': {name: network(name)[0] for name in self.teachers},
-            'stats': {'student': stats} | {name: network(name)[1] for name in self.teachers},
+            'teachers': {name: new[name][0] for name in self.teachers},
+            'stats': {name: of_network for name, (_, of_network) in new.items()},
             'terms': {name: term.update(aux['terms'][name], carry[name], step) for name, term in self.terms.items()},
         }
 

@@ -12,7 +12,7 @@ from jax import Array
 
 from medjax.errors import UserError, suggest
 from medjax.objectives.compose import Objective
-from medjax.objectives.trees import with_stats, without_stats
+from medjax.objectives.trees import pick, with_stats, without_stats
 from medjax.parallel import sharding
 from medjax.plugins import call
 from medjax.training.optimizer import Optimizer, optimizer
@@ -124,3 +124,13 @@ def _with_loaded(tree: Tree, stats: Tree, loaded: Mapping[str, Tree]) -> tuple[T
         for kind, modules in with_stats(tree, stats).items()
     }
     return without_stats(whole)
+
+
+def copies_of_sources(objective: Objective, state: TrainState) -> TrainState:
+    """The state in which each teacher that follows another teacher begins as its copy."""
+    teachers, stats = dict(state.aux['teachers']), dict(state.aux['stats'])
+    for name, teacher in objective.teachers.items():  # each after the one that it follows
+        if teacher.source in teachers:
+            for trees in (teachers, stats):
+                trees[name] = jax.tree.map(jnp.copy, pick(trees[teacher.source], teacher.of))
+    return state._replace(aux={**state.aux, 'teachers': teachers, 'stats': stats})

@@ -53,7 +53,7 @@ def build(
         if kind.sees == 'image' and view not in grids:
             raise UserError(f'masks.{name}: no feature shows the view {view!r} to a tower, so it has no patches')
         context = MaskContext(
-            f'masks.{name}', kind.sees, kind.count, rows_per_group, grids.get(view), kind.length, tokens, tuple(masks)
+            f'masks.{name}', kind.sees, kind.count, rows_per_group, grids.get(view), kind.length, tokens
         )
         generators[name] = plugins.make(cfg, 'mask', 'medjax.views.masks', f'masks.{name}', context=context)
     return MakeViews(dict(views), _boxes_first(views), _masks_in_order(generators, views), image, rows_per_group)
@@ -144,17 +144,12 @@ def _of_rows(drawn: Drawn, rows: int, count: int) -> Drawn:
 
 def _masks_in_order(generators: Mapping[str, Generator], views: Mapping[str, Kind]) -> dict[str, Generator]:
     """The masks in an order in which each comes after those that it must see."""
-    ordered: dict[str, Generator] = {}
-
-    def add(name: str, above: tuple[str, ...]) -> None:
-        if name in above:
-            circle = ' -> '.join((*above[above.index(name) :], name))
-            raise UserError(f'masks.{name}.after: masks wait for each other in a circle: {circle}')
-        for other in plugins.text_list(generators[name].after, f'masks.{name}.after', 'crop~context'):
+    for name, generator in generators.items():
+        for other in plugins.text_list(generator.after, f'masks.{name}.after', 'crop~context'):
             if other not in generators:
                 raise UserError(f'masks.{name}.after: there is no mask {other!r}{suggest(other, generators)}')
             a, b = (views[mask.partition('~')[0]] for mask in (name, other))
-            grids = [(g.context.grid, g.context.length) for g in (generators[name], generators[other])]
+            grids = [(g.context.grid, g.context.length) for g in (generator, generators[other])]
             if (a.part, a.count) == (b.part, b.count) and grids[0] != grids[1]:
                 raise UserError(
                     f'masks.{name}.after: {other!r} masks a view with another grid of patches or number of tokens; '
@@ -164,12 +159,9 @@ def _masks_in_order(generators: Mapping[str, Generator], views: Mapping[str, Kin
                 raise UserError(
                     f'masks.{name}.after: {a.count} crops of {a.part} cannot follow {other!r} on {b.count} of {b.part}'
                 )
-            add(other, (*above, name))
-        ordered[name] = generators[name]
-
-    for name in generators:
-        add(name, ())
-    return ordered
+    before = {name: generator.after for name, generator in generators.items()}
+    order = plugins.in_order(before, 'masks.{}.after', 'masks wait for each other in a circle')
+    return {name: generators[name] for name in order}
 
 
 def evaluation_view(images: Array, extent: Array, size: int, image: Mapping[str, Any]) -> Array:

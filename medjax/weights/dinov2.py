@@ -8,6 +8,7 @@ Arrays are only renamed, transposed and reshaped, so gradients are converted by 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 import numpy as np
 from einops import rearrange
@@ -93,13 +94,7 @@ def backbone(state: State, heads: int | None = None) -> Params:
     heads = heads or width // 64
     if not heads or width % heads:
         raise UserError(f'a backbone of width {width}: say how many heads its attention has (heads=…)')
-    for name, layers in blocks.items():
-        if sorted(layers) != list(range(depth)):
-            raise UserError(f'{name} is there for blocks {sorted(layers)} of {depth}')
-        path, pattern = BLOCK[name]
-        sizes = dict(c=3, h=heads) if 'qkv' in name else dict(h=heads) if '(h k)' in pattern else {}
-        stack = [from_torch(f'blocks.{i}.{name}', layers[i], pattern, **sizes) for i in range(depth)]
-        set_path(params, 'blocks/' + path, np.stack(stack))
+    set_blocks(params, blocks, depth, heads)
 
     positions = state['pos_embed'][0]
     side = int(np.sqrt(len(positions) - 1))
@@ -108,6 +103,19 @@ def backbone(state: State, heads: int | None = None) -> Params:
     params['pos_cls'] = positions[0]
     params['pos_grid'] = positions[1:].reshape(side, side, width)
     return params
+
+
+def set_blocks(
+    params: Params, blocks: Mapping[str, Mapping[int, np.ndarray]], depth: int, heads: int, prefix: str = 'blocks'
+) -> None:
+    """Stacks the arrays of `depth` blocks, by name and number, and puts them under 'blocks' in `params`."""
+    for name, layers in blocks.items():
+        if sorted(layers) != list(range(depth)):
+            raise UserError(f'{name} is there for {prefix} {sorted(layers)} of {depth}')
+        path, pattern = BLOCK[name]
+        sizes = dict(c=3, h=heads) if 'qkv' in name else dict(h=heads) if '(h k)' in pattern else {}
+        stack = [from_torch(f'{prefix}.{i}.{name}', layers[i], pattern, **sizes) for i in range(depth)]
+        set_path(params, f'blocks/{path}', np.stack(stack))
 
 
 def head(state: State) -> Params:

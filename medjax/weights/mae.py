@@ -12,7 +12,7 @@ import numpy as np
 
 from medjax.errors import UserError
 from medjax.models.towers.vit import sincos_positions
-from medjax.weights.dinov2 import BLOCK
+from medjax.weights.dinov2 import BLOCK, set_blocks
 from medjax.weights.fit import Params, State, from_torch, set_path
 
 ENCODER = {
@@ -67,14 +67,11 @@ def _tower(state: State, outside: dict[str, tuple[str, str]], blocks: str, heads
         if name not in state:
             raise UserError(f'a masked autoencoder has an array {name}, and these weights have none')
         set_path(params, path, from_torch(name, state[name], pattern))
-    depth = len({m[1] for name in state if (m := re.match(rf'{blocks}\.(\d+)\.', name))})
-    for name, (path, pattern) in BLOCK.items():
-        layers = [state.get(f'{blocks}.{i}.{name}') for i in range(depth)]
-        if all(layer is None for layer in layers):
-            continue
-        if any(layer is None for layer in layers):
-            raise UserError(f'{name} is there for some of the {depth} {blocks} only')
-        sizes = dict(c=3, h=heads) if 'qkv' in name else dict(h=heads) if '(h k)' in pattern else {}
-        stack = [from_torch(f'{blocks}.{i}.{name}', layer, pattern, **sizes) for i, layer in enumerate(layers)]
-        set_path(params, f'blocks/{path}', np.stack(stack))
+    layers: dict[str, dict[int, np.ndarray]] = {}
+    for name, array in state.items():
+        match = re.fullmatch(rf'{blocks}\.(\d+)\.(.+)', name)
+        if match and match[2] in BLOCK:
+            layers.setdefault(match[2], {})[int(match[1])] = array
+    depth = 1 + max((i for numbers in layers.values() for i in numbers), default=-1)
+    set_blocks(params, layers, depth, heads, blocks)
     return params

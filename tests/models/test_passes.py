@@ -122,7 +122,7 @@ def test_an_input_goes_to_the_entry_of_its_name_or_kind(towers, tower, text, nam
 
 def test_a_composed_tower_is_read_by_another(towers):
     one = bind('student', 'deep', inputs('study.now=crop+study.prior=earlier+report~words'), towers, KINDS)
-    study, text = one.sources
+    study, text = one.inputs
     assert (study.through.tower, study.view) == ('pooler', 'crop')
     assert (text.through.tower, text.masked_view) == ('text', 'report~words')
     assert [view.masked_view for view in one.views] == ['crop', 'earlier', 'report~words']

@@ -12,8 +12,7 @@ import recipes
 
 from medjax.errors import UserError
 from medjax.objectives.compose import compose
-from medjax.train import copies_of_sources
-from medjax.training.state import abstract_state, create, make_optimizer
+from medjax.training.state import abstract_state, copies_of_sources, create, make_optimizer
 from medjax.training.step import make_step
 
 VIT = dict(tower='vit', variant='S/8', width=16, depth=1, heads=2, native_size=16)

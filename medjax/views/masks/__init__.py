@@ -16,7 +16,7 @@ import numpy as np
 from jax import Array
 
 from medjax.errors import UserError
-from medjax.types import Mask
+from medjax.types import Mask, is_number
 
 
 class MaskContext(NamedTuple):
@@ -31,7 +31,6 @@ class MaskContext(NamedTuple):
     tokens: Mapping[str, int | None] | None = (
         None  # texts: vocabulary, pad, first, last, mask, unknown of the tokenizer
     )
-    others: tuple[str, ...] = ()  # the names of all masks of the recipe
 
     @property
     def crops(self) -> int:
@@ -106,6 +105,6 @@ def positions(bits: Array, most: int) -> tuple[Array, Array]:
 
 def share(value: float, where: str) -> float:
     """A share between 0 and 1, both excluded; a UserError for anything else."""
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < 1:
+    if not is_number(value) or not 0 < value < 1:
         raise UserError(f'{where}={value!r}: must be a share between 0 and 1')
     return float(value)
