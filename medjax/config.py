@@ -25,6 +25,8 @@ It returns a dict or an `ml_collections.ConfigDict` with these keys:
     optim        lr, schedules, groups                                    see medjax.training.optimizer
     mesh         sizes of data, fsdp, tensor; one may be -1
     labels       names of the labels of the data; None: from the data
+    columns      name -> 'number', or the list of its words: facts of the records, such as age and sex, that terms may
+                 read beside the labels; None: from the data
     export       network, towers, heads, every, encoder (the tower that probes run; None: 'image', or the image tower of
                  the first contrastive term)
     checkpoint   every, keep          log   every
@@ -83,6 +85,7 @@ DEFAULTS: dict[str, Any] = dict(
     heads={},
     teachers={},
     labels=None,
+    columns={},
     export=dict(network='student', towers=['image'], heads=[], encoder=None, every=1_000),
     checkpoint=dict(every=1_000, keep=2),
     log=dict(every=10),
@@ -172,6 +175,8 @@ def _check_sections(config: ConfigDict) -> None:
     for part, cfg in config.data.items():
         if not isinstance(cfg.sources, ConfigDict):
             raise UserError(f'data.{part}.sources={cfg.sources!r}: must be a dict of weights, such as dict(main=1.0)')
+    if not isinstance(config.columns, ConfigDict):
+        raise UserError(f"columns={config.columns!r}: must be a dict, such as dict(age='number', sex=['F', 'M'])")
     if not isinstance(config.optim, ConfigDict):
         raise UserError(f'optim={config.optim!r}: must be a dict, such as dict(lr=1e-3)')
 
@@ -269,6 +274,9 @@ def resolve(config: ConfigDict, datasets: Mapping[str, Any]) -> Config:
         resolved['image'] = _resolve_image(resolved['image'], parts, datasets)
         if resolved['labels'] is None:
             resolved['labels'] = records.label_vocabulary(_frozen(parts), datasets)
+        for name, given in resolved['columns'].items():
+            if given is None:
+                resolved['columns'][name] = records.column_words(name, _frozen(parts), datasets)
     texts = text_views.from_config(resolved['views'])
     for name, text in texts.items():
         if text.prompts:
@@ -337,6 +345,7 @@ def check(config: Config) -> Config:
         _check_choice(view.get('part'), config['data'], f'views.{name}.part')
     text_views.from_config(config['views'])
     _check_export(config)
+    _check_columns(config)
     return config
 
 
@@ -375,6 +384,19 @@ def _check_levels(key: str, value: Any, channels: int | None, above: float) -> N
         raise UserError(f'{key}={value!r}: must be {what}, or a list with one for each channel')
     if isinstance(value, tuple) and len(value) != (channels or len(value) or 1):
         raise UserError(f'{key}={value!r}: a list must have one number for each channel, and image.channels={channels}')
+
+
+def _check_columns(config: Config) -> None:
+    for name, words in config['columns'].items():
+        where = f'columns.{name}'
+        if name in (config['labels'] or ()):
+            raise UserError(f'{where}: a label of the data has this name, and a term could not tell them apart')
+        if words is None or words == 'number':
+            continue
+        if isinstance(words, str) or not all(isinstance(word, str) and word for word in words) or not words:
+            raise UserError(f"{where}={words!r}: must be 'number', a list of words, or None to find it in the data")
+        if len(set(words)) < len(words):
+            raise UserError(f'{where}={words!r}: a word stands there twice')
 
 
 def _check_export(config: Config) -> None:

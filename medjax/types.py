@@ -29,6 +29,7 @@ Batch = Mapping[str, Mapping[str, Array]]
     image/present  bool [B,S]
     image/extent   int32 [B,S,2]         height and width of the image on the canvas
     label          int8 [B,L]            1, 0, -1 uncertain, -2 blank; L labels, the same for all sources
+    column         float32 [B,C]         C columns of the config: numbers, or numbers of words; nan: unknown
     key/patient    uint32 [B,2]          the two halves of the hashed 64-bit id
     key/study      uint32 [B,2]          the same for the study
     key/text       uint32 [B,2]          a hash of everything that the text views of the part may draw from; 0: no text
@@ -46,7 +47,7 @@ class View(NamedTuple):
     present: Array  # bool [B,V]
     valid: Array | None  # bool [B,V,T] of texts: the first `length` of the T tokens; None for images
     meta: dict[str, Array]
-    """Facts that terms may read: label and key/… of the rows. For crops also their draws: boxes float32 [B,V,4]
+    """Facts that terms may read: label, column and key/… of the rows. For crops also their draws: boxes float32 [B,V,4]
     (top, left, height, width, in image pixels), flip bool [B,V], … For texts also length int32 [B,V]."""
     slot_present: Array | None = None  # bool [B,V,S]: which slots of a crop are there; None: all slots, and for texts
 
@@ -150,6 +151,7 @@ class Tower:
     axes: Tree  # like the parameters: for each array a tuple of logical axis names, None for an axis without a name
     reads: tuple[Read, ...] = ()  # (): a tower of views. `medjax.models.build` fills it in from the config
     widths: Mapping[str, int] = dataclasses.field(default_factory=dict)  # of outputs whose last axis is not D
+    wants: tuple[str, ...] = ()  # outputs that cost more (see `apply`), which it needs of every tower that it reads
     batch_statistics: bool = False  # in training a row's features depend on other rows, so micro-batches are refused
     vocabulary: int = 0  # text towers: the number of token ids
     context: int = 0  # text towers: the largest number of tokens in a text

@@ -1,4 +1,4 @@
-"""Shipped recipes that read reports, at sizes that a test can train."""
+"""Shipped recipes at sizes that a test can train; those that read reports also on the phantom."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ SMALL = {
     'vit': dict(width=32, depth=2, heads=2, native_size=SIDE),
     'resnet': dict(variant='18', stem=8, depths=[1, 1]),
     'text': dict(width=32, depth=2, heads=2),
+    'decoder': dict(width=32, depth=1, heads=2),
 }
 
 

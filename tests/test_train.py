@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -166,6 +167,33 @@ def test_two_processes_of_two_devices_are_one_of_four(data, tmp_path):
         # in the seventh digit of the rows, from another order of sums, is one in the fourth digit of KoLeo.
         for term, allowed in (('distill_cls', 1e-5), ('distill_patch', 1e-5), ('koleo', 1e-3)):
             assert a[f'term/{term}/loss'] == pytest.approx(b[f'term/{term}/loss'], rel=allowed), (a['step'], term)
+
+
+@pytest.mark.slow
+def test_a_masked_autoencoder_resumes_exactly_and_runs_on_two_processes(data, tmp_path):
+    """On four devices in one process: whole, and again from its middle; then on two processes of two devices."""
+    overrides = dict(total_steps=6, batch_size=8)
+    overrides |= {'towers.image.depth': 1, 'towers.decoder.depth': 1, 'views.crop.size': 32, 'mesh.fsdp': 2}
+    overrides |= {'optim.schedule.warmup': 1, 'log.every': 1, 'checkpoint.every': 3, 'export.every': 6}
+
+    def args(run: Path) -> list[str]:
+        given = [f'--config.{key}={value}' for key, value in overrides.items()]
+        return command('train', '--config', 'medical_mae_small', '--data', data, '--workdir', run, *given)
+
+    whole, again, two = (tmp_path / name for name in ('whole', 'again', 'two'))
+    medjax(*args(whole)[3:], devices=4)
+    shutil.copytree(whole, again)
+    (again / 'DONE').unlink()
+    for later in ('checkpoints/6', 'exports/6'):
+        shutil.rmtree(again / later)
+    assert 'resuming from step 3' in medjax(*args(again)[3:], devices=4)
+    same_end(whole, again, 6)
+
+    launch = [str(ROOT / 'launch/local.sh'), '2', '--']
+    env = {**environment(), 'MEDJAX_DEVICES_PER_PROCESS': '2'}
+    subprocess.run([*launch, *args(two)], cwd=ROOT, env=env, check=True, timeout=600)
+    for a, b in zip(lines(whole), lines(two), strict=True):
+        assert a['step'] == b['step'] and a['loss'] == pytest.approx(b['loss'], rel=1e-5), (a['step'], b['step'])
 
 
 @pytest.mark.slow

@@ -204,3 +204,37 @@ def label_vocabulary(parts: Mapping[str, Any], datasets: Mapping[str, DataSet]) 
     """The labels of a batch: those of all sources of all parts of a config, in order of first appearance."""
     sources = [source for part in parts.values() for source in (part.get('sources') or {})]
     return tuple(dict.fromkeys(label for source in sources for label in datasets[source].labels))
+
+
+MOST_WORDS = 100  # of a column of words that a term may learn
+
+
+def column_words(name: str, parts: Mapping[str, Any], datasets: Mapping[str, DataSet]) -> str | tuple[str, ...]:
+    """'number' for a column of numbers, else its words in the train splits of a config's sources, sorted.
+
+    UserError if no source has the column, if it is of numbers in one source and of words in another, or if it has more
+    words than a term can learn.
+    """
+    where = f'columns.{name}'
+    sources = {source: None for part in parts.values() for source in (part.get('sources') or {})}
+    splits = [datasets[source].split('train') for source in sources]
+    columns = [split.column(name) for split in splits if name in attribute_names(split)]
+    if not columns:
+        names = sorted({attribute for split in splits for attribute in attribute_names(split)})
+        raise UserError(f'{where}: the records have no column of this name{suggest(name, names)}')
+    if len({column.dtype.kind == 'f' for column in columns}) > 1:
+        raise UserError(f'{where}: one source has numbers and another has words; give the list of words that count')
+    if columns[0].dtype.kind == 'f':
+        return 'number'
+    words = sorted({word for column in columns for word in np.unique(column).tolist() if word})
+    if not 1 < len(words) <= MOST_WORDS:
+        raise UserError(
+            f'{where}: the records have {len(words)} different words there, and 2 to {MOST_WORDS} can be learned; give '
+            'the list of words that count'
+        )
+    return tuple(words)
+
+
+def attribute_names(split: Split) -> tuple[str, ...]:
+    """The names of the attributes that the source gave: age, sex, view, …"""
+    return tuple(name.removeprefix('info/') for name in split._columns if name.startswith('info/'))

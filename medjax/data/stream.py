@@ -47,6 +47,7 @@ class Stream:
     the canvas is reduced to it (antialiased). The default canvas is the longest stored side of the part's sources.
     A part may mix grey with colour and 8 with 16 bits: grey is repeated over three channels, 8 bits are scaled to 16.
     `views` are the config's views: each text view adds fields to its part, tokenized by `tokenizer`.
+    `columns` are the config's columns: name -> 'number', or the words that count.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Stream:
         threads: int | None = None,
         views: Mapping[str, Mapping[str, Any]] | None = None,
         tokenizer: Tokenizer | None = None,
+        columns: Mapping[str, Any] | None = None,
     ):
         self.threads = threads or os.cpu_count() or 1
         sources = [source for cfg in parts.values() for source in (cfg.get('sources') or {})]
@@ -65,7 +67,8 @@ class Stream:
                 near = suggest(source, datasets)
                 raise UserError(f'no data for the source {source!r}{near}; give --data {source}=PATH')
         self.vocabulary = label_vocabulary(parts, datasets)
-        factory = _PartFactory(datasets, self.vocabulary, text_views.from_config(views or {}), tokenizer, seed)
+        texts = text_views.from_config(views or {})
+        factory = _PartFactory(datasets, self.vocabulary, texts, tokenizer, seed, columns or {})
         self.parts = {name: call(factory.part, cfg, f'data.{name}', name=name) for name, cfg in parts.items()}
         for part in self.parts.values():
             for view in part.text_views.values():
@@ -130,6 +133,7 @@ class Part:
     text_views: Mapping[str, TextView]  # the text views of this part
     tokenizer: Tokenizer | None
     seed: int
+    columns: Mapping[str, Any]  # name -> 'number', or its words
 
     def empty_fields(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         """The fields of the given global rows, before any row is filled."""
@@ -145,6 +149,8 @@ class Part:
             'key/text': np.zeros((n, 2), np.uint32),
             'index': np.zeros(n, np.uint32),
         }
+        if self.columns:
+            fields['column'] = np.full((n, len(self.columns)), np.nan, np.float32)
         for name, view in self.text_views.items():
             fields |= {
                 f'text/{name}': np.full((n, view.count, view.length), self.tokenizer.tokens.pad, np.int32),
@@ -169,6 +175,9 @@ class Part:
         for kind in ('patient', 'study'):
             fields[f'key/{kind}'][i] = divmod(int(keys[KINDS.index(kind)]), 2**32)
         fields['index'][i] = number
+        if self.columns:
+            attributes = json.loads(record['info'])
+            fields['column'][i] = [_column_value(attributes.get(name), kind) for name, kind in self.columns.items()]
         if self.text_views:
             self._fill_texts(fields, i, record, source, number, epoch)
 
@@ -198,6 +207,7 @@ class _PartFactory:
     text_views: Mapping[str, TextView]
     tokenizer: Tokenizer | None
     seed: int
+    columns: Mapping[str, Any]
 
     def part(self, rows: int, sources: Mapping[str, float], canvas: int | None = None, *, name: str) -> Part:
         """The part `name`, checked. A config gives `rows`, `sources` and `canvas`."""
@@ -228,6 +238,7 @@ class _PartFactory:
             text_views={view: text for view, text in self.text_views.items() if text.part == name},
             tokenizer=self.tokenizer,
             seed=self.seed,
+            columns=self.columns,
         )
 
 
@@ -264,3 +275,10 @@ def _check_text_view(view: TextView, part: Part) -> None:
 
 def _labels_by_name(split: Split, values: np.ndarray) -> dict[str, int]:
     return dict(zip(split.data.labels, values.tolist(), strict=True))
+
+
+def _column_value(value: Any, kind: Any) -> float:
+    """A number as it is, a word as its place among the words that count; nan where it is unknown."""
+    if kind == 'number':
+        return float(value) if is_number(value) else math.nan
+    return kind.index(value) if value in kind else math.nan

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from medjax.errors import UserError, suggest
-from medjax.types import Input, Masks, Read, Tower, Views
+from medjax.types import Input, Masks, Read, Tower, Tree, View, Views
 
 Outputs = Mapping[str, Any]
 
@@ -265,6 +265,33 @@ def run(
 def _input(bound: BoundInput, views: Views, masks: Masks, outputs: Mapping[Pass, Outputs]) -> Input:
     mask = masks[bound.masked_view] if bound.mask else None
     return Input(views[bound.view], mask, None if bound.through is None else outputs[bound.through])
+
+
+def wanted(passes: Iterable[Pass], towers: Mapping[str, Tower]) -> dict[Pass, frozenset[str]]:
+    """The costly outputs that each pass must give because a tower that reads it needs them; see `Tower.wants`."""
+    result: dict[Pass, frozenset[str]] = {}
+    for one in ordered(passes):
+        result.setdefault(one, frozenset())
+        for before in one.before:
+            result[before] |= set(towers[one.tower].wants)
+    return result
+
+
+def encode_images(
+    tower: str, towers: Mapping[str, Tower], params: Mapping[str, Tree], view: View, want: Iterable[str] = ()
+) -> Outputs:
+    """The outputs of a tower for images alone, as probes run it; `params` are those of towers by name.
+
+    UserError where the tower needs more than one image.
+    """
+    last = image_pass(tower, towers)
+    needed = wanted([last], towers)
+
+    def apply(one: Pass, inputs: tuple[Input | None, ...]) -> Outputs:
+        asked = needed[one] | (set(want) if one == last else set())
+        return towers[one.tower].apply(params[one.tower], *inputs, want=asked)
+
+    return run([last], apply, {last.views[0].view: view}, {})[last]
 
 
 def image_pass(tower: str, towers: Mapping[str, Tower], view: str = 'image') -> Pass:

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from medjax.errors import UserError, suggest
 from medjax.models import build as models, passes
@@ -16,7 +17,7 @@ from medjax.models.passes import Pass
 from medjax.objectives.features import Feature
 from medjax.objectives.teachers import Teacher
 from medjax.objectives.trees import leaf_at
-from medjax.types import Head, Tower
+from medjax.types import Head, Tower, View
 from medjax.views.kinds import Kind
 
 
@@ -243,11 +244,9 @@ def _starts_given(path: str, *init_from: Any) -> bool:
     return any((take is None and path.startswith('towers/')) or path in (take or ()) for take in taken)
 
 
-def check_export(cfg: Mapping[str, Any] | None, towers: Mapping[str, Tower], teacher_only: Sequence[str]) -> None:
-    """UserError where exports would lack a module, or where the tower that probes run cannot encode images alone.
-
-    `cfg` is the section `export` of a recipe.
-    """
+def check_export(recipe: Mapping[str, Any], towers: Mapping[str, Tower], teacher_only: Sequence[str]) -> None:
+    """UserError where exports would lack a module, or where the tower that probes run cannot encode images alone."""
+    cfg = recipe.get('export')
     if cfg is None:
         return
     passes.check_exported(cfg['towers'], towers)
@@ -256,10 +255,20 @@ def check_export(cfg: Mapping[str, Any] | None, towers: Mapping[str, Tower], tea
             kind, name = path.split('/')
             raise UserError(f'export.{kind}: {name!r} belongs to a teacher alone; give export.network, or leave it out')
     if cfg['encoder'] is not None:
+        sizes = [max(np.atleast_1d(view['size'])) for view in recipe['views'].values() if 'size' in view]
         try:
-            passes.image_pass(cfg['encoder'], towers)
+            jax.eval_shape(lambda: _encode(cfg['encoder'], towers, max(sizes, default=1), recipe['image']['channels']))
         except UserError as error:
             raise UserError(f'export.encoder: {error}') from None
+
+
+def _encode(tower: str, towers: Mapping[str, Tower], size: int, channels: int) -> Any:
+    """The outputs of a tower for one black image, as probes run it."""
+    names = {one.tower for one in passes.ordered([passes.image_pass(tower, towers)])}
+    params = {name: towers[name].init(jax.random.key(0)) for name in names}
+    ones, row = jnp.ones((1, 1), bool), jnp.zeros(1, jnp.uint32)
+    view = View(jnp.zeros((1, 1, 1, size, size, channels)), row, ones, None, {})
+    return passes.encode_images(tower, towers, params, view)
 
 
 def _root(name: str, teachers: Mapping[str, Teacher]) -> str | None:

@@ -55,7 +55,7 @@ def compose(recipe: Mapping[str, Any]) -> Objective:
     declared.check_drop_rates()
     by_terms = [path for term in terms.values() for path in term.context.run_by_term]
     teacher_only = check_teachers(recipe, teachers, declared, by_terms)
-    check_export(recipe.get('export'), towers, teacher_only)
+    check_export(recipe, towers, teacher_only)
     before = {name: [t.source] if t.source in teachers else [] for name, t in teachers.items()}
     teachers = {name: teachers[name] for name in plugins.in_order(before, 'teachers.{}.source', 'a circle')}
     return Objective(
@@ -67,6 +67,7 @@ def compose(recipe: Mapping[str, Any]) -> Objective:
 def _terms(recipe: Mapping[str, Any], declared: Declared) -> tuple[dict[str, Term], dict[str, Schedule]]:
     """The terms by name, and the weight of each."""
     parts = {name: kind.part for name, kind in declared.views.items()}
+    crops = {name: kind.count for name, kind in declared.views.items()}
     terms: dict[str, Term] = {}
     weights: dict[str, Schedule] = {}
     where_of: dict[str, str] = {}
@@ -78,9 +79,9 @@ def _terms(recipe: Mapping[str, Any], declared: Declared) -> tuple[dict[str, Ter
         where = where_of[name] = f'terms[{i}] ({name})' if name else f'terms[{i}]'
         weights[name] = schedule(options.pop('weight', 1.0), recipe['total_steps'], f'{where}.weight')
         context = TermContext(
-            where, recipe['total_steps'], recipe['rows_per_group'], declared.heads, parts, declared.width,
+            where, recipe['total_steps'], recipe['rows_per_group'], declared.heads, parts, crops, declared.width,
             declare=functools.partial(declared.add, where=where), declare_head=declared.add_head,
-            towers=declared.towers, labels=tuple(recipe.get('labels') or ()),
+            towers=declared.towers, labels=tuple(recipe.get('labels') or ()), columns=recipe.get('columns') or {},
         )  # fmt: skip
         terms[name] = plugins.make(options, 'term', 'medjax.objectives.terms', where, context=context)
     if not terms:
@@ -284,6 +285,11 @@ class Objective:
                         grids[view] = tower.grid(self.views[view].size)
         return grids
 
+    @functools.cached_property
+    def wanted(self) -> dict[Pass, frozenset[str]]:
+        """The costly outputs of each pass that towers over it need."""
+        return passes.wanted(self.passes.values(), self.towers)
+
     def temperatures(self, terms: Tree, step: Array) -> dict[str, Array]:
         """The temperature of every term that has one, its own or that of another term; from params['terms']."""
         own = {name: term.own_temperature(terms[name], step) for name, term in self.terms.items()}
@@ -351,7 +357,8 @@ class _Forward:
                 train=one.network == 'student',
                 key=jax.random.fold_in(self.key, zlib.crc32(one.name.encode())),
                 rows_per_group=self.objective.rows_per_group,
-                want=frozenset(f.output for name, f in declared if self.objective.passes[name] == one),
+                want=self.objective.wanted[one]
+                | {f.output for name, f in declared if self.objective.passes[name] == one},
             )
         except UserError as error:  # the tower knows what is wrong, and not for which feature it runs
             reading = (name for name, last in self.objective.passes.items() if one in passes.ordered([last]))

@@ -31,6 +31,7 @@ from medjax.objectives.numerics import unit
 from medjax.objectives.pair_options import Scale, soft_features
 from medjax.objectives.positives import LABELS, Positives, keys, label_sets
 from medjax.objectives.terms import Alignment, Term, TermInputs
+from medjax.objectives.trees import same_crop
 from medjax.parallel.ring import ring_maxima, ring_sums
 from medjax.parallel.sharding import everywhere
 from medjax.types import Metrics, Tree
@@ -161,12 +162,14 @@ class PairLoss(Term):
     def allowed(self, v: int, w: int) -> np.ndarray:
         """Which combinations of views are compared, bool [1,V,1,W]. A crop is not compared with itself."""
         same_view = self.rows.view == self.columns.view
-        if same_view and v == 1 and self.rows.name == self.columns.name:
+        crops = self.context.crops.get(self.rows.view, v)  # a crop has several elements if its mask has contexts
+        if same_view and crops == 1 and self.rows.name == self.columns.name:
             raise UserError(
                 f'{self.context.where}: {self.rows.name!r} has one crop, which would be its own pair; '
                 'give its view count=2 or more'
             )
-        return (~np.eye(v, w, dtype=bool) if same_view and v > 1 else np.ones((v, w), bool))[None, :, None]
+        same = same_view and crops > 1 and same_crop(v, w, crops).astype(bool)
+        return np.broadcast_to(~np.asarray(same), (v, w))[None, :, None]
 
     def is_positive(self, rows: Side, columns: Side) -> Array:
         """h: whether a row and a column are positives by any kind, bool [i,V,j,W]."""

@@ -10,7 +10,6 @@ import dataclasses
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from medjax.errors import UserError
@@ -145,9 +144,3 @@ def gauges(sums: numerics.Distilled, teacher_weight: Array, count: int, rows: Ar
         'prototypes': numerics.perplexity(sums.student),
         'prototypes_max': jnp.clip(rows, 1.0, count),
     }
-
-
-def same_crop(s: int, t: int, crops: int) -> np.ndarray:
-    """1 where element i of s and element j of t show one crop of a view with `crops` crops, [s,t]."""
-    first, second = (np.arange(n) // max(n // crops, 1) for n in (s, t))
-    return (first[:, None] == second).astype(np.float32)

@@ -1,4 +1,5 @@
 """Trees of parameters and running statistics: pick some of them, take statistics out, put them back, split by type.
+Also features at the positions of a mask, and elements that show one crop.
 
 Batch-norm statistics are stored under 'stats' in the tree of their tower or head. During training the objective keeps
 them in `aux`, out of reach of gradients and of the optimizer; exports put them back.
@@ -10,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from medjax.errors import UserError
@@ -90,3 +92,9 @@ def weight_at_mask(present: Array, mask: Mask) -> Array:
     crop = mask.index // mask.bits.shape[-1]  # the number of each token's crop in its group
     here = jnp.take_along_axis(present.reshape(len(mask.index), 1, -1), crop, axis=-1)
     return jnp.where(here, mask.weight, 0.0)
+
+
+def same_crop(s: int, t: int, crops: int) -> np.ndarray:
+    """1 where element i of s and element j of t show one crop of a view with `crops` crops, [s,t]."""
+    first, second = (np.arange(n) // max(n // crops, 1) for n in (s, t))
+    return (first[:, None] == second).astype(np.float32)

@@ -32,9 +32,8 @@ from medjax.data.images import decode
 from medjax.data.types import Unreadable
 from medjax.errors import UserError
 from medjax.models import build as models, passes
-from medjax.models.passes import Pass
 from medjax.parallel.sharding import make_mesh, replicated, rows_sharding
-from medjax.types import Input, Tower, Tree, View
+from medjax.types import Tower, Tree, View
 from medjax.views.make import evaluation_view
 from medjax.weights import export
 
@@ -181,11 +180,7 @@ def _apply(encoder: str, cfg: str, image: str) -> Callable[..., dict[str, jax.Ar
         x = evaluation_view(images, extent, size, preprocessing)
         rows = jnp.arange(len(x), dtype=jnp.uint32)
         view = View(x[:, None, None], rows, jnp.ones((len(x), 1), bool), None, {})
-
-        def run(one: Pass, inputs: tuple[Input | None, ...]) -> dict[str, Any]:
-            return towers[one.tower].apply(params[one.tower], *inputs, want=(layers,))
-
-        out = passes.run([last], run, {'image': view}, {})[last]
+        out = passes.encode_images(encoder, towers, params, view, want=(layers,))
         # a tower over towers may have neither several layers nor a feature for each patch
         features = {'cls': out.get(layers, out['cls'][:, :, None])[:, 0].astype(jnp.float32)}
         height, width = passes.patch_towers(last, towers)['image'].grid((size, size))

@@ -17,15 +17,16 @@ from medjax.types import MakeViews
 
 
 def rehearse(objective: Objective, make_views: MakeViews, config: Mapping[str, Any]) -> None:
-    """Traces views, features and the row-wise results of the terms for one group of rows. UserError by feature."""
+    """Traces views, features and the loss of one group of rows. UserError by feature, or by term."""
     params, aux = jax.eval_shape(objective.init, jax.random.key(0))
     key, step = jax.eval_shape(lambda: (jax.random.key(0), jnp.int32(0)))
 
-    def run(params: Any, aux: Any, batch: Any, key: Any, step: Any) -> Any:
+    def features(params: Any, aux: Any, batch: Any, key: Any, step: Any) -> Any:
         views, masks = make_views(batch, key, step)
-        return objective.features(params, aux, views, masks, key, step)
+        return objective.features(params, aux, views, masks, key, step)[0], views, masks
 
-    computed, _ = jax.eval_shape(run, params, aux, one_group(objective, config), key, step)
+    state = (params, aux)
+    computed, views, masks = jax.eval_shape(features, *state, one_group(objective, config), key, step)
     for term, arrays in computed.per_row.items():
         for name, x in arrays.items():
             if not x.shape or x.shape[0] not in (1, config['rows_per_group']) or x.dtype != jnp.float32:
@@ -33,6 +34,7 @@ def rehearse(objective: Objective, make_views: MakeViews, config: Mapping[str, A
                     f'term {term!r}: per_row gives {name!r} as {x.dtype}{list(x.shape)}; it must be float32, with rows '
                     'or groups as its first axis'
                 )
+    jax.eval_shape(objective.loss, *state, computed, views, masks, key, step)
 
 
 def one_group(objective: Objective, config: Mapping[str, Any]) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
@@ -52,6 +54,7 @@ def one_group(objective: Objective, config: Mapping[str, Any]) -> dict[str, dict
                 'image/present': array(bool, 1),
                 'image/extent': array(jnp.int32, 1, 2),
                 'label': array(jnp.int8, max(len(config.get('labels') or ()), 1)),
+                'column': array(jnp.float32, len(config.get('columns') or ())),
                 **{f'key/{key}': array(jnp.uint32, 2) for key in ('patient', 'study', 'text')},
                 'index': array(jnp.uint32),
             },

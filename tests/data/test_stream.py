@@ -275,3 +275,60 @@ def test_a_decoding_error_is_raised_at_its_batch_and_ends_the_threads(datasets, 
 def test_rows_outside_the_batch_are_a_bug(datasets):
     with pytest.raises(ValueError, match='below 8'):
         Stream(parts(), datasets, 0).batches(0, {'cxr': np.array([8])})
+
+
+# Columns.
+
+
+def with_columns(folder, name: str, attributes: list[dict]):
+    """A data set whose records have these attributes."""
+    image = np.ones((4, 4), np.uint8)
+    entries = [Entry(f'{i}', f'{i}', f'{i}', 'train') for i in range(len(attributes))]
+    source = Source(name, '1', name, (), '', entries, lambda i: [], lambda i: Example(image, attributes=attributes[i]))
+    write.write(source, folder / name)
+    return records.open(folder / name)
+
+
+@pytest.fixture(scope='module')
+def described(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('columns')
+    return {
+        'one': with_columns(folder, 'one', [dict(age=50.0, sex='F'), dict(age=61.0), dict(sex='M', site='a')]),
+        'two': with_columns(folder, 'two', [dict(sex='O', site='b'), dict(site='c')]),
+        'words': with_columns(folder, 'words', [dict(age='old'), dict(age='young')]),
+        'many': with_columns(folder, 'many', [dict(sex=f'word {i}') for i in range(101)]),
+    }
+
+
+def test_columns_are_found_in_the_data(described):
+    both = parts(one=1.0, two=1.0)
+    assert records.column_words('age', both, described) == 'number'
+    assert records.column_words('sex', both, described) == ('F', 'M', 'O')
+    assert records.column_words('site', parts(two=1.0), described) == ('b', 'c')
+
+
+@pytest.mark.parametrize(
+    ('name', 'sources', 'sentence'),
+    [
+        ('agee', ['one', 'two'], "columns.agee: the records have no column of this name; did you mean 'age'"),
+        ('age', ['one', 'words'], 'one source has numbers and another has words'),
+        ('sex', ['many'], '101 different words there, and 2 to 100 can be learned'),
+        ('site', ['one'], '1 different words there'),
+    ],
+)
+def test_columns_that_cannot_be_learned_are_a_sentence(described, name, sources, sentence):
+    with pytest.raises(UserError, match=sentence):
+        records.column_words(name, parts(**dict.fromkeys(sources, 1.0)), described)
+
+
+def test_a_batch_holds_columns(described):
+    columns = dict(age='number', sex=('F', 'M'))
+    stream = Stream(parts(one=1.0, two=1.0), described, 0, columns=columns)
+    batch = take(stream, 1)[0]['cxr']
+    part = stream.parts['cxr']
+    expected = {('one', 0): [50, 0], ('one', 1): [61, np.nan], ('one', 2): [np.nan, 1]}  # the word 'O' does not count
+    for row in range(8):
+        source, number, _ = part.mixing[row]
+        values = expected.get((part.sources[source], number), [np.nan, np.nan])
+        np.testing.assert_array_equal(batch['column'][row], np.float32(values))
+    assert 'column' not in take(Stream(parts(one=1.0), described, 0), 1)[0]['cxr']

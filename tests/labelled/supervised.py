@@ -8,18 +8,18 @@ import jax
 import jax.numpy as jnp
 
 from medjax.objectives.features import Feature
-from medjax.objectives.terms import Term, TermContext, TermInputs, TermOutput
+from medjax.objectives.terms import TargetColumn, Term, TermContext, TermInputs, TermOutput
 
 
 def build(context: TermContext, of: str, label: str) -> Term:
     """`of`: a feature [B,V,1], the logit; `label`: the name of a label of the data."""
-    return Labelled(context, context.feature(of, 'of'), context.label(label, 'label'))
+    return Labelled(context, context.feature(of, 'of'), context.target(label, 'label'))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Labelled(Term):
     of: Feature
-    label: int
+    label: TargetColumn
 
     def loss(self, x: TermInputs) -> TermOutput:
         logit, target = x.features[self.of.name][..., 0], x.target(self.of, self.label)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +216,25 @@ def test_the_pass_that_encodes_images_alone(towers):
             image_pass(name, towers)
 
 
+def test_a_tower_gets_the_costly_outputs_that_it_wants(monkeypatch):
+    """Those of the towers that it reads, in an objective and where a probe encodes images."""
+    tower = importlib.import_module('tests.sum_tower').SumTower
+    monkeypatch.setattr(tower, 'read', lambda self, x: x.outputs['last2/cls'].sum(2))
+    towers = dict(image=dict(VIT, depth=2), sum=dict(SUM, reads=['image']))
+    objective = compose(recipe('student/sum/crop/cls', 'student/image/crop/cls', towers=towers))
+    greedy = dataclasses.replace(objective.towers['sum'], wants=('last2/cls',))
+    objective = dataclasses.replace(objective, towers={**objective.towers, 'sum': greedy})
+    wants = {one.name: want for one, want in objective.wanted.items()}
+    assert wants == {'student/image/crop': {'last2/cls'}, 'student/sum/crop': set()}
+    key = jax.random.key(0)
+    params, aux = objective.init(key)
+    views, masks = recipes.views(dict(recipe(), masks={}), objective)(recipes.batch(2), key, jnp.int32(0))
+    computed, _ = objective.features(params, aux, views, masks, key, jnp.int32(0))
+    encoded = passes.encode_images('sum', objective.towers, params['towers'], views['crop'])
+    assert np.isfinite(encoded['cls']).all() and len(computed.features) == 2
+    np.testing.assert_allclose(encoded['cls'], computed.features['student/sum/crop/cls'], rtol=1e-5, atol=1e-6)
+
+
 def test_an_export_has_the_towers_that_its_towers_read(towers):
     check_exported(['image', 'text', 'fusion'], towers)
     with pytest.raises(UserError, match=r"export\.towers: 'decoder' reads the tower 'image'; export that too: towers="):
@@ -230,6 +251,10 @@ def test_an_export_has_the_towers_that_its_towers_read(towers):
             ["export.encoder: the tower 'fusion' cannot encode images alone", 'image (images) and text (texts)'],
         ),
         (dict(towers=['image', 'text'], encoder='text'), ['export.encoder', "'text' cannot encode images alone"]),
+        (
+            dict(towers=['image', 'decoder'], encoder='decoder'),
+            ['export.encoder: decoder: the encoder reads'],
+        ),
     ],
 )
 def test_a_config_that_cannot_be_exported_is_refused(export, words):

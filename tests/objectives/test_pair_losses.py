@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import math
 from pathlib import Path
@@ -250,3 +251,18 @@ def test_a_crop_of_the_student_meets_the_other_crops_of_the_teacher():
         for crop in (0, 1)
     ]
     assert result.loss == pytest.approx(np.mean(losses), rel=1e-5)
+
+
+@pytest.mark.parametrize('module', MODULES)
+def test_contexts_of_one_crop_are_not_compared(module):
+    """Two crops of two contexts each: the loss has the pairs of contexts of different crops alone."""
+    features, views = make_batch(crops=4)
+    term = build_term(module, columns=ROWS, positives='identity')
+    with_contexts = dataclasses.replace(term, context=dataclasses.replace(term.context, crops=dict(crop=2)))
+    allowed = np.asarray(with_contexts.allowed(4, 4))[0, :, 0]
+    np.testing.assert_array_equal(allowed, np.kron([[0, 1], [1, 0]], np.ones((2, 2))))
+    result = evaluate(with_contexts, 'one_device', features, views)
+    crops = [{**features, ROWS: features[ROWS][:, [i, j]]} for i in (0, 1) for j in (2, 3)]
+    pairs = {**views, 'crop': views['crop']._replace(present=views['crop'].present[:, :2])}
+    expected = [evaluate(term, 'one_device', pair, pairs).loss for pair in crops]
+    np.testing.assert_allclose(result.loss, np.mean(expected), rtol=1e-5)

@@ -12,7 +12,14 @@ import recipes
 
 from medjax.errors import UserError
 from medjax.objectives.compose import compose
-from medjax.training.state import abstract_state, copies_of_sources, create, make_optimizer
+from medjax.parallel import sharding
+from medjax.training.state import (
+    abstract_state,
+    copies_of_sources,
+    create,
+    make_optimizer,
+    state_shardings,
+)
 from medjax.training.step import make_step
 
 VIT = dict(tower='vit', variant='S/8', width=16, depth=1, heads=2, native_size=16)
@@ -118,6 +125,25 @@ def test_a_teacher_has_no_gradient_and_its_tower_stays():
     gradient = jax.grad(lambda teachers: loss({**state.aux, 'teachers': teachers}))(state.aux['teachers'])
     assert not any(np.any(x) for x in jax.tree.leaves(gradient))
     assert float(metrics['loss']) == pytest.approx(float(loss(state.aux)), rel=1e-4)
+
+
+@pytest.mark.slow
+def test_a_frozen_teacher_on_a_mesh_is_split_and_stays():
+    """The loss is that of one device, the large tower is split over fsdp and tensor, and a step leaves it as it is."""
+    cfg = recipe({'public': PUBLIC}, 'public/large/crop/cls', 24, towers=dict(image=VIT, large=LARGE))
+    losses = []
+    for mesh in (recipes.one_device(), sharding.make_mesh(2, 2, 2)):
+        jax.set_mesh(mesh)
+        objective, optim, step = recipes.parts(cfg)
+        shardings = state_shardings(objective, abstract_state(objective, optim), mesh)
+        state = recipes.start(objective, optim, shardings)
+        batch = jax.device_put(recipes.batch(8), sharding.rows_sharding(mesh))
+        after, metrics = jax.jit(step.train_step, out_shardings=(shardings, None))(state, batch)
+        assert same(after.aux['teachers'], state.aux['teachers'])
+        losses.append(float(metrics['loss']))
+    kernel = after.aux['teachers']['public']['towers']['large']['blocks']['mlp']['fc1']['kernel']
+    assert kernel.addressable_shards[0].data.size == kernel.size // 4
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
 
 
 def test_a_tower_that_the_student_runs_too_needs_no_weights_of_its_own():

@@ -9,8 +9,7 @@ import pytest
 import recipes
 
 from medjax.errors import UserError
-from medjax.objectives.targets import same_crop
-from medjax.objectives.trees import at_mask, floats_and_others, joined, weight_at_mask
+from medjax.objectives.trees import at_mask, floats_and_others, joined, same_crop, weight_at_mask
 from medjax.training.rehearsal import rehearse
 from medjax.views.masks import from_bits
 

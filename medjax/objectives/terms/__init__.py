@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from medjax.data.types import NEGATIVE, POSITIVE
+from medjax.data.types import known as is_known
 from medjax.errors import UserError, suggest
 from medjax.objectives.features import Feature, parse
 from medjax.objectives.trees import leaf_at
@@ -26,6 +26,15 @@ from medjax.types import Head, Input, Masks, Metrics, Tower, Tree, Views
 _STATISTICS = (
     'heads.{0} normalises by the statistics of the batch, so a term cannot run it; name it in a feature, …>{0}'
 )
+
+
+class TargetColumn(NamedTuple):
+    """A label or a column of the data that a term predicts."""
+
+    name: str
+    field: Literal['label', 'column']  # of a batch
+    number: int  # of the label or column in this field
+    words: tuple[str, ...]  # its classes, by number; () for a column of numbers
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -37,11 +46,13 @@ class TermContext:
     rows_per_group: int
     heads: Mapping[str, Head] = dataclasses.field(default_factory=dict)  # the heads that were declared so far
     parts: Mapping[str, str] = dataclasses.field(default_factory=dict)  # view -> the part of the batch that it shows
+    crops: Mapping[str, int] = dataclasses.field(default_factory=dict)  # view -> its number of crops or texts
     width: Callable[[str], int] = lambda name: 0  # name of a declared feature -> the length of its last axis
     declare: Callable[[Feature], Feature] = lambda feature: feature  # checks a feature against the recipe
     declare_head: Callable[[str, int, str], Head] | None = None  # (head, width, argument); see `head`
     towers: Mapping[str, Tower] = dataclasses.field(default_factory=dict)
     labels: tuple[str, ...] = ()  # the names of the labels of the data
+    columns: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # name -> 'number', or its words
     run_by_term: list[str] = dataclasses.field(default_factory=list)  # 'towers/fusion', filled by `tower` and `head`
     read_by_loss: list[str] = dataclasses.field(default_factory=list)  # names of features, filled by `feature`
 
@@ -82,11 +93,17 @@ class TermContext:
         self.run_by_term.append(f'towers/{name}')
         return self.towers[name]
 
-    def label(self, name: str, argument: str) -> int:
-        """The number of a label of the data; a UserError where the data have no such label."""
-        if name not in self.labels:
-            raise UserError(f'{self.where}.{argument}: the data have no label {name!r}{suggest(name, self.labels)}')
-        return self.labels.index(name)
+    def target(self, name: str, argument: str) -> TargetColumn:
+        """The label or the column `name` of the data, for `TermInputs.target`; a UserError where there is none."""
+        if name in self.labels:
+            return TargetColumn(name, 'label', self.labels.index(name), ('absent', 'present'))
+        if name in self.columns:
+            words = self.columns[name]
+            return TargetColumn(name, 'column', list(self.columns).index(name), () if words == 'number' else words)
+        raise UserError(
+            f'{self.where}.{argument}: the data have no label {name!r}, and the config no such column'
+            f'{suggest(name, [*self.labels, *self.columns])}'
+        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -117,7 +134,14 @@ class Networks:
         """The logits of a head with prototypes, from its bottleneck z."""
         return self.heads[name].prototypes(self.head_params(name, network), z)
 
-    def tower(self, name: str, inputs: tuple[Input | None, ...], network: str, key: Array | None) -> dict[str, Any]:
+    def tower(
+        self,
+        name: str,
+        inputs: tuple[Input | None, ...],
+        network: str,
+        key: Array | None,
+        want: Collection[str] = (),
+    ) -> dict[str, Any]:
         """The outputs of a tower that a term runs itself."""
         if self.towers[name].batch_statistics:
             raise UserError(
@@ -125,14 +149,15 @@ class Networks:
             )
         train = network == 'student' and key is not None
         return self.towers[name].apply(
-            self.trees[network]['towers'][name], *inputs, train=train, key=key, rows_per_group=self.rows_per_group
-        )
+            self.trees[network]['towers'][name], *inputs, train=train, key=key,
+            rows_per_group=self.rows_per_group, want=want,
+        )  # fmt: skip
 
 
 class Target(NamedTuple):
-    """The values of one label for the rows of a part."""
+    """The values of one label or column for the rows of a part."""
 
-    value: Array  # float32 [B]: 1 or 0; 0 where it is not known
+    value: Array  # float32 [B]: 1 or 0 of a label, the number of a word, or a number; 0 where it is not known
     known: Array  # bool [B]
 
 
@@ -167,19 +192,21 @@ class TermInputs:
         """The logits [...,K] of a head with prototypes, from its bottleneck z [...,d]."""
         return self.networks.prototypes(name, z, network)
 
-    def tower(self, name: str, *inputs: Input | None, network: str = 'student', call: int = 0) -> dict[str, Any]:
-        """The outputs of a tower for inputs that the term makes itself.
+    def tower(
+        self, name: str, *inputs: Input | None, network: str = 'student', call: int = 0, want: Collection[str] = ()
+    ) -> dict[str, Any]:
+        """The outputs of a tower for inputs that the term makes itself; `want` as in `Tower.apply`.
 
         `call` is another number for each call of a term, so that drop path draws anew. The `outputs` of an input need
         'present'. In `Term.per_row` this costs the memory of a micro-batch, in `Term.loss` that of the whole batch.
         """
         key = None if self.key is None else jax.random.fold_in(self.key, zlib.crc32(f'{name}/{call}'.encode()))
-        return self.networks.tower(name, inputs, network, key)
+        return self.networks.tower(name, inputs, network, key, want)
 
-    def target(self, feature: Feature, label: int) -> Target:
-        """The values of a label for the rows of a feature; `label` is the number that `TermContext.label` gave."""
-        values = self.views[feature.view].meta['label'][:, label]
-        known = (values == POSITIVE) | (values == NEGATIVE)
+    def target(self, feature: Feature, column: TargetColumn) -> Target:
+        """The values of a label or a column for the rows of a feature."""
+        values = self.views[feature.view].meta[column.field][:, column.number]
+        known = is_known(values) if column.field == 'label' else jnp.isfinite(values)
         return Target(jnp.where(known, values, 0).astype(jnp.float32), known)
 
     def temperature(self, term: str) -> Array:

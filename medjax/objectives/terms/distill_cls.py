@@ -22,8 +22,9 @@ import numpy as np
 
 from medjax.errors import UserError
 from medjax.objectives import numerics
-from medjax.objectives.targets import Distillation, gauges, prototypes_of, same_crop, targets
+from medjax.objectives.targets import Distillation, gauges, prototypes_of, targets
 from medjax.objectives.terms import Term, TermContext, TermInputs, TermOutput
+from medjax.objectives.trees import same_crop
 
 
 def build(

@@ -47,5 +47,5 @@ class Kind:
 
 
 def facts(rows: Rows) -> dict[str, Array]:
-    """Labels and keys of the rows, which terms may read from any view."""
-    return {field: rows[field] for field in rows if field == 'label' or field.startswith('key/')}
+    """Labels, columns and keys of the rows, which terms may read from any view."""
+    return {field: rows[field] for field in rows if field in ('label', 'column') or field.startswith('key/')}

@@ -1,0 +1,104 @@
+"""Every shipped recipe at small sizes: noise in absent images and texts changes no loss, gradient or statistics."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+import recipes
+from report_recipes import ROOT, small
+
+from medjax import config as configs
+from medjax.training.rehearsal import one_group
+from medjax.training.step import gradients
+
+ROWS = 8
+NO_IMAGE, NO_TEXT = [1, 6], [2, 6]  # row 6 has neither
+# One recipe a family with the slow tests, all others with the long ones.
+FAMILIES = ('rad_dino_vitb14', 'distill_vits14', 'medical_mae', 'mixture', 'medclip', 'medsiglip')
+NAMES = sorted(path.stem for path in (ROOT / 'configs').glob('*.py'))
+CASES = [pytest.param(name, marks=[pytest.mark.slow if name in FAMILIES else pytest.mark.long]) for name in NAMES]
+
+
+def at_small_sizes(name: str) -> configs.Config:
+    """The recipe with crops of 32 px (local ones of 16), patches of 8 px, and eight rows in each part."""
+    config = small(name)
+    config.update(rows_per_group=2, micro_batches=1, labels=['effusion', 'nodule'])
+    config.image.update(mean=0.5, std=0.25)
+    for tower in config.towers.values():
+        if tower.tower == 'vit':
+            tower.variant = 'Ti/8'
+    if 'local' in config.views:
+        config.views.local.update(size=16, count=2)
+    if name == 'distill_vits14':
+        for head in config.heads.values():
+            head.out = 32  # the width of the teacher
+    for part in config.data.values():
+        part.rows = ROWS
+    config.batch_size = ROWS * len(config.data)
+    return configs.check(configs.resolve(config, {}))
+
+
+def random_batch(objective, config, seed: int) -> dict:
+    """A batch of random numbers in which some images and texts are absent."""
+    rng = np.random.default_rng(seed)
+
+    def values(field: str, x: jax.ShapeDtypeStruct) -> np.ndarray:
+        if field.startswith('text/') and field.endswith('/length'):
+            return rng.integers(3, 8, x.shape).astype(x.dtype)
+        if field == 'image/extent':
+            return rng.integers(24, 33, x.shape).astype(x.dtype)
+        if field == 'label':
+            return rng.integers(-2, 2, x.shape).astype(x.dtype)
+        if x.dtype == bool:
+            return np.ones(x.shape, bool)
+        if field in ('row', 'index'):
+            return np.arange(*x.shape, dtype=x.dtype)
+        return rng.integers(1, 200, x.shape).astype(x.dtype)
+
+    shapes = one_group(objective, {**config, 'rows_per_group': ROWS})
+    batch = {part: {field: values(field, x) for field, x in fields.items()} for part, fields in shapes.items()}
+    for fields in batch.values():
+        fields['image/present'][NO_IMAGE] = False
+        for field, x in fields.items():
+            if field.startswith('text/') and field.endswith('/length'):
+                x[NO_TEXT] = 0
+    return batch
+
+
+def with_noise(batch: dict, other: dict) -> dict:
+    """The batch with the pixels, tokens, keys and labels of another one wherever something is absent."""
+    noisy = {part: {field: x.copy() for field, x in fields.items()} for part, fields in batch.items()}
+    for part, fields in noisy.items():
+        texts = any(field.startswith('text/') for field in fields)
+        nothing = [6] if texts else NO_IMAGE
+        for field, x in fields.items():
+            if field in ('image', 'image/extent'):
+                x[NO_IMAGE] = other[part][field][NO_IMAGE]
+            elif field.startswith('text/') and not field.endswith('/length'):
+                x[NO_TEXT] = other[part][field][NO_TEXT]
+            elif field == 'label' or field.startswith('key/'):
+                x[nothing] = other[part][field][nothing]
+    return noisy
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_noise_in_absent_rows_changes_nothing(name):
+    config = at_small_sizes(name)
+    objective, optim, step = recipes.parts(config)
+    state = recipes.start(objective, optim)
+    batch = random_batch(objective, config, 0)
+    noisy = with_noise(batch, random_batch(objective, config, 1))
+
+    @jax.jit
+    def run(state, batch):
+        views = lambda rows: step.make_views(rows, state.key, state.step)  # noqa: E731
+        loss, metrics, (_, statistics), grads = gradients(objective, state, batch, views, state.key, 1)
+        return loss, metrics, statistics, grads
+
+    expected, found = run(state, batch), run(state, noisy)
+    assert np.isfinite(expected[0]) and recipes.worst(expected[3], jax.tree.map(np.zeros_like, expected[3])) > 0
+    for what, a, b in zip(('loss', 'metrics', 'statistics', 'gradients'), found, expected, strict=True):
+        assert jax.tree.all(jax.tree.map(lambda x, y: np.array_equal(x, y, equal_nan=True), a, b)) or (
+            recipes.worst(a, b) <= 1e-6
+        ), what
