@@ -9,7 +9,7 @@ The method of `medical_mae` with small towers, crops of 64 px and patches of 8 p
 
 from ml_collections import ConfigDict
 
-STEPS = 2_400
+STEPS = 2_000
 
 
 def get_config() -> ConfigDict:

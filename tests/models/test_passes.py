@@ -228,6 +228,8 @@ def test_a_tower_gets_the_costly_outputs_that_it_wants(monkeypatch):
     assert wants == {'student/image/crop': {'last2/cls'}, 'student/sum/crop': set()}
     key = jax.random.key(0)
     params, aux = objective.init(key)
+    views = dict(crop=objective.views['crop'])
+    objective = dataclasses.replace(objective, views=views)
     views, masks = recipes.views(dict(recipe(), masks={}), objective)(recipes.batch(2), key, jnp.int32(0))
     computed, _ = objective.features(params, aux, views, masks, key, jnp.int32(0))
     encoded = passes.encode_images('sum', objective.towers, params['towers'], views['crop'])

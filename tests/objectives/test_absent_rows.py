@@ -23,11 +23,16 @@ CASES = [pytest.param(name, marks=[pytest.mark.slow if name in FAMILIES else pyt
 def at_small_sizes(name: str) -> configs.Config:
     """The recipe with crops of 32 px (local ones of 16), patches of 8 px, and eight rows in each part."""
     config = small(name)
-    config.update(rows_per_group=2, micro_batches=1, labels=['effusion', 'nodule'])
-    config.image.update(mean=0.5, std=0.25)
+    config.update(rows_per_group=4, micro_batches=1, labels=['effusion', 'nodule'])
+    if config.image.channels is None:
+        config.image.channels = 1
+    if config.image.mean is None:
+        config.image.update(mean=0.5, std=0.25)
     for tower in config.towers.values():
         if tower.tower == 'vit':
             tower.variant = 'Ti/8'
+        if tower.get('drop_path'):
+            tower.drop_path = 0.25
     if 'local' in config.views:
         config.views.local.update(size=16, count=2)
     if name == 'distill_vits14':
