@@ -4,6 +4,7 @@
 #   make test          the quick tests
 #   make test-slow     the tests that take over a minute each; make test-long: the tests that do not fit into CI
 #   make lint          ruff and mypy
+#   make aot           compile for GPUs and TPUs that are not there, and compare with benchmarks/programs.json
 #   make test-newest   the quick tests on PYTHON_NEWEST and the newest jax, in a second environment
 #   make golden        rewrite tests/golden after a wanted change of a shipped config
 #
@@ -12,7 +13,7 @@
 
 SHELL := /bin/sh
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow test-long test-newest lint format golden venv clean
+.PHONY: help demo test test-slow test-long test-newest aot aot-environments lint format golden venv clean
 
 CANDIDATES := python3 python3.13 python3.12 python3.11 python
 USABLE := -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))'
@@ -96,5 +97,17 @@ test-newest:
 	.venv-newest/bin/python -m pip install -q --disable-pip-version-check --upgrade --upgrade-strategy eager -e . pytest
 	.venv-newest/bin/python -m pytest $(NEWEST_TESTS)
 
+# The compilers for GPUs and TPUs, each in an environment of its own: together they take 4 GB.
+.venv-aot-%/ready: benchmarks/aot-%.txt pyproject.toml
+	@test -n "$(PYTHON_NEWEST)" || { echo "No Python 3.12 found; name it: PYTHON_NEWEST=/path/to/python make aot"; exit 1; }
+	test -x .venv-aot-$*/bin/python || "$(PYTHON_NEWEST)" -m venv .venv-aot-$*
+	.venv-aot-$*/bin/python -m pip install -q --disable-pip-version-check -r $< -e .
+	@touch $@
+
+aot-environments: .venv-aot-gpu/ready .venv-aot-tpu/ready
+
+aot: aot-environments
+	.venv-aot-gpu/bin/python benchmarks/compile.py --ci
+
 clean:
-	rm -rf .venv .venv-newest .cache data/demo runs/demo
+	rm -rf .venv .venv-newest .venv-aot-gpu .venv-aot-tpu .cache data/demo runs/demo

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import signal
 import sys
 import traceback
@@ -65,9 +66,13 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
-    except Exception:
-        traceback.print_exc()
-        code = 70  # a bug; 1 is a result of a command, such as a leak or a failed probe
+    except Exception as error:
+        if name_of_backend := missing_backend(error):
+            print(f'medjax: {no_backend(name_of_backend)}', file=sys.stderr)
+            code = 2
+        else:
+            traceback.print_exc()
+            code = 70  # a bug; 1 is a result of a command, such as a leak or a failed probe
     if is_one_of_several():
         # At a normal exit, jax waits for the other processes of the run, and they may wait for this one.
         sys.stdout.flush()
@@ -86,6 +91,24 @@ def run(name: str, argv: list[str]) -> int:
     if name not in COMMANDS:
         raise UserError(f'there is no command {name!r}{suggest(name, COMMANDS)}')
     return importlib.import_module(f'medjax.commands.{name}').main(argv)
+
+
+def missing_backend(error: BaseException) -> str | None:
+    """The backend that JAX_PLATFORMS names and that jax cannot start; None for any other error."""
+    frames = traceback.extract_tb(error.__traceback__)
+    if not os.environ.get('JAX_PLATFORMS') or not frames or not frames[-1].filename.endswith('xla_bridge.py'):
+        return None
+    match = re.match(r"Unable to initialize backend '(\w+)'", str(error))
+    if isinstance(error, AssertionError):  # no backend of this name is registered
+        return os.environ['JAX_PLATFORMS'].split(',')[0]
+    return match[1] if match else None
+
+
+def no_backend(name: str) -> str:
+    """The sentence where jax has no backend of this name, or cannot start it."""
+    extra = {'cuda': 'gpu', 'gpu': 'gpu', 'tpu': 'tpu'}.get(name)
+    install = f"pip install 'medjax[{extra}]' brings what it needs" if extra else 'known are cpu, cuda and tpu'
+    return f'jax cannot use the backend {name!r} that JAX_PLATFORMS names; {install}, or unset JAX_PLATFORMS'
 
 
 class Terminated(KeyboardInterrupt):

@@ -244,8 +244,12 @@ class Head:
         """
         raise NotImplementedError
 
-    def prototypes(self, params: Tree, z: Array) -> Array:
-        """The result of `apply` [...,d] -> logits [...,K], float32. Only heads with prototypes have this method."""
+    def prototypes(self, params: Tree) -> Callable[[Array], Array]:
+        """The function from results of `apply` [...,d] to logits [...,K], float32. Only heads with prototypes have it.
+
+        Losses call the function for one block of rows after the other. What depends on the parameters alone, such as
+        the norms of the prototypes, is computed before, so that devices exchange its gradient once.
+        """
         raise NotImplementedError(f'{type(self).__name__} has no prototypes')
 
 

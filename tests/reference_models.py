@@ -93,9 +93,9 @@ def check_dino_head(path: Path) -> None:
     @jax.value_and_grad
     def objective(inputs: tuple) -> jax.Array:
         params, x = inputs
-        return jnp.sum(head.prototypes(params, head.apply(params, x)) * arrays['cotangent'])
+        return jnp.sum(head.prototypes(params)(head.apply(params, x)) * arrays['cotangent'])
 
-    same({'y': arrays['y']}, {'y': head.prototypes(params, head.apply(params, arrays['x']))}, FORWARD, 'forward')
+    same({'y': arrays['y']}, {'y': head.prototypes(params)(head.apply(params, arrays['x']))}, FORWARD, 'forward')
     _, (grads, grad_x) = jax.jit(objective)((params, jnp.asarray(arrays['x'])))
     same(under(arrays, 'grad/'), dinov2.head_to_meta(grads) | {'x': grad_x}, GRADIENT, 'gradient')
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -55,6 +56,19 @@ def test_a_users_mistake_is_one_line(command, capsys):
     command(fail)
     assert cli.main(['train']) == 2
     assert capsys.readouterr().err == 'medjax: optim.lr: must be a number\n'
+
+
+@pytest.mark.parametrize(('name', 'words'), [('cuda', "'medjax[gpu]'"), ('x', 'known are cpu, cuda and tpu')])
+def test_a_backend_that_is_not_installed_is_a_sentence(name, words):
+    program = 'import sys; from medjax import cli; import jax, types; '
+    program += 'sys.modules["medjax.commands.train"] = types.SimpleNamespace(main=lambda argv: jax.devices()); '
+    program += 'sys.exit(cli.main(["train"]))'
+    done = subprocess.run(
+        [sys.executable, '-c', program], env={**os.environ, 'JAX_PLATFORMS': name}, capture_output=True, text=True
+    )
+    assert done.returncode == 2, done.stderr
+    assert f"medjax: jax cannot use the backend '{name}'" in done.stderr and words in done.stderr
+    assert 'Traceback' not in done.stderr
 
 
 def test_a_bug_keeps_its_traceback_and_has_its_own_code(command, capsys):

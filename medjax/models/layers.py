@@ -17,6 +17,7 @@ from flax import linen as nn
 from jax import Array
 
 from medjax.errors import UserError, suggest
+from medjax.models import attention as attention_kernels
 from medjax.parallel.sharding import constrain_rows
 
 Names = tuple[str | None, ...]
@@ -25,6 +26,7 @@ weight_init = jax.nn.initializers.normal(0.02)
 zeros = jax.nn.initializers.zeros
 ones = jax.nn.initializers.ones
 BATCH_NORM_EPS, MOMENTUM = 1e-5, 0.1  # as in torch
+DROP_PATH = 'drop_path'  # the scope of the products that choose rows
 
 SIZES = {  # the hidden layer of the FFN is `mlp_ratio` times as wide as the tower
     'Ti': dict(width=192, depth=12, heads=3, ffn='mlp', mlp_ratio=4.0),
@@ -34,8 +36,16 @@ SIZES = {  # the hidden layer of the FFN is `mlp_ratio` times as wide as the tow
     'So400m': dict(width=1152, depth=27, heads=16, ffn='mlp', mlp_ratio=4304 / 1152),  # arXiv 2305.13035, SigLIP
     'g': dict(width=1536, depth=40, heads=24, ffn='swiglu', mlp_ratio=4.0),
 }
+
+
+def _products_and_flash(primitive: Any, *args: Any, **params: Any) -> bool:
+    """Whether a block stores the results of a primitive: a product with weights, or the flash kernel of cuDNN."""
+    flash = primitive.name.startswith('dot_product_attention_fwd')
+    return flash or jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *args, **params)
+
+
 REMAT = {  # what a block stores for the backward pass, which computes everything else a second time
-    'products': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # products with weights, no attention scores
+    'products': _products_and_flash,  # products with weights and what the flash kernel gives, but no attention scores
     'blocks': jax.checkpoint_policies.nothing_saveable,  # only the input of the block: least memory, a third more FLOPs
     'none': jax.checkpoint_policies.everything_saveable,  # everything: nothing is computed twice
 }
@@ -65,11 +75,10 @@ def sizes(tower: str, size: str, where: str, replace: dict[str, Any]) -> dict[st
 
 def check_compute(tower: str, attention: str, remat: str, dtype: str) -> None:
     """Checks the options of a transformer that change time, memory or rounding only."""
-    check_choice(tower, 'attention', attention, ('xla', 'cudnn'))
+    check_choice(tower, 'attention', attention, attention_kernels.CHOICES)
     check_choice(tower, 'remat', remat, REMAT)
     check_choice(tower, 'dtype', dtype, ('float32', 'bfloat16'))
-    if attention == 'cudnn' and (jax.default_backend() != 'gpu' or dtype != 'bfloat16'):
-        raise UserError(f"{tower}: attention='cudnn' needs a GPU and dtype='bfloat16'; attention='xla' runs anywhere")
+    attention_kernels.check(tower, attention, dtype)
 
 
 def check_choice(tower: str, name: str, value: str, choices: Iterable[str]) -> None:
@@ -176,16 +185,16 @@ class Attention(nn.Module):
     tokens instead (cross-attention), and the parameters are 'q' and 'kv' in place of 'qkv'.
 
     lengths         int32 [S], at least 1: only the first `lengths` keys of a sequence are attended to; None: all
-    mask            bool, which keys are attended to: [S,keys], or [S,T,keys] for each token; None: all. Only 'xla'
-                    takes a mask. A mask that keeps the first keys alone is better given as `lengths`
+    mask            bool, which keys are attended to: [S,keys], or [S,T,keys] for each token; None: all. A mask that
+                    keeps the first keys alone is better given as `lengths`, which the flash kernel takes
     causal          a token attends to itself and to earlier tokens only
-    implementation  'xla' runs anywhere; 'cudnn' is the flash kernel of NVIDIA GPUs, for bfloat16 only
+    implementation  'auto', 'xla' or 'cudnn', see `medjax.models.attention`
     start           the initializer of the products, a key of STARTS
     """
 
     heads: int
     bias: bool = True
-    implementation: str = 'xla'
+    implementation: str = 'auto'
     causal: bool = False
     dtype: Any = jnp.float32
     start: str = 'normal'
@@ -205,13 +214,10 @@ class Attention(nn.Module):
             kv = Linear(shape, ('embed', None, 'heads', None), **options, name='kv')(context)
             k, v = kv[..., 0, :, :], kv[..., 1, :, :]
         if mask is not None:
-            if self.implementation != 'xla':
-                raise UserError("attention='cudnn' takes no mask of single keys; attention='xla' does")
             mask = mask[:, None, None] if mask.ndim == 2 else mask[:, None]
-        y = jax.nn.dot_product_attention(
-            q, k, v, mask=mask, key_value_seq_lengths=lengths,
-            implementation=self.implementation, is_causal=self.causal,
-        )  # fmt: skip
+        y = attention_kernels.attend(
+            q, k, v, mask=mask, lengths=lengths, causal=self.causal, implementation=self.implementation
+        )
         return Linear(
             (h, d // h, d), ('heads', None, 'embed'), inputs=2, dtype=self.dtype, init=STARTS[self.start], name='out'
         )(y)
@@ -292,24 +298,33 @@ def add_residual(x: Array, residual: Callable[..., Array], kept: Array | None, *
 
     `kept` int [G,k] holds for each of G groups the k sequences that keep the branch. The residual is computed for these
     sequences only, which saves time. It is multiplied by n/k, for n = S/G sequences in a group, so that its expected
-    value does not change. Sequences are gathered inside their group, so nothing moves between devices.
+    value does not change. Sequences are chosen inside their group, so nothing moves between devices.
     """
     if kept is None:
         return (x + residual(x, *others)).astype(x.dtype)
     groups, k = kept.shape
-
-    def in_groups(x: Array) -> Array:
-        return constrain_rows(x.reshape(groups, -1, *x.shape[1:]))  # [G,n,…]
+    n = len(x) // groups
+    chosen = kept[..., None] == jnp.arange(n)  # [G,k,n]: row i is 1 at the i-th sequence that keeps the branch
 
     def subset(x: Array) -> Array:
-        take = jax.vmap(lambda g, i: jnp.take(g, i, axis=0, unique_indices=True, mode='clip'))
-        return constrain_rows(take(in_groups(x), kept).reshape(groups * k, *x.shape[1:]))
+        taken = _products('gkn,gn...->gk...', chosen, x.reshape(groups, n, *x.shape[1:]))
+        return constrain_rows(taken.reshape(groups * k, *x.shape[1:]))
 
-    grouped, n = in_groups(x), len(x) // groups
     y = residual(subset(x), *(None if other is None else subset(other) for other in others))
     y = (y * (n / k)).astype(x.dtype).reshape(groups, k, *x.shape[1:])
-    add = jax.vmap(lambda g, i, update: g.at[i].add(update, unique_indices=True, mode='promise_in_bounds'))
-    return add(grouped, kept, y).reshape(x.shape)
+    added = constrain_rows(x.reshape(groups, n, *x.shape[1:])) + _products('gkn,gk...->gn...', chosen, y)
+    return added.reshape(x.shape)
+
+
+def _products(form: str, chosen: Array, x: Array) -> Array:
+    """Takes rows of x, or puts them back, as a product with a matrix of zeros and ones: exact in every type.
+
+    A gather of rows is a serial loop on TPUs, and a scatter is slow on both TPUs and GPUs. `training/flops.py` does not
+    count this product, by the name of its scope.
+    """
+    with jax.named_scope(DROP_PATH):
+        kind = x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else jnp.float32
+        return jnp.einsum(form, chosen.astype(kind), x.astype(kind), precision='highest').astype(x.dtype)
 
 
 class Block(nn.Module):
@@ -325,7 +340,7 @@ class Block(nn.Module):
     ffn: str = 'mlp'
     qkv_bias: bool = True
     layerscale: float | None = 1e-5
-    attention: str = 'xla'
+    attention: str = 'auto'
     causal: bool = False
     post_norm: bool = False
     activation: str = 'gelu'
@@ -383,19 +398,20 @@ def scan_blocks(
     layers: int,
     kept: Array | None = None,
     inputs: Mapping[str, Array | None] | None = None,
+    unroll: int = 1,
     **block: Any,
 ) -> Array:
     """x [S,T,D] through `depth` Blocks -> the tokens after each of the last `layers` blocks, [layers,S,T,D].
 
     To be called inside the `__call__` of a flax module, which gets one child 'blocks': a scanned Block with stacked
     parameters. `remat` is a key of REMAT. `inputs` are the inputs of attention by name (lengths, mask, context,
-    context_lengths, context_mask), equal for all blocks; with a context the blocks have cross-attention. `block` holds
-    the fields of Block.
+    context_lengths, context_mask), equal for all blocks; with a context the blocks have cross-attention. `unroll` is
+    the number of blocks in one turn of the loop. `block` holds the fields of Block.
     """
     given = dict(inputs or {})
     block = dict(cross=given.get('context') is not None) | block
-    # prevent_cse is needed outside of a scan only, where the compiler could merge the forward and backward pass
-    blocks = nn.remat(Block, prevent_cse=False, policy=REMAT[remat])(**block, name='blocks')
+    # prevent_cse is needed outside of a loop only, where the compiler could merge the forward and backward pass
+    blocks = nn.remat(Block, prevent_cse=unroll >= depth, policy=REMAT[remat])(**block, name='blocks')
 
     def step(block: nn.Module, last: Array, kept: Array | None, given: dict) -> tuple[Array, None]:
         return jnp.concatenate([last[1:], block(last[-1], kept, **given)[None]]), None
@@ -406,6 +422,7 @@ def scan_blocks(
         split_rngs={'params': True},
         in_axes=(0, nn.broadcast),
         length=depth,
+        unroll=min(unroll, depth),
         metadata_params={nn.PARTITION_NAME: None},
     )
     return scan(blocks, jnp.broadcast_to(x, (layers, *x.shape)), kept, given)[0]
@@ -423,7 +440,7 @@ class Pool(nn.Module):
     hidden: int = 1
     activation: str = 'gelu'
     eps: float = 1e-6
-    attention: str = 'xla'
+    attention: str = 'auto'
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -448,8 +465,8 @@ class Pool(nn.Module):
         q = Linear((d, h, d // h), ('embed', 'heads', None), dtype=self.dtype, name='q')(probe)
         kv = Linear((d, 2, h, d // h), ('embed', None, 'heads', None), dtype=self.dtype, name='kv')(x)
         q = jnp.broadcast_to(q, (s, 1, *q.shape))
-        y = jax.nn.dot_product_attention(
-            q, kv[..., 0, :, :], kv[..., 1, :, :], key_value_seq_lengths=lengths, implementation=self.attention
+        y = attention_kernels.attend(
+            q, kv[..., 0, :, :], kv[..., 1, :, :], lengths=lengths, implementation=self.attention
         )
         y = Linear((h, d // h, d), ('heads', None, 'embed'), inputs=2, dtype=self.dtype, name='out')(y)[:, 0]
         z = LayerNorm(self.eps, self.dtype, name='norm')(y)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -85,17 +86,17 @@ class Distillation(Term):
 
     def teacher_logits(self, x: TermInputs) -> numerics.Logits:
         """z [...,d] -> logits [...,K] of the teacher's head."""
-        return lambda z: x.prototypes(self.teacher.head, z, self.teacher.network)
+        return x.prototypes(self.teacher.head, self.teacher.network)
 
     def student_logits(self, x: TermInputs) -> numerics.Logits:
-        return lambda z: x.prototypes(self.students[0].head, z, self.students[0].network)
+        return x.prototypes(self.students[0].head, self.students[0].network)
 
     def init(self, key: Array) -> tuple[Tree, Tree]:
         return {}, self.targets.first_state()
 
     @property
     def axes(self) -> tuple[Tree, Tree]:
-        return {}, dict.fromkeys(self.targets.first_state(), (None,))
+        return {}, dict.fromkeys(jax.eval_shape(self.targets.first_state), (None,))  # also where no device is
 
     def update(self, state: Tree, carry: tuple[Array, Array, Array], step: Array) -> Tree:
         """carry: the batch's mean teacher logits and mean target [K], and over how many rows."""

@@ -86,8 +86,11 @@ def is_main() -> bool:
 
 
 def several() -> bool:
-    """Whether the run has more than one process."""
-    return jax.distributed.is_initialized() and jax.process_count() > 1
+    """Whether the run has more than one process; False where jax has no backend."""
+    try:
+        return jax.distributed.is_initialized() and jax.process_count() > 1
+    except (RuntimeError, AssertionError):
+        return False
 
 
 def shutdown() -> None:

@@ -7,6 +7,7 @@ by the table `RULES`. All code is written over global arrays, and the compiler s
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -29,10 +30,13 @@ RULES = {
 }
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
-    """A mesh over all devices of all processes. One axis may be -1: it gets the remaining devices."""
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh over all devices of all processes, or over the given ones. One axis may be -1: it gets the rest.
+
+    UserError if the sizes do not fit the number of devices, or the torus of a TPU slice.
+    """
     sizes = dict(data=data, fsdp=fsdp, tensor=tensor)
-    n = jax.device_count()
+    n = jax.device_count() if devices is None else len(devices)
     given = math.prod(s for s in sizes.values() if s != -1)
     free = [name for name, s in sizes.items() if s == -1]
     if len(free) > 1 or any(s == 0 or s < -1 for s in sizes.values()):
@@ -41,8 +45,46 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
         raise UserError(f'mesh: {sizes} does not fit {n} device(s); the product of the sizes must be {n}')
     for name in free:
         sizes[name] = n // given
+    try:
+        return _mesh(tuple(sizes[a] for a in AXES), devices)
+    except NotImplementedError:
+        fitting = ' or '.join(_on_the_torus(n, sizes, devices)) or 'none with these sizes'
+        raise UserError(
+            f'mesh: {sizes} cannot be laid on the torus of these {n} chips, where an axis of the mesh takes whole axes '
+            f'of the torus; these would fit: {fitting}'
+        ) from None
+
+
+def _mesh(shape: tuple[int, ...], devices: Sequence[Any] | None) -> Mesh:
     # Auto, written out: make_mesh defaults to Explicit axes, under which ordinary reshapes raise.
-    return jax.make_mesh(tuple(sizes[a] for a in AXES), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def _on_the_torus(n: int, wanted: dict[str, int], devices: Sequence[Any] | None) -> list[str]:
+    """Up to four meshes of n chips that fit their torus, the nearest to the wanted sizes first."""
+    powers = [2**i for i in range(n.bit_length()) if n % 2**i == 0]
+    shapes = [(n // (f * t), f, t) for f in powers for t in powers if n % (f * t) == 0]
+    shapes.sort(key=lambda shape: sum(abs(math.log2(a / b)) for a, b in zip(shape, wanted.values(), strict=True)))
+    fitting = []
+    for shape in shapes:
+        try:
+            _mesh(shape, devices)
+        except NotImplementedError:
+            continue
+        fitting.append(', '.join(f'{axis}={size}' for axis, size in zip(AXES, shape, strict=True)))
+        if len(fitting) == 4:
+            break
+    return fitting
+
+
+def platform() -> str:
+    """The platform that programs are compiled for: 'cpu', 'gpu' or 'tpu'; that of the mesh in use, if there is one.
+
+    The mesh may have devices of another machine.
+    """
+    device = getattr(jax.sharding.get_abstract_mesh(), 'abstract_device', None)
+    name = jax.default_backend() if device is None else device.platform
+    return 'gpu' if name in ('cuda', 'rocm') else name
 
 
 def row_shards() -> int:

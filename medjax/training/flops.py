@@ -9,6 +9,7 @@ from typing import Any
 import jax
 from jax.extend import core
 
+from medjax.models import attention, layers
 from medjax.objectives.compose import Objective
 from medjax.types import Batch, MakeViews, TrainState
 
@@ -18,10 +19,11 @@ def model_flops(loss: Callable, params: Any, *rest: Any) -> float:
 
     They are counted in the forward-mode derivative. It holds two more products for each product of activations and
     parameters, as the backward pass does, and nothing that rematerialisation computes again. Only matrix products and
-    convolutions count.
+    convolutions count. Attention counts with its products, whichever kernel runs it.
     """
     derivative = jax.make_jaxpr(lambda p, t, *rest: jax.jvp(lambda p: loss(p, *rest), (p,), (t,)))
-    return _count(derivative(params, params, *rest).jaxpr)
+    with attention.plain():
+        return _count(derivative(params, params, *rest).jaxpr)
 
 
 def step_flops(objective: Objective, make_views: MakeViews, state: TrainState, batch: Batch) -> float:
@@ -39,6 +41,8 @@ def step_flops(objective: Objective, make_views: MakeViews, state: TrainState, b
 def _count(jaxpr: core.Jaxpr) -> float:
     total = 0.0
     for eqn in jaxpr.eqns:
+        if layers.DROP_PATH in str(eqn.source_info.name_stack):
+            continue  # products that only choose rows
         if eqn.primitive.name == 'dot_general':
             (contract, _), _ = eqn.params['dimension_numbers']
             depth = math.prod(_shape(eqn.invars[0])[i] for i in contract)

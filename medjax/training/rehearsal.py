@@ -38,19 +38,30 @@ def rehearse(objective: Objective, make_views: MakeViews, config: Mapping[str, A
 
 
 def one_group(objective: Objective, config: Mapping[str, Any]) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
-    """The shapes of a batch with one group of rows in each part, see `medjax.types.Batch`."""
-    rows, channels = config['rows_per_group'], config['image']['channels']
+    """The shapes of a batch with one group of rows in each part."""
+    parts = {kind.part for kind in objective.views.values()}
+    rows = dict.fromkeys(parts, config['rows_per_group'])
+    return batch_shapes(objective, config, rows, 32, config['image']['channels'])
 
-    def array(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((rows, *shape), dtype)
 
+def batch_shapes(
+    objective: Objective, config: Mapping[str, Any], rows: Mapping[str, int], canvas: int, channels: int
+) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
+    """The shapes of a batch, see `medjax.types.Batch`: `rows` of each part, 8-bit images on a square canvas.
+
+    `channels` are those of the stored images: 1 for radiographs, also where towers get three.
+    """
     batch: dict[str, dict[str, jax.ShapeDtypeStruct]] = {}
     for name, kind in objective.views.items():
+
+        def array(dtype: Any, *shape: int, count: int = rows[kind.part]) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((count, *shape), dtype)
+
         part = batch.setdefault(
             kind.part,
             {
                 'row': array(jnp.uint32),
-                'image': array(jnp.uint8, 1, 32, 32, channels),
+                'image': array(jnp.uint8, 1, canvas, canvas, channels),
                 'image/present': array(bool, 1),
                 'image/extent': array(jnp.int32, 1, 2),
                 'label': array(jnp.int8, max(len(config.get('labels') or ()), 1)),

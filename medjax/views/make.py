@@ -170,10 +170,10 @@ def evaluation_view(images: Array, extent: Array, size: int, image: Mapping[str,
     `images` uint8 or uint16 [B,H,W,C] lie top-left on their canvas, `extent` [B,2] is their height and width.
     This is RAD-DINO's inference (arXiv 2401.10815), without rounding the longer side to whole pixels.
     """
-    never, none = jnp.zeros((), bool), jnp.zeros(())
+    never = jnp.zeros((), bool)
 
     def one(picture: Array, extent: Array) -> Array:
-        return geometry.crop(picture, extent, geometry.centre_square(extent), (size, size), never, none)
+        return geometry.crop(picture, extent, geometry.centre_square(extent), (size, size), never, None)
 
     x = jax.vmap(one)(to_unit(images, image['channels']), extent)
     return normalise(jnp.clip(x, 0.0, 1.0), **image)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
 
 from medjax.errors import UserError
-from medjax.models import build
+from medjax.models import attention, build
 from medjax.models.layers import Attention, Block, scan_blocks
 from medjax.types import Input, Mask, View
 from medjax.weights.load import load
@@ -108,10 +111,71 @@ def test_a_mask_of_keys_equals_the_same_lengths():
     close(module.apply(variables, x, mask=mask), module.apply(variables, x, lengths=lengths))
 
 
-def test_only_xla_takes_masks():
+def test_the_flash_kernel_takes_no_masks():
     x = numbers(S, KEYS, D)
-    with pytest.raises(UserError, match="attention='cudnn' takes no mask of single keys"):
+    with pytest.raises(UserError, match="attention='cudnn' takes no mask of single keys; attention='auto' does"):
         Attention(HEADS, implementation='cudnn').init(jax.random.key(0), x, mask=np.ones((S, KEYS), bool))
+
+
+@pytest.mark.parametrize('lengths', [None, np.array([3, 11, 1], np.int32)], ids=['all keys', 'lengths'])
+@pytest.mark.parametrize(('tokens', 'keys', 'causal'), [(5, 11, False), (16, 8, False), (1, 9, False), (7, 7, True)])
+def test_padding_to_a_multiple_of_eight_changes_nothing(tokens, keys, causal, lengths):
+    """The form that the flash kernel gets, computed by the plain kernel: outputs and gradients."""
+    q, k, v = (numbers(S, n, HEADS, D, seed=i) for i, n in enumerate((tokens, keys, keys)))
+    weights = numbers(S, tokens, HEADS, D, seed=9)
+    lengths = None if lengths is None else np.minimum(lengths, keys)
+
+    def total(f, q, k, v):
+        return (f(q, k, v) * weights).sum()
+
+    def plain(q, k, v):
+        return attention.attend(q, k, v, lengths=lengths, causal=causal)
+
+    def padded(q, k, v):
+        return attention.padded(q, k, v, lengths, causal, 'xla')
+
+    close(padded(q, k, v), plain(q, k, v))
+    expected = jax.grad(lambda *x: total(plain, *x), (0, 1, 2))(q, k, v)
+    for got, want in zip(jax.grad(lambda *x: total(padded, *x), (0, 1, 2))(q, k, v), expected, strict=True):
+        close(got, want)
+
+
+@pytest.mark.parametrize(
+    ('change', 'flash'),
+    [
+        (dict(), True),
+        (dict(dtype=np.float32), False),
+        (dict(size=20), False),
+        (dict(size=256), False),
+        (dict(tokens=1), False),
+        (dict(mask=np.ones((2, 1, 1, 9), bool)), False),
+        (dict(platform='tpu'), False),
+        (dict(card=7.5), False),
+    ],
+)
+def test_auto_takes_the_flash_kernel_where_it_runs(monkeypatch, change, flash):
+    options = dict(dtype=jnp.bfloat16, size=64, tokens=9, mask=None, platform='gpu', card=8.0) | change
+    monkeypatch.setattr(attention, 'platform', lambda: options['platform'])
+    monkeypatch.setattr(attention, '_card', lambda: options['card'])
+    monkeypatch.setattr(attention, 'padded', lambda *given: 'flash')
+    q = jnp.zeros((2, options['tokens'], 1, options['size']), options['dtype'])
+    k = jnp.zeros((2, 9, 1, options['size']), options['dtype'])
+    result = attention.attend(q, k, k, mask=options['mask'])
+    assert (isinstance(result, str)) == flash
+    with attention.plain():
+        assert not isinstance(attention.attend(q, k, k, mask=options['mask']), str)
+
+
+def test_a_flash_kernel_that_cannot_run_is_a_sentence(monkeypatch):
+    with pytest.raises(UserError, match="vit: attention='cudnn' needs an NVIDIA GPU and dtype='bfloat16'"):
+        attention.check('vit', 'cudnn', 'bfloat16')
+    monkeypatch.setattr(attention, 'platform', lambda: 'gpu')
+    monkeypatch.setattr(attention, '_card', lambda: 7.0)
+    monkeypatch.setattr(jax, 'local_devices', lambda: [SimpleNamespace(compute_capability='7.0')])
+    with pytest.raises(
+        UserError, match=r'needs a card of compute capability 8\.0 \(A100\) or newer, and this one has 7'
+    ):
+        attention.check('vit', 'cudnn', 'bfloat16')
 
 
 # Blocks.

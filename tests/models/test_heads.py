@@ -44,7 +44,7 @@ def test_logits_and_gradients_equal_torch(layers, bias):
     assert jax.tree.structure(params) == jax.tree.structure(head.init(jax.random.key(0)))
 
     def ours(params, x):
-        return head.prototypes(params, head.apply(params, x))
+        return head.prototypes(params)(head.apply(params, x))
 
     np.testing.assert_allclose(ours(params, x.detach().numpy()), logits.detach().numpy(), rtol=2e-5, atol=2e-5)
     grads = jax.grad(lambda p, x: jnp.sum(ours(p, x) * cotangent.numpy()), argnums=(0, 1))(params, x.detach().numpy())
@@ -61,7 +61,7 @@ def test_the_bottleneck_has_norm_one_and_a_zero_input_a_finite_gradient():
     np.testing.assert_allclose(jnp.linalg.norm(z, axis=-1), 1, rtol=1e-5)
     slope = jax.grad(lambda x: head.apply(params, x).sum())(jnp.zeros((2, 12)))
     assert np.isfinite(slope).all()
-    logits = head.prototypes(params, z)
+    logits = head.prototypes(params)(z)
     assert logits.shape == (3, 5, 20)
     assert np.abs(logits).max() <= 1 + 1e-6, 'cosines at the start, as the gain is 1'
 
@@ -77,8 +77,8 @@ def test_bfloat16_products_give_float32_results():
     head, half = (dino_head.build(12, 20, hidden=16, bottleneck=8, dtype=d) for d in ('float32', 'bfloat16'))
     params = jax.tree.map(lambda p: 10 * p, head.init(jax.random.key(0)))
     x = jax.random.normal(jax.random.key(1), (5, 12))
-    expected = head.prototypes(params, head.apply(params, x))
-    got = half.prototypes(params, half.apply(params, x))
+    expected = head.prototypes(params)(head.apply(params, x))
+    got = half.prototypes(params)(half.apply(params, x))
     assert got.dtype == jnp.float32
     assert 0 < np.abs(got - expected).max() < 0.05 * np.abs(expected).max()
 

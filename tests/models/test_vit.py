@@ -14,6 +14,7 @@ from medjax.errors import UserError
 from medjax.models import build, layers
 from medjax.models.towers import vit
 from medjax.parallel import sharding
+from medjax.training.flops import model_flops
 from medjax.types import Input, Mask, View
 
 SMALL = dict(variant='S/4', width=32, depth=3, heads=2, native_size=16, layerscale=0.1)
@@ -104,6 +105,20 @@ def test_remat_changes_no_gradient(remat):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max()), got, expected)
 
 
+@pytest.mark.parametrize('unroll', [2, 9])
+def test_unrolled_blocks_give_the_same(unroll):
+    """Outputs and gradients; as many blocks as the tower has, and more, leave no loop."""
+    sizes = SMALL | dict(depth=4)
+    params = start(vit.build(1, **sizes))
+    options = dict(train=True, key=jax.random.key(3), rows_per_group=2)
+    expected = gradients(vit.build(1, **sizes, drop_path=0.5), params, view(), **options)
+    tower = vit.build(1, **sizes, drop_path=0.5, unroll=unroll)
+    got = gradients(tower, params, view(), **options)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6 * np.abs(b).max()), got, expected)
+    text = jax.jit(lambda params: tower.apply(params, Input(view()))['cls']).lower(params).as_text()
+    assert ('stablehlo.while' in text) == (unroll < 4)
+
+
 def test_bfloat16_activations_give_nearly_the_same_in_float32():
     tower, half = vit.build(1, **SMALL), vit.build(1, **SMALL, dtype='bfloat16')
     params = start(tower)
@@ -128,6 +143,22 @@ def test_drop_path_adds_scaled_residuals_of_the_kept_only():
     for i in (2, 0, 4, 5):
         expected[i] += np.cos(x[i]) * 3 / 2
     np.testing.assert_allclose(slope, expected, rtol=1e-6)
+
+
+def test_drop_path_takes_rows_exactly_and_without_gathers():
+    x = np.random.default_rng(0).normal(size=(12, 5, 7)).astype(np.float32)
+    kept = np.array([[2, 0], [1, 2], [3, 0]])
+    for dtype in (jnp.float32, jnp.bfloat16):
+        got = layers.add_residual(jnp.asarray(x, dtype), lambda s: -s / 2, jnp.asarray(kept))  # n / k is 2
+        expected = jnp.asarray(x, dtype).at[jnp.array([2, 0, 5, 6, 11, 8])].set(0)
+        np.testing.assert_array_equal(np.float32(got), np.float32(expected))
+
+    def loss(x):
+        return layers.add_residual(x, jnp.sin, jnp.asarray(kept)).sum()
+
+    program = str(jax.make_jaxpr(jax.grad(loss))(jnp.asarray(x)))
+    assert 'dot_general' in program and 'gather' not in program and 'scatter' not in program
+    assert model_flops(loss, jnp.asarray(x)) == 0, 'choosing rows is no work of the model'
 
 
 def test_drop_path_draws_differ_by_layer_branch_group_and_key_and_are_fair():
@@ -177,7 +208,7 @@ def test_check_names_the_groups_that_meet_the_drop_rate():
         (dict(tower='vit', native_size=100), r'100 px is no multiple of the patch side 14 px; 98 or 112 would work'),
         (dict(tower='vit', remat='block'), "unknown remat 'block'; did you mean 'blocks'"),
         (dict(tower='vit', drop_path=1.0), 'drop_path is a share'),
-        (dict(tower='vit', attention='cudnn'), "attention='xla' runs anywhere"),
+        (dict(tower='vit', attention='cudnn'), "attention='auto' runs anywhere"),
     ],
 )
 def test_mistakes_get_a_sentence(cfg, message):

@@ -6,6 +6,7 @@ DINO: arXiv 2104.14294. iBOT: arXiv 2111.07832. DINOv2: arXiv 2304.07193.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from itertools import pairwise
 
 import jax
@@ -84,7 +85,12 @@ class DinoHead(Head):
         # The bound applies to the squared norm, because the gradient of the norm itself at 0 is not a number.
         return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-24))
 
-    def prototypes(self, params: Tree, z: Array) -> Array:
+    def prototypes(self, params: Tree) -> Callable[[Array], Array]:
         direction = params['prototypes']['direction']
-        products = jnp.matmul(z.astype(self.dtype), direction.astype(self.dtype), preferred_element_type=jnp.float32)
-        return products * (params['prototypes']['gain'] * jax.lax.rsqrt(jnp.square(direction).sum(0)))
+        scale = params['prototypes']['gain'] * jax.lax.rsqrt(jnp.square(direction).sum(0))
+        direction = direction.astype(self.dtype)
+
+        def logits(z: Array) -> Array:
+            return jnp.matmul(z.astype(self.dtype), direction, preferred_element_type=jnp.float32) * scale
+
+        return logits

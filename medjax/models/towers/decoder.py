@@ -42,7 +42,7 @@ def build(
     heads: int = 16,
     mlp_ratio: float = 4.0,
     start: str = 'xavier',
-    attention: str = 'xla',
+    attention: str = 'auto',
     remat: str = 'products',
     dtype: str = 'float32',
 ) -> Tower:

@@ -63,7 +63,7 @@ def build(
     vocabulary: int | None = None,
     context: int | None = None,
     pool: str | None = None,
-    attention: str = 'xla',
+    attention: str = 'auto',
     remat: str = 'products',
     dtype: str = 'float32',
 ) -> Tower:
@@ -81,7 +81,8 @@ def build(
     context      largest number of tokens in a text; replaces the value of the family
     pool         how `cls` comes from the tokens, see layers.Pool: 'cls', 'last' (CLIP's end-of-text token), 'mean',
                  'max' or 'attention'; replaces the pooling of the family
-    attention    'xla', or 'cudnn' (the flash kernel of NVIDIA GPUs, which needs dtype='bfloat16')
+    attention    'xla', 'cudnn' (the flash kernel of NVIDIA GPUs, which needs dtype='bfloat16'), or 'auto': the flash
+                 kernel wherever it runs
     remat        what is stored for the backward pass, see layers.REMAT
     dtype        type of the activations; parameters, statistics and outputs are float32
 

@@ -37,7 +37,7 @@ from medjax.models.layers import (
     zeros,
 )
 from medjax.parallel.sharding import constrain_rows
-from medjax.types import ApplyOptions, Input, Mask, Tower, Tree, is_number
+from medjax.types import ApplyOptions, Input, Mask, Tower, Tree, is_number, is_whole
 
 
 class Family(NamedTuple):
@@ -80,7 +80,8 @@ def build(
     start: str = 'normal',
     antialias: bool | None = None,
     offset: float | None = None,
-    attention: str = 'xla',
+    attention: str = 'auto',
+    unroll: int = 1,
     remat: str = 'products',
     dtype: str = 'float32',
 ) -> Tower:
@@ -102,7 +103,10 @@ def build(
     antialias, offset
                  how position embeddings are resized, see `cubic_weights`. None: as the public models of the family, see
                  `position_resizing`
-    attention    'xla', or 'cudnn' (the flash kernel of NVIDIA GPUs, which needs dtype='bfloat16')
+    attention    'xla', 'cudnn' (the flash kernel of NVIDIA GPUs, which needs dtype='bfloat16'), or 'auto': the flash
+                 kernel wherever it runs
+    unroll       blocks in one turn of the loop over blocks. With all of them there is no loop: nothing is copied into
+                 stacked arrays, and the program compiles for longer
     remat        what is stored for the backward pass, see layers.REMAT
     dtype        type of the activations; parameters, statistics and outputs are float32
 
@@ -128,6 +132,8 @@ def build(
     if positions == 'sincos' and shape['width'] % 4:
         raise UserError(f"vit: positions='sincos' needs a width that 4 divides, not {shape['width']}")
     check_compute('vit', attention, remat, dtype)
+    if not is_whole(unroll) or unroll < 1:
+        raise UserError(f'vit: unroll={unroll!r}: must be a whole number of blocks, at least 1')
     if not 0 <= drop_path < 1:
         raise UserError(f'vit: drop_path is a share from 0 to below 1, got {drop_path}')
     antialias, default_offset = position_resizing(family, registers > 0, antialias)
@@ -149,6 +155,7 @@ def build(
         positions=positions,
         start=start,
         attention=attention,
+        unroll=unroll,
         remat=remat,
         dtype=jnp.dtype(dtype),
     )
@@ -396,6 +403,7 @@ class Vit(nn.Module):
     positions: str
     start: str
     attention: str
+    unroll: int
     remat: str
     dtype: Any
 
@@ -413,6 +421,7 @@ class Vit(nn.Module):
             layers,
             kept,
             dict(lengths=seen.lengths),
+            self.unroll,
             heads=self.heads,
             hidden=self.hidden,
             ffn=self.ffn,

@@ -130,9 +130,9 @@ class Networks:
             raise UserError(_STATISTICS.format(name))
         return self.run_head(name, x, network)
 
-    def prototypes(self, name: str, z: Array, network: str) -> Array:
-        """The logits of a head with prototypes, from its bottleneck z."""
-        return self.heads[name].prototypes(self.head_params(name, network), z)
+    def prototypes(self, name: str, network: str) -> Callable[[Array], Array]:
+        """The function from bottlenecks to logits of a head with prototypes; see `Head.prototypes`."""
+        return self.heads[name].prototypes(self.head_params(name, network))
 
     def tower(
         self,
@@ -188,9 +188,12 @@ class TermInputs:
         """The output of a head for `x`."""
         return self.networks.head(name, x, network)
 
-    def prototypes(self, name: str, z: Array, network: str = 'student') -> Array:
-        """The logits [...,K] of a head with prototypes, from its bottleneck z [...,d]."""
-        return self.networks.prototypes(name, z, network)
+    def prototypes(self, name: str, network: str = 'student') -> Callable[[Array], Array]:
+        """The function from bottlenecks [...,d] to logits [...,K] of a head with prototypes.
+
+        Call this once and the function for each block of rows: what does not depend on the rows is then computed once.
+        """
+        return self.networks.prototypes(name, network)
 
     def tower(
         self, name: str, *inputs: Input | None, network: str = 'student', call: int = 0, want: Collection[str] = ()

@@ -109,7 +109,8 @@ class Crop(Kind):
         """An image [H,W,C] in [0,1] -> its crops [V,h,w,C] in [0,1]."""
 
         def one_crop(p: Draws) -> Array:
-            x = geometry.crop(image, extent, p['boxes'], self.pixels, p['flip'], p['blur'])
+            sigma = p['blur'] if any(self.blur) else None
+            x = geometry.crop(image, extent, p['boxes'], self.pixels, p['flip'], sigma)
             return self.photometric.apply(jnp.clip(x, 0.0, 1.0), p)
 
         return jax.vmap(one_crop)(draws)

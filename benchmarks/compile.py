@@ -1,0 +1,245 @@
+"""Compiles programs of shipped recipes for GPUs and TPUs that are not there, and compares them with committed numbers.
+
+    make aot                                          the cases of CI, in environments that it makes
+    python benchmarks/compile.py --list               all cases
+    python benchmarks/compile.py vitb_step --text vitb.hlo
+    python benchmarks/compile.py --ci --write         after a wanted change: write benchmarks/programs.json anew
+
+Each case runs in a process of its own, with the Python of .venv-aot-gpu or .venv-aot-tpu (see `make aot`). Numbers hold
+for the compiler versions that the Makefile pins. A case fails if a program takes more than three times its limit to
+compile, if it holds an array that it must not hold, or if a number differs by more than 2 %. Write a line into
+BUILD_NOTES.md for every changed number.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).parents[1]
+NUMBERS = ROOT / 'benchmarks' / 'programs.json'
+SLACK = 3  # CI machines are busy: a case may take this many times its limit
+TOLERANCE = 0.02
+MIB = 2**20
+
+
+class Case(NamedTuple):
+    """One program of one recipe for one topology."""
+
+    topology: str
+    recipe: str
+    program: str  # 'views', 'step' or 'encoder'
+    limit: int  # seconds on two idle cores
+    overrides: tuple[str, ...] = ()
+    canvas: int = 256
+    ci: bool = False
+    flash: bool = True  # whether no array of attention scores may lie in memory
+
+
+# ViT-B/14 on 2 x 224 + 8 x 98 px with one head of 65,536 prototypes: the step that the notes time.
+VITB = ('init_from=None', 'views.global.size=224', 'views.local.size=98', 'towers.image.native_size=224')
+TI = (*VITB, 'towers.image.variant=Ti/14', 'heads.dino.prototypes=4096', 'towers.image.unroll=1')
+CASES = {
+    'vitb_views': Case('h100:1x1', 'rad_dino_vitb14', 'views', 15, ('batch_size=40',), canvas=777, ci=True),
+    'vitb_step': Case('h100:1x1', 'rad_dino_vitb14', 'step', 180, (*VITB, 'batch_size=60'), ci=True),
+    'vitb_step_scanned': Case(
+        'h100:1x1', 'rad_dino_vitb14', 'step', 60, (*VITB, 'batch_size=60', 'towers.image.unroll=1')
+    ),
+    'vitb_step_8': Case(
+        'h100:1x8', 'rad_dino_vitb14', 'step', 60, (*VITB, 'batch_size=480', 'towers.image.unroll=1'), ci=True
+    ),
+    'pair_step': Case('h100:1x1', 'convirt', 'step', 60, ('dtype="bfloat16"',), ci=True),
+    'mae_step': Case('h100:1x1', 'mae_vitb16', 'step', 60, ('batch_size=64',), ci=True),
+    'encoder': Case('h100:1x1', 'rad_dino_vitb14', 'encoder', 30, ('init_from=None',), canvas=777, ci=True),
+    'rad_dino_64': Case('h100:8x8', 'rad_dino_vitb14', 'step', 180, canvas=777),
+    'tpu_views': Case('v5p:2x2x1', 'dinov2_vits14', 'views', 30, ('batch_size=64',), ci=True),
+    'tpu_step': Case('v5p:2x2x1', 'rad_dino_vitb14', 'step', 120, (*TI, 'batch_size=80'), ci=True, flash=False),
+    'tpu_rad_dino': Case(
+        'v5p:2x2x1', 'rad_dino_vitb14', 'step', 300, ('batch_size=160', 'towers.image.unroll=1'), canvas=777,
+        flash=False,
+    ),
+    'tpu_rad_dino_512': Case(
+        'v5p:8x8x8', 'rad_dino_vitb14', 'step', 300, ('towers.image.unroll=1',), canvas=777, flash=False
+    ),
+}  # fmt: skip
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split('\n\n')[0])
+    parser.add_argument('names', nargs='*', metavar='CASE', help='cases to compile; default: all')
+    parser.add_argument('--ci', action='store_true', help='the cases of CI alone')
+    parser.add_argument('--list', action='store_true', help='print the cases')
+    parser.add_argument('--write', action='store_true', help='write the numbers instead of comparing with them')
+    parser.add_argument('--json', action='store_true', help='one JSON line a case')
+    parser.add_argument('--text', metavar='FILE', help='write the optimised program of one case here')
+    parser.add_argument('--here', action='store_true', help='compile in this process, with this Python')
+    args = parser.parse_args()
+    if unknown := [name for name in args.names if name not in CASES]:
+        parser.error(f'no case {unknown[0]!r}; there are {", ".join(CASES)}')
+    names = args.names or [name for name, case in CASES.items() if case.ci or not args.ci]
+    if args.list:
+        for name, case in CASES.items():
+            print(f'{name:20} {case.topology:10} {case.recipe} {case.program} {" ".join(case.overrides)}')
+        return 0
+    if args.here:
+        print(json.dumps(compiled(CASES[names[0]], args.text)))
+        return 0
+    numbers = json.loads(NUMBERS.read_text()) if NUMBERS.exists() else {}
+    failed = False
+    for name in names:
+        result, error = in_own_process(name, args.text)
+        if result is None:
+            print(f'{name}: {error}', flush=True)
+            failed = True
+            continue
+        print(json.dumps({'case': name, **result}) if args.json else f'{name}: {sentence(result)}', flush=True)
+        complaints = list(faults(CASES[name], result))
+        if args.write:
+            numbers[name] = guarded(result)
+        else:
+            complaints += differences(guarded(result), numbers.get(name))
+        for complaint in complaints:
+            print(f'  {complaint}', flush=True)
+        failed |= bool(complaints)
+    if args.write:
+        NUMBERS.write_text(json.dumps(numbers, indent=1) + '\n')
+    return int(failed)
+
+
+def in_own_process(name: str, text: str | None) -> tuple[dict[str, Any] | None, str]:
+    """The result of a case, or None and what went wrong."""
+    case = CASES[name]
+    kind = 'gpu' if case.topology.startswith('h100') else 'tpu'
+    python = ROOT / f'.venv-aot-{kind}' / 'bin' / 'python'
+    if not python.exists():
+        return None, f'there is no {python}; make aot makes this environment'
+    command = [
+        str(python),
+        str(ROOT / 'benchmarks' / 'compile.py'),
+        name,
+        '--here',
+        *(['--text', text] if text else []),
+    ]
+    limit = max(SLACK * case.limit, 120)
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit + 60)
+    except subprocess.TimeoutExpired:
+        return None, f'still compiling after {limit + 60} s; the limit is {case.limit} s'
+    if done.returncode:
+        return None, f'failed:\n{done.stderr[-2000:]}'
+    return json.loads(done.stdout.splitlines()[-1]), ''
+
+
+def compiled(case: Case, text_file: str | None = None) -> dict[str, Any]:
+    """The numbers of a program, which is compiled here."""
+    from medjax.aot import devices as topologies
+
+    devices = topologies.devices(case.topology)  # before jax starts
+
+    from medjax.aot import hlo, programs
+
+    recipe = programs.prepare(case.recipe, case.overrides, case.canvas)
+    start = time.perf_counter()
+    lowered = programs.lower(recipe, case.program, devices)
+    middle = time.perf_counter()
+    executable = lowered.compile()
+    end = time.perf_counter()
+    text, memory = executable.as_text(), executable.memory_analysis()
+    if text_file:
+        Path(text_file).write_text(text)
+    program = hlo.Program(text)
+    summary = program.summary()
+    return dict(
+        device=f'{len(devices)} x {devices[0].device_kind}',
+        lowering_s=round(middle - start, 1),
+        compile_s=round(end - middle, 1),
+        arguments_mib=round(memory.argument_size_in_bytes / MIB, 1),
+        temporary_mib=round(memory.temp_size_in_bytes / MIB, 1),
+        peak_mib=round(memory.peak_memory_in_bytes / MIB, 1),
+        kernels=summary.kernels,
+        fusions=sum(n for kind, n in summary.by_kind.items() if kind.startswith('fusion')),
+        scan_copy_mib=round(summary.scan_copy_bytes / MIB, 1),
+        exchanged_mib={kind: round(n / MIB, 1) for kind, n in sorted(summary.exchanged().items())},
+        exchanges=sum(one.runs for one in summary.collectives),
+        largest_exchanges=[
+            f'{c.bytes / MIB:.0f} MiB in {c.runs} {c.kind}: {c.source}' for c in summary.collectives[:3]
+        ],
+        by_kind=summary.by_kind,
+        **forbidden(recipe, program.arrays()),
+    )
+
+
+def forbidden(recipe: Any, arrays: dict[tuple[str, tuple[int, ...]], int]) -> dict[str, list[str]]:
+    """Arrays in memory that no fast program holds: attention scores, and float32 values of a hidden layer."""
+    tokens, hidden = set(), {}
+    for one in recipe.objective.passes.values():
+        tower = recipe.objective.towers[one.tower]
+        module = getattr(tower, 'module', None)
+        if not hasattr(module, 'hidden') or tower.sees != 'image' or tower.reads:
+            continue
+        size = recipe.objective.views[one.views[0].view].size
+        count = math.prod(tower.grid(size)) + int(module.family.cls) + module.registers
+        tokens |= {count, count + -count % 8}
+        hidden[module.hidden] = module.depth * module.width  # rows of the stacked parameters
+    scores = [(kind, shape) for kind, shape in arrays if len(shape) > 2 and shape[-1] == shape[-2] in tokens]
+    wide = [
+        (kind, shape)
+        for kind, shape in arrays
+        if kind == 'f32' and shape and shape[-1] in hidden and math.prod(shape[:-1]) > hidden[shape[-1]]
+    ]
+    named = {'scores': scores, 'float32_hidden': wide}
+    return {key: [f'{kind}{list(shape)}' for kind, shape in found] for key, found in named.items()}
+
+
+def guarded(result: dict[str, Any]) -> dict[str, Any]:
+    """The numbers of a result that are committed."""
+    kept = ('kernels', 'fusions', 'temporary_mib', 'peak_mib', 'scan_copy_mib', 'exchanged_mib')
+    return {key: result[key] for key in kept}
+
+
+def faults(case: Case, result: dict[str, Any]) -> Iterator[str]:
+    """What a result must not be, whatever the committed numbers say."""
+    if result['compile_s'] > SLACK * case.limit:
+        yield f'compiling took {result["compile_s"]} s; the limit is {case.limit} s on two idle cores, times {SLACK}'
+    if case.flash and result['scores']:
+        yield f'attention scores lie in memory: {result["scores"]}'
+    if result['float32_hidden'] and case.topology.startswith('h100'):
+        yield f'hidden layers lie in memory as float32: {result["float32_hidden"]}'
+
+
+def differences(now: dict[str, Any], committed: dict[str, Any] | None) -> Iterator[str]:
+    """A sentence for each number that is not the committed one."""
+    if committed is None:
+        yield 'no numbers are committed for this case; write them with --write'
+        return
+    a, b = _flat(now), _flat(committed)
+    for key in sorted(a.keys() | b.keys()):
+        new, old = a.get(key, 0.0), b.get(key, 0.0)
+        if abs(new - old) > TOLERANCE * max(abs(old), 1):
+            yield f'{key} is {new:,} and was {old:,}; if this is wanted: --write, and a line in BUILD_NOTES.md'
+
+
+def _flat(numbers: dict[str, Any]) -> dict[str, float]:
+    return {k: v for k, v in numbers.items() if not isinstance(v, dict)} | {
+        f'{key}.{name}': v for key, value in numbers.items() if isinstance(value, dict) for name, v in value.items()
+    }
+
+
+def sentence(result: dict[str, Any]) -> str:
+    exchanged = ', '.join(f'{kind} {n:,.0f} MiB' for kind, n in result['exchanged_mib'].items()) or 'nothing'
+    return (
+        f'compiled in {result["compile_s"]} s for {result["device"]}; {result["kernels"]:,} kernels, '
+        f'{result["temporary_mib"]:,.0f} MiB temporary, peak {result["peak_mib"]:,.0f} MiB, '
+        f'{result["scan_copy_mib"]:,.0f} MiB copied by scans, exchanged: {exchanged}'
+    )
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,185 @@
+"""What an optimised program runs in one step, read from its HLO text: kernels, copies of scans, collectives.
+
+Loops are multiplied out: the body of a scan over 12 blocks counts 12 times. (XLA's own cost analysis counts it once.)
+"""
+
+from __future__ import annotations
+
+import collections
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+BYTES = dict(pred=1, s8=1, u8=1, s16=2, u16=2, bf16=2, f16=2, s32=4, u32=4, f32=4, s64=8, u64=8, f64=8)
+COLLECTIVES = ('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'collective-permute')
+FREE = {  # instructions without a kernel
+    'parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'while', 'conditional', 'call', 'after-all',
+    'partition-id', 'opt-barrier',
+}  # fmt: skip
+HEAD = re.compile(r'^(ENTRY )?%?([\w.\-]+) \(.*\{$')
+INSTRUCTION = re.compile(r'^\s*(?:ROOT )?%?([\w.\-]+) = (.*)$')
+ARRAY = re.compile(r'\b([a-z]+\d*)\[([\d,]*)\]')
+
+
+class Instruction(NamedTuple):
+    label: str
+    type: str  # 'f32[8,16]{1,0}', or a tuple of these
+    op: str
+    rest: str  # everything after the type
+
+    def named(self, key: str) -> str | None:
+        """The computation that an attribute names: body=%region_1."""
+        match = re.search(rf'{key}=%?([\w.\-]+)', self.rest)
+        return match[1] if match else None
+
+
+class Collective(NamedTuple):
+    """One exchange between devices, with all its runs in a step."""
+
+    kind: str
+    runs: int
+    bytes: int  # that it gives a device in a step
+    source: str  # the operation of jax that it comes from
+
+
+class Summary(NamedTuple):
+    """The contents of a program. All numbers are for one step on one device."""
+
+    kernels: int
+    by_kind: dict[str, int]  # kernels by kind of fusion, library call or instruction
+    scan_copies: int  # kernels that write a slice into what a scan stacks
+    scan_copy_bytes: int
+    collectives: list[Collective]  # the largest first
+
+    def exchanged(self) -> dict[str, int]:
+        """Bytes of collectives by kind."""
+        sums: collections.Counter[str] = collections.Counter()
+        for one in self.collectives:
+            sums[one.kind] += one.bytes
+        return dict(sums)
+
+
+class Program:
+    """An HLO module, taken apart."""
+
+    def __init__(self, text: str):
+        self.text = text
+        self.computations: dict[str, list[Instruction]] = {}
+        self.entry = ''
+        now: list[Instruction] | None = None
+        for line in text.splitlines():
+            if match := HEAD.match(line):
+                now = self.computations.setdefault(match[2], [])
+                self.entry = match[2] if match[1] else self.entry
+            elif line.startswith('}'):
+                now = None
+            elif now is not None and (match := INSTRUCTION.match(line)):
+                now.append(_instruction(match[1], match[2]))
+
+    def runs(self) -> dict[str, int]:
+        """How often a step runs each computation; the insides of fusions are left out."""
+        counts: collections.Counter[str] = collections.Counter()
+
+        def visit(name: str, n: int) -> None:
+            counts[name] += n
+            for one in self.computations.get(name, ()):
+                if one.op == 'while':
+                    visit(one.named('body') or '', n * (self._trips(one) or 1))
+                elif one.op in ('call', 'async-start') and (inner := one.named('(?:to_apply|calls)')):
+                    visit(inner, n)
+                elif one.op == 'conditional' and (match := re.search(r'branch_computations=\{([^}]*)\}', one.rest)):
+                    for branch in match[1].split(','):
+                        visit(branch.strip().lstrip('%'), n)
+
+        visit(self.entry, 1)
+        return counts
+
+    def _trips(self, loop: Instruction) -> int | None:
+        """The number of turns of a loop: XLA:GPU writes it; elsewhere it is the one constant of the condition."""
+        if match := re.search(r'known_trip_count":\{"n":"(\d+)"', loop.rest):
+            return int(match[1])
+        inside = self.computations.get(loop.named('condition') or '', ())
+        constants = [m[1] for one in inside if one.op == 'constant' and (m := re.match(r'constant\((\d+)\)', one.rest))]
+        return int(constants[0]) if len(constants) == 1 else None
+
+    def _kernels(self) -> Iterator[tuple[Instruction, int]]:
+        """Every instruction that is a kernel or a collective, with its runs."""
+        for name, n in self.runs().items():
+            for one in self.computations.get(name, ()):
+                if one.op and one.op not in FREE and not one.op.endswith('-done'):
+                    yield one, n
+
+    def summary(self) -> Summary:
+        kinds: collections.Counter[str] = collections.Counter()
+        exchanges, copies, copy_bytes = [], 0, 0
+        for one, n in self._kernels():
+            base = one.op.removesuffix('-start')
+            if base in COLLECTIVES:
+                source = re.search(r'op_name="([^"]*)"', one.rest)
+                exchanges.append(Collective(base, n, n * _given(one), source[1] if source else one.label))
+                continue
+            if one.op == 'fusion':
+                kinds[f'fusion {one.named("kind")}'] += n
+            else:
+                target = re.search(r'custom_call_target="([^"]+)"', one.rest)
+                kinds[target[1] if target else one.op] += n
+            for written in self._slices_written(one):
+                copies += n
+                copy_bytes += n * written
+        exchanges.sort(key=lambda one: -one.bytes)
+        return Summary(sum(kinds.values()), dict(kinds.most_common()), copies, copy_bytes, exchanges)
+
+    def _slices_written(self, one: Instruction) -> Iterator[int]:
+        """The bytes of every slice that a kernel writes into a larger array."""
+        inside = self.computations.get(one.named('calls') or '', ()) if one.op == 'fusion' else [one]
+        types = {other.label: other.type for other in inside}
+        for other in inside:
+            if other.op == 'dynamic-update-slice':
+                operands = re.findall(r'%([\w.\-]+)', other.rest)
+                yield size(types.get(operands[1], '')) if len(operands) > 1 else 0
+
+    def arrays(self) -> dict[tuple[str, tuple[int, ...]], int]:
+        """(type, shape) -> how often the text names an array of it outside of fusions: arrays that lie in memory."""
+        found: collections.Counter[tuple[str, tuple[int, ...]]] = collections.Counter()
+        for name in self.runs():
+            for one in self.computations.get(name, ()):
+                for kind, dims in ARRAY.findall(one.type):
+                    found[kind, tuple(int(n) for n in dims.split(',') if n)] += 1
+        return dict(found)
+
+
+def size(text: str) -> int:
+    """The bytes of a type: of an array, or of all arrays of a tuple."""
+    total = 0
+    for kind, dims in ARRAY.findall(text):
+        n = 1
+        for x in filter(None, dims.split(',')):
+            n *= int(x)
+        total += n * BYTES.get(kind, 0)
+    return total
+
+
+def _given(one: Instruction) -> int:
+    """The bytes that a collective gives. The type of a -start holds its operands first."""
+    if one.op.endswith('-start') and one.type.startswith('('):
+        return size(one.type[_end(one.type, depth=1, letter=',') :])
+    return size(one.type)
+
+
+def _instruction(label: str, text: str) -> Instruction:
+    if text.startswith('('):  # a tuple
+        end = _end(text, depth=0, letter=')') + 1
+        kind, rest = text[:end], text[end + 1 :]
+    else:
+        kind, _, rest = text.partition(' ')
+    return Instruction(label, kind, rest.partition('(')[0].strip(), rest)
+
+
+def _end(text: str, depth: int, letter: str) -> int:
+    """The place of the first `letter` at which as many brackets as `depth` are open."""
+    open_brackets = 0
+    for at, one in enumerate(text):
+        open_brackets += (one in '([{') - (one in ')]}')
+        if one == letter and open_brackets == depth:
+            return at
+    return 0

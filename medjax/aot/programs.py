@@ -1,0 +1,109 @@
+"""The programs of a recipe, lowered for devices that need not exist: its views, its step, its encoder.
+
+recipe = prepare('rad_dino_vitb14', ['batch_size=40'], canvas=777)
+compiled = lower(recipe, 'step', devices).compile()
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from medjax import config as configs
+from medjax.models import passes
+from medjax.objectives.compose import Objective, compose
+from medjax.parallel import sharding
+from medjax.parallel.groups import check_rows
+from medjax.training.optimizer import Optimizer
+from medjax.training.rehearsal import batch_shapes
+from medjax.training.state import abstract_state, make_optimizer, state_shardings
+from medjax.training.step import Step, make_step
+from medjax.types import TrainState, View
+from medjax.views import make
+
+PROGRAMS = ('views', 'step', 'encoder')
+STAND_INS = dict(channels=1, mean=0.5, std=0.25)  # where the config leaves these to the data
+TOKENS = dict(vocabulary=8, pad=0, first=None, last=None, mask=1, unknown=None)  # where no tokenizer is at hand
+STORED_CHANNELS = 1  # radiographs are grey
+ENCODED = 32  # images that probes encode at once on a device
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Recipe:
+    """A config with everything that is built from it, without a mesh."""
+
+    config: Mapping[str, Any]
+    objective: Objective
+    optimizer: Optimizer
+    step: Step
+    abstract: TrainState
+    canvas: int  # side of the stored images in pixels
+
+
+def prepare(spec: str, overrides: Sequence[str] = (), canvas: int = 256) -> Recipe:
+    """A recipe by its file or name, with overrides 'key=value'. To be called before a mesh is in use."""
+    config = configs.check(configs.resolve(configs.read(spec, overrides), {}))
+    image = {key: STAND_INS[key] if value is None else value for key, value in config['image'].items()}
+    config = {**config, 'image': image}
+    objective = compose(config)
+    tokens = config['tokenizer'].get('tokens') or dict(TOKENS)
+    make_views = make.build(
+        objective.views, config['masks'], image, objective.grids(), config['rows_per_group'], tokens
+    )
+    optimizer = make_optimizer(objective, config['optim'], config['total_steps'])
+    step = make_step(objective, optimizer, make_views, config['micro_batches'])
+    return Recipe(config, objective, optimizer, step, abstract_state(objective, optimizer), canvas)
+
+
+def lower(recipe: Recipe, program: str, devices: Sequence[Any], sizes: Mapping[str, int] | None = None) -> Any:
+    """A program of PROGRAMS, lowered for a mesh of these devices, which is in use afterwards.
+
+    `sizes` are those of the mesh, data, fsdp and tensor; None: those of the config.
+    """
+    config = recipe.config
+    mesh = sharding.make_mesh(**(sizes or config['mesh']), devices=devices)
+    jax.set_mesh(mesh)
+    rows = {name: part['rows'] for name, part in config['data'].items()}
+    if program == 'encoder':
+        return _encoder(recipe, mesh)
+    check_rows(rows, config['rows_per_group'], config['micro_batches'], sharding.row_shards())
+    shardings = state_shardings(recipe.objective, recipe.abstract, mesh)
+    state = jax.tree.map(_placed, recipe.abstract, shardings)
+    by_row = sharding.rows_sharding(mesh)
+    shapes = batch_shapes(recipe.objective, config, rows, recipe.canvas, STORED_CHANNELS)
+    batch = jax.tree.map(lambda x: _placed(x, by_row), shapes)
+    if program == 'views':
+        return jax.jit(recipe.step.make_views).lower(batch, state.key, state.step)
+    out = (shardings, sharding.replicated(mesh))
+    return jax.jit(recipe.step.train_step, donate_argnums=0, out_shardings=out).lower(state, batch)
+
+
+def _encoder(recipe: Recipe, mesh: jax.sharding.Mesh) -> Any:
+    """The image tower of the export as probes run it, on ENCODED images for each device."""
+    config, towers = recipe.config, recipe.objective.towers
+    name = config['export']['encoder'] or 'image'
+    size = max(kind.size[0] for kind in recipe.objective.views.values() if kind.size)
+    names = {one.tower for one in passes.ordered([passes.image_pass(name, towers)])}
+    params = jax.tree.map(
+        lambda x: _placed(x, sharding.replicated(mesh)),
+        {name: recipe.abstract.params['towers'][name] for name in names},
+    )
+    rows, by_row = ENCODED * mesh.size, sharding.rows_sharding(mesh)
+    images = jax.ShapeDtypeStruct((rows, recipe.canvas, recipe.canvas, STORED_CHANNELS), jnp.uint8)
+    extent = jax.ShapeDtypeStruct((rows, 2), jnp.int32)
+
+    def encode(params: Any, images: Any, extent: Any) -> Any:
+        x = make.evaluation_view(images, extent, size, config['image'])
+        present = jnp.ones((rows, 1), bool)
+        view = View(x[:, None, None], jnp.arange(rows, dtype=jnp.uint32), present, None, {})
+        return passes.encode_images(name, towers, params, view)['cls']
+
+    return jax.jit(encode).lower(params, _placed(images, by_row), _placed(extent, by_row))
+
+
+def _placed(x: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
