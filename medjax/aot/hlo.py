@@ -6,6 +6,7 @@ Loops are multiplied out: the body of a scan over 12 blocks counts 12 times. (XL
 from __future__ import annotations
 
 import collections
+import math
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -16,6 +17,7 @@ FREE = {  # instructions without a kernel
     'parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'while', 'conditional', 'call', 'after-all',
     'partition-id', 'opt-barrier',
 }  # fmt: skip
+FUSIONS = ('fusion', 'fusion-start')
 HEAD = re.compile(r'^(ENTRY )?%?([\w.\-]+) \(.*\{$')
 INSTRUCTION = re.compile(r'^\s*(?:ROOT )?%?([\w.\-]+) = (.*)$')
 ARRAY = re.compile(r'\b([a-z]+\d*)\[([\d,]*)\]')
@@ -118,7 +120,7 @@ class Program:
                 source = re.search(r'op_name="([^"]*)"', one.rest)
                 exchanges.append(Collective(base, n, n * _given(one), source[1] if source else one.label))
                 continue
-            if one.op == 'fusion':
+            if one.op in FUSIONS:
                 kinds[f'fusion {one.named("kind")}'] += n
             else:
                 target = re.search(r'custom_call_target="([^"]+)"', one.rest)
@@ -131,12 +133,52 @@ class Program:
 
     def _slices_written(self, one: Instruction) -> Iterator[int]:
         """The bytes of every slice that a kernel writes into a larger array."""
-        inside = self.computations.get(one.named('calls') or '', ()) if one.op == 'fusion' else [one]
+        inside = self.computations.get(one.named('calls') or '', ()) if one.op in FUSIONS else [one]
         types = {other.label: other.type for other in inside}
         for other in inside:
             if other.op == 'dynamic-update-slice':
                 operands = re.findall(r'%([\w.\-]+)', other.rest)
                 yield size(types.get(operands[1], '')) if len(operands) > 1 else 0
+
+    def roofline(self, bandwidth: float, peak: float) -> tuple[float, dict[str, float]]:
+        """Seconds of a step if every kernel ran at the speed of memory or of its products, whichever takes longer.
+
+        `bandwidth` in bytes/s, `peak` in FLOP/s. A kernel reads its operands and writes its results once. Of an operand
+        that it only slices, the slices count. Also the seconds by source: the names of scopes that jax wrote.
+        """
+        seconds: dict[str, float] = collections.defaultdict(float)
+        for name, n in self.runs().items():
+            types = {one.label: one.type for one in self.computations.get(name, ())}
+            for one in self.computations.get(name, ()):
+                base = one.op.removesuffix('-start')
+                if not one.op or one.op in FREE or one.op.endswith('-done') or base in COLLECTIVES:
+                    continue
+                source = re.search(r'op_name="([^"]*)"', one.rest)
+                took = max(self._traffic(one, types) / bandwidth, _flops(one, types) / peak)
+                seconds[source[1] if source else ''] += n * took
+        return sum(seconds.values()), dict(sorted(seconds.items(), key=lambda item: -item[1]))
+
+    def _traffic(self, one: Instruction, types: dict[str, str]) -> int:
+        """The bytes that a kernel reads and writes."""
+        operands = [types.get(label, '') for label in _operands(one)]
+        inside = self.computations.get(one.named('calls') or '', []) if one.op in FUSIONS else []
+        if not inside:
+            return size(one.type) + sum(map(size, operands))
+        used: dict[str, list[Instruction]] = collections.defaultdict(list)
+        for other in inside:
+            for label in _operands(other):
+                used[label].append(other)
+        total = size(inside[-1].type)  # its result; the type of a -start holds operands too
+        for other in inside:
+            if other.op == 'dynamic-update-slice':  # the array stays in its place, and only the slice is written
+                total += 2 * size({o.label: o.type for o in inside}.get(_operands(other)[1], '')) - size(other.type)
+            if other.op == 'parameter':
+                readers = used[other.label]
+                if readers and all(r.op in ('dynamic-slice', 'slice', 'gather') for r in readers):
+                    total += sum(size(r.type) for r in readers)
+                elif not all(r.op == 'dynamic-update-slice' and _operands(r)[0] == other.label for r in readers):
+                    total += size(other.type)
+        return max(total, 0)
 
     def arrays(self) -> dict[tuple[str, tuple[int, ...]], int]:
         """(type, shape) -> how often the text names an array of it outside of fusions: arrays that lie in memory."""
@@ -157,6 +199,34 @@ def size(text: str) -> int:
             n *= int(x)
         total += n * BYTES.get(kind, 0)
     return total
+
+
+def _operands(one: Instruction) -> list[str]:
+    """The labels of the operands: those inside the brackets after the name of the operation."""
+    start = one.rest.find('(')
+    return re.findall(r'%([\w.\-]+)', one.rest[start : start + _end(one.rest[start:], depth=0, letter=')') + 1])
+
+
+def _flops(one: Instruction, types: dict[str, str]) -> float:
+    """FLOPs of a library call for a product or for attention; 0 for other kernels."""
+    shapes = [_shape(types.get(label, '')) for label in _operands(one)]
+    target = re.search(r'custom_call_target="([^"]+)"', one.rest)
+    if not target or not shapes:
+        return 0.0
+    if 'matmul' in target[1] and (match := re.search(r'lhs_contracting_dimensions":\[([^\]]*)\]', one.rest)):
+        depth = math.prod(shapes[0][int(n)] for n in re.findall(r'\d+', match[1]))
+        return 2.0 * math.prod(_shape(one.type)) * depth
+    if 'fmha' in target[1] and len(shapes[0]) == 4 and len(shapes[1]) == 4:  # two products forward, five backward
+        sequences, tokens, heads, width = shapes[0]
+        products = 5 if 'Backward' in target[1] else 2
+        return 2.0 * products * sequences * heads * tokens * shapes[1][1] * width
+    return 0.0
+
+
+def _shape(kind: str) -> tuple[int, ...]:
+    """The shape of a type; of a tuple that of its first array."""
+    match = ARRAY.search(kind)
+    return tuple(int(n) for n in match[2].split(',') if n) if match else ()
 
 
 def _given(one: Instruction) -> int:

@@ -8,9 +8,6 @@ On TPUs 'auto' is the plain form.
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -18,14 +15,13 @@ import jax.numpy as jnp
 from jax import Array
 
 from medjax.errors import UserError
+from medjax.models.kernels import plain_only
 from medjax.parallel.sharding import platform
 
 CHOICES = ('auto', 'xla', 'cudnn')
 MULTIPLE = 8  # the flash kernel takes numbers of tokens that this divides, and head sizes too
 LARGEST_HEAD = 128  # numbers of a head, for which the flash kernel has a backward pass on every card
 OLDEST = 8.0  # compute capability of the oldest card with the flash kernel: A100
-
-_plain_only = contextvars.ContextVar('plain_only', default=False)
 
 
 def attend(
@@ -47,7 +43,7 @@ def attend(
     """
     if implementation == 'auto':
         implementation = 'cudnn' if _flash_runs(q, mask) else 'xla'
-    if implementation == 'xla' or _plain_only.get():
+    if implementation == 'xla' or plain_only():
         return jax.nn.dot_product_attention(
             q, k, v, mask=mask, key_value_seq_lengths=lengths, is_causal=causal, implementation='xla'
         )
@@ -107,13 +103,3 @@ def check(tower: str, attention: str, dtype: str) -> None:
             f"{tower}: attention='cudnn' needs a card of compute capability {OLDEST} (A100) or newer, and this one has "
             f"{jax.local_devices()[0].compute_capability}; attention='auto' runs anywhere"
         )
-
-
-@contextlib.contextmanager
-def plain() -> Iterator[None]:
-    """All attention that is traced inside is the plain form. Its products can be counted; kernels hide theirs."""
-    token = _plain_only.set(True)
-    try:
-        yield
-    finally:
-        _plain_only.reset(token)

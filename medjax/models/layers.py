@@ -1,4 +1,4 @@
-"""The layers of a transformer, with logical names for the axes of parameters, and drop path over subsets.
+"""The layers of a transformer, with logical names for the axes of parameters.
 
 Every parameter is created by `parameter`, which gives each of its axes a logical name or None;
 `medjax.parallel.sharding` maps the names to axes of the mesh. Parameters are float32. Activations have the `dtype` of
@@ -18,6 +18,7 @@ from jax import Array
 
 from medjax.errors import UserError, suggest
 from medjax.models import attention as attention_kernels
+from medjax.models.drop_path import add_residual
 from medjax.parallel.sharding import constrain_rows
 
 Names = tuple[str | None, ...]
@@ -26,7 +27,6 @@ weight_init = jax.nn.initializers.normal(0.02)
 zeros = jax.nn.initializers.zeros
 ones = jax.nn.initializers.ones
 BATCH_NORM_EPS, MOMENTUM = 1e-5, 0.1  # as in torch
-DROP_PATH = 'drop_path'  # the scope of the products that choose rows
 
 SIZES = {  # the hidden layer of the FFN is `mlp_ratio` times as wide as the tower
     'Ti': dict(width=192, depth=12, heads=3, ffn='mlp', mlp_ratio=4.0),
@@ -270,61 +270,6 @@ class SwiGlu(nn.Module):
         x = Linear((d, 2 * self.hidden), ('embed', 'mlp'), dtype=self.dtype, name='w12')(x)
         gate, value = jnp.split(x, 2, axis=-1)
         return Linear((self.hidden, d), ('mlp', 'embed'), dtype=self.dtype, name='w3')(jax.nn.silu(gate) * value)
-
-
-def kept_count(sequences: int, rate: float) -> int:
-    """The number of a group's sequences that drop path keeps in each residual branch."""
-    return max(int(sequences * (1 - rate)), 1)
-
-
-def draw_kept(key: Array, groups: Array, sequences: int, depth: int, rate: float) -> Array:
-    """Draws the sequences that drop path keeps: int32 [depth,2,G,kept]; index 0 of axis 1 is attention, 1 is the FFN.
-
-    `groups` uint32 [G] are global group numbers. A draw depends on `key` and the number of its own group only. It does
-    not depend on other groups, the mesh or the micro-batch.
-    """
-
-    def draw(group: Array) -> Array:
-        ranks = jnp.argsort(jax.random.uniform(jax.random.fold_in(key, group), (depth, 2, sequences)))
-        return ranks[..., : kept_count(sequences, rate)]
-
-    return jnp.moveaxis(jax.vmap(draw)(groups), 0, 2)
-
-
-def add_residual(x: Array, residual: Callable[..., Array], kept: Array | None, *others: Array | None) -> Array:
-    """x + residual(x, *others) for sequences x [S,T,D]; with `kept`, drop path over subsets (arXiv 2304.07193).
-
-    `others` are arrays of the sequences [S,…], such as lengths and contexts, or None.
-
-    `kept` int [G,k] holds for each of G groups the k sequences that keep the branch. The residual is computed for these
-    sequences only, which saves time. It is multiplied by n/k, for n = S/G sequences in a group, so that its expected
-    value does not change. Sequences are chosen inside their group, so nothing moves between devices.
-    """
-    if kept is None:
-        return (x + residual(x, *others)).astype(x.dtype)
-    groups, k = kept.shape
-    n = len(x) // groups
-    chosen = kept[..., None] == jnp.arange(n)  # [G,k,n]: row i is 1 at the i-th sequence that keeps the branch
-
-    def subset(x: Array) -> Array:
-        taken = _products('gkn,gn...->gk...', chosen, x.reshape(groups, n, *x.shape[1:]))
-        return constrain_rows(taken.reshape(groups * k, *x.shape[1:]))
-
-    y = residual(subset(x), *(None if other is None else subset(other) for other in others))
-    y = (y * (n / k)).astype(x.dtype).reshape(groups, k, *x.shape[1:])
-    added = constrain_rows(x.reshape(groups, n, *x.shape[1:])) + _products('gkn,gk...->gn...', chosen, y)
-    return added.reshape(x.shape)
-
-
-def _products(form: str, chosen: Array, x: Array) -> Array:
-    """Takes rows of x, or puts them back, as a product with a matrix of zeros and ones: exact in every type.
-
-    A gather of rows is a serial loop on TPUs, and a scatter is slow on both TPUs and GPUs. `training/flops.py` does not
-    count this product, by the name of its scope.
-    """
-    with jax.named_scope(DROP_PATH):
-        kind = x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else jnp.float32
-        return jnp.einsum(form, chosen.astype(kind), x.astype(kind), precision='highest').astype(x.dtype)
 
 
 class Block(nn.Module):

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from jax.extend import core
 
-from medjax.models import attention, layers
+from medjax.models import drop_path, kernels
 from medjax.objectives.compose import Objective
 from medjax.types import Batch, MakeViews, TrainState
 
@@ -22,7 +22,7 @@ def model_flops(loss: Callable, params: Any, *rest: Any) -> float:
     convolutions count. Attention counts with its products, whichever kernel runs it.
     """
     derivative = jax.make_jaxpr(lambda p, t, *rest: jax.jvp(lambda p: loss(p, *rest), (p,), (t,)))
-    with attention.plain():
+    with kernels.plain():
         return _count(derivative(params, params, *rest).jaxpr)
 
 
@@ -41,7 +41,7 @@ def step_flops(objective: Objective, make_views: MakeViews, state: TrainState, b
 def _count(jaxpr: core.Jaxpr) -> float:
     total = 0.0
     for eqn in jaxpr.eqns:
-        if layers.DROP_PATH in str(eqn.source_info.name_stack):
+        if drop_path.SCOPE in str(eqn.source_info.name_stack):
             continue  # products that only choose rows
         if eqn.primitive.name == 'dot_general':
             (contract, _), _ = eqn.params['dimension_numbers']

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from medjax.errors import UserError
-from medjax.models import build, layers
+from medjax.models import build, drop_path
 from medjax.models.towers import vit
 from medjax.parallel import sharding
 from medjax.training.flops import model_flops
@@ -133,43 +133,50 @@ def test_bfloat16_activations_give_nearly_the_same_in_float32():
 def test_drop_path_adds_scaled_residuals_of_the_kept_only():
     x = np.random.default_rng(0).normal(size=(6, 2, 3)).astype(np.float32)
     kept = np.array([[2, 0], [1, 2]])  # of two groups of three sequences
-    got = layers.add_residual(jnp.asarray(x), jnp.sin, jnp.asarray(kept))
+    got = drop_path.add_residual(jnp.asarray(x), jnp.sin, jnp.asarray(kept))
     expected = x.copy()
     for i in (2, 0, 3 + 1, 3 + 2):
         expected[i] += np.sin(x[i]) * 3 / 2
     np.testing.assert_allclose(got, expected, rtol=1e-6)
-    slope = jax.grad(lambda x: layers.add_residual(x, jnp.sin, jnp.asarray(kept)).sum())(jnp.asarray(x))
+    slope = jax.grad(lambda x: drop_path.add_residual(x, jnp.sin, jnp.asarray(kept)).sum())(jnp.asarray(x))
     expected = np.ones_like(x)
     for i in (2, 0, 4, 5):
         expected[i] += np.cos(x[i]) * 3 / 2
     np.testing.assert_allclose(slope, expected, rtol=1e-6)
 
 
-def test_drop_path_takes_rows_exactly_and_without_gathers():
+@pytest.mark.parametrize('device', ['gpu', 'tpu'])
+def test_drop_path_takes_rows_exactly(monkeypatch, device):
+    """By gathers, and on TPUs by products; neither has a scatter in its backward pass."""
+    monkeypatch.setattr(drop_path, 'platform', lambda: device)
     x = np.random.default_rng(0).normal(size=(12, 5, 7)).astype(np.float32)
     kept = np.array([[2, 0], [1, 2], [3, 0]])
+    rows = jnp.array([2, 0, 5, 6, 11, 8])
     for dtype in (jnp.float32, jnp.bfloat16):
-        got = layers.add_residual(jnp.asarray(x, dtype), lambda s: -s / 2, jnp.asarray(kept))  # n / k is 2
-        expected = jnp.asarray(x, dtype).at[jnp.array([2, 0, 5, 6, 11, 8])].set(0)
-        np.testing.assert_array_equal(np.float32(got), np.float32(expected))
+        got = drop_path.add_residual(jnp.asarray(x, dtype), lambda s: -s / 2, jnp.asarray(kept))  # n / k is 2
+        np.testing.assert_array_equal(np.float32(got), np.float32(jnp.asarray(x, dtype).at[rows].set(0)))
 
     def loss(x):
-        return layers.add_residual(x, jnp.sin, jnp.asarray(kept)).sum()
+        lengths = jnp.arange(12)
+        return drop_path.add_residual(x, lambda s, n: jnp.sin(s) * n[:, None, None], jnp.asarray(kept), lengths).sum()
 
+    weight = np.zeros(12, np.float32)
+    weight[rows] = 2 * np.arange(12)[rows]
+    np.testing.assert_allclose(jax.grad(loss)(x), 1 + weight[:, None, None] * np.cos(x), rtol=1e-6, atol=1e-6)
     program = str(jax.make_jaxpr(jax.grad(loss))(jnp.asarray(x)))
-    assert 'dot_general' in program and 'gather' not in program and 'scatter' not in program
+    assert 'scatter' not in program and ('gather' in program) == (device == 'gpu')
     assert model_flops(loss, jnp.asarray(x)) == 0, 'choosing rows is no work of the model'
 
 
 def test_drop_path_draws_differ_by_layer_branch_group_and_key_and_are_fair():
     groups = jnp.arange(64, dtype=jnp.uint32)
-    kept = layers.draw_kept(jax.random.key(0), groups, 8, depth=6, rate=0.3)
+    kept = drop_path.draw_kept(jax.random.key(0), groups, 8, depth=6, rate=0.3)
     assert kept.shape == (6, 2, 64, 5)
     assert all(len(set(draw)) == 5 for draw in np.asarray(kept).reshape(-1, 5))
     flat = np.asarray(jax.nn.one_hot(kept, 8).sum(-2)).reshape(12, 64, 8)
     assert len({draw.tobytes() for draw in flat}) == 12, 'layers and branches draw separately'
     assert np.abs(flat.mean((0, 1)) - 5 / 8).max() < 0.08, 'every sequence is kept equally often'
-    other = layers.draw_kept(jax.random.key(1), groups, 8, depth=6, rate=0.3)
+    other = drop_path.draw_kept(jax.random.key(1), groups, 8, depth=6, rate=0.3)
     assert not np.array_equal(kept, other)
 
 

@@ -17,6 +17,7 @@ from flax import linen as nn
 from jax import Array
 
 from medjax.errors import UserError
+from medjax.models.drop_path import draw_kept, kept_count
 from medjax.models.flax_tower import FlaxTower, logical_axes
 from medjax.models.layers import (
     ACTIVATIONS,
@@ -26,8 +27,6 @@ from medjax.models.layers import (
     check_choice,
     check_compute,
     cls_attention,
-    draw_kept,
-    kept_count,
     parameter,
     scan_blocks,
     sizes,
@@ -214,7 +213,7 @@ class VitTower(FlaxTower):
         return Seen(kept=mask.kept.reshape(images, *mask.kept.shape[2:]), lengths=lengths)
 
     def kept(self, row: Array, sequences: int, options: ApplyOptions) -> Array | None:
-        """The sequences of each group that drop path keeps, see layers.draw_kept; None if it keeps all."""
+        """The sequences of each group that drop path keeps, see drop_path.draw_kept; None if it keeps all."""
         if not options.train or self.drop_path == 0:
             return None
         rows = options.rows_per_group
