@@ -258,6 +258,7 @@ def resolve(config: ConfigDict, datasets: Mapping[str, Any]) -> Config:
     with w_s the share of a source in the batch.
     """
     resolved: dict[str, Any] = _plain(config)
+    _check_names(resolved)
     parts = resolved['data']
     open_parts = [name for name, part in parts.items() if part['rows'] is None]
     for name in open_parts[:1]:  # one part may leave its rows open: it takes the rest of the batch
@@ -272,11 +273,12 @@ def resolve(config: ConfigDict, datasets: Mapping[str, Any]) -> Config:
             if part['canvas'] is None:
                 part['canvas'] = max(int(datasets[source].size) for source in part['sources'])
         resolved['image'] = _resolve_image(resolved['image'], parts, datasets)
-        if resolved['labels'] is None:
-            resolved['labels'] = records.label_vocabulary(_frozen(parts), datasets)
+        labels = records.label_vocabulary(_frozen(parts), datasets)
+        if resolved['labels'] is not None and tuple(resolved['labels']) != labels:
+            raise UserError(f'labels={resolved["labels"]!r}: the data have {list(labels)}; leave this key out')
+        resolved['labels'] = labels
         for name, given in resolved['columns'].items():
-            if given is None:
-                resolved['columns'][name] = records.column_words(name, _frozen(parts), datasets)
+            resolved['columns'][name] = records.column_words(name, given, _frozen(parts), datasets)
     texts = text_views.from_config(resolved['views'])
     for name, text in texts.items():
         if text.prompts:
@@ -344,8 +346,8 @@ def check(config: Config) -> Config:
     for name, view in config['views'].items():
         _check_choice(view.get('part'), config['data'], f'views.{name}.part')
     text_views.from_config(config['views'])
+    _check_names(config)
     _check_export(config)
-    _check_columns(config)
     return config
 
 
@@ -386,17 +388,26 @@ def _check_levels(key: str, value: Any, channels: int | None, above: float) -> N
         raise UserError(f'{key}={value!r}: a list must have one number for each channel, and image.channels={channels}')
 
 
-def _check_columns(config: Config) -> None:
+def _check_names(config: Mapping[str, Any]) -> None:
+    """Labels are None or a list of names; columns are 'number', a list of words, or None."""
+    labels = config['labels']
+    if labels is not None and not _are_names(labels, 0):
+        raise UserError(f'labels={labels!r}: must be None, or the list of names that the data have')
     for name, words in config['columns'].items():
-        where = f'columns.{name}'
-        if name in (config['labels'] or ()):
-            raise UserError(f'{where}: a label of the data has this name, and a term could not tell them apart')
-        if words is None or words == 'number':
-            continue
-        if isinstance(words, str) or not all(isinstance(word, str) and word for word in words) or not words:
-            raise UserError(f"{where}={words!r}: must be 'number', a list of words, or None to find it in the data")
-        if len(set(words)) < len(words):
-            raise UserError(f'{where}={words!r}: a word stands there twice')
+        if name in (labels or ()):
+            raise UserError(f'columns.{name}: a label of the data has this name, and a term could not tell them apart')
+        if words is not None and words != 'number' and not _are_names(words, 2):
+            raise UserError(
+                f"columns.{name}={words!r}: must be 'number', a list of at least two different words, or None to find "
+                'it in the data'
+            )
+
+
+def _are_names(names: Any, least: int) -> bool:
+    """Whether `names` is a list of different texts, at least so many."""
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) and name for name in names):
+        return False
+    return len(set(names)) == len(names) >= least
 
 
 def _check_export(config: Config) -> None:

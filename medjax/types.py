@@ -155,6 +155,7 @@ class Tower:
     batch_statistics: bool = False  # in training a row's features depend on other rows, so micro-batches are refused
     vocabulary: int = 0  # text towers: the number of token ids
     context: int = 0  # text towers: the largest number of tokens in a text
+    blocks: int = 0  # whose results 'last<n>/…' may name; 0: unknown
 
     def init(self, key: Array) -> Tree:
         """New parameters.
@@ -189,8 +190,9 @@ class Tower:
         """
         if len(inputs) != max(len(self.reads), 1):
             raise UserError(f'{type(self).__name__} takes {max(len(self.reads), 1)} inputs, got {len(inputs)}')
+        present = self.present(inputs)  # also checks that the inputs fit together
         outputs = self.encode(params, inputs, ApplyOptions(train, key, rows_per_group, frozenset(want)))
-        return outputs if 'present' in outputs else {**outputs, 'present': self.present(inputs)}
+        return {'present': present, **outputs}
 
     def encode(self, params: Tree, inputs: tuple[Input | None, ...], options: ApplyOptions) -> dict[str, Any]:
         """The outputs that `apply` describes. A subclass computes them here; everybody else calls `apply`."""

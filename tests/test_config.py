@@ -530,3 +530,25 @@ if __name__ == '__main__':
     GOLDEN.mkdir(exist_ok=True)
     for shipped in SHIPPED:
         (GOLDEN / f'{shipped.stem}.json').write_text(dump(shipped))
+
+
+# Labels and columns.
+
+
+@pytest.mark.parametrize(
+    ('override', 'sentence'),
+    [
+        ("labels=['foo']", "labels=['foo']: the data have ['effusion']; leave this key out"),
+        ("labels='effusion'", "labels='effusion': must be None, or the list of names"),
+        ('labels=5', 'labels=5: must be None'),
+        ('columns=dict(sex=5)', "columns.sex=5: must be 'number', a list of at least two different words, or None"),
+        ("columns=dict(sex=['F'])", 'a list of at least two different words'),
+        ("columns=dict(sex=['F','F'])", 'a list of at least two different words'),
+        ('columns=dict(sex=dict(F=1))', "must be 'number', a list of at least two"),
+        ("columns='sex'", 'it takes a dict (now {})'),
+    ],
+)
+def test_labels_and_columns_that_do_not_fit(override, sentence):
+    with pytest.raises(UserError) as error:
+        resolved(override, datasets=dict(main=data_set()))
+    assert sentence in str(error.value)

@@ -209,11 +209,13 @@ def label_vocabulary(parts: Mapping[str, Any], datasets: Mapping[str, DataSet]) 
 MOST_WORDS = 100  # of a column of words that a term may learn
 
 
-def column_words(name: str, parts: Mapping[str, Any], datasets: Mapping[str, DataSet]) -> str | tuple[str, ...]:
+def column_words(
+    name: str, given: Any, parts: Mapping[str, Any], datasets: Mapping[str, DataSet]
+) -> str | tuple[str, ...]:
     """'number' for a column of numbers, else its words in the train splits of a config's sources, sorted.
 
-    UserError if no source has the column, if it is of numbers in one source and of words in another, or if it has more
-    words than a term can learn.
+    `given` is what the config says of the column: 'number', its words, or None. UserError if no source has the column,
+    if sources or the config disagree on what it is, or if it has too few or too many words to learn.
     """
     where = f'columns.{name}'
     sources = {source: None for part in parts.values() for source in (part.get('sources') or {})}
@@ -222,15 +224,28 @@ def column_words(name: str, parts: Mapping[str, Any], datasets: Mapping[str, Dat
     if not columns:
         names = sorted({attribute for split in splits for attribute in attribute_names(split)})
         raise UserError(f'{where}: the records have no column of this name{suggest(name, names)}')
-    if len({column.dtype.kind == 'f' for column in columns}) > 1:
-        raise UserError(f'{where}: one source has numbers and another has words; give the list of words that count')
-    if columns[0].dtype.kind == 'f':
+    numbers = {column.dtype.kind == 'f' for column in columns}
+    if len(numbers) > 1:
+        raise UserError(f'{where}: it holds numbers in one source and words in another')
+    if numbers == {True}:
+        if given not in (None, 'number'):
+            raise UserError(f"{where}={given!r}: the records have numbers there; write 'number'")
         return 'number'
     words = sorted({word for column in columns for word in np.unique(column).tolist() if word})
-    if not 1 < len(words) <= MOST_WORDS:
+    if given == 'number':
+        raise UserError(f"{where}='number': the records have words there, such as {', '.join(words[:5])}")
+    if given is not None:
+        for word in given:
+            if word not in words:
+                raise UserError(f'{where}: no record has the word {word!r}{suggest(word, words[:MOST_WORDS])}')
+        return tuple(given)
+    if len(words) < 2:
+        only = f'only the word {words[0]!r}' if words else 'no word'
+        raise UserError(f'{where}: the records have {only} there, so there is nothing to learn')
+    if len(words) > MOST_WORDS:
         raise UserError(
-            f'{where}: the records have {len(words)} different words there, and 2 to {MOST_WORDS} can be learned; give '
-            'the list of words that count'
+            f'{where}: the records have {len(words)} different words there, and at most {MOST_WORDS} can be learned; '
+            'give the list of words that count'
         )
     return tuple(words)
 

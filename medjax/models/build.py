@@ -56,7 +56,9 @@ def tower(
         raise UserError(f"{where}: the key 'reads' is missing: the towers that {cfg['tower']!r} reads, as ['image']")
     reads = parse_reads(options.pop('reads'), f'{where}.reads')
     given['reads'] = tuple(None if read.tower is None else (others or {})[read.tower] for read in reads)
-    return dataclasses.replace(plugins.call(module.build, dict(dtype=dtype) | options, where, **given), reads=reads)
+    built = dataclasses.replace(plugins.call(module.build, dict(dtype=dtype) | options, where, **given), reads=reads)
+    plugins.text_list(built.wants, f'{where}: the wants of {cfg["tower"]!r}', 'last4/cls')
+    return built
 
 
 def head(cfg: Mapping[str, Any], width: int, where: str, dtype: str = 'float32') -> Head:

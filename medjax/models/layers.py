@@ -20,6 +20,7 @@ from medjax.errors import UserError, suggest
 from medjax.models import attention as attention_kernels
 from medjax.models.drop_path import add_residual
 from medjax.parallel.sharding import constrain_rows
+from medjax.types import is_number
 
 Names = tuple[str | None, ...]
 # torch's trunc_normal_(std=.02) cuts at +-2, which is 100 standard deviations: in effect it does not cut.
@@ -68,9 +69,16 @@ def sizes(tower: str, size: str, where: str, replace: dict[str, Any]) -> dict[st
     for name in ('width', 'depth', 'heads'):
         if not isinstance(values[name], int) or values[name] < 1:
             raise UserError(f'{tower}: {name}={values[name]!r}: must be a whole number of at least 1')
+    check_ratio(tower, values['mlp_ratio'])
     if values['width'] % values['heads']:
         raise UserError(f'{tower}: width {values["width"]} is not divisible by {values["heads"]} heads')
     return values
+
+
+def check_ratio(tower: str, mlp_ratio: Any) -> None:
+    """A UserError if the hidden layer of an FFN would have no width."""
+    if not is_number(mlp_ratio) or mlp_ratio <= 0:
+        raise UserError(f'{tower}: mlp_ratio={mlp_ratio!r}: must be a number above 0')
 
 
 def check_compute(tower: str, attention: str, remat: str, dtype: str) -> None:

@@ -315,6 +315,8 @@ def image_pass(tower: str, towers: Mapping[str, Tower], view: str = 'image') -> 
 def check_exported(exported: Sequence[str], towers: Mapping[str, Tower]) -> None:
     """UserError where a tower is exported without a tower that it reads."""
     for name in exported:
+        if name not in towers:
+            raise UserError(f'export.towers: there is no tower {name!r}{suggest(name, towers)}')
         for read in towers[name].reads:
             if read.tower is not None and read.tower not in exported:
                 raise UserError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,8 @@ from medjax.objectives.teachers import Teacher
 from medjax.objectives.trees import leaf_at
 from medjax.types import Head, Tower, View
 from medjax.views.kinds import Kind
+
+HIDDEN = ('stats', 'present')  # what towers give to the objective and to no term
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -47,6 +50,7 @@ class Declared:
         except UserError as error:
             raise UserError(f'{where}: {error}') from None
         self._check_pass(one, where)
+        self._check_output(feature, where)
         width = self._tower_width(feature)
         for head in feature.heads:
             self.add_head(head, width, where)
@@ -129,6 +133,15 @@ class Declared:
         if len(set(parts.values())) > 1:
             shown = ' and '.join(f'{view!r} shows {part!r}' for view, part in parts.items())
             raise UserError(f'{where}: its inputs show different parts of the batch: {shown}')
+
+    def _check_output(self, f: Feature, where: str) -> None:
+        """An output of the last n blocks needs n blocks. `stats` and `present` belong to the objective."""
+        blocks = self.towers[f.tower].blocks
+        match = re.fullmatch(r'last(\d+)/\w+', f.output)
+        if match and blocks and int(match[1]) > blocks:
+            raise UserError(f'{where}: the tower {f.tower!r} has no {match[1]} blocks; name last{blocks}/… at most')
+        if f.output in HIDDEN:
+            raise UserError(f'{where}: {f.output!r} is no feature; name an output such as cls or patches')
 
     def _check_teacher(self, f: Feature, one: Pass, where: str) -> None:
         """A teacher holds all towers and heads that it runs."""
@@ -225,9 +238,15 @@ def check_teachers(
     # a tower or head that no feature names is run by a term, which may ask the student
     only = {path for path in held - needed if path in of_passes | named}
     for name, teacher in teachers.items():
-        new = [path for path in teacher.of if path in only]
-        missing = [path for path in new if not _starts_given(path, teacher.init_from, recipe.get('init_from'))]
-        if missing and teacher.source is None:
+        if teacher.source is not None:
+            continue
+        missing = [path for path in teacher.of if not _starts_given(path, teacher.init_from, recipe.get('init_from'))]
+        if missing and missing[0] not in only:
+            raise UserError(
+                f'teachers.{name}: {missing[0]!r} has new weights, and a frozen teacher would teach noise; give it, or '
+                "the recipe, init_from=dict(path='weights.safetensors')"
+            )
+        if missing:
             kind = missing[0].partition('/')[0]
             theirs = 'towers/image' if kind == 'towers' else missing[0]
             raise UserError(
@@ -244,8 +263,17 @@ def _starts_given(path: str, *init_from: Any) -> bool:
     return any((take is None and path.startswith('towers/')) or path in (take or ()) for take in taken)
 
 
-def check_export(recipe: Mapping[str, Any], towers: Mapping[str, Tower], teacher_only: Sequence[str]) -> None:
-    """UserError where exports would lack a module, or where the tower that probes run cannot encode images alone."""
+def check_export(
+    recipe: Mapping[str, Any],
+    towers: Mapping[str, Tower],
+    teacher_only: Sequence[str],
+    heads: Mapping[str, Head],
+    aligned: Sequence[str],
+) -> None:
+    """UserError where exports would lack a module, or where the tower that probes run cannot encode images alone.
+
+    `aligned` are the towers of features that contrastive terms bring into one space.
+    """
     cfg = recipe.get('export')
     if cfg is None:
         return
@@ -254,12 +282,37 @@ def check_export(recipe: Mapping[str, Any], towers: Mapping[str, Tower], teacher
         if cfg['network'] == 'student' and path in teacher_only:
             kind, name = path.split('/')
             raise UserError(f'export.{kind}: {name!r} belongs to a teacher alone; give export.network, or leave it out')
+    for name in cfg['heads']:
+        tie = heads[name].tie if name in heads else None
+        if tie and tie.split('/')[1] not in cfg['towers']:
+            raise UserError(f'export.heads: {name!r} is tied to {tie!r}; export the tower {tie.split("/")[1]!r} too')
     if cfg['encoder'] is not None:
-        sizes = [max(np.atleast_1d(view['size'])) for view in recipe['views'].values() if 'size' in view]
         try:
-            jax.eval_shape(lambda: _encode(cfg['encoder'], towers, max(sizes, default=1), recipe['image']['channels']))
+            _try(cfg['encoder'], towers, recipe)
         except UserError as error:
             raise UserError(f'export.encoder: {error}') from None
+    elif not {'image', *aligned} & set(cfg['towers']):
+        encoders = [name for name in cfg['towers'] if _encodes(name, towers, recipe)]
+        if encoders:
+            raise UserError(
+                f"export.encoder: probes would run the tower 'image', which is not exported; name the tower that they "
+                f'are to run, export.encoder={encoders[0]!r}'
+            )
+
+
+def _encodes(tower: str, towers: Mapping[str, Tower], recipe: Mapping[str, Any]) -> bool:
+    """Whether a tower can encode whole images alone."""
+    try:
+        _try(tower, towers, recipe)
+    except UserError:
+        return False
+    return True
+
+
+def _try(tower: str, towers: Mapping[str, Tower], recipe: Mapping[str, Any]) -> None:
+    """Runs a tower on the shape of one image, as probes run it."""
+    sizes = [max(np.atleast_1d(view['size'])) for view in recipe['views'].values() if 'size' in view]
+    jax.eval_shape(lambda: _encode(tower, towers, max(sizes, default=1), recipe['image']['channels']))
 
 
 def _encode(tower: str, towers: Mapping[str, Tower], size: int, channels: int) -> Any:

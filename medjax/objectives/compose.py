@@ -24,7 +24,7 @@ from medjax.errors import UserError, suggest
 from medjax.models import build as models, passes
 from medjax.models.passes import Pass
 from medjax.objectives import numerics
-from medjax.objectives.checks import Declared, check_export, check_teachers
+from medjax.objectives.checks import HIDDEN, Declared, check_export, check_teachers
 from medjax.objectives.features import Feature
 from medjax.objectives.schedules import Schedule, schedule
 from medjax.objectives.teachers import Teacher, TeacherContext
@@ -55,7 +55,8 @@ def compose(recipe: Mapping[str, Any]) -> Objective:
     declared.check_drop_rates()
     by_terms = [path for term in terms.values() for path in term.context.run_by_term]
     teacher_only = check_teachers(recipe, teachers, declared, by_terms)
-    check_export(recipe, towers, teacher_only)
+    aligned = [side.tower for term in terms.values() if term.alignment for side in term.alignment]
+    check_export(recipe, towers, teacher_only, declared.heads, aligned)
     before = {name: [t.source] if t.source in teachers else [] for name, t in teachers.items()}
     teachers = {name: teachers[name] for name in plugins.in_order(before, 'teachers.{}.source', 'a circle')}
     return Objective(
@@ -79,9 +80,10 @@ def _terms(recipe: Mapping[str, Any], declared: Declared) -> tuple[dict[str, Ter
         where = where_of[name] = f'terms[{i}] ({name})' if name else f'terms[{i}]'
         weights[name] = schedule(options.pop('weight', 1.0), recipe['total_steps'], f'{where}.weight')
         context = TermContext(
-            where, recipe['total_steps'], recipe['rows_per_group'], declared.heads, parts, crops, declared.width,
+            where, recipe['total_steps'], recipe['rows_per_group'], declared.heads, parts, crops, declared.passes,
+            declared.width,
             declare=functools.partial(declared.add, where=where), declare_head=declared.add_head,
-            towers=declared.towers, labels=tuple(recipe.get('labels') or ()), columns=recipe.get('columns') or {},
+            towers=declared.towers, labels=recipe.get('labels'), columns=recipe.get('columns') or {},
         )  # fmt: skip
         terms[name] = plugins.make(options, 'term', 'medjax.objectives.terms', where, context=context)
     if not terms:
@@ -221,7 +223,8 @@ class Objective:
         metrics: Metrics = {}
         inputs = self._inputs(params, aux, computed, views, masks, key, step)
         for name, term in self.terms.items():
-            out = term.loss(inputs[name])
+            with jax.named_scope(f'terms/{name}'):
+                out = term.loss(inputs[name])
             total += self.weights[name](step) * out.loss
             carry[name] = out.carry
             start = {} if out.start is None else {'start': jax.lax.stop_gradient(out.start)}
@@ -363,6 +366,12 @@ class _Forward:
         except UserError as error:  # the tower knows what is wrong, and not for which feature it runs
             reading = (name for name, last in self.objective.passes.items() if one in passes.ordered([last]))
             raise UserError(f'feature {next(reading, one.name)!r}: {error}') from None
+        for name in sorted(self.objective.wanted[one]):
+            if name not in outputs:
+                raise UserError(
+                    f'towers.{one.tower}: a tower that reads it wants its output {name!r}, which it does not give'
+                    f'{suggest(name, [name for name in outputs if name not in HIDDEN])}'
+                )
         if 'stats' in outputs:
             self.move('towers', one.tower, outputs['stats'])
         return outputs
@@ -380,7 +389,8 @@ class _Forward:
         one = self.objective.passes[f.name]
         outputs = self.outputs[one]
         if f.output not in outputs:
-            raise UserError(f'feature {f.name!r}: there is no output {f.output!r}{suggest(f.output, outputs)}')
+            names = [name for name in outputs if name not in HIDDEN]
+            raise UserError(f'feature {f.name!r}: there is no output {f.output!r}{suggest(f.output, names)}')
         return self.through_heads(one, f, outputs[f.output], outputs['present'], f.heads)
 
     def through_heads(self, one: Pass, f: Feature, x: Array, present: Array, heads: tuple[str, ...]) -> Array:

@@ -161,15 +161,20 @@ class PairLoss(Term):
 
     def allowed(self, v: int, w: int) -> np.ndarray:
         """Which combinations of views are compared, bool [1,V,1,W]. A crop is not compared with itself."""
-        same_view = self.rows.view == self.columns.view
-        crops = self.context.crops.get(self.rows.view, v)  # a crop has several elements if its mask has contexts
-        if same_view and crops == 1 and self.rows.name == self.columns.name:
+        same_view = {x.view for x in self.rows.inputs} == {x.view for x in self.columns.inputs}
+        # a crop has several elements if its mask has contexts
+        crops = max(self.context.crops.get(x.view, v) for x in self.rows.inputs)
+        if same_view and crops == 1 and self.what(self.rows) == self.what(self.columns):
             raise UserError(
                 f'{self.context.where}: {self.rows.name!r} has one crop, which would be its own pair; '
                 'give its view count=2 or more'
             )
         same = same_view and crops > 1 and same_crop(v, w, crops).astype(bool)
         return np.broadcast_to(~np.asarray(same), (v, w))[None, :, None]
+
+    def what(self, f: Feature) -> tuple:
+        """What a feature is, whatever the order in which its name has the inputs."""
+        return self.context.passes.get(f.name, f.name), f.output, f.at, f.heads
 
     def is_positive(self, rows: Side, columns: Side) -> Array:
         """h: whether a row and a column are positives by any kind, bool [i,V,j,W]."""

@@ -177,9 +177,10 @@ def notes(history: Sequence[Mapping[str, Any]], terms: Mapping[str, Any], gauges
 def terms_with_start(history: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Terms with a positive start value: the smoothed loss, the start, their ratio now, and the ratios of all lines.
 
-    `to_untrained` are the ratios to the loss of an untrained network, where a term logs it as `untrained`: that of
-    SigLIP, with its bias of -10, is far above the loss of the best constant answer. Other terms (KoLeo, a mean log
-    distance) have no value that means "nothing learned".
+    `to_untrained` are the ratios to the loss of an untrained network, which may be far above that of the best constant
+    answer: that of SigLIP with its bias of -10, or that of a decoder of pixels. A term may log it as `untrained`; else
+    it is the first loss of the run. Other terms (KoLeo, a mean log distance) have no value that means "nothing
+    learned".
     """
     names = {
         key.split('/')[1] for line in history for key in line if key.startswith('term/') and key.endswith('/start')
@@ -192,7 +193,9 @@ def terms_with_start(history: Sequence[Mapping[str, Any]]) -> dict[str, dict[str
             ratios = smooth(loss / start)
             value = float(ratios[-1] * start[-1])
             untrained = series(history, f'term/{name}/untrained')
-            to_untrained = smooth(loss / np.where(untrained > 0, untrained, start))
+            # without the term's own figure, an untrained network is where this run began
+            begun = np.fmax(start, loss[np.isfinite(loss)][:1].max(initial=0))
+            to_untrained = smooth(loss / np.where(untrained > 0, untrained, begun))
             if np.isfinite(value):
                 terms[name] = dict(
                     loss=value,

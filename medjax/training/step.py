@@ -55,9 +55,11 @@ class Step:
         loss, metrics, (carry, stats), grads = gradients(
             self.objective, state, inputs, prepare, key, self.micro_batches
         )
-        params, opt, rates = self.optimizer.update(grads, state.opt, state.params, state.step)
-        params = self.objective.project(params)
-        aux = self.objective.update(params, state.aux, carry, stats, state.step)
+        with jax.named_scope('optimizer'):  # scopes name the operations of a profile
+            params, opt, rates = self.optimizer.update(grads, state.opt, state.params, state.step)
+            params = self.objective.project(params)
+        with jax.named_scope('teachers'):
+            aux = self.objective.update(params, state.aux, carry, stats, state.step)
 
         # A step with NaN or infinite numbers (isfinite) is skipped: it advances the clock and changes nothing else.
         # Teachers need no check of their own: loss and gradients check the parameters that teachers are made from.
@@ -105,7 +107,8 @@ class Forward:
 
     def features(self, params: Tree, rows: Any) -> tuple[Computed, Tree, tuple[Views, Masks]]:
         """What the terms need of some rows, statistics, and the views and masks that it was computed from."""
-        views, masks = self.prepare(jax.tree.map(constrain_rows, rows))
+        with jax.named_scope('views'):
+            views, masks = self.prepare(jax.tree.map(constrain_rows, rows))
         computed, stats = self.objective.features(params, self.aux, views, masks, self.key, self.step)
         return computed, stats, (views, masks)
 

@@ -302,23 +302,28 @@ def described(tmp_path_factory):
 
 def test_columns_are_found_in_the_data(described):
     both = parts(one=1.0, two=1.0)
-    assert records.column_words('age', both, described) == 'number'
-    assert records.column_words('sex', both, described) == ('F', 'M', 'O')
-    assert records.column_words('site', parts(two=1.0), described) == ('b', 'c')
+    assert records.column_words('age', None, both, described) == 'number'
+    assert records.column_words('sex', None, both, described) == ('F', 'M', 'O')
+    assert records.column_words('site', None, parts(two=1.0), described) == ('b', 'c')
+    assert records.column_words('sex', ('M', 'F'), both, described) == ('M', 'F')
 
 
 @pytest.mark.parametrize(
-    ('name', 'sources', 'sentence'),
+    ('name', 'given', 'sources', 'sentence'),
     [
-        ('agee', ['one', 'two'], "columns.agee: the records have no column of this name; did you mean 'age'"),
-        ('age', ['one', 'words'], 'one source has numbers and another has words'),
-        ('sex', ['many'], '101 different words there, and 2 to 100 can be learned'),
-        ('site', ['one'], '1 different words there'),
+        ('agee', None, ['one', 'two'], "columns.agee: the records have no column of this name; did you mean 'age'"),
+        ('age', None, ['one', 'words'], 'it holds numbers in one source and words in another'),
+        ('sex', None, ['many'], '101 different words there, and at most 100 can be learned'),
+        ('site', None, ['one'], "only the word 'a' there, so there is nothing to learn"),
+        ('age', ('old', 'young'), ['one'], "the records have numbers there; write 'number'"),
+        ('sex', 'number', ['one'], 'the records have words there, such as F, M'),
+        ('sex', ('F', 'X'), ['one'], "no record has the word 'X'"),
+        ('nothere', 'number', ['one'], 'the records have no column of this name'),
     ],
 )
-def test_columns_that_cannot_be_learned_are_a_sentence(described, name, sources, sentence):
+def test_columns_that_cannot_be_learned_are_a_sentence(described, name, given, sources, sentence):
     with pytest.raises(UserError, match=sentence):
-        records.column_words(name, parts(**dict.fromkeys(sources, 1.0)), described)
+        records.column_words(name, given, parts(**dict.fromkeys(sources, 1.0)), described)
 
 
 def test_a_batch_holds_columns(described):

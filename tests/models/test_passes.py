@@ -252,6 +252,8 @@ def test_an_export_has_the_towers_that_its_towers_read(towers):
             dict(towers=['image', 'text', 'fusion'], encoder='fusion'),
             ["export.encoder: the tower 'fusion' cannot encode images alone", 'image (images) and text (texts)'],
         ),
+        (dict(towers=['resnet', 'text']), ["export.encoder: probes would run the tower 'image'", "encoder='resnet'"]),
+        (dict(towers=['image', 'nope']), ["export.towers: there is no tower 'nope'"]),
         (dict(towers=['image', 'text'], encoder='text'), ['export.encoder', "'text' cannot encode images alone"]),
         (
             dict(towers=['image', 'decoder'], encoder='decoder'),
@@ -301,6 +303,9 @@ def test_a_config_that_cannot_be_exported_is_refused(export, words):
         ('student/image/crop/patch', ["there is no output 'patch'", "did you mean 'patches'?"]),
         ('student/fusion/crop+report/tokens', ["there is no output 'tokens'", 'cls']),
         ('student/image/crop/last0/cls', ["there is no output 'last0/cls'"]),
+        ('student/image/crop/last3/cls', ["the tower 'image' has no 3 blocks; name last1/… at most"]),
+        ('student/image/crop/present', ["'present' is no feature"]),
+        ('student/image/crop/patches', ['has the shape [2, 1, 4, 16], and the term needs one of [B,V,D]']),
         ('student/image/crop~random/patches@random', ['there are none at the positions', 'leave out @random']),
         ('student/resnet/crop~random/cls', ['masks']),
         ('student/decoder/crop/pixels', ["mode 'drop'", 'crop~random']),
@@ -311,6 +316,49 @@ def test_a_mistake_in_a_feature_is_a_sentence_that_names_it(feature, words):
     assert f'feature {feature!r}' in sentence
     for word in words:
         assert word in sentence
+
+
+@pytest.mark.parametrize(
+    ('change', 'words'),
+    [
+        (
+            dict(term='regress', student='student/image/crop/cls', teacher='student/image/other/cls'),
+            ["different parts of the batch: 'crop' shows 'cxr' and 'other' shows 'ct'"],
+        ),
+        (
+            dict(term='pair_softmax', rows='student/fusion/crop+report/cls', columns='student/fusion/report+crop/cls'),
+            ['has one crop, which would be its own pair'],
+        ),
+        (dict(term='pixels', of='student/decoder/crop~random/cls'), ['the term needs one of [B,V,N,P]']),
+        (dict(term='pixels', of='student/image/crop~random/patches'), ['2 of the 4 patches', 'of a decoder']),
+    ],
+)
+def test_features_that_do_not_fit_a_term(change, words):
+    sentence = refused(recipe(terms=[change]))
+    for word in words:
+        assert word in sentence
+
+
+def test_two_inputs_of_other_counts():
+    cfg = recipe('student/pooler/now=crop+prior=earlier/cls')
+    cfg['views'] = cfg['views'] | dict(earlier=dict(view='crop', part='cxr', size=16, count=3))
+    cfg['views']['crop'] = dict(cfg['views']['crop'], count=2)
+    cfg['towers'] = dict(TOWERS, pooler=dict(SUM, reads=['now=image', 'prior=image']))
+    assert 'its inputs have 2 and 3 crops or texts a row' in refused(cfg)
+
+
+def test_a_wanted_output_that_a_tower_lacks(monkeypatch):
+    tower = importlib.import_module('tests.sum_tower').SumTower
+    cfg = recipe('student/sum/crop/cls', towers=dict(image=VIT, sum=dict(SUM, reads=['image'])))
+    init = tower.__init__
+    monkeypatch.setattr(tower, '__init__', _with_wants(init, ('levels/1',)))
+    assert "towers.image: a tower that reads it wants its output 'levels/1', which it does not give" in refused(cfg)
+    monkeypatch.setattr(tower, '__init__', _with_wants(init, 'last2/cls'))
+    assert 'must be a list of texts' in refused(cfg)
+
+
+def _with_wants(init, wants):
+    return lambda self, **fields: init(self, **(fields | dict(wants=wants)))
 
 
 def test_a_decoder_behind_a_mask_that_replaces():
@@ -337,6 +385,7 @@ def test_a_size_that_is_no_multiple_of_the_patches_behind_a_decoder():
         (dict(a=dict(VIT, reads=['image'])), ["towers.a.reads: 'vit' is a tower of views and reads no other tower"]),
         (dict(a=dict(tower='decoder', reads=['text'])), ["it reads one tower, a ViT: reads=['image']"]),
         (dict(a=dict(tower='decoder', reads=[None])), ['it reads one tower, a ViT']),
+        (dict(a=dict(tower='decoder', reads=['image'], mlp_ratio=-1)), ['mlp_ratio=-1: must be a number above 0']),
         (dict(a=dict(tower='decoder', reads=['x=image', 'y=image'])), ['it reads one tower, a ViT']),
     ],
 )

@@ -54,7 +54,7 @@ def same(a: Any, b: Any) -> bool:
 def test_what_each_rule_does_in_four_steps():
     teachers = dict(
         target=dict(rule='refreshed', of=['towers/image'], source='slow', every=2),
-        start=dict(rule='frozen', of=OF),
+        start=dict(rule='frozen', of=OF, init_from=dict(path='x', take=OF)),
         slow=dict(rule='ema', of=OF, momentum=0.9),
         copy=dict(rule='refreshed', of=OF, every=3),
     )
@@ -150,7 +150,9 @@ def test_a_tower_that_the_student_runs_too_needs_no_weights_of_its_own():
     frozen = dict(rule='frozen', of=['towers/large'])
     cfg = recipe({'start': frozen}, 'start/large/crop/cls', 24, towers=dict(image=VIT, large=LARGE))
     cfg['terms'].append(dict(term='koleo', of='student/large/crop/cls'))
-    objective = compose(cfg)
+    with pytest.raises(UserError, match="teachers.start: 'towers/large' has new weights, and a frozen teacher would"):
+        compose(cfg)
+    objective = compose(cfg | dict(init_from=dict(path='x')))
     params, aux = jax.eval_shape(objective.init, jax.random.key(0))
     assert objective.teacher_only == () and set(params['towers']) == {'image', 'large'}
 

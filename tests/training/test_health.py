@@ -133,6 +133,15 @@ def test_unstable_skips():
     assert 'of the last 500 steps were skipped' in got['verdict']
 
 
+def test_a_term_that_begins_above_a_constant_answer_is_not_unstable():
+    """A decoder of pixels begins at 2.2, where a constant patch has .9; only a loss above its own beginning counts."""
+    pixels = {'term/pixels/start': 0.9, 'term/pixels/rows': 64}
+    falling = history(**pixels, **{'term/pixels/loss': lambda x: 2.2 - 0.5 * x})
+    assert health.verdict(falling, 2000)['status'] != 'unstable'
+    rising = history(**pixels, **{'term/pixels/loss': lambda x: 2.2 + 4 * x})
+    assert health.verdict(rising, 2000)['status'] == 'unstable'
+
+
 def test_unstable_worse_than_uniform():
     got = health.verdict(history(**{'term/cls/loss': lambda x: LN_K * np.where(x > 0.7, 1.6, 0.9)}), 2000)
     assert got['status'] == 'unstable'

@@ -26,6 +26,7 @@ from medjax.models.layers import (
     Linear,
     check_choice,
     check_compute,
+    check_ratio,
     parameter,
     scan_blocks,
     weight_init,
@@ -65,6 +66,7 @@ def build(
             raise UserError(f'decoder: {name}={value!r}: must be a whole number of at least 1')
     if width % heads or width % 4:
         raise UserError(f'decoder: width {width} must be divisible by 4 and by its {heads} heads')
+    check_ratio('decoder', mlp_ratio)
     check_choice('decoder', 'start', start, STARTS)
     check_compute('decoder', attention, remat, dtype)
     patch = encoder.module.patch

@@ -71,6 +71,7 @@ def build(
         width=stem * 2 ** (len(depths) - 1) * expansion,
         axes=logical_axes(module, example),
         batch_statistics=norm == 'batch',
+        blocks=depths[-1],  # of the last stage
         module=module,
         example=example,
         widths={f'levels/{i}': stem * 2 ** (i - 1) * expansion for i in range(1, len(depths) + 1)},

@@ -118,6 +118,7 @@ def build(
         axes=logical_axes(module, example),
         vocabulary=chosen.vocabulary,
         context=chosen.context,
+        blocks=module.depth,
         module=module,
         example=example,
     )

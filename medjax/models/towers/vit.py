@@ -160,7 +160,12 @@ def build(
     )
     example = (np.zeros((1, side, side, channels), np.float32), Seen(), None, 1)
     return VitTower(
-        width=module.width, axes=logical_axes(module, example), module=module, example=example, drop_path=drop_path
+        width=module.width,
+        axes=logical_axes(module, example),
+        blocks=module.depth,
+        module=module,
+        example=example,
+        drop_path=drop_path,
     )
 
 

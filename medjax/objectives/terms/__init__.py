@@ -19,6 +19,7 @@ from jax import Array
 
 from medjax.data.types import known as is_known
 from medjax.errors import UserError, suggest
+from medjax.models.passes import Pass
 from medjax.objectives.features import Feature, parse
 from medjax.objectives.trees import leaf_at
 from medjax.types import Head, Input, Masks, Metrics, Tower, Tree, Views
@@ -47,11 +48,12 @@ class TermContext:
     heads: Mapping[str, Head] = dataclasses.field(default_factory=dict)  # the heads that were declared so far
     parts: Mapping[str, str] = dataclasses.field(default_factory=dict)  # view -> the part of the batch that it shows
     crops: Mapping[str, int] = dataclasses.field(default_factory=dict)  # view -> its number of crops or texts
+    passes: Mapping[str, Pass] = dataclasses.field(default_factory=dict)  # of the features declared so far, by name
     width: Callable[[str], int] = lambda name: 0  # name of a declared feature -> the length of its last axis
     declare: Callable[[Feature], Feature] = lambda feature: feature  # checks a feature against the recipe
     declare_head: Callable[[str, int, str], Head] | None = None  # (head, width, argument); see `head`
     towers: Mapping[str, Tower] = dataclasses.field(default_factory=dict)
-    labels: tuple[str, ...] = ()  # the names of the labels of the data
+    labels: tuple[str, ...] | None = ()  # the names of the labels of the data; None: no data are at hand
     columns: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # name -> 'number', or its words
     run_by_term: list[str] = dataclasses.field(default_factory=list)  # 'towers/fusion', filled by `tower` and `head`
     read_by_loss: list[str] = dataclasses.field(default_factory=list)  # names of features, filled by `feature`
@@ -67,6 +69,13 @@ class TermContext:
         if not per_row:
             self.read_by_loss.append(feature.name)
         return feature
+
+    def same_part(self, *features: Feature) -> None:
+        """UserError unless all features are of one part of the batch, so that their rows belong together."""
+        shown = {feature.view: self.parts.get(feature.view) for feature in features}
+        if len(set(shown.values())) > 1:
+            parts = ' and '.join(f'{view!r} shows {part!r}' for view, part in shown.items())
+            raise UserError(f'{self.where}: its features are of different parts of the batch: {parts}')
 
     def head(self, name: str, width: int, argument: str) -> Head:
         """Declares that the term runs the head `name` itself, on features of `width` numbers.
@@ -94,15 +103,21 @@ class TermContext:
         return self.towers[name]
 
     def target(self, name: str, argument: str) -> TargetColumn:
-        """The label or the column `name` of the data, for `TermInputs.target`; a UserError where there is none."""
-        if name in self.labels:
-            return TargetColumn(name, 'label', self.labels.index(name), ('absent', 'present'))
+        """The label or the column `name` of the data, for `TermInputs.target`; a UserError where there is none.
+
+        Where no data are at hand (`medjax config` without --data), any name may be a label, and words are made up.
+        """
+        if self.labels is None and name not in self.columns:
+            return TargetColumn(name, 'label', 0, ('absent', 'present'))
+        if name in (self.labels or ()):
+            return TargetColumn(name, 'label', list(self.labels or ()).index(name), ('absent', 'present'))
         if name in self.columns:
-            words = self.columns[name]
-            return TargetColumn(name, 'column', list(self.columns).index(name), () if words == 'number' else words)
+            words = self.columns[name] or ('one word', 'another word')
+            words = () if words == 'number' else tuple(words)
+            return TargetColumn(name, 'column', list(self.columns).index(name), words)
         raise UserError(
             f'{self.where}.{argument}: the data have no label {name!r}, and the config no such column'
-            f'{suggest(name, [*self.labels, *self.columns])}'
+            f'{suggest(name, [*(self.labels or ()), *self.columns])}'
         )
 
 
@@ -183,6 +198,16 @@ class TermInputs:
         Absent elements are neither rows nor columns nor counts of a loss.
         """
         return self.presence[feature.name]
+
+    def feature(self, feature: Feature, axes: str) -> Array:
+        """A feature, whose axes must be as many as `axes` names, such as 'BVD'; UserError if they are not."""
+        x = self.features[feature.name]
+        if x.ndim != len(axes):
+            raise UserError(
+                f'the feature {feature.name!r} has the shape {list(x.shape)}, and the term needs one of '
+                f'[{",".join(axes)}]'
+            )
+        return x
 
     def head(self, name: str, x: Array, network: str = 'student') -> Array:
         """The output of a head for `x`."""

@@ -47,6 +47,7 @@ def build(
     names = [student] if isinstance(student, str) else list(student)
     students = tuple(context.feature(name, 'student') for name in names)
     target = context.feature(teacher, 'teacher')
+    context.same_part(*students, target)
     options = targets(context, target, centring, teacher_temperature, momentum, iterations)
     if len({f.head for f in students}) != 1 or prototypes_of(context, students[0]) != options.prototypes:
         raise UserError(
@@ -61,8 +62,8 @@ class DistillCls(Distillation):
     """The term `distill_cls`: the loss of DINO."""
 
     def loss(self, x: TermInputs) -> TermOutput:
-        zt = x.features[self.teacher.name]  # [B,T,d]
-        zs = jnp.concatenate([x.features[f.name] for f in self.students], axis=1)  # [B,S,d]
+        zt = x.feature(self.teacher, 'BTd')
+        zs = jnp.concatenate([x.feature(f, 'BSd') for f in self.students], axis=1)
         here_t = x.present(self.teacher).astype(jnp.float32)
         here_s = jnp.concatenate([x.present(f) for f in self.students], axis=1).astype(jnp.float32)
         sizes = [x.features[f.name].shape[1] for f in self.students]

@@ -50,7 +50,7 @@ class Koleo(Term):
     within: str
 
     def loss(self, x: TermInputs) -> TermOutput:
-        features = x.features[self.of.name].astype(jnp.float32)  # [B,V,D]
+        features = x.feature(self.of, 'BVD').astype(jnp.float32)
         present = x.present(self.of)
         size = len(features) if self.within == 'batch' else self.context.rows_per_group
         groups = features.reshape(-1, size, *features.shape[1:]).transpose(0, 2, 1, 3)  # [G,V,size,D]

@@ -44,9 +44,15 @@ class Pixels(Term):
 
     def per_row(self, x: TermInputs) -> dict[str, Array]:
         """Sums over the masked patches of each crop: error, targets, squares of the targets, number of patches."""
-        predicted = x.features[self.of.name].astype(jnp.float32)
+        predicted = x.feature(self.of, 'BVNP').astype(jnp.float32)
+        bits = x.masks[self.of.inputs[0].masked_view].bits
+        if bits.shape[2] != predicted.shape[2]:
+            raise UserError(
+                f'{self.context.where}.of: {self.of.name!r} has {predicted.shape[2]} of the {bits.shape[2]} patches; '
+                'name the output `pixels` of a decoder, which has all of them'
+            )
         target = self.target(x, predicted.shape)
-        masked = x.masks[self.of.inputs[0].masked_view].bits & x.present(self.of)[..., None]
+        masked = bits & x.present(self.of)[..., None]
         weight = masked.astype(jnp.float32)  # [B,V,N]
         mean = target.mean(-1, keepdims=True)
         return dict(

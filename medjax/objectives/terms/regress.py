@@ -37,6 +37,7 @@ def build(context: TermContext, student: str, teacher: str, loss: str = 'mse', n
     """
     s = context.feature(student, 'student', per_row=True)
     t = context.feature(teacher, 'teacher', per_row=True)
+    context.same_part(s, t)
     if loss not in LOSSES:
         raise UserError(f"{context.where}.loss={loss!r}: must be 'mse' or 'cosine'")
     if normalise not in ('layer', None):

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from medjax.errors import UserError
+from medjax.types import is_number
 from medjax.views.masks import Drawn, Generator, MaskContext, Texts, share as checked_share
 
 
@@ -26,8 +27,9 @@ def build(context: MaskContext, share: float = 0.15, masked: float = 0.8, random
     checked_share(share, f'{context.where}.share')
     if context.sees != 'text':
         raise UserError(f'{context.where}: this mask is for texts, and the view shows {context.sees}s')
-    if not (0 <= masked <= 1 and 0 <= random <= 1 and masked + random <= 1):
-        raise UserError(f'{context.where}: masked={masked} and random={random} are shares with a sum of at most 1')
+    shares = masked, random
+    if not all(is_number(x) and 0 <= x <= 1 for x in shares) or sum(shares) > 1:
+        raise UserError(f'{context.where}: masked={masked!r} and random={random!r} are shares with a sum of at most 1')
     tokens = context.tokens or {}
     if tokens and tokens.get('mask') is None:
         raise UserError(
