@@ -2,7 +2,7 @@
 #
 #   make demo          build, train, probe and report on the embedded data set -> runs/demo/report.html
 #   make test          the quick tests
-#   make test-slow     the tests that take over a minute each; make test-long: the tests that do not fit into CI
+#   make test-slow     the tests that take longest; make test-long: the tests that do not fit into CI
 #   make lint          ruff and mypy
 #   make aot           compile for GPUs and TPUs that are not there, and compare with benchmarks/programs.json
 #   make test-newest   the quick tests on PYTHON_NEWEST and the newest jax, in a second environment
@@ -73,7 +73,7 @@ test: .venv/test
 	$(PYTEST) -n 2
 
 test-slow: .venv/test
-	$(PYTEST) --slow
+	$(PYTEST) --slow -n 2 --dist loadfile  # a file stays on one worker, so its fixtures run once
 
 test-long: .venv/test
 	$(PYTEST) --long || test $$? = 5  # 5: there is no such test

@@ -36,7 +36,7 @@ OPTIONAL = ('Apache Beam', 'this method is not in medjax yet')
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption('--slow', action='store_true', help='run the tests that take over a minute, and only those')
+    parser.addoption('--slow', action='store_true', help='run the tests that take longest, and only those')
     parser.addoption('--long', action='store_true', help='run the tests that do not fit into CI, and only those')
 
 

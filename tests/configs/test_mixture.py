@@ -71,6 +71,7 @@ def test_all_kinds_of_rows_train_one_tower(datasets):
         assert line['skipped'] == 0 and np.isfinite(line['loss'])
 
 
+@pytest.mark.slow
 def test_what_each_kind_of_row_gives_to_each_term(datasets):
     """Rows without a text change the gradients of DINO's terms and not that of the contrast; both reach the tower."""
     config = configs.check(configs.resolve(recipe(), datasets))

@@ -89,6 +89,7 @@ def started(cfg: dict[str, Any], micro_batches: int = 1) -> Any:
     return objective, step, jax.jit(lambda key: create(objective, optim, key))(jax.random.key(0))
 
 
+@pytest.mark.slow
 def test_running_statistics_follow_the_batches_and_the_teacher_follows_them():
     objective, step, state = started(recipe())
     assert objective.batch_statistics == ('towers.image',)
@@ -125,6 +126,7 @@ def test_a_step_that_is_skipped_keeps_the_statistics():
     jax.tree.map(np.testing.assert_array_equal, after.aux, state.aux)
 
 
+@pytest.mark.slow
 def test_micro_batches_are_refused_unless_the_statistics_are_frozen():
     with pytest.raises(UserError, match=r"micro_batches=2: towers\.image normalises .* norm='frozen'"):
         started(recipe(), 2)
@@ -175,6 +177,7 @@ def test_weights_of_two_files_come_with_their_statistics(tmp_path):
         start_from(str(tmp_path / '2'), state, take=['towers/text=towers/txt'])
 
 
+@pytest.mark.slow
 def test_neither_layers_nor_remat_change_the_outputs():
     """If a stage has fewer blocks than `layers`, the output of its first block fills the missing places."""
     tower, stored = (build.tower(dict(RESNET, remat=remat), 1, 'x') for remat in ('none', 'blocks'))
@@ -193,6 +196,7 @@ def test_neither_layers_nor_remat_change_the_outputs():
     assert recipes.worst(jax.jit(jax.grad(loss(stored)))(weights), jax.jit(jax.grad(loss(tower)))(weights)) <= 1e-4
 
 
+@pytest.mark.slow
 def test_frozen_prefix_of_the_text_stack():
     """As in ConVIRT: embeddings and the first blocks stay as they are, later blocks are trained."""
     tower = build.tower(dict(TEXT, depth=3), 1, 'x')
@@ -223,6 +227,7 @@ def test_layerwise_rates_of_towers_with_a_pool():
     assert table['blocks']['attn']['qkv']['bias'].lr_scale.ravel().tolist() == [0.25, 0.5]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', ['bert', 'clip', 'resnet'])
 def test_eight_devices_give_what_one_gives_and_rows_stay(kind):
     """Gradients and statistics are equal; a device has an eighth of the FLOPs; exchanges have shapes of parameters."""

@@ -230,6 +230,7 @@ def test_masks_of_mode_zero_are_refused():
         tower.apply(start(tower), Input(view(), Mask(jnp.zeros((4, 2, 16), bool), none, none, mode='zero')))
 
 
+@pytest.mark.slow
 def test_rows_stay_on_their_device():
     """On 8 devices only gradients are exchanged, and each device does an eighth of the work."""
     if jax.device_count() != 8:

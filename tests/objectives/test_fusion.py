@@ -55,6 +55,7 @@ def whole(run, started):
     return run(started[2], batch(ROWS))
 
 
+@pytest.mark.slow
 def test_it_trains(started):
     _, step, state = started
     run = jax.jit(step.train_step)
@@ -117,6 +118,7 @@ def test_a_row_that_is_alone_in_its_group_has_no_negative(run, started):
     assert int(metrics['term/match/rows']) == 6 and int(metrics['term/match/pairs']) == 3 * 6 - 2
 
 
+@pytest.mark.slow
 def test_two_terms_share_a_temperature():
     recipe = fusion(masks={}, terms=[fusion()['terms'][0], SHARED])
     for name in ('match', 'words'):
@@ -135,6 +137,7 @@ def test_two_terms_share_a_temperature():
     assert slope == pytest.approx(2 * single, rel=1e-5) and single != 0
 
 
+@pytest.mark.slow
 def test_the_tied_embedding_gets_both_gradients(started):
     """With respect to one array that both the tower and the head read, the gradient is the sum of both uses."""
     objective, _, state = started

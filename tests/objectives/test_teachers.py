@@ -106,6 +106,7 @@ def compose_width(cfg: dict[str, Any]) -> int:
     return build.towers(cfg['towers'], 1)['large'].width
 
 
+@pytest.mark.slow
 def test_a_teacher_has_no_gradient_and_its_tower_stays():
     cfg = recipe({'public': PUBLIC}, 'public/large/crop/cls', 24, towers=dict(image=VIT, large=LARGE))
     objective = compose(cfg)

@@ -78,6 +78,7 @@ def unit(x):
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
+@pytest.mark.slow
 def test_an_export_says_which_towers_and_heads_are_a_pair(encoder):
     (pair,) = encoder.meta['pairs']
     assert pair['image'] == dict(tower='image', head='vi')
@@ -97,6 +98,7 @@ def test_means_over_other_labels_stand_in_another_table(run, data, tmp_path, cap
     assert '| zero_shot |' in second and second.startswith('2 label(s)')
 
 
+@pytest.mark.slow
 def test_an_export_has_the_tokenizer_that_its_run_began_with(tmp_path, data, monkeypatch):
     copy = shutil.copytree(data, tmp_path / 'data')
     (tmp_path / 'config.py').write_text(CONFIG)
@@ -115,6 +117,7 @@ def test_an_export_has_the_tokenizer_that_its_run_began_with(tmp_path, data, mon
     assert export.read_meta(folder)['tokenizer']['fingerprint'] == config['tokenizer']['fingerprint']
 
 
+@pytest.mark.slow
 def test_defaults_are_what_export_and_data_allow(run, data, capsys, monkeypatch):
     assert probe(run, data, '--prompts', PROMPTS) == 0
     output = capsys.readouterr().out

@@ -81,6 +81,7 @@ def test_teacher_follows_the_new_student(trained):
         assert recipes.worst(after.aux['teachers']['teacher'][kind], expected) <= 1e-6
 
 
+@pytest.mark.slow
 def test_start_values_are_the_losses_of_uniform_outputs():
     recipe = recipes.tiny(prototypes=64)
     objective, optim, step = recipes.parts(recipe)

@@ -158,6 +158,7 @@ def one_step(cfg, batch):
     return state, after, jax.device_get(metrics)
 
 
+@pytest.mark.slow
 def test_odd_texts_through_a_train_step(tmp_path, tokenizer, importable):
     """Every text is either trained on, or absent and counted. The step is finite."""
     source = data_set(tmp_path, 'odd', len(ODD), lambda i: {'impression': [*ODD.values()][i]})
@@ -269,6 +270,7 @@ def train(file, data, run, tokenizer_path):
     return subprocess.run([sys.executable, *map(str, argv)], cwd=ROOT, env=env, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_a_run_with_texts_and_what_it_exports(command, tokenizer, tmp_path):
     file, data = command
     done = train(file, data, tmp_path / 'run', tokenizer.path)

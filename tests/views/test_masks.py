@@ -203,6 +203,7 @@ EVERY_MASK = {
 }
 
 
+@pytest.mark.slow
 def test_the_draws_of_a_row_do_not_depend_on_the_rows_beside_it():
     """The masks of rows 4 to 7 are the same in a batch of 16, in a batch of 4 and beside other masks."""
     _, whole = made(EVERY_MASK, 16)
@@ -229,6 +230,7 @@ def test_draws_of_rows_do_not_depend_on_the_size_of_groups():
         np.testing.assert_array_equal(two[name].bits, four[name].bits)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(jax.device_count() != 8, reason='needs 8 (virtual) devices')
 def test_draws_do_not_depend_on_the_mesh_or_on_micro_batches():
     make_views = make.build(make.kinds(dict(crop=CROP)), EVERY_MASK, IMAGE, dict(crop=(4, 4)), 2)

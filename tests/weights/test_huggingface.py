@@ -123,6 +123,7 @@ def test_text_towers_equal_transformers(kind, tmp_path):
     same_gradients(model, loss, tower, 'towers/text', params, ours, tmp_path)
 
 
+@pytest.mark.slow
 def test_padding_changes_nothing():
     """In the families with lengths, padding and its token ids change nothing. An absent text gives finite numbers."""
     _, view = texts()

@@ -239,6 +239,7 @@ def test_clusters_are_connected_components():
     assert not near_duplicates.clusters(chain[:-1], chain[1:], 5000).any()
 
 
+@pytest.mark.slow
 def test_radiographs(real_data):
     """Images of 156 patients: planted copies are found; follow-ups and other patients are not the same picture."""
     folder = real_data / 'nih_cxr64'
