@@ -174,6 +174,7 @@ def compiled(case: Case, text_file: str | None = None) -> dict[str, Any]:
         ],
         by_kind=summary.by_kind,
         roofline_ms=round(1e3 * program.roofline(*ROOFLINE)[0], 1) if case.topology.startswith('h100') else None,
+        padding=round(program.padding(), 3) if case.topology.startswith('v') else 1.0,
         **forbidden(recipe, program.arrays()),
     )
 
@@ -202,7 +203,7 @@ def forbidden(recipe: Any, arrays: dict[tuple[str, tuple[int, ...]], int]) -> di
 
 def guarded(result: dict[str, Any]) -> dict[str, Any]:
     """The numbers of a result that are committed."""
-    kept = ('kernels', 'fusions', 'temporary_mib', 'peak_mib', 'scan_copy_mib', 'exchanged_mib')
+    kept = ('kernels', 'fusions', 'temporary_mib', 'peak_mib', 'scan_copy_mib', 'exchanged_mib', 'padding')
     return {key: result[key] for key in kept}
 
 

@@ -20,6 +20,7 @@ FREE = {  # instructions without a kernel
 FUSIONS = ('fusion', 'fusion-start')
 HEAD = re.compile(r'^(ENTRY )?%?([\w.\-]+) \(.*\{$')
 INSTRUCTION = re.compile(r'^\s*(?:ROOT )?%?([\w.\-]+) = (.*)$')
+TILED = re.compile(r'\b([a-z]+\d*)\[([\d,]+)\]\{([\d,]+):T\((\d+),(\d+)\)')  # bf16[8,257]{1,0:T(8,128)(2,1)}
 ARRAY = re.compile(r'\b([a-z]+\d*)\[([\d,]*)\]')
 
 
@@ -188,6 +189,25 @@ class Program:
                 for kind, dims in ARRAY.findall(one.type):
                     found[kind, tuple(int(n) for n in dims.split(',') if n)] += 1
         return dict(found)
+
+    def padding(self, count: int = 10) -> float:
+        """Bytes of the `count` largest arrays in memory, with the padding to tiles of a TPU, over those without it."""
+        arrays: dict[str, tuple[int, int]] = {}
+        for name in self.runs():
+            for one in self.computations.get(name, ()):
+                arrays |= {m[0]: _padded(m) for m in TILED.finditer(one.type)}
+        largest = sorted(arrays.values(), reverse=True)[:count]
+        return sum(padded for padded, _ in largest) / max(sum(content for _, content in largest), 1)
+
+
+def _padded(match: re.Match[str]) -> tuple[int, int]:
+    """Bytes of an array on a TPU, with the padding of its two innermost axes to whole tiles, and without."""
+    kind, shape, order, rows, columns = match.groups()
+    dims, inner = [[int(n) for n in text.split(',') if n] for text in (shape, order)]
+    full = list(dims)
+    for axis, tile in zip(inner, (int(columns), int(rows)), strict=False):
+        full[axis] = -(-full[axis] // tile) * tile
+    return math.prod(full) * BYTES.get(kind, 0), math.prod(dims) * BYTES.get(kind, 0)
 
 
 def size(text: str) -> int:

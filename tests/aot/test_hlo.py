@@ -69,6 +69,13 @@ def test_the_size_of_a_type(text, expected):
     assert size(text) == expected
 
 
+def test_the_padding_of_a_tpu():
+    """257 rows of 192 numbers lie in tiles of 8 x 128: 264 x 256; an array without tiles does not count."""
+    text = TEXT.replace('f32[1,8]{1,0} custom-call', 'bf16[4,257,192]{2,1,0:T(8,128)(2,1)} custom-call')
+    assert Program(text).padding() == pytest.approx(264 * 256 / (257 * 192))
+    assert Program(TEXT).padding() == 0
+
+
 def test_a_program_of_this_machine():
     """A scan over eight layers on eight devices: eight products and one exchange of a sum."""
     if jax.device_count() != 8:

@@ -42,6 +42,37 @@ def test_micro_batches_give_one_gradient(trained):
         assert set(split_metrics) == set(metrics)
 
 
+@pytest.mark.slow
+def test_a_bfloat16_step_is_nearly_the_float32_step():
+    """Without KoLeo, which is ill-conditioned while CLS tokens nearly coincide: losses, and directions of gradients.
+
+    The bias of the keys has no gradient at all (softmax ignores it), so that of qkv is compared less closely.
+    """
+    found = {}
+    for dtype in ('float32', 'bfloat16'):
+        recipe = recipes.tiny(rows_per_group=2, prototypes=64, dtype=dtype)
+        recipe['terms'] = [term for term in recipe['terms'] if term['term'] != 'koleo']
+        recipe['towers']['image'] |= dict(width=64, layerscale=1.0)
+        objective, optim, _ = recipes.parts(recipe)
+        make_views = recipes.views(recipe, objective)
+        state = recipes.start(objective, optim)
+
+        @jax.jit
+        def run(state, batch, objective=objective, make_views=make_views):
+            views = lambda rows: make_views(rows, state.key, state.step)  # noqa: E731
+            loss, _, _, grads = gradients(objective, state, batch, views, state.key, 1)
+            return loss, grads
+
+        found[dtype] = run(state, recipes.batch(16))
+    (loss, grads), (half_loss, half_grads) = found['float32'], found['bfloat16']
+    assert abs(half_loss - loss) <= 1e-3 * abs(loss)
+    paths = jax.tree_util.tree_leaves_with_path(grads)
+    for (path, a), b in zip(paths, jax.tree.leaves(half_grads), strict=True):
+        name = jax.tree_util.keystr(path)
+        cosine = float((a * b).sum() / jnp.sqrt((a * a).sum() * (b * b).sum()))
+        assert cosine > (0.99 if "'qkv']['bias']" in name else 0.999), (name, cosine)
+
+
 def test_a_step_is_a_function_of_state_and_batch_alone(trained):
     *_, step, state, batch = trained
     run = jax.jit(step.train_step)

@@ -1,4 +1,4 @@
-"""Every shipped recipe at small sizes: noise in absent images and texts changes no loss, gradient or statistics."""
+"""Every shipped recipe at small sizes: absent images and texts change nothing, micro-batches give one gradient."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import recipes
 from report_recipes import ROOT, small
 
 from medjax import config as configs
+from medjax.errors import UserError
 from medjax.training.rehearsal import one_group
 from medjax.training.step import gradients
 
@@ -20,10 +21,10 @@ NAMES = sorted(path.stem for path in (ROOT / 'configs').glob('*.py'))
 CASES = [pytest.param(name, marks=[pytest.mark.slow if name in FAMILIES else pytest.mark.long]) for name in NAMES]
 
 
-def at_small_sizes(name: str) -> configs.Config:
+def at_small_sizes(name: str, rows_per_group: int = 4, drop_path: float = 0.25) -> configs.Config:
     """The recipe with crops of 32 px (local ones of 16), patches of 8 px, and eight rows in each part."""
     config = small(name)
-    config.update(rows_per_group=4, micro_batches=1, labels=['effusion', 'nodule'])
+    config.update(rows_per_group=rows_per_group, micro_batches=1, labels=['effusion', 'nodule'])
     if config.image.channels is None:
         config.image.channels = 1
     if config.image.mean is None:
@@ -32,7 +33,7 @@ def at_small_sizes(name: str) -> configs.Config:
         if tower.tower == 'vit':
             tower.variant = 'Ti/8'
         if tower.get('drop_path'):
-            tower.drop_path = 0.25
+            tower.drop_path = drop_path
     if 'local' in config.views:
         config.views.local.update(size=16, count=2)
     if name == 'distill_vits14':
@@ -107,3 +108,30 @@ def test_noise_in_absent_rows_changes_nothing(name):
         assert jax.tree.all(jax.tree.map(lambda x, y: np.array_equal(x, y, equal_nan=True), a, b)) or (
             recipes.worst(a, b) <= 1e-6
         ), what
+
+
+def gradient_of(objective, step, micro_batches: int):
+    """(state, batch) -> loss and gradient of a step in micro-batches, compiled."""
+
+    def run(state, batch):
+        views = lambda rows: step.make_views(rows, state.key, state.step)  # noqa: E731
+        loss, _, _, grads = gradients(objective, state, batch, views, state.key, micro_batches)
+        return loss, grads
+
+    return jax.jit(run)
+
+
+@pytest.mark.parametrize('name', [pytest.param(name, marks=pytest.mark.long) for name in NAMES])
+def test_micro_batches_give_one_gradient_or_are_refused_by_name(name):
+    config = at_small_sizes(name, rows_per_group=2, drop_path=0.0)  # groups of two rows make four micro-batches
+    objective, optim, step = recipes.parts(config)
+    if objective.batch_statistics:
+        with pytest.raises(UserError, match=f'{objective.batch_statistics[0]} normalises by the statistics'):
+            recipes.parts(config, micro_batches=2)
+        return
+    state, batch = recipes.start(objective, optim), random_batch(objective, config, 0)
+    loss, whole = gradient_of(objective, step, 1)(state, batch)
+    for micro_batches in (2, 4):
+        split_loss, split = gradient_of(objective, step, micro_batches)(state, batch)
+        assert abs(split_loss - loss) <= 1e-5 * abs(loss)
+        assert recipes.worst(split, whole) <= 1e-5

@@ -1,0 +1,73 @@
+"""The guard on compiled programs: which numbers are complaints, and which arrays are forbidden."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from medjax.aot import programs
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope='module')
+def guard():
+    spec = importlib.util.spec_from_file_location('compile_benchmark', ROOT / 'benchmarks' / 'compile.py')
+    module = importlib.util.module_from_spec(spec)
+    sys.modules['compile_benchmark'] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+RESULT = dict(kernels=1000, exchanged_mib={'all-reduce': 500.0}, compile_s=50, scores=[], float32_hidden=[])
+
+
+def test_every_case_of_ci_has_committed_numbers(guard):
+    numbers = json.loads(guard.NUMBERS.read_text())
+    assert set(numbers) == {name for name, case in guard.CASES.items() if case.ci}
+
+
+def test_a_number_that_moved_is_a_sentence(guard):
+    committed = dict(kernels=1000, exchanged_mib={'all-reduce': 500.0})
+    assert list(guard.differences(committed, committed)) == []
+    assert list(guard.differences(dict(committed, kernels=1015), committed)) == []
+    (moved,) = guard.differences(dict(committed, kernels=1030), committed)
+    assert moved.startswith('kernels is 1,030 and was 1,000')
+    (new,) = guard.differences(dict(committed, exchanged_mib={'all-reduce': 500.0, 'all-gather': 9.0}), committed)
+    assert new.startswith('exchanged_mib.all-gather is 9.0 and was 0.0')
+    assert 'no numbers are committed' in next(guard.differences(committed, None))
+
+
+def test_what_a_program_must_not_be(guard):
+    case = guard.Case('h100:1x1', 'tiny', 'step', 20)
+    assert list(guard.faults(case, RESULT)) == []
+    (slow,) = guard.faults(case, RESULT | dict(compile_s=61))
+    assert 'the limit is 20 s' in slow
+    (scores,) = guard.faults(case, RESULT | dict(scores=['bf16[8, 2, 17, 17]']))
+    assert 'attention scores lie in memory' in scores
+    assert list(guard.faults(case._replace(flash=False), RESULT | dict(scores=['bf16[8, 2, 17, 17]']))) == []
+
+
+def test_scores_and_float32_hidden_layers_are_found(guard):
+    recipe = programs.prepare('tiny', canvas=64)
+    image = recipe.objective.towers['image'].module
+    tokens = 4 * 4 + 1  # of global crops of 32 px in patches of 8 px
+    arrays = {
+        ('bf16', (16, image.heads, tokens, tokens)): 1,
+        ('bf16', (16, image.heads, 24, 24)): 1,  # padded to a multiple of 8
+        ('f32', (image.depth, image.width, image.hidden)): 1,  # parameters
+        ('f32', (9_999, image.hidden)): 1,
+        ('bf16', (9_999, image.hidden)): 1,
+    }
+    found = guard.forbidden(recipe, arrays)
+    assert len(found['scores']) == 2 and found['float32_hidden'] == [f'f32[9999, {image.hidden}]']
+
+
+def test_an_environment_that_is_missing_is_a_sentence(guard, monkeypatch, tmp_path):
+    monkeypatch.setattr(guard, 'ROOT', tmp_path)
+    result, sentence = guard.in_own_process('vitb_views', None)
+    assert result is None and '.venv-aot-gpu' in sentence and 'make aot makes this environment' in sentence
