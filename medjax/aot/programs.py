@@ -15,19 +15,17 @@ import jax.numpy as jnp
 
 from medjax import config as configs
 from medjax.models import passes
-from medjax.objectives.compose import Objective, compose
+from medjax.objectives.compose import Objective
 from medjax.parallel import sharding
 from medjax.parallel.groups import check_rows
 from medjax.training.optimizer import Optimizer
-from medjax.training.rehearsal import batch_shapes
+from medjax.training.rehearsal import batch_shapes, without_data
 from medjax.training.state import abstract_state, make_optimizer, state_shardings
 from medjax.training.step import Step, make_step
 from medjax.types import TrainState, View
 from medjax.views import make
 
 PROGRAMS = ('views', 'step', 'encoder')
-STAND_INS = dict(channels=1, mean=0.5, std=0.25)  # where the config leaves these to the data
-TOKENS = dict(vocabulary=8, pad=0, first=None, last=None, mask=1, unknown=None)  # where no tokenizer is at hand
 STORED_CHANNELS = 1  # radiographs are grey
 ENCODED = 32  # images that probes encode at once on a device
 
@@ -46,14 +44,7 @@ class Recipe:
 
 def prepare(spec: str, overrides: Sequence[str] = (), canvas: int = 256) -> Recipe:
     """A recipe by its file or name, with overrides 'key=value'. To be called before a mesh is in use."""
-    config = configs.check(configs.resolve(configs.read(spec, overrides), {}))
-    image = {key: STAND_INS[key] if value is None else value for key, value in config['image'].items()}
-    config = {**config, 'image': image}
-    objective = compose(config)
-    tokens = config['tokenizer'].get('tokens') or dict(TOKENS)
-    make_views = make.build(
-        objective.views, config['masks'], image, objective.grids(), config['rows_per_group'], tokens
-    )
+    config, objective, make_views = without_data(configs.check(configs.resolve(configs.read(spec, overrides), {})))
     optimizer = make_optimizer(objective, config['optim'], config['total_steps'])
     step = make_step(objective, optimizer, make_views, config['micro_batches'])
     return Recipe(config, objective, optimizer, step, abstract_state(objective, optimizer), canvas)

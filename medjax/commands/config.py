@@ -18,13 +18,10 @@ from typing import Any
 
 from medjax import config as configs, recipes
 from medjax.errors import UserError
-from medjax.objectives.compose import compose
-from medjax.training.rehearsal import rehearse
+from medjax.training.rehearsal import rehearse, without_data
 from medjax.training.state import make_optimizer
-from medjax.views import make
 
 ABSENT = '-'  # in a table: the config does not have the key. No JSON value is written so
-TOKENS = dict(vocabulary=8, pad=0, first=None, last=None, mask=1, unknown=None)  # where no tokenizer is at hand
 WIDTH = 100  # letters of a line of JSON
 
 
@@ -107,19 +104,10 @@ def _recipe(name: str, data: Sequence[str], overrides: Sequence[str]) -> configs
 
 
 def _built(config: configs.Config) -> configs.Config:
-    """The config itself, after all its builders took it: a UserError here is one that `medjax train` would give.
-
-    Stand-ins take the place of values that depend on the data. Nothing is allocated.
-    """
-    stand_ins = dict(channels=3, mean=0.5, std=0.25)
-    image = {key: stand_ins[key] if value is None else value for key, value in config['image'].items()}
-    objective = compose({**config, 'image': image})
-    tokens = config['tokenizer'].get('tokens') or dict(TOKENS)
-    make_views = make.build(
-        objective.views, config['masks'], image, objective.grids(), config['rows_per_group'], tokens
-    )
+    """The config itself, after all its builders took it: a UserError here is one that `medjax train` would give."""
+    given, objective, make_views = without_data(config)
     make_optimizer(objective, config['optim'], config['total_steps'])
-    rehearse(objective, make_views, {**config, 'image': image})
+    rehearse(objective, make_views, given)
     return config
 
 

@@ -12,8 +12,25 @@ import jax
 import jax.numpy as jnp
 
 from medjax.errors import UserError
-from medjax.objectives.compose import Objective
+from medjax.objectives.compose import Objective, compose
 from medjax.types import MakeViews
+from medjax.views import make
+
+# Where a config leaves these to the data.
+IMAGE = dict(channels=3, mean=0.5, std=0.25)
+TOKENS = dict(vocabulary=8, pad=0, first=None, last=None, mask=1, unknown=None)
+
+
+def without_data(config: Mapping[str, Any]) -> tuple[dict[str, Any], Objective, MakeViews]:
+    """The config with stand-ins for what depends on the data, its objective and its views. Nothing is allocated."""
+    image = {key: IMAGE[key] if value is None else value for key, value in config['image'].items()}
+    config = {**config, 'image': image}
+    objective = compose(config)
+    tokens = config['tokenizer'].get('tokens') or dict(TOKENS)
+    make_views = make.build(
+        objective.views, config['masks'], image, objective.grids(), config['rows_per_group'], tokens
+    )
+    return config, objective, make_views
 
 
 def rehearse(objective: Objective, make_views: MakeViews, config: Mapping[str, Any]) -> None:
