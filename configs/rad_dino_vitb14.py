@@ -18,7 +18,7 @@ the left; the learning rate 2e-4 sqrt(2560 / 1024) / 2 = 1.6e-4 (another continu
 on); 35,000 steps, which are 100 passes over 880,000 images; a tenth of them for warm-up. With rows_per_group=5, drop
 path keeps 7 of 10 global crops and 28 of 40 local crops: exactly .3 are dropped. A batch has 512 groups, so that
 data x fsdp may be up to 512 devices; the 40 images of each of 64 devices are 8 groups, which 2, 4 or 8 micro-batches
-divide. All 12 blocks are unrolled, which spares a GPU 20 GiB of copies a step; a TPU compiles faster with
+divide. All 12 blocks are unrolled, which spares a GPU the copies that a loop stacks; a TPU compiles faster with
 `--config.towers.image.unroll=1`.
 
 Cost: 2.5 TFLOP an image, 6.5 PFLOP a step: .34 s on 64 H100 at 30 % of their peak, 3.3 hours in all.

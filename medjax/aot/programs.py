@@ -22,7 +22,7 @@ from medjax.training.optimizer import Optimizer
 from medjax.training.rehearsal import batch_shapes, without_data
 from medjax.training.state import abstract_state, make_optimizer, state_shardings
 from medjax.training.step import Step, make_step
-from medjax.types import TrainState, View
+from medjax.types import TrainState
 from medjax.views import make
 
 PROGRAMS = ('views', 'step', 'encoder')
@@ -74,7 +74,7 @@ def lower(recipe: Recipe, program: str, devices: Sequence[Any], sizes: Mapping[s
 
 
 def _encoder(recipe: Recipe, mesh: jax.sharding.Mesh) -> Any:
-    """The image tower of the export as probes run it, on ENCODED images for each device."""
+    """The CLS feature of whole images by the image tower of the export, ENCODED images for each device."""
     config, towers = recipe.config, recipe.objective.towers
     name = config['export']['encoder'] or 'image'
     size = max(kind.size[0] for kind in recipe.objective.views.values() if kind.size)
@@ -89,9 +89,7 @@ def _encoder(recipe: Recipe, mesh: jax.sharding.Mesh) -> Any:
 
     def encode(params: Any, images: Any, extent: Any) -> Any:
         x = make.evaluation_view(images, extent, size, config['image'])
-        present = jnp.ones((rows, 1), bool)
-        view = View(x[:, None, None], jnp.arange(rows, dtype=jnp.uint32), present, None, {})
-        return passes.encode_images(name, towers, params, view)['cls']
+        return passes.encode_images(name, towers, params, x)['cls']
 
     return jax.jit(encode).lower(params, _placed(images, by_row), _placed(extent, by_row))
 

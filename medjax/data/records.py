@@ -118,6 +118,11 @@ class Split:
         """The names that `column` accepts: the columns of every data set, and the attributes that the source gave."""
         return tuple(name.removeprefix('info/') for name in self._columns if name not in ('label', 'keys'))
 
+    @property
+    def attribute_names(self) -> tuple[str, ...]:
+        """The names of the attributes that the source gave: age, sex, view, …"""
+        return tuple(name.removeprefix('info/') for name in self._columns if name.startswith('info/'))
+
     def column(self, name: str) -> np.ndarray:
         """[n], mapped from disk. An attribute is float32, nan if unknown (age), or words, '' if unknown (sex, view, …).
 
@@ -220,9 +225,9 @@ def column_words(
     where = f'columns.{name}'
     sources = {source: None for part in parts.values() for source in (part.get('sources') or {})}
     splits = [datasets[source].split('train') for source in sources]
-    columns = [split.column(name) for split in splits if name in attribute_names(split)]
+    columns = [split.column(name) for split in splits if name in split.attribute_names]
     if not columns:
-        names = sorted({attribute for split in splits for attribute in attribute_names(split)})
+        names = sorted({attribute for split in splits for attribute in split.attribute_names})
         raise UserError(f'{where}: the records have no column of this name{suggest(name, names)}')
     numbers = {column.dtype.kind == 'f' for column in columns}
     if len(numbers) > 1:
@@ -248,8 +253,3 @@ def column_words(
             'give the list of words that count'
         )
     return tuple(words)
-
-
-def attribute_names(split: Split) -> tuple[str, ...]:
-    """The names of the attributes that the source gave: age, sex, view, …"""
-    return tuple(name.removeprefix('info/') for name in split._columns if name.startswith('info/'))

@@ -14,6 +14,9 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
+from jax import Array
+
 from medjax.errors import UserError, suggest
 from medjax.types import Input, Masks, Read, Tower, Tree, View, Views
 
@@ -278,14 +281,18 @@ def wanted(passes: Iterable[Pass], towers: Mapping[str, Tower]) -> dict[Pass, fr
 
 
 def encode_images(
-    tower: str, towers: Mapping[str, Tower], params: Mapping[str, Tree], view: View, want: Iterable[str] = ()
+    tower: str, towers: Mapping[str, Tower], params: Mapping[str, Tree], images: Array, want: Iterable[str] = ()
 ) -> Outputs:
-    """The outputs of a tower for images alone, as probes run it; `params` are those of towers by name.
+    """The outputs of a tower for whole images, float32 [B,H,W,C], as probes run it; B rows of one crop.
+
+    `params` are those of towers by name.
 
     UserError where the tower needs more than one image.
     """
     last = image_pass(tower, towers)
     needed = wanted([last], towers)
+    rows, present = jnp.arange(len(images), dtype=jnp.uint32), jnp.ones((len(images), 1), bool)
+    view = View(images[:, None, None], rows, present, None, {})
 
     def apply(one: Pass, inputs: tuple[Input | None, ...]) -> Outputs:
         asked = needed[one] | (set(want) if one == last else set())

@@ -18,7 +18,7 @@ from medjax.models.passes import Pass
 from medjax.objectives.features import Feature
 from medjax.objectives.teachers import Teacher
 from medjax.objectives.trees import leaf_at
-from medjax.types import Head, Tower, View
+from medjax.types import Head, Tower
 from medjax.views.kinds import Kind
 
 HIDDEN = ('stats', 'present')  # what towers give to the objective and to no term
@@ -319,9 +319,7 @@ def _encode(tower: str, towers: Mapping[str, Tower], size: int, channels: int) -
     """The outputs of a tower for one black image, as probes run it."""
     names = {one.tower for one in passes.ordered([passes.image_pass(tower, towers)])}
     params = {name: towers[name].init(jax.random.key(0)) for name in names}
-    ones, row = jnp.ones((1, 1), bool), jnp.zeros(1, jnp.uint32)
-    view = View(jnp.zeros((1, 1, 1, size, size, channels)), row, ones, None, {})
-    return passes.encode_images(tower, towers, params, view)
+    return passes.encode_images(tower, towers, params, jnp.zeros((1, size, size, channels)))
 
 
 def _root(name: str, teachers: Mapping[str, Teacher]) -> str | None:

@@ -33,7 +33,7 @@ from medjax.data.types import Unreadable
 from medjax.errors import UserError
 from medjax.models import build as models, passes
 from medjax.parallel.sharding import make_mesh, replicated, rows_sharding
-from medjax.types import Tower, Tree, View
+from medjax.types import Tower, Tree
 from medjax.views.make import evaluation_view
 from medjax.weights import export
 
@@ -178,9 +178,7 @@ def _apply(encoder: str, cfg: str, image: str) -> Callable[..., dict[str, jax.Ar
 
     def apply(params: Tree, images: jax.Array, extent: jax.Array, size: int) -> dict[str, jax.Array]:
         x = evaluation_view(images, extent, size, preprocessing)
-        rows = jnp.arange(len(x), dtype=jnp.uint32)
-        view = View(x[:, None, None], rows, jnp.ones((len(x), 1), bool), None, {})
-        out = passes.encode_images(encoder, towers, params, view, want=(layers,))
+        out = passes.encode_images(encoder, towers, params, x, want=(layers,))
         # a tower over towers may have neither several layers nor a feature for each patch
         features = {'cls': out.get(layers, out['cls'][:, :, None])[:, 0].astype(jnp.float32)}
         height, width = passes.patch_towers(last, towers)['image'].grid((size, size))

@@ -67,7 +67,7 @@ def crop(image: Array, extent: Array, box: Array, size: tuple[int, int], flip: A
 
 def _product(form: str, matrix: Array, x: Array) -> Array:
     # HIGHEST, because the default of accelerators (bf16 or TF32 passes) keeps 8 to 10 bits of a grey value, less than
-    # a radiograph has; in full float32 the products are still about two percent of a ViT-B step.
+    # a radiograph has. For grey images of 256 px the products have .4 GFLOP an image, where a ViT-B step has 448.
     return jnp.einsum(form, matrix, x, precision='highest')
 
 

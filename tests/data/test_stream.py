@@ -17,14 +17,21 @@ from medjax.errors import UserError
 rng = np.random.default_rng(0)
 
 
-def data_set(folder, name: str, count: int, size: int = 12, labels=('a', 'b'), deep=False, colour=False, split='train'):
-    """Image i has height 5 + i % 3 and holds i in its first pixel."""
+def data_set(
+    folder, name: str, count: int, size: int = 12, labels=('a', 'b'), deep=False, colour=False, split='train',
+    attributes=None,
+):  # fmt: skip
+    """Image i has height 5 + i % 3 and holds i in its first pixel; `attributes` has those of each record."""
     top, kind = (65_535, np.uint16) if deep else (255, np.uint8)
     images = [rng.integers(1, top, (5 + i % 3, size, 3 if colour else 1)).astype(kind) for i in range(count)]
     for i, image in enumerate(images):
         image[0, 0, 0] = i
     entries = [Entry(f'{i}', f'{i // 2}', f'{i}', split) for i in range(count)]
-    source = Source(name, '1', name, labels, '', entries, lambda i: [i % 2] * len(labels), lambda i: Example(images[i]))
+    attributes = attributes or [{}] * count
+    source = Source(
+        name, '1', name, labels, '', entries, lambda i: [i % 2] * len(labels),
+        lambda i: Example(images[i], attributes=attributes[i]),
+    )  # fmt: skip
     write.write(source, folder / name)
     return records.open(folder / name)
 
@@ -282,11 +289,7 @@ def test_rows_outside_the_batch_are_a_bug(datasets):
 
 def with_columns(folder, name: str, attributes: list[dict]):
     """A data set whose records have these attributes."""
-    image = np.ones((4, 4), np.uint8)
-    entries = [Entry(f'{i}', f'{i}', f'{i}', 'train') for i in range(len(attributes))]
-    source = Source(name, '1', name, (), '', entries, lambda i: [], lambda i: Example(image, attributes=attributes[i]))
-    write.write(source, folder / name)
-    return records.open(folder / name)
+    return data_set(folder, name, len(attributes), attributes=attributes)
 
 
 @pytest.fixture(scope='module')

@@ -232,7 +232,7 @@ def test_a_tower_gets_the_costly_outputs_that_it_wants(monkeypatch):
     objective = dataclasses.replace(objective, views=views)
     views, masks = recipes.views(dict(recipe(), masks={}), objective)(recipes.batch(2), key, jnp.int32(0))
     computed, _ = objective.features(params, aux, views, masks, key, jnp.int32(0))
-    encoded = passes.encode_images('sum', objective.towers, params['towers'], views['crop'])
+    encoded = passes.encode_images('sum', objective.towers, params['towers'], views['crop'].image[:, 0])
     assert np.isfinite(encoded['cls']).all() and len(computed.features) == 2
     np.testing.assert_allclose(encoded['cls'], computed.features['student/sum/crop/cls'], rtol=1e-5, atol=1e-6)
 

@@ -107,17 +107,16 @@ class TermContext:
 
         Where no data are at hand (`medjax config` without --data), any name may be a label, and words are made up.
         """
-        if self.labels is None and name not in self.columns:
-            return TargetColumn(name, 'label', 0, ('absent', 'present'))
-        if name in (self.labels or ()):
-            return TargetColumn(name, 'label', list(self.labels or ()).index(name), ('absent', 'present'))
         if name in self.columns:
             words = self.columns[name] or ('one word', 'another word')
             words = () if words == 'number' else tuple(words)
             return TargetColumn(name, 'column', list(self.columns).index(name), words)
+        labels = (name,) if self.labels is None else tuple(self.labels)
+        if name in labels:
+            return TargetColumn(name, 'label', labels.index(name), ('absent', 'present'))
         raise UserError(
             f'{self.where}.{argument}: the data have no label {name!r}, and the config no such column'
-            f'{suggest(name, [*(self.labels or ()), *self.columns])}'
+            f'{suggest(name, [*labels, *self.columns])}'
         )
 
 
