@@ -157,6 +157,7 @@ def loop(
     train_step = jax.jit(
         training.step.train_step,
         donate_argnums=0,
+        compiler_options=sharding.compiler_options(),
         out_shardings=(training.shardings, sharding.replicated(training.mesh)),
     )
     start = done = int(state.step)

@@ -70,7 +70,13 @@ def lower(recipe: Recipe, program: str, devices: Sequence[Any], sizes: Mapping[s
     if program == 'views':
         return jax.jit(recipe.step.make_views).lower(batch, state.key, state.step)
     out = (shardings, sharding.replicated(mesh))
-    return jax.jit(recipe.step.train_step, donate_argnums=0, out_shardings=out).lower(state, batch)
+    step = jax.jit(
+        recipe.step.train_step,
+        donate_argnums=0,
+        out_shardings=out,
+        compiler_options=sharding.compiler_options(),
+    )
+    return step.lower(state, batch)
 
 
 def _encoder(recipe: Recipe, mesh: jax.sharding.Mesh) -> Any:

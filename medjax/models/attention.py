@@ -1,9 +1,8 @@
-"""Attention by the fastest kernel that runs here: the plain form of XLA, or the flash kernel of NVIDIA GPUs.
+"""Attention by the fastest kernel that runs here: the plain form of XLA, or a flash kernel of the device.
 
-The plain form writes the scores [S,H,T,T'] to memory several times in each pass. The flash kernel (arXiv 2205.14135)
-never writes them. All towers call `attend`; the config key `attention` of a tower chooses the kernel.
-
-On TPUs 'auto' is the plain form.
+The plain form writes the scores [S,H,T,T'] to memory several times in each pass. A flash kernel (arXiv 2205.14135)
+never writes them. All towers call `attend`; the config key `attention` of a tower chooses the kernel. 'auto' takes
+cuDNN's kernel on NVIDIA GPUs, splash attention on TPUs for long sequences, and the plain form elsewhere.
 """
 
 from __future__ import annotations
@@ -15,13 +14,14 @@ import jax.numpy as jnp
 from jax import Array
 
 from medjax.errors import UserError
+from medjax.models import splash
 from medjax.models.kernels import plain_only
 from medjax.parallel.sharding import platform
 
 CHOICES = ('auto', 'xla', 'cudnn')
-MULTIPLE = 8  # the flash kernel takes numbers of tokens that this divides, and head sizes too
-LARGEST_HEAD = 128  # numbers of a head, for which the flash kernel has a backward pass on every card
-OLDEST = 8.0  # compute capability of the oldest card with the flash kernel: A100
+MULTIPLE = 8  # cuDNN's kernel takes numbers of tokens that this divides, and head sizes too
+LARGEST_HEAD = 128  # numbers of a head, for which cuDNN's kernel has a backward pass on every card
+OLDEST = 8.0  # compute capability of the oldest card with cuDNN's kernel: A100
 
 
 def attend(
@@ -39,44 +39,68 @@ def attend(
     mask            bool, which keys a token attends to, [S,1,T or 1,T']; None: all
     lengths         int32 [S], at least 1: only the first `lengths` keys count; None: all
     causal          a token attends to itself and to earlier tokens only
-    implementation  'xla', 'cudnn', or 'auto': 'cudnn' wherever it runs, else 'xla'
+    implementation  'xla', 'cudnn', or 'auto': see `choose`
     """
-    if implementation == 'auto':
-        implementation = 'cudnn' if _flash_runs(q, mask) else 'xla'
-    if implementation == 'xla' or plain_only():
-        return jax.nn.dot_product_attention(
-            q, k, v, mask=mask, key_value_seq_lengths=lengths, is_causal=causal, implementation='xla'
-        )
-    if mask is not None:
-        raise UserError("attention='cudnn' takes no mask of single keys; attention='auto' does")
-    return padded(q, k, v, lengths, causal, implementation)
+    kernel = choose(implementation, q.shape, q.dtype, mask)
+    if kernel == 'cudnn':
+        queries, keys = q.shape[1], k.shape[1]
+        return flash(*map(to_multiple, (q, k, v)), queries, keys, lengths, causal)[:, :queries]
+    if kernel == 'splash':
+        return splash.attend(q, k, v, lengths, causal)
+    return jax.nn.dot_product_attention(
+        q, k, v, mask=mask, key_value_seq_lengths=lengths, is_causal=causal, implementation='xla'
+    )
 
 
-def padded(q: Array, k: Array, v: Array, lengths: Array | None, causal: bool, implementation: Any) -> Array:
-    """`attend` with the numbers of tokens padded to a multiple of 8; lengths keep the padding out.
+def flash(
+    q: Array,
+    k: Array,
+    v: Array,
+    queries: int,
+    keys: int,
+    lengths: Array | None,
+    causal: bool,
+    implementation: Any = 'cudnn',
+) -> Array:
+    """Attention by cuDNN's flash kernel for arrays that `to_multiple` filled up with tokens that do not count.
 
-    A view with a CLS token has an odd number of tokens, which the flash kernel refuses.
+    The first `queries` tokens of q and the first `keys` tokens of k and v count; `lengths` as in `attend`. The result
+    has as many tokens as q. Its other tokens are 0, and so are the gradients of the tokens that do not count.
     """
-    s, queries, keys = len(q), q.shape[1], k.shape[1]
-    q, k, v = _to_multiple(q), _to_multiple(k), _to_multiple(v)
     counts: dict[str, Array] = {}
     if lengths is not None or k.shape[1] != keys or q.shape[1] != queries:
-        counts['query_seq_lengths'] = jnp.full((s,), queries, jnp.int32)
-        counts['key_value_seq_lengths'] = jnp.full((s,), keys, jnp.int32) if lengths is None else lengths
-    y = jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation=implementation, **counts)
-    return y[:, :queries]
+        counts['query_seq_lengths'] = jnp.full((len(q),), queries, jnp.int32)
+        counts['key_value_seq_lengths'] = jnp.full((len(q),), keys, jnp.int32) if lengths is None else lengths
+    return jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation=implementation, **counts)
 
 
-def _to_multiple(x: Array) -> Array:
-    """[S,T,H,E] with zeros after its tokens, so that MULTIPLE divides their number."""
-    return jnp.pad(x, ((0, 0), (0, -x.shape[1] % MULTIPLE), (0, 0), (0, 0)))
+def choose(implementation: str, queries: tuple[int, ...], dtype: Any, mask: Array | None) -> str:
+    """The kernel for queries of a shape [S,T,H,E]: 'cudnn', 'splash' or 'xla'.
 
-
-def _flash_runs(q: Array, mask: Array | None) -> bool:
-    """Whether the flash kernel takes these queries here, and is worth it: a single query has few scores."""
-    _, tokens, _, size = q.shape
+    A UserError for 'cudnn' with a mask of single keys, which it does not take.
+    """
+    if implementation == 'xla' or plain_only():
+        return 'xla'
+    if implementation == 'cudnn':
+        if mask is not None:
+            raise UserError("attention='cudnn' takes no mask of single keys; attention='auto' does")
+        return 'cudnn'
+    if mask is not None:
+        return 'xla'
+    if platform() == 'tpu':
+        return 'splash' if splash.fits(queries) else 'xla'
+    _, tokens, _, size = queries
+    # a single query has few scores
     fits = size % MULTIPLE == 0 and size <= LARGEST_HEAD and tokens >= MULTIPLE
-    return fits and q.dtype == jnp.bfloat16 and mask is None and platform() == 'gpu' and _card() >= OLDEST
+    return 'cudnn' if fits and dtype == jnp.bfloat16 and platform() == 'gpu' and _card() >= OLDEST else 'xla'
+
+
+def to_multiple(x: Array) -> Array:
+    """[S,T,…] with zeros after its tokens, so that MULTIPLE divides their number.
+
+    cuDNN's kernel refuses odd numbers of tokens, and a view with a CLS token has an odd number.
+    """
+    return jnp.pad(x, ((0, 0), (0, -x.shape[1] % MULTIPLE), *[(0, 0)] * (x.ndim - 2)))
 
 
 def _card() -> float:

@@ -15,10 +15,12 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 
 from medjax.errors import UserError, suggest
 from medjax.models import attention as attention_kernels
 from medjax.models.drop_path import add_residual
+from medjax.models.kernels import KEPT, plain_only
 from medjax.parallel.sharding import constrain_rows
 from medjax.types import is_number
 
@@ -39,19 +41,46 @@ SIZES = {  # the hidden layer of the FFN is `mlp_ratio` times as wide as the tow
 }
 
 
+_kept = jax.checkpoint_policies.save_only_these_names(KEPT)
+
+
 def _products_and_flash(primitive: Any, *args: Any, **params: Any) -> bool:
-    """Whether a block stores the results of a primitive: a product with weights, or the flash kernel of cuDNN."""
-    flash = primitive.name.startswith('dot_product_attention_fwd')
-    return flash or jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *args, **params)
+    """Whether a block stores the results of a primitive: a linear map with its bias, or a flash kernel."""
+    return primitive.name.startswith('dot_product_attention_fwd') or _kept(primitive, *args, **params)
 
 
 REMAT = {  # what a block stores for the backward pass, which computes everything else a second time
-    'products': _products_and_flash,  # products with weights and what the flash kernel gives, but no attention scores
+    'products': _products_and_flash,  # linear maps and what a flash kernel gives, but no attention scores
     'blocks': jax.checkpoint_policies.nothing_saveable,  # only the input of the block: least memory, a third more FLOPs
     'none': jax.checkpoint_policies.everything_saveable,  # everything: nothing is computed twice
 }
+
+
+@jax.custom_vjp
+def _gelu(x: Array) -> Array:
+    return jax.nn.gelu(x, approximate=False)
+
+
+def _gelu_backward(x: Array, g: Array) -> tuple[Array]:
+    z = x.astype(jnp.float32)
+    slope = 0.5 + 0.5 * jax.lax.erf(z * math.sqrt(0.5)) + z * jnp.exp(-0.5 * z * z) * (1 / math.sqrt(2 * math.pi))
+    return ((g * slope).astype(x.dtype),)
+
+
+_gelu.defvjp(lambda x: (_gelu(x), x), _gelu_backward)
+
+
+def gelu(x: Array) -> Array:
+    """x Phi(x), with Phi the distribution function of the normal distribution (arXiv 1606.08415).
+
+    The derivative is written out. It does not share its error function with the value: a GPU would write the shared
+    values to memory and read them twice.
+    """
+    return jax.nn.gelu(x, approximate=False) if plain_only() else _gelu(x)
+
+
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    'gelu': lambda x: jax.nn.gelu(x, approximate=False),  # x Phi(x)
+    'gelu': gelu,
     'gelu_tanh': lambda x: jax.nn.gelu(x, approximate=True),  # SigLIP
     'quick_gelu': lambda x: x * jax.nn.sigmoid(1.702 * x),  # OpenAI's CLIP
     'relu': jax.nn.relu,
@@ -134,10 +163,31 @@ class Linear(nn.Module):
     def __call__(self, x: Array) -> Array:
         init = xavier(self.inputs) if self.init is xavier else self.init
         kernel = parameter(self, 'kernel', init, self.shape, self.axes)
-        y = jnp.tensordot(x.astype(self.dtype), kernel.astype(self.dtype), axes=self.inputs)
+        out = self.shape[self.inputs :]
+        y = jnp.tensordot(
+            x.astype(self.dtype), kernel.astype(self.dtype).reshape(*self.shape[: self.inputs], -1), axes=self.inputs
+        )
         if self.bias:
-            y += parameter(self, 'bias', zeros, self.shape[self.inputs :], self.axes[self.inputs :]).astype(self.dtype)
-        return y
+            y += parameter(self, 'bias', zeros, out, self.axes[self.inputs :]).astype(self.dtype).reshape(-1)
+        return checkpoint_name(y, KEPT).reshape(*y.shape[:-1], *out)
+
+
+class Linears(Linear):
+    """Several linear maps of one input, y_i = x W_i + b_i, with W [in,n,*out] and b [n,*out]: the results, one by one.
+
+    Attention reads queries, keys and values apart. Each is a product of its own, because slices of one product would
+    be copied.
+    """
+
+    @nn.compact
+    def __call__(self, x: Array) -> list[Array]:
+        init = xavier(self.inputs) if self.init is xavier else self.init
+        x, kernel = x.astype(self.dtype), parameter(self, 'kernel', init, self.shape, self.axes).astype(self.dtype)
+        y = [jnp.tensordot(x, kernel[:, i].reshape(len(kernel), -1), axes=1) for i in range(self.shape[1])]
+        if self.bias:
+            bias = parameter(self, 'bias', zeros, self.shape[1:], self.axes[1:]).astype(self.dtype)
+            y = [one + bias[i].reshape(-1) for i, one in enumerate(y)]
+        return [checkpoint_name(one, KEPT).reshape(*one.shape[:-1], *self.shape[2:]) for one in y]
 
 
 class LayerNorm(nn.Module):
@@ -211,24 +261,31 @@ class Attention(nn.Module):
     def __call__(
         self, x: Array, context: Array | None = None, lengths: Array | None = None, mask: Array | None = None
     ) -> Array:
-        d, h = x.shape[-1], self.heads
+        d, h, queries = x.shape[-1], self.heads, x.shape[1]
+        keys = queries if context is None else context.shape[1]
         options: dict[str, Any] = dict(bias=self.bias, dtype=self.dtype, init=STARTS[self.start])
+        axes = ('embed', None, 'heads', None)
+        shape = (len(x), queries, h, d // h)
+        flash = attention_kernels.choose(self.implementation, shape, self.dtype, mask) == 'cudnn'
+        if flash:  # filled up before the products, whose results the kernel then reads as they are
+            x = attention_kernels.to_multiple(x)
+            context = None if context is None else attention_kernels.to_multiple(context)
         if context is None:
-            qkv = Linear((d, 3, h, d // h), ('embed', None, 'heads', None), **options, name='qkv')(x)
-            q, k, v = (qkv[..., i, :, :] for i in range(3))
+            q, k, v = Linears((d, 3, h, d // h), axes, **options, name='qkv')(x)
         else:
             q = Linear((d, h, d // h), ('embed', 'heads', None), **options, name='q')(x)
-            shape = (context.shape[-1], 2, h, d // h)
-            kv = Linear(shape, ('embed', None, 'heads', None), **options, name='kv')(context)
-            k, v = kv[..., 0, :, :], kv[..., 1, :, :]
-        if mask is not None:
-            mask = mask[:, None, None] if mask.ndim == 2 else mask[:, None]
-        y = attention_kernels.attend(
-            q, k, v, mask=mask, lengths=lengths, causal=self.causal, implementation=self.implementation
-        )
+            k, v = Linears((context.shape[-1], 2, h, d // h), axes, **options, name='kv')(context)
+        if flash:
+            y = attention_kernels.flash(q, k, v, queries, keys, lengths, self.causal)
+        else:
+            if mask is not None:
+                mask = mask[:, None, None] if mask.ndim == 2 else mask[:, None]
+            y = attention_kernels.attend(
+                q, k, v, mask=mask, lengths=lengths, causal=self.causal, implementation=self.implementation
+            )
         return Linear(
             (h, d // h, d), ('heads', None, 'embed'), inputs=2, dtype=self.dtype, init=STARTS[self.start], name='out'
-        )(y)
+        )(y)[:, :queries]
 
 
 def cls_attention(block: Any, tokens: Array, lengths: Array | None, eps: float, dtype: Any) -> Array:

@@ -14,12 +14,27 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 
 from medjax.parallel.sharding import row_shards, split_rows
 
 CHUNK_ELEMENTS = 2**26  # logits held at once on one device: 256 MiB in float32
 
 Logits = Callable[[Array], Array]  # [...,d] -> [...,K]
+
+
+ROW_TOTALS = 'row totals'  # the name of what `log_softmax` keeps of each row for the backward pass
+
+
+def log_softmax(x: Array) -> Array:
+    """The logarithms of softmax(x) over the last axis.
+
+    The derivative needs the largest logit and the total of each row. A chunk of rows keeps these two (`over_chunks`),
+    so that its backward pass makes the logits again without another search for maxima and totals.
+    """
+    largest = checkpoint_name(jax.lax.stop_gradient(x.max(-1, keepdims=True)), ROW_TOTALS)
+    total = checkpoint_name(jnp.exp(x - largest).sum(-1, keepdims=True), ROW_TOTALS)
+    return x - largest - jnp.log(total)
 
 
 def _by_shard(x: Array) -> Array:
@@ -40,7 +55,7 @@ def over_chunks(f: Callable, rows: Any, width: int, combine: Callable = jnp.add)
     if n == 1:
         return f(rows)
     chunks = split_rows(rows, n)
-    f = jax.checkpoint(f)
+    f = jax.checkpoint(f, policy=jax.checkpoint_policies.save_only_these_names(ROW_TOTALS))
     first = f(jax.tree.map(lambda x: x[0], chunks))
     others = jax.tree.map(lambda x: x[1:], chunks)
     result, _ = jax.lax.scan(lambda sums, chunk: (jax.tree.map(combine, sums, f(chunk)), None), first, others)
@@ -111,9 +126,9 @@ def distill(
     def chunk(rows: tuple[Array, Array, Array, Array]) -> Distilled:
         zs, zt, w, wt = rows
         raw = jax.lax.stop_gradient(teacher.logits(zt).astype(jnp.float32))
-        log_q = jax.nn.log_softmax(raw / teacher.temperature + potential, axis=-1)
+        log_q = log_softmax(raw / teacher.temperature + potential)
         q = jnp.exp(log_q)
-        log_p = jax.nn.log_softmax(student.logits(zs).astype(jnp.float32) / student.temperature, axis=-1)
+        log_p = log_softmax(student.logits(zs).astype(jnp.float32) / student.temperature)
         # the cross-entropy is linear in q, so the targets of one student view are added up first: [r,S,K]
         loss = -jnp.sum(jnp.einsum('rst,rtk->rsk', w, q) * log_p, axis=-1)
         has_weight = (w.sum(-1) > 0).astype(jnp.float32)

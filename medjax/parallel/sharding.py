@@ -87,10 +87,24 @@ def platform() -> str:
     return 'gpu' if name in ('cuda', 'rocm') else name
 
 
+def compiler_options() -> dict[str, Any] | None:
+    """The options of XLA for a train step on the platform in use, for `jax.jit`; None: all as they are.
+
+    XLA:GPU would merge the products of two views with the same weights into one product, and copy its result apart
+    again. For tokens of a ViT the copies cost more than the larger product saves.
+    """
+    return {'xla_gpu_dot_merger_threshold_mb': 0} if platform() == 'gpu' else None
+
+
 def row_shards() -> int:
     """The number of shards of the rows under the mesh in use; 1 without a mesh."""
     shape = dict(jax.sharding.get_abstract_mesh().shape)
     return math.prod(shape.get(a, 1) for a in ROWS)
+
+
+def mesh_size(axis: str) -> int:
+    """The number of shards along an axis of the mesh in use; 1 without a mesh."""
+    return dict(jax.sharding.get_abstract_mesh().shape).get(axis, 1)
 
 
 def rows_sharding(mesh: Mesh) -> NamedSharding:

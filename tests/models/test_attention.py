@@ -11,8 +11,9 @@ import pytest
 from flax import linen as nn
 
 from medjax.errors import UserError
-from medjax.models import attention, build, kernels
+from medjax.models import attention, build, kernels, splash
 from medjax.models.layers import Attention, Block, scan_blocks
+from medjax.parallel import sharding
 from medjax.types import Input, Mask, View
 from medjax.weights.load import load
 
@@ -132,7 +133,8 @@ def test_padding_to_a_multiple_of_eight_changes_nothing(tokens, keys, causal, le
         return attention.attend(q, k, v, lengths=lengths, causal=causal)
 
     def padded(q, k, v):
-        return attention.padded(q, k, v, lengths, causal, 'xla')
+        filled = map(attention.to_multiple, (q, k, v))
+        return attention.flash(*filled, tokens, keys, lengths, causal, 'xla')[:, :tokens]
 
     close(padded(q, k, v), plain(q, k, v))
     expected = jax.grad(lambda *x: total(plain, *x), (0, 1, 2))(q, k, v)
@@ -140,30 +142,59 @@ def test_padding_to_a_multiple_of_eight_changes_nothing(tokens, keys, causal, le
         close(got, want)
 
 
+@pytest.mark.parametrize('with_context', [False, True], ids=['self', 'cross'])
+@pytest.mark.parametrize('lengths', [None, np.array([2, 4, 3], np.int32)], ids=['all keys', 'lengths'])
+def test_attention_by_the_flash_kernel_equals_the_plain_one(monkeypatch, with_context, lengths):
+    """Tokens are filled up before the products with weights: outputs and all gradients, with the plain kernel below."""
+    x, context = numbers(S, T, D), numbers(S, KEYS, CONTEXT, seed=3) if with_context else None
+    module, weights = Attention(HEADS), numbers(S, T, D, seed=9)
+    params = random_params(module.init(jax.random.key(0), x, context)['params'])
+
+    def total(params, x, context):
+        return (module.apply({'params': params}, x, context, lengths) * weights).sum()
+
+    def results():
+        wanted = (0, 1, 2) if with_context else (0, 1)
+        return jax.tree.leaves(jax.value_and_grad(total, wanted)(params, x, context))
+
+    expected, plain, shapes = results(), attention.flash, []
+
+    def flash(q, k, v, *rest):
+        shapes.extend([q.shape[1], k.shape[1], v.shape[1]])
+        return plain(q, k, v, *rest, 'xla')
+
+    monkeypatch.setattr(attention, 'choose', lambda *given: 'cudnn')
+    monkeypatch.setattr(attention, 'flash', flash)
+    for got, want in zip(results(), expected, strict=True):
+        close(got, want)
+    assert set(shapes) == {8}
+
+
 @pytest.mark.parametrize(
-    ('change', 'flash'),
+    ('change', 'kernel'),
     [
-        (dict(), True),
-        (dict(dtype=np.float32), False),
-        (dict(size=20), False),
-        (dict(size=256), False),
-        (dict(tokens=1), False),
-        (dict(mask=np.ones((2, 1, 1, 9), bool)), False),
-        (dict(platform='tpu'), False),
-        (dict(card=7.5), False),
+        (dict(), 'cudnn'),
+        (dict(dtype=np.float32), 'xla'),
+        (dict(size=20), 'xla'),
+        (dict(size=256), 'xla'),
+        (dict(tokens=1), 'xla'),
+        (dict(mask=np.ones((2, 1, 1, 9), bool)), 'xla'),
+        (dict(card=7.5), 'xla'),
+        (dict(platform='cpu'), 'xla'),
+        (dict(platform='tpu'), 'xla'),  # few tokens: mostly padding
+        (dict(platform='tpu', tokens=1370), 'splash'),
+        (dict(platform='tpu', tokens=1370, dtype=np.float32), 'splash'),
+        (dict(platform='tpu', tokens=1370, mask=np.ones((2, 1, 1, 1370), bool)), 'xla'),
     ],
 )
-def test_auto_takes_the_flash_kernel_where_it_runs(monkeypatch, change, flash):
+def test_auto_takes_a_flash_kernel_where_it_runs(monkeypatch, change, kernel):
     options = dict(dtype=jnp.bfloat16, size=64, tokens=9, mask=None, platform='gpu', card=8.0) | change
     monkeypatch.setattr(attention, 'platform', lambda: options['platform'])
     monkeypatch.setattr(attention, '_card', lambda: options['card'])
-    monkeypatch.setattr(attention, 'padded', lambda *given: 'flash')
-    q = jnp.zeros((2, options['tokens'], 1, options['size']), options['dtype'])
-    k = jnp.zeros((2, 9, 1, options['size']), options['dtype'])
-    result = attention.attend(q, k, k, mask=options['mask'])
-    assert (isinstance(result, str)) == flash
+    given = ('auto', (2, options['tokens'], 1, options['size']), options['dtype'], options['mask'])
+    assert attention.choose(*given) == kernel
     with kernels.plain():
-        assert not isinstance(attention.attend(q, k, k, mask=options['mask']), str)
+        assert attention.choose(*given) == 'xla'
 
 
 def test_a_flash_kernel_that_cannot_run_is_a_sentence(monkeypatch):
@@ -176,6 +207,27 @@ def test_a_flash_kernel_that_cannot_run_is_a_sentence(monkeypatch):
         UserError, match=r'needs a card of compute capability 8\.0 \(A100\) or newer, and this one has 7'
     ):
         attention.check('vit', 'cudnn', 'bfloat16')
+
+
+@pytest.mark.parametrize('causal', [False, True], ids=['all', 'causal'])
+@pytest.mark.parametrize('lengths', [None, np.array([3, 140], np.int32)], ids=['all keys', 'lengths'])
+def test_splash_attention_equals_the_plain_one(lengths, causal):
+    """The kernel of TPUs, interpreted on two devices with rows and heads split: outputs and gradients."""
+    sequences, tokens = 2, 140  # filled up to two blocks
+    q, k, v, weights = (numbers(sequences, tokens, 2, 16, seed=i) for i in range(4))
+
+    def plain(q, k, v):
+        return attention.attend(q, k, v, lengths=lengths, causal=causal)
+
+    def kernel(q, k, v):
+        return splash.attend(q, k, v, lengths, causal, interpret=True)
+
+    def results(f):
+        return jax.jit(lambda *x: (f(*x), jax.grad(lambda *x: (f(*x) * weights).sum(), (0, 1, 2))(*x)))(q, k, v)
+
+    jax.set_mesh(sharding.make_mesh(data=2, tensor=2, devices=jax.devices()[:4]))
+    for got, want in zip(jax.tree.leaves(results(kernel)), jax.tree.leaves(results(plain)), strict=True):
+        close(got, want)
 
 
 # Blocks.

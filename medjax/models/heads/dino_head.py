@@ -88,9 +88,10 @@ class DinoHead(Head):
     def prototypes(self, params: Tree) -> Callable[[Array], Array]:
         direction = params['prototypes']['direction']
         scale = params['prototypes']['gain'] * jax.lax.rsqrt(jnp.square(direction).sum(0))
-        direction = direction.astype(self.dtype)
 
         def logits(z: Array) -> Array:
-            return jnp.matmul(z.astype(self.dtype), direction, preferred_element_type=jnp.float32) * scale
+            # the cast stands here, so that the gradients of several calls add up in float32
+            w = direction.astype(self.dtype)
+            return jnp.matmul(z.astype(self.dtype), w, preferred_element_type=jnp.float32) * scale
 
         return logits
