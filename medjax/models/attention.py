@@ -44,7 +44,8 @@ def attend(
     kernel = choose(implementation, q.shape, q.dtype, mask)
     if kernel == 'cudnn':
         queries, keys = q.shape[1], k.shape[1]
-        return flash(*map(to_multiple, (q, k, v)), queries, keys, lengths, causal)[:, :queries]
+        q, k, v = to_multiple(q), to_multiple(k), to_multiple(v)
+        return flash(q, k, v, queries, keys, lengths, causal)[:, :queries]
     if kernel == 'splash':
         return splash.attend(q, k, v, lengths, causal)
     return jax.nn.dot_product_attention(

@@ -172,16 +172,22 @@ class Linear(nn.Module):
         return checkpoint_name(y, KEPT).reshape(*y.shape[:-1], *out)
 
 
-class Linears(Linear):
+class Linears(nn.Module):
     """Several linear maps of one input, y_i = x W_i + b_i, with W [in,n,*out] and b [n,*out]: the results, one by one.
 
     Attention reads queries, keys and values apart. Each is a product of its own, because slices of one product would
     be copied.
     """
 
+    shape: tuple[int, ...]
+    axes: Names
+    bias: bool = True
+    dtype: Any = jnp.float32
+    init: Callable = weight_init
+
     @nn.compact
     def __call__(self, x: Array) -> list[Array]:
-        init = xavier(self.inputs) if self.init is xavier else self.init
+        init = xavier(inputs=1) if self.init is xavier else self.init
         x, kernel = x.astype(self.dtype), parameter(self, 'kernel', init, self.shape, self.axes).astype(self.dtype)
         y = [jnp.tensordot(x, kernel[:, i].reshape(len(kernel), -1), axes=1) for i in range(self.shape[1])]
         if self.bias:

@@ -8,6 +8,8 @@ tokens 32.9 and 8.4 (40 sequences). So it is used from 512 tokens on.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -53,7 +55,7 @@ def attend(q: Array, k: Array, v: Array, lengths: Array | None, causal: bool, in
     return split(q, k, v, lengths).swapaxes(1, 2)[:, :queries, :, :size]
 
 
-def _kernel(heads: int, queries: int, keys: int, causal: bool, interpret: bool) -> kernels.SplashAttentionKernel:
+def _kernel(heads: int, queries: int, keys: int, causal: bool, interpret: bool) -> Callable[..., Array]:
     one = kernels.CausalMask((queries, keys)) if causal else kernels.FullMask((queries, keys))
     of_queries, of_keys = _block(queries), _block(keys)
     sizes = kernels.BlockSizes(
