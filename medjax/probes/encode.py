@@ -201,6 +201,11 @@ def _compiled(apply: Callable[..., dict[str, jax.Array]], size: int, patch_mean:
     return jax.jit(run)
 
 
+def compiled_encoder(meta: Mapping[str, Any]) -> Callable[..., Any]:
+    """(params, images, extent) -> features, as `features` runs it for the encoder with this meta.json."""
+    return _compiled(_apply(*_settings(meta)), int(meta['size']), True)
+
+
 def features(encoder: Encoder, data: Any, split: str, cache: str | os.PathLike | None = None) -> SplitFeatures:
     """Encodes every record of a split of a DataSet: CLS of the last four blocks, and the mean patch token.
 
