@@ -19,6 +19,7 @@ import argparse
 import collections
 import json
 import math
+import os
 import subprocess
 import sys
 import time
@@ -170,9 +171,9 @@ def compiled(case: Case, text_file: str | None = None) -> dict[str, Any]:
         lowered = programs.lower(recipe, case.program, devices)
     else:
         lowered = probes.lower(case.program, devices, recipe)
-    middle = time.perf_counter()
+    middle, before = time.perf_counter(), os.times()
     executable = lowered.compile()
-    end = time.perf_counter()
+    end, after = time.perf_counter(), os.times()
     text, memory = executable.as_text(), executable.memory_analysis()
     if text_file:
         Path(text_file).write_text(text)
@@ -182,11 +183,13 @@ def compiled(case: Case, text_file: str | None = None) -> dict[str, Any]:
     for source, took in by_source.items():
         parts[profile.part_of(source)] += 1e3 * took
     summary = program.summary()
-    half = recipe is not None and recipe.config['dtype'] == 'bfloat16'  # float32 attention takes the plain form
+    # In float32, attention takes the plain form. Probes encode in float32.
+    half = recipe is not None and recipe.config['dtype'] == 'bfloat16' and case.program in programs.PROGRAMS
     return dict(
         device=f'{len(devices)} x {devices[0].device_kind}',
         lowering_s=round(middle - start, 1),
         compile_s=round(end - middle, 1),
+        compile_cpu_s=round(sum(after[:4]) - sum(before[:4]), 1),  # of all threads: on a busy machine it says more
         arguments_mib=round(memory.argument_size_in_bytes / MIB, 1),
         temporary_mib=round(memory.temp_size_in_bytes / MIB, 1),
         peak_mib=round(memory.peak_memory_in_bytes / MIB, 1),
@@ -265,7 +268,8 @@ def _flat(numbers: dict[str, Any]) -> dict[str, float]:
 def sentence(result: dict[str, Any]) -> str:
     exchanged = ', '.join(f'{kind} {n:,.0f} MiB' for kind, n in result['exchanged_mib'].items()) or 'nothing'
     return (
-        f'compiled in {result["compile_s"]} s for {result["device"]}; {result["kernels"]:,} kernels, '
+        f'compiled in {result["compile_s"]} s ({result["compile_cpu_s"]} s of CPU) for {result["device"]}; '
+        f'{result["kernels"]:,} kernels, '
         f'{result["temporary_mib"]:,.0f} MiB temporary, peak {result["peak_mib"]:,.0f} MiB, '
         f'{result["scan_copy_mib"]:,.0f} MiB copied by scans, exchanged: {exchanged}'
         + (f'; {result["roofline_ms"]} ms at the roofline' if result['roofline_ms'] else '')

@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from medjax import cli
+
 STEPS, WARMUP = 10, 3
 PROFILED = 3  # steps
 SHOWN = 12  # the largest costs of a profile
@@ -49,19 +51,24 @@ def measured(case: Any, given: Sequence[str] = (), tiny: bool = False) -> dict[s
 
 def no_gpu() -> str:
     """A sentence if jax finds no GPU here, else ''."""
-    kind = jax.devices()[0].platform
+    try:
+        kind = jax.devices()[0].platform
+    except Exception as error:
+        if name := cli.missing_backend(error):
+            return cli.no_backend(name)
+        raise
     return '' if kind == 'gpu' else f'jax finds no GPU here, only {kind}; --tiny runs every case small, on any machine'
 
 
 def small(recipe: str) -> tuple[str, ...]:
-    """Overrides that make any recipe small: towers of width 32, crops of 32 px, two groups of rows in each part."""
+    """Overrides that make any recipe small: towers of width 64, crops of 32 px, two groups of rows in each part."""
     from medjax import config as configs
     from medjax.aot.programs import few_rows
 
     towers = {
-        'vit': dict(variant='Ti/8', width=32, depth=2, heads=2, native_size=32, unroll=1),
-        'text': dict(width=32, depth=2, heads=2),
-        'decoder': dict(width=32, depth=1, heads=2),
+        'vit': dict(variant='Ti/8', width=64, depth=2, heads=2, native_size=32, unroll=1),
+        'text': dict(width=64, depth=2, heads=2),
+        'decoder': dict(width=64, depth=1, heads=2),
     }
     config = configs.read(recipe)
     found = ['dtype="float32"'] if config.dtype == 'bfloat16' else []  # it compiles faster on a CPU
@@ -72,7 +79,7 @@ def small(recipe: str) -> tuple[str, ...]:
     ]
     for name, head in config.heads.items():
         sizes = [key for key in ('out', 'hidden', 'prototypes', 'bottleneck') if key in head]
-        found += [f'heads.{name}.{key}=16' for key in sizes]
+        found += [f'heads.{name}.{key}=64' for key in sizes]
     for name, view in config.views.items():
         found += [f'views.{name}.length=16'] if 'length' in view else []
         found += [f'views.{name}.size={16 if name == "local" else 32}'] if 'size' in view else []

@@ -160,9 +160,15 @@ class Program:
                 base = one.op.removesuffix('-start')
                 if not one.op or one.op in FREE or one.op.endswith('-done') or base in COLLECTIVES:
                     continue
-                took = max(self._traffic(one, types) / bandwidth, _flops(one, types) / peak)
+                took = max(self._traffic(one, types) / bandwidth, self._flops(one, types) / peak)
                 seconds[self.source(one)] += n * took
         return sum(seconds.values()), dict(sorted(seconds.items(), key=lambda item: -item[1]))
+
+    def _flops(self, one: Instruction, types: dict[str, str]) -> float:
+        """The FLOPs of a library call, or of those inside a fusion, where XLA puts calls that read slices."""
+        inside = self.computations.get(one.named('calls') or '', []) if one.op in FUSIONS else []
+        types_inside = {other.label: other.type for other in inside}
+        return _flops(one, types) + sum(_flops(other, types_inside) for other in inside)
 
     def _traffic(self, one: Instruction, types: dict[str, str]) -> int:
         """The bytes that a kernel reads and writes."""

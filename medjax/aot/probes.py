@@ -33,8 +33,8 @@ def lower(program: str, devices: Sequence[Any], recipe: Recipe | None = None, re
     The mesh of the devices is in use afterwards. Fits run on one device.
     """
     mesh = sharding.make_mesh(devices=devices if program in ENCODERS else devices[:1])
-    jax.set_mesh(mesh)
     if program not in ENCODERS:
+        jax.set_mesh(mesh)
         return _fit(program, records, sharding.replicated(mesh))
     assert recipe is not None, 'encoders have the towers of a recipe'
     return _images(recipe, mesh) if program == 'images' else _texts(recipe, mesh)
@@ -66,17 +66,20 @@ def _images(recipe: Recipe, mesh: jax.sharding.Mesh) -> Any:
     name = config['export']['encoder'] or 'image'
     size = max(kind.size[0] for kind in recipe.objective.views.values() if kind.size)
     meta = dict(encoder=name, towers=config['towers'], image=config['image'], size=size)
+    encoder = encode.compiled_encoder(meta)  # builds towers, which computes: before the mesh is in use
+    jax.set_mesh(mesh)
     params = _params(recipe, [one.tower for one in passes.ordered([passes.image_pass(name, towers)])], mesh)
     rows, by_row = encode.ROWS_PER_DEVICE * mesh.size, sharding.rows_sharding(mesh)
     shape = (rows, recipe.canvas, recipe.canvas, STORED_CHANNELS)
     images = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=by_row)
     extent = jax.ShapeDtypeStruct((rows, 2), jnp.int32, sharding=by_row)
-    return encode.compiled_encoder(meta).lower(params, images, extent)
+    return encoder.lower(params, images, extent)
 
 
 def _texts(recipe: Recipe, mesh: jax.sharding.Mesh) -> Any:
     """The cls of texts."""
     name = next(name for name, tower in recipe.objective.towers.items() if tower.sees == 'text')
+    jax.set_mesh(mesh)
     rows, by_row = image_text.TEXTS_PER_DEVICE * mesh.size, sharding.rows_sharding(mesh)
     ids = jax.ShapeDtypeStruct((rows, LENGTH), jnp.int32, sharding=by_row)
     lengths = jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=by_row)

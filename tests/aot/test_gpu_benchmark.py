@@ -109,6 +109,11 @@ def test_without_a_gpu_the_first_case_says_so_and_no_other_starts():
     )
 
 
+def test_a_backend_that_does_not_start_is_a_sentence():
+    (line,), code, _ = call('--only', 'ceilings,vitb', JAX_PLATFORMS='cuda')
+    assert code == 1 and line['failed'].startswith("jax cannot use the backend 'cuda' that JAX_PLATFORMS names")
+
+
 def test_a_command_beside_has_its_card_in_the_same_lines():
     comparator = (
         f"{sys.executable} -c 'print(1); print(chr(123) + chr(34) + chr(115) + chr(34) + chr(58) + chr(49) + chr(125))'"
@@ -163,9 +168,9 @@ def test_the_default_cases_end_in_time(monkeypatch, capsys):
     """A case that would start too late is left out, and a line says how to run it."""
     monkeypatch.setattr(gpu, 'run', lambda *_: ([dict(case='ceilings', device='card')], '', 0))
     assert gpu.all_of(['ceilings'], None, False, 30) == 0
-    assert gpu.all_of(['vitb'], None, False, gpu.LEAST - 1) == 1
+    assert gpu.all_of(['vitb'], None, False, gpu.LEAST - 1) == 0
     first, second = map(json.loads, capsys.readouterr().out.splitlines())
-    assert first['device'] == 'card' and second['failed'].endswith('minutes are over; --only vitb runs it')
+    assert first['device'] == 'card' and second['left_out'].endswith('minutes are over; --only vitb runs it')
 
 
 def test_ctrl_c_ends_the_case_and_prints_no_traceback(tmp_path):

@@ -178,6 +178,24 @@ def test_a_flash_kernel_that_cannot_run_is_a_sentence(monkeypatch):
         attention.check('vit', 'cudnn', 'bfloat16')
 
 
+@pytest.mark.parametrize(
+    ('capability', 'runs'), [('7.0', False), ('7.5', False), ('gfx90a', False), ('8.0', True), ('12.1', True)]
+)
+def test_a_card_that_is_too_old_for_the_flash_kernel(monkeypatch, capability, runs):
+    """The plain form runs there by itself; who asks for the flash kernel reads a sentence. An AMD card is none."""
+    card = SimpleNamespace(platform='gpu', compute_capability=capability)
+    monkeypatch.setattr(jax, 'local_devices', lambda: [card])
+    monkeypatch.setattr(attention, 'platform', lambda: 'gpu')
+    monkeypatch.setattr(attention, 'padded', lambda *given: 'flash')
+    q = jnp.zeros((2, 9, 1, 64), jnp.bfloat16)
+    assert isinstance(attention.attend(q, q, q), str) == runs
+    if runs:
+        attention.check('vit', 'cudnn', 'bfloat16')
+    else:
+        with pytest.raises(UserError, match=f'or newer, and this one has {capability}; attention=.auto. runs anywhere'):
+            attention.check('vit', 'cudnn', 'bfloat16')
+
+
 # Blocks.
 
 
