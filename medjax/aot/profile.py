@@ -27,6 +27,7 @@ PARTS = (
     ('views', r'\bviews\b'),
     ('optimizer', r'\boptimizer\b|^jit\(\w+\)/jit\(_where\)/'),  # a step that is not finite leaves the state as it is
     ('teachers', r'\bteachers\b'),
+    ('copies', r'dynamic_update_slice'),  # what a scan stacks
     ('drop path', r'\bdrop_path\b|blocks.*jit\(_take\)'),
     ('attention', r'/(attn|cross)\b'),
     ('MLP', r'/mlp\b'),
@@ -89,10 +90,10 @@ def costs(planes: Iterable[Any], program: Program, count: int) -> list[Cost]:
 
 def by_part(costs: Iterable[Cost]) -> dict[str, float]:
     """Milliseconds of a step by part, the largest first."""
-    ms: collections.Counter[str] = collections.Counter()
+    ms: dict[str, float] = collections.defaultdict(float)
     for one in costs:
         ms[one.part] += one.ms
-    return {part: round(total, 3) for part, total in ms.most_common()}
+    return {part: round(total, 3) for part, total in sorted(ms.items(), key=lambda item: -item[1])}
 
 
 def part_of(source: str) -> str:

@@ -191,7 +191,7 @@ def _apply(encoder: str, cfg: str, image: str) -> Callable[..., dict[str, jax.Ar
 
 
 @functools.cache
-def _compiled(apply: Callable[..., dict[str, jax.Array]], size: int, patch_mean: bool) -> Callable[..., Any]:
+def _compiled(apply: Callable[..., dict[str, jax.Array]], size: int, patch_mean: bool) -> jax.stages.Wrapped:
     def run(params: Tree, images: jax.Array, extent: jax.Array) -> dict[str, jax.Array]:
         out = apply(params, images, extent, size)
         if patch_mean and 'patches' in out:
@@ -201,7 +201,7 @@ def _compiled(apply: Callable[..., dict[str, jax.Array]], size: int, patch_mean:
     return jax.jit(run)
 
 
-def compiled_encoder(meta: Mapping[str, Any]) -> Callable[..., Any]:
+def compiled_encoder(meta: Mapping[str, Any]) -> jax.stages.Wrapped:
     """(params, images, extent) -> features, as `features` runs it for the encoder with this meta.json."""
     return _compiled(_apply(*_settings(meta)), int(meta['size']), True)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -145,7 +145,7 @@ def _towers(cfg: str) -> dict[str, Tower]:
 
 
 @functools.cache  # all exports of a run share one function, so it is compiled once
-def compiled_tower(name: str, cfg: str) -> Callable[..., jax.Array]:
+def compiled_tower(name: str, cfg: str) -> jax.stages.Wrapped:
     """(params, ids [n,T], lengths [n]) -> float32 [n,D]: the cls of a text tower; `cfg` are all towers as JSON."""
 
     def cls(params: Tree, ids: jax.Array, lengths: jax.Array) -> jax.Array:
