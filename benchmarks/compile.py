@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import difflib
 import json
 import math
 import os
@@ -96,7 +97,8 @@ def main() -> int:
     parser.add_argument('--here', action='store_true', help='compile in this process, with this Python')
     args = parser.parse_args()
     if unknown := [name for name in args.names if name not in CASES]:
-        parser.error(f'no case {unknown[0]!r}; there are {", ".join(CASES)}')
+        near = ''.join(f'; did you mean {one!r}?' for one in difflib.get_close_matches(unknown[0], CASES, n=1))
+        parser.error(f'no case {unknown[0]!r}{near}; --list prints all')
     names = args.names or [name for name, case in CASES.items() if case.ci or not args.ci]
     if args.list:
         for name, case in CASES.items():
