@@ -129,7 +129,11 @@ def step(job: Job) -> dict[str, Any]:
         def again() -> None:
             now[0], _ = jax.block_until_ready(run(now[0], views, masks))
 
-        costs = profile.profile(again, run.as_text(), PROFILED)
+        costs, problem = [], {}
+        try:
+            costs = profile.profile(again, run.as_text(), PROFILED)
+        except Exception as error:  # the profiler of a card may need rights: the times are worth a line without it
+            problem = dict(profile_failed=f'{type(error).__name__}: {error}'[:300])
     images = recipe.config['batch_size']
     median = statistics.median(seconds[WARMUP:])
     return dict(
@@ -151,6 +155,7 @@ def step(job: Job) -> dict[str, Any]:
             f'{one.ms:.3f} ms, {one.launches:.0f} x {one.kernel[:60]} ({one.part}) {one.source[-100:]}'
             for one in costs[:SHOWN]
         ],
+        **problem,
     )
 
 

@@ -85,6 +85,15 @@ def test_an_override_changes_its_case(monkeypatch):
         assert changed['rows'] == 64 and changed['attention'] == 'xla' and changed['overrides'][-2] == 'batch_size=64'
 
 
+def test_times_are_kept_where_the_profiler_fails(monkeypatch):
+    def profile(*_):
+        raise RuntimeError('CUPTI needs rights')
+
+    monkeypatch.setattr('medjax.aot.profile.profile', profile)
+    result = gpu_cases.measured(gpu.CASES['vits'], tiny=True)
+    assert result['profile_failed'] == 'RuntimeError: CUPTI needs rights' and result['images_per_s'] > 0
+
+
 def test_a_comparison_that_fails_says_so(monkeypatch):
     monkeypatch.setattr(gpu_cases, 'WITHIN', 1e-9)
     assert gpu_cases.measured(gpu.CASES['attention'], tiny=True)['passed'] is False
