@@ -16,7 +16,7 @@ nine minutes is left out, and a line says so. `--beside` runs another command on
 that is timed, and passes its JSON lines on. Seconds of compilation are those of an empty cache.
 
 The machine needs no network. It needs jax for CUDA, flax, optax, orbax-checkpoint and einops. What else medjax needs
-can be carried there, 13 MB:
+can be carried there, 20 MB:
 
     python3.12 -m pip wheel --no-deps -w wheels -r benchmarks/gpu-wheels.txt           # where there is a network
     python -m pip install --no-index --no-deps wheels/*.whl                            # on the machine with the GPU
@@ -100,7 +100,7 @@ def main() -> int:
     if args.list:
         for name, case in CASES.items():
             when, what = 'default' if case.default else '', ' '.join((case.recipe, *case.overrides))
-            print(f'{name:10} {when:7} {case.measure:9} {what}')
+            print(f'{name:10} {when:7} {case.measure:9} {what}'.rstrip())
         return 0
     names = args.only.split(',') if args.only else [name for name, case in CASES.items() if case.default]
     for name in names:

@@ -57,7 +57,12 @@ def no_gpu() -> str:
         if name := cli.missing_backend(error):
             return cli.no_backend(name)
         raise
-    return '' if kind == 'gpu' else f'jax finds no GPU here, only {kind}; --tiny runs every case small, on any machine'
+    if kind == 'gpu':
+        return ''
+    return (
+        f"jax finds no GPU here, only {kind}; pip install 'medjax[gpu]' brings what it needs, and --tiny runs every "
+        'case small, on any machine'
+    )
 
 
 def small(recipe: str) -> tuple[str, ...]:

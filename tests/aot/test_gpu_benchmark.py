@@ -115,9 +115,8 @@ def test_a_wrong_name_is_a_sentence(only, sentence):
 def test_without_a_gpu_the_first_case_says_so_and_no_other_starts():
     (line,), code, said = call('--only', 'ceilings,vitb')
     assert code == 1 and said == ''
-    assert line == dict(
-        case='ceilings', failed='jax finds no GPU here, only cpu; --tiny runs every case small, on any machine'
-    )
+    assert line['case'] == 'ceilings' and line['failed'].startswith('jax finds no GPU here, only cpu; pip install')
+    assert line['failed'].endswith('--tiny runs every case small, on any machine')
 
 
 def test_a_backend_that_does_not_start_is_a_sentence():
