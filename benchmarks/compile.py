@@ -1,21 +1,26 @@
 """Compiles programs of shipped recipes for GPUs and TPUs that are not there, and compares them with committed numbers.
 
     make aot                                          the cases of CI, in environments that it makes
-    python benchmarks/compile.py --list               all cases
+    python benchmarks/compile.py                      all cases: an hour
+    python benchmarks/compile.py --list               print them
     python benchmarks/compile.py vitb_step --text vitb.hlo
     python benchmarks/compile.py --ci --write         after a wanted change: write benchmarks/programs.json anew
 
-Each case runs in a process of its own, with the Python of .venv-aot-gpu or .venv-aot-tpu (see `make aot`). Numbers hold
-for the versions in aot-gpu.txt and aot-tpu.txt. A case fails if a program takes more than three times its limit to
-compile, if it holds an array that it must not hold, or if a number differs by more than 2 %. Write a line into
-BUILD_NOTES.md for every changed number.
+The cases are the programs that the notes speak of, the fits and encoders of probes, and the step and the views of every
+shipped recipe at a few rows. Each runs in a process of its own, with the Python of .venv-aot-gpu or .venv-aot-tpu (see
+`make aot`). A case fails if a program takes more than three times its limit to compile, or holds an array that it must
+not hold. programs.json has the numbers of the cases of CI, for the versions in aot-gpu.txt and aot-tpu.txt: such a case
+fails too if a number differs by more than 2 %. Write a line into BUILD_NOTES.md for every changed number.
 """
 
 from __future__ import annotations
 
 import argparse
+import collections
+import difflib
 import json
 import math
+import os
 import subprocess
 import sys
 import time
@@ -27,20 +32,22 @@ ROOT = Path(__file__).parents[1]
 NUMBERS = ROOT / 'benchmarks' / 'programs.json'
 SLACK = 3  # CI machines are busy: a case may take this many times its limit
 TOLERANCE = 0.02
+ROWS = 32
 MIB = 2**20
 
 
 class Case(NamedTuple):
-    """One program of one recipe for one topology."""
+    """One program for one topology."""
 
     topology: str
-    recipe: str
-    program: str  # 'views', 'step' or 'encoder'
+    recipe: str  # '' for fits of probes, which have no recipe
+    program: str  # of medjax/aot/programs.py or medjax/aot/probes.py
     limit: int  # seconds on two idle cores
     overrides: tuple[str, ...] = ()
     canvas: int = 256
     ci: bool = False
-    flash: bool = True  # whether no array of attention scores may lie in memory
+    flash: bool = True  # whether no array of attention scores may lie in memory, if the recipe computes in bfloat16
+    few_rows: bool = False  # whether each part of the batch has ROWS rows instead of those of the recipe
 
 
 # ViT-B/14 on 2 x 224 + 8 x 98 px with one head of 65,536 prototypes: the step that the notes time.
@@ -68,7 +75,15 @@ CASES = {
     'tpu_rad_dino_512': Case(
         'v5p:8x8x8', 'rad_dino_vitb14', 'step', 300, ('towers.image.unroll=1',), canvas=777, flash=False
     ),
+    'linear': Case('h100:1x1', '', 'linear', 30),
+    'knn': Case('h100:1x1', '', 'knn', 30),
+    'retrieval': Case('h100:1x1', '', 'retrieval', 30),
+    'images': Case('h100:1x1', 'rad_dino_vitb14', 'images', 30, canvas=777),
+    'texts': Case('h100:1x1', 'chexzero', 'texts', 30),
 }  # fmt: skip
+for _path in sorted((ROOT / 'configs').glob('*.py')):
+    CASES[_path.stem] = Case('h100:1x1', _path.stem, 'step', 180, few_rows=True)
+    CASES[f'{_path.stem}_views'] = Case('h100:1x1', _path.stem, 'views', 30, few_rows=True)
 
 
 def main() -> int:
@@ -82,11 +97,14 @@ def main() -> int:
     parser.add_argument('--here', action='store_true', help='compile in this process, with this Python')
     args = parser.parse_args()
     if unknown := [name for name in args.names if name not in CASES]:
-        parser.error(f'no case {unknown[0]!r}; there are {", ".join(CASES)}')
+        near = ''.join(f'; did you mean {one!r}?' for one in difflib.get_close_matches(unknown[0], CASES, n=1))
+        parser.error(f'no case {unknown[0]!r}{near}; --list prints all')
     names = args.names or [name for name, case in CASES.items() if case.ci or not args.ci]
     if args.list:
         for name, case in CASES.items():
-            print(f'{name:20} {case.topology:10} {case.recipe} {case.program} {" ".join(case.overrides)}')
+            rows = f'{ROWS} rows' if case.few_rows else ''
+            what = ' '.join(filter(None, (case.recipe, case.program, rows, *case.overrides)))
+            print(f'{name:23} {"CI" if case.ci else "":2} {case.topology:10} {what}')
         return 0
     if args.here:
         print(json.dumps(compiled(CASES[names[0]], args.text)))
@@ -101,9 +119,9 @@ def main() -> int:
             continue
         print(json.dumps({'case': name, **result}) if args.json else f'{name}: {sentence(result)}', flush=True)
         complaints = list(faults(CASES[name], result))
-        if args.write:
+        if args.write and CASES[name].ci:
             numbers[name] = guarded(result)
-        else:
+        elif CASES[name].ci:
             complaints += differences(guarded(result), numbers.get(name))
         for complaint in complaints:
             print(f'  {complaint}', flush=True)
@@ -143,26 +161,37 @@ def compiled(case: Case, text_file: str | None = None) -> dict[str, Any]:
 
     devices = topologies.devices(case.topology)  # before jax starts
 
-    from medjax.aot import hlo, programs
+    from medjax.aot import hlo, probes, profile, programs
     from medjax.training.metrics import PEAKS
 
-    recipe = programs.prepare(case.recipe, case.overrides, case.canvas)
+    recipe = None
+    if case.recipe:
+        overrides = (*case.overrides, *(programs.few_rows(case.recipe, ROWS) if case.few_rows else ()))
+        recipe = programs.prepare(case.recipe, overrides, case.canvas)
     start = time.perf_counter()
-    lowered = programs.lower(recipe, case.program, devices)
-    middle = time.perf_counter()
+    if case.program in programs.PROGRAMS:
+        lowered = programs.lower(recipe, case.program, devices)
+    else:
+        lowered = probes.lower(case.program, devices, recipe)
+    middle, before = time.perf_counter(), os.times()
     executable = lowered.compile()
-    end = time.perf_counter()
+    end, after = time.perf_counter(), os.times()
     text, memory = executable.as_text(), executable.memory_analysis()
     if text_file:
         Path(text_file).write_text(text)
     program = hlo.Program(text)
-    seconds, _ = program.roofline(topologies.H100['memory_bandwidth'], PEAKS['H100'])
-    roofline_ms = round(1e3 * seconds, 1)
+    seconds, by_source = program.roofline(topologies.H100['memory_bandwidth'], PEAKS['H100'])
+    roofline_ms, parts = round(1e3 * seconds, 1), collections.Counter()
+    for source, took in by_source.items():
+        parts[profile.part_of(source)] += 1e3 * took
     summary = program.summary()
+    # In float32, attention takes the plain form. Probes encode in float32.
+    half = recipe is not None and recipe.config['dtype'] == 'bfloat16' and case.program in programs.PROGRAMS
     return dict(
         device=f'{len(devices)} x {devices[0].device_kind}',
         lowering_s=round(middle - start, 1),
         compile_s=round(end - middle, 1),
+        compile_cpu_s=round(sum(after[:4]) - sum(before[:4]), 1),  # of all threads: on a busy machine it says more
         arguments_mib=round(memory.argument_size_in_bytes / MIB, 1),
         temporary_mib=round(memory.temp_size_in_bytes / MIB, 1),
         peak_mib=round(memory.peak_memory_in_bytes / MIB, 1),
@@ -176,8 +205,9 @@ def compiled(case: Case, text_file: str | None = None) -> dict[str, Any]:
         ],
         by_kind=summary.by_kind,
         roofline_ms=roofline_ms if case.topology.startswith('h100') else None,
+        roofline_ms_by_part={part: round(ms, 1) for part, ms in parts.most_common() if ms >= 0.05},
         padding=round(program.padding(), 3) if case.topology.startswith('v') else 1.0,
-        **forbidden(recipe, program.arrays()),
+        **(forbidden(recipe, program.arrays()) if half else dict(scores=[], float32_hidden=[])),
     )
 
 
@@ -240,7 +270,8 @@ def _flat(numbers: dict[str, Any]) -> dict[str, float]:
 def sentence(result: dict[str, Any]) -> str:
     exchanged = ', '.join(f'{kind} {n:,.0f} MiB' for kind, n in result['exchanged_mib'].items()) or 'nothing'
     return (
-        f'compiled in {result["compile_s"]} s for {result["device"]}; {result["kernels"]:,} kernels, '
+        f'compiled in {result["compile_s"]} s ({result["compile_cpu_s"]} s of CPU) for {result["device"]}; '
+        f'{result["kernels"]:,} kernels, '
         f'{result["temporary_mib"]:,.0f} MiB temporary, peak {result["peak_mib"]:,.0f} MiB, '
         f'{result["scan_copy_mib"]:,.0f} MiB copied by scans, exchanged: {exchanged}'
         + (f'; {result["roofline_ms"]} ms at the roofline' if result['roofline_ms'] else '')

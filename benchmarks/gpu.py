@@ -1,295 +1,238 @@
-"""Times medjax on one GPU: training steps, the encoding of probes, and the ceilings of the card.
+"""Times medjax on one GPU, and checks what only a GPU can show.
 
-    python benchmarks/gpu.py                                     the default cases, within nine minutes
-    python benchmarks/gpu.py --only vitb,vitb_scanned,vitb_plain_attention
+    python benchmarks/gpu.py > results.jsonl              the default cases, within nine minutes
+    python benchmarks/gpu.py --list                       all cases
+    python benchmarks/gpu.py --only vitb,vitb:towers.image.unroll=1,vitb:towers.image.attention=xla:batch_size=120
     python benchmarks/gpu.py --only vitb --beside 'python bench_torch_gpu.py --batch 60'
-    python benchmarks/gpu.py --only tiny                         a small step, on any machine
+    python benchmarks/gpu.py --tiny                       every case small, on any machine
 
-Each case runs in a process of its own, which is stopped after its time. Its result is one JSON line, printed at once:
-seconds of the bare step on random views and of the whole step with the making of views, in turn; images/s; MFU; memory;
-seconds of compilation; and where the time goes. Images are random numbers, so no data set is needed. `--beside` runs
-another command after the first case, on the same card, and passes its lines on.
+A case may be followed by overrides of its recipe, KEY=VALUE after a colon. So each choice is timed beside the case
+without it: towers.image.unroll (1 … 12), towers.image.attention (auto, xla, cudnn), towers.image.remat (products,
+blocks, none), batch_size, dtype.
+
+Each case runs in a process of its own, which is stopped after its time. Its result is one JSON line, written at once: a
+case that cannot run says why in its line. The default cases begin with the most important ones. What does not fit into
+nine minutes is left out, and a line says so. `--beside` runs another command on the same card, after the first step
+that is timed, and passes its JSON lines on. Seconds of compilation are those of an empty cache.
+
+The machine needs no network. It needs jax for CUDA, flax, optax, orbax-checkpoint and einops. What else medjax needs
+can be carried there, 20 MB:
+
+    python3.12 -m pip wheel --no-deps -w wheels -r benchmarks/gpu-wheels.txt           # where there is a network
+    python -m pip install --no-index --no-deps wheels/*.whl                            # on the machine with the GPU
+
+A case whose packages are missing says so, and the others run: `ceilings` and `attention` need none of them.
 """
 
 from __future__ import annotations
 
 import argparse
-import collections
+import contextlib
+import faulthandler
 import json
+import os
 import re
 import shlex
-import statistics
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))  # a machine without pip may not have medjax installed
+sys.path[:0] = [str(ROOT), str(ROOT / 'benchmarks')]  # a machine without pip may not have medjax installed
 
 from compile import VITB  # noqa: E402  the file beside this one
 
+from medjax.errors import UserError  # noqa: E402
+
 SECONDS = 240  # of one case
-STEPS, WARMUP = 10, 3
+ALL_SECONDS = 540  # of the default cases together
+LEAST = 20  # seconds in which a case can do anything
+NO_GPU = 3  # exit code of a case on a machine without a GPU
 
 
 class Case(NamedTuple):
-    """One recipe, or one function of this file, and what it is changed to."""
+    """What is measured, of one recipe with overrides."""
 
-    recipe: str
+    measure: str  # a function of gpu_cases.py
+    recipe: str = ''
     overrides: tuple[str, ...] = ()
-    canvas: int = 256
-    program: str = 'step'  # 'step', 'encoder' or 'ceilings'
+    canvas: int = 256  # side of the stored images in pixels
     default: bool = True
+    flags: str = ''  # of XLA
 
 
 VITB_60 = (*VITB, 'batch_size=60')
+AT_518 = ('init_from=None', 'batch_size=20')
 CASES = {
-    'ceilings': Case('', program='ceilings'),
-    'vitb': Case('rad_dino_vitb14', VITB_60),
-    'vitb518': Case('rad_dino_vitb14', ('init_from=None', 'batch_size=20'), canvas=777),
-    'vits': Case('dinov2_vits14', ('batch_size=128',)),
-    'mae': Case('mae_vitb16', ('batch_size=512',)),
-    'pair': Case('chexzero', ('batch_size=1024', 'dtype="bfloat16"')),
-    'encoder': Case('rad_dino_vitb14', ('init_from=None',), canvas=777, program='encoder'),
-    # What one choice costs or saves, beside 'vitb'.
-    'vitb_scanned': Case('rad_dino_vitb14', (*VITB_60, 'towers.image.unroll=1'), default=False),
-    'vitb_plain_attention': Case('rad_dino_vitb14', (*VITB_60, 'towers.image.attention="xla"'), default=False),
-    'vitb_blocks_stored': Case('rad_dino_vitb14', (*VITB_60, 'towers.image.remat="blocks"'), default=False),
-    'vitb_all_stored': Case('rad_dino_vitb14', (*VITB_60, 'towers.image.remat="none"'), default=False),
-    'vitb_120': Case('rad_dino_vitb14', (*VITB, 'batch_size=120'), default=False),
-    'vitb518_40': Case('rad_dino_vitb14', ('init_from=None', 'batch_size=40'), canvas=777, default=False),
-    'tiny': Case('tiny', canvas=64, default=False),
-}
-
-# The parts of a step, by words in the names that jax gives to operations; the first that fits counts.
-PARTS = (
-    ('views', ('views/',)),
-    ('optimizer', ('optimizer/',)),
-    ('teachers', ('teachers/',)),
-    ('drop path', ('drop_path', 'take', 'put')),
-    ('attention', ('/attn/', '/cross/')),
-    ('MLP', ('/mlp/',)),
-    ('norms', ('norm',)),
-    ('terms', ('terms/',)),
-    ('embeddings', ('patch_embed', 'embed')),
-    ('blocks, other', ('blocks',)),
-)
+    'ceilings': Case('ceilings'),
+    'vitb': Case('step', 'rad_dino_vitb14', VITB_60),
+    'attention': Case('attention'),
+    'vits': Case('step', 'dinov2_vits14', ('batch_size=128',)),
+    'vitb518': Case('step', 'rad_dino_vitb14', AT_518, canvas=777),
+    'loop': Case('loop', 'rad_dino_vitb14', VITB_60),
+    'images': Case('images', 'rad_dino_vitb14', ('init_from=None',), canvas=777),
+    'pair': Case('step', 'chexzero', ('batch_size=1024', 'dtype="bfloat16"')),
+    'mae': Case('step', 'mae_vitb16', ('batch_size=512',)),
+    # The step of 'vitb' without CUDA graphs, which costs about 1 %: its profile knows the source of every product.
+    'profile': Case('step', 'rad_dino_vitb14', VITB_60, flags='--xla_gpu_enable_command_buffer='),
+    'half': Case(
+        'half', 'rad_dino_vitb14', (*VITB, 'batch_size=20', 'towers.image.layerscale=1.0', 'towers.image.unroll=1'),
+        default=False,
+    ),
+    'koleo': Case('koleo', 'demo', ('total_steps=200',), canvas=64, default=False),
+}  # fmt: skip
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split('\n\n')[0])
-    parser.add_argument('--only', metavar='NAMES', help=f'some of {",".join(CASES)}')
-    parser.add_argument('--beside', metavar='COMMAND', help='a command to run after the first case')
-    parser.add_argument('--here', action='store_true', help='run the one case in this process')
+    parser.add_argument('--only', metavar='NAMES', help=f'some of {",".join(CASES)}, each with overrides :KEY=VALUE')
+    parser.add_argument('--beside', metavar='COMMAND', help='a command to run after the first step that is timed')
+    parser.add_argument('--tiny', action='store_true', help='every case with small towers, on any machine')
+    parser.add_argument('--list', action='store_true', help='print the cases')
+    parser.add_argument('--here', type=float, help=argparse.SUPPRESS)  # seconds: measure the one case in this process
     args = parser.parse_args()
-    names = args.only.split(',') if args.only else [name for name, case in CASES.items() if case.default]
-    if unknown := [name for name in names if name not in CASES]:
-        parser.error(f'no case {unknown[0]!r}; there are {", ".join(CASES)}')
-    if args.here:
-        print(json.dumps({'case': names[0], **measured(CASES[names[0]])}), flush=True)
+    if args.list:
+        for name, case in CASES.items():
+            when, what = 'default' if case.default else '', ' '.join((case.recipe, *case.overrides))
+            print(f'{name:10} {when:7} {case.measure:9} {what}'.rstrip())
         return 0
-    failed = False
-    for i, name in enumerate(names):
-        failed |= passed_on([sys.executable, __file__, '--only', name, '--here'], name)
-        if args.beside and i == 0:
-            failed |= passed_on(shlex.split(args.beside), 'beside')
+    names = args.only.split(',') if args.only else [name for name, case in CASES.items() if case.default]
+    for name in names:
+        known, *given = name.split(':')
+        if known not in CASES:
+            parser.error(f'no case {known!r}; there are {", ".join(CASES)}')
+        if wrong := [one for one in given if '=' not in one.strip('=')]:
+            parser.error(f'{name!r}: {wrong[0]!r} is not an override KEY=VALUE, as in vitb:towers.image.unroll=1')
+    if args.here:
+        return here(names[0], args.here, args.tiny)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        return all_of(names, args.beside, args.tiny, SECONDS * len(names) if args.only else ALL_SECONDS)
+    except KeyboardInterrupt:
+        print('stopped from the keyboard', file=sys.stderr)
+        return 130
+
+
+def all_of(names: list[str], beside: str | None, tiny: bool, seconds: float) -> int:
+    """Runs the cases in turn, each in a process of its own; the exit code."""
+    end, failed, device = time.monotonic() + seconds, False, None
+    steps = [name for name in names if CASES[name.split(':')[0]].measure in ('step', 'loop')]
+    with tempfile.TemporaryDirectory(prefix='medjax-gpu-') as cache:
+        for name in names:
+            limit = min(SECONDS, end - time.monotonic())
+            if limit < LEAST:
+                write(name, left_out=f'the {seconds / 60:.0f} minutes are over; --only {name} runs it')
+                continue
+            case = CASES[name.split(':')[0]]
+            environment = dict(os.environ, JAX_COMPILATION_CACHE_DIR=cache)
+            environment['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {case.flags}'.strip()
+            command = [sys.executable, __file__, '--only', name, '--here', str(limit), *(['--tiny'] if tiny else [])]
+            lines, reason, code = run(command, limit, environment)
+            for line in lines:
+                device = line.get('device', device)
+                print(json.dumps(line), flush=True)
+            failed |= bool(reason) or bool(code)
+            if reason:
+                write(name, failed=reason)
+            if code == NO_GPU:
+                return 1
+            if beside and name == (steps or names)[0]:
+                start = time.monotonic()
+                lines, reason, _ = run(shlex.split(beside), SECONDS, dict(os.environ))
+                for line in lines:
+                    write('beside', command=beside, device=device, **line)
+                if reason:
+                    write('beside', command=beside, device=device, failed=reason)
+                failed |= bool(reason)
+                end += time.monotonic() - start
     return int(failed)
 
 
-def passed_on(command: list[str], name: str) -> bool:
-    """Runs a command, prints the lines of JSON that it gives or why there are none; whether it failed."""
+def write(case: str, **result: Any) -> None:
+    print(json.dumps(dict(case=case) | result), flush=True)
+
+
+def run(command: list[str], seconds: float, environment: dict[str, str]) -> tuple[list[dict[str, Any]], str, int]:
+    """Runs a command: its JSON lines, a sentence that says why there are none or too few, and its exit code.
+
+    The command and all processes that it started end with this function.
+    """
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
-        lines = [line for line in done.stdout.splitlines() if line.startswith('{')]
-        said = done.stderr.strip().splitlines() or ['it printed nothing']
-        reason = '' if lines and not done.returncode else said[-1]
-    except subprocess.TimeoutExpired:
-        lines, reason = [], f'not done after {SECONDS} s'
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+        )
     except OSError as error:
-        lines, reason = [], str(error)
-    for line in lines:
-        print(line, flush=True)
-    if reason:
-        print(json.dumps({'case': name, 'failed': reason}), flush=True)
-    return bool(reason)
+        return [], f'{command[0]}: {error.strerror}', 1
+    try:
+        out, err = process.communicate(timeout=seconds)
+        late = ''
+    except subprocess.TimeoutExpired:
+        kill(process)
+        out, err = process.communicate()
+        late = f'not done after {seconds:.0f} s' + ''.join(f'; it was in {where}' for where in frames(err))
+    finally:
+        kill(process)
+    lines = list(json_lines(out))
+    if late:
+        return lines, late, 1
+    said = err.strip().splitlines() or ['it printed no JSON line']
+    bad = not lines or (process.returncode and not any('failed' in line for line in lines))
+    return lines, f'{said[-1][:500]} (exit code {process.returncode})' if bad else '', process.returncode
 
 
-def measured(case: Case) -> dict[str, Any]:
-    import jax
-
-    device = jax.devices()[0]
-    versions = dict(device=device.device_kind, jax=jax.__version__)
-    if case.program == 'ceilings':
-        return versions | ceilings()
-    from medjax.aot import programs
-    from medjax.training.metrics import peak_flops
-
-    recipe = programs.prepare(case.recipe, case.overrides, case.canvas)
-    peak = peak_flops(jax.devices()[:1], recipe.config['dtype'])
-    result = encoding(recipe) if case.program == 'encoder' else steps(recipe, peak)
-    return versions | dict(recipe=case.recipe, overrides=case.overrides, peak=peak.description) | result
+def kill(process: subprocess.Popen) -> None:
+    """Ends a command with all processes that it started."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
-def ceilings() -> dict[str, Any]:
-    """TFLOP/s of a bf16 product of 8,192³, and GB/s of a copy of 2 GiB, read and written."""
-    import jax
-    import jax.numpy as jnp
-
-    n = 8192 if jax.devices()[0].platform == 'gpu' else 1024
-    x = jnp.ones((n, n), jnp.bfloat16)
-    product = timed(jax.jit(jnp.matmul), x, x)
-    y = jnp.ones(2**29 if n == 8192 else 2**24, jnp.float32)
-    copy = timed(jax.jit(lambda y: y + 1), y)
-    return dict(product_tflops=2 * n**3 / product / 1e12, copy_gb_per_s=2 * y.nbytes / copy / 1e9)
+def json_lines(text: str) -> Iterator[dict[str, Any]]:
+    for line in text.splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            value = json.loads(line)
+            if isinstance(value, dict):
+                yield value
 
 
-def timed(f: Callable, *args: Any) -> float:
-    """The median seconds of a call."""
-    import jax
-
-    jax.block_until_ready(f(*args))
-    seconds = []
-    for _ in range(STEPS):
-        start = time.perf_counter()
-        jax.block_until_ready(f(*args))
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
+def frames(text: str) -> list[str]:
+    """The innermost frame of medjax in the output of faulthandler, or the innermost of all; empty if there is none."""
+    found = re.findall(r'File "([^"]+)", line (\d+)', text)
+    own = [(file, line) for file, line in found if '/medjax/' in file or '/benchmarks/' in file]
+    return [f'{Path(file).name}, line {line}' for file, line in (own or found)[:1]]
 
 
-def steps(recipe: Any, peak: Any) -> dict[str, Any]:
-    """The bare step on random views, and the whole step from a random batch, in turn."""
-    import jax
+def here(name: str, seconds: float, tiny: bool) -> int:
+    """Measures one case in this process, and prints its line; the exit code."""
+    faulthandler.dump_traceback_later(max(seconds - 5, 1), file=sys.stderr)  # says where a case hangs
+    known, *given = name.split(':')
+    try:
+        import gpu_cases
 
-    from medjax.aot import programs
-    from medjax.parallel import sharding
-    from medjax.training.flops import step_flops
-    from medjax.training.state import create
-
-    devices, sizes = jax.devices()[:1], dict(data=1, fsdp=1, tensor=1)
-    start = time.perf_counter()
-    whole = programs.lower(recipe, 'step', devices, sizes).compile()
-    compile_s = time.perf_counter() - start
-    mesh = sharding.make_mesh(**sizes, devices=devices)
-    step, images = recipe.step, recipe.config['batch_size']
-    state = jax.jit(lambda key: create(recipe.objective, recipe.optimizer, key))(jax.random.key(0))
-    state = jax.device_put(state, jax.tree.map(lambda _: sharding.replicated(mesh), recipe.abstract))
-    batch = jax.device_put(random_batch(recipe), sharding.rows_sharding(mesh))
-    views, masks = jax.jit(step.make_views)(batch, jax.random.key(1), state.step)
-    flops = step_flops(recipe.objective, step.make_views, state, batch)
-    bare = jax.jit(step.step_on_views, donate_argnums=0).lower(state, views, masks).compile()
-    seconds: dict[str, list[float]] = dict(step=[], loop=[])
-    for i in range(WARMUP + STEPS):
-        first = time.perf_counter()
-        state, metrics = jax.block_until_ready(bare(state, views, masks))
-        second = time.perf_counter()
-        state, metrics = jax.block_until_ready(whole(state, batch))
-        third = time.perf_counter()
-        if i >= WARMUP:
-            seconds['step'].append(second - first)
-            seconds['loop'].append(third - second)
-    parts, state = profiled(whole, state, batch)
-    median = statistics.median(seconds['step'])
-    stats = devices[0].memory_stats() or {}
-    return dict(
-        images=images,
-        loss=float(metrics['loss']),
-        gflop_per_image=flops / images / 1e9,
-        compile_s=compile_s,
-        seconds=median,
-        seconds_min=min(seconds['step']),
-        seconds_max=max(seconds['step']),
-        loop_seconds=statistics.median(seconds['loop']),
-        images_per_s=images / median,
-        mfu=flops / median / peak.flops if peak.flops else None,
-        temporary_gib=whole.memory_analysis().temp_size_in_bytes / 2**30,
-        peak_gib=stats.get('peak_bytes_in_use', 0) / 2**30,
-        ms_by_part=parts,
-    )
-
-
-def encoding(recipe: Any) -> dict[str, Any]:
-    """Images a second of the encoder as probes run it."""
-    import jax
-
-    from medjax.aot import programs
-    from medjax.parallel import sharding
-
-    devices, sizes = jax.devices()[:1], dict(data=1, fsdp=1, tensor=1)
-    start = time.perf_counter()
-    lowered = programs.lower(recipe, 'encoder', devices, sizes)
-    encode = lowered.compile()
-    compile_s = time.perf_counter() - start
-    mesh = sharding.make_mesh(**sizes, devices=devices)
-    given = jax.tree.map(lambda x: random_array(x.shape, x.dtype), lowered.in_avals[0])
-    given = jax.device_put(given, jax.tree.map(lambda _: sharding.replicated(mesh), given))
-    seconds = timed(encode, *given)
-    return dict(images=programs.ENCODED, compile_s=compile_s, seconds=seconds, images_per_s=programs.ENCODED / seconds)
-
-
-def random_batch(recipe: Any) -> dict[str, dict[str, Any]]:
-    """A batch of random images, and of texts of random words."""
-    import jax
-    import numpy as np
-
-    from medjax.aot.programs import STORED_CHANNELS
-    from medjax.training.rehearsal import batch_shapes
-
-    rows = {name: part['rows'] for name, part in recipe.config['data'].items()}
-    shapes = batch_shapes(recipe.objective, recipe.config, rows, recipe.canvas, STORED_CHANNELS)
-    batch = jax.tree.map(lambda x: random_array(x.shape, x.dtype), shapes)
-    for fields in batch.values():
-        fields['row'] = np.arange(len(fields['row']), dtype=np.uint32)
-        fields['image/extent'][:] = recipe.canvas
-        for name in [name for name in fields if name.endswith('/length')]:
-            fields[name][:] = fields[name.removesuffix('/length')].shape[-1]
-    return batch
-
-
-def random_array(shape: tuple[int, ...], dtype: Any) -> Any:
-    import numpy as np
-
-    rng = np.random.default_rng(0)
-    if np.dtype(dtype) == np.bool_:
-        return np.ones(shape, bool)
-    if np.issubdtype(dtype, np.floating):
-        return rng.normal(0, 0.02, shape).astype(dtype)
-    return rng.integers(1, 100, shape).astype(dtype)
-
-
-def profiled(program: Any, state: Any, batch: Any) -> tuple[dict[str, float], Any]:
-    """Milliseconds of a step by part, from the profiler, the largest first; and the state after the steps."""
-    import jax
-
-    from medjax.aot.hlo import Program
-
-    count = 3
-    sources = {
-        one.label: (re.search(r'op_name="([^"]*)"', one.rest) or ['', ''])[1]
-        for instructions in Program(program.as_text()).computations.values()
-        for one in instructions
-    }
-    with tempfile.TemporaryDirectory() as folder:
-        with jax.profiler.trace(folder):
-            for _ in range(count):
-                state, _ = jax.block_until_ready(program(state, batch))
-        files = list(Path(folder).rglob('*.xplane.pb'))
-        seconds: collections.Counter[str] = collections.Counter()
-        for plane in jax.profiler.ProfileData.from_file(str(files[0])).planes:
-            for line in plane.lines:
-                for event in line.events:
-                    operation = dict(event.stats).get('hlo_op')
-                    if operation is not None:
-                        seconds[part_of(sources.get(str(operation), ''))] += event.duration_ns
-    return {name: round(ns / count / 1e6, 3) for name, ns in seconds.most_common()}, state
-
-
-def part_of(source: str) -> str:
-    """The part of a step that an operation belongs to, by the name that jax gave it."""
-    return next((part for part, words in PARTS if any(word in source for word in words)), 'other')
+        if not tiny and (problem := gpu_cases.no_gpu()):
+            write(name, failed=problem)
+            return NO_GPU
+        result = gpu_cases.measured(CASES[known], given, tiny)
+    except ModuleNotFoundError as error:
+        reason = f'the package {error.name!r} is missing; the top of benchmarks/gpu.py says how to bring it'
+        write(name, failed=reason)
+        return 1
+    except UserError as error:
+        write(name, failed=str(error))
+        return 1
+    except Exception as error:
+        said = str(error).strip().splitlines() or ['']
+        last = [frame for frame in traceback.extract_tb(error.__traceback__) if str(ROOT) in frame.filename][-1:]
+        where = ''.join(f' ({Path(frame.filename).name}, line {frame.lineno})' for frame in last)
+        write(name, failed=f'{type(error).__name__}: {said[0][:500]}{where}')
+        return 1
+    write(name, **result)
+    return int(result.get('passed') is False)
 
 
 if __name__ == '__main__':

@@ -56,7 +56,7 @@ LAYERS = {
     'weights': BASE | {'parallel', 'models'},
     'objectives': BASE | {'parallel', 'data', 'views', 'models'},
     'training': BASE | {'parallel', 'data', 'views', 'models', 'weights', 'objectives'},
-    'aot': BASE | {'parallel', 'data', 'views', 'models', 'weights', 'objectives', 'training', 'config'},
+    'aot': BASE | {'parallel', 'data', 'views', 'models', 'weights', 'objectives', 'training', 'config', 'probes'},
     'probes': BASE | {'parallel', 'data', 'views', 'models', 'weights'},
     'reports': BASE | {'parallel', 'data', 'views', 'models', 'weights', 'probes'},
 }

@@ -141,6 +141,12 @@ class Program:
                 operands = re.findall(r'%([\w.\-]+)', other.rest)
                 yield size(types.get(operands[1], '')) if len(operands) > 1 else 0
 
+    def source(self, one: Instruction) -> str:
+        """The operation of jax that an instruction comes from; of a fusion without one, that of its last part."""
+        inside = self.computations.get(one.named('calls') or '', []) if one.op in FUSIONS else []
+        names = (re.search(r'op_name="([^"]*)"', other.rest) for other in (one, *reversed(inside)))
+        return next((name[1] for name in names if name), '')
+
     def roofline(self, bandwidth: float, peak: float) -> tuple[float, dict[str, float]]:
         """Seconds of a step if every kernel ran at the speed of memory or of its products, whichever takes longer.
 
@@ -154,10 +160,15 @@ class Program:
                 base = one.op.removesuffix('-start')
                 if not one.op or one.op in FREE or one.op.endswith('-done') or base in COLLECTIVES:
                     continue
-                source = re.search(r'op_name="([^"]*)"', one.rest)
-                took = max(self._traffic(one, types) / bandwidth, _flops(one, types) / peak)
-                seconds[source[1] if source else ''] += n * took
+                took = max(self._traffic(one, types) / bandwidth, self._flops(one, types) / peak)
+                seconds[self.source(one)] += n * took
         return sum(seconds.values()), dict(sorted(seconds.items(), key=lambda item: -item[1]))
+
+    def _flops(self, one: Instruction, types: dict[str, str]) -> float:
+        """The FLOPs of a library call, or of those inside a fusion, where XLA puts calls that read slices."""
+        inside = self.computations.get(one.named('calls') or '', []) if one.op in FUSIONS else []
+        types_inside = {other.label: other.type for other in inside}
+        return _flops(one, types) + sum(_flops(other, types_inside) for other in inside)
 
     def _traffic(self, one: Instruction, types: dict[str, str]) -> int:
         """The bytes that a kernel reads and writes."""

@@ -42,12 +42,27 @@ class Recipe:
     canvas: int  # side of the stored images in pixels
 
 
-def prepare(spec: str, overrides: Sequence[str] = (), canvas: int = 256) -> Recipe:
-    """A recipe by its file or name, with overrides 'key=value'. To be called before a mesh is in use."""
-    config, objective, make_views = without_data(configs.check(configs.resolve(configs.read(spec, overrides), {})))
+def prepare(spec: str, overrides: Sequence[str] = (), canvas: int = 256, without: str | None = None) -> Recipe:
+    """A recipe by its file or name, with overrides 'key=value'. To be called before a mesh is in use.
+
+    `without` names a kind of term that is left out.
+    """
+    read = configs.read(spec, overrides)
+    read.terms = [term for term in read.terms if term['term'] != without]
+    config, objective, make_views = without_data(configs.check(configs.resolve(read, {})))
     optimizer = make_optimizer(objective, config['optim'], config['total_steps'])
     step = make_step(objective, optimizer, make_views, config['micro_batches'])
     return Recipe(config, objective, optimizer, step, abstract_state(objective, optimizer), canvas)
+
+
+def few_rows(spec: str, rows: int) -> tuple[str, ...]:
+    """Overrides that give each part of a recipe's batch `rows` rows, in whole groups, or fewer if it has fewer."""
+    read = configs.read(spec)
+    config = configs.resolve(read, {})
+    step = config['rows_per_group'] * config['micro_batches']
+    few = {name: min(part['rows'], -(-rows // step) * step) for name, part in config['data'].items()}
+    written = [name for name in few if read.data[name].get('rows') is not None]
+    return (f'batch_size={sum(few.values())}', *(f'data.{name}.rows={few[name]}' for name in written))
 
 
 def lower(recipe: Recipe, program: str, devices: Sequence[Any], sizes: Mapping[str, int] | None = None) -> Any:

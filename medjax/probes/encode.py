@@ -191,7 +191,7 @@ def _apply(encoder: str, cfg: str, image: str) -> Callable[..., dict[str, jax.Ar
 
 
 @functools.cache
-def _compiled(apply: Callable[..., dict[str, jax.Array]], size: int, patch_mean: bool) -> Callable[..., Any]:
+def _compiled(apply: Callable[..., dict[str, jax.Array]], size: int, patch_mean: bool) -> jax.stages.Wrapped:
     def run(params: Tree, images: jax.Array, extent: jax.Array) -> dict[str, jax.Array]:
         out = apply(params, images, extent, size)
         if patch_mean and 'patches' in out:
@@ -199,6 +199,11 @@ def _compiled(apply: Callable[..., dict[str, jax.Array]], size: int, patch_mean:
         return out
 
     return jax.jit(run)
+
+
+def compiled_encoder(meta: Mapping[str, Any]) -> jax.stages.Wrapped:
+    """(params, images, extent) -> features, as `features` runs it for the encoder with this meta.json."""
+    return _compiled(_apply(*_settings(meta)), int(meta['size']), True)
 
 
 def features(encoder: Encoder, data: Any, split: str, cache: str | os.PathLike | None = None) -> SplitFeatures:

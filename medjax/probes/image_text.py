@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -145,7 +145,9 @@ def _towers(cfg: str) -> dict[str, Tower]:
 
 
 @functools.cache  # all exports of a run share one function, so it is compiled once
-def _compiled(name: str, cfg: str) -> Callable[..., jax.Array]:
+def compiled_tower(name: str, cfg: str) -> jax.stages.Wrapped:
+    """(params, ids [n,T], lengths [n]) -> float32 [n,D]: the cls of a text tower; `cfg` are all towers as JSON."""
+
     def cls(params: Tree, ids: jax.Array, lengths: jax.Array) -> jax.Array:
         rows = jnp.arange(len(ids), dtype=jnp.uint32)
         valid = jnp.arange(ids.shape[1]) < lengths[:, None]
@@ -166,6 +168,7 @@ def _encode_texts(branch: Branch, tokens: Sequence[Sequence[int]], length: int, 
             ids, lengths = np.full((size, length), pad, np.int32), np.ones(size, np.int32)
             for i, text in enumerate(tokens[start : start + size]):
                 ids[i, : len(text)], lengths[i] = text, len(text)
-            cls = _compiled(branch.tower, branch.towers)(params, *jax.device_put((ids, lengths), rows_sharding(mesh)))
+            texts = jax.device_put((ids, lengths), rows_sharding(mesh))
+            cls = compiled_tower(branch.tower, branch.towers)(params, *texts)
             batches.append(np.asarray(cls)[: len(tokens) - start])
     return np.concatenate(batches)

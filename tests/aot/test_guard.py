@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from medjax.aot import programs
+from medjax import recipes
+from medjax.aot import probes, programs
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,6 +30,28 @@ RESULT = dict(kernels=1000, exchanged_mib={'all-reduce': 500.0}, compile_s=50, s
 def test_every_case_of_ci_has_committed_numbers(guard):
     numbers = json.loads(guard.NUMBERS.read_text())
     assert set(numbers) == {name for name, case in guard.CASES.items() if case.ci}
+
+
+def test_every_recipe_has_its_step_and_its_views(guard):
+    for name in recipes.shipped():
+        assert guard.CASES[name].program == 'step' and guard.CASES[f'{name}_views'].program == 'views'
+        assert guard.CASES[name].recipe == name and not guard.CASES[name].ci
+    assert {case.program for case in guard.CASES.values()} == {*programs.PROGRAMS, *probes.FITS, *probes.ENCODERS}
+
+
+def test_only_numbers_of_ci_are_written_and_compared(guard, monkeypatch, tmp_path, capsys):
+    """Other cases complain about what a program must not be, and about nothing else."""
+    numbers = dict.fromkeys(('kernels', 'fusions', 'temporary_mib', 'peak_mib', 'scan_copy_mib', 'padding'), 7)
+    result = RESULT | numbers | dict(device='card', compile_cpu_s=9, roofline_ms=None)
+    monkeypatch.setattr(guard, 'in_own_process', lambda name, text: (result, ''))
+    monkeypatch.setattr(guard, 'NUMBERS', tmp_path / 'programs.json')
+    monkeypatch.setattr(sys, 'argv', ['compile.py', 'vitb_step', 'chexzero', '--write'])
+    assert guard.main() == 0 and set(json.loads(guard.NUMBERS.read_text())) == {'vitb_step'}
+    result |= dict(kernels=9)
+    monkeypatch.setattr(sys, 'argv', ['compile.py', 'chexzero'])
+    assert guard.main() == 0
+    monkeypatch.setattr(sys, 'argv', ['compile.py', 'chexzero', 'vitb_step'])
+    assert guard.main() == 1 and 'kernels is 9 and was 7' in capsys.readouterr().out
 
 
 def test_a_number_that_moved_is_a_sentence(guard):

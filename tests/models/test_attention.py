@@ -230,6 +230,22 @@ def test_splash_attention_equals_the_plain_one(lengths, causal):
         close(got, want)
 
 
+@pytest.mark.parametrize(
+    ('capability', 'runs'), [('7.0', False), ('7.5', False), ('gfx90a', False), ('8.0', True), ('12.1', True)]
+)
+def test_a_card_that_is_too_old_for_the_flash_kernel(monkeypatch, capability, runs):
+    """The plain form runs there by itself; who asks for the flash kernel reads a sentence. An AMD card is none."""
+    card = SimpleNamespace(platform='gpu', compute_capability=capability)
+    monkeypatch.setattr(jax, 'local_devices', lambda: [card])
+    monkeypatch.setattr(attention, 'platform', lambda: 'gpu')
+    assert attention.choose('auto', (2, 9, 1, 64), jnp.bfloat16, None) == ('cudnn' if runs else 'xla')
+    if runs:
+        attention.check('vit', 'cudnn', 'bfloat16')
+    else:
+        with pytest.raises(UserError, match=f'or newer, and this one has {capability}; attention=.auto. runs anywhere'):
+            attention.check('vit', 'cudnn', 'bfloat16')
+
+
 # Blocks.
 
 

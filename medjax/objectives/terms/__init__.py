@@ -131,7 +131,8 @@ class Networks:
 
     def run_head(self, name: str, x: Array, network: str, present: Array | None = None, train: bool = False) -> Any:
         """The output of one head, or (output, statistics); see `Head.apply`."""
-        return self.heads[name].apply(self.head_params(name, network), x, present=present, train=train)
+        with jax.named_scope(f'heads/{name}'):  # for profiles
+            return self.heads[name].apply(self.head_params(name, network), x, present=present, train=train)
 
     def head_params(self, name: str, network: str) -> Tree:
         """The parameters of a head, with the parameter of another module that it is tied to."""

@@ -48,12 +48,12 @@ def score(train: SplitFeatures, queries: SplitFeatures, ks: tuple[int, ...]) -> 
     """
     known, positive = policy.known(train.labels), train.labels == 1
     with jax.default_matmul_precision('highest'):
-        scores = _score(unit(train.cls[:, -1]), known, positive, unit(queries.cls[:, -1]), ks)
+        scores = score_arrays(unit(train.cls[:, -1]), known, positive, unit(queries.cls[:, -1]), ks)
     return {k: np.asarray(x) for k, x in zip(ks, scores, strict=True)}
 
 
 @functools.partial(jax.jit, static_argnums=4)
-def _score(
+def score_arrays(
     train: jax.Array, known: jax.Array, positive: jax.Array, queries: jax.Array, ks: tuple[int, ...]
 ) -> list[jax.Array]:
     """`score` on arrays: unit vectors [n,D] and [m,D], bool [n,L] of the train labels."""

@@ -100,7 +100,7 @@ def fit(x: np.ndarray, labels: np.ndarray, penalties: tuple[float, ...], toleran
     z = (z / std).astype(np.float32)
     basis = _principal_axes(z)
     with jax.default_matmul_precision('highest'):
-        w, b, steps, residual = _minimise(
+        w, b, steps, residual = minimise(
             z @ basis, (labels == 1).astype(np.float32), known.astype(np.float32), np.float32(penalties), tolerance
         )
     return Regressions(mean, std, np.tensordot(basis, np.asarray(w), 1), np.asarray(b), int(steps), float(residual))
@@ -148,7 +148,7 @@ def _dot(a: _Point, b: _Point) -> jax.Array:
 
 
 @jax.jit
-def _minimise(
+def minimise(
     z: jax.Array, y: jax.Array, known: jax.Array, penalties: jax.Array, tolerance: float, limit: int = 1000
 ) -> tuple[jax.Array, jax.Array, Any, jax.Array]:
     """Minimises all regressions at once by accelerated gradient descent.

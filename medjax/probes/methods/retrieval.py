@@ -98,11 +98,11 @@ def nearest(queries: np.ndarray, candidates: np.ndarray, k: int) -> np.ndarray:
     """
     chunk = max(1, min(len(queries), CHUNK_ELEMENTS // len(candidates)))
     with jax.default_matmul_precision('highest'):
-        return np.asarray(_nearest(jnp.asarray(queries), jnp.asarray(candidates), k, chunk))
+        return np.asarray(nearest_in_chunks(jnp.asarray(queries), jnp.asarray(candidates), k, chunk))
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
-def _nearest(queries: jax.Array, candidates: jax.Array, k: int, chunk: int) -> jax.Array:
+def nearest_in_chunks(queries: jax.Array, candidates: jax.Array, k: int, chunk: int) -> jax.Array:
     return jax.lax.map(lambda query: jax.lax.top_k(candidates @ query, k)[1], queries, batch_size=chunk)
 
 
