@@ -21,8 +21,16 @@ Report = TypeVar('Report', pytest.TestReport, pytest.CollectReport)
 # Before jax is imported anywhere.
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['JAX_NUM_CPU_DEVICES'] = '8'
-# Tests compile far longer than they run: half the time without LLVM's costly passes.
-os.environ.setdefault('XLA_FLAGS', '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true')
+# Tests compile far longer than they run. CPU seconds to compile a step of tests/recipes.py: 8.1 without LLVM's costly
+# passes, 2.8 with XLA's older emitters of fusions as well, 2.1 with all code in one LLVM module. jaxlib after 0.10 has no
+# older emitters and ignores the option.
+CHEAP_TO_COMPILE = (
+    '--xla_backend_optimization_level=0',
+    '--xla_llvm_disable_expensive_passes=true',
+    '--xla_cpu_parallel_codegen_split_count=1',
+    '--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters',
+)
+os.environ.setdefault('XLA_FLAGS', ' '.join(CHEAP_TO_COMPILE))
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(Path(__file__).parents[1] / '.cache' / 'jax'))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '0')
