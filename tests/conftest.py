@@ -22,8 +22,8 @@ Report = TypeVar('Report', pytest.TestReport, pytest.CollectReport)
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['JAX_NUM_CPU_DEVICES'] = '8'
 # Tests compile far longer than they run. CPU seconds to compile a step of tests/recipes.py: 8.1 without LLVM's costly
-# passes, 2.8 with XLA's older emitters of fusions as well, 2.1 with all code in one LLVM module. jaxlib after 0.10 has no
-# older emitters and ignores the option.
+# passes, 2.8 with XLA's older emitters of fusions as well, 2.1 with all code in one LLVM module. From jaxlib 0.11 on
+# there are no older emitters, and the option is ignored.
 CHEAP_TO_COMPILE = (
     '--xla_backend_optimization_level=0',
     '--xla_llvm_disable_expensive_passes=true',
