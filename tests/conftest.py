@@ -6,6 +6,7 @@ as in CI, a test that would skip fails: a package, a program or a file that it n
 
 from __future__ import annotations
 
+import gc
 import importlib.metadata
 import os
 import re
@@ -53,6 +54,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     left_out = [item for item in items if {kind for kind in KINDS if kind in item.keywords} != wanted]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]
+
+
+def pytest_collection_finish() -> None:
+    """Tracing makes many objects and few cycles: garbage is collected less often, and never among the modules."""
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
 
 
 @pytest.hookimpl(wrapper=True)
