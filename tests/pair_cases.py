@@ -99,6 +99,7 @@ def evaluate(term, placement, features, views, params=None, state=None, step=STE
     first_params, first_state = term.init(jax.random.key(0))
     params, state = first_params if params is None else params, first_state if state is None else state
     features, views = jax.device_put((features, views), sharding.rows_sharding(mesh))
+    params, state = jax.device_get((params, state))  # on no device: the program may run on one or on eight
 
     def loss(features, params, views, state, step):  # no array is a constant: tests with other numbers share programs
         inputs = without_teacher_gradient(features)
