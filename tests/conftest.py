@@ -20,7 +20,9 @@ import pytest
 
 Report = TypeVar('Report', pytest.TestReport, pytest.CollectReport)
 
-# Before jax is imported anywhere.
+# Before numpy and jax are imported anywhere. Two workers on two cores: more threads of BLAS only wait for each other.
+os.environ.setdefault('OMP_NUM_THREADS', '1')
+os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['JAX_NUM_CPU_DEVICES'] = '8'
 # Tests compile far longer than they run. CPU seconds to compile a step of tests/recipes.py: 8.1 without LLVM's costly
