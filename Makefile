@@ -70,10 +70,10 @@ demo: .venv/medjax
 	@echo 'Look at runs/demo/report.html; the numbers are in runs/demo/probes and runs/demo/metrics.jsonl.'
 
 test: .venv/test
-	$(PYTEST) -n 2
+	$(PYTEST) -n 2 --dist loadfile  # a file stays on one worker: its fixtures run once, its programs are traced once
 
 test-slow: .venv/test
-	$(PYTEST) --slow -n 2 --dist loadfile  # a file stays on one worker, so its fixtures run once
+	$(PYTEST) --slow -n 2 --dist loadfile
 
 test-long: .venv/test
 	$(PYTEST) --long -n 2

@@ -6,8 +6,10 @@ as in CI, a test that would skip fails: a package, a program or a file that it n
 
 from __future__ import annotations
 
+import gc
 import importlib.metadata
 import os
+import platform
 import re
 import sys
 from collections.abc import Callable, Generator, Iterator
@@ -18,11 +20,23 @@ import pytest
 
 Report = TypeVar('Report', pytest.TestReport, pytest.CollectReport)
 
-# Before jax is imported anywhere.
+# Before numpy and jax are imported anywhere. Two workers on two cores: more threads of BLAS only wait for each other.
+os.environ.setdefault('OMP_NUM_THREADS', '1')
+os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['JAX_NUM_CPU_DEVICES'] = '8'
-# Tests compile far longer than they run: half the time without LLVM's costly passes.
-os.environ.setdefault('XLA_FLAGS', '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true')
+# Tests compile far longer than they run. CPU seconds to compile a step of tests/recipes.py: 8.1 without LLVM's costly
+# passes, 2.8 with XLA's older emitters of fusions as well, 2.1 with all code in one LLVM module. From jaxlib 0.11 on
+# there are no older emitters, and the option is ignored.
+CHEAP_TO_COMPILE = (
+    '--xla_backend_optimization_level=0',
+    '--xla_llvm_disable_expensive_passes=true',
+    '--xla_cpu_parallel_codegen_split_count=1',
+    '--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters',
+)
+# AVX has no fused multiply-add. With it, two programs of one formula may round differently: 2e-5 of a pixel apart.
+NO_FUSED_MULTIPLY_ADD = ('--xla_cpu_max_isa=AVX',) if platform.machine() in ('x86_64', 'AMD64') else ()
+os.environ.setdefault('XLA_FLAGS', ' '.join(CHEAP_TO_COMPILE + NO_FUSED_MULTIPLY_ADD))
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(Path(__file__).parents[1] / '.cache' / 'jax'))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '0')
@@ -45,6 +59,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     left_out = [item for item in items if {kind for kind in KINDS if kind in item.keywords} != wanted]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]
+
+
+def pytest_collection_finish() -> None:
+    """Tracing makes many objects and few cycles: garbage is collected less often, and never among the modules."""
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -99,13 +99,16 @@ def evaluate(term, placement, features, views, params=None, state=None, step=STE
     first_params, first_state = term.init(jax.random.key(0))
     params, state = first_params if params is None else params, first_state if state is None else state
     features, views = jax.device_put((features, views), sharding.rows_sharding(mesh))
+    params, state = jax.device_get((params, state))  # on no device: the program may run on one or on eight
 
-    def loss(features, params):
+    def loss(features, params, views, state, step):  # no array is a constant: tests with other numbers share programs
         inputs = without_teacher_gradient(features)
         value, metrics, carry = loss_of(term, inputs, views, params=params, state=state, step=step)
         return value, (metrics, carry)
 
-    (value, (metrics, carry)), gradients = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(features, params)
+    (value, (metrics, carry)), gradients = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(
+        features, params, views, state, np.int32(step)
+    )
     return Result(float(value), metrics, carry, *jax.tree.map(np.asarray, gradients))
 
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from mask_statistics import compare, generate
+from programs import run
 
 from medjax.objectives import numerics
 from medjax.objectives.features import parse
@@ -82,7 +83,18 @@ def loss_of(term: Term, features, views, masks=None, params=None, state=None, st
 
 
 def softmax_of(term_aux, d, temperature, logits):
-    return jax.nn.softmax(jnp.asarray(logits) / temperature - term_aux['centre'] / temperature)
+    return run(lambda z, centre: jax.nn.softmax(z / temperature - centre / temperature), logits, term_aux['centre'])
+
+
+def balanced(logits, weight, temperature, count, iterations):
+    """The targets of Sinkhorn."""
+
+    def targets(z, weight, temperature):
+        return jax.nn.softmax(
+            z / temperature + numerics.sinkhorn_potential(lambda z: z, z, weight, temperature, count, iterations)
+        )
+
+    return run(targets, logits, weight, np.float32(temperature))
 
 
 def check_dino_loss(path: Path) -> None:
@@ -97,9 +109,9 @@ def check_dino_loss(path: Path) -> None:
     name = 'teacher/image/global/cls>dino'
 
     for iterations in (1, 3, 5):
-        z = jnp.asarray(d['teacher_logits_step1'])
-        c = numerics.sinkhorn_potential(lambda z: z, z, jnp.ones(len(z)), jnp.float32(temperature), k, iterations)
-        close(jax.nn.softmax(z / temperature + c), d[f'sinkhorn_it{iterations}'], 2e-5, f'sinkhorn {iterations}')
+        z = d['teacher_logits_step1']
+        q = balanced(z, np.ones(len(z), np.float32), temperature, k, iterations)
+        close(q, d[f'sinkhorn_it{iterations}'], 2e-5, f'sinkhorn {iterations}')
 
     for centring in ('center', 'sinkhorn'):
         term: Term = distill_cls.build(
@@ -110,7 +122,7 @@ def check_dino_loss(path: Path) -> None:
         first = d['teacher_logits_step1']
         if centring == 'center':  # the losses of this case are those of the second call
             close(softmax_of(aux, d, temperature, first), d['softmax_center_step1'], 2e-5, 'targets 1')
-            aux = term.update(aux, (jnp.asarray(first).mean(0), aux['target'], jnp.float32(len(first))), 0)
+            aux = run(term.update, aux, (first.mean(0), aux['target'], np.float32(len(first))), 0)
             close(aux['centre'][None], d['center_after_step1'], 1e-5, 'centre 1')
         # The teacher's CLS tokens are swapped in the original, so that crop A stands at B's place: undo it.
         logits = d['teacher_logits_step2'] if centring == 'center' else first
@@ -121,7 +133,7 @@ def check_dino_loss(path: Path) -> None:
             total, metrics, carry = loss_of(term, features, views, state=aux)
             return total, (metrics, carry)
 
-        (_, (metrics, carry)), grads = jax.value_and_grad(loss, has_aux=True)(jax.tree.map(jnp.asarray, inputs))
+        (_, (metrics, carry)), grads = run(jax.value_and_grad(loss, has_aux=True), inputs)
         local, glob = d[f'{centring}/local_loss_scaled'], d[f'{centring}/global_loss_scaled']
         close(metrics['loss/local'], local, 1e-5, f'{centring} local loss')
         close(metrics['loss/global'], glob, 1e-5, f'{centring} global loss')
@@ -133,17 +145,15 @@ def check_dino_loss(path: Path) -> None:
             close(ours, d[f'{centring}/grad_student_{which}'], 1e-4, f'{centring} gradient of {which}')
         if centring == 'center':
             close(softmax_of(aux, d, temperature, logits), d['softmax_center_step2'], 2e-5, 'targets 2')
-            aux = term.update(aux, carry, 0)
+            aux = run(term.update, aux, carry, 0)
             close(aux['centre'][None], d['center_after_step2'], 1e-5, 'centre 2')
 
 
 def check_sinkhorn_overflow(path: Path) -> None:
     d = np.load(path)
-    z = jnp.asarray(d['teacher_logits'])
-    answer = d['own_logdomain_float64_it3']
-    temperature = jnp.float32(d['teacher_temp'])
-    c = numerics.sinkhorn_potential(lambda z: z, z, jnp.ones(len(z)), temperature, z.shape[1], 3)
-    close(jax.nn.softmax(z / temperature + c), answer, 1e-4, 'sinkhorn in the log domain')
+    z = d['teacher_logits']
+    q = balanced(z, np.ones(len(z), np.float32), d['teacher_temp'], z.shape[1], 3)
+    close(q, d['own_logdomain_float64_it3'], 1e-4, 'sinkhorn in the log domain')
 
 
 def check_ibot_loss(path: Path) -> None:
@@ -152,7 +162,7 @@ def check_ibot_loss(path: Path) -> None:
     temperature, zero = float(d['teacher_temp']), jnp.zeros((), jnp.int32)
     student_name, name = 'student/image/global~block/patches@block>dino', 'teacher/image/global/patches@block>dino'
     # Every row of `masks` is a crop here: one crop a row, all in one group, with the padding of the original's buffer.
-    mask = from_bits(jnp.asarray(d['masks'])[:, None], 1, int(d['upperbound']))
+    mask = run(lambda bits: from_bits(bits, 1, int(d['upperbound'])), d['masks'][:, None])
     close(np.asarray(mask.weight)[0, 0, :m], d['masks_weight'], 1e-6, 'weights of the masked tokens')
     np.testing.assert_array_equal(np.asarray(mask.index)[0, 0, :m], d['mask_indices_list'])
     views = {'global': plain_view(crops, 1)}
@@ -170,7 +180,7 @@ def check_ibot_loss(path: Path) -> None:
         if centring == 'center':  # the losses of this case are those of the second call
             first = d['teacher_masked_logits']
             close(softmax_of(aux, d, temperature, first), d['softmax_center_step1'], 2e-5, 'targets 1')
-            aux = term.update(aux, (jnp.asarray(first).mean(0), aux['target'], jnp.float32(m)), zero)
+            aux = run(term.update, aux, (first.mean(0), aux['target'], np.float32(m)), zero)
             close(aux['centre'][None, None], d['center_after_step1'], 1e-5, 'centre')
         logits = d['teacher_masked_logits_step2' if centring == 'center' else 'teacher_masked_logits']
 
@@ -179,7 +189,7 @@ def check_ibot_loss(path: Path) -> None:
             total, metrics, carry = loss_of(term, features, views, {'global~block': mask}, state=aux)
             return total, (metrics, carry)
 
-        (total, (_, carry)), grad = jax.value_and_grad(loss, has_aux=True)(jnp.asarray(d['student_masked_logits']))
+        (total, (_, carry)), grad = run(jax.value_and_grad(loss, has_aux=True), d['student_masked_logits'])
         for which in ('forward_masked', 'forward_masked_no_weight_arg', 'dense_forward'):
             close(total, d[f'{centring}/{which}'], 1e-5, f'{centring} {which}')
         close(grad, d[f'{centring}/grad_student'], 1e-4, f'{centring} gradient')
@@ -187,9 +197,9 @@ def check_ibot_loss(path: Path) -> None:
             close(softmax_of(aux, d, temperature, logits), d['softmax_center_step2'], 2e-5, 'targets 2')
             close(carry[0], logits.mean(0), 1e-5, 'the mean that the centre follows')
         else:
-            z = padded(d['teacher_masked_logits'])[0, 0]
-            c = numerics.sinkhorn_potential(lambda z: z, z, mask.weight[0, 0], jnp.float32(temperature), k, 3)
-            close(jax.nn.softmax(z / temperature + c)[:m], d['sinkhorn_it3'], 2e-5, 'sinkhorn')
+            z = np.asarray(padded(d['teacher_masked_logits']))[0, 0]
+            q = balanced(z, np.asarray(mask.weight)[0, 0], temperature, k, 3)
+            close(q[:m], d['sinkhorn_it3'], 2e-5, 'sinkhorn')
 
 
 def check_koleo(path: Path) -> None:
@@ -199,13 +209,13 @@ def check_koleo(path: Path) -> None:
     cases = sorted({name.split('/')[0] for name in d.files})
     assert cases
     for case in cases:
-        x = jnp.asarray(d[f'{case}/x'])[:, None]
+        x = d[f'{case}/x'][:, None]
 
         def loss(x):
             views = {'global': plain_view(len(x), 1)}
             return loss_of(term, {of: x}, views)[0]
 
-        value, grad = jax.value_and_grad(loss)(x)
+        value, grad = run(jax.value_and_grad(loss), x)
         close(value, d[f'{case}/loss'], 1e-5, f'{case} loss')
         if case == 'b1' or 'duplicates' in case:  # the original's own gradient there is rounding noise over 1e-8
             assert np.isfinite(np.asarray(grad)).all(), case
@@ -217,25 +227,23 @@ def check_schedules(path: Path) -> None:
     d = np.load(path)
     runs = sorted({name.rsplit('/', 1)[0] for name in d.files})
     assert runs
-    for run in runs:
-        args = {name.split('/arg_')[1]: d[name].item() for name in d.files if name.startswith(f'{run}/arg_')}
+    for name in runs:
+        args = {key.split('/arg_')[1]: d[key].item() for key in d.files if key.startswith(f'{name}/arg_')}
         steps = args['total_iters']
         values = schedule(
             dict(
                 rule='cosine', start=args['base_value'], end=args['final_value'], warmup=args.get('warmup_iters', 0),
                 warmup_start=args.get('start_warmup_value', 0.0), frozen=args.get('freeze_iters', 0), steps=steps,
-            ), steps, run,
+            ), steps, name,
         )  # fmt: skip
-        stride = int(d[f'{run}/stride'])
-        strided = d[f'{run}/values_strided']
+        stride = int(d[f'{name}/stride'])
+        strided = d[f'{name}/values_strided']
         at = np.arange(len(strided)) * stride
         scale = np.abs(strided).max()
-        ours = np.asarray(jax.vmap(values)(jnp.asarray(at)))
-        assert np.abs(ours - strided).max() <= 2e-6 * scale, run
-        first = np.asarray(jax.vmap(values)(jnp.arange(40)))
-        assert np.abs(first - d[f'{run}/first40']).max() <= 2e-6 * scale, run
-        last = np.asarray(jax.vmap(values)(jnp.arange(steps + 3 - 40, steps + 3)))  # the last three are past the end
-        assert np.abs(last - d[f'{run}/last40']).max() <= 2e-6 * scale, run
+        first, last = np.arange(40), np.arange(steps + 3 - 40, steps + 3)  # the last three are past the end
+        ours = np.asarray(run(jax.vmap(values), np.concatenate([at, first, last])))
+        expected = np.concatenate([strided, d[f'{name}/first40'], d[f'{name}/last40']])
+        assert np.abs(ours - expected).max() <= 2e-6 * scale, name
 
 
 def check_masking_stats(path: Path) -> None:
@@ -291,15 +299,15 @@ def original_groups(
 
 def check_param_groups(path: Path) -> None:
     spec = json.loads(path.read_text())
-    for run, parameters in spec.items():
-        if run.endswith('n_fused_groups'):
+    for one_run, parameters in spec.items():
+        if one_run.endswith('n_fused_groups'):
             continue
         zeros = {name: np.zeros(p['shape'], np.float32) for name, p in parameters.items()}
-        if run == 'dino_head':
+        if one_run == 'dino_head':
             ours = {'heads': {'dino': dinov2.head(zeros)}}
             rules = [dict(match='*/bias', wd_scale=0.0)]
         else:
-            decay = float(run.rsplit('decay', 1)[1])
+            decay = float(one_run.rsplit('decay', 1)[1])
             ours = {'towers': {'image': dinov2.backbone(zeros)}}
             rules = original_groups(decay)[:-1]
         table = parameter_groups(ours, rules)
@@ -309,14 +317,14 @@ def check_param_groups(path: Path) -> None:
                 ours,
                 table,
             )
-            is_head = run == 'dino_head'
+            is_head = one_run == 'dino_head'
             named = (
                 dinov2.head_to_meta(filled['heads']['dino']) if is_head else dinov2.to_meta(filled['towers']['image'])
             )
             for name, p in parameters.items():
                 mine = named[_unchunk(name)]
                 assert np.allclose(mine, p[theirs], rtol=1e-6), (
-                    f'{run} {name} {theirs}: {mine.ravel()[0]} is not {p[theirs]}'
+                    f'{one_run} {name} {theirs}: {mine.ravel()[0]} is not {p[theirs]}'
                 )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from programs import run
 from reference_losses import close
 
 from medjax.models.towers.vit import resize_grid, sincos_positions
@@ -92,9 +93,9 @@ def views_of(objective: Objective, cfg: dict[str, Any], images: np.ndarray, nois
     make_views = make.build(objective.views, cfg['masks'], cfg['image'], objective.grids(), 1)
     generator = make_views.generators['crop~random']
     ids = np.argsort(noise, axis=1, kind='stable')
-    drawn = jax.vmap(lambda order: generator.of_order(order[None]))(jnp.asarray(ids))
+    drawn = run(jax.vmap(lambda order: generator.of_order(order[None])), ids)
     kept = drawn.kept if order == 'raster' else jnp.asarray(ids[:, None, None, : generator.kept])
-    mask: Mask = from_bits(drawn.bits, rows, generator.most)
+    mask: Mask = run(lambda bits: from_bits(bits, rows, generator.most), drawn.bits)
     mask = Mask(mask.bits, mask.index, mask.weight, kept, mode='drop')
     view = View(jnp.asarray(x), jnp.arange(rows, dtype=jnp.uint32), jnp.ones((rows, 1), bool), None, {})
     return {'crop': view}, {'crop~random': mask}
@@ -153,11 +154,11 @@ def check_mae(path: Path) -> None:
         np.testing.assert_array_equal(np.sort(kept), np.sort(d['mask/ids_keep']))
         np.testing.assert_array_equal(masks['crop~random'].bits[:, 0], d['mask/removed'] == 1)
 
-        def run(state, views, masks):
+        def forward_and_back(state, views, masks):
             outputs = forward(objective, state, views, masks)
             return outputs, gradients(objective, state, (views, masks), lambda rows: rows, state.key, 1)
 
-        outputs, (loss, metrics, _, grads) = jax.jit(run)(state, views, masks)
+        outputs, (loss, metrics, _, grads) = run(forward_and_back, state, views, masks)
         latent = d['out/latent']
         if order == 'raster':
             latent = np.take_along_axis(latent[:, 1:], np.argsort(d['mask/ids_keep'])[..., None], axis=1)

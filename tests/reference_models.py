@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from programs import run as one_program
 
 from medjax.models.drop_path import add_residual, kept_count
 from medjax.models.heads import dino_head
@@ -36,7 +38,12 @@ def check_vit(path: Path) -> None:
         bits = expected.pop('mask')
         grid = tower.grid(images.shape[1:3])
         got = {
-            'tokens_after_embed_mask': vit.embed(params, images, vit.Seen(bits), module.antialias, module.family.offset)
+            'tokens_after_embed_mask': one_program(
+                lambda p, x, bits: vit.embed(p, x, vit.Seen(bits), module.antialias, module.family.offset),
+                params,
+                images,
+                bits,
+            )
         }
         for name, masked in (('nomask', None), ('mask', bits)):
             outputs = run(tower, params, images, masked)
@@ -44,7 +51,9 @@ def check_vit(path: Path) -> None:
             got[f'{name}/x_norm_patchtokens'] = outputs['patches'][:, 0]
             none = np.zeros((len(images), 0, tower.width), np.float32)
             got[f'{name}/x_norm_regtokens'] = outputs['registers'][:, 0] if 'registers' in outputs else none
-            got[f'{name}/x_prenorm'] = module.apply({'params': params}, images, vit.Seen(masked), None, 1)[0][0]
+            got[f'{name}/x_prenorm'] = one_program(
+                lambda p, x, bits: module.apply({'params': p}, x, vit.Seen(bits), None, 1)[0][0], params, images, masked
+            )
             if masked is None:
                 got['eval_forward'] = outputs['cls'][:, 0]
                 for i in range(2):
@@ -90,13 +99,12 @@ def check_dino_head(path: Path) -> None:
     same(under(arrays, 'param/'), dinov2.head_to_meta(params), 0.0, 'to Meta and back')
     head = head_like(params)
 
-    @jax.value_and_grad
-    def objective(inputs: tuple) -> jax.Array:
-        params, x = inputs
-        return jnp.sum(head.prototypes(params)(head.apply(params, x)) * arrays['cotangent'])
+    def objective(params: dict, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        y = head.prototypes(params)(head.apply(params, x))
+        return jnp.sum(y * arrays['cotangent']), y
 
-    same({'y': arrays['y']}, {'y': head.prototypes(params)(head.apply(params, arrays['x']))}, FORWARD, 'forward')
-    _, (grads, grad_x) = jax.jit(objective)((params, jnp.asarray(arrays['x'])))
+    (grads, grad_x), y = one_program(jax.grad(objective, (0, 1), has_aux=True), params, arrays['x'])
+    same({'y': arrays['y']}, {'y': y}, FORWARD, 'forward')
     same(under(arrays, 'grad/'), dinov2.head_to_meta(grads) | {'x': grad_x}, GRADIENT, 'gradient')
 
 
@@ -112,7 +120,7 @@ def head_like(params: dict):
 def check_head_init_stats(path: Path) -> None:
     """dino_head_init_stats.json: mean, standard deviation and largest value of each new parameter."""
     head = dino_head.build(768, 4096)
-    state = dinov2.head_to_meta(head.init(jax.random.key(0)))
+    state = dinov2.head_to_meta(jax.tree.map(np.asarray, one_program(head.init, jax.random.key(0))))
     stats = json.loads(Path(path).read_text())
     assert set(state) == set(stats)
     for name, (mean, std, largest) in stats.items():
@@ -133,8 +141,11 @@ def check_pos_embed(path: Path) -> None:
         positions = arrays[f'{source}/pos_embed'][0]
         side = round((len(positions) - 1) ** 0.5)
         grid = tuple(int(n) for n in size.split('x'))
-        native = jnp.asarray(positions[1:].reshape(side, side, -1))
-        got = vit.resize_grid(native, grid, antialias == 'aa1', float(offset.removeprefix('off')))
+        native = positions[1:].reshape(side, side, -1)
+        resize = functools.partial(
+            vit.resize_grid, shape=grid, antialias=antialias == 'aa1', offset=float(offset.removeprefix('off'))
+        )
+        got = one_program(resize, native)
         table = np.concatenate([positions[:1], np.asarray(got).reshape(-1, positions.shape[-1])])
         same({name: arrays[name][0]}, {name: table}, FORWARD, 'position embeddings')
 
@@ -149,8 +160,8 @@ def check_drop_path(path: Path) -> None:
         count = int(arrays[f'{name}/subset_size'])
         ratio = float(re.search(r'\d*\.?\d+$', name)[0])
         assert count == kept_count(len(x), ratio / 100 if ratio > 1 else ratio), name
-        kept = jnp.asarray(arrays[f'{name}/perm'])[None, :count]
-        got = add_residual(jnp.asarray(x), lambda s: jnp.tanh(s @ w), kept)
+        kept = arrays[f'{name}/perm'][None, :count]
+        got = one_program(lambda x, kept: add_residual(x, lambda s: jnp.tanh(s @ w), kept), x, kept)
         same({name: arrays[f'{name}/y']}, {name: got}, FORWARD, 'drop path')
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 from typing import Any
 
 import jax
+import numpy as np
 from flax import linen as nn
 from jax import Array
 
@@ -24,19 +26,52 @@ class FlaxTower(Tower):
     example: Example
 
     def init(self, key: Array) -> Tree:
-        return _init(self, key)
-
-
-@functools.partial(jax.jit, static_argnums=0)  # the compiler drops what the module computes and keeps the parameters
-def _init(tower: FlaxTower, key: Array) -> Tree:
-    variables = tower.module.init(key, *tower.example)
-    stats = {'stats': variables['stats']} if 'stats' in variables else {}
-    return nn.meta.unbox(variables['params']) | stats
+        return _init(_Network.of(self.module, self.example), key)
 
 
 def logical_axes(module: nn.Module, example: Example) -> Tree:
     """The logical axis names of the module's parameters; batch-norm statistics have none."""
-    variables = jax.eval_shape(lambda key: module.init(key, *example), jax.random.key(0))
+    return copy.deepcopy(_axes(_Network.of(module, example)))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Network:
+    """A module and the shapes of its example. Within a process, equal ones are traced and compiled once.
+
+    Configs build the same tower again and again: to check, to rehearse, to train, to read an export.
+    """
+
+    module: nn.Module
+    structure: Any  # of the example
+    leaves: tuple[Any, ...]  # of the example; an array is there as its shape and dtype
+
+    @classmethod
+    def of(cls, module: nn.Module, example: Example) -> _Network:
+        leaves, structure = jax.tree.flatten(example)
+        shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) if hasattr(x, 'shape') else x for x in leaves]
+        return cls(module, structure, tuple(shapes))
+
+    def __hash__(self) -> int:
+        try:
+            return hash((self.module, self.structure, self.leaves))
+        except TypeError:  # a field of the module is a list: only this very module is known again
+            return id(self.module)
+
+    def variables(self, key: Array) -> Tree:
+        arrays = [np.zeros(x.shape, x.dtype) if isinstance(x, jax.ShapeDtypeStruct) else x for x in self.leaves]
+        return self.module.init(key, *jax.tree.unflatten(self.structure, arrays))
+
+
+@functools.partial(jax.jit, static_argnums=0)  # the compiler drops what the module computes and keeps the parameters
+def _init(network: _Network, key: Array) -> Tree:
+    variables = network.variables(key)
+    stats = {'stats': variables['stats']} if 'stats' in variables else {}
+    return nn.meta.unbox(variables['params']) | stats
+
+
+@functools.lru_cache(maxsize=256)
+def _axes(network: _Network) -> Tree:
+    variables = jax.eval_shape(network.variables, jax.random.key(0))
     axes = jax.tree.map(
         lambda box: tuple(box.names), variables['params'], is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned)
     )

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from programs import run
 
 from medjax.errors import UserError
 from medjax.models import attention, build, kernels, splash
@@ -24,6 +25,11 @@ def random_params(tree, seed=0, scale=0.5):
     """The tree with random numbers far from zero, as plain arrays."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda a: (scale * rng.normal(size=a.shape)).astype(np.float32), nn.meta.unbox(tree))
+
+
+def shapes_of(module, *args, **options):
+    """The shapes of the module's parameters."""
+    return jax.eval_shape(lambda: module.init(jax.random.key(0), *args, **options))['params']
 
 
 def numbers(*shape, seed=1):
@@ -70,10 +76,13 @@ def allowed_keys(kind):
 def test_attention_to_a_context_is_its_definition(kind):
     x, context = numbers(S, T, D), numbers(S, KEYS, CONTEXT, seed=3)
     module = Attention(HEADS)
-    params = random_params(module.init(jax.random.key(0), x, context)['params'])
+    params = random_params(shapes_of(module, x, context))
     assert set(params) == {'q', 'kv', 'out'}
     options, allowed = allowed_keys(kind)
-    close(module.apply({'params': params}, x, context, **options), attention_by_definition(params, x, context, allowed))
+    close(
+        run(module.apply, {'params': params}, x, context, **options),
+        attention_by_definition(params, x, context, allowed),
+    )
 
 
 @pytest.mark.parametrize('kind', ['all', 'lengths', 'keys', 'pairs'])
@@ -82,7 +91,7 @@ def test_attention_equals_torch(kind):
     torch = pytest.importorskip('torch')
     x, context = numbers(S, T, D), numbers(S, KEYS, CONTEXT, seed=3)
     module = Attention(HEADS)
-    params = random_params(module.init(jax.random.key(0), x, context)['params'])
+    params = random_params(shapes_of(module, x, context))
     options, allowed = allowed_keys(kind)
     theirs = torch.nn.MultiheadAttention(D, HEADS, kdim=CONTEXT, vdim=CONTEXT, batch_first=True)
 
@@ -99,17 +108,17 @@ def test_attention_equals_torch(kind):
     keys = torch.tensor(context)
     left_out = torch.tensor(~np.repeat(allowed, HEADS, axis=0))  # [S heads,T,keys]
     expected, _ = theirs(torch.tensor(x), keys, keys, attn_mask=left_out)
-    close(module.apply({'params': params}, x, context, **options), expected.detach().numpy())
+    close(run(module.apply, {'params': params}, x, context, **options), expected.detach().numpy())
 
 
 def test_a_mask_of_keys_equals_the_same_lengths():
     x = numbers(S, KEYS, D)
     module = Attention(HEADS)
-    params = random_params(module.init(jax.random.key(0), x)['params'])
+    params = random_params(shapes_of(module, x))
     lengths = np.array([2, KEYS, 3], np.int32)
     mask = np.arange(KEYS) < lengths[:, None]
     variables = {'params': params}
-    close(module.apply(variables, x, mask=mask), module.apply(variables, x, lengths=lengths))
+    close(run(module.apply, variables, x, mask=mask), run(module.apply, variables, x, lengths=lengths))
 
 
 def test_the_flash_kernel_takes_no_masks():
@@ -136,10 +145,10 @@ def test_padding_to_a_multiple_of_eight_changes_nothing(tokens, keys, causal, le
         filled = map(attention.to_multiple, (q, k, v))
         return attention.flash(*filled, tokens, keys, lengths, causal, 'xla')[:, :tokens]
 
-    close(padded(q, k, v), plain(q, k, v))
-    expected = jax.grad(lambda *x: total(plain, *x), (0, 1, 2))(q, k, v)
-    for got, want in zip(jax.grad(lambda *x: total(padded, *x), (0, 1, 2))(q, k, v), expected, strict=True):
-        close(got, want)
+    def both(f):
+        return run(lambda *x: (f(*x), jax.grad(lambda *x: total(f, *x), (0, 1, 2))(*x)), q, k, v)
+
+    jax.tree.map(close, both(padded), both(plain))
 
 
 @pytest.mark.parametrize('with_context', [False, True], ids=['self', 'cross'])
@@ -155,7 +164,7 @@ def test_attention_by_the_flash_kernel_equals_the_plain_one(monkeypatch, with_co
 
     def results():
         wanted = (0, 1, 2) if with_context else (0, 1)
-        return jax.tree.leaves(jax.value_and_grad(total, wanted)(params, x, context))
+        return jax.tree.leaves(run(jax.value_and_grad(total, wanted), params, x, context))
 
     expected, plain, shapes = results(), attention.flash, []
 
@@ -262,7 +271,7 @@ def test_a_block_with_cross_attention_equals_transformers():
     x, context = numbers(S, T, D), numbers(S, KEYS, D, seed=3)
     lengths, context_lengths = np.array([4, 1, 3], np.int32), np.array([2, KEYS, 3], np.int32)
     block = Block(HEADS, 12, layerscale=None, post_norm=True, eps=1e-12, cross=True)
-    params = random_params(block.init(jax.random.key(0), x, context=context)['params'])
+    params = random_params(shapes_of(block, x, context=context))
 
     def linear(module, kernel, bias):
         module.weight.data = torch.tensor(np.ascontiguousarray(kernel.reshape(-1, bias.size).T))
@@ -299,7 +308,7 @@ def test_a_block_with_cross_attention_equals_transformers():
         encoder_attention_mask=additive(context_lengths, KEYS),
     )
     expected = expected[0] if isinstance(expected, tuple) else expected
-    got = block.apply({'params': params}, x, lengths=lengths, context=context, context_lengths=context_lengths)
+    got = run(block.apply, {'params': params}, x, lengths=lengths, context=context, context_lengths=context_lengths)
     close(got, expected.detach().numpy())
 
 
@@ -319,13 +328,13 @@ def test_scanned_blocks_pass_the_context_to_every_block():
     lengths, context_lengths = np.array([4, 1, 3], np.int32), np.array([2, KEYS, 3], np.int32)
     inputs = dict(lengths=lengths, context=context, context_lengths=context_lengths)
     module = Stack(2, {})
-    params = random_params(module.init(jax.random.key(0), x, None, inputs)['params'])
-    got = module.apply({'params': params}, x, None, inputs, 2)
-    block, y = Block(HEADS, 12, cross=True), x
+    params = random_params(shapes_of(module, x, None, inputs))
+    got = run(lambda *given: module.apply(*given, layers=2), {'params': params}, x, None, inputs)
+    block, y = jax.jit(Block(HEADS, 12, cross=True).apply), x
     for i in range(2):
-        y = block.apply({'params': jax.tree.map(lambda a, i=i: a[i], params['blocks'])}, y, **inputs)
+        y = block({'params': jax.tree.map(lambda a, i=i: a[i], params['blocks'])}, y, **inputs)
         close(got[i], y)
-    other = module.apply({'params': params}, x, None, inputs | dict(context=context + 1))
+    other = run(module.apply, {'params': params}, x, None, inputs | dict(context=context + 1))[0]
     assert np.abs(other - got[1]).max() > 1e-3
 
 
@@ -341,16 +350,16 @@ def test_drop_path_takes_lengths_and_contexts_of_the_kept_sequences():
     )
     inputs['mask'][..., 0] = inputs['context_mask'][:, 0] = True
     module = Stack(1, dict(layerscale=None))
-    params = random_params(module.init(jax.random.key(0), x, None, inputs)['params'])
+    params = random_params(shapes_of(module, x, None, inputs))
     kept = np.array([[[[3, 1]], [[3, 1]]]], np.int32)  # one block, both branches, one group
-    got = module.apply({'params': params}, x, kept, inputs)[0]
+    got = run(module.apply, {'params': params}, x, kept, inputs)[0]
     close(got[::2], x[::2])
     # each residual counts twice, as two of four sequences keep it
     block = {'params': jax.tree.map(lambda a: a[0], params['blocks'])}
-    one = Block(HEADS, 12, layerscale=None, cross=True)
+    one = jax.jit(Block(HEADS, 12, layerscale=None, cross=True).apply)
     for s in (1, 3):
         own = jax.tree.map(lambda a, s=s: np.concatenate([a[s : s + 1]] * 2), inputs)
-        alone = one.apply(block, np.concatenate([x[s : s + 1]] * 2), np.zeros((2, 1, 1), np.int32), **own)
+        alone = one(block, np.concatenate([x[s : s + 1]] * 2), np.zeros((2, 1, 1), np.int32), **own)
         close(got[s], alone[0])
 
 
@@ -386,10 +395,10 @@ def test_the_attention_of_the_cls_token_equals_transformers(tmp_path):
     pixels = torch.tensor(np.moveaxis(np.asarray(view.image[:, 0]), -1, 1))
     with torch.no_grad():
         expected = model(pixels, output_attentions=True).attentions[-1]  # [S,heads,T,T]
-    got = tower.apply(params, Input(view), want=['attention'])['attention']
+    got = run(tower.apply, params, Input(view), want=['attention'])['attention']
     assert got.shape == (2, 1, 9)
     close(got[:, 0], expected.mean(1)[:, 0, 1:].numpy())
-    assert 'attention' not in tower.apply(params, Input(view))
+    assert 'attention' not in jax.eval_shape(tower.apply, params, Input(view))
 
 
 def test_levels_of_a_resnet_equal_the_hidden_states_of_transformers(tmp_path):
@@ -412,24 +421,23 @@ def test_levels_of_a_resnet_equal_the_hidden_states_of_transformers(tmp_path):
             torch.tensor(np.moveaxis(np.asarray(view.image[:, 0]), -1, 1)), output_hidden_states=True
         ).hidden_states
     want = ['levels/1', 'levels/2', 'levels/3', 'last2/cls']
-    got = tower.apply(params, Input(view), want=want)
+    got = run(tower.apply, params, Input(view), want=want)
     for i in (1, 2, 3):
         close(got[f'levels/{i}'][:, 0], np.moveaxis(states[i].numpy(), 1, -1))
         assert got[f'levels/{i}'].shape[-1] == tower.widths[f'levels/{i}']
-    assert set(tower.apply(params, Input(view), want=['levels/2'])) == {
-        'cls', 'patches', 'present', 'levels/2'
-    }  # fmt: skip
+    one = jax.eval_shape(lambda: tower.apply(params, Input(view), want=['levels/2']))
+    assert set(one) == {'cls', 'patches', 'present', 'levels/2'}
 
 
 def test_features_of_different_numbers_of_blocks_come_from_one_call():
     tower, params = vit(depth=4, registers=1)
     view = image_view(2, 12)
-    both = tower.apply(params, Input(view), want=['last2/cls', 'last4/patches'])
+    both = run(tower.apply, params, Input(view), want=['last2/cls', 'last4/patches'])
     assert set(both) == {'cls', 'patches', 'registers', 'present'} | {
         f'last{n}/{name}' for n in (2, 4) for name in ('cls', 'patches')
     }
     for name, shape in (('last2/cls', (2, 1, 2, 8)), ('last4/patches', (2, 1, 4, 9, 8))):
-        alone = tower.apply(params, Input(view), want=[name])[name]
+        alone = run(tower.apply, params, Input(view), want=[name])[name]
         assert both[name].shape == shape
         close(both[name], alone)
     close(both['last4/cls'][:, :, 2:], both['last2/cls'])
@@ -454,7 +462,8 @@ def test_contexts_of_a_crop_are_read_like_each_alone(lengths, registers):
     none = np.zeros((1, 1, 0))
     mask = Mask(bits, none, none, kept, length, mode='drop')
     want = ['attention', 'last2/cls']
-    got = tower.apply(params, Input(view, mask), want=want)
+    apply = jax.jit(lambda params, given: tower.apply(params, given, want=want))
+    got = apply(params, Input(view, mask))
     assert got['cls'].shape == (rows, views * contexts, 8)
     assert got['present'].shape == (rows, views * contexts) and got['present'].all()
     assert Input(view, mask).present.shape == (rows, views * contexts)
@@ -464,7 +473,7 @@ def test_contexts_of_a_crop_are_read_like_each_alone(lengths, registers):
                 m = most if length is None else int(length[b, v, k])
                 one = View(view.x[b : b + 1, v : v + 1], view.row[:1], view.present[:1, :1], None, {})
                 own = Mask(bits[:1, :1], none, none, kept[b : b + 1, v : v + 1, k : k + 1, :m], None, mode='drop')
-                alone = tower.apply(params, Input(one, own), want=want)
+                alone = apply(params, Input(one, own))
                 n = v * contexts + k
                 close(got['cls'][b, n], alone['cls'][0, 0])
                 close(got['patches'][b, n, :m], alone['patches'][0, 0])

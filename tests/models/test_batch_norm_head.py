@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import recipes
+from programs import run
 
 from medjax.errors import UserError
 from medjax.models.heads import mlp
@@ -67,7 +68,7 @@ def test_values_gradients_and_statistics_equal_torch(absent):
         present[1, 0] = present[4] = False
     head = mlp.build(WIDTH, OUT, hidden=HIDDEN, batch_norm=True)
     params, stats = params_of(model, value), stats_of(model)
-    start = head.init(jax.random.key(0))
+    start = jax.eval_shape(head.init, jax.random.key(0))
     assert jax.tree.structure(params | dict(stats=stats)) == jax.tree.structure(start)
     names = jax.tree.structure(head.axes, is_leaf=lambda a: isinstance(a, tuple))
     assert names == jax.tree.structure(start)
@@ -76,7 +77,7 @@ def test_values_gradients_and_statistics_equal_torch(absent):
         y, new = head.apply(params | dict(stats=stats), x, present=present, train=True)
         return jnp.where(present[..., None], y * cotangent, 0).sum(), (y, new)
 
-    grads, (y, new) = jax.grad(ours, (0, 1), has_aux=True)(params, x)
+    grads, (y, new) = run(jax.grad(ours, (0, 1), has_aux=True), params, x)
     theirs_x = torch.tensor(x[present], requires_grad=True)
     theirs = model(theirs_x)
     (theirs * torch.tensor(cotangent[present])).sum().backward()
@@ -87,16 +88,16 @@ def test_values_gradients_and_statistics_equal_torch(absent):
     assert not np.asarray(grads[1])[~present].any()
 
     model.eval()  # outside of training: the running statistics
-    result = head.apply(params | dict(stats=stats_of(model)), x)
+    result = run(head.apply, params | dict(stats=stats_of(model)), x)
     close(result, value(model(torch.tensor(x.reshape(-1, WIDTH)))).reshape(6, 2, OUT))
 
 
 def test_without_present_elements_nothing_moves():
     head = mlp.build(WIDTH, OUT, batch_norm=True)
-    params = head.init(jax.random.key(0))
-    y, stats = head.apply(params, jnp.ones((3, WIDTH)), present=jnp.zeros(3, bool), train=True)
+    params, x = run(head.init, jax.random.key(0)), np.ones((3, WIDTH), np.float32)
+    y, stats = run(head.apply, params, x, present=np.zeros(3, bool), train=True)
     assert recipes.worst(stats, params['stats']) == 0
-    np.testing.assert_array_equal(y, head.apply(params, jnp.ones((3, WIDTH))))
+    np.testing.assert_array_equal(y, run(head.apply, params, x))
 
 
 def recipe(**changes):

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from programs import run
 
 from medjax.errors import UserError
 from medjax.models import build
@@ -41,13 +42,17 @@ def test_logits_and_gradients_equal_torch(layers, bias):
 
     params = dinov2.head({name: p.detach().numpy() for name, p in model.named_parameters()})
     head = dino_head.build(12, 20, hidden=16, bottleneck=8, layers=layers, bias=bias)
-    assert jax.tree.structure(params) == jax.tree.structure(head.init(jax.random.key(0)))
+    assert jax.tree.structure(params) == jax.tree.structure(jax.eval_shape(head.init, jax.random.key(0)))
 
     def ours(params, x):
         return head.prototypes(params)(head.apply(params, x))
 
-    np.testing.assert_allclose(ours(params, x.detach().numpy()), logits.detach().numpy(), rtol=2e-5, atol=2e-5)
-    grads = jax.grad(lambda p, x: jnp.sum(ours(p, x) * cotangent.numpy()), argnums=(0, 1))(params, x.detach().numpy())
+    def loss(params, x):
+        y = ours(params, x)
+        return jnp.sum(y * cotangent.numpy()), y
+
+    grads, got = run(jax.grad(loss, (0, 1), has_aux=True), params, x.detach().numpy())
+    np.testing.assert_allclose(got, logits.detach().numpy(), rtol=2e-5, atol=2e-5)
     expected = dinov2.head({name: p.grad.numpy() for name, p in model.named_parameters()})
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(b).max()), grads, (expected, x.grad.numpy())
@@ -56,29 +61,28 @@ def test_logits_and_gradients_equal_torch(layers, bias):
 
 def test_the_bottleneck_has_norm_one_and_a_zero_input_a_finite_gradient():
     head = dino_head.build(12, 20, hidden=16, bottleneck=8, bias=False)
-    params = head.init(jax.random.key(0))
-    z = head.apply(params, jax.random.normal(jax.random.key(1), (3, 5, 12)))
-    np.testing.assert_allclose(jnp.linalg.norm(z, axis=-1), 1, rtol=1e-5)
-    slope = jax.grad(lambda x: head.apply(params, x).sum())(jnp.zeros((2, 12)))
+    params = run(head.init, jax.random.key(0))
+    z = run(head.apply, params, np.random.default_rng(1).normal(size=(3, 5, 12)).astype(np.float32))
+    np.testing.assert_allclose(np.linalg.norm(z, axis=-1), 1, rtol=1e-5)
+    slope = run(jax.grad(lambda x: head.apply(params, x).sum()), np.zeros((2, 12), np.float32))
     assert np.isfinite(slope).all()
-    logits = head.prototypes(params)(z)
+    logits = run(lambda params, z: head.prototypes(params)(z), params, z)
     assert logits.shape == (3, 5, 20)
     assert np.abs(logits).max() <= 1 + 1e-6, 'cosines at the start, as the gain is 1'
 
 
 def test_axes_name_every_dimension():
     head = dino_head.build(12, 20, hidden=16, bottleneck=8)
-    params = head.init(jax.random.key(0))
+    params = jax.eval_shape(head.init, jax.random.key(0))
     assert all(jax.tree.leaves(jax.tree.map(lambda p, names: len(names) == p.ndim, params, head.axes)))
     assert head.prototype_count == 20
 
 
 def test_bfloat16_products_give_float32_results():
     head, half = (dino_head.build(12, 20, hidden=16, bottleneck=8, dtype=d) for d in ('float32', 'bfloat16'))
-    params = jax.tree.map(lambda p: 10 * p, head.init(jax.random.key(0)))
-    x = jax.random.normal(jax.random.key(1), (5, 12))
-    expected = head.prototypes(params)(head.apply(params, x))
-    got = half.prototypes(params)(half.apply(params, x))
+    params = jax.tree.map(lambda p: 10 * np.asarray(p), run(head.init, jax.random.key(0)))
+    x = np.random.default_rng(1).normal(size=(5, 12)).astype(np.float32)
+    expected, got = run(lambda p, x: [one.prototypes(p)(one.apply(p, x)) for one in (head, half)], params, x)
     assert got.dtype == jnp.float32
     assert 0 < np.abs(got - expected).max() < 0.05 * np.abs(expected).max()
 
@@ -100,7 +104,7 @@ def test_a_head_of_the_user_is_a_module_with_build(tmp_path, monkeypatch):
         'from medjax.models.heads import linear\ndef build(width, dtype): return linear.build(width, width)'
     )
     head = build.head(dict(head='my_heads.square'), 3, 'heads.dino')
-    assert head.init(jax.random.key(0))['fc1']['kernel'].shape == (3, 3)
+    assert jax.eval_shape(head.init, jax.random.key(0))['fc1']['kernel'].shape == (3, 3)
     with pytest.raises(UserError, match=r"there is no head 'my_heads.cube' \(looked for the module my_heads.cube"):
         build.head(dict(head='my_heads.cube'), 3, 'heads.dino')
     with pytest.raises(UserError, match=r'the module medjax.models.heads is no head: it has no function build\(\)'):

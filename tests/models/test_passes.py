@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import recipes
+from programs import run
 
 from medjax.errors import UserError
 from medjax.models import build, passes
@@ -195,8 +196,12 @@ def test_a_pass_is_present_where_its_required_inputs_are():
     data |= {'image/present': there[:, None], 'text/report': np.ones((4, 1, 8), np.int32), 'text/report/length': length}
     key, step = jax.random.key(0), jnp.int32(0)
     params, aux = objective.init(key)
-    views, masks = recipes.views(dict(cfg, masks={}), objective)(dict(cxr=data, ct=data), key, step)
-    computed, _ = objective.features(params, aux, views, masks, key, step)
+    make_views = recipes.views(dict(cfg, masks={}), objective)
+
+    def features(params, aux, batch):
+        return objective.features(params, aux, *make_views(batch, key, step), key, step)[0]
+
+    computed = run(features, params, aux, dict(cxr=data, ct=data))
     fusion, late, two = (computed.presence[name][:, 0].tolist() for name in objective.declared)
     assert fusion == [True, False, False, False]
     assert late == two == there.tolist()
@@ -230,9 +235,14 @@ def test_a_tower_gets_the_costly_outputs_that_it_wants(monkeypatch):
     params, aux = objective.init(key)
     views = dict(crop=objective.views['crop'])
     objective = dataclasses.replace(objective, views=views)
-    views, masks = recipes.views(dict(recipe(), masks={}), objective)(recipes.batch(2), key, jnp.int32(0))
-    computed, _ = objective.features(params, aux, views, masks, key, jnp.int32(0))
-    encoded = passes.encode_images('sum', objective.towers, params['towers'], views['crop'].image[:, 0])
+    make_views = recipes.views(dict(recipe(), masks={}), objective)
+
+    def both(params, aux, batch):
+        views, masks = make_views(batch, key, jnp.int32(0))
+        computed, _ = objective.features(params, aux, views, masks, key, jnp.int32(0))
+        return computed, passes.encode_images('sum', objective.towers, params['towers'], views['crop'].image[:, 0])
+
+    computed, encoded = run(both, params, aux, recipes.batch(2))
     assert np.isfinite(encoded['cls']).all() and len(computed.features) == 2
     np.testing.assert_allclose(encoded['cls'], computed.features['student/sum/crop/cls'], rtol=1e-5, atol=1e-6)
 

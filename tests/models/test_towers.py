@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import recipes
+from programs import run
 
 from medjax.errors import UserError
 from medjax.models import build
@@ -118,7 +119,8 @@ def test_running_statistics_follow_the_batches_and_the_teacher_follows_them():
 
 
 def test_a_step_that_is_skipped_keeps_the_statistics():
-    _, step, state = started(recipe())
+    towers = dict(image=dict(RESNET, depths=(1,)), text=dict(TEXT, depth=1))
+    _, step, state = started(recipe(towers=towers))
     seen = views(4)
     seen['report'] = seen['report']._replace(x=seen['report'].x + 1000)  # ids outside of the vocabulary: NaN
     after, _ = jax.jit(lambda s: step.step_on_views(s, seen, {}))(state)
@@ -275,17 +277,18 @@ def test_projection_heads_are_their_formulas():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(3, 2, 8)).astype(np.float32)
     head = mlp.build(8, 5, hidden=6, norm=True, activation='relu')
-    p = jax.tree.map(lambda a: a + rng.normal(size=a.shape), head.init(jax.random.key(0)))
+    p = jax.tree.map(lambda a: np.float32(a + rng.normal(size=a.shape)), run(head.init, jax.random.key(0)))
     assert jax.tree.structure(head.axes, is_leaf=lambda a: isinstance(a, tuple)) == jax.tree.structure(p)
     y = np.maximum(x.astype(np.float64) @ p['fc1']['kernel'] + p['fc1']['bias'], 0)
     y = (y - y.mean(-1, keepdims=True)) / np.sqrt(y.var(-1, keepdims=True) + 1e-12)
     y = (y * p['norm1']['scale'] + p['norm1']['bias']) @ p['fc2']['kernel'] + p['fc2']['bias']
-    np.testing.assert_allclose(head.apply(p, x), y, atol=1e-4)
+    np.testing.assert_allclose(run(head.apply, p, x), y, atol=1e-4)
     plain = linear.build(8, 5)
-    p = plain.init(jax.random.key(0))
+    p = run(plain.init, jax.random.key(0))
     assert set(p['fc1']) == {'kernel'} and plain.prototype_count == 0
-    np.testing.assert_allclose(plain.apply(p, x), x @ np.asarray(p['fc1']['kernel']), atol=1e-5)
-    half = mlp.build(8, 5, dtype='bfloat16').apply(mlp.build(8, 5).init(jax.random.key(0)), x)
+    np.testing.assert_allclose(run(plain.apply, p, x), x @ np.asarray(p['fc1']['kernel']), atol=1e-5)
+    start = jax.eval_shape(mlp.build(8, 5).init, jax.random.key(0))
+    half = jax.eval_shape(mlp.build(8, 5, dtype='bfloat16').apply, start, x)
     assert half.dtype == jnp.float32
 
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from programs import run
 
 from medjax.models import build
 
@@ -39,7 +40,7 @@ def test_values_and_gradients_equal_transformers():
     head = build.head(dict(head='words', vocabulary=VOCABULARY, tie='towers/text/words'), WIDTH, 'heads.words')
     assert head.tie == 'towers/text/words'
     params = ours_of(model, lambda p: p.detach().numpy())
-    start = head.init(jax.random.key(0))
+    start = jax.eval_shape(head.init, jax.random.key(0))
     assert jax.tree.structure(start) == jax.tree.structure({k: v for k, v in params.items() if k != 'tied'})
     assert all(jax.tree.leaves(jax.tree.map(lambda p, names: len(names) == p.ndim, start, head.axes)))
 
@@ -51,7 +52,7 @@ def test_values_and_gradients_equal_transformers():
         y = head.apply(params, x)
         return (y * cotangent).sum(), y
 
-    grads, y = jax.grad(value, (0, 1), has_aux=True)(params, x)
+    grads, y = run(jax.grad(value, (0, 1), has_aux=True), params, x)
     close = lambda a, b, share: np.testing.assert_allclose(a, b, atol=share * np.abs(b).max())  # noqa: E731
     close(y, theirs.detach().numpy(), 2e-5)
     jax.tree.map(lambda a, b: close(a, b, 1e-4), grads[0], ours_of(model, lambda p: p.grad.numpy()))
@@ -61,6 +62,6 @@ def test_values_and_gradients_equal_transformers():
 def test_features_of_another_width_are_brought_to_that_of_the_embeddings():
     options = dict(head='words', vocabulary=VOCABULARY, out=8, tie='towers/text/words')
     head = build.head(options, WIDTH, 'heads.words', 'bfloat16')
-    params = head.init(jax.random.key(0)) | dict(tied=jnp.ones((VOCABULARY, 8)))
-    logits = head.apply(params, jnp.ones((2, 1, 3, WIDTH)))
+    params = jax.eval_shape(head.init, jax.random.key(0)) | dict(tied=jnp.ones((VOCABULARY, 8)))
+    logits = jax.eval_shape(head.apply, params, jnp.ones((2, 1, 3, WIDTH)))
     assert logits.shape == (2, 1, 3, VOCABULARY) and logits.dtype == jnp.float32

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from pair_cases import COLUMNS, ROWS, STEP
+from programs import run
 from reference_losses import close, context, loss_of, plain_view
 
 from medjax.objectives import formulas, numerics
@@ -159,29 +160,30 @@ def test_koleo_by_loops():
 
 def test_koleo_of_duplicates_and_of_one_row_is_finite():
     for x in (np.ones((3, D), np.float32), np.ones((1, D), np.float32), np.zeros((3, D), np.float32)):
-        value, gradient = jax.value_and_grad(formulas.koleo)(x)
+        value, gradient = run(jax.value_and_grad(formulas.koleo), x)
         assert np.isfinite(value) and np.isfinite(gradient).all()
 
 
 @pytest.mark.parametrize('iterations', [1, 3])
 def test_sinkhorn_by_loops(iterations):
     logits = normal(B, K)
-    close(formulas.sinkhorn(logits, 0.5, iterations), sinkhorn_by_loops(logits, 0.5, iterations), 1e-5, 'targets')
-    gradient = jax.grad(lambda x: (formulas.sinkhorn(x, 0.5) ** 2).sum())(jnp.float32(logits))
+    sinkhorn = jax.jit(lambda x: formulas.sinkhorn(x, 0.5, iterations))
+    close(sinkhorn(logits), sinkhorn_by_loops(logits, 0.5, iterations), 1e-5, 'targets')
+    gradient = run(jax.grad(lambda x: (sinkhorn(x) ** 2).sum()), np.float32(logits))
     assert not gradient.any()
-    assert np.isfinite(formulas.sinkhorn(1000.0 * logits, 0.5)).all()  # exp(logits / temperature) would overflow
+    assert np.isfinite(sinkhorn(1000.0 * logits)).all()  # exp(logits / temperature) would overflow
 
 
 def test_centred_softmax_by_loops():
     logits, centre = normal(B, K), normal(K, seed=1)
     expected = [softmax([(x - c) / 0.5 for x, c in zip(row, centre)]) for row in logits]
     close(formulas.centred_softmax(logits, 0.5, centre), expected, 1e-5, 'targets')
-    assert not jax.grad(lambda x: (formulas.centred_softmax(x, 0.5) ** 2).sum())(jnp.float32(logits)).any()
+    assert not run(jax.grad(lambda x: (formulas.centred_softmax(x, 0.5) ** 2).sum()), np.float32(logits)).any()
 
 
 @pytest.mark.parametrize('same_crops', [True, False])
 def test_dino_loss_by_loops(same_crops):
-    targets = np.float64(formulas.centred_softmax(normal(B, T, K, seed=1), 0.5))
+    targets = np.float64(run(formulas.centred_softmax, normal(B, T, K, seed=1), 0.5))
     check_formula(formulas.dino_loss, dino_by_loops, [normal(B, S, K), targets, 0.2, same_crops], 1)
 
 
@@ -195,7 +197,7 @@ MASK = np.array([[1, 0, 1, 0, 0], [0, 0, 0, 0, 0], [1, 1, 1, 0, 1]], bool)  # th
 
 
 def test_ibot_loss_by_loops():
-    targets = np.float64(formulas.centred_softmax(normal(*MASK.shape, K, seed=1), 0.5))
+    targets = np.float64(run(formulas.centred_softmax, normal(*MASK.shape, K, seed=1), 0.5))
     check_formula(formulas.ibot_loss, ibot_by_loops, [normal(*MASK.shape, K), targets, MASK, 0.2], 1)
 
 
@@ -259,11 +261,15 @@ def test_koleo_term_is_koleo():
 
 
 def test_numerics_sinkhorn_is_sinkhorn():
-    logits = jnp.float32(normal(B, K))
+    logits = np.float32(normal(B, K))
     for iterations in (1, 3):
-        potential = numerics.sinkhorn_potential(lambda z: z, logits, jnp.ones(B), jnp.float32(0.5), K, iterations)
-        probabilities = jax.nn.softmax(logits / 0.5 + potential)
-        close(probabilities, formulas.sinkhorn(logits, 0.5, iterations), 1e-5, f'{iterations} iterations')
+
+        def both(z, n=iterations):
+            potential = numerics.sinkhorn_potential(lambda z: z, z, jnp.ones(B), jnp.float32(0.5), K, n)
+            return jax.nn.softmax(z / 0.5 + potential), formulas.sinkhorn(z, 0.5, n)
+
+        probabilities, expected = run(both, logits)
+        close(probabilities, expected, 1e-5, f'{iterations} iterations')
 
 
 def targets_of(centring, logits, centre):
@@ -302,7 +308,7 @@ def test_distill_patch_is_ibot_loss(centring):
     teacher, centre = jnp.float32(normal(*MASK.shape, K, seed=1)), jnp.float32(normal(K, seed=2))
     term = distill_patch.build(context(K), student_name, teacher_name, 0.5, 0.2, centring)
     state = term.init(jax.random.key(0))[1] | ({'centre': centre} if centring == 'centre' else {})
-    mask = from_bits(jnp.asarray(MASK)[:, None], 1, int(MASK.sum()))
+    mask = run(lambda bits: from_bits(bits, 1, int(MASK.sum())), MASK[:, None])
 
     def term_loss(student):
         features = {student_name: student[MASK][None, None], teacher_name: teacher[MASK][None, None]}

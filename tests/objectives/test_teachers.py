@@ -68,7 +68,7 @@ def test_what_each_rule_does_in_four_steps():
     for name in ('start', 'slow', 'copy'):
         assert same(state.aux['teachers'][name], {kind: state.params[kind] for kind in ('towers', 'heads')})
     for n in range(1, 5):
-        before, (state, metrics) = state, run(state, recipes.batch(8, seed=n))
+        before, (state, metrics) = state, jax.device_get(run(state, recipes.batch(8, seed=n)))
         assert int(state.skipped['total']) == 0 and float(metrics['loss']) > 0
         now, old = state.aux['teachers'], before.aux['teachers']
         student = {kind: state.params[kind] for kind in ('towers', 'heads')}
@@ -258,7 +258,7 @@ def test_a_teacher_that_follows_a_teacher_begins_as_its_copy():
         recipe(teachers, 'near/large/crop/cls', 24, towers=dict(image=VIT, large=LARGE))
     )
     state = jax.jit(lambda key: create(objective, optim, key))(jax.random.key(0))
-    loaded = jax.tree.map(lambda x: x + 1, state.aux['teachers']['public'])
+    loaded = jax.tree.map(lambda x: np.asarray(x) + 1, state.aux['teachers']['public'])
     state = state._replace(aux={**state.aux, 'teachers': {**state.aux['teachers'], 'public': loaded}})
     teachers = copies_of_sources(objective, state).aux['teachers']
     assert same(teachers['near'], loaded) and same(teachers['public'], loaded)

@@ -22,6 +22,13 @@ def trained():
     return recipe, objective, optim, step, recipes.start(objective, optim), recipes.batch(8)
 
 
+@pytest.fixture(scope='module')
+def run(trained):
+    """The step as one program for all tests."""
+    *_, step, _, _ = trained
+    return jax.jit(step.train_step)
+
+
 @pytest.mark.slow
 def test_micro_batches_give_one_gradient(trained):
     recipe, objective, optim, step, state, batch = trained
@@ -73,9 +80,8 @@ def test_a_bfloat16_step_is_nearly_the_float32_step():
         assert cosine > (0.99 if "'qkv']['bias']" in name else 0.999), (name, cosine)
 
 
-def test_a_step_is_a_function_of_state_and_batch_alone(trained):
-    *_, step, state, batch = trained
-    run = jax.jit(step.train_step)
+def test_a_step_is_a_function_of_state_and_batch_alone(trained, run):
+    *_, state, batch = trained
     one, metrics = run(state, batch)
     two, _ = run(state, batch)
     assert recipes.worst(one, two) == 0
@@ -84,9 +90,8 @@ def test_a_step_is_a_function_of_state_and_batch_alone(trained):
     assert float(other['loss']) != float(metrics['loss'])
 
 
-def test_a_step_that_is_not_finite_advances_the_clock_alone(trained):
-    _, objective, optim, step, state, batch = trained
-    run = jax.jit(step.train_step)
+def test_a_step_that_is_not_finite_advances_the_clock_alone(trained, run):
+    *_, state, batch = trained
     broken = jax.tree_util.tree_map_with_path(
         lambda path, x: x.at[0].set(jnp.nan) if 'bias' in str(path[-1]) else x, state.params
     )
@@ -100,9 +105,10 @@ def test_a_step_that_is_not_finite_advances_the_clock_alone(trained):
     assert int(again.step) == 2 and int(jax.tree.leaves(again.opt)[0]) == 1
 
 
-def test_teacher_follows_the_new_student(trained):
-    *_, step, state, batch = trained
-    after, _ = jax.jit(step.train_step)(state, batch)
+def test_teacher_follows_the_new_student(trained, run):
+    *_, state, batch = trained
+    after, _ = jax.device_get(run(state, batch))
+    state = jax.device_get(state)
     for kind in ('towers', 'heads'):
         expected = jax.tree.map(
             lambda t, s: 0.9 * t + 0.1 * s,

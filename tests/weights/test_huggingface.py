@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from programs import run
 
 from medjax.errors import UserError
 from medjax.models import build
@@ -144,7 +145,7 @@ def test_poolings_equal_numpy():
     _, view = texts()
     params = build.tower(OUR_TEXT, 1, 'towers.text').init(jax.random.key(0))
     pools = ('cls', 'last', 'mean', 'max')
-    outputs = {p: build.tower(dict(OUR_TEXT, pool=p), 1, 'x').apply(params, Input(view)) for p in pools}
+    outputs = {p: run(build.tower(dict(OUR_TEXT, pool=p), 1, 'x').apply, params, Input(view)) for p in pools}
     tokens = np.asarray(outputs['cls']['tokens'])[:, 0]
     for i, n in enumerate(LENGTHS[:, 0]):
         text = tokens[i, :n]
@@ -160,7 +161,7 @@ def test_a_longer_context_is_cut_and_another_vocabulary_refused(tmp_path):
     params = load(path).read('towers/text', wanted(tower))
     ids, view = texts(None)
     close(
-        tower.apply(params, Input(view._replace(x=ids[:, :, :4])))['tokens'][:, 0],
+        run(tower.apply, params, Input(view._replace(x=ids[:, :, :4])))['tokens'][:, 0],
         model(torch.from_numpy(ids[:, 0, :4]).long()).last_hidden_state,
     )
     for change, message in (
@@ -194,7 +195,7 @@ def test_older_names_wrappers_and_the_projection_of_cxr_bert(tmp_path):
     ids, view = texts(None)
     cls = model.bert(torch.from_numpy(ids[:, 0]).long()).last_hidden_state[:, 0]
     expected = output(layer(torch.nn.functional.gelu(hidden(cls))))
-    close(head.apply(projection, tower.apply(params, Input(view))['cls'])[:, 0], expected)
+    close(run(head.apply, projection, run(tower.apply, params, Input(view))['cls'])[:, 0], expected)
 
 
 @pytest.mark.parametrize('kind', ['clip', 'siglip'])
@@ -208,7 +209,7 @@ def test_both_towers_of_a_pair(kind, tmp_path):
     text, image = (build.tower(dict(cfg, family=kind), 3, 'x') for cfg in (OUR_TEXT, OUR_IMAGE))
     ids, view = texts(None)
     pixels, seen = pictures()
-    out = text.apply(weights.read('towers/text', wanted(text)), Input(view))['cls']
+    out = run(text.apply, weights.read('towers/text', wanted(text)), Input(view))['cls']
     params = weights.read('towers/image', wanted(image))
     features = jax.jit(lambda p: image.apply(p, Input(seen)))(params)
     theirs = model.vision_model(pixels)
@@ -216,7 +217,7 @@ def test_both_towers_of_a_pair(kind, tmp_path):
     if kind == 'clip':
         assert set(weights.modules) == {'towers/image', 'towers/text', 'heads/image', 'heads/text'}
         head = linear.build(WIDTH, 6)
-        projected = head.apply(weights.read('heads/image', wanted(head)), features['cls'])
+        projected = run(head.apply, weights.read('heads/image', wanted(head)), features['cls'])
         close(projected[:, 0], model.visual_projection(theirs.pooler_output))
         patches = model.vision_model.post_layernorm(patches)[:, 1:]  # CLIPModel applies this norm to CLS only
     else:
@@ -225,7 +226,7 @@ def test_both_towers_of_a_pair(kind, tmp_path):
     words = model.text_model(torch.from_numpy(ids[:, 0]).long()).pooler_output
     if kind == 'clip':
         words = model.text_projection(model.text_model(torch.from_numpy(ids[:, 0]).long()).last_hidden_state[:, -1])
-    close(head.apply(weights.read('heads/text', wanted(head)), out)[:, 0], words)
+    close(run(head.apply, weights.read('heads/text', wanted(head)), out)[:, 0], words)
     close(features['patches'][:, 0], patches)
 
     half = getattr(transformers, classes[0].replace('Model', 'VisionModel'))(model.config.vision_config)
@@ -245,11 +246,11 @@ def test_vit_equals_transformers(tmp_path):
     params = load(saved(model, tmp_path)).read('towers/image', wanted(tower))
     pixels, view = pictures()
     expected = model(pixels).last_hidden_state
-    out = tower.apply(params, Input(view))
-    close(jnp.concatenate([out['cls'][:, :, None], out['patches']], 2)[:, 0], expected)
+    out = run(tower.apply, params, Input(view))
+    close(np.concatenate([out['cls'][:, :, None], out['patches']], 2)[:, 0], expected)
     other, seen = pictures(8, 20)  # position embeddings are resized to another grid
     resized = model(other, interpolate_pos_encoding=True).last_hidden_state[:, 0]
-    close(tower.apply(params, Input(seen))['cls'][:, 0], resized)
+    close(run(tower.apply, params, Input(seen))['cls'][:, 0], resized)
     cotangent = np.random.default_rng(1).normal(size=(3, WIDTH)).astype(np.float32)
     loss = (expected[:, 0] * torch.from_numpy(cotangent)).sum()
     ours = lambda p: jnp.sum(tower.apply(p, Input(view))['cls'][:, 0] * cotangent)  # noqa: E731
@@ -295,4 +296,4 @@ def test_grey_images_for_weights_of_three_channels(tmp_path):
     _, view = pictures()
     grey = view._replace(x=view.x[..., :1])
     expected = model(torch.from_numpy(grey.image[:, 0].repeat(3, -1)).permute(0, 3, 1, 2)).pooler_output[:, :, 0, 0]
-    close(tower.apply(params, Input(grey))['cls'][:, 0], expected)
+    close(run(tower.apply, params, Input(grey))['cls'][:, 0], expected)

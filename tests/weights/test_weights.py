@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from programs import run
 from safetensors.numpy import save_file
 
 from medjax.errors import UserError
@@ -59,7 +60,7 @@ def as_view(images: np.ndarray) -> View:
 
 def all_tokens(tower, params, images, bits=None):
     mask = None if bits is None else Mask(bits[:, None], *[np.zeros((1, 1, 0))] * 2)
-    out = tower.apply(params, Input(as_view(images), mask))
+    out = run(tower.apply, params, Input(as_view(images), mask))
     tokens = [out['cls'][:, :, None], *([out['registers']] if 'registers' in out else []), out['patches']]
     return jnp.concatenate(tokens, axis=2)[:, 0]
 
@@ -148,7 +149,8 @@ def test_another_grid_stores_the_resized_positions(state):
 
 
 def test_a_training_checkpoint_holds_backbone_and_heads(state, tmp_path):
-    head = dino_head.build(WIDTH, 20, hidden=16, bottleneck=8).init(jax.random.key(1))
+    head = dino_head.build(WIDTH, 20, hidden=16, bottleneck=8)
+    head = run(head.init, jax.random.key(1))
     named = {f'dino_head.{name}': array for name, array in dinov2.head_to_meta(head).items()}
     path = tmp_path / 'teacher.safetensors'
     save_file(
@@ -229,5 +231,5 @@ def test_an_export_is_resized_as_its_tower_resizes(options, antialias, offset, t
     assert sum(np.allclose(ours['pos_grid'], other, rtol=1e-6) for other in others) < len(others)
     image = np.random.default_rng(0).random((1, 1, 1, 48, 48, 1)).astype(np.float32)
     view = View(image, np.zeros(1, np.uint32), np.ones((1, 1), bool), None, {})
-    features = [t.apply(p, Input(view))['cls'] for t, p in ((tower, params), (larger, ours))]
+    features = [run(t.apply, p, Input(view))['cls'] for t, p in ((tower, params), (larger, ours))]
     np.testing.assert_allclose(*features, rtol=1e-4, atol=1e-5)
