@@ -88,6 +88,9 @@ class Source(NamedTuple):
     stamp: str = ''  # changes with a table or an option: a resumed build then starts again
     notes: Sequence[str] = ()  # messages to the user; `medjax build` prints them
     splits: str = ''  # the published split list, by `published_splits.list_name`: 'nih/official' or '…, altered'
+    # Drawn splits depend on this text and on the patient's id. None: the namespace. A source whose namespace is the
+    # name of a folder gives '', so that the splits are the same whatever the folder is called.
+    draw_namespace: str | None = None
     size: int | None = None  # bound of the longer stored side in pixels; smaller images stay as they are
     key: bytes | None = None  # a public key for the hashes of invented ids; None: the private key of `builder.ids`
 

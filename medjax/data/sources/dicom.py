@@ -12,7 +12,8 @@ Splits: drawn per patient.
 Labels: --labels FILE.csv gives them. Its columns with only 0, 1, -1 (uncertain) or blank cells are the labels. Its
 column SOPInstanceUID, else StudyInstanceUID, else AccessionNumber says which images a line describes. Several lines
 with one key are joined: blank cells are ignored, and values that disagree are conflicting.
-Patients: the PatientID. A PatientID that stands for nobody (blank, ANONYMOUS, 0, …) counts as unknown.
+Patients: the PatientID. It is judged by its use: ANON001, ANON002, … with a few studies each are people. A PatientID
+that is blank, says that it is nobody's (ANONYMOUS), or is that of nearly all studies counts as unknown.
 Roles: frontal or lateral by ViewPosition; in mammograms the view itself (cc, mlo, …).
 
 Checked: the headers of pydicom's real files. The fields are those of DICOM PS3.3.
@@ -31,13 +32,12 @@ from typing import NamedTuple
 
 from medjax.data.images import dicom
 from medjax.data.images.dicom import Header
-from medjax.data.releases import coding, folders, tables
+from medjax.data.releases import coding, folders, people, tables
 from medjax.data.types import BLANK, Drop, Entry, Example, Source, Unreadable
 from medjax.errors import UserError
 
 LICENSE = ''
 LAYOUT = 'a folder with DICOM files, at any depth and with any names'
-NOBODY = re.compile(r'anon\w*|unknown|none|null|removed|de-?identified|[0x*.-]*', re.IGNORECASE)
 # column of --labels -> field of Header; the first one that the table has is used
 KEYS = {'SOPInstanceUID': 'instance', 'StudyInstanceUID': 'study', 'AccessionNumber': 'accession'}
 BATCH = 64  # number of files that a thread reads between two updates of the progress bar
@@ -52,9 +52,14 @@ class Picture(NamedTuple):
     frame: int | None  # None for a file with one picture
 
     @property
-    def patient(self) -> str | None:
-        """The PatientID, None if it stands for nobody."""
-        return None if NOBODY.fullmatch(self.header.patient) else self.header.patient
+    def study(self) -> str:
+        """The id of the study; '' if the header has none."""
+        return self.header.study or self.header.accession
+
+    @property
+    def image(self) -> str:
+        """The id of the file."""
+        return self.header.instance or self.path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,12 +102,17 @@ def source(folder: str, labels: str | None = None, size: int | None = None, name
     pictures, unusable = _pictures(root, files)
     if not pictures:
         raise UserError(f'{root}: none of its {len(files)} files is a DICOM file with a picture; give {LAYOUT}')
+    persons = people.people(
+        [picture.header.patient for picture in pictures],
+        [picture.study or picture.image for picture in pictures],
+    )
     names, codes = _labels(pathlib.Path(labels).expanduser(), pictures, notes) if labels else ((), [])
     release = Release(root, pictures, names, codes)
     return Source(
         name=root.name, version='1', namespace=namespace or root.name, labels=names, license=LICENSE, size=size,
-        entries=[_entry(root, picture) for picture in pictures], label=release.label, load=release.load,
-        dropped=[*dropped, *unusable], notes=[*notes, *_notes(pictures)],
+        entries=[_entry(root, picture, who) for picture, who in zip(pictures, persons.patients, strict=True)],
+        label=release.label, load=release.load, dropped=[*dropped, *unusable],
+        notes=[*notes, *_notes(pictures, persons)], draw_namespace=namespace or '',
     )  # fmt: skip
 
 
@@ -149,14 +159,12 @@ def _headers(root: pathlib.Path, batch: list[tuple[int, str]]) -> list[Header | 
     return headers
 
 
-def _entry(root: pathlib.Path, picture: Picture) -> Entry:
-    number, path, header, frame = picture
-    suffix = '' if frame is None else f' frame {frame + 1}'
-    image = header.instance or path
-    study = header.study or header.accession
+def _entry(root: pathlib.Path, picture: Picture, patient: str | None) -> Entry:
+    suffix = '' if picture.frame is None else f' frame {picture.frame + 1}'
+    study = f'{patient or ""}/{picture.study}' if picture.study else f'image/{picture.image}'
     return Entry(
-        image + suffix, picture.patient, f'{picture.patient or ""}/{study}' if study else f'image/{image}', None,
-        f'file {number}{suffix}', stamp=folders.stamp(root / path),
+        picture.image + suffix, patient, study, None, f'file {picture.number}{suffix}',
+        stamp=folders.stamp(root / picture.path),
     )  # fmt: skip
 
 
@@ -216,13 +224,15 @@ def _is_label(cells: list[str]) -> bool:
     return any(cells) and all(coding.label_code(cell) is not None for cell in cells if cell)
 
 
-def _notes(pictures: list[Picture]) -> list[str]:
+def _notes(pictures: list[Picture], persons: people.People) -> list[str]:
     """Notes on unknown patients, and on one PatientID for many studies."""
     notes = []
-    if unknown := sum(picture.patient is None for picture in pictures):
-        notes.append(f'{unknown} images have no PatientID, or one that stands for nobody: people may be in two splits')
-    patients = {picture.patient for picture in pictures}
+    if persons.blank:
+        notes.append(
+            f'{persons.blank} images have no PatientID, or one that says that it is nobody: people may be in two splits'
+        )
+    notes += persons.notes
     studies = {picture.header.study for picture in pictures}
-    if len(patients) == 1 and None not in patients and len(studies) > 1:
+    if len(set(persons.patients)) == 1 and persons.patients[0] is not None and len(studies) > 1:
         notes.append(f'all {len(studies)} studies have one PatientID: if it stands for nobody, ask for pseudonyms')
     return notes

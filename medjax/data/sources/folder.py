@@ -109,7 +109,7 @@ def source(
     return Source(
         name=root.name, version='1', namespace=namespace or root.name, license=LICENSE, size=size,
         labels=tuple('/'.join(names) for names in classes), entries=entries,
-        label=release.label, load=release.load, dropped=dropped,
+        label=release.label, load=release.load, dropped=dropped, draw_namespace=namespace or '',
         notes=[*notes, *_notes(pictures, entries, patient)],
     )  # fmt: skip
 

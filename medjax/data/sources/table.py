@@ -108,7 +108,7 @@ def source(folder: str, labels: str | None = None, size: int | None = None, name
     return Source(
         name=root.name, version='1', namespace=namespace or root.name, labels=names, license='; '.join(licenses),
         size=size, entries=entries, label=release.label, load=release.load, dropped=[*table.dropped, *unusable],
-        notes=_notes(table.columns, lines, names),
+        notes=_notes(table.columns, lines, names), draw_namespace=namespace or '',
     )  # fmt: skip
 
 
