@@ -108,6 +108,7 @@ def _finish(
         unknown_patients=_count_kept(source, key, unknown, totals.drops),
         namespace=source.namespace,
         key_fingerprint=ids.fingerprint(key),
+        columns=[use._asdict() for use in source.columns],
     )
     summary = assemble(description, source.size, totals, plan, work)
     write_drops(work / 'drops.csv', drops)

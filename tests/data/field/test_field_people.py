@@ -76,7 +76,7 @@ def test_one_id_on_all_studies_is_nobody(tmp_path, name):
         (['S17'] * 20 + [f'S{i}' for i in range(20, 60)], set()),  # often ill
         (['anonym'] + [f'anonym{i}' for i in range(30)], {'anonym'}),
     ],
-)  # fmt: skip
+)
 def test_use(ids, nobody):
     found = people.people(ids, [str(i) for i in range(len(ids))]).patients
     assert {id for id, patient in zip(ids, found, strict=True) if patient is None} == nobody
