@@ -112,6 +112,12 @@ def _digits(id: str) -> str:
     return match[1] if match else ''
 
 
+def number(id: str) -> str:
+    """The number that an id is, without zeros at the start: '0017' and '17.0' -> '17'. '' for other ids."""
+    digits = _digits(id)
+    return (digits.lstrip('0') or '0') if digits else ''
+
+
 def is_shortened(id: str) -> bool:
     """Whether a spreadsheet has cut the digits of an id: '1.23457E+12'. Several people may have it."""
     return bool(_EXPONENT.fullmatch(id)) and not _digits(id)
