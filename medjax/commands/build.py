@@ -55,6 +55,8 @@ def main(argv: list[str]) -> int:
 
     make_source = functools.partial(make, kind, options)
     source = make_source()
+    if npz_file:
+        npz_export.check_sizes(source, npz_file)
     labels = [name for name in stratify.split(',') if name]
     make_chunks = workers.run if beam_options is None else functools.partial(beam.run, beam_options)
     summary = write.write(source, out, overwrite, labels, make_source, make_chunks)
