@@ -35,7 +35,6 @@ SIMILAR = {
     'split': 'originalsplit officialsplit',
     'text': """report reporttext reports radiologyreport fulltext findings impression caption description narrative
         befund befundtext bericht informe laudo rapport compterendu""",
-    'age': 'agemonths agedays ageinmonths agegroup birthyear birthdate dob',
     'mask': 'maskpath maskfile maskname segmentation segmentationpath',
 }
 # Words of names that are no findings. A name is no finding if all its words are here, so 'device' is none and
@@ -49,7 +48,7 @@ _OTHER_WORDS = frozenset(
     year month day days date time hour weekday visit followup follow up series study accession exam patient subject
     person case reader rater annotator radiologist rad view position projection laterality side left right width height
     size rows columns cols bits depth channel channels spacing weight bmi seed random rand frame frames slice slices
-    page order rank version source origin dataset cohort domain project protocol label labeled labelled annotated
+    page order rank version source origin dataset cohort domain project protocol
     holdout train val test valid validation unnamed inverted portable
     geschlecht mannlich weiblich alter standort klinik gerat hersteller zentrum nummer jahr monat tag datum faltung
     seite sexe homme femme hopital appareil numero annee mois jour cote pli
@@ -96,5 +95,5 @@ def looks_like(column: str) -> str:
 def is_no_finding(column: str) -> bool:
     """Whether the name of a column says that it holds no finding: 'fold', 'SiteID', 'Unnamed: 0', 'cv_fold_3'."""
     spaced = re.sub(r'(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])', ' ', column)
-    found = re.findall('[a-z]+', fold(spaced))
+    found = re.findall(r'[^\W\d_]+', fold(spaced))
     return all(word in _OTHER_WORDS for word in found)

@@ -38,7 +38,8 @@ class LabelColumn:
         if words.is_blank(cell):
             return [BLANK] * len(self.names)
         if self.values:
-            return [int(fold(cell) == value) for value in self.values]
+            folded = fold(cell)
+            return [int(folded == value) for value in self.values]
         code = _code(cell, self.letters)
         return [BLANK if code is None else code]
 

@@ -23,6 +23,7 @@ OTHER_SUFFIX = 'with another suffix'
 OTHER_CASE = 'in other case'
 NO_FOLDER = 'without its folder'
 OTHER_FOLDER = 'in another folder'
+NUMBER = 'by its number alone'
 _SUFFIX = re.compile(r'\.(png|jpe?g|dcm|dicom|tiff?|bmp|gif|nii|npy|webp)$')
 
 
@@ -61,14 +62,18 @@ class Finder:
         place = ELSEWHERE if end != ends[0] else ''
         if not paths:
             paths, place = _matches(self._by_name, end), NO_FOLDER if len(parts) == 1 else OTHER_FOLDER
+        if not paths:  # '7' or '7.0' where a spreadsheet took the zeros of '007.png'
+            paths, place = self._by_number.get(people.number(_stem(_key(end))) or end, []), NUMBER
         if not paths:
             return None
         if len(paths) > 1:
             raise Unreadable('several files have this name; give the path with its folder and suffix')
         path = paths[0]
-        ways = [place, _spelling(end.rpartition('/')[2], path.rpartition('/')[2])]
+        spelling = '' if place == NUMBER else _spelling(end.rpartition('/')[2], path.rpartition('/')[2])
         return Found(
-            (self.root / path).resolve(), unicodedata.normalize('NFC', path), ' and '.join(way for way in ways if way)
+            (self.root / path).resolve(),
+            unicodedata.normalize('NFC', path),
+            ' and '.join(way for way in (place, spelling) if way),
         )
 
     @functools.cached_property
@@ -80,6 +85,15 @@ class Finder:
     def _by_name(self) -> dict[str, list[str]]:
         """The same for names without their folder."""
         return _index({path: path.rpartition('/')[2] for paths in self._by_path.values() for path in paths})
+
+    @functools.cached_property
+    def _by_number(self) -> dict[str, list[str]]:
+        """Number without zeros at its start -> the files whose name is this number."""
+        index: dict[str, list[str]] = defaultdict(list)
+        for path in dict.fromkeys(path for paths in self._by_path.values() for path in paths):
+            if number := people.number(_stem(_key(path.rpartition('/')[2]))):
+                index[number].append(path)
+        return dict(index)
 
 
 def _index(names: dict[str, str]) -> dict[str, list[str]]:

@@ -38,6 +38,7 @@ class People(NamedTuple):
     blank: int  # images whose id is blank, or says so in words
     shared: int  # other images whose id stands for nobody: too many studies have it
     shared_studies: int  # studies with the id that most of these images have
+    one: int  # images of a person who has nearly all of them
     studies: int  # all studies
 
     @property
@@ -64,11 +65,13 @@ def people(patients: Sequence[str], studies: Sequence[str] | None) -> People:
     counts = {id: len(seen) for id, seen in of_id.items()}
     shared = {id for id in counts if _is_shared(id, counts, with_studies=studies is not None)}
     most = max((counts[id] for id in shared), default=0)
+    images = max((patients.count(id) for id in counts.keys() - shared), default=0) if len(counts) < 20 else 0
     return People(
         [None if words.is_nobody(id) or id in shared else id for id in patients],
         blank=sum(words.is_nobody(id) for id in patients),
         shared=sum(id in shared for id in patients),
         shared_studies=most,
+        one=images if images >= max(MOST_STUDIES, NEARLY_ALL * len(patients)) else 0,
         studies=len(set(studies)) if studies is not None else len(patients),
     )
 

@@ -41,7 +41,7 @@ from medjax.data.images import decode, dicom
 from medjax.data.images.dicom import Header
 from medjax.data.releases import coding, folders, label_tables, people
 from medjax.data.releases.named_files import Finder
-from medjax.data.text import language, sections
+from medjax.data.text import language, markup, sections
 from medjax.data.types import BLANK, Drop, Entry, Example, Source, Unreadable
 from medjax.errors import UserError
 
@@ -89,7 +89,7 @@ class Release:
         """Reads picture i and the sections of its report. Raises Unreadable."""
         picture = self.pictures[i]
         data = folders.read_bytes(self.root / picture.path)
-        report = language.unify_placeholders(self.texts[i]) if self.texts else ''
+        report = language.unify_placeholders(markup.plain(self.texts[i])) if self.texts else ''
         return Example(
             data, frame=picture.frame or 0, role=_role(picture.header), text=sections.parse(report),
             attributes=picture.header.attributes,

@@ -37,7 +37,7 @@ from medjax.data.releases.named_files import Finder, Found
 from medjax.data.releases.people import People
 from medjax.data.releases.table_fields import Fields
 from medjax.data.releases.tables import Line, Table
-from medjax.data.text import language, sections
+from medjax.data.text import language, markup, sections
 from medjax.data.types import ColumnUse, Drop, Entry, Example, Source, Unreadable
 from medjax.errors import UserError, suggest
 
@@ -75,7 +75,7 @@ class Release:
         mask, note = _mask(self.finder, cells.get('mask', '')) if frame is None else (None, '')
         if frame is not None and cells.get('mask'):
             note = 'the mask is left out: the table does not say which of the frames it belongs to'
-        text = sections.parse(language.unify_placeholders(cells.get('text', '')))
+        text = sections.parse(language.unify_placeholders(markup.plain(cells.get('text', ''))))
         if cells.get('text') and not text:
             note = '; '.join(filter(None, [note, 'the text is left out: it holds only names or notices']))
         age, sex = coding.age(cells.get('age', '')), table_fields.sex(cells.get('sex', ''))
@@ -132,7 +132,7 @@ def source(folder: str, labels: str | None = None, size: int | None = None, name
     return Source(
         name=root.name, version='1', namespace=namespace or root.name, labels=names, license='; '.join(licenses),
         size=size, entries=[_entry(finder, table, picture) for picture in pictures], label=release.label,
-        load=release.load, dropped=[*table.dropped, *unusable], columns=_read_once(uses, table),
+        load=release.load, dropped=[*table.dropped, *unusable], columns=_of_file(uses, fields, table),
         notes=[*_notes(fields, persons, names), *persons.notes], draw_namespace=namespace or '',
     )  # fmt: skip
 
@@ -233,13 +233,18 @@ def _image_use(fields: Fields, found: dict[int, Found]) -> ColumnUse:
     return ColumnUse('image', 'image', len(found), len(fields.lines) - len(found), why=why)
 
 
-def _read_once(uses: Sequence[ColumnUse], table: Table) -> list[ColumnUse]:
-    """The uses, with a remark on columns that the table has twice."""
-    remark = 'it is there twice with equal cells, and read once'
-    return [
-        use._replace(why=f'{use.why}; {remark}' if use.why else remark) if use.column in table.twice else use
-        for use in uses
-    ]
+def _of_file(uses: Sequence[ColumnUse], fields: Fields, table: Table) -> list[ColumnUse]:
+    """One use for each column, in the order of the file. A field may be a label too."""
+    twice = 'it is there twice with equal cells, and read once'
+    merged: dict[str, ColumnUse] = {}
+    for use in uses:
+        column = fields.column_of.get(use.column, use.column)
+        if column in merged:
+            use = use._replace(use=f'{merged[column].use} and {use.use}')
+        if column in table.twice and column not in merged:
+            use = use._replace(why=f'{use.why}; {twice}' if use.why else twice)
+        merged[column] = use._replace(column=column)
+    return [merged[column] for column in table.columns]
 
 
 def _notes(fields: Fields, persons: People, labels: tuple[str, ...]) -> list[str]:
@@ -249,6 +254,9 @@ def _notes(fields: Fields, persons: People, labels: tuple[str, ...]) -> list[str
         named = f'{without} lines have no patient_id, or one that says that it is nobody'
         where = named if 'patient_id' in fields.column_of else _no_patients(fields)
         notes.append(f'{where}: where splits are drawn, near-duplicates stay together; people may still be in two')
+    if persons.one:
+        lines = len(persons.patients)
+        notes.append(f'{persons.one} of {lines} lines have one patient: if the id stands for nobody, leave it blank')
     if not labels:
         notes.append('no labels: no column holds only 0, 1, -1 or nothing; name some with --labels to probe')
     return notes

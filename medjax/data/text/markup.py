@@ -34,6 +34,7 @@ _HL7_BREAK = re.compile(r'\\\.(?:br|sp|ce|in|ti|fi|nf|sk)[+-]?\d*\\|\\X(?:0D|0A)
 _HL7_HEX = re.compile(r'\\X((?:[0-9A-F]{2}){1,8})\\')
 _HL7 = {'H': '', 'N': '', 'F': '|', 'S': '^', 'T': '&', 'R': '~', 'E': '\\'}
 _ESCAPED = re.compile(r'(?P<path>\b[A-Za-z]:\\[\w\\.-]*)|(?<!\\)\\(?:r\\n|n|r|(?P<tab>t))')
+_UNDERLINED = re.compile(r'(?<!\w)__(?=[^\W_])([^_\n]{1,60}?)(?<=\S)__(?!\w)')
 _QUOTE = re.compile(r'^[ \t]*(?:>[ \t]?)+', re.MULTILINE)
 _BAR = re.compile(r'[ \t]*\|[ \t]*')
 # A tilde between lines, not one before a number ('~5 mm'), in a rule or inside a sentence
@@ -51,6 +52,8 @@ def plain(text: str) -> str:
             text = _ENTITY.sub(lambda match: html.unescape(match[0]), text).replace('\xa0', ' ')
         if text == before:
             break
+    if '__' in text:
+        text = _UNDERLINED.sub(r'**\1**', text)
     if '>' in text and _is_quoted(text):
         text = _QUOTE.sub('', text)
     if '|' in text:

@@ -189,7 +189,7 @@ _FIRST, _LAST = (
 )
 _fold = lru_cache(20_000)(fold)  # reports repeat the same headings
 _LONGEST = 64  # characters of a heading, at most
-_BOLD = re.compile(r'((?<![\[*])\*\*|(?<!_)__(?!_))[ \t]*([^*_\n:]{3,60}?)[ \t]*:?[ \t]*\1(?!\*)(?:[ \t]*:)?')
+_BOLD = re.compile(r'((?<![\[*])\*\*)[ \t]*([^*_\n:]{3,60}?)[ \t]*:?[ \t]*\1(?!\*)(?:[ \t]*:)?')
 _BOLD_TEXT = re.compile(r'(?<![\[*])\*\*(?=\S)([^*\n]{1,300}?)(?<=\S)\*\*(?![\]*])')
 _MARKED_LINE = re.compile(r'^[ \t]*#{1,6}[ \t]+([^\n#]{3,60}?)[ \t]*:?[ \t]*#*[ \t]*$', re.MULTILINE)
 _ELEMENT = re.compile(r'<(?P<end>/?)(?P<name>[a-z]\w{3,30})(?:\s[^<>]{0,200})?>', re.IGNORECASE)
@@ -223,7 +223,7 @@ def _marked_headings(text: str) -> str:
         text = _ELEMENT.sub(element, text)
     if '#' in text:
         text = _MARKED_LINE.sub(named, text)
-    if '**' in text or '__' in text:
+    if '**' in text:
         text = _BOLD_TEXT.sub(r'\1', _BOLD.sub(named, text))
     return text
 

@@ -200,7 +200,7 @@ def test_texts_of_a_table_are_cut(tmp_path):
         'Clear lungs.',
         'nan',
         'MRN: 4711',
-        'Befund: [**Name**] hat Erguss.',
+        '__Befund:__ [**Name**] hat Erguss.',
     ]
     field.table(tmp_path, ['image', 'text'], list(zip(names, texts, strict=True)))
     source = table.source(str(tmp_path))

@@ -237,6 +237,12 @@ def test_findings_are_findings():
         'pneumonia',
         'covid',
         'fracture of rib',
+        'label',
+        'target',
+        'class',
+        '肺炎',
+        'пневмония',
+        'y',
     ):
         assert not column_names.is_no_finding(name), name
 
@@ -363,6 +369,8 @@ def test_ages_and_sexes_are_counted(tmp_path):
         ('1.2.840.{}', '1.2.840.{}.png', 'without its suffix'),
         ('images/Ärztin {}.png', 'images/A\u0308rztin {}.png', ''),
         ('IMAGES/é{}.PNG', 'images/e\u0301{}.png', 'in other case'),
+        ('{}.0', '000{}.png', 'by its number alone'),
+        ('{}', 'images/00{}.jpg', 'by its number alone'),
     ],
 )
 def test_names_of_files(tmp_path, cell, file, how):
@@ -441,6 +449,19 @@ def test_columns_are_told_and_kept_without_ids(tmp_path, capsys):
     del facts['columns']  # as in data sets of before
     (tmp_path / 'data' / 'medjax.json').write_text(json.dumps(facts))
     assert records.open(tmp_path / 'data').columns == []
+
+
+def test_a_column_may_be_a_field_and_labels(tmp_path):
+    rows = [[n, 'MF'[k % 2], k % 2] for k, n in enumerate(N)]
+    source = table.source(made(tmp_path / 'x', ['image', 'Gender', 'mass'], rows), labels='Gender,mass')
+    assert source.labels == ('F', 'M', 'mass') and [use.column for use in source.columns] == ['image', 'Gender', 'mass']
+    assert uses(source)['Gender'].use == 'sex and 2 labels'
+
+
+def test_one_person_in_all_lines_is_told(tmp_path):
+    source = table.source(made(tmp_path / 'x', ['image', 'patient_id'], [[n, 'clinic A'] for n in N]))
+    assert {entry.patient for entry in source.entries} == {'clinic A'}
+    assert any('24 of 24 lines have one patient: if the id stands for nobody' in note for note in source.notes)
 
 
 def test_columns_that_differ_are_refused(tmp_path):
