@@ -20,6 +20,7 @@ from medjax.errors import UserError, suggest
 MOST_VALUES = 100  # a text column with more values cannot be a label
 FEW = 0.05  # share of the cells that may be typing errors in a column of yes and no
 LISTED = 5  # lines that are named
+_RADS = re.compile(r'^(?:acr[ -]?)?(?:bi|lung|li|pi|ti)[ -]?rads[ :_-]*(?:category|cat\.?|score)?[ :_-]*(?=\w)')
 MOST_SUGGESTED = 20  # values of a column for which labels are suggested
 
 
@@ -28,7 +29,7 @@ class LabelColumn:
     """A column that gives one label, or one for each of its values."""
 
     column: str
-    values: tuple[str, ...]  # folded, in the order of the labels; (): a column of yes and no
+    values: tuple[str, ...]  # by `_value`, in the order of the labels; (): a column of yes and no
     names: tuple[str, ...]  # of the labels
     letters: frozenset[str]  # single letters that mean yes or no in this column
     use: ColumnUse
@@ -38,8 +39,8 @@ class LabelColumn:
         if words.is_blank(cell):
             return [BLANK] * len(self.names)
         if self.values:
-            folded = fold(cell)
-            return [int(folded == value) for value in self.values]
+            found = _value(cell)
+            return [int(found == value) for value in self.values]
         code = _code(cell, self.letters)
         return [BLANK if code is None else code]
 
@@ -60,12 +61,14 @@ class _Cells:
 
     @property
     def values(self) -> int:
-        return len({fold(cell) for cell in self.counts})
+        return len({_value(cell) for cell in self.counts})
 
     @property
     def is_yes_no(self) -> bool:
         """Whether the column holds yes and no, perhaps with a few typing errors."""
         read = self.filled - len(self.unread)
+        if 'rads' in column_names.plain(self.column):  # BI-RADS 0 and 1 are categories
+            return False
         if not self.unread:
             return read > 0
         numbers = any(_is_number(cell) for cell in self.counts if _code(cell, self.letters) is None)
@@ -147,17 +150,22 @@ def _yes_no(cells: _Cells) -> LabelColumn:
     return LabelColumn(cells.column, (), (cells.column,), cells.letters, use)
 
 
+def _value(cell: str) -> str:
+    """A value without its writing: 'Benign' -> 'benign', '4.0' -> '4', 'BI-RADS 4A' and 'birads: 4a' -> '4a'."""
+    return re.sub(r'^(-?\d+)[.,]0+$', r'\1', _RADS.sub('', fold(cell)))
+
+
 def _categories(cells: _Cells, taken: Collection[str]) -> LabelColumn:
-    """One label for each value. Values that differ only in case and blanks are one; the frequent spelling names it."""
+    """One label for each value. Other writings of a value are joined with it; the most frequent one names the label."""
     spelled: dict[str, str] = {}
     for cell, _ in sorted(cells.counts.items(), key=lambda item: (-item[1], item[0])):
-        spelled.setdefault(fold(cell), ' '.join(cell.split()))
+        spelled.setdefault(_value(cell), ' '.join(cell.split()))
     values = sorted(spelled, key=spelled.__getitem__)
     names = []
     for value in values:
         name = spelled[value]
         names.append(f'{cells.column}={name}' if name in taken or name in names or _is_number(name) else name)
-    why = f'{len(cells.counts) - len(values)} values differ only in case or blanks and are joined'
+    why = f'{len(cells.counts) - len(values)} values are other writings of one, and joined with it'
     use = ColumnUse(
         cells.column, f'{len(values)} labels', cells.filled, cells.blank.total(), blank_words(cells.blank),
         why if len(cells.counts) > len(values) else '',

@@ -117,14 +117,17 @@ def _remarks(fields: Fields, filled: Counter[str], field: str = 'patient_id') ->
     """Remarks on ids that programs have changed."""
     respelled = sum(n for cell, n in filled.items() if cell in fields.respelled[field])
     cut = sum(n for cell, n in filled.items() if people.is_shortened(cell))
+    long = {cell: n for cell, n in filled.items() if re.fullmatch(r'\d{16,}', cell)}
+    if len(long) > 1 and not any(cell[15:].strip('0') for cell in long):  # a spreadsheet keeps 15 digits
+        cut += sum(long.values())
     dates = sum(n for cell, n in filled.items() if people.is_date(cell))
     remarks = []
     if respelled:
         remarks.append(f'{respelled} cells are written as 0017 or 17.0 is, and count as one number with 17')
     if cut:
         remarks.append(
-            f'{cut} cells have lost digits in a spreadsheet, as 1.2E+12 has: different ids may be one now. '
-            'Write the column as text'
+            f'{cut} cells have lost digits in a spreadsheet (1.2E+12, or zeros after 15 digits): '
+            'different ids may be one now. Write the column as text'
         )
     if dates:
         remarks.append(f'{dates} cells look like dates, which a spreadsheet makes of ids such as 3-12')

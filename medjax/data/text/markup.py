@@ -3,8 +3,8 @@ r"""Reports in the forms of other programs as plain text.
     plain('<p><b>FINDINGS:</b> Nodule &lt; 5 mm.<br/>Heart is normal.</p>')
     -> '**FINDINGS:** Nodule < 5 mm.\nHeart is normal.\n\n'
 
-Systems of hospitals write reports as HTML, with entities of XML, with line breaks as '\n' or '\.br\' (HL7), or with a
-bar for each line; language models write markdown. A text without such marks stays as it is.
+Systems of hospitals write reports as HTML or RTF, with entities of XML, with line breaks as '\n' or '\.br\' (HL7), or
+with a bar for each line; language models write markdown. A text without such marks stays as it is.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ _PARAGRAPH = re.compile(
     r'</?(?:p|div|table|ul|ol|dl|h[1-6]|section|article|header|footer|blockquote|pre|body|html|form)\b[^<>]{0,500}>',
     re.IGNORECASE,
 )
-_LINE = re.compile(r'<(?:br|hr)\b[^<>]{0,500}>|</?(?:tr|td|th|thead|tbody|tfoot|dt|dd)\b[^<>]{0,500}>', re.IGNORECASE)
-_ITEM = re.compile(r'<li\b[^<>]{0,500}>', re.IGNORECASE)
+_LINE = re.compile(
+    r'<(?:br|hr|li)\b[^<>]{0,500}>|</?(?:tr|td|th|thead|tbody|tfoot|dt|dd)\b[^<>]{0,500}>|<(?:cr|lf|crlf|nl) ?/?>',
+    re.IGNORECASE,
+)
 _BOLD = re.compile(r'<(b|strong)\b[^<>]{0,500}>\s*([^<>]{1,300}?)\s*</\1\s*>', re.IGNORECASE)
 _INLINE = re.compile(
     r'</?(?:i|em|u|s|strike|font|span|a|sup|sub|small|big|center|tt|code|li|img|col|colgroup|caption|meta|link'
@@ -33,7 +35,11 @@ _ENTITY = re.compile(r'&(?:#\d{1,7}|#x[0-9a-f]{1,6}|[a-z]{2,8}\d{0,2});', re.IGN
 _HL7_BREAK = re.compile(r'\\\.(?:br|sp|ce|in|ti|fi|nf|sk)[+-]?\d*\\|\\X(?:0D|0A)+\\', re.IGNORECASE)
 _HL7_HEX = re.compile(r'\\X((?:[0-9A-F]{2}){1,8})\\')
 _HL7 = {'H': '', 'N': '', 'F': '|', 'S': '^', 'T': '&', 'R': '~', 'E': '\\'}
-_ESCAPED = re.compile(r'(?P<path>\b[A-Za-z]:\\[\w\\.-]*)|(?<!\\)\\(?:r\\n|n|r|(?P<tab>t))')
+_ESCAPED = re.compile(r'(?P<path>\b[A-Za-z]:\\[\w\\.-]*)|(?<!\\)\\{1,2}(?:r\\{1,2}n|n|r|(?P<tab>t))')
+_EXCEL_BREAK = re.compile(r'_x000[dD]_(?:\r?\n)?')
+_RTF_GROUP = re.compile(r'\{\\(?:\*|fonttbl|colortbl|stylesheet|info|pict)(?:[^{}]|\{[^{}]{0,500}\}){0,5000}\}')
+_RTF_BREAK = re.compile(r'\\(?:par|line|row|cell)\b ?')
+_RTF_WORD = re.compile(r'\\[a-z]+-?\d* ?|(?<!\\)[{}]')
 _UNDERLINED = re.compile(r'(?<!\w)__(?=[^\W_])([^_\n]{1,60}?)(?<=\S)__(?!\w)')
 _QUOTE = re.compile(r'^[ \t]*(?:>[ \t]?)+', re.MULTILINE)
 _BAR = re.compile(r'[ \t]*\|[ \t]*')
@@ -43,7 +49,10 @@ _TILDE = re.compile(r'(?<!~)(?:(?<=[.:;!?])[ \t]*~{1,2}|~{1,2}(?=[ \t]*(?:[A-ZÀ
 
 def plain(text: str) -> str:
     """The text without the marks of its form: lines and paragraphs as line breaks, bold text between '**'."""
+    if text.lstrip().startswith('{\\rtf'):
+        text = _rtf(text)
     text = _hl7(text) if '\\' in text else text
+    text = _EXCEL_BREAK.sub('\n', text)
     for _ in range(3):  # entities may be escaped twice, and hide tags
         before = text
         if '<' in text:
@@ -63,8 +72,16 @@ def plain(text: str) -> str:
 
 def _without_tags(text: str) -> str:
     text = _HIDDEN.sub('', text).replace('<![CDATA[', '').replace(']]>', '')
-    text = _ITEM.sub('\n- ', _LINE.sub('\n', _PARAGRAPH.sub('\n\n', text)))
+    text = _LINE.sub('\n', _PARAGRAPH.sub('\n\n', text))
     return _BOLD_LEFT.sub('', _BOLD.sub(r'**\2**', _INLINE.sub('', text)))
+
+
+def _rtf(text: str) -> str:
+    """The text of a document in Microsoft's rich text format."""
+    text = _RTF_BREAK.sub('\n', _RTF_GROUP.sub('', text.replace('\r', '').replace('\n', ' ')))
+    text = re.sub(r"\\'([0-9a-fA-F]{2})", lambda match: bytes.fromhex(match[1]).decode('cp1252', 'replace'), text)
+    text = re.sub(r'\\u(\d{1,5})\??', lambda match: chr(int(match[1]) & 0xFFFF), text)
+    return _RTF_WORD.sub('', text).replace('\\{', '{').replace('\\}', '}')
 
 
 def _hl7(text: str) -> str:
