@@ -84,10 +84,11 @@ def choose(
     columns of yes and no whose names are not those of other things. UserError if a named column is missing or empty, or
     has too many values.
     """
-    cells = {column: _cells(column, lines) for column in columns}
+    read = [column for column in columns if column not in taken or column in (named or ())]
+    cells = {column: _cells(column, lines) for column in read}
     if named is not None:
         for column in named:
-            _check_named(column, cells, option)
+            _check_named(column, columns, cells, option)
         chosen = list(dict.fromkeys(named))
     else:
         free = [column for column in columns if column not in taken]
@@ -102,9 +103,9 @@ def choose(
     return labels, [_unused(cells[column], option) for column in others]
 
 
-def _check_named(column: str, cells: Mapping[str, _Cells], option: str) -> None:
-    if column not in cells:
-        raise UserError(f'{option}: the table has no column {column!r}{suggest(column, cells)}')
+def _check_named(column: str, columns: Sequence[str], cells: Mapping[str, _Cells], option: str) -> None:
+    if column not in columns:
+        raise UserError(f'{option}: the table has no column {column!r}{suggest(column, columns)}')
     if not cells[column].filled:
         raise UserError(f'{option}: the column {column!r} is empty')
     if not cells[column].is_yes_no and cells[column].values > MOST_VALUES:
@@ -115,13 +116,14 @@ def _check_named(column: str, cells: Mapping[str, _Cells], option: str) -> None:
 
 
 def _cells(column: str, lines: Sequence[Line]) -> _Cells:
-    blank = Counter(line.cells[column] for line in lines if words.is_blank(line.cells[column]))
     counts = Counter(line.cells[column] for line in lines)
+    blank = Counter({cell: n for cell, n in counts.items() if words.is_blank(cell)})
     counts = Counter({cell: n for cell, n in counts.items() if cell not in blank})
     single = {cell.lower() for cell in counts if len(cell) == 1}
     letters = frozenset('yn').union(*(pair for pair in words.PAIRS if pair <= single))
     strange = {cell for cell in counts if _code(cell, letters) is None}
-    return _Cells(column, counts, blank, letters, tuple(line.number for line in lines if line.cells[column] in strange))
+    unread = tuple(line.number for line in lines if line.cells[column] in strange) if strange else ()
+    return _Cells(column, counts, blank, letters, unread)
 
 
 def _code(cell: str, letters: frozenset[str]) -> int | None:

@@ -63,7 +63,8 @@ def people(patients: Sequence[str], studies: Sequence[str] | None) -> People:
         if not words.is_nobody(id):
             of_id[id].add(number if studies is None else studies[number])
     counts = {id: len(seen) for id, seen in of_id.items()}
-    shared = {id for id in counts if _is_shared(id, counts, with_studies=studies is not None)}
+    total, usual = sum(counts.values()), statistics.median(counts.values()) if counts else 0
+    shared = {id for id, count in counts.items() if _is_shared(id, count, total, usual, studies is not None)}
     most = max((counts[id] for id in shared), default=0)
     images = max((patients.count(id) for id in counts.keys() - shared), default=0) if len(counts) < 20 else 0
     return People(
@@ -76,15 +77,17 @@ def people(patients: Sequence[str], studies: Sequence[str] | None) -> People:
     )
 
 
-def _is_shared(id: str, counts: dict[str, int], with_studies: bool) -> bool:
-    """Whether an id that may be a person's is nobody's. counts: id -> number of its studies, or of its images."""
-    count, total = counts[id], sum(counts.values())
-    doubtful = bool(_DOUBTFUL.fullmatch(id))
-    if count >= NEARLY_ALL * total and count >= (2 if doubtful else MOST_STUDIES):
-        return doubtful or with_studies
-    if not doubtful or not with_studies or count < 3:
+def _is_shared(id: str, count: int, total: int, usual: float, with_studies: bool) -> bool:
+    """Whether an id that may be a person's is nobody's.
+
+    count: studies of the id, or images if the source names no studies. total, usual: sum and median of all counts.
+    """
+    if count < (2 if total == count else 3):
         return False
-    return count >= MOST_STUDIES * statistics.median(n for other, n in counts.items() if other != id)
+    doubtful = bool(_DOUBTFUL.fullmatch(id))
+    if count >= NEARLY_ALL * total and (doubtful or count >= MOST_STUDIES):
+        return doubtful or with_studies
+    return doubtful and with_studies and count >= MOST_STUDIES * usual
 
 
 def spellings(ids: Iterable[str]) -> dict[str, str]:

@@ -60,7 +60,8 @@ HEADINGS = {
         view, study type, type of examination, procedure, procedure comments, protocol, contrast, dose, modality;
         técnica, exploración, estudio, prueba, procedimiento, tipo de estudio; exame, tipo de exame, método;
         Technik, Untersuchung, Untersuchungstechnik, Methode; examen, protocole""",
-    'recommendation': """recommendation, recommendations, recommendation(s), suggestion, suggestions;
+    'recommendation': """recommendation, recommendations, recommendation(s), suggestion, suggestions, management,
+        management recommendation, management recommendations;
         recomendación, recomendaciones; recomendação, recomendações; Empfehlung, Empfehlungen, Procedere;
         recommandation, recommandations, conduite à tenir""",
     'addendum': 'addendum, addenda, final addendum; adenda; adendo; Nachtrag; complément',
