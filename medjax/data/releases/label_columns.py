@@ -163,11 +163,13 @@ def _categories(cells: _Cells, taken: Collection[str]) -> LabelColumn:
     for cell, _ in sorted(cells.counts.items(), key=lambda item: (-item[1], item[0])):
         spelled.setdefault(_value(cell), ' '.join(cell.split()))
     values = sorted(spelled, key=spelled.__getitem__)
-    names = []
+    numbers = any(_is_number(name) for name in spelled.values())  # '2' alone says nothing
+    names: list[str] = []
     for value in values:
         name = spelled[value]
-        names.append(f'{cells.column}={name}' if name in taken or name in names or _is_number(name) else name)
-    why = f'{len(cells.counts) - len(values)} values are other writings of one, and joined with it'
+        names.append(f'{cells.column}={name}' if numbers or name in taken or name in names else name)
+    others = len(cells.counts) - len(values)
+    why = f'{others} value{"s are other writings" if others > 1 else " is another writing"} of one, and joined with it'
     use = ColumnUse(
         cells.column, f'{len(values)} labels', cells.filled, cells.blank.total(), blank_words(cells.blank),
         why if len(cells.counts) > len(values) else '',

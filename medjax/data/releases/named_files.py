@@ -22,7 +22,6 @@ NO_SUFFIX = 'without its suffix'
 OTHER_SUFFIX = 'with another suffix'
 OTHER_CASE = 'in other case'
 NO_FOLDER = 'without its folder'
-OTHER_FOLDER = 'in another folder'
 NUMBER = 'by its number alone'
 _SUFFIX = re.compile(r'\.(png|jpe?g|dcm|dicom|tiff?|bmp|gif|nii|npy|webp)$')
 
@@ -60,8 +59,12 @@ class Finder:
         ends = ['/'.join(parts[start:]) for start in range(len(parts))]
         end, paths = next(((end, paths) for end in ends if (paths := _matches(self._by_path, end))), (parts[-1], []))
         place = ELSEWHERE if end != ends[0] else ''
+        if not paths and len(parts) > 1:  # train/1.png and test/1.png may be two pictures
+            if _matches(self._by_name, end):
+                raise Unreadable('there is no such file, but a file of this name in another folder')
+            return None
         if not paths:
-            paths, place = _matches(self._by_name, end), NO_FOLDER if len(parts) == 1 else OTHER_FOLDER
+            paths, place = _matches(self._by_name, end), NO_FOLDER
         if not paths:  # '7' or '7.0' where a spreadsheet took the zeros of '007.png'
             paths, place = self._by_number.get(people.number(_stem(_key(end))) or end, []), NUMBER
         if not paths:

@@ -111,7 +111,7 @@ def source(
     ]
     classes = sorted({picture.classes[: n + 1] for picture in pictures for n in range(len(picture.classes))})
 
-    entries = [_entry(root, picture, patient_of) for picture in pictures]
+    entries = [_entry(root, picture, patient_of, picture.path[len(prefix) :]) for picture in pictures]
     release = Release(root, pictures, classes)
     return Source(
         name=root.name, version='1', namespace=namespace or root.name, license=LICENSE, size=size,
@@ -216,10 +216,11 @@ def _patient_finder(pattern: str | None) -> Callable[[str], str | None]:
     return lambda path: (match[1] or None) if (match := compiled.search(path)) else None
 
 
-def _entry(root: pathlib.Path, picture: Picture, patient_of: Callable[[str], str | None]) -> Entry:
+def _entry(root: pathlib.Path, picture: Picture, patient_of: Callable[[str], str | None], image: str) -> Entry:
+    """The entry of a picture. image: its path below the folders of splits, which does not depend on what is around."""
     suffix = '' if picture.frame is None else f' frame {picture.frame + 1}'
     return Entry(
-        picture.path + suffix, patient_of(picture.path), f'image/{picture.path}', picture.split,
+        image + suffix, patient_of(picture.path), f'image/{image}', picture.split,
         f'file {picture.number}{suffix}', stamp=folders.stamp(root / picture.path),
     )  # fmt: skip
 

@@ -362,7 +362,7 @@ def test_ages_and_sexes_are_counted(tmp_path):
         ('C:\\Users\\Dr\\set\\images\\{}.png', 'images/{}.png', 'by a path of another machine'),
         ('\\\\server\\share\\images\\{}.png', 'images/{}.png', 'by a path of another machine'),
         ('clinic/images/{}.png', 'images/{}.png', 'by a path of another machine'),
-        ('/mnt/x/IM_{}', 'images/IM_{}.png', 'in another folder and without its suffix'),
+        ('/mnt/x/images/IM_{}', 'images/IM_{}.png', 'by a path of another machine and without its suffix'),
         ('images/{}.jpg', 'images/{}.jpeg', 'with another suffix'),
         ('{}.PNG', 'images/{}.png', 'without its folder and in other case'),
         ('ISIC_{}', 'part_2/ISIC_{}.jpg', 'without its folder and without its suffix'),
@@ -383,12 +383,13 @@ def test_names_of_files(tmp_path, cell, file, how):
 
 def test_names_that_may_mean_several_files_are_set_aside(tmp_path):
     names = ['a/1.png', 'b/1.png', 'b/2.png', 'b/2.jpg', '3.png', '4.png']
-    rows = [['1'], ['2'], ['/x/3.png'], ['/y/3.png'], ['4'], ['4.png'], ['1.23457E+12']]
+    rows = [['1'], ['2'], ['/x/3.png'], ['/y/3.png'], ['4'], ['4.png'], ['1.23457E+12'], ['c/2.png'], ['/x/c/1']]
     source = table.source(made(tmp_path / 'x', ['image'], rows, names))
     assert [entry.image for entry in source.entries] == ['4.png']
     reasons = {drop.where.split()[-1]: drop.reason for drop in source.dropped}
     assert 'several files have this name' in reasons['2'] and 'several files have this name' in reasons['3']
     assert 'several lines may mean this file' in reasons['4'] and 'several lines may mean this file' in reasons['5']
+    assert all('a file of this name in another folder' in reasons[line] for line in ('9', '10'))
     assert reasons['6'].startswith('repeats the image of line 7') and 'spreadsheet has shortened' in reasons['8']
 
 

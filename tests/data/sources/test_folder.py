@@ -156,6 +156,7 @@ def test_the_layout_of_kaggle(tmp_path, capsys):
     assert data.labels == ('normal', 'pneumonia') and sum(data.splits.values()) == 32 and data.unknown_patients == 0
     assert data.split_list == 'drawn' and data.dropped == 32
     around = folder.source(str(tmp_path / 'archive'))
+    assert [entry.image for entry in around.entries] == [entry.image for entry in folder.source(str(root)).entries]
     assert around.labels == data.labels and {entry.split for entry in around.entries} == {'train', 'val', 'test'}
     save(root / 'chest_xray/train/NORMAL/IM-00-0001.jpeg', image(99, 'JPEG'))  # now it is no copy
     with pytest.raises(UserError, match='32 images lie outside'):
