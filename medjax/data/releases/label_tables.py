@@ -156,9 +156,8 @@ def _column(table: Table, field: str) -> str:
             if cells and not unknown:
                 return column
             if cells and column.lower() == field:
-                raise UserError(
-                    f'--labels: the column {column} holds {", ".join(map(repr, unknown[:3]))}; use train, val or test'
-                )
+                shown = ', '.join(repr(cell[:20]) for cell in unknown[:3])
+                raise UserError(f'--labels: the column {column} holds {shown}; use train, val or test')
     return ''
 
 

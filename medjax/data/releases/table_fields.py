@@ -107,7 +107,7 @@ def _splits(table: Table, column: str) -> dict[str, str]:
     if unknown := sorted(cell for cell in cells if meanings[cell] is None):
         hint = "; 'dev' beside train is val" if any(words.split(cell) == 'dev' for cell in unknown) else ''
         raise UserError(
-            f'{table.path.name}: the column {column} holds {", ".join(map(repr, unknown[:3]))}; '
+            f'{table.path.name}: the column {column} holds {", ".join(repr(cell[:20]) for cell in unknown[:3])}; '
             f'use train, val or test{hint}'
         )
     return {cell: str(meaning) for cell, meaning in meanings.items()}
