@@ -39,8 +39,8 @@ class LabelColumn:
         if words.is_blank(cell):
             return [BLANK] * len(self.names)
         if self.values:
-            found = _value(cell)
-            return [int(found == value) for value in self.values]
+            found = set(map(_value, _names(cell)))
+            return [int(value in found) for value in self.values]
         code = _code(cell, self.letters)
         return [BLANK if code is None else code]
 
@@ -61,7 +61,7 @@ class _Cells:
 
     @property
     def values(self) -> int:
-        return len({_value(cell) for cell in self.counts})
+        return len({_value(name) for cell in self.counts for name in _names(cell)})
 
     @property
     def is_yes_no(self) -> bool:
@@ -152,27 +152,43 @@ def _yes_no(cells: _Cells) -> LabelColumn:
     return LabelColumn(cells.column, (), (cells.column,), cells.letters, use)
 
 
+def _names(cell: str) -> list[str]:
+    """The names in a cell: 'Effusion|Mass' has two."""
+    return [name.strip() for name in cell.split('|') if name.strip()]
+
+
 def _value(cell: str) -> str:
     """A value without its writing: 'Benign' -> 'benign', '4.0' -> '4', 'BI-RADS 4A' and 'birads: 4a' -> '4a'."""
     return re.sub(r'^(-?\d+)[.,]0+$', r'\1', _RADS.sub('', fold(cell)))
 
 
+def _one_line(text: str) -> str:
+    return ' '.join(text.split())
+
+
 def _categories(cells: _Cells, taken: Collection[str]) -> LabelColumn:
     """One label for each value. Other writings of a value are joined with it; the most frequent one names the label."""
     spelled: dict[str, str] = {}
-    for cell, _ in sorted(cells.counts.items(), key=lambda item: (-item[1], item[0])):
-        spelled.setdefault(_value(cell), ' '.join(cell.split()))
+    written: Counter[str] = Counter()
+    for cell, n in cells.counts.items():
+        written.update(dict.fromkeys(map(_one_line, _names(cell)), n))
+    for name, _ in sorted(written.items(), key=lambda item: (-item[1], item[0])):
+        spelled.setdefault(_value(name), name)
     values = sorted(spelled, key=spelled.__getitem__)
     numbers = any(_is_number(name) for name in spelled.values())  # '2' alone says nothing
     names: list[str] = []
     for value in values:
         name = spelled[value]
         names.append(f'{cells.column}={name}' if numbers or name in taken or name in names else name)
-    others = len(cells.counts) - len(values)
-    why = f'{others} value{"s are other writings" if others > 1 else " is another writing"} of one, and joined with it'
+    remarks = []
+    if others := len(written) - len(values):
+        what = 's are other writings' if others > 1 else ' is another writing'
+        remarks.append(f'{others} value{what} of one, and joined with it')
+    if several := sum(n for cell, n in cells.counts.items() if len(_names(cell)) > 1):
+        remarks.append(f'{several} cells hold several names, divided at the bar')
     use = ColumnUse(
         cells.column, f'{len(values)} labels', cells.filled, cells.blank.total(), blank_words(cells.blank),
-        why if len(cells.counts) > len(values) else '',
+        '; '.join(remarks),
     )  # fmt: skip
     return LabelColumn(cells.column, tuple(values), tuple(names), frozenset(), use)
 

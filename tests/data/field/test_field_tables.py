@@ -195,6 +195,19 @@ def test_categories_are_joined_by_case_and_blanks(tmp_path):
     assert '2 values are other writings of one' in uses(source)['kind'].why and uses(source)['kind'].blank == 4
 
 
+def test_several_names_in_a_cell(tmp_path):
+    cells = ['Effusion|Mass', 'mass', 'No Finding', 'nan', 'Effusion | Nodule ']
+    source = table.source(
+        made(tmp_path / 'x', ['image', 'finding'], [[n, cells[k % 5]] for k, n in enumerate(N)]), 'finding'
+    )
+    assert source.labels == ('Effusion', 'Mass', 'No Finding', 'Nodule')
+    assert codes(source)[:5] == [[1, 1, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [-2] * 4, [1, 0, 0, 1]]
+    assert (
+        '9 cells hold several names' in uses(source)['finding'].why
+        and '1 value is another' in uses(source)['finding'].why
+    )
+
+
 @pytest.mark.parametrize(
     'column',
     [
