@@ -16,7 +16,7 @@ import json
 import sys
 import textwrap
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from medjax.data import records, sources
@@ -27,6 +27,7 @@ from medjax.errors import UserError
 from medjax.plugins import find, names
 
 LISTED = 20  # drops that are printed; drops.csv has all of them
+MOST_WORDS = 6  # of a column that are printed; medjax.json has all of them
 
 
 def main(argv: list[str]) -> int:
@@ -54,6 +55,8 @@ def main(argv: list[str]) -> int:
 
     make_source = functools.partial(make, kind, options)
     source = make_source()
+    if npz_file:
+        npz_export.check_sizes(source, npz_file)
     labels = [name for name in stratify.split(',') if name]
     make_chunks = workers.run if beam_options is None else functools.partial(beam.run, beam_options)
     summary = write.write(source, out, overwrite, labels, make_source, make_chunks)
@@ -138,6 +141,7 @@ def _summary_lines(out: str, summary: dict[str, Any], namespace: str) -> list[st
     ]
     if published := published_splits.LISTS.get(summary['split_list'].removesuffix(', altered')):
         lines.append(f'  splits: {summary["split_list"]}, {published.description}')
+    lines += _column_lines(summary['columns'])
     lines += [f'  note: {note}' for note in summary['notes']]
     lines += [f'  audit: {sentence}' for sentence in summary['audit']['verdict']]
     for scope, title in (('record', 'set aside'), ('detail', 'kept without a detail')):
@@ -158,6 +162,24 @@ def _patient_lines(summary: Mapping[str, Any]) -> list[str]:
             f'  {unknown} image{"s" * (unknown > 1)} without a known patient: for these, a study counts as a patient'
         )
     return lines
+
+
+def _column_lines(columns: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What became of the columns of a table: a line for each column with a remark, one line for all others."""
+    told: dict[str, list[str]] = {}  # sentence -> columns
+    for use in columns:
+        told.setdefault(_column_sentence(use), []).append(use['column'])
+    return [f'  column{"s" * (len(names) > 1)} {", ".join(names)}: {sentence}' for sentence, names in told.items()]
+
+
+def _column_sentence(use: Mapping[str, Any]) -> str:
+    """'patient_id, 24 cells, 2 blank; …', 'read, …' for a column that has the name of its use, or 'not used: …'."""
+    if not use['use']:
+        return f'not used: {use["why"]}'
+    cells = f'{use["cells"]} cell{"s" * (use["cells"] != 1)}' + (f', {use["blank"]} blank' if use['blank'] else '')
+    read = [f'{word!r} as {meaning} {n} times' for word, (meaning, n) in list(use['words'].items())[:MOST_WORDS]]
+    name = 'read' if use['use'] == use['column'] else use['use']
+    return '; '.join([f'{name}, {cells}', *([', '.join(read)] if read else []), *filter(None, [use['why']])])
 
 
 def _counts(by_split: Mapping[str, int]) -> str:

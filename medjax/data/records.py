@@ -51,6 +51,7 @@ class DataSet:
     split_list: str  # 'nih/official', …; 'given' by the source; or 'drawn', patient by patient
     dropped: int
     invented: bool  # the ids are made up (phantom) and always right: the audit searches no near-duplicates
+    columns: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # what became of each column of a table
 
     def split(self, name: str) -> Split:
         """The split 'train', 'val' or 'test'. Raises UserError if the data set has no record in it."""

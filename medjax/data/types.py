@@ -73,6 +73,17 @@ class Drop(NamedTuple):
     scope: str = 'record'  # 'record': the image is not in the data set; 'detail': the image is, the detail is not
 
 
+class ColumnUse(NamedTuple):
+    """What became of one column of a table. Printed by the build and written to medjax.json, so it holds no id."""
+
+    column: str
+    use: str  # 'image', 'patient_id', …, 'label' (of yes and no), '3 labels' (one for each value); '' if it is not used
+    cells: int  # that are used, or not blank in a column that is not used
+    blank: int  # that say nothing, or that cannot be read
+    words: Mapping[str, tuple[str, int]] = {}  # word -> (its meaning, number of cells): {'nan': ('blank', 8)}
+    why: str = ''  # why the column is not used and what would use it; or what else is to be known of its cells
+
+
 class Source(NamedTuple):
     """A release, ready to be written as a data set."""
 
@@ -86,8 +97,12 @@ class Source(NamedTuple):
     load: Callable[[int], Example]  # number of an entry -> its example; raises Unreadable
     dropped: Sequence[Drop] = ()  # set aside before any image was opened
     stamp: str = ''  # changes with a table or an option: a resumed build then starts again
+    columns: Sequence[ColumnUse] = ()  # of the table that the user brings; () for releases, whose tables are known
     notes: Sequence[str] = ()  # messages to the user; `medjax build` prints them
     splits: str = ''  # the published split list, by `published_splits.list_name`: 'nih/official' or '…, altered'
+    # Drawn splits depend on this text and on the patient's id. None: the namespace. A source whose namespace is the
+    # name of a folder gives '', so that the splits are the same whatever the folder is called.
+    draw_namespace: str | None = None
     size: int | None = None  # bound of the longer stored side in pixels; smaller images stay as they are
     key: bytes | None = None  # a public key for the hashes of invented ids; None: the private key of `builder.ids`
 

@@ -71,6 +71,22 @@ def test_npz_is_read_and_written(tmp_path):
         np.testing.assert_array_equal(file['train_images'], images)
 
 
+@pytest.mark.parametrize('options', [[], ['--size', '20']])
+def test_npz_finds_unequal_sizes_before_the_build(folder, tmp_path, options, monkeypatch):
+    Image.fromarray(np.zeros((24, 16), np.uint8)).save(folder / '20.jpg')
+    monkeypatch.setattr(build.write, 'write', lambda *_: pytest.fail('the build began'))
+    code, _, err = medjax('table', folder, '--out', tmp_path / 'data', '--npz', tmp_path / 'b.npz', *options)
+    assert code == 2 and 'differ in size' in err and 'pixels' in err and not (tmp_path / 'data').exists()
+
+
+def test_npz_of_files_that_are_reduced_to_one_size(folder, tmp_path):
+    Image.fromarray(np.zeros((32, 48), np.uint8)).save(folder / '20.jpg')
+    code, _, err = medjax('table', folder, '--out', tmp_path / 'data', '--npz', tmp_path / 'b.npz', '--size', '12')
+    assert code == 0, err
+    with np.load(tmp_path / 'b.npz', allow_pickle=False) as file:
+        assert file['train_images'].shape[1:] == (8, 12)
+
+
 @pytest.mark.parametrize(
     ('argv', 'message'),
     [

@@ -69,7 +69,9 @@ def audit(datasets: Sequence[DataSet]) -> dict[str, Any]:
     labels: counts of label values, and matches with contradicting labels.
     texts: counts of repeated texts.
     unknown: sentences about what could not be compared.
-    verdict: all of it as sentences, the leaks first. Without a leak, the first sentence is 'no leak found'.
+    doubts: those sentences of `unknown` for which a person may be in two splits unnoticed.
+    verdict: all of it as sentences, the leaks first. Without a leak and without a doubt, the first sentence is 'no leak
+        found'. With a doubt it says that leaks cannot be ruled out.
     """
     names = _unique_names(datasets)
     splits = [
@@ -87,7 +89,8 @@ def audit(datasets: Sequence[DataSet]) -> dict[str, Any]:
         shared=[f for f in findings if f not in leaks],
         labels=_labels(splits, [*matches['pixels'], *matches['near']]),
         texts=_texts(splits),
-        unknown=[*_unknown(datasets, names), *notes],
+        doubts=_doubts(datasets, names),
+        unknown=[*_doubts(datasets, names), *_by_name(datasets, names), *notes],
     )
     return result | {'verdict': _verdict(result)}
 
@@ -97,6 +100,8 @@ def _verdict(result: Mapping[str, Any]) -> list[str]:
     sentences = [
         f'leak: {f["records"]} of {f["of"]} records of {f["held_out"]} {_sentence(f)}' for f in result['leaks']
     ]
+    if not sentences and result['doubts']:
+        sentences = ['leaks cannot be ruled out (see below); what could be compared shows none']
     sentences = sentences or ['no leak found']
     for f in result['shared']:
         sentences.append(f'{_count(f["records"], "record")} of {f["held_out"]} {_sentence(f)}; no record was removed')
@@ -342,19 +347,28 @@ def _texts(splits: Sequence[NamedSplit]) -> dict[str, Any]:
     return result
 
 
-def _unknown(datasets: Sequence[DataSet], names: Sequence[str]) -> list[str]:
-    """Comparisons that were impossible, or only possible by a name."""
+def _doubts(datasets: Sequence[DataSet], names: Sequence[str]) -> list[str]:
+    """Comparisons of patients that were impossible: for them, a person may be in two splits unnoticed."""
     sentences = []
     for name, data in zip(names, datasets, strict=True):
         if n := data.unknown_patients:
-            without = f'{_count(n, "image")} name{"s" * (n == 1)} no patient'
+            without = f'{n} of {_count(sum(data.splits.values()), "image")} name{"s" * (n == 1)} no patient'
             sentences.append(f'{name}: {without}, so one person may be in two splits unnoticed')
     for (a, x), (b, y) in itertools.combinations(zip(names, datasets, strict=True), 2):
         if x.key_fingerprint != y.key_fingerprint:
             sentences.append(
                 f'{a} and {b}: ids were hashed with different keys, so patients and images were not compared'
             )
-        elif x.namespace != y.namespace:
+    return sentences
+
+
+def _by_name(datasets: Sequence[DataSet], names: Sequence[str]) -> list[str]:
+    """Comparisons that were only possible by a name."""
+    sentences = []
+    for (a, x), (b, y) in itertools.combinations(zip(names, datasets, strict=True), 2):
+        if x.key_fingerprint != y.key_fingerprint:
+            continue
+        if x.namespace != y.namespace:
             sentences.append(
                 f'{a} and {b}: ids belong to different namespaces ({x.namespace!r} and {y.namespace!r}), so patients '
                 'and images were compared by their origins only'

@@ -166,6 +166,12 @@ def _process_entry(source: Source, key: bytes, i: int, label: np.ndarray) -> tup
     return StoredRecord(record, columns, attributes), drop
 
 
+def stored_shape(source: Source, i: int) -> tuple[int, ...] | None:
+    """The shape [H,W,C] in which entry `i` will be stored; None if it will be set aside."""
+    record, _ = _process_entry(source, b'', i, np.asarray(source.label(i), np.int8))
+    return None if record is None else tuple(record.columns['shape'].tolist())
+
+
 def pixels_of(example: Example) -> np.ndarray:
     """The pixels [H,W,C] of an example, in the size that its source has."""
     image = example.image

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pathlib
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from medjax import files
+from medjax.data.builder import chunks
+from medjax.data.images import dicom
 from medjax.data.records import DataSet
+from medjax.data.types import Source, Unreadable
 from medjax.errors import UserError
 
 
@@ -37,6 +41,43 @@ def write(data: DataSet, file: str) -> None:
             # MedMNIST has uint8; codes below 0 (uncertain, blank, conflicting) need a signed type
             arrays[f'{name}_labels'] = labels.astype(np.uint8) if (labels >= 0).all() else labels
     files.write_npz(path, compressed=True, **arrays)
+
+
+def check_sizes(source: Source, file: str) -> None:
+    """UserError where two images of a source will be stored in different sizes. Called before the data set is built.
+
+    The headers of the files are read, and of each size one image is made as the build makes it.
+    """
+    stored: dict[tuple[int, int], tuple[int, ...]] = {}  # size of a file -> size in the data set
+    for i in range(len(source.entries)):
+        size = _header_size(source, i)
+        if size is None or size in stored or (shape := chunks.stored_shape(source, i)) is None:
+            continue
+        stored[size] = shape[:2]
+        if len(set(stored.values())) > 1:
+            (a, b), (c, d) = list(dict.fromkeys(stored.values()))[:2]
+            raise UserError(
+                f'--npz {file}: the images differ in size ({b} x {a} and {d} x {c} pixels), and an .npz file of '
+                'MedMNIST holds images of one size; nothing was built'
+            )
+
+
+def _header_size(source: Source, i: int) -> tuple[int, int] | None:
+    """Height and width of the file of entry i, without regard to its orientation. None: it cannot be read."""
+    from PIL import Image
+
+    try:
+        image = source.load(i).image
+        if isinstance(image, np.ndarray):
+            return image.shape[:2]
+        if dicom.looks_like(image):
+            return dicom.shape(image)
+        with Image.open(io.BytesIO(image)) as opened:
+            width, height = opened.size
+            turned = opened.getexif().get(0x0112, 1) > 4
+            return (width, height) if turned else (height, width)
+    except (Unreadable, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
 
 
 def check_file(file: str) -> pathlib.Path:

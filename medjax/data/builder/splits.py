@@ -20,7 +20,8 @@ def assign(source: Source, stratify: Sequence[str] = ()) -> list[str]:
 
     stratify: names of labels. Each drawn split then has the same share of images where such a label is positive.
     """
-    entries, namespace = source.entries, source.namespace
+    entries = source.entries
+    namespace = source.namespace if source.draw_namespace is None else source.draw_namespace
     for name in stratify:
         if name not in source.labels:
             raise UserError(f'--stratify: there is no label {name!r}{suggest(name, source.labels)}')
@@ -44,7 +45,8 @@ def assign(source: Source, stratify: Sequence[str] = ()) -> list[str]:
 def draw(namespace: str, patient: str, seed: int = SEED) -> str:
     """Draws a split from u = sha256('seed:namespace:patient') / 2^256: train below .7, val below .8, else test.
 
-    It depends on nothing else. So a patient keeps the split when the data set grows, and on every machine.
+    `namespace` is `Source.draw_namespace`. The split depends on nothing else. So a patient keeps it when the data set
+    grows, on every machine, and whatever the folder is called.
     """
     u = _uniform(namespace, patient, seed)
     train, val, _ = FRACTIONS
@@ -96,5 +98,5 @@ def check(patients: Sequence, splits: Sequence[str]) -> None:
         )
         raise UserError(
             f'{len(mixed)} of {len(splits_of)} patients are in more than one split ({counts}); give all images of a '
-            'patient one split, or leave the split column out (or blank): then medjax draws a split per patient'
+            'patient one split, or add --split drawn: then medjax draws a split for each patient'
         )

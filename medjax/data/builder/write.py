@@ -61,7 +61,7 @@ def write(
     out = pathlib.Path(out).expanduser().absolute()
     check_out(out, overwrite)
     key = source.key or ids.private_key()
-    unknown = sum(entry.patient is None and entry.origin is None for entry in source.entries)
+    unknown = [entry.image for entry in source.entries if entry.patient is None and entry.origin is None]
     source, make_source, notes = unknown_patients.assign_surrogate_patients(source, make_source)
     plan = chunks.plan(splits.assign(source, stratify))
     identity = [
@@ -85,10 +85,12 @@ def write(
     return summary
 
 
-def _finish(source: Source, key: bytes, unknown: int, plan: list[Chunk], work: pathlib.Path) -> dict[str, Any]:
+def _finish(
+    source: Source, key: bytes, unknown: Sequence[str], plan: list[Chunk], work: pathlib.Path
+) -> dict[str, Any]:
     """Turns the finished chunks in `work` into a data set and returns the content of medjax.json, with the drops.
 
-    unknown: number of images whose patient is unknown.
+    unknown: ids of the images whose patient is unknown.
     """
     totals = columns.gather(work / 'chunks', plan, work / 'columns')
     drops = [*(chunks.drop_row(drop, key, source.namespace) for drop in source.dropped), *totals.drops]
@@ -103,13 +105,22 @@ def _finish(source: Source, key: bytes, unknown: int, plan: list[Chunk], work: p
         split_list='drawn' if source.entries[0].split is None else source.splits or 'given',
         dropped=sum(drop.scope == 'record' for drop in drops),
         invented=source.key is not None,
-        unknown_patients=unknown,
+        unknown_patients=_count_kept(source, key, unknown, totals.drops),
         namespace=source.namespace,
         key_fingerprint=ids.fingerprint(key),
+        columns=[use._asdict() for use in source.columns],
     )
     summary = assemble(description, source.size, totals, plan, work)
     write_drops(work / 'drops.csv', drops)
     return summary | {'drops': drops, 'patient_count': totals.patient_count}
+
+
+def _count_kept(source: Source, key: bytes, images: Sequence[str], drops: Sequence[Dropped]) -> int:
+    """The number of `images` that became records. drops: of the images that were opened; their ids are hashed."""
+    set_aside = {drop.image_key for drop in drops if drop.scope == 'record'}
+    if not set_aside:
+        return len(images)
+    return sum(f'{ids.hashed(key, source.namespace, image):016x}' not in set_aside for image in images)
 
 
 def assemble(

@@ -95,6 +95,7 @@ class Header(NamedTuple):
     accession: str
     frames: int
     attributes: dict[str, str | float]
+    series: str = ''
 
 
 def looks_like(data: bytes) -> bool:
@@ -126,7 +127,7 @@ def header(file: BinaryIO) -> Header:
 
     return Header(
         plain('PatientID'), plain('StudyInstanceUID'), plain('SOPInstanceUID'), plain('AccessionNumber'),
-        _frame_count(fields, size), _attributes(fields),
+        _frame_count(fields, size), _attributes(fields), plain('SeriesInstanceUID'),
     )  # fmt: skip
 
 
@@ -150,6 +151,14 @@ def shape(data: bytes) -> tuple[int, int]:
         return rows, columns
     except Exception:
         return 0, 0
+
+
+def pixel_bytes(data: bytes) -> bytes | None:
+    """The pixel data of a file as they are stored, perhaps compressed. None: there are none, or they cannot be read."""
+    try:
+        return bytes(open_file(io.BytesIO(data)).PixelData)
+    except Exception:  # a damaged file may raise almost any exception
+        return None
 
 
 def attributes(data: bytes) -> dict[str, str | float]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from medjax.data.images.dicom import IMPOSSIBLE, OLDEST
+from medjax.data.text.language import fold
 from medjax.data.types import BLANK, CONFLICTING
 
 CHEXPERT_LABELS = (  # the labels of the CheXpert and NegBio labelers, as their tables name them
@@ -15,6 +15,24 @@ CHEXPERT_LABELS = (  # the labels of the CheXpert and NegBio labelers, as their 
     'Pneumonia', 'Atelectasis', 'Pneumothorax', 'Pleural Effusion', 'Pleural Other', 'Fracture', 'Support Devices',
 )  # fmt: skip
 ROLES = dict.fromkeys(('pa', 'ap', 'frontal'), 'frontal') | dict.fromkeys(('l', 'll', 'rl', 'lateral'), 'lateral')
+
+
+_AGE = re.compile(
+    r'(?P<above>[>≥] ?=? ?)?(?P<number>\d{1,5}(?:[.,]\d*)?|[.,]\d+)(?P<plus> ?\+)? ?-?(?P<unit>[a-z.]+)?( old| alt)?'
+)
+
+
+def _word_set(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+# How many are a year -> their words in English, German, French, Spanish, Portuguese, Italian, Dutch, without accents
+_UNITS = {
+    1: _word_set('y yr yrs year years yo y.o a j jahr jahre an ans ano anos anni anno jaar') | {''},
+    12: _word_set('m mo mos mth mths month months monat monate mois mes meses mese mesi maand maanden'),
+    52.18: _word_set('w wk wks week weeks woche wochen semaine semaines semana semanas settimane weken'),
+    365.25: _word_set('d day days tag tage t jour jours dia dias giorni dag dagen'),
+}
 
 
 @functools.lru_cache(1024)  # tables have millions of cells and few different values
@@ -53,15 +71,21 @@ def combine_lines(lines: Sequence[Sequence[int]]) -> list[int]:
 
 
 def age(cell: str) -> float | None:
-    """An age in years from '61', '61.5' or DICOM's '061Y'; None if the cell holds no age.
+    """An age in years from '61', '61.5', '61,5', DICOM's '061Y' and '018M', '6 months', '45 ans'; None for other cells.
 
-    Ages above 90 become 90, since few people are so old. Impossible ages (above 120 years) are None.
+    Ages above 90 become 90, since few people are so old; so do '90+' and '>89'. Impossible ages (above 120 years) are
+    None.
     """
-    try:
-        years = float(cell[:-1] if cell[-1:].upper() == 'Y' else cell)
-    except ValueError:
+    match = _AGE.fullmatch(fold(cell))
+    if not match:
         return None
-    return min(years, OLDEST) if math.isfinite(years) and 0 <= years <= IMPOSSIBLE else None
+    parts = next((n for n, words in _UNITS.items() if (match['unit'] or '').rstrip('.') in words), None)
+    if parts is None:
+        return None
+    years = float(match['number'].replace(',', '.')) / parts
+    if match['above'] or match['plus']:  # '>50' is no age
+        return OLDEST if OLDEST - 1 <= years <= IMPOSSIBLE else None
+    return min(years, OLDEST) if years <= IMPOSSIBLE else None
 
 
 def sex(cell: str) -> str | None:

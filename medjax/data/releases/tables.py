@@ -36,6 +36,7 @@ class Table(NamedTuple):
     columns: list[str]  # without blanks around the names: a release has ' EncodedPixels'
     lines: list[Line]
     dropped: list[Drop]  # lines with too many or too few cells
+    twice: frozenset[str] = frozenset()  # columns that the file has twice, with equal cells
 
     def where(self, line: Line) -> str:
         """The name of a line for the list of drops: 'metadata.csv line 17'."""
@@ -119,16 +120,18 @@ def read_table(path: pathlib.Path, columns: Sequence[str] = (), lower: Sequence[
 
     Encoding: UTF-8, or UTF-16 with a byte order mark. Separator: comma, semicolon, tab or bar. Empty lines are skipped.
     A quoted cell may have line breaks and doubled quotes. UserError if one of `columns` is missing. Column names that
-    equal one of `lower` in any case are lowered.
+    equal one of `lower` in any case are lowered. A column that is there twice, as a join leaves it, is read once.
+    UserError if the two differ.
     """
     header, lines = _split_lines(path)
     names = [cell.strip().lower() if cell.strip().lower() in lower else cell.strip() for cell in header]
     for name in columns:
         if name not in names:
             raise UserError(f'{path}: the column {name} is missing{suggest(name, names)}')
-    if repeated := [name for name, n in Counter(names).items() if n > 1]:
-        raise UserError(f'{path}: the column {repeated[0]!r} is there twice; give each column its own name')
-    table = Table(path, names, [], [])
+    first = {name: at for at, name in reversed(list(enumerate(names)))}
+    table = Table(
+        path, list(dict.fromkeys(names)), [], [], frozenset(name for name, n in Counter(names).items() if n > 1)
+    )
     for number, cells in lines:
         if not any(cell.strip() for cell in cells):
             continue
@@ -136,7 +139,13 @@ def read_table(path: pathlib.Path, columns: Sequence[str] = (), lower: Sequence[
             reason = f'{len(cells)} cells where the header has {len(names)}'
             table.dropped.append(Drop('', f'{path.name} line {number}', reason))
             continue
-        table.lines.append(Line(number, {name: cell.strip() for name, cell in zip(names, cells, strict=True)}))
+        for name, cell in zip(names, cells, strict=True) if table.twice else ():
+            if cell.strip() != cells[first[name]].strip():
+                raise UserError(
+                    f'{path}: the column {name!r} is there twice, and line {number} differs; '
+                    'give each column its own name, or delete one'
+                )
+        table.lines.append(Line(number, {name: cells[at].strip() for name, at in first.items()}))
     return table
 
 
@@ -252,6 +261,9 @@ def _text(path: pathlib.Path) -> str:
         return data.decode('utf-8-sig')
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b'\n') + 1
-        raise UserError(f'{path}, line {line}: not UTF-8; save the table as UTF-8') from None
+        raise UserError(
+            f'{path}, line {line}: not UTF-8. Spreadsheets on Windows often write Windows-1252. Save it as '
+            f'"CSV UTF-8", or convert it: iconv -f WINDOWS-1252 -t UTF-8 {path.name} > utf8.csv'
+        ) from None
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f'{path} cannot be read: {error.__class__.__name__}: {error}') from None

@@ -6,13 +6,18 @@ Nothing is read from the names of files and folders, since they often hold the n
 instance come from the headers and are hashed before anything is written. Drops show `file 17`: the 17th line of
 `find . ! -type d | LC_ALL=C sort`. A file without a picture is set aside, and the drop says what it is: a report, a
 PDF, a presentation state, a segmentation, a DICOMDIR, a file of a viewer. An instance that was exported twice is one
-record. MG, CT, MR and all other modalities are read. Each slice of a volume is a record.
+record; files of one SOPInstanceUID with other patients or other pixels are not. MG, CT, MR and all other modalities are
+read. Each slice of a volume is a record.
 
-Splits: drawn per patient.
-Labels: --labels FILE.csv gives them. Its columns with only 0, 1, -1 (uncertain) or blank cells are the labels. Its
-column SOPInstanceUID, else StudyInstanceUID, else AccessionNumber says which images a line describes. Several lines
-with one key are joined: blank cells are ignored, and values that disagree are conflicting.
-Patients: the PatientID. A PatientID that stands for nobody (blank, ANONYMOUS, 0, …) counts as unknown.
+Labels: --labels FILE.csv gives them. Its columns with only 0, 1, -1 (uncertain) or blank cells are the labels, or those
+that --label-columns names; a column of names (BI-RADS 2) gives one label for each of its values. A line describes an
+image, a file, a series, a study, an order or a patient, by the finest of its columns SOPInstanceUID, file,
+SeriesInstanceUID, StudyInstanceUID, AccessionNumber and PatientID. Several lines with one key are joined: blank cells
+are ignored, and values that disagree are conflicting.
+Splits: the column split of --labels, else drawn per patient.
+Texts: the column text of --labels, a report that is cut into its sections.
+Patients: the PatientID. It is judged by its use: ANON001, ANON002, … with a few studies each are people. A PatientID
+that is blank, says that it is nobody's (ANONYMOUS), or is that of nearly all studies counts as unknown.
 Roles: frontal or lateral by ViewPosition; in mammograms the view itself (cc, mlo, …).
 
 Checked: the headers of pydicom's real files. The fields are those of DICOM PS3.3.
@@ -26,20 +31,22 @@ import multiprocessing
 import os
 import pathlib
 import re
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-from medjax.data.images import dicom
+import numpy as np
+
+from medjax.data.images import decode, dicom
 from medjax.data.images.dicom import Header
-from medjax.data.releases import coding, folders, tables
+from medjax.data.releases import coding, folders, label_tables, people
+from medjax.data.releases.named_files import Finder
+from medjax.data.text import language, markup, sections
 from medjax.data.types import BLANK, Drop, Entry, Example, Source, Unreadable
 from medjax.errors import UserError
 
 LICENSE = ''
 LAYOUT = 'a folder with DICOM files, at any depth and with any names'
-NOBODY = re.compile(r'anon\w*|unknown|none|null|removed|de-?identified|[0x*.-]*', re.IGNORECASE)
-# column of --labels -> field of Header; the first one that the table has is used
-KEYS = {'SOPInstanceUID': 'instance', 'StudyInstanceUID': 'study', 'AccessionNumber': 'accession'}
 BATCH = 64  # number of files that a thread reads between two updates of the progress bar
 
 
@@ -50,11 +57,18 @@ class Picture(NamedTuple):
     path: str
     header: Header
     frame: int | None  # None for a file with one picture
+    copy: int = 1  # 2, 3, … for files with the SOPInstanceUID of another file, but another patient or other pixels
 
     @property
-    def patient(self) -> str | None:
-        """The PatientID, None if it stands for nobody."""
-        return None if NOBODY.fullmatch(self.header.patient) else self.header.patient
+    def study(self) -> str:
+        """The id of the study; '' if the header has none."""
+        return self.header.study or self.header.accession
+
+    @property
+    def image(self) -> str:
+        """The id of the file."""
+        copy = f' copy {self.copy}' if self.copy > 1 else ''
+        return self.header.instance + copy if self.header.instance else self.path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,47 +77,119 @@ class Release:
 
     root: pathlib.Path
     pictures: list[Picture]
-    names: tuple[str, ...]  # of the labels
-    codes: list[list[int] | None]  # of each picture, None if the table has no line for it; [] without a table
+    names: tuple[str, ...] = ()  # of the labels
+    codes: list[list[int] | None] = dataclasses.field(default_factory=list)  # of each picture; [] without a table
+    texts: list[str] = dataclasses.field(default_factory=list)  # of each picture; [] without a table
 
     def label(self, i: int) -> list[int]:
         """The code of each label of picture i."""
         return (self.codes[i] if self.codes else None) or [BLANK] * len(self.names)
 
     def load(self, i: int) -> Example:
-        """Reads picture i. Raises Unreadable."""
+        """Reads picture i and the sections of its report. Raises Unreadable."""
         picture = self.pictures[i]
         data = folders.read_bytes(self.root / picture.path)
-        return Example(data, frame=picture.frame or 0, role=_role(picture.header), attributes=picture.header.attributes)
+        report = language.unify_placeholders(markup.plain(self.texts[i])) if self.texts else ''
+        return Example(
+            data, frame=picture.frame or 0, role=_role(picture.header), text=sections.parse(report),
+            attributes=picture.header.attributes,
+        )  # fmt: skip
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds DIR, --size, --labels and --namespace."""
+    """Adds DIR, --size, --labels, --label-columns and --namespace."""
     folders.add_arguments(parser, LAYOUT)
+    names = ', '.join(name for name, _ in label_tables.KEYS.values())
     parser.add_argument(
         '--labels',
         metavar='FILE.csv',
-        help=f'a table with one of the columns {", ".join(KEYS)}, and label columns that hold 0, 1, -1 or blanks',
+        help=f'a table with one of the columns {names}, with columns of labels, and perhaps with split and text',
+    )
+    parser.add_argument(
+        '--label-columns',
+        metavar='A,B',
+        help='columns of --labels that are labels (default: those that hold only 0, 1, -1 or nothing); a column of '
+        'names, such as BI-RADS, gives one label for each of its values',
     )
     parser.add_argument(
         '--namespace', help="exports with the same namespace share their patients (default: DIR's name)"
     )
 
 
-def source(folder: str, labels: str | None = None, size: int | None = None, namespace: str | None = None) -> Source:
+def source(
+    folder: str,
+    labels: str | None = None,
+    label_columns: str | None = None,
+    size: int | None = None,
+    namespace: str | None = None,
+) -> Source:
     """The source of the export in `folder`. Reads the header of every file. UserError if no file holds a picture."""
     root = folders.release_folder(folder, layout=LAYOUT)
+    if label_columns and not labels:
+        raise UserError('--label-columns: it names columns of a table; give the table with --labels FILE.csv')
     files, dropped, notes = folders.numbered_files(root)
     pictures, unusable = _pictures(root, files)
     if not pictures:
         raise UserError(f'{root}: none of its {len(files)} files is a DICOM file with a picture; give {LAYOUT}')
-    names, codes = _labels(pathlib.Path(labels).expanduser(), pictures, notes) if labels else ((), [])
-    release = Release(root, pictures, names, codes)
+    persons = people.people(
+        [picture.header.patient for picture in pictures],
+        [picture.study or picture.image for picture in pictures],
+    )
+    release, entries = Release(root, pictures), _entries(root, pictures, persons.patients)
+    described = None
+    if labels:
+        described = label_tables.read(
+            pathlib.Path(labels).expanduser(), Finder(root), _ids(pictures, persons.patients), label_columns
+        )
+        release, entries, without = _described(release, entries, described)
+        dropped, notes = [*dropped, *without], [*notes, *described.notes]
     return Source(
-        name=root.name, version='1', namespace=namespace or root.name, labels=names, license=LICENSE, size=size,
-        entries=[_entry(root, picture) for picture in pictures], label=release.label, load=release.load,
-        dropped=[*dropped, *unusable], notes=[*notes, *_notes(pictures)],
+        name=root.name, version='1', namespace=namespace or root.name, labels=release.names, license=LICENSE, size=size,
+        entries=entries, label=release.label, load=release.load, dropped=[*dropped, *unusable],
+        columns=described.columns if described else [], notes=[*notes, *_notes(pictures, persons)],
+        draw_namespace=namespace or '',
     )  # fmt: skip
+
+
+def _ids(pictures: list[Picture], patients: list[str | None]) -> dict[str, list[str]]:
+    """Kind of key of a table of labels -> the id of each picture. '' where the id does not say which picture it is."""
+    headers = [picture.header for picture in pictures]
+    copied = {picture.header.instance for picture in pictures if picture.copy > 1}
+    return dict(
+        instance=['' if header.instance in copied else header.instance for header in headers],
+        file=[picture.path for picture in pictures],
+        series=[header.series for header in headers],
+        study=[header.study for header in headers],
+        accession=[header.accession for header in headers],
+        patient=[patient or '' for patient in patients],
+    )
+
+
+def _described(
+    release: Release, entries: list[Entry], described: label_tables.Described
+) -> tuple[Release, list[Entry], list[Drop]]:
+    """The release and the entries with what a table says, and a drop for each picture without a split."""
+    has_splits = any(described.splits) or any(described.conflicting)
+    kept, dropped = [], []
+    for i, entry in enumerate(entries):
+        if has_splits and described.splits[i] is None:
+            reason = (
+                'names several splits for it' if described.conflicting[i] else 'names a split for others, not for it'
+            )
+            dropped.append(Drop(entry.image, entry.where, f'the table of labels {reason}'))
+        else:
+            kept.append(i)
+    return (
+        Release(
+            release.root,
+            [release.pictures[i] for i in kept],
+            described.labels,
+            [described.codes[i] for i in kept],
+            [described.texts[i] for i in kept],
+        ),
+        [entries[i]._replace(split=described.splits[i]) for i in kept],
+        dropped,
+    )
 
 
 def _pictures(root: pathlib.Path, files: list[tuple[int, str]]) -> tuple[list[Picture], list[Drop]]:
@@ -113,7 +199,7 @@ def _pictures(root: pathlib.Path, files: list[tuple[int, str]]) -> tuple[list[Pi
     batches = [files[start : start + BATCH] for start in range(0, len(files), BATCH)]
     pictures: list[Picture] = []
     dropped: list[Drop] = []
-    first: dict[str, int] = {}  # instance -> number of the first file that holds it
+    kept: dict[str, list[Picture]] = defaultdict(list)  # instance -> the first picture of each file that holds it
     is_worker = multiprocessing.parent_process() is not None  # then the main process shows the progress
     with (
         ThreadPoolExecutor(min(32, 4 * (os.cpu_count() or 1))) as pool,  # more threads than cores: shares are slow
@@ -123,16 +209,34 @@ def _pictures(root: pathlib.Path, files: list[tuple[int, str]]) -> tuple[list[Pi
             for (number, path), header in zip(batch, headers, strict=True):
                 if isinstance(header, str):
                     dropped.append(Drop(path, f'file {number}', header))
-                elif header.instance in first:
-                    reason = f'repeats the instance of file {first[header.instance]}'
-                    dropped.append(Drop(path, f'file {number}', reason))
-                else:
-                    if header.instance:
-                        first[header.instance] = number
-                    frames = range(header.frames) if header.frames > 1 else [None]
-                    pictures += [Picture(number, path, header, frame) for frame in frames]
+                    continue
+                same = kept[header.instance] if header.instance else []
+                picture = Picture(number, path, header, None, len(same) + 1)
+                if repeated := next((other for other in same if _is_same(root, picture, other)), None):
+                    dropped.append(Drop(path, f'file {number}', f'repeats the instance of file {repeated.number}'))
+                    continue
+                same.append(picture)
+                frames = range(header.frames) if header.frames > 1 else [None]
+                pictures += [picture._replace(frame=frame) for frame in frames]
             bar.update(len(batch))
     return pictures, dropped
+
+
+def _is_same(root: pathlib.Path, a: Picture, b: Picture) -> bool:
+    """Whether two files of one SOPInstanceUID show one picture of one patient. Exports with wrong UIDs exist."""
+    try:
+        first, second = (folders.read_bytes(root / picture.path) for picture in (a, b))
+        if first == second:
+            return True
+        if (a.header.patient, a.header.frames) != (b.header.patient, b.header.frames):
+            return False
+        if dicom.pixel_bytes(first) == dicom.pixel_bytes(second) is not None:
+            return True
+        return all(
+            np.array_equal(decode.read(first, frame), decode.read(second, frame)) for frame in range(a.header.frames)
+        )
+    except Unreadable:  # the build sets the damaged one aside and says why
+        return False
 
 
 def _headers(root: pathlib.Path, batch: list[tuple[int, str]]) -> list[Header | str]:
@@ -149,14 +253,16 @@ def _headers(root: pathlib.Path, batch: list[tuple[int, str]]) -> list[Header | 
     return headers
 
 
-def _entry(root: pathlib.Path, picture: Picture) -> Entry:
-    number, path, header, frame = picture
-    suffix = '' if frame is None else f' frame {frame + 1}'
-    image = header.instance or path
-    study = header.study or header.accession
+def _entries(root: pathlib.Path, pictures: list[Picture], patients: list[str | None]) -> list[Entry]:
+    return [_entry(root, picture, patient) for picture, patient in zip(pictures, patients, strict=True)]
+
+
+def _entry(root: pathlib.Path, picture: Picture, patient: str | None) -> Entry:
+    suffix = '' if picture.frame is None else f' frame {picture.frame + 1}'
+    study = f'{patient or ""}/{picture.study}' if picture.study else f'image/{picture.image}'
     return Entry(
-        image + suffix, picture.patient, f'{picture.patient or ""}/{study}' if study else f'image/{image}', None,
-        f'file {number}{suffix}', stamp=folders.stamp(root / path),
+        picture.image + suffix, patient, study, None, f'file {picture.number}{suffix}',
+        stamp=folders.stamp(root / picture.path),
     )  # fmt: skip
 
 
@@ -168,61 +274,20 @@ def _role(header: Header) -> str:
     return coding.role(view)
 
 
-def _labels(
-    path: pathlib.Path, pictures: list[Picture], notes: list[str]
-) -> tuple[tuple[str, ...], list[list[int] | None]]:
-    """The names of the labels, and the label codes of each picture (None if the table has no line for it).
-
-    Adds notes on images without a line and on lines without an image.
-    """
-    if not path.is_file():
-        raise UserError(f'--labels {path}: there is no such file; give a CSV file')
-    table = tables.read_table(path)
-    column_of = {re.sub('[ _]', '', column).lower(): column for column in table.columns}
-    key = next((key for key in KEYS if key.lower() in column_of), None)
-    if key is None:
-        raise UserError(
-            f'--labels {path}: none of its columns is {", ".join(KEYS)}; one of them must say which image a line is for'
-        )
-    key_column = column_of[key.lower()]
-    names = [
-        column
-        for column in table.columns
-        if column != key_column and _is_label([line.cells[column] for line in table.lines])
-    ]
-    if not names:
-        raise UserError(f'--labels {path}: no column holds only 0, 1, -1 (uncertain) or nothing')
-    codes = {
-        value: coding.combine_lines([coding.label_codes(line.cells, names)[0] for line in lines])
-        for value, lines in table.by(key_column).items()
-        if value
-    }
-    values = [getattr(picture.header, KEYS[key]) for picture in pictures]
-    if not set(values) & codes.keys():
-        raise UserError(
-            f'--labels {path}: no {key} of it is in a header of these files; a spreadsheet may have changed it '
-            '(leading zeros, long numbers), or the export has new ids'
-        )
-    if without := sum(value not in codes for value in values):
-        notes.append(f'{without} images have no line in {path.name}: their labels are blank')
-    if unused := len(codes.keys() - set(values)):
-        notes.append(f'{unused} values of {key} in {path.name} are in no file')
-    if table.dropped:
-        notes.append(f'{len(table.dropped)} lines of {path.name} have too few or too many cells and are left out')
-    return tuple(names), [codes.get(value) for value in values]
-
-
-def _is_label(cells: list[str]) -> bool:
-    return any(cells) and all(coding.label_code(cell) is not None for cell in cells if cell)
-
-
-def _notes(pictures: list[Picture]) -> list[str]:
+def _notes(pictures: list[Picture], persons: people.People) -> list[str]:
     """Notes on unknown patients, and on one PatientID for many studies."""
     notes = []
-    if unknown := sum(picture.patient is None for picture in pictures):
-        notes.append(f'{unknown} images have no PatientID, or one that stands for nobody: people may be in two splits')
-    patients = {picture.patient for picture in pictures}
+    if persons.blank:
+        notes.append(
+            f'{persons.blank} images have no PatientID, or one that says that it is nobody: people may be in two splits'
+        )
+    notes += persons.notes
     studies = {picture.header.study for picture in pictures}
-    if len(patients) == 1 and None not in patients and len(studies) > 1:
+    if len(set(persons.patients)) == 1 and persons.patients[0] is not None and len(studies) > 1:
         notes.append(f'all {len(studies)} studies have one PatientID: if it stands for nobody, ask for pseudonyms')
+    if copies := sum(picture.copy > 1 and not picture.frame for picture in pictures):
+        notes.append(
+            f'{copies} files have the SOPInstanceUID of another file, but another patient or other pixels; '
+            'they are kept'
+        )
     return notes

@@ -73,6 +73,7 @@ def source(file: str) -> Source:
         name=path.stem,
         version='1',
         namespace=path.stem,
+        draw_namespace='',
         labels=tuple(f'label_{k}' for k in range(count)),
         license='',
         entries=[Entry(f'{s}/{i}', None, f'{s}/{i}', s, f'{s}_images[{i}]', stamp=stamp) for s, i in places],

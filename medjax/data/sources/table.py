@@ -3,46 +3,55 @@
     DIR/metadata.csv     image,patient_id,split,text,age,sex,view,effusion,nodule
     DIR/…                the images, at the paths that the column image names
 
-Recognised columns: image (required), patient_id, study_id, split, text, age, sex, view, mask, license. A DICOM file
-with several frames gives a record for each. Age, sex and view come from its header if the table does not have them.
-Ages above 90 are stored as 90, and impossible ones are left out. Words for male and female are stored as M and F.
+Recognised columns: image (required), patient_id, study_id, split, text, age, sex, view, mask, license. Usual other
+names are read too: Patient-ID, MRN, Gender, SplitName. A DICOM file with several frames gives a record for each. Age,
+sex and view come from its header if the table does not have them. Ages above 90 are stored as 90, and impossible ones
+are left out. Words for male and female are stored as M and F.
 
-Splits: the column split (train, val or test). Without it they are drawn per patient.
-Labels: the columns that --labels names. By default, the columns that hold only 0, 1, -1 (uncertain) or nothing.
-Patients: the column patient_id. Without it, near-duplicates stay together where splits are drawn.
+Images: paths below DIR. A path of another machine, a name without suffix or folder, or a name in other case is read if
+only one file can be meant.
+Splits: the column split: train, val or test, also training, tune, holdout, … Without it they are drawn per patient.
+Labels: the columns that --labels names. By default, the columns that hold only 0, 1, -1 (uncertain) or nothing, and
+whose names are not those of other things (fold, site). True, ja, negative and other words for yes and no are read, and
+nan, N.A., unknown and other words for nothing. A few typing errors are left blank.
+Texts: the column text. A report is cut into its sections: findings, impression, …
+Patients: the column patient_id. Without it, near-duplicates stay together where splits are drawn. An id that stands for
+nobody (ANONYMOUS, or one id on nearly all studies) counts as unknown.
+
+The build prints what became of each column, and medjax.json keeps it.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 import pathlib
-import re
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from medjax.data.images import dicom
-from medjax.data.releases import coding, folders, tables
+from medjax.data.releases import coding, column_names, folders, label_columns, table_fields, tables
+from medjax.data.releases.label_columns import LabelColumn
+from medjax.data.releases.named_files import Finder, Found
+from medjax.data.releases.people import People
+from medjax.data.releases.table_fields import Fields
 from medjax.data.releases.tables import Line, Table
-from medjax.data.types import BLANK, Drop, Entry, Example, Source, Unreadable
+from medjax.data.text import language, markup, sections
+from medjax.data.types import ColumnUse, Drop, Entry, Example, Source, Unreadable
 from medjax.errors import UserError, suggest
 
-RECOGNISED = ('image', 'patient_id', 'study_id', 'split', 'text', 'age', 'sex', 'view', 'mask', 'license')
-MOST_VALUES = 100  # a text column with more values cannot be a label
 LAYOUT = (
     'the folder that holds metadata.csv and its images; the table has a line for each image, at least the column image'
 )
-
-Label = Callable[[Mapping[str, str]], int]  # cells -> 1, 0, -1 or -2
 
 
 class Picture(NamedTuple):
     """One picture: the file of a line, or a frame of it."""
 
     line: Line
-    file: pathlib.Path
+    found: Found
+    patient: str | None
     frame: int | None  # None for a file with one picture
 
 
@@ -50,30 +59,33 @@ class Picture(NamedTuple):
 class Release:
     """The pictures, in the order of the entries."""
 
-    root: pathlib.Path
+    finder: Finder
     pictures: list[Picture]
-    functions: list[Label]  # one for each label
+    labels: list[LabelColumn]
 
     def label(self, i: int) -> list[int]:
         """The code of each label of picture i."""
         cells = self.pictures[i].line.cells
-        return [function(cells) for function in self.functions]
+        return [code for label in self.labels for code in label.codes(cells[label.column])]
 
     def load(self, i: int) -> Example:
         """Reads picture i, its mask and its text. Raises Unreadable."""
-        line, file, frame = self.pictures[i]
-        cells, data = line.cells, folders.read_bytes(file)
-        mask, note = _mask(self.root, cells.get('mask', '')) if frame is None else (None, '')
+        line, found, _, frame = self.pictures[i]
+        cells, data = line.cells, folders.read_bytes(found.file)
+        mask, note = _mask(self.finder, cells.get('mask', '')) if frame is None else (None, '')
         if frame is not None and cells.get('mask'):
             note = 'the mask is left out: the table does not say which of the frames it belongs to'
-        age, sex = coding.age(cells.get('age', '')), _sex(cells.get('sex', ''))
+        text = sections.parse(language.unify_placeholders(markup.plain(cells.get('text', ''))))
+        if cells.get('text') and not text:
+            note = '; '.join(filter(None, [note, 'the text is left out: it holds only names or notices']))
+        age, sex = coding.age(cells.get('age', '')), table_fields.sex(cells.get('sex', ''))
         attributes = dicom.attributes(data) if dicom.looks_like(data) else {}
         attributes |= coding.filled(sex=sex, view=cells.get('view'), license=cells.get('license'), age=age)
         return Example(
             image=data,
             frame=frame or 0,
             role=coding.role(str(attributes.get('view', ''))),
-            text={'report': cells['text']} if cells.get('text') else {},
+            text=text,
             attributes=attributes,
             mask=mask,
             note=note,
@@ -97,141 +109,159 @@ def source(folder: str, labels: str | None = None, size: int | None = None, name
     UserError if the table is missing, has no column image, or has an unknown split.
     """
     root = folders.release_folder(folder, 'metadata.csv', layout=LAYOUT)
-    table = tables.read_table(root / 'metadata.csv', ['image'], lower=RECOGNISED)
-    lines, files, unusable = _usable(root, table)
-    names, functions = _labels(lines, table.columns, labels)
-    pictures = [picture for line, file in zip(lines, files, strict=True) for picture in _pictures(line, file)]
-    entries = [_entry(root, table.where(picture.line), picture) for picture in pictures]
+    table = tables.read_table(root / 'metadata.csv', lower=tuple(column_names.NAMES))
+    _check_image_column(table)
+    fields, finder = table_fields.read(table), Finder(root)
+    found, unusable = _usable(finder, table, fields)
+    lines = [line for line in fields.lines if line.number in found]
+    persons = table_fields.people_of(lines)
+    chosen, unused = label_columns.choose(
+        lines, fields.columns, list(fields.column_of), _named(labels, fields), '--labels'
+    )
+    pictures = [
+        picture
+        for line, patient in zip(lines, persons.patients, strict=True)
+        for picture in _pictures(line, found[line.number], patient)
+    ]
+    uses = [_image_use(fields, found), *table_fields.uses(fields, lines, persons)[1:]]
+    uses += [*(label.use for label in chosen), *unused]
 
+    names = tuple(name for label in chosen for name in label.names)
     licenses = sorted({line.cells['license'] for line in lines if line.cells.get('license')})
-    release = Release(root, pictures, functions)
+    release = Release(finder, pictures, chosen)
     return Source(
         name=root.name, version='1', namespace=namespace or root.name, labels=names, license='; '.join(licenses),
-        size=size, entries=entries, label=release.label, load=release.load, dropped=[*table.dropped, *unusable],
-        notes=_notes(table.columns, lines, names),
+        size=size, entries=[_entry(finder, table, picture) for picture in pictures], label=release.label,
+        load=release.load, dropped=[*table.dropped, *unusable], columns=_of_file(uses, fields, table),
+        notes=[*_notes(fields, persons, names), *persons.notes], draw_namespace=namespace or '',
     )  # fmt: skip
 
 
-def _usable(root: pathlib.Path, table: Table) -> tuple[list[Line], list[pathlib.Path], list[Drop]]:
-    """The lines whose image is there, their files, and a drop for each other line."""
-    lines = table.lines
-    splits = {line.cells.get('split', '') for line in lines} - {''}
-    if unknown := [split for split in sorted(splits) if split.lower() not in folders.SPLIT_SPELLINGS]:
-        raise UserError(
-            f'metadata.csv: the column split holds {", ".join(map(repr, unknown[:3]))}; use train, val or test'
-        )
-    usable, files, dropped = [], [], []
-    first: dict[pathlib.Path, Line] = {}
-    for line in lines:
-        cell = line.cells['image']
+def _check_image_column(table: Table) -> None:
+    if 'image' not in table.columns:
+        similar = [column for column in table.columns if column_names.looks_like(column) == 'image']
+        near = f'; did you mean {similar[0]!r}? Then call it image' if similar else suggest('image', table.columns)
+        raise UserError(f'{table.path}: the column image is missing{near}')
+
+
+def _usable(finder: Finder, table: Table, fields: Fields) -> tuple[dict[int, Found], list[Drop]]:
+    """Number of a line -> its file, for the lines that can be used, and a drop for each other line."""
+    has_splits = any(line.cells.get('split') for line in fields.lines)
+    found: dict[int, Found] = {}
+    dropped = []
+    meant: dict[pathlib.Path, list[Line]] = defaultdict(list)
+    for line in fields.lines:
         try:
-            file = folders.inside(root, cell)
-            if file in first:
-                values = '' if line.cells == first[file].cells else ' with other values'
-                raise Unreadable(f'repeats the image of line {first[file].number}{values}')
-            if splits and not line.cells['split']:
+            found[line.number] = file = finder.find(line.cells['image'])
+            meant[file.file].append(line)
+            if has_splits and not line.cells['split']:
                 raise Unreadable('the split is blank although other lines have one')
         except Unreadable as error:
-            dropped.append(Drop(cell, table.where(line), str(error)))
-            continue
-        first[file] = line
-        usable.append(line)
-        files.append(file)
-    return usable, files, dropped
+            found.pop(line.number, None)
+            dropped.append(Drop(line.cells['image'], table.where(line), str(error)))
+    for lines in meant.values():
+        for line, reason in _repeats([line for line in lines if line.number in found], found):
+            del found[line.number]
+            dropped.append(Drop(line.cells['image'], table.where(line), reason))
+    return found, sorted(dropped, key=lambda drop: int(drop.where.rsplit(' ', 1)[1]))
 
 
-def _pictures(line: Line, file: pathlib.Path) -> list[Picture]:
+def _repeats(lines: list[Line], found: dict[int, Found]) -> list[tuple[Line, str]]:
+    """The lines that name a file which another line names, each with the reason why it is set aside.
+
+    A line that names the file exactly goes before lines that name it in another way. If several lines name it only in
+    another way, nobody knows which one is right, and all are set aside.
+    """
+    exact = [line for line in lines if not found[line.number].how]
+    if len({line.cells['image'] for line in lines}) > 1 and not exact:
+        return [(line, 'several lines may mean this file; give the paths as they are in the folder') for line in lines]
+    first = (exact or lines)[:1]
+    result = []
+    for line in lines:
+        if line not in first:
+            values = '' if line.cells == first[0].cells else ' with other values'
+            result.append((line, f'repeats the image of line {first[0].number}{values}'))
+    return result
+
+
+def _pictures(line: Line, found: Found, patient: str | None) -> list[Picture]:
     """The pictures in a file: one, or each frame of a DICOM file."""
-    count = folders.frame_count(file)
-    return [Picture(line, file, frame) for frame in (range(count) if count > 1 else [None])]
+    count = folders.frame_count(found.file)
+    return [Picture(line, found, patient, frame) for frame in (range(count) if count > 1 else [None])]
 
 
-def _entry(root: pathlib.Path, where: str, picture: Picture) -> Entry:
+def _entry(finder: Finder, table: Table, picture: Picture) -> Entry:
     """The entry of a picture. A study_id is a number within a patient; a record without one is a study of its own."""
-    cells = picture.line.cells
-    image, patient = cells['image'], cells.get('patient_id') or None
+    cells, patient, image = picture.line.cells, picture.patient, picture.found.image
     study = f'{patient or ""}/{cells["study_id"]}' if cells.get('study_id') else f'image/{image}'
     suffix = '' if picture.frame is None else f' frame {picture.frame + 1}'
-    split = folders.SPLIT_SPELLINGS.get(cells.get('split', '').lower())
-    stamp = _stamp(root, picture.file, cells.get('mask', ''))
-    return Entry(image + suffix, patient, study, split, where + suffix, stamp=stamp)
+    stamp = _stamp(finder, picture.found.file, cells.get('mask', ''))
+    where = table.where(picture.line) + suffix
+    return Entry(image + suffix, patient, study, cells.get('split') or None, where, stamp=stamp)
 
 
-def _stamp(root: pathlib.Path, file: pathlib.Path, mask: str) -> str:
+def _stamp(finder: Finder, file: pathlib.Path, mask: str) -> str:
     """The stamp of an image and of its mask, if the mask can be used."""
     try:
-        return folders.stamp(file, folders.inside(root, mask)) if mask else folders.stamp(file)
+        return folders.stamp(file, finder.find(mask).file) if mask else folders.stamp(file)
     except Unreadable:
         return folders.stamp(file)
 
 
-def _labels(lines: list[Line], columns: list[str], named: str | None) -> tuple[tuple[str, ...], list[Label]]:
-    """The names of the labels and, for each, the function from a line's cells to its code. `named`: --labels."""
-    values = {name: Counter(line.cells[name] for line in lines if line.cells[name]) for name in columns}
-    coded = {
-        name for name in columns if values[name] and all(coding.label_code(cell) is not None for cell in values[name])
-    }
-    if named is None:
-        chosen = [name for name in columns if name in coded and name not in RECOGNISED]
-    else:
-        chosen = list(dict.fromkeys(_column(name) for name in named.split(',') if name.strip()))
-    names: list[str] = []
-    functions: list[Label] = []
-    for column in chosen:
-        if column not in columns:
-            raise UserError(f'--labels: metadata.csv has no column {column!r}{suggest(column, columns)}')
-        if not values[column]:
-            raise UserError(f'--labels: the column {column!r} is empty')
-        if column in coded:
-            names.append(column)
-            functions.append(functools.partial(_code, column))
-            continue
-        if len(values[column]) > MOST_VALUES:
-            raise UserError(
-                f'--labels: the column {column!r} has {len(values[column])} different values; '
-                f'a label column holds 0, 1, -1, or at most {MOST_VALUES} names'
-            )
-        for value in sorted(values[column]):
-            names.append(f'{column}={value}' if value in names or value in chosen else value)
-            functions.append(functools.partial(_equals, column, value))
-    return tuple(names), functions
-
-
-def _code(column: str, cells: Mapping[str, str]) -> int:
-    code = coding.label_code(cells[column])
-    return BLANK if code is None else code
-
-
-def _equals(column: str, value: str, cells: Mapping[str, str]) -> int:
-    return int(cells[column] == value) if cells[column] else BLANK
-
-
-def _sex(cell: str) -> str | None:
-    """'M' or 'F' if the cell means so. Other single words ('O', 'unknown') stay; numbers and sentences become None."""
-    return coding.sex(cell) or (cell if re.fullmatch(r'[^\W\d_]{1,12}', cell) else None)
-
-
-def _mask(root: pathlib.Path, cell: str) -> tuple[bytes | None, str]:
+def _mask(finder: Finder, cell: str) -> tuple[bytes | None, str]:
     """The content of the mask that a line names and '', or None and the reason why the mask is left out."""
     try:
-        return (folders.read_bytes(folders.inside(root, cell)) if cell else None), ''
+        return (folders.read_bytes(finder.find(cell).file) if cell else None), ''
     except Unreadable as error:
         return None, f'the mask is left out: {error}'
 
 
-def _notes(columns: list[str], lines: list[Line], labels: tuple[str, ...]) -> list[str]:
+def _named(labels: str | None, fields: Fields) -> list[str] | None:
+    """The columns that --labels names. A field may be named as in the file, and in any case."""
+    if labels is None:
+        return None
+    field_of = {column: field for field, column in fields.column_of.items()}
+    names = [name.strip() for name in labels.split(',') if name.strip()]
+    names = [name.lower() if name.lower() in column_names.NAMES else name for name in names]
+    return [field_of.get(name, name) for name in names]
+
+
+def _image_use(fields: Fields, found: dict[int, Found]) -> ColumnUse:
+    """How the column image names the files."""
+    ways = Counter(file.how for file in found.values() if file.how)
+    why = '; '.join(f'{n} of them {way}' for way, n in ways.most_common())
+    return ColumnUse('image', 'image', len(found), len(fields.lines) - len(found), why=why)
+
+
+def _of_file(uses: Sequence[ColumnUse], fields: Fields, table: Table) -> list[ColumnUse]:
+    """One use for each column, in the order of the file. A field may be a label too."""
+    twice = 'it is there twice with equal cells, and read once'
+    merged: dict[str, ColumnUse] = {}
+    for use in uses:
+        column = fields.column_of.get(use.column, use.column)
+        if column in merged:
+            use = use._replace(use=f'{merged[column].use} and {use.use}')
+        if column in table.twice and column not in merged:
+            use = use._replace(why=f'{use.why}; {twice}' if use.why else twice)
+        merged[column] = use._replace(column=column)
+    return [merged[column] for column in table.columns]
+
+
+def _notes(fields: Fields, persons: People, labels: tuple[str, ...]) -> list[str]:
     """Notes on lines without a patient, and on a table without labels."""
-    without = sum(not line.cells.get('patient_id') for line in lines)
     notes = []
-    if without:
-        where = f'{without} lines have no patient_id' if 'patient_id' in columns else 'there is no column patient_id'
+    if without := persons.blank:
+        named = f'{without} lines have no patient_id, or one that says that it is nobody'
+        where = named if 'patient_id' in fields.column_of else _no_patients(fields)
         notes.append(f'{where}: where splits are drawn, near-duplicates stay together; people may still be in two')
+    if persons.one:
+        lines = len(persons.patients)
+        notes.append(f'{persons.one} of {lines} lines have one patient: if the id stands for nobody, leave it blank')
     if not labels:
         notes.append('no labels: no column holds only 0, 1, -1 or nothing; name some with --labels to probe')
     return notes
 
 
-def _column(name: str) -> str:
-    """The name of a column in --labels, in lower case if it is a recognised one, as `read_table` does."""
-    name = name.strip()
-    return name.lower() if name.lower() in RECOGNISED else name
+def _no_patients(fields: Fields) -> str:
+    similar = [column for column in fields.columns if column_names.looks_like(column) == 'patient_id']
+    return 'there is no column patient_id' + (f' ({similar[0]!r} looks like one)' if similar else '')

@@ -4,10 +4,16 @@
     DIR/annotations/image_labels_train.csv    image_id, rad_id, 28 findings and diagnoses as 0/1: one reader a line
     DIR/annotations/image_labels_test.csv     image_id, the same 28: one image a line, by consensus
 
+or as Kaggle's competition has it (vinbigdata-chest-xray-abnormalities-detection), also with PNG or JPEG files:
+
+    DIR/train.csv        image_id, class_name, class_id, rad_id, x_min, …: one box a line, or 'No finding'
+    DIR/train/, DIR/test/
+
 Splits: `official` is train 15,000 / test 3,000. `benchx` is 12,000 / 3,000 / 3,000, from lists of yangzhou12/BenchX
 that you put at DIR/benchx/train.txt, val.txt and test.txt.
 Labels: in train, the code on which all readers of an image agree, else conflicting; in test, the consensus. A label is
-blank if its table lacks the column. The boxes of annotations_*.csv are of 22 kinds and do not fit the one mask of a
+blank if its table lacks the column. In Kaggle's table, a reader who drew no box of a finding saw none; test images have
+no labels there: all are blank. The boxes of annotations_*.csv are of 22 kinds and do not fit the one mask of a
 record, so they are left out.
 Patients: no table names them. So people may be in two splits.
 Traps: train has 45,000 lines for 15,000 images. 'Other diseases' in train is 'Other disease' in test. Films with
@@ -35,10 +41,14 @@ from medjax.data.types import BLANK, Drop, Entry, Example, Source
 from medjax.errors import UserError
 
 LICENSE = 'PhysioNet credentialed 1.5.0'
-LAYOUT = 'the folder that holds train/, test/ and annotations/ of VinDr-CXR 1.0.0'
+LAYOUT = (
+    "the folder that holds train/, test/ and annotations/ of VinDr-CXR 1.0.0, or Kaggle's train/, test/ and train.csv"
+)
 SPLITS = ('official', 'benchx')
 TABLES = {split: f'annotations/image_labels_{split}.csv' for split in ('train', 'test')}
 NO_LABEL = ('image_id', 'rad_id')
+KAGGLE_TABLE = 'train.csv'
+SUFFIXES = ('.dicom', '.dcm', '.png', '.jpg', '.jpeg')
 
 
 class Film(NamedTuple):
@@ -65,7 +75,7 @@ class Release:
     def load(self, i: int) -> Example:
         """Reads image i. Raises Unreadable."""
         data = folders.read_bytes(folders.inside(self.root, self.films[i].file))
-        return Example(data, 'frontal', attributes=dicom.attributes(data))
+        return Example(data, 'frontal', attributes=dicom.attributes(data) if dicom.looks_like(data) else {})
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,18 +85,18 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def source(folder: str, size: int | None = None, split: str = 'official') -> Source:
     """The source of the release in `folder`. UserError if both tables, a list of `split` or all images are missing."""
-    root = folders.release_folder(folder, '|'.join(TABLES.values()), layout=LAYOUT)
+    root = folders.release_folder(folder, '|'.join([*TABLES.values(), KAGGLE_TABLE]), layout=LAYOUT)
     benchx = published_splits.read_lists(root, 'benchx', 'from yangzhou12/BenchX') if split == 'benchx' else {}
-    stamps = folders.files(root, '.dicom', '.dcm')
+    stamps = folders.files(root, *SUFFIXES)
     films: dict[str, Film] = {}
     table_split: dict[str, str] = {}  # image -> the split of its table
     notes: list[str] = []
     dropped: list[Drop] = []
     for name, path in TABLES.items():
-        if not (root / path).is_file():
+        table = _table(root, name, stamps)
+        if table is None:
             notes.append(f'{path} is missing: no {name} image is in the data set')
             continue
-        table = tables.read_table(root / path, ['image_id'])
         table_split |= dict.fromkeys(table.by('image_id'), name)
         unusable, unlisted = _read_table(table, name, stamps, benchx, films)
         dropped += unusable
@@ -111,6 +121,38 @@ def source(folder: str, size: int | None = None, split: str = 'official') -> Sou
     )  # fmt: skip
 
 
+def _table(root: pathlib.Path, split: str, stamps: Mapping[str, str]) -> Table | None:
+    """The table of a split, in the form of PhysioNet; None if it is missing.
+
+    Kaggle's table becomes one line for each image and reader, with a column of 0 and 1 for each class. Its test images
+    have no table: their table here has no labels.
+    """
+    if (root / TABLES[split]).is_file():
+        return tables.read_table(root / TABLES[split], ['image_id'])
+    path = root / KAGGLE_TABLE
+    if not path.is_file() or any((root / table).is_file() for table in TABLES.values()):
+        return None
+    if split == 'test':
+        images = [_image(file, split) for file in stamps if file.startswith(f'{split}/')]
+        lines = [Line(number, {'image_id': image}) for number, image in enumerate(images, 1)]
+        return Table(root / 'test', ['image_id'], lines, []) if images else None
+    boxes = tables.read_table(path, ['image_id', 'class_name', 'rad_id'])
+    classes = sorted({line.cells['class_name'] for line in boxes.lines} - {''}, key=str.casefold)
+    lines = []
+    readers = boxes.by(lambda line: f'{line.cells["image_id"]}/{line.cells["rad_id"]}')
+    for group in readers.values():
+        found = {line.cells['class_name'] for line in group}
+        cells = {name: group[0].cells[name] for name in NO_LABEL} | {name: str(int(name in found)) for name in classes}
+        lines.append(Line(group[0].number, cells))
+    return Table(path, [*NO_LABEL, *classes], lines, boxes.dropped)
+
+
+def _image(file: str, split: str) -> str:
+    """'train/0a1b.dicom' -> '0a1b'"""
+    name = file.removeprefix(f'{split}/')
+    return next((name.removesuffix(suffix) for suffix in SUFFIXES if name.endswith(suffix)), name)
+
+
 def _read_table(
     table: Table, split: str, stamps: Mapping[str, str], benchx: Mapping[str, str], films: dict[str, Film]
 ) -> tuple[list[Drop], list[str]]:
@@ -119,7 +161,7 @@ def _read_table(
     stamps: file -> stamp. benchx: image -> split in the lists of BenchX; {} for other splits.
     """
     present = [file for file in stamps if file.startswith(f'{split}/')]
-    files = {file.removeprefix(f'{split}/').removesuffix('.dicom'): file for file in present}
+    files = {_image(file, split): file for file in present}
     images, unusable = tables.by_image(table, 'image_id', files)
     dropped = [*table.dropped, *unusable]
     for image, file, where, lines in images:
@@ -133,7 +175,11 @@ def _read_table(
         dropped += invalid
         entry = Entry(image, None, f'image/{image}', benchx.get(image, split), where, stamp=stamps[file])
         films[image] = Film(entry, labels, file)
-    return dropped, folders.unlisted_notes(present, {image.file for image in images}, TABLES[split])
+    return dropped, folders.unlisted_notes(present, {image.file for image in images}, _name(table))
+
+
+def _name(table: Table) -> str:
+    return next((name for name in TABLES.values() if name.endswith(table.path.name)), table.path.name)
 
 
 def _labels(table: Table, image: str, lines: list[Line]) -> tuple[dict[str, int], list[Drop]]:

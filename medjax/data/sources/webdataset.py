@@ -140,7 +140,7 @@ def source(folder: str, size: int | None = None, namespace: str | None = None) -
     return Source(
         name=root.name, version='1', namespace=namespace or root.name, labels=(), license=LICENSE, size=size,
         entries=list(release.entries()), label=release.label, load=release.load, dropped=dropped,
-        notes=_notes(samples, shards),
+        notes=_notes(samples, shards), draw_namespace=namespace or '',
     )  # fmt: skip
 
 

@@ -4,9 +4,10 @@
     -> {'indication': 'Cough.', 'findings': 'Clear lungs.', 'impression': 'Normal.'}
 
 A heading is a name from `HEADINGS` at a place where headings are written (see `_colon_headings` and `_bare_heading`).
-Any other text before a colon is prose: 'Heart size: normal' stays in its section. `pieces` cuts the text and loses
-nothing. `parse` joins the pieces, without those of `DROPPED`, which hold names, numbers and phone calls. This is no
-de-identification: a name inside a sentence stays there.
+Any other text before a colon is prose: 'Heart size: normal' stays in its section. HTML, markdown and the line breaks of
+other programs are read first (`markup`). `pieces` cuts the text and loses nothing. `parse` joins the pieces, without
+those of `DROPPED`, which hold names, numbers and phone calls. This is no de-identification: a name inside a sentence
+stays there.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 from medjax.data.text.language import clean, fold, sentence_ends
+from medjax.data.text.markup import plain
 
 # The sections of `parse`. 'report' is text under no other heading. 'preliminary' (a wet read) is a section of its own
 # because the final report repeats or corrects it, 'addendum' because it corrects the report.
@@ -34,7 +36,8 @@ HEADINGS = {
         hallazgos, hallazgos e impresión, descripción, resultado, resultados; achados, descrição, análise;
         Befund, Befunde, Befund und Beurteilung, Befund/Beurteilung; résultats, résultat, constatations, description""",
     'impression': """impression, impressions, final impression, conclusion, conclusions, summary, interpretation,
-        opinion, diagnosis, final diagnosis, impresson, imprssion, imression, impession;
+        opinion, diagnosis, final diagnosis, assessment, final assessment, overall assessment, assessment and plan,
+        assessment/plan, impresson, imprssion, imression, impession;
         impresión, impresión diagnóstica, conclusión, conclusiones, juicio diagnóstico, diagnóstico, valoración;
         impressão, impressão diagnóstica, conclusão, conclusões, opinião, hipótese diagnóstica;
         Beurteilung, Zusammenfassung, Bewertung; synthèse, interprétation, au total""",
@@ -57,7 +60,8 @@ HEADINGS = {
         view, study type, type of examination, procedure, procedure comments, protocol, contrast, dose, modality;
         técnica, exploración, estudio, prueba, procedimiento, tipo de estudio; exame, tipo de exame, método;
         Technik, Untersuchung, Untersuchungstechnik, Methode; examen, protocole""",
-    'recommendation': """recommendation, recommendations, recommendation(s), suggestion, suggestions;
+    'recommendation': """recommendation, recommendations, recommendation(s), suggestion, suggestions, management,
+        management recommendation, management recommendations;
         recomendación, recomendaciones; recomendação, recomendações; Empfehlung, Empfehlungen, Procedere;
         recommandation, recommandations, conduite à tenir""",
     'addendum': 'addendum, addenda, final addendum; adenda; adendo; Nachtrag; complément',
@@ -81,6 +85,30 @@ HEADINGS = {
     'notice': """notification, notifications, notification(s), communication, communications, attestation,
         communication of critical results, critical results, critical result, teaching physician statement""",
 }
+
+# Headings that open a section and stay in its text, because they say something. Breast composition belongs to the
+# findings. 'BI-RADS 2: Benign.' is the impression.
+KEPT_HEADINGS = {
+    'findings': """breast composition, breast density, breast tissue, breast tissue composition, breast tissue density,
+        tissue density, composition, parenchymal pattern, breast parenchyma;
+        composición mamaria, densidad mamaria, composición de la mama; composição mamária, densidade mamária;
+        Brustdichte, Mammadichte, Drüsenparenchym, Parenchymdichte; densité mammaire, composition mammaire""",
+    'impression': """bi-rads, birads, bi-rads assessment, bi-rads category, bi-rads assessment category,
+        bi-rads final assessment, final bi-rads assessment, bi-rads classification, birads assessment, birads category,
+        lung-rads, lung-rads category, li-rads, li-rads category, pi-rads score, assessment category""",
+}
+_ASSESSMENT = re.compile(
+    r"""(?:(?:acr|final|overall|gesamt)[ -]){0,2}
+    (?:(?:bi|lung|li|pi|ti|o|vi|cad|nodule)-?\ ?rads(?:®|™|\(r\))?(?:\ v?\d\.\d|\ 20\d\d)?
+        | (?:assessment\ )?categor(?:y|ie|ía|ia)(?=[\ :]+(?:bi-?rads\ ?)?[0-6]))
+    (?:[ :=-]+(?:final|overall|assessment|assessment\ category|category|cat\.?|score|classification|code|grade
+        |kategorie|klassifikation|klasse|categor[ií]a|cat[ée]gorie|classificação|clasificación|bi-?rads)\b){0,3}
+    [\ :=-]*(?:(?:right|left|rechts|links|droite?|gauche)(?:\ breast)?[\ :=-]+)?
+    (?:lr-?[1-5m]|[0-6][abcx]?|[ivx]{1,4}|s)
+    (?=[ \t]*(?:$|[:.,;(/\n–—-]|and\b|und\b|right\b|left\b|bilateral|incomplete|negativ|benign|probably
+        |suspicious|highly|known|wahrscheinlich|gutartig|suspe|prob|bénin|maligne))""",
+    re.IGNORECASE | re.VERBOSE,
+)
 
 # The start of a sentence that is a notice. Only the start counts: 'Large pneumothorax, discussed with …' is a finding.
 _VERBS = 'discussed|communicated|conveyed|relayed|telephoned|phoned|paged|called|e-?mailed|entered|posted|reported'
@@ -115,6 +143,7 @@ class _Heading(NamedTuple):
     start: int
     end: int
     section: str  # '' for a ruled line: the section continues after it
+    opens: bool = False  # a heading without width also opens its section after the start of the findings
 
 
 def parse(text: str) -> dict[str, str]:
@@ -130,8 +159,8 @@ def parse(text: str) -> dict[str, str]:
 
 
 def pieces(text: str) -> list[Piece]:
-    """The cleaned text in pieces, in order and without gaps. Contains the pieces that `parse` leaves out."""
-    text = clean(text)
+    """The text in pieces, in order and without gaps, as plain text. Contains the pieces that `parse` leaves out."""
+    text = clean(_marked_headings(plain(text)))
     headings = _without_subheadings(_headings(text))
     # Many reports have 'COMPARISON: None.', a blank line, then the findings without a heading. If the findings have a
     # heading, a second paragraph belongs to the section before it.
@@ -154,9 +183,18 @@ def pieces(text: str) -> list[Piece]:
 
 
 _SECTION = {fold(name): section for section, names in HEADINGS.items() for name in re.split('[,;]', names)}
-_FIRST, _LAST = frozenset(name.split()[0] for name in _SECTION), frozenset(name.split()[-1] for name in _SECTION)
+_KEPT = {fold(name): section for section, names in KEPT_HEADINGS.items() for name in re.split('[,;]', names)}
+_FIRST, _LAST = (
+    frozenset(name.split()[0] for name in _SECTION),
+    frozenset(name.split()[-1] for name in (*_SECTION, *_KEPT)),
+)
 _fold = lru_cache(20_000)(fold)  # reports repeat the same headings
 _LONGEST = 64  # characters of a heading, at most
+_BOLD = re.compile(r'((?<![\[*])\*\*)[ \t]*([^*_\n:]{3,60}?)[ \t]*:?[ \t]*\1(?!\*)(?:[ \t]*:)?')
+_BOLD_TEXT = re.compile(r'(?<![\[*])\*\*(?=\S)([^*\n]{1,300}?)(?<=\S)\*\*(?![\]*])')
+_MARKED_LINE = re.compile(r'^[ \t]*#{1,6}[ \t]+([^\n#]{3,60}?)[ \t]*:?[ \t]*#*[ \t]*$', re.MULTILINE)
+_ELEMENT = re.compile(r'<(?P<end>/?)(?P<name>[a-z]\w{3,30})(?:\s[^<>]{0,200})?>', re.IGNORECASE)
+_LABEL = re.compile(r'\blabel\s*=\s*["\']([^"\'<>]{3,60})["\']', re.IGNORECASE)
 _WORD = re.compile(r'\S+')
 _RULE = re.compile(r'[ \t]*(?:_{6,}|[-=*~]{3,})[ \t]*')
 _OPENS = re.compile(r'[ \t\xa0*#>•-]*(?:\d+[.)])?[ \t]*')  # may stand before a heading in its line
@@ -165,6 +203,30 @@ _COMPOUND = re.compile(r'[ \t]*[A-Z][\w/&-]*[ \t]+(?:[\w/&-]+[ \t]+){0,2}')  # '
 _AFTER_BARE = re.compile(r'[ \t]*$|[ \t]+[-–][ \t]|[ \t]{2,}|[ \t](?=[A-Z][a-zà-ÿ]|\d+[.)][ \t])')
 # After 'WET READ:' or 'WET READ VERSION': the reader and the time ('___ ___ 8:35 AM'), or a number ('#1')
 _STAMP = re.compile(r'(?: *#\d+)?(?:[^\n]{0,60}?\b\d{1,2}:\d\d(?: *[ap]m)?)?[ \t]*$', re.IGNORECASE | re.MULTILINE)
+
+
+def _marked_headings(text: str) -> str:
+    """The text with "Findings: …" for other headings: "**Findings**", "## Findings", "<findings>…</findings>"."""
+    closed = {name.lower() for name in re.findall(r'</(\w{4,31})\s*>', text)}  # '<DATE>' is a placeholder
+
+    def element(match: re.Match) -> str:
+        label = _LABEL.search(match[0])
+        name = label[1] if label else match['name'].replace('_', ' ')
+        if match['name'].lower() not in closed or (_SECTION.get(fold(name)) not in SECTIONS and not match['end']):
+            return match[0]
+        return '\n' if match['end'] else f'\n{name.upper()}: '
+
+    def named(match: re.Match) -> str:
+        name = match[match.lastindex]
+        return f'{name}:' if fold(name) in _SECTION or fold(name) in _KEPT else match[0]
+
+    if closed:
+        text = _ELEMENT.sub(element, text)
+    if '#' in text:
+        text = _MARKED_LINE.sub(named, text)
+    if '**' in text:
+        text = _BOLD_TEXT.sub(r'\1', _BOLD.sub(named, text))
+    return text
 
 
 def _headings(text: str) -> list[_Heading]:
@@ -178,9 +240,14 @@ def _headings(text: str) -> list[_Heading]:
         elif not line.group().isspace():
             bare = _bare_heading(text, start, stop)
             headings += [bare] if bare else []
+            assessment = _ASSESSMENT.match(text, _OPENS.match(text, start, stop).end(), stop)
+            headings += [_kept(assessment.start(), 'impression')] if assessment else []
+            begin = assessment.end() if assessment else bare.end if bare else start
             # 'findings: …' in lower case opens a section, but not inside a sentence that began in the line before
-            headings += _colon_headings(text, bare.end if bare else start, stop, lower or before[-1:] in '.!?:;')
+            headings += _colon_headings(text, begin, stop, lower or before[-1:] in '.!?:;')
         before = text[max(start, stop - 8) : stop].rstrip()
+    if '\n' not in text.strip() and all(heading.section != 'impression' for heading in headings):
+        headings = sorted([*headings, *_assessment_in_line(text)])
     ends = [0, *accumulate((heading.end for heading in headings), max)]
     return [heading for heading, end in zip(headings, ends) if heading.start >= end]
 
@@ -195,7 +262,7 @@ def _without_subheadings(headings: list[_Heading]) -> list[_Heading]:
         if separate and heading.section in SECTIONS and heading.section not in ('report', 'addendum', 'preliminary'):
             continue
         # 'CARDIAC FINDINGS:' opens the findings, but after the start of the findings it is a subheading.
-        if heading.start == heading.end and section not in ('report', *CONTEXT):
+        if heading.start == heading.end and not heading.opens and section not in ('report', *CONTEXT):
             continue
         kept.append(heading)
         if heading.section in SECTIONS:
@@ -204,6 +271,17 @@ def _without_subheadings(headings: list[_Heading]) -> list[_Heading]:
             separate = section == 'addendum' and after_findings
             separate |= section in ('addendum', 'preliminary') and i < last_report
     return kept
+
+
+def _kept(at: int, section: str) -> _Heading:
+    """A heading without width: its words belong to the text and stay in it."""
+    return _Heading(at, at, section, opens=section == 'impression')
+
+
+def _assessment_in_line(text: str) -> list[_Heading]:
+    """The last sentence that begins as 'BI-RADS 2: Benign.', for a report that is one line and has no impression."""
+    found = [match.end() for match in re.finditer(r'[.!?;][ \t]+', text) if _ASSESSMENT.match(text, match.end())]
+    return [_kept(found[-1], 'impression')] if found else []
 
 
 def _bare_heading(text: str, start: int, stop: int) -> _Heading | None:
@@ -246,7 +324,7 @@ def _colon_headings(text: str, start: int, stop: int, new_sentence: bool) -> Ite
         words = list(_WORD.finditer(before))[-7:]
         for word in words:
             name = text[left + word.start() : left + words[-1].end()].strip('*# ')
-            if section := _SECTION.get(_fold(name)):
+            if section := _SECTION.get(_fold(name)) or _KEPT.get(_fold(name)):
                 break
         else:
             continue
@@ -260,6 +338,10 @@ def _colon_headings(text: str, start: int, stop: int, new_sentence: bool) -> Ite
             yield _Heading(start, start, section)
         elif (opens and (capital or new_sentence or section in DROPPED)) or name.isupper() or (capital and after_gap):
             identified |= section == 'identity'
+            if _fold(name) in _KEPT:
+                if opens or section == 'findings':
+                    yield _kept(at, section)
+                continue
             yield _Heading(start if opens else at, _heading_end(text, colon + 1, section), section)
 
 

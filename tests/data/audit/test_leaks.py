@@ -116,7 +116,7 @@ def test_what_was_not_compared_is_reported(clean, tmp_path):
     other = build(tmp_path, 'elsewhere', PICTURES[:2], ['test'] * 2, entries={0: dict(patient=None)})
     sentences = leaks.audit([clean, other])['unknown']
     assert any("'clean' and 'elsewhere'" in sentence for sentence in sentences)
-    assert any('1 image names no patient' in sentence for sentence in sentences)
+    assert any('1 of 2 images names no patient' in sentence for sentence in sentences)
 
 
 def test_patients_and_derived_images_between_sets(clean, tmp_path):

@@ -88,7 +88,7 @@ def test_drawn_splits_keep_patients_together_and_meet_their_shares():
 
 def test_given_splits_are_checked():
     entries = [Entry('a', 'p1', 's', 'train'), Entry('b', 'p1', 's', 'test'), Entry('c', 'p2', 's', 'val')]
-    with pytest.raises(UserError, match=r'1 of 2 patients .*1 in train and test.*leave the split column out') as error:
+    with pytest.raises(UserError, match=r'1 of 2 patients .*1 in train and test.*add --split drawn') as error:
         splits.assign(source(entries))
     assert 'p1' not in str(error.value)
     assert splits.assign(source(entries[1:])) == ['test', 'val']

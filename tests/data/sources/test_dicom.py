@@ -1,5 +1,7 @@
 """A hospital's export of DICOM files as a source."""
 
+import re
+
 import pytest
 from releases_text import all_text, build, dicom, image, labels_of, reasons, save
 
@@ -83,9 +85,12 @@ def test_labels_of_single_images(tree, tmp_path):
 @pytest.mark.parametrize(
     ('text', 'words'),
     [
-        ('patient,mass\n1,1\n', 'none of its columns is SOPInstanceUID'),
+        ('who,mass\n1,1\n', 'none of its columns is SOPInstanceUID'),
+        ('patient,mass\n1,1\n', 'no PatientID of it is in a header'),
+        ('AccessionNumber,mass\n1.2E+12,1\n', 'has shortened numbers'),
         ('AccessionNumber,mass\nA9,1\n', 'no AccessionNumber of it is in a header'),
-        ('AccessionNumber,mass\nA1,yes\n', 'no column holds only 0, 1'),
+        ('AccessionNumber,mass\nA1,big\n', 'no column holds only 0, 1'),
+        ('AccessionNumber,split\nA1,blue\n', "holds 'blue'; use train"),
     ],
 )
 def test_label_tables_that_are_refused(tree, tmp_path, text, words):
@@ -108,6 +113,101 @@ def test_one_patient_id_for_everybody_gives_a_note(tmp_path):
             dicom(SOPInstanceUID=f'1.{n}.1', StudyInstanceUID=f'1.{n}', PatientID='TRIAL-X'),
         )
     assert any('all 3 studies have one PatientID' in note for note in export.source(str(tmp_path / 'x')).notes)
+
+
+@pytest.fixture
+def people(tmp_path):
+    """Three patients with two studies of two images each; each image is a series."""
+    for n in range(12):
+        person, study, number = n // 4, n // 2, n % 2
+        save(
+            tmp_path / 'clinic' / f'{person}/IM_{n}.dcm',
+            dicom(
+                SOPInstanceUID=f'1.{n}.1', SeriesInstanceUID=f'1.{n}', StudyInstanceUID=f'2.{study}',
+                AccessionNumber=f'00{study}', PatientID=f'{person:03d}', ViewPosition='PA' if number else 'LL',
+            ),
+        )  # fmt: skip
+    return tmp_path / 'clinic'
+
+
+@pytest.mark.parametrize(
+    ('column', 'value', 'each'),
+    [
+        ('SOPInstanceUID', '1.{0}.1', 1), ('image_id', '1.{0}.1', 1), ('file', '{2}/IM_{0}.dcm', 1),
+        ('Filename', 'D:\\export\\{2}\\im_{0}', 1), ('image', 'IM_{0}', 1), ('series_uid', '1.{0}', 1),
+        ('Study UID', '2.{1}', 2), ('accession', '{1}', 2), ('AccessionNumber', '00{1}', 2), ('MRN', '{2}.0', 4),
+        ('Patient ID', '00{2}', 4),
+    ],
+)  # fmt: skip
+def test_a_line_may_describe_anything(people, tmp_path, column, value, each):
+    lines = [f'{value.format(n, n // 2, n // 4)},{n // each % 2},BI-RADS {n // each % 3}' for n in range(0, 12, each)]
+    table = save(tmp_path / 'labels.csv', f'{column},mass,birads\n' + '\n'.join(lines) + '\nnot.there,1,BI-RADS 9\n')
+    source = export.source(str(people), labels=str(table), label_columns='mass,birads')
+    assert source.labels[0] == 'mass' and set(source.labels[1:]) == {f'BI-RADS {k}' for k in range(min(3, 12 // each))}
+    numbers = [int(re.search(r'^1\.(\d+)\.', entry.image)[1]) for entry in source.entries]
+    for n, codes in zip(numbers, labels_of(source), strict=True):
+        assert codes[0] == n // each % 2 and codes[1 + n // each % 3] == 1 and sum(codes[1:]) == 1
+    assert any('1 values of' in note for note in source.notes)
+    key = next(use for use in source.columns if use.column == column)
+    assert key.cells == 12 // each and ('one number' in key.why) == (value in ('{1}', '{2}.0'))
+
+
+def test_splits_texts_and_categories_of_a_table(people, tmp_path):
+    splits, density = ['train', 'dev', 'holdout'], ['B', 'b', 'C', 'N/A']
+    lines = [
+        f'00{n},2.{n},{splits[n // 2]},"FINDINGS: Study {n}.|IMPRESSION: Fine.",{density[n % 4]},{n}' for n in range(5)
+    ]
+    table = save(tmp_path / 'l.csv', 'accession,study,SplitName,text,density,number\n' + '\n'.join(lines) + '\n')
+    source = export.source(str(people), labels=str(table), label_columns='density')
+    assert source.labels == ('B', 'C')
+    assert [entry.split for entry in source.entries] == ['train'] * 4 + ['val'] * 4 + ['test'] * 2
+    assert [drop.reason for drop in source.dropped] == ['the table of labels names a split for others, not for it'] * 2
+    assert source.load(4).text == {'findings': 'Study 2.', 'impression': 'Fine.'}
+    assert labels_of(source)[:8:2] == [[1, 0], [1, 0], [0, 1], [-2, -2]]
+    uses = {use.column: use for use in source.columns}
+    assert uses['study'].use == 'StudyInstanceUID' and 'StudyInstanceUID says' in uses['accession'].why
+    assert uses['SplitName'].words == {'dev': ('val', 2), 'holdout': ('test', 1)}
+    assert 'numbers, 5 values; --label-columns' in uses['number'].why
+    data, _, _ = build(source, tmp_path / 'out')
+    assert data.split_list == 'given' and data.splits == {'train': 4, 'val': 4, 'test': 2}
+
+
+def test_readers_disagree_and_splits_conflict(people, tmp_path):
+    table = save(
+        tmp_path / 'l.csv',
+        'PatientID;birads;split\n000;2;train\n000;4;train\n001;2;val\n001;;test\n002;N.A.;test\n',
+    )
+    source = export.source(str(people), labels=str(table), label_columns='birads')
+    assert source.labels == ('birads=2', 'birads=4')
+    assert labels_of(source) == [[-3, -3]] * 4 + [[-2, -2]] * 4
+    assert {drop.reason for drop in source.dropped} == {'the table of labels names several splits for it'}
+    with pytest.raises(UserError, match="no column 'bi'"):
+        export.source(str(people), labels=str(table), label_columns='bi')
+    with pytest.raises(UserError, match='give the table with --labels'):
+        export.source(str(people), label_columns='birads')
+
+
+def test_files_of_one_uid_are_repeats_only_if_patient_and_pixels_are_equal(tmp_path):
+    root, pixels = tmp_path / 'export', bytes(range(120))
+    one = dict(SOPInstanceUID='1.9', StudyInstanceUID='1', PixelData=pixels)
+    save(root / 'a', dicom(**one))
+    save(root / 'b', dicom(**one, StudyDescription='sent again'))  # another header
+    save(root / 'c', dicom(**one, PatientID='other'))
+    save(root / 'd', dicom(**one | dict(PixelData=pixels[::-1])))
+    save(root / 'e', dicom(**one | dict(PixelData=pixels[::-1]), StationName='x'))
+    save(root / 'f', dicom(**one | dict(PixelData=pixels[::-1] * 2, NumberOfFrames=2)))
+    table = save(tmp_path / 'l.csv', 'SOPInstanceUID,PatientID,mass\n1.9,other,1\n')
+    source = export.source(str(root), labels=str(table))
+    assert reasons(source) == {
+        'file 2': 'repeats the instance of file 1', 'file 5': 'repeats the instance of file 4'
+    }  # fmt: skip
+    assert [entry.image for entry in source.entries] == [
+        '1.9', '1.9 copy 2', '1.9 copy 3', '1.9 copy 4 frame 1', '1.9 copy 4 frame 2'
+    ]  # fmt: skip
+    assert [entry.patient for entry in source.entries] == ['MRN4711', 'other', 'MRN4711', 'MRN4711', 'MRN4711']
+    assert any('3 files have the SOPInstanceUID of another file' in note for note in source.notes)
+    assert labels_of(source) == [[-2], [1], [-2], [-2], [-2]]  # the UID does not say which file is meant
+    assert sum(build(source, tmp_path / 'out')[0].splits.values()) == 5
 
 
 def test_real_files(tmp_path, real_dicom):

@@ -7,6 +7,8 @@ import subprocess
 import pytest
 from releases_text import all_text, build, dicom, image, labels_of, reasons, save
 
+from medjax import cli
+from medjax.data import records
 from medjax.data.sources import folder
 from medjax.errors import UserError
 
@@ -136,3 +138,47 @@ def test_folders_that_are_refused(tree, tmp_path):
     save(tree / 'extra/x.png', image(8))
     with pytest.raises(UserError, match='for test, train, but 1 images lie outside'):
         folder.source(str(tree))
+
+
+def test_the_layout_of_kaggle(tmp_path, capsys):
+    root = tmp_path / 'archive/chest_xray'
+    for n, split in enumerate(('train', 'train', 'val', 'test')):
+        for person in range(4):
+            for place in ('', 'chest_xray/'):
+                save(root / place / split / f'PNEUMONIA/person{person}_virus_{n}.jpeg', image(4 * n + person, 'JPEG'))
+                save(root / place / split / f'NORMAL/IM-{person}{n}-0001.jpeg', image(90 + 4 * n + person, 'JPEG'))
+    save(root / '__MACOSX/train/NORMAL/._IM-00.jpeg', b'\0')
+    argv = ['build', 'folder', str(root), '--patient', r'(person\d+|IM-\d+)', '--out', str(tmp_path / 'out')]
+    assert cli.main(argv) == 2
+    assert 'add --split drawn: then medjax draws a split for each patient' in capsys.readouterr().err
+    assert cli.main([*argv, '--split', 'drawn']) == 0
+    data = records.open(tmp_path / 'out')
+    assert data.labels == ('normal', 'pneumonia') and sum(data.splits.values()) == 32 and data.unknown_patients == 0
+    assert data.split_list == 'drawn' and data.dropped == 32
+    around = folder.source(str(tmp_path / 'archive'))
+    assert [entry.image for entry in around.entries] == [entry.image for entry in folder.source(str(root)).entries]
+    assert around.labels == data.labels and {entry.split for entry in around.entries} == {'train', 'val', 'test'}
+    save(root / 'chest_xray/train/NORMAL/IM-00-0001.jpeg', image(99, 'JPEG'))  # now it is no copy
+    with pytest.raises(UserError, match='32 images lie outside'):
+        folder.source(str(root))
+
+
+def test_other_words_for_splits_and_one_folder_alone(tmp_path):
+    for name, split in (('Training', 'train'), ('tune', 'val'), ('hold-out', 'test')):
+        save(tmp_path / 'a' / name / 'mass/1.png', image(len(name)))
+        assert split
+    source = folder.source(str(tmp_path / 'a'))
+    assert source.labels == ('mass',) and [entry.split for entry in source.entries] == ['train', 'test', 'val']
+    save(tmp_path / 'b/only/x/1.png', image(1))
+    save(tmp_path / 'b/only/y/2.png', image(2))
+    assert folder.source(str(tmp_path / 'b')).labels == ('only',)  # no splits below: it is the class
+    save(tmp_path / 'c/train/x/1.png', image(1))
+    assert [entry.split for entry in folder.source(str(tmp_path / 'c')).entries] == ['train']
+
+
+def test_a_group_around_everything_is_told(tmp_path):
+    for n in range(12):
+        save(tmp_path / 'set' / f'a/patient_{n}.png', image(n))
+    source = folder.source(str(tmp_path / 'set'), patient='(patient)_')
+    assert any('finds one patient in 12 of 12 images' in note for note in source.notes)
+    assert not any('finds one' in note for note in folder.source(str(tmp_path / 'set'), patient=r'_(\d+)').notes)

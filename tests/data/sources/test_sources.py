@@ -92,7 +92,7 @@ def test_encodings_and_delimiters(folder, encoding, delimiter, newline):
 def test_quotes(folder):
     csv(folder, 'image,text\nimages/0.png,"one\r\ntwo, ""three"""\nimages/1.png,5" wide\nimages/2.png,""\n')
     source = table.source(str(folder))
-    assert [source.load(i).text for i in range(3)] == [{'report': 'one\r\ntwo, "three"'}, {'report': '5" wide'}, {}]
+    assert [source.load(i).text for i in range(3)] == [{'report': 'one two, "three"'}, {'report': '5" wide'}, {}]
     csv(folder, 'image,text\nimages/0.png,"one\ntwo"\nimages/1.png,"open\nimages/2.png,x\nimages/3.png,y\n')
     with pytest.raises(UserError, match=r'metadata\.csv, line 4: a quote opens there and is never closed'):
         table.source(str(folder))
@@ -202,8 +202,9 @@ def test_images_without_a_patient_stand_alone_and_a_note_says_so(folder):
     ('text', 'words'),
     [
         ('img,mass\na,1\n', "column image is missing; did you mean 'img'"),
-        ('image,a,a\nx,1,1\n', "'a' is there twice"),
-        ('image,split\nimages/0.png,holdout\n', "'holdout'; use train, val or test"),
+        ('image,a,a\nx,1,0\n', "'a' is there twice, and line 2 differs"),
+        ('image,split\nimages/0.png,blue\n', "'blue'; use train, val or test"),
+        ('image,split\nimages/0.png,dev\n', "'dev' beside train is val"),
         ('', 'column image is missing'),
     ],
 )

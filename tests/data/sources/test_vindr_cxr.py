@@ -4,6 +4,7 @@ import gzip
 
 import numpy as np
 import pytest
+from PIL import Image
 from releases_dicom import assert_hidden, build, by_image, csv, dicom, labels, reasons
 
 from medjax.data.sources import vindr_cxr
@@ -96,9 +97,40 @@ def test_a_column_of_one_table_alone_is_blank_in_the_other(folder):
     assert codes[A]['tuberculosis'] == BLANK and codes[E] == dict.fromkeys(codes[E], BLANK) | {'tuberculosis': 1}
 
 
+@pytest.mark.parametrize('suffix', ['dicom', 'png'])
+def test_the_layout_of_kaggle(tmp_path, suffix):
+    root = tmp_path / 'kaggle'
+    for n, (split, image) in enumerate([('train', A), ('train', B), ('train', C), ('test', E)]):
+        pixels = dicom(root / split / f'{image}.dicom', n)
+        if suffix == 'png':
+            (root / split / f'{image}.dicom').unlink()
+            Image.fromarray(pixels.astype(np.uint8)).save(root / split / f'{image}.png')
+    csv(
+        root / 'train.csv',
+        'image_id,class_name,class_id,rad_id,x_min,y_min,x_max,y_max',
+        *(f'{A},Nodule/Mass,8,R{n},1,2,3,4' for n in (1, 2, 3)),
+        f'{A},Nodule/Mass,8,R3,5,6,7,8',
+        f'{A},ILD,5,R2,1,2,3,4',
+        *(f'{B},No finding,14,R{n},,,,' for n in (1, 2, 3)),
+        f'{C},ILD,5,R1,1,2,3,4',
+        f'{C},No finding,14,R2,,,,',
+        f'{D},No finding,14,R2,,,,',
+    )
+    csv(root / 'sample_submission.csv', 'image_id,PredictionString', f'{E},14 1 0 0 1 1')
+    source = vindr_cxr.source(str(root))
+    assert source.labels == ('ild', 'no_finding', 'nodule_mass')
+    assert {image: tuple(codes.values()) for image, codes in labels(source).items()} == {
+        A: (CONFLICTING, 0, 1), B: (0, 1, 0), C: (CONFLICTING, CONFLICTING, 0), E: (BLANK, BLANK, BLANK),
+    }  # fmt: skip
+    assert reasons(source) == {'train.csv line 12': 'there is no such file'}
+    data, _ = build(source, tmp_path / 'out')
+    assert data.splits == {'train': 3, 'test': 1}
+
+
 def test_what_is_refused(tmp_path):
     with pytest.raises(
-        UserError, match=r'image_labels_train\.csv or .*image_labels_test\.csv is missing; give the folder'
+        UserError,
+        match=r'image_labels_train\.csv or .*image_labels_test\.csv or train\.csv is missing; give the folder',
     ):
         vindr_cxr.source(str(tmp_path))
     csv(tmp_path / 'annotations' / 'image_labels_train.csv', 'image_id,rad_id,ILD', f'{A},R1,0')

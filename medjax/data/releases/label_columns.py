@@ -1,0 +1,226 @@
+"""Decides which columns of a table are labels, and reads their cells.
+
+A column of yes and no (0, 1, -1, True, ja, negative …) is one label. A column of names (benign, BI-RADS 2) gives one
+label for each name. A guess never fails without a word: see `LabelColumn.use` and `unused`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+
+from medjax.data.releases import column_names, words
+from medjax.data.releases.tables import Line
+from medjax.data.text.language import fold
+from medjax.data.types import BLANK, ColumnUse
+from medjax.errors import UserError, suggest
+
+MOST_VALUES = 100  # a text column with more values cannot be a label
+FEW = 0.05  # share of the cells that may be typing errors in a column of yes and no
+LISTED = 5  # lines that are named
+_RADS = re.compile(r'^(?:acr[ -]?)?(?:bi|lung|li|pi|ti)[ -]?rads[ :_-]*(?:category|cat\.?|score)?[ :_-]*(?=\w)')
+MOST_SUGGESTED = 20  # values of a column for which labels are suggested
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelColumn:
+    """A column that gives one label, or one for each of its values."""
+
+    column: str
+    values: tuple[str, ...]  # by `_value`, in the order of the labels; (): a column of yes and no
+    names: tuple[str, ...]  # of the labels
+    letters: frozenset[str]  # single letters that mean yes or no in this column
+    use: ColumnUse
+
+    def codes(self, cell: str) -> list[int]:
+        """The code of each label."""
+        if words.is_blank(cell):
+            return [BLANK] * len(self.names)
+        if self.values:
+            found = set(map(_value, _names(cell)))
+            return [int(value in found) for value in self.values]
+        code = _code(cell, self.letters)
+        return [BLANK if code is None else code]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Cells:
+    """The cells of a column."""
+
+    column: str
+    counts: Counter[str]  # of cells that are not blank
+    blank: Counter[str]  # of blank cells
+    letters: frozenset[str]
+    unread: tuple[int, ...]  # numbers of the lines whose cell is neither yes, no, uncertain nor blank
+
+    @property
+    def filled(self) -> int:
+        return self.counts.total()
+
+    @property
+    def values(self) -> int:
+        return len({_value(name) for cell in self.counts for name in _names(cell)})
+
+    @property
+    def is_yes_no(self) -> bool:
+        """Whether the column holds yes and no, perhaps with a few typing errors."""
+        read = self.filled - len(self.unread)
+        if 'rads' in column_names.plain(self.column):  # BI-RADS 0 and 1 are categories
+            return False
+        if not self.unread:
+            return read > 0
+        numbers = any(_is_number(cell) for cell in self.counts if _code(cell, self.letters) is None)
+        return not numbers and read >= 4 and len(self.unread) <= max(1, FEW * self.filled)
+
+
+def choose(
+    lines: Sequence[Line], columns: Sequence[str], taken: Collection[str], named: Sequence[str] | None, option: str
+) -> tuple[list[LabelColumn], list[ColumnUse]]:
+    """The label columns of a table, and what became of its other columns.
+
+    taken: columns that are used for something else. named: the columns that the user names with `option`; None: the
+    columns of yes and no whose names are not those of other things. UserError if a named column is missing or empty, or
+    has too many values.
+    """
+    read = [column for column in columns if column not in taken or column in (named or ())]
+    cells = {column: _cells(column, lines) for column in read}
+    if named is not None:
+        for column in named:
+            _check_named(column, columns, cells, option)
+        chosen = list(dict.fromkeys(named))
+    else:
+        free = [column for column in columns if column not in taken]
+        chosen = [c for c in free if cells[c].is_yes_no and not column_names.is_no_finding(c)]
+    labels: list[LabelColumn] = []
+    names: list[str] = []
+    for column in chosen:
+        label = _yes_no(cells[column]) if cells[column].is_yes_no else _categories(cells[column], [*names, *chosen])
+        labels.append(label)
+        names += label.names
+    others = [column for column in columns if column not in chosen and column not in taken]
+    return labels, [_unused(cells[column], option) for column in others]
+
+
+def _check_named(column: str, columns: Sequence[str], cells: Mapping[str, _Cells], option: str) -> None:
+    if column not in columns:
+        raise UserError(f'{option}: the table has no column {column!r}{suggest(column, columns)}')
+    if not cells[column].filled:
+        raise UserError(f'{option}: the column {column!r} is empty')
+    if not cells[column].is_yes_no and cells[column].values > MOST_VALUES:
+        raise UserError(
+            f'{option}: the column {column!r} has {cells[column].values} different values; '
+            f'a label column holds 0, 1, -1, or at most {MOST_VALUES} names'
+        )
+
+
+def _cells(column: str, lines: Sequence[Line]) -> _Cells:
+    counts = Counter(line.cells[column] for line in lines)
+    blank = Counter({cell: n for cell, n in counts.items() if words.is_blank(cell)})
+    counts = Counter({cell: n for cell, n in counts.items() if cell not in blank})
+    single = {cell.lower() for cell in counts if len(cell) == 1}
+    letters = frozenset('yn').union(*(pair for pair in words.PAIRS if pair <= single))
+    strange = {cell for cell in counts if _code(cell, letters) is None}
+    unread = tuple(line.number for line in lines if line.cells[column] in strange) if strange else ()
+    return _Cells(column, counts, blank, letters, unread)
+
+
+def _code(cell: str, letters: frozenset[str]) -> int | None:
+    if len(cell) == 1 and cell.isalpha() and cell.lower() not in letters:
+        return None
+    return words.code(cell)
+
+
+def _is_number(cell: str) -> bool:
+    return bool(re.fullmatch(r'[+-]?\d+([.,]\d+)?', cell))
+
+
+def _yes_no(cells: _Cells) -> LabelColumn:
+    read: dict[str, tuple[str, int]] = {}
+    for cell, n in cells.counts.items():
+        if (code := _code(cell, cells.letters)) is not None and not _is_number(cell):
+            read[cell] = (str(code), n)
+    why = ''
+    if n := len(cells.unread):
+        where = ', '.join(map(str, cells.unread[:LISTED])) + (', …' if n > LISTED else '')
+        why = f'{_count(n)} neither yes nor no and left blank: line{"s" * (n > 1)} {where}'
+    use = ColumnUse(
+        cells.column, 'label', cells.filled - len(cells.unread), cells.blank.total() + len(cells.unread),
+        read | blank_words(cells.blank), why,
+    )  # fmt: skip
+    return LabelColumn(cells.column, (), (cells.column,), cells.letters, use)
+
+
+def _names(cell: str) -> list[str]:
+    """The names in a cell: 'Effusion|Mass' has two."""
+    return [name.strip() for name in cell.split('|') if name.strip()]
+
+
+def _value(cell: str) -> str:
+    """A value without its writing: 'Benign' -> 'benign', '4.0' -> '4', 'BI-RADS 4A' and 'birads: 4a' -> '4a'."""
+    return re.sub(r'^(-?\d+)[.,]0+$', r'\1', _RADS.sub('', fold(cell)))
+
+
+def _one_line(text: str) -> str:
+    return ' '.join(text.split())
+
+
+def _categories(cells: _Cells, taken: Collection[str]) -> LabelColumn:
+    """One label for each value. Other writings of a value are joined with it; the most frequent one names the label."""
+    spelled: dict[str, str] = {}
+    written: Counter[str] = Counter()
+    for cell, n in cells.counts.items():
+        written.update(dict.fromkeys(map(_one_line, _names(cell)), n))
+    for name, _ in sorted(written.items(), key=lambda item: (-item[1], item[0])):
+        spelled.setdefault(_value(name), name)
+    values = sorted(spelled, key=spelled.__getitem__)
+    numbers = any(_is_number(name) for name in spelled.values())  # '2' alone says nothing
+    names: list[str] = []
+    for value in values:
+        name = spelled[value]
+        names.append(f'{cells.column}={name}' if numbers or name in taken or name in names else name)
+    remarks = []
+    if others := len(written) - len(values):
+        what = 's are other writings' if others > 1 else ' is another writing'
+        remarks.append(f'{others} value{what} of one, and joined with it')
+    if several := sum(n for cell, n in cells.counts.items() if len(_names(cell)) > 1):
+        remarks.append(f'{several} cells hold several names, divided at the bar')
+    use = ColumnUse(
+        cells.column, f'{len(values)} labels', cells.filled, cells.blank.total(), blank_words(cells.blank),
+        '; '.join(remarks),
+    )  # fmt: skip
+    return LabelColumn(cells.column, tuple(values), tuple(names), frozenset(), use)
+
+
+def blank_words(blank: Counter[str]) -> dict[str, tuple[str, int]]:
+    """The words that were taken for blank: word -> ('blank', number of cells)."""
+    return {word: ('blank', n) for word, n in blank.items() if word}
+
+
+def _unused(cells: _Cells, option: str) -> ColumnUse:
+    """The reason why a column is not used, and what would use it."""
+    column = cells.column
+    few = cells.values <= MOST_SUGGESTED
+    values = (
+        ('one value' if cells.values == 1 else f'{cells.values} values') if few else f'over {MOST_SUGGESTED} values'
+    )
+    as_labels = f'; {option} A,B makes a label of each value' if few and cells.values > 1 else ''
+    if not cells.filled:
+        why = 'empty'
+    elif cells.is_yes_no:
+        why = f'no label, because its name is not that of a finding; {option} A,B makes labels of columns'
+    elif all(_is_number(cell) for cell in cells.counts):
+        why = f'numbers, {values}{as_labels}'
+    else:
+        why = f'text, {values}{as_labels}'
+        known = sum(_code(cell, cells.letters) is not None for cell in cells.counts.elements())
+        if 2 * known > cells.filled:
+            why = f'{_count(len(cells.unread))} neither yes, no nor blank, too many for a label{as_labels}'
+    if field := column_names.looks_like(column):
+        why += f'; if it is {field}, call it so'
+    return ColumnUse(column, '', cells.filled, cells.blank.total(), {}, why)
+
+
+def _count(n: int) -> str:
+    return f'{n} cell is' if n == 1 else f'{n} cells are'

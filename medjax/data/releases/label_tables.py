@@ -1,0 +1,216 @@
+"""Reads a table of labels that comes beside images: `--labels FILE.csv` of an export.
+
+A line describes an image, a series, a study, an order, a patient or a file, by the column that names it. The finest one
+that the table has is used. Several lines with one key are joined: blank cells are ignored, and values that disagree are
+conflicting. The table may also give splits (column split) and reports (column text).
+"""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from medjax.data.releases import coding, column_names, label_columns, people, tables, words
+from medjax.data.releases.named_files import Finder
+from medjax.data.releases.tables import Line, Table
+from medjax.data.types import ColumnUse, Unreadable
+from medjax.errors import UserError, suggest
+
+# What a line may describe, the finest first -> (its name, names of the column without blanks and signs)
+KEYS = {
+    'instance': ('SOPInstanceUID', 'sopinstanceuid sopuid instanceuid sopinstance imageuid imageid image'),
+    'file': ('file', 'file filename filepath path image imagepath imagefile imagename dicompath dicom imageid datei'),
+    'series': ('SeriesInstanceUID', 'seriesinstanceuid seriesuid seriesid series'),
+    'study': ('StudyInstanceUID', 'studyinstanceuid studyuid studyid study examid'),
+    'accession': ('AccessionNumber', 'accessionnumber accession accessionno accno accanon'),
+    'patient': ('PatientID', column_names.NAMES['patient_id']),
+}
+
+
+class Described(NamedTuple):
+    """What a table says of each picture."""
+
+    labels: tuple[str, ...]  # names
+    codes: list[list[int] | None]  # of each picture; None: the table has no line for it
+    splits: list[str | None]  # of each picture; None for all: the table has no splits
+    conflicting: list[bool]  # whether the lines of a picture name several splits
+    texts: list[str]  # of each picture; '' without one
+    columns: list[ColumnUse]
+    notes: list[str]
+
+
+class _Key(NamedTuple):
+    """The column that says what a line describes, and what each picture has there."""
+
+    kind: str
+    column: str
+    lines: dict[str, list[Line]]  # value in the headers -> lines
+    matched_as_number: int  # values that lack the zeros of the headers, or have '.0'
+
+
+def read(path: pathlib.Path, finder: Finder, ids: Mapping[str, Sequence[str]], named: str | None) -> Described:
+    """Reads the table for pictures. ids: kind of key -> the id of each picture, '' if it has none.
+
+    finder: finds the files that cells name; their ids are paths below its folder. named: columns that are labels, from
+    --label-columns. UserError if no column names a picture, if no picture is in the table, or if the table gives
+    neither a label, a split nor a text.
+    """
+    if not path.is_file():
+        raise UserError(f'--labels {path}: there is no such file; give a CSV file')
+    table = tables.read_table(path)
+    key = _key(path, table, finder, ids)
+    split = _column(table, 'split')
+    text = next((column for column in table.columns if column.lower() == 'text'), '')
+    taken = [column for column in (key.column, split, text) if column]
+    lines = [line for group in key.lines.values() for line in group]
+    choice = None if named is None else [name.strip() for name in named.split(',') if name.strip()]
+    labels, unused = label_columns.choose(lines, table.columns, taken, choice, '--label-columns')
+    if not labels and not split and not text:
+        raise UserError(
+            f'--labels {path}: no column holds only 0, 1, -1 (uncertain) or nothing; '
+            f'name columns with --label-columns, which makes a label of each value of a text'
+        )
+
+    found = [key.lines.get(id, []) for id in ids[key.kind]]
+    meanings = words.split_meanings({line.cells[split] for line in lines} if split else set())
+    splits = [{meanings[line.cells[split]] for line in group} - {None} if split else set() for group in found]
+    uses = [
+        ColumnUse(key.column, KEYS[key.kind][0], len(lines), len(table.lines) - len(lines), why=_number_remark(key)),
+        *_other_uses(lines, split, text, meanings),
+        *(label.use for label in labels),
+        *(_key_remark(use, key) for use in unused),
+    ]
+    return Described(
+        tuple(name for label in labels for name in label.names),
+        [_codes(labels, group) if group else None for group in found],
+        [next(iter(names)) if len(names) == 1 else None for names in splits],
+        [len(names) > 1 for names in splits],
+        ['\n\n'.join(dict.fromkeys(_text(line, text) for line in group)).strip() if text else '' for group in found],
+        sorted(uses, key=lambda use: table.columns.index(use.column)),
+        _notes(path, table, key, found),
+    )
+
+
+def _key(path: pathlib.Path, table: Table, finder: Finder, ids: Mapping[str, Sequence[str]]) -> _Key:
+    """The finest key of which a value is in the pictures. UserError if there is none."""
+    tried: list[str] = []
+    for kind, (name, spellings) in KEYS.items():
+        for column in table.columns:
+            if column_names.plain(column) in spellings.split():
+                by_file = functools.partial(_file, finder, column)
+                groups = table.by(by_file if kind == 'file' else column)
+                lines, numbers = _matched(groups, ids[kind])
+                if lines:
+                    return _Key(kind, column, lines, numbers)
+                tried.append(name)
+    if not tried:
+        names = [name for name, _ in KEYS.values()]
+        raise UserError(
+            f'--labels {path}: none of its columns is {", ".join(names)}; '
+            f'one of them must say which image a line is for{suggest("SOPInstanceUID", table.columns)}'
+        )
+    shortened = any(people.is_shortened(cell) for line in table.lines for cell in line.cells.values())
+    raise UserError(
+        f'--labels {path}: no {" or ".join(dict.fromkeys(tried))} of it is in a header of these files; a spreadsheet '
+        f'{"has shortened numbers to 1.2E+12" if shortened else "may have changed it (leading zeros, long numbers)"}, '
+        'or the export has new ids'
+    )
+
+
+def _file(finder: Finder, column: str, line: Line) -> str:
+    """The path of the file that a cell means; '' if there is none."""
+    try:
+        return finder.find(line.cells[column]).file.relative_to(finder.root).as_posix()
+    except (Unreadable, ValueError):
+        return ''
+
+
+def _matched(lines: Mapping[str, list[Line]], ids: Sequence[str]) -> tuple[dict[str, list[Line]], int]:
+    """Id of a picture -> its lines; and how many ids were matched as numbers, without zeros at the start or '.0'."""
+    present = {id for id in ids if id and not words.is_nobody(id)}
+    by_number: dict[str, list[str]] = defaultdict(list)
+    for id in present:
+        by_number[people.number(id)].append(id)
+    matched: dict[str, list[Line]] = defaultdict(list)
+    numbers = set()
+    for value, group in lines.items():
+        same = by_number.get(people.number(value), []) if people.number(value) else []
+        if value in present:
+            matched[value] += group
+        elif len(same) == 1:
+            matched[same[0]] += group
+            numbers.add(same[0])
+    return dict(matched), len(numbers)
+
+
+def _column(table: Table, field: str) -> str:
+    """The column of the split; '' without one. UserError if the column `split` holds something else."""
+    names = column_names.NAMES[field].split()
+    for column in sorted(table.columns, key=lambda column: column.lower() != field):
+        if column_names.plain(column) in names:
+            cells = {line.cells[column] for line in table.lines if not words.is_blank(line.cells[column])}
+            unknown = sorted(cell for cell, meaning in words.split_meanings(cells).items() if meaning is None)
+            if cells and not unknown:
+                return column
+            if cells and column.lower() == field:
+                shown = ', '.join(repr(cell[:20]) for cell in unknown[:3])
+                raise UserError(f'--labels: the column {column} holds {shown}; use train, val or test')
+    return ''
+
+
+def _codes(labels: Sequence[label_columns.LabelColumn], lines: Sequence[Line]) -> list[int]:
+    return coding.combine_lines(
+        [[code for label in labels for code in label.codes(line.cells[label.column])] for line in lines]
+    )
+
+
+def _text(line: Line, column: str) -> str:
+    return '' if words.is_blank(line.cells[column]) else line.cells[column]
+
+
+def _other_uses(lines: Sequence[Line], split: str, text: str, meanings: Mapping[str, str | None]) -> list[ColumnUse]:
+    result = []
+    for column, name in ((split, 'split'), (text, 'text')):
+        if column:
+            blank = sum(words.is_blank(line.cells[column]) for line in lines)
+            result.append(ColumnUse(column, name, len(lines) - blank, blank))
+    if split:
+        counts: dict[str, int] = defaultdict(int)
+        for line in lines:
+            counts[line.cells[split]] += 1
+        read = {
+            cell: (str(meanings[cell]), n) for cell, n in counts.items() if meanings[cell] not in (None, cell.lower())
+        }
+        result[0] = result[0]._replace(words=read)
+    return result
+
+
+def _number_remark(key: _Key) -> str:
+    if not key.matched_as_number:
+        return ''
+    return (
+        f'{key.matched_as_number} values differ from the headers in zeros at the start or in ".0", and are one number'
+    )
+
+
+def _key_remark(use: ColumnUse, key: _Key) -> ColumnUse:
+    """The use of a column that is not used, with the reason if it could be the key."""
+    plain = column_names.plain(use.column)
+    if any(plain in names.split() for _, names in KEYS.values()):
+        return use._replace(why=f'{KEYS[key.kind][0]} says which image a line is for')
+    return use
+
+
+def _notes(path: pathlib.Path, table: Table, key: _Key, found: Sequence[Sequence[Line]]) -> list[str]:
+    notes = []
+    if without := sum(not group for group in found):
+        notes.append(f'{without} images have no line in {path.name}: their labels are blank')
+    used = {line.number for group in key.lines.values() for line in group}
+    if unused := len({line.cells[key.column] for line in table.lines if line.number not in used}):
+        notes.append(f'{unused} values of {KEYS[key.kind][0]} in {path.name} are in no file')
+    if table.dropped:
+        notes.append(f'{len(table.dropped)} lines of {path.name} have too few or too many cells and are left out')
+    return notes

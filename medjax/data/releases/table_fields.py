@@ -1,0 +1,154 @@
+"""Reads the fields of a table that somebody made: patient, study, split, age, sex …, in the forms that people use.
+
+Cells that say nothing become '', splits become train, val and test, numbers of people get one spelling. `uses` says
+what became of each column, with counts and without an id.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from medjax.data.releases import coding, column_names, people, words
+from medjax.data.releases.label_columns import blank_words
+from medjax.data.releases.tables import Line, Table
+from medjax.data.types import ColumnUse
+from medjax.errors import UserError
+
+
+class Fields(NamedTuple):
+    """A table whose columns have the names of their fields."""
+
+    columns: list[str]  # 'patient_id' for the column 'MRN'; other names as they are
+    lines: list[Line]  # with these columns, and cells in one form
+    raw: dict[int, Line]  # number of a line -> the line as it is in the file
+    column_of: dict[str, str]  # field -> name of its column in the file
+    respelled: dict[str, set[str]]  # 'patient_id' and 'study_id' -> cells that got another spelling
+
+
+def read(table: Table) -> Fields:
+    """Reads a table. UserError if its column split holds something else than splits."""
+    column_of = column_names.fields(table.columns, lambda field, column: _can_hold(table, field, column))
+    spellings = {
+        field: people.spellings(line.cells[column_of[field]] for line in table.lines)
+        for field in ('patient_id', 'study_id')
+        if field in column_of
+    }
+    meanings = _splits(table, column_of['split']) if 'split' in column_of else {}
+    name_of = {column: field for field, column in column_of.items()}
+    lines = []
+    for line in table.lines:
+        cells = {name_of.get(column, column): cell for column, cell in line.cells.items()}
+        for field in column_of.keys() - {'image', 'mask'}:
+            cell = '' if words.is_blank(cells[field]) else cells[field]
+            cells[field] = spellings.get(field, {}).get(cell, cell)
+        if 'split' in column_of:
+            cells['split'] = meanings.get(cells['split'], '')
+        lines.append(Line(line.number, cells))
+    columns = [name_of.get(column, column) for column in table.columns]
+    respelled = {field: set(found) for field, found in spellings.items()}
+    return Fields(columns, lines, {line.number: line for line in table.lines}, column_of, respelled)
+
+
+def people_of(lines: Sequence[Line]) -> people.People:
+    """The people of the lines of a table. The study of a line without one is the line itself."""
+    studies = None
+    if any(line.cells.get('study_id') for line in lines):
+        studies = [line.cells['study_id'] or f'line {line.number}' for line in lines]
+    return people.people([line.cells.get('patient_id', '') for line in lines], studies)
+
+
+def uses(fields: Fields, lines: Sequence[Line], persons: people.People) -> list[ColumnUse]:
+    """What became of the columns that are fields. lines: those whose image is used. persons: `people_of` them."""
+    result = []
+    for field, column in fields.column_of.items():
+        cells = Counter(fields.raw[line.number].cells[column] for line in lines)
+        blank = Counter({cell: n for cell, n in cells.items() if words.is_blank(cell)})
+        filled = Counter({cell: n for cell, n in cells.items() if cell not in blank})
+        use = ColumnUse(column, field, filled.total(), blank.total(), blank_words(blank))
+        if field == 'patient_id':
+            unknown = persons.blank + persons.shared
+            use = use._replace(cells=len(lines) - unknown, blank=unknown, why='; '.join(_remarks(fields, filled)))
+        elif field == 'study_id':
+            use = use._replace(why='; '.join(_remarks(fields, filled, 'study_id')))
+        elif field == 'split':
+            meanings = words.split_meanings(set(filled))
+            read_as = {cell: (meanings[cell], n) for cell, n in filled.items() if cell.lower() != meanings[cell]}
+            use = use._replace(words=blank_words(blank) | read_as)
+        elif field == 'age':
+            use = _without_unread(use, sum(n for cell, n in filled.items() if coding.age(cell) is None), 'age')
+        elif field == 'sex':
+            use = _sex_use(use, filled)
+        result.append(use)
+    return result
+
+
+def sex(cell: str) -> str | None:
+    """'M' or 'F' if the cell means so. Other single words ('O', 'divers') stay; numbers and sentences become None."""
+    return words.sex(cell) or (cell if re.fullmatch(r'[^\W\d_]{1,12}', cell) else None)
+
+
+def _can_hold(table: Table, field: str, column: str) -> bool:
+    """Whether a column with another name can hold a field, by its cells."""
+    cells = {line.cells[column] for line in table.lines if not words.is_blank(line.cells[column])}
+    if field == 'split':
+        return bool(cells) and None not in words.split_meanings(cells).values()
+    if field == 'age':
+        return any(coding.age(cell) is not None for cell in cells)
+    return bool(cells) and field != 'image'
+
+
+def _splits(table: Table, column: str) -> dict[str, str]:
+    """Cell -> 'train', 'val' or 'test'."""
+    cells = {line.cells[column] for line in table.lines if not words.is_blank(line.cells[column])}
+    meanings = words.split_meanings(cells)
+    if unknown := sorted(cell for cell in cells if meanings[cell] is None):
+        hint = "; 'dev' beside train is val" if any(words.split(cell) == 'dev' for cell in unknown) else ''
+        raise UserError(
+            f'{table.path.name}: the column {column} holds {", ".join(repr(cell[:20]) for cell in unknown[:3])}; '
+            f'use train, val or test{hint}'
+        )
+    return {cell: str(meaning) for cell, meaning in meanings.items()}
+
+
+def _remarks(fields: Fields, filled: Counter[str], field: str = 'patient_id') -> list[str]:
+    """Remarks on ids that programs have changed."""
+    respelled = sum(n for cell, n in filled.items() if cell in fields.respelled[field])
+    cut = sum(n for cell, n in filled.items() if people.is_shortened(cell))
+    long = {cell: n for cell, n in filled.items() if re.fullmatch(r'\d{16,}', cell)}
+    if len(long) > 1 and not any(cell[15:].strip('0') for cell in long):  # a spreadsheet keeps 15 digits
+        cut += sum(long.values())
+    dates = sum(n for cell, n in filled.items() if people.is_date(cell))
+    remarks = []
+    if respelled:
+        remarks.append(f'{respelled} cells are written as 0017 or 17.0 is, and count as one number with 17')
+    if cut:
+        remarks.append(
+            f'{cut} cells have lost digits in a spreadsheet (1.2E+12, or zeros after 15 digits): '
+            'different ids may be one now. Write the column as text'
+        )
+    if dates:
+        remarks.append(f'{dates} cells look like dates, which a spreadsheet makes of ids such as 3-12')
+    return remarks
+
+
+def _without_unread(use: ColumnUse, unread: int, what: str) -> ColumnUse:
+    """The use of a column in which `unread` cells hold no `what`."""
+    if not unread:
+        return use
+    why = f'{unread} cell{"s hold" if unread > 1 else " holds"} no {what}, left blank'
+    return use._replace(cells=use.cells - unread, blank=use.blank + unread, why=why)
+
+
+def _sex_use(use: ColumnUse, filled: Counter[str]) -> ColumnUse:
+    read_as = {
+        cell: (meaning, n)
+        for cell, n in filled.items()
+        if (meaning := words.sex(cell)) and cell.upper() != meaning and cell.lower() not in ('male', 'female')
+    }
+    use = _without_unread(use, sum(n for cell, n in filled.items() if sex(cell) is None), 'sex')
+    if numbers := sorted(cell for cell in filled if re.fullmatch(r'\d(\.0)?', cell)):
+        use = use._replace(why=f'{use.why}: {" and ".join(numbers[:3])} do not say who is male; write M and F')
+    return use._replace(words={**use.words, **read_as})

@@ -1,0 +1,120 @@
+"""The usual words of people's tables, in six languages: for blank, yes, no, uncertain, nobody, splits and sexes.
+
+Tables of public releases have one fixed form, and `coding` reads it strictly. A table that somebody made has words of
+many programs and languages. Every function here compares without regard to case, accents, blanks and dots.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+
+from medjax.data.text.language import fold
+
+
+def _set(text: str) -> frozenset[str]:
+    return frozenset(_plain(word) for word in text.split(','))
+
+
+def _plain(text: str) -> str:
+    """'N. A.' and '<NA>' -> 'na'; 'keine Angabe' -> 'keine angabe'. Numbers keep their dots."""
+    text = fold(text)
+    if any(character.isalpha() for character in text):
+        text = re.sub(r"[.'\"<>()\[\]#!?]", '', text.replace('. ', ''))
+    return ' '.join(text.split())
+
+
+# What programs write for an empty cell, then what people write. No word here is a finding, a class or a grade.
+_BLANK = _set("""
+    na, n/a, nan, none, null, nil, nat, -nan, \\n, missing, blank, empty, undefined, value, ref, div/0, name?, num,
+    unknown, unk, unkn, not known, not available, not applicable, not reported, not recorded, not done, not given,
+    not specified, unspecified, no data, no value, nd, n/d, n/k, nk, n/r, tbd, todo,
+    unbekannt, keine angabe, keine angaben, ka, k/a, fehlt, fehlend, leer, nicht bekannt, nicht erhoben, entfallt,
+    inconnu, inconnue, manquant, manquante, non disponible, non renseigne, non precise, non connu, vide, nsp, nc, n/c,
+    desconocido, desconocida, sin datos, sin dato, s/d, no disponible, no consta, vacio, falta,
+    desconhecido, desconhecida, sem dados, nao disponivel, nao informado, nao consta, vazio,
+    sconosciuto, sconosciuta, non noto, mancante, onbekend, ontbreekt, niet bekend
+""")
+_YES = _set("""
+    1, +1, yes, y, true, t, positive, pos, present, +, ja, j, wahr, positiv, vorhanden, oui, o, vrai, positif, presente,
+    si, s, verdadero, positivo, sim, verdadeiro, vero, waar, positief, aanwezig
+""")
+_NO = _set("""
+    0, -0, no, n, false, f, negative, neg, absent, nein, falsch, negativ, nicht vorhanden, non, faux, negatif, falso,
+    negativo, ausente, nao, assente, nee, onwaar, negatief, afwezig
+""")
+_UNCERTAIN = _set("""
+    -1, uncertain, equivocal, indeterminate, possible, possibly, maybe, doubtful, unsicher, unklar, fraglich,
+    moglich, incertain, possible, douteux, equivoque, incierto, dudoso, posible, incerto, duvidoso, possivel, twijfel
+""")
+# Single letters mean yes or no only in a column that has both of one pair: 'F' alone may mean female.
+PAIRS = (frozenset('yn'), frozenset('tf'), frozenset('jn'), frozenset('on'), frozenset('sn'))
+_SPLITS = {
+    'train': _set("""train, training, trn, trainset, train set, training set, train data, entrainement,
+        entrenamiento, treino, treinamento, addestramento, trainieren"""),
+    'val': _set("""val, valid, validate, validation, validation set, valset, val set, valid set, tune, tuning, tuneset,
+        tuning set, internal validation, validierung, validacion, validacao, validazione, validatie"""),
+    'test': _set("""test, testing, tst, testset, test set, testing set, test data, holdout, hold-out, hold out,
+        held-out, held out, heldout, holdout set, prueba, teste, external test, internal test"""),
+    'dev': _set('dev, devel, dev set, devset, development, development set'),
+}  # fmt: skip
+_MALE = _set("""m, male, man, men, boy, mannlich, mann, junge, masculin, homme, garcon, h, masculino, hombre, varon,
+    homem, maschio, mannelijk""")  # fmt: skip
+_FEMALE = _set("""f, female, woman, women, girl, w, weiblich, frau, madchen, feminin, femme, fille, femenino, mujer,
+    feminino, mulher, femmina, vrouwelijk, vrouw""")  # fmt: skip
+# An id that says 'nobody' in words. 'ANON007' is not here: it may be the pseudonym of one person (see `people`).
+_NOBODY = _set("""
+    anonymous, anonymized, anonymised, anonym, anon, anonymisiert, anonyme, anonymise, anonimo, anonimizado,
+    anonimizzato, anoniem, geanonimiseerd, deidentified, de-identified, de identified, deid, de-id, identity removed,
+    pseudonym, pseudonymized, pseudonymised, removed, redacted, deleted, hidden, masked, nobody, noname, no name, no id,
+    noid, patient, patientid, patient id, ohne, ohne namen, kein, keine, aucun, ninguno, nenhum, withheld, confidential,
+    dummy
+""")
+_LONGEST = 40  # characters of a word; longer cells are texts, and reading them would take time
+
+
+@functools.lru_cache(4096)  # tables have millions of cells and few different values
+def is_blank(cell: str) -> bool:
+    """Whether a cell says that nothing is known: '', 'NaN', 'N.A.', '-', 'unbekannt'."""
+    return len(cell) <= _LONGEST and (_plain(cell) in _BLANK or not re.search(r'[^\W_]|\+', cell))
+
+
+@functools.lru_cache(4096)
+def code(cell: str) -> int | None:
+    """1, 0 or -1 from '1', '1.0', 'True', 'ja', 'négatif', 'uncertain'; None for any other cell."""
+    if len(cell) > _LONGEST:
+        return None
+    text = _plain(re.sub(r'^([+-]?\d)[.,]0*$', r'\1', cell.strip()))
+    return 1 if text in _YES else 0 if text in _NO else -1 if text in _UNCERTAIN else None
+
+
+def sex(cell: str) -> str | None:
+    """'M' or 'F' from 'Male', 'weiblich', 'homme'; None for any other cell."""
+    text = _plain(cell)
+    return 'M' if text in _MALE else 'F' if text in _FEMALE else None
+
+
+@functools.lru_cache(4096)
+def split(cell: str) -> str | None:
+    """'train', 'val' or 'test' from 'Training', 'tune', 'hold-out'; 'dev' from 'development'; None for other cells.
+
+    What 'dev' means depends on the other splits: see `split_meanings`.
+    """
+    text = _plain(cell.replace('_', ' '))
+    return next((name for name, words in _SPLITS.items() if text in words), None)
+
+
+def split_meanings(cells: set[str]) -> dict[str, str | None]:
+    """Cell -> 'train', 'val', 'test', or None if it cannot be read.
+
+    'dev' is val beside train. Without train it may be all that is not test, so it is None.
+    """
+    meanings = {cell: split(cell) for cell in cells}
+    dev = 'val' if 'train' in meanings.values() and 'val' not in meanings.values() else None
+    return {cell: dev if meaning == 'dev' else meaning for cell, meaning in meanings.items()}
+
+
+@functools.lru_cache(65536)
+def is_nobody(cell: str) -> bool:
+    """Whether an id says in words that it is nobody's: blank, 'ANONYMOUS', 'removed', 'N/A'."""
+    return is_blank(cell) or _plain(cell.replace('_', ' ').replace('^', ' ')) in _NOBODY

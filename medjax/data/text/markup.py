@@ -1,0 +1,98 @@
+r"""Reports in the forms of other programs as plain text.
+
+    plain('<p><b>FINDINGS:</b> Nodule &lt; 5 mm.<br/>Heart is normal.</p>')
+    -> '**FINDINGS:** Nodule < 5 mm.\nHeart is normal.\n\n'
+
+Systems of hospitals write reports as HTML or RTF, with entities of XML, with line breaks as '\n' or '\.br\' (HL7), or
+with a bar for each line; language models write markdown. A text without such marks stays as it is.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+
+_HIDDEN = re.compile(
+    r'<!--.{0,5000}?-->|<(script|style|head|title)\b[^<>]{0,500}>.{0,5000}?</\1\s*>', re.IGNORECASE | re.DOTALL
+)
+# Only names of HTML: '<DATE>' is a placeholder of de-identification, and '<5 mm' is a size.
+_PARAGRAPH = re.compile(
+    r'</?(?:p|div|table|ul|ol|dl|h[1-6]|section|article|header|footer|blockquote|pre|body|html|form)\b[^<>]{0,500}>',
+    re.IGNORECASE,
+)
+_LINE = re.compile(
+    r'<(?:br|hr|li)\b[^<>]{0,500}>|</?(?:tr|td|th|thead|tbody|tfoot|dt|dd)\b[^<>]{0,500}>|<(?:cr|lf|crlf|nl) ?/?>',
+    re.IGNORECASE,
+)
+_BOLD = re.compile(r'<(b|strong)\b[^<>]{0,500}>\s*([^<>]{1,300}?)\s*</\1\s*>', re.IGNORECASE)
+_INLINE = re.compile(
+    r'</?(?:i|em|u|s|strike|font|span|a|sup|sub|small|big|center|tt|code|li|img|col|colgroup|caption|meta|link'
+    r'|[owv]:[a-z]+|\?xml[^<>]*|!doctype[^<>]*)(?:\s[^<>]{0,500})?/?>',
+    re.IGNORECASE,
+)
+_BOLD_LEFT = re.compile(r'</?(?:b|strong)\b[^<>]{0,500}>', re.IGNORECASE)
+_ENTITY = re.compile(r'&(?:#\d{1,7}|#x[0-9a-f]{1,6}|[a-z]{2,8}\d{0,2});', re.IGNORECASE)
+_HL7_BREAK = re.compile(r'\\\.(?:br|sp|ce|in|ti|fi|nf|sk)[+-]?\d*\\|\\X(?:0D|0A)+\\', re.IGNORECASE)
+_HL7_HEX = re.compile(r'\\X((?:[0-9A-F]{2}){1,8})\\')
+_HL7 = {'H': '', 'N': '', 'F': '|', 'S': '^', 'T': '&', 'R': '~', 'E': '\\'}
+_ESCAPED = re.compile(r'(?P<path>\b[A-Za-z]:\\[\w\\.-]*)|(?<!\\)\\{1,2}(?:r\\{1,2}n|n|r|(?P<tab>t))')
+_EXCEL_BREAK = re.compile(r'_x000[dD]_(?:\r?\n)?')
+_RTF_GROUP = re.compile(r'\{\\(?:\*|fonttbl|colortbl|stylesheet|info|pict)(?:[^{}]|\{[^{}]{0,500}\}){0,5000}\}')
+_RTF_BREAK = re.compile(r'\\(?:par|line|row|cell)\b ?')
+_RTF_WORD = re.compile(r'\\[a-z]+-?\d* ?|(?<!\\)[{}]')
+_UNDERLINED = re.compile(r'(?<!\w)__(?=[^\W_])([^_\n]{1,60}?)(?<=\S)__(?!\w)')
+_QUOTE = re.compile(r'^[ \t]*(?:>[ \t]?)+', re.MULTILINE)
+_BAR = re.compile(r'[ \t]*\|[ \t]*')
+# A tilde between lines, not one before a number ('~5 mm'), in a rule or inside a sentence
+_TILDE = re.compile(r'(?<!~)(?:(?<=[.:;!?])[ \t]*~{1,2}|~{1,2}(?=[ \t]*(?:[A-ZÀ-Þ]|$)))(?!~)(?![ \t]?\d)', re.MULTILINE)
+
+
+def plain(text: str) -> str:
+    """The text without the marks of its form: lines and paragraphs as line breaks, bold text between '**'."""
+    if text.lstrip().startswith('{\\rtf'):
+        text = _rtf(text)
+    text = _hl7(text) if '\\' in text else text
+    text = _EXCEL_BREAK.sub('\n', text)
+    for _ in range(3):  # entities may be escaped twice, and hide tags
+        before = text
+        if '<' in text:
+            text = _without_tags(text)
+        if '&' in text:
+            text = _ENTITY.sub(lambda match: html.unescape(match[0]), text).replace('\xa0', ' ')
+        if text == before:
+            break
+    if '__' in text:
+        text = _UNDERLINED.sub(r'**\1**', text)
+    if '>' in text and _is_quoted(text):
+        text = _QUOTE.sub('', text)
+    if '|' in text:
+        text = _BAR.sub('\n', text)
+    return _TILDE.sub('\n', text) if '~' in text else text
+
+
+def _without_tags(text: str) -> str:
+    text = _HIDDEN.sub('', text).replace('<![CDATA[', '').replace(']]>', '')
+    text = _LINE.sub('\n', _PARAGRAPH.sub('\n\n', text))
+    return _BOLD_LEFT.sub('', _BOLD.sub(r'**\2**', _INLINE.sub('', text)))
+
+
+def _rtf(text: str) -> str:
+    """The text of a document in Microsoft's rich text format."""
+    text = _RTF_BREAK.sub('\n', _RTF_GROUP.sub('', text.replace('\r', '').replace('\n', ' ')))
+    text = re.sub(r"\\'([0-9a-fA-F]{2})", lambda match: bytes.fromhex(match[1]).decode('cp1252', 'replace'), text)
+    text = re.sub(r'\\u(\d{1,5})\??', lambda match: chr(int(match[1]) & 0xFFFF), text)
+    return _RTF_WORD.sub('', text).replace('\\{', '{').replace('\\}', '}')
+
+
+def _hl7(text: str) -> str:
+    """The text without the escapes of HL7 and of JSON."""
+    text = _HL7_BREAK.sub('\n', text)
+    text = _HL7_HEX.sub(lambda match: bytes.fromhex(match[1]).decode('utf-8', 'replace'), text)
+    text = re.sub(r'\\([HNFSTRE])\\', lambda match: _HL7[match[1]], text)
+    return _ESCAPED.sub(lambda match: match['path'] or (' ' if match['tab'] else '\n'), text)
+
+
+def _is_quoted(text: str) -> bool:
+    """Whether most lines begin with '>'. In other texts, '> 5 mm' at the start of a line is a size."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return 2 * sum(line.startswith('>') for line in lines) > len(lines)
