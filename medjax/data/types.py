@@ -64,13 +64,22 @@ class Example(NamedTuple):
     note: str = ''  # why a detail was left out ('the mask is left out: …'); is written to the list of drops
 
 
+class Picture(NamedTuple):
+    """The pixels of an example, and what a reader should know about them."""
+
+    pixels: np.ndarray  # uint8 or uint16 [H,W,C]
+    remarks: tuple[str, ...] = ()  # 'it shows nothing: …'; equal sentences are counted; no id, name or number in them
+    aspect: float = 1.0  # height of a pixel divided by its width
+
+
 class Drop(NamedTuple):
-    """An image that was set aside, or a detail of an image: its mask, a text, a label."""
+    """An image that was set aside, a detail of an image (its mask, a text, a label), or a remark on an image."""
 
     image: str  # plain id; hashed before it is written
     where: str
     reason: str
-    scope: str = 'record'  # 'record': the image is not in the data set; 'detail': the image is, the detail is not
+    # 'record': the image is not in the data set; 'detail': the image is, the detail is not; 'remark': nothing is missing
+    scope: str = 'record'
 
 
 class Source(NamedTuple):

@@ -8,11 +8,13 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from collections.abc import Sequence
 
 import numpy as np
 
-from medjax.data.images import dicom, dicom_pixels, headers
-from medjax.data.types import Unreadable
+from medjax.data.images import dicom, dicom_pixels, grey, headers
+from medjax.data.images.windows import Window
+from medjax.data.types import Picture, Unreadable
 
 
 def decode(data: bytes, channels: int, bits: int) -> np.ndarray:
@@ -29,28 +31,44 @@ def decode(data: bytes, channels: int, bits: int) -> np.ndarray:
 
 
 def read(data: bytes, frame: int = 0) -> np.ndarray:
-    """The pixels of a source file. Its content, not its name, gives its kind. `frame`: of a DICOM file.
+    """The pixels of a source file, as `picture` gives them. Raises Unreadable."""
+    return picture(data, frame).pixels
 
-    Raises Unreadable.
+
+def picture(data: bytes, frame: int = 0, windows: Sequence[Window] = ()) -> Picture:
+    """The pixels of a source file in the size that it has, with remarks.
+
+    Its content, not its name, gives its kind. `frame`: of a DICOM file. `windows`: for CT, in place of those of the
+    header. Raises Unreadable.
     """
     kind = 'DICOM' if dicom.looks_like(data) else headers.kind(data)
+    if windows and kind != 'DICOM':
+        raise Unreadable(f'--window is for CT in DICOM files, and this is a {kind}; leave --window out')
     try:
         if kind == 'DICOM':
-            pixels = dicom_pixels.pixels(data, frame)
+            found = dicom_pixels.picture(data, frame, windows)
         elif kind == 'PNG':
             needed, turn = headers.png(data)
-            pixels = turned(_pillow(needed), turn)
+            found = Picture(turned(_pillow(needed), turn))
         else:
-            pixels = _checked_jpeg(data)
+            found = Picture(_checked_jpeg(data))
     except Unreadable:
         raise
     except MemoryError:
         raise Unreadable('there is not enough memory to read it') from None
     except Exception as error:  # on damaged files, decoders may raise almost any exception
-        # The messages of a DICOM library may quote fields of the file, so only the name of the exception is kept.
-        detail = type(error).__name__ if kind == 'DICOM' else ' '.join(str(error).split())[:150]
-        raise Unreadable(f'damaged {kind}: {detail}') from None
-    return grey_if_equal(pixels)
+        # Some messages of Pillow and simplejpeg help; those of other exceptions are words for programmers.
+        detail = ' '.join(str(error).split())[:150] if isinstance(error, (OSError, ValueError)) else ''
+        raise Unreadable(f'damaged {kind}: {detail or "its picture cannot be read"}') from None
+    return remarked(found._replace(pixels=grey_if_equal(found.pixels)))
+
+
+def remarked(found: Picture) -> Picture:
+    """The picture with the remark that it shows nothing, if all its pixels are equal and no remark says so."""
+    pixels = found.pixels.reshape(-1, found.pixels.shape[2])
+    if found.remarks or (pixels[0] != pixels[len(pixels) // 2]).any() or (pixels != pixels[0]).any():
+        return found
+    return found._replace(remarks=(grey.ONE_VALUE,))
 
 
 def mask(data: bytes) -> np.ndarray:
@@ -134,6 +152,7 @@ def keepable(data: bytes | np.ndarray) -> bytes | None:
     header = headers.jpeg(data)
     if header.turn != 1 or header.channels == 4:
         return None
+    data = headers.whole_spectrum(data)
     kept, at = [], 0
     for marker, start, end in headers.segments(data):  # up to the end marker; bytes after it belong to no image
         metadata = marker == 0xFE or (0xE1 <= marker <= 0xEF and marker != 0xEE)  # decoding needs APP0 and APP14
@@ -155,6 +174,7 @@ def turned(pixels: np.ndarray, turn: int) -> np.ndarray:
 def _checked_jpeg(data: bytes) -> np.ndarray:
     """The pixels of a source's JPEG: checked, grey or RGB, turned upright."""
     header = headers.jpeg(data)
+    data = headers.whole_spectrum(data)
     if header.process not in headers.STRICT:
         raise Unreadable('a JPEG in a rare coding (arithmetic or hierarchical), which nothing here decodes')
     if header.bits != 8 or header.channels not in (1, 3, 4):

@@ -132,6 +132,21 @@ def jpeg(data: bytes) -> Jpeg:
     return Jpeg(height, width, channels, bits, process, turn)
 
 
+def whole_spectrum(data: bytes) -> bytes:
+    """The JPEG, where the scans of a sequential coding cover all coefficients, 0 to 63.
+
+    Some devices let them end at 0. A sequential scan has no other choice than all of them, so some decoders ignore
+    these fields, and others refuse the file.
+    """
+    sequential, fixed = False, None
+    for marker, _, end in segments(data):
+        sequential = sequential or marker in (0xC0, 0xC1)
+        if marker == 0xDA and sequential and data[end - 3 : end] != b'\0\x3f\0':
+            fixed = fixed or bytearray(data)
+            fixed[end - 3 : end] = b'\0\x3f\0'
+    return data if fixed is None else bytes(fixed)
+
+
 def _components(scan: bytes) -> bytes:
     """The numbers of the colour components of a scan."""
     return scan[1 : 1 + 2 * scan[0] : 2] if scan else b''

@@ -305,12 +305,12 @@ def test_only_known_words_leave_a_header():
 
 def test_no_reason_quotes_a_header():
     with pytest.raises(Unreadable, match=r'^a DICOM file in an unknown colour space') as error:
-        dicom_pixels.pixels(dicom(stored12, PhotometricInterpretation='DOE JANE'))
+        dicom_pixels.picture(dicom(stored12, PhotometricInterpretation='DOE JANE'))
     assert 'DOE' not in str(error.value)
 
     whole = dicom(stored12).replace(b'1.2.840.10008.1.2.1\0', b'Doe^Jane.1948.4711.\0')
     with pytest.raises(Unreadable, match='^a DICOM file in an unknown coding, which nothing here decodes$'):
-        dicom_pixels.pixels(whole)
+        dicom_pixels.picture(whole)
     for uid in ('Doe^Jane', '1.2.3.4711'):
         with pytest.raises(Unreadable, match='^no picture but an object of an unknown class$'):
             dicom_headers.header(io.BytesIO(dicom(stored12, Rows=None, SOPClassUID=uid)))
