@@ -20,12 +20,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from medjax.data import records, sources
-from medjax.data.builder import beam, npz_export, workers, write
+from medjax.data.builder import beam, npz_export, where, workers, write
+from medjax.data.images import windows
 from medjax.data.releases import published_splits, tables
-from medjax.data.types import Source
+from medjax.data.types import Shown, Source
 from medjax.errors import UserError
 from medjax.plugins import find, names
 
+SHOWN = ('where', 'window', 'fit')  # options of `types.Shown`
+SCOPES = dict(record='set aside', detail='kept without a detail', remark='kept, with a remark')
 LISTED = 20  # drops that are printed; drops.csv has all of them
 
 
@@ -47,6 +50,7 @@ def main(argv: list[str]) -> int:
     )
     if not out:
         raise UserError(f'build {kind}: the folder of the data set is missing: --out DATA')
+    _shown(options)  # a mistake is told before the source is read
     if (size := options.get('size')) is not None and size < 1:
         raise UserError(f'--size {size}: the longer side must have at least one pixel')
     if npz_file:
@@ -69,12 +73,20 @@ def make(kind: str, options: Mapping[str, Any]) -> Source:
     warnings.filterwarnings('ignore', module='pydicom')  # its warnings quote fields of the files
     module = find(kind, sources.__name__, 'build', 'kind of source', 'source')
     split_option = {'split': options['split']} if hasattr(module, 'SPLITS') else {}
+    own = {name: value for name, value in options.items() if name not in ('split', *SHOWN)}
     with tables.recorded_reads() as reads:
-        source = module.source(**{name: value for name, value in options.items() if name != 'split'}, **split_option)
-    source = source._replace(stamp=json.dumps([kind, dict(options), reads, source.stamp], default=str))
+        source = module.source(**own, **split_option)
+    stamp = json.dumps([kind, dict(options), reads, source.stamp], default=str)
+    source = source._replace(stamp=stamp, shown=_shown(options))
     if options['split'] == 'drawn':
         source = source._replace(entries=[entry._replace(split=None) for entry in source.entries], splits='')
     return source
+
+
+def _shown(options: Mapping[str, Any]) -> Shown:
+    """The choices of the user that hold for every kind of source. Raises UserError."""
+    chosen = windows.parse(options['window']) if options.get('window') else ()
+    return Shown(chosen, options.get('fit'), tuple(map(where.parse, options.get('where') or ())))
 
 
 def _kinds() -> str:
@@ -113,6 +125,23 @@ def _parser(kind: str, module: Any) -> argparse.ArgumentParser:
         metavar='LABELS',
         help='all drawn splits get the same share of images with these labels, for example a,b',
     )
+    parser.add_argument(
+        '--where',
+        action='append',
+        metavar='CONDITION',
+        help="keep only images with this attribute: 'modality=CT', 'image_type!=LOCALIZER'; several may be given",
+    )
+    parser.add_argument(
+        '--window',
+        metavar='WINDOWS',
+        help=f'for CT, in place of the windows of the files: {", ".join(windows.NAMED)}, or centre/width in Hounsfield '
+        'units (--window=-600/1500); three with commas between give three channels of 8 bits',
+    )
+    parser.add_argument(
+        '--fit',
+        choices=['crop', 'pad'],
+        help='store squares: crop keeps the centre of each image, pad adds black (default: the aspect stays)',
+    )
     parser.add_argument('--out', metavar='DATA', help='the folder of the new data set')
     parser.add_argument('--overwrite', action='store_true', help='replace an existing data set at --out')
     parser.add_argument(
@@ -140,7 +169,7 @@ def _summary_lines(out: str, summary: dict[str, Any], namespace: str) -> list[st
         lines.append(f'  splits: {summary["split_list"]}, {published.description}')
     lines += [f'  note: {note}' for note in summary['notes']]
     lines += [f'  audit: {sentence}' for sentence in summary['audit']['verdict']]
-    for scope, title in (('record', 'set aside'), ('detail', 'kept without a detail')):
+    for scope, title in SCOPES.items():
         if drops := [drop for drop in summary['drops'] if drop.scope == scope]:
             lines.append(f'  {title}: {len(drops)} image{"s" * (len(drops) > 1)} (drops.csv lists all)')
             lines += [f'    {drop.where or "an image"}: {drop.reason}' for drop in drops[:LISTED]]

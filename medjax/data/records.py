@@ -51,6 +51,9 @@ class DataSet:
     split_list: str  # 'nih/official', …; 'given' by the source; or 'drawn', patient by patient
     dropped: int
     invented: bool  # the ids are made up (phantom) and always right: the audit searches no near-duplicates
+    # How the build made images square: 'crop', 'pad', or None (not at all). Older data sets lack this and `remarks`.
+    fit: str | None = None
+    remarks: dict[str, int] = dataclasses.field(default_factory=dict)  # remark on images -> number of images
 
     def split(self, name: str) -> Split:
         """The split 'train', 'val' or 'test'. Raises UserError if the data set has no record in it."""

@@ -78,8 +78,16 @@ class Drop(NamedTuple):
     image: str  # plain id; hashed before it is written
     where: str
     reason: str
-    # 'record': the image is not in the data set; 'detail': the image is, the detail is not; 'remark': nothing is missing
+    # 'record': the image is not in the data set; 'detail': the image is, the detail is not; 'remark': nothing misses
     scope: str = 'record'
+
+
+class Shown(NamedTuple):
+    """Which images a data set shows, and how; `medjax build` has an option for each."""
+
+    windows: Sequence[Any] = ()  # `windows.Window`s for CT, in place of those of the headers; three give three channels
+    fit: str | None = None  # 'crop': the centre square; 'pad': black beside it; None: the whole image with its aspect
+    conditions: Sequence[Any] = ()  # `where.Condition`s on the attributes: all of them must hold
 
 
 class Source(NamedTuple):
@@ -99,6 +107,7 @@ class Source(NamedTuple):
     splits: str = ''  # the published split list, by `published_splits.list_name`: 'nih/official' or '…, altered'
     size: int | None = None  # bound of the longer stored side in pixels; smaller images stay as they are
     key: bytes | None = None  # a public key for the hashes of invented ids; None: the private key of `builder.ids`
+    shown: Shown = Shown()  # the user's choices; `medjax build` sets them, a source does not
 
 
 def patient_of(entry: Entry) -> str:

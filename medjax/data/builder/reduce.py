@@ -247,6 +247,8 @@ def make(
                 unknown_patients=data.unknown_patients,
                 namespace=data.namespace,
                 key_fingerprint=data.key_fingerprint,
+                fit=data.fit,
+                remarks=data.remarks,
             )
             totals = columns.gather(chunk_folder, plan, work / 'columns')
             summary = write.assemble(description, None, totals, plan, work)

@@ -49,7 +49,7 @@ def picture(data: bytes, frame: int = 0, windows: Sequence[Window] = ()) -> Pict
             found = dicom_pixels.picture(data, frame, windows)
         elif kind == 'PNG':
             needed, turn = headers.png(data)
-            found = Picture(turned(_pillow(needed), turn))
+            found = Picture(turned(_deep_grey(needed) if headers.is_deep_with_alpha(needed) else _pillow(needed), turn))
         else:
             found = Picture(_checked_jpeg(data))
     except Unreadable:
@@ -88,13 +88,42 @@ def grey_if_equal(pixels: np.ndarray) -> np.ndarray:
     return pixels
 
 
-def bounded(pixels: np.ndarray, size: int | None) -> np.ndarray:
-    """The image, reduced if its longer side exceeds `size`. Antialiased (bicubic); aspect and bit depth stay."""
+def fitted(pixels: np.ndarray, fit: str | None, aspect: float = 1.0) -> np.ndarray:
+    """The part of an image or mask [H,W,...] that `fit` keeps: 'crop' the centre square, 'pad' all, with black beside.
+
+    `aspect` is the height of a pixel divided by its width: the square is one in millimetres. None keeps the image.
+    """
+    height, width = pixels.shape[:2]
+    if fit is None:
+        return pixels
+    side = (min if fit == 'crop' else max)(height * aspect, width)
+    rows, columns = max(1, round(side / aspect)), max(1, round(side))
+    if fit == 'crop':
+        top, left = (height - rows) // 2, (width - columns) // 2
+        return pixels[top : top + rows, left : left + columns]
+    headers.check_size(rows, columns)
+    top, left = (rows - height) // 2, (columns - width) // 2
+    out = np.zeros((rows, columns, *pixels.shape[2:]), pixels.dtype)
+    out[top : top + height, left : left + width] = pixels
+    return out
+
+
+def cropped_share(shape: tuple[int, ...], aspect: float = 1.0) -> float:
+    """The share of an image's area that its centre square leaves out."""
+    height, width = shape[0] * aspect, shape[1]
+    return 1.0 - min(height, width) / max(height, width)
+
+
+def bounded(pixels: np.ndarray, size: int | None, aspect: float = 1.0) -> np.ndarray:
+    """The image with square pixels, reduced if its longer side exceeds `size`. Antialiased (bicubic); the depth stays.
+
+    `aspect` is the height of a pixel divided by its width. Where it is not 1, the coarser axis is enlarged.
+    """
     from PIL import Image
 
-    if size is None or max(pixels.shape[:2]) <= size:
+    shape = stored_shape(pixels.shape[:2], size, aspect)
+    if shape == pixels.shape[:2]:
         return pixels
-    shape = _reduced(pixels.shape[:2], size)
     if pixels.dtype == np.uint8:
         image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
         small = np.asarray(image.resize(shape[::-1], Image.Resampling.BICUBIC))
@@ -106,11 +135,11 @@ def bounded(pixels: np.ndarray, size: int | None) -> np.ndarray:
     return np.stack(planes, axis=2).round().clip(0, 65_535).astype(np.uint16)
 
 
-def bounded_mask(values: np.ndarray, size: int | None) -> np.ndarray:
+def bounded_mask(values: np.ndarray, size: int | None, aspect: float = 1.0) -> np.ndarray:
     """Like `bounded` for a mask [H,W], by nearest neighbour: so no new values appear."""
-    if size is None or max(values.shape) <= size:
+    (h, w), (to_h, to_w) = values.shape, stored_shape(values.shape, size, aspect)
+    if (h, w) == (to_h, to_w):
         return values
-    (h, w), (to_h, to_w) = values.shape, _reduced(values.shape, size)
     rows = ((np.arange(to_h) + 0.5) * h / to_h).astype(int)
     columns = ((np.arange(to_w) + 0.5) * w / to_w).astype(int)
     return values[rows[:, None], columns]
@@ -197,6 +226,19 @@ def _cmyk(data: bytes) -> np.ndarray:
     return ((inks[..., :3] * inks[..., 3:] + 127) // 255).astype(np.uint8)
 
 
+def _deep_grey(data: bytes) -> np.ndarray:
+    """The grey values uint16 [H,W,1] of a PNG of 16-bit grey with alpha, which is left out.
+
+    Pillow keeps 8 bits of such files. A pixel has four bytes, as in 8-bit RGBA, so the filters of its rows are the
+    same: Pillow reads the file under this name, and the first two bytes are the grey value.
+    """
+    from PIL import Image
+
+    with Image.open(io.BytesIO(headers.png_as(data, 8, 6)), formats=['PNG']) as image:
+        high, low = np.moveaxis(np.asarray(image, np.uint16)[..., :2], 2, 0)
+    return (high << 8 | low)[..., None]
+
+
 def _pillow(data: bytes) -> np.ndarray:
     from PIL import Image, UnidentifiedImageError
 
@@ -218,7 +260,10 @@ def _pillow(data: bytes) -> np.ndarray:
         return np.array(image)[..., None]
 
 
-def _reduced(shape: tuple[int, ...], size: int) -> tuple[int, int]:
-    height, width = shape
-    scale = size / max(height, width)
+def stored_shape(shape: tuple[int, ...], size: int | None, aspect: float = 1.0) -> tuple[int, int]:
+    """Height and width with square pixels, the longer one at most `size`, and all at most headers.MOST_PIXELS."""
+    height, width = shape[0] * max(aspect, 1.0), shape[1] / min(aspect, 1.0)
+    scale = 1.0 if size is None else min(1.0, size / max(height, width))
+    if aspect != 1.0:
+        scale = min(scale, (headers.MOST_PIXELS / (height * width)) ** 0.5)
     return max(1, round(height * scale)), max(1, round(width * scale))

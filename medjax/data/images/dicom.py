@@ -1,7 +1,8 @@
 """The header of a DICOM file: ids, number of frames, and the attributes that may leave the file.
 
 Names, numbers, dates and free comments stay in the file. Of the other fields, a value leaves only if all its words are
-in `ATTRIBUTES`: names of people have been typed into every field. The pixels are read by dicom_pixels.py.
+in `ATTRIBUTES`, or its words that are in `KNOWN_WORDS` leave: names of people have been typed into every field. The
+pixels are read by dicom_pixels.py.
 """
 
 from __future__ import annotations
@@ -88,6 +89,38 @@ ATTRIBUTES = {
         """),
     ),
     'burned_in': ('BurnedInAnnotation', _word_set('YES NO')),
+    'presentation_intent': ('PresentationIntentType', _word_set('FOR PROCESSING PRESENTATION')),
+}
+# Of these fields the known words alone leave, in upper case: name -> DICOM's name of the field, and the known words.
+KNOWN_WORDS = {
+    'image_type': (
+        'ImageType',  # the defined terms of PS3.3 C.7.6.1.1.2, C.8.2.1.1.1 and C.8.16.1, and common ones of vendors
+        _word_set("""
+            ORIGINAL DERIVED PRIMARY SECONDARY LOCALIZER SCOUT TOPOGRAM AXIAL SAGITTAL CORONAL OBLIQUE TRANSVERSE MPR
+            REFORMATTED CPR MIP MINIP MAX MIN MEAN AVERAGE PROJECTION IMAGE VOLUME RENDERED SURFACE SCREEN SAVE OTHER
+            NONE ADDITION SUBTRACTION DIVISION MULTIPLICATION RESAMPLED FILTERED MASKED STITCHED SINGLE BIPLANE PLANE
+            WHOLE BODY STATIC DYNAMIC GATED TOMO RECON EMISSION TRANSMISSION TOMOSYNTHESIS GENERATED SYNTHETIC 2D 3D
+            MAGNITUDE PHASE REAL IMAGINARY WATER FAT MOSAIC DIFFUSION PERFUSION ADC FA TRACEW ISOTROPIC ANISOTROPIC
+            T1 T2 PD MAP VELOCITY FLOW ANGIO TIME DENSITY EFFECTIVE MONOENERGETIC ENERGY MATERIAL VIRTUAL CONTRAST
+            MIXED WEIGHTED NORM DIS2D DIS3D SPI DOSE REPORT PROTOCOL REFERENCE QUALITY CONTROL POST PROCESSED STRESS
+            REST ATTENUATION CORRECTED UNCORRECTED FUSED COLOR OVERLAY CT MR PET
+        """),
+    ),
+    'series_description': (
+        'SeriesDescription',
+        _word_set("""
+            ABDOMEN ANGIO ANGIOGRAPHY ANKLE AORTA AP ARTERIAL AX AXIAL BASELINE BODY BONE BRAIN BREAST C CALIBRATION CC
+            CARDIAC CERVICAL CHEST CINE CONTRAST COR CORONAL CORONARY COW CSPINE CT CTA CTPA DELAYED DERIVED DIFFUSION
+            DOSE DWI ADC DYNAMIC DYN ECHO ELBOW EXPIRATION FAT FEET FEMUR FILTER FINE FLAIR FOOT FRONTAL FS GADOLINIUM
+            GRE HEAD HEART HIP HR HRCT INSPIRATION KIDNEY KNEE KUB L LAO LAT LATERAL LEFT LIVER LOCALIZER LSPINE LUMBAR
+            LUNG LUNGS MEDIASTINUM MIP MINIP MLO MPR MR MRA MRI NATIVE NECK NON OBL OBLIQUE PA PARENCHYMA PATIENT PD PE
+            PELVIS PERFUSION PET PHASE PLAIN PORTABLE PORTAL POST PRE PROTOCOL PULMONARY R RAO RECON REFORMAT RENAL
+            REPORT RIGHT RIBS SAG SAGITTAL SCOUT SHOULDER SINUS SKULL SMOOTH SHARP SOFT SPINE STANDARD STD SUBTRACTION
+            SUMMARY SUPINE PRONE ERECT SURVIEW SWI T1 T1W T2 T2W TE TR TIRM STIR SE TSE FSE THIN THICK THORACIC THORAX
+            TISSUE TOF TOMO TOMOSYNTHESIS TOPO TOPOGRAM TRA TRANSVERSE TSPINE US ULTRASOUND VENOUS VIEW WITH WITHOUT
+            WHOLE WINDOW WRIST 2D 3D
+        """),
+    ),
 }
 
 
@@ -168,7 +201,7 @@ def shape(data: bytes) -> tuple[int, int]:
 
 
 def attributes(data: bytes) -> dict[str, str | float]:
-    """The attributes of a file: those of `ATTRIBUTES`, age in years, spacing of the pixels in mm.
+    """The attributes of a file: those of `ATTRIBUTES` and `KNOWN_WORDS`, age in years, spacing of the pixels in mm.
 
     A value with a word that is not in `ATTRIBUTES` is left out: such fields have held names of people.
     """
@@ -247,6 +280,11 @@ def _attributes(fields: Any) -> dict[str, str | float]:
         words = re.findall('[A-Z0-9]+', value.upper())
         if words and allowed.issuperset(words) and re.fullmatch(r'[A-Za-z0-9 ,.&/()_-]{1,40}', value):
             result[name] = value
+    for name, (tag, known) in KNOWN_WORDS.items():
+        value = _get(fields, tag)
+        text = ' '.join(map(str, value)) if type(value).__name__ == 'MultiValue' else str(value or '')
+        if words := [word for word in re.findall('[A-Z0-9]+', text.upper()[:200]) if word in known]:
+            result[name] = ' '.join(words)
     if (age := _years(str(_get(fields, 'PatientAge') or ''))) is not None and age <= IMPOSSIBLE:
         result['age'] = min(age, OLDEST)
     if spacing := _spacing(fields, 0):

@@ -219,6 +219,17 @@ def png(data: bytes) -> tuple[bytes, int]:
     return b''.join(kept), turn
 
 
+def is_deep_with_alpha(data: bytes) -> bool:
+    """Whether a checked PNG has 16-bit grey with alpha."""
+    return data[24] == 16 and data[25] == 4
+
+
+def png_as(data: bytes, bits: int, colours: int) -> bytes:
+    """The PNG with another depth and colour type in its header."""
+    header = data[12:24] + bytes([bits, colours]) + data[26:29]
+    return data[:12] + header + zlib.crc32(header).to_bytes(4, 'big') + data[33:]
+
+
 def _check_rows(packed: list[memoryview], width: int, height: int, bits: int, interlaced: bool) -> None:
     """Raises Unreadable if the inflated data of a PNG are shorter than its rows. Pillow would leave such rows black."""
     passes = ADAM7 if interlaced else ((0, 0, 1, 1),)

@@ -1,8 +1,10 @@
-"""Windows: which values are black and which are white. Those of a header, and those for CT that a user names.
+"""Windows: which values are black and which are white.
 
-windows.parse('lung')                    # one channel, from -1350 to 150 Hounsfield units
-windows.parse('lung,mediastinum,bone')   # three channels
-windows.parse('-600/1500')               # centre and width in Hounsfield units
+    windows.parse('lung')  # one channel, from -1350 to 150 Hounsfield units
+    windows.parse('lung,mediastinum,bone')  # three channels
+    windows.parse('-600/1500')  # centre and width in Hounsfield units
+
+Those of a header are made by grey.py.
 """
 
 from __future__ import annotations
