@@ -111,7 +111,8 @@ def padding(raw: np.ndarray, stored: np.ndarray, file: Any) -> np.ndarray | None
     """
     if raw.dtype.kind not in 'iu' or raw.ndim != 2:
         return None
-    ends = [_whole(file.get(name)) for name in ('PixelPaddingValue', 'PixelPaddingRangeLimit')]
+    little = file.file_meta.TransferSyntaxUID.is_little_endian
+    ends = [_whole(file.get(name), little) for name in ('PixelPaddingValue', 'PixelPaddingRangeLimit')]
     if ends[0] is None:
         return None
     low, high = ends[0], ends[0] if ends[1] is None else ends[1]
@@ -126,10 +127,10 @@ def padding(raw: np.ndarray, stored: np.ndarray, file: Any) -> np.ndarray | None
     return None
 
 
-def _whole(value: Any) -> int | None:
+def _whole(value: Any, little: bool) -> int | None:
     """The whole number of a field, also where its VR is not a number's. None: there is none."""
     if isinstance(value, bytes):
-        return int.from_bytes(value[:4], 'little') if value else None
+        return int.from_bytes(value[:4], 'little' if little else 'big') if value else None
     number = first_number(value)
     return None if number is None or number != int(number) else int(number)
 
