@@ -32,6 +32,7 @@ from medjax.data.types import SPLIT_NAMES, Drop, Entry, Example, Picture, Source
 SIZE = 1024  # entries of a chunk, at least; a killed build loses at most one unfinished chunk per process
 RAW = 'FOR PROCESSING'  # the presentation intent of raw detector values
 MOST_CROPPED = 1 / 3  # of an image's area; a crop that loses more is remarked
+THUMB_FROM = 4 * near_duplicates.THUMB_SIDE  # pixels of the shorter side
 MAX_CHUNKS = 256  # of one split, because a reader opens each file; larger splits get larger chunks
 
 
@@ -144,7 +145,9 @@ def _process_entry(source: Source, key: bytes, i: int, label: np.ndarray) -> tup
     if text and 'language' not in attributes and (detected := language.language(text)):
         attributes['language'] = detected
     keys = np.array([*_hashed_ids(key, source.namespace, entry), _text_key(key, text), pixel_hash(pixels)], np.uint64)
-    thumb = near_duplicates.thumbnail(pixels)
+    # from the smaller picture where it has pixels enough: the thumbnails are the same but for rounding
+    is_enough = fit is None and min(small.shape[:2]) >= THUMB_FROM
+    thumb = near_duplicates.thumbnail(small if is_enough else pixels)
     content = [int(keys[-1]), label.tolist(), example.role, sections, attributes, bool(mask)]
     record = dict(
         image=image, mask=mask, label=label, keys=keys.view(np.int64), role=example.role,
@@ -154,7 +157,6 @@ def _process_entry(source: Source, key: bytes, i: int, label: np.ndarray) -> tup
         label=label,
         keys=keys,
         thumb=thumb,
-        hash=near_duplicates.hashes(thumb[None])[0],
         shape=np.array(small.shape, np.int32),
         bits=np.uint8(small.dtype.itemsize * 8),
         words=np.int32(len(text.split())),
@@ -273,6 +275,8 @@ def _columns(stored: list[StoredRecord]) -> dict[str, np.ndarray]:
     """The columns of n records, and info/NAME for each attribute that at least one record has."""
     names = stored[0].columns if stored else ()
     columns = {name: np.stack([np.asarray(record.columns[name]) for record in stored]) for name in names}
+    if stored:
+        columns['hash'] = near_duplicates.hashes(columns['thumb'])  # at once, which is faster
     for name in sorted({name for record in stored for name in record.attributes}):
         columns[f'info/{name}'] = _attribute_column([record.attributes.get(name) for record in stored])
     return columns

@@ -181,7 +181,7 @@ def keepable(data: bytes | np.ndarray) -> bytes | None:
     header = headers.jpeg(data)
     if header.turn != 1 or header.channels == 4:
         return None
-    data = headers.whole_spectrum(data)
+    data = headers.whole_spectrum(data) if header.is_odd else data
     kept, at = [], 0
     for marker, start, end in headers.segments(data):  # up to the end marker; bytes after it belong to no image
         metadata = marker == 0xFE or (0xE1 <= marker <= 0xEF and marker != 0xEE)  # decoding needs APP0 and APP14
@@ -203,7 +203,7 @@ def turned(pixels: np.ndarray, turn: int) -> np.ndarray:
 def _checked_jpeg(data: bytes) -> np.ndarray:
     """The pixels of a source's JPEG: checked, grey or RGB, turned upright."""
     header = headers.jpeg(data)
-    data = headers.whole_spectrum(data)
+    data = headers.whole_spectrum(data) if header.is_odd else data
     if header.process not in headers.STRICT:
         raise Unreadable('a JPEG in a rare coding (arithmetic or hierarchical), which nothing here decodes')
     if header.bits != 8 or header.channels not in (1, 3, 4):

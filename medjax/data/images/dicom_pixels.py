@@ -139,8 +139,8 @@ def _decoded(coded: bytes, file: Any, size: tuple[int, int, int]) -> tuple[np.nd
 
     syntax = file.file_meta.TransferSyntaxUID
     if syntax != RLELossless:
-        coded = headers.whole_spectrum(coded) if coded[:2] == b'\xff\xd8' else coded
         jpeg = _check_coded(coded, size)
+        coded = headers.whole_spectrum(coded) if jpeg and jpeg.is_odd else coded
         if jpeg and jpeg.bits == 8 and jpeg.process in headers.STRICT - {headers.LOSSLESS}:
             return _jpeg(coded, file, size[2])
         if jpeg and jpeg.bits == 8 and jpeg.process == headers.LOSSLESS and size[2] == 1:

@@ -155,7 +155,7 @@ def test_scan_headers_of_sequential_jpegs(last, channels):
 def test_scan_headers_of_progressive_jpegs_are_not_touched():
     buffer = io.BytesIO()
     Image.fromarray(smooth(40, 48)[..., 0]).save(buffer, 'JPEG', quality=95, progressive=True)
-    assert headers.whole_spectrum(buffer.getvalue()) == buffer.getvalue()
+    assert not headers.jpeg(buffer.getvalue()).is_odd
     with pytest.raises(Unreadable):
         decode.read(scan_header(buffer.getvalue(), 0, 0, 0))
 
