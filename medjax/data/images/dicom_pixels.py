@@ -65,6 +65,15 @@ def picture(data: bytes, frame: int = 0, windows: Sequence[Window] = ()) -> Pict
     return Picture(pixels, (*remarks, *more), aspect)
 
 
+def _frame_count(file: Any) -> int:
+    """NumberOfFrames; 1 if it is missing or no number, as in `dicom.header`."""
+    try:
+        return max(int(file.get('NumberOfFrames') or 1), 1)
+    except (ValueError, TypeError):
+        file.NumberOfFrames = 1  # pydicom's decoders read it too
+        return 1
+
+
 def _has_floats(file: Any) -> bool:
     return 'FloatPixelData' in file or 'DoubleFloatPixelData' in file
 
@@ -75,7 +84,7 @@ def _run_range(data: bytes, file: Any) -> grey.Range | None:
     Frames of a run are stretched alike: a vessel that fills must not darken what is beside it. Frames with a window of
     their own do not count. The range is kept, because each frame of a file asks for it.
     """
-    count = int(file.get('NumberOfFrames') or 1)
+    count = _frame_count(file)
     if count < 2:
         return None
     key = hashlib.sha256(data).digest()
@@ -113,7 +122,7 @@ def _stored(file: Any, frame: int) -> tuple[np.ndarray, tuple[str, ...]]:
 
     with step('the size of its picture'):
         rows, columns, samples = int(file.Rows), int(file.Columns), int(file.SamplesPerPixel)
-        count = int(file.get('NumberOfFrames') or 1)
+        count = _frame_count(file)
     syntax, data = file.file_meta.TransferSyntaxUID, file.PixelData
     headers.check_size(rows, columns)
     if samples not in (1, 3):
