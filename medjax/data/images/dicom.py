@@ -328,7 +328,7 @@ def _frame_count(fields: Any, size: int) -> int:
     try:
         count = int(_get(fields, 'NumberOfFrames') or 1)
         return count if count == 1 or 0 < count * max(_least_bytes(fields), 1) <= size else 1
-    except (ValueError, TypeError, AttributeError, OverflowError):
+    except Exception:  # a damaged field may raise almost any exception
         return 1
 
 
