@@ -16,11 +16,12 @@ import json
 import sys
 import textwrap
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from medjax.data import records, sources
 from medjax.data.builder import beam, npz_export, where, workers, write
+from medjax.data.format import Dropped
 from medjax.data.images import windows
 from medjax.data.releases import published_splits, tables
 from medjax.data.types import Shown, Source
@@ -28,7 +29,7 @@ from medjax.errors import UserError
 from medjax.plugins import find, names
 
 SHOWN = ('where', 'window', 'fit')  # options of `types.Shown`
-SCOPES = dict(record='set aside', detail='kept without a detail', remark='kept, with a remark')
+NAMED = 3  # images that are named for each remark
 LISTED = 20  # drops that are printed; drops.csv has all of them
 
 
@@ -169,12 +170,25 @@ def _summary_lines(out: str, summary: dict[str, Any], namespace: str) -> list[st
         lines.append(f'  splits: {summary["split_list"]}, {published.description}')
     lines += [f'  note: {note}' for note in summary['notes']]
     lines += [f'  audit: {sentence}' for sentence in summary['audit']['verdict']]
-    for scope, title in SCOPES.items():
+    for scope, title in (('record', 'set aside'), ('detail', 'kept without a detail')):
         if drops := [drop for drop in summary['drops'] if drop.scope == scope]:
             lines.append(f'  {title}: {len(drops)} image{"s" * (len(drops) > 1)} (drops.csv lists all)')
             lines += [f'    {drop.where or "an image"}: {drop.reason}' for drop in drops[:LISTED]]
             if len(drops) > LISTED:
                 lines.append(f'    … and {len(drops) - LISTED} more')
+    return [*lines, *_remark_lines(summary['drops'])]
+
+
+def _remark_lines(drops: Sequence[Dropped]) -> list[str]:
+    """Each remark on kept images with the number of images and the first ones."""
+    places: dict[str, list[str]] = {}
+    for drop in drops:
+        if drop.scope == 'remark':
+            places.setdefault(drop.reason, []).append(drop.where or 'an image')
+    lines = ['  kept, with a remark (drops.csv lists all):'] if places else []
+    for remark, where in sorted(places.items(), key=lambda item: -len(item[1])):
+        more = ', …' if len(where) > NAMED else ''
+        lines.append(f'    {len(where)} x {remark} ({", ".join(where[:NAMED])}{more})')
     return lines
 
 

@@ -115,13 +115,19 @@ def padding(raw: np.ndarray, stored: np.ndarray, file: Any) -> np.ndarray | None
     ends = [_whole(file.get(name), little) for name in ('PixelPaddingValue', 'PixelPaddingRangeLimit')]
     if ends[0] is None:
         return None
-    low, high = ends[0], ends[0] if ends[1] is None else ends[1]
+    low, high = sorted((ends[0], ends[0] if ends[1] is None else ends[1]))
+    is_round = (
+        raw.dtype.kind == 'u' and low < 0 <= high
+    )  # from the largest values of unsigned pixels on to the smallest
     bits = min(int(file.get('BitsStored') or file.BitsAllocated), int(file.BitsAllocated))
     for values, size in ((raw, 8 * raw.dtype.itemsize), (stored, bits)):
         first, last = (_wrapped(end, size, raw.dtype.kind == 'i') for end in (low, high))
         if first is None or last is None:
             continue
-        mask = (values >= min(first, last)) & (values <= max(first, last))
+        if is_round:
+            mask = (values >= first) | (values <= last)
+        else:
+            mask = (values >= min(first, last)) & (values <= max(first, last))
         if mask.any():
             return mask
     return None

@@ -99,7 +99,8 @@ def test_a_build_says_it(built, tmp_path, capsys, case):
     (tmp_path / 'one').mkdir()
     (tmp_path / 'one' / 'file').write_bytes(written(case))
     build.main(['dicom', str(tmp_path / 'one'), '--out', str(tmp_path / 'data')])
-    assert f'file 1: {want["build_remark"]}' in capsys.readouterr().out
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith('    1 x '))
+    assert want['build_remark'] in line and line.endswith('(file 1)')
     data = records.open(tmp_path / 'data')
     assert [count for remark, count in data.remarks.items() if remark.startswith(want['build_remark'])] == [1]
     (split,) = data.splits
@@ -117,4 +118,4 @@ def test_a_build_counts_its_remarks(built, tmp_path, capsys):
     out = capsys.readouterr().out
     data = records.open(tmp_path / 'data')
     assert sum(data.splits.values()) == 25  # 22 files, two of them with 2 and 3 frames
-    assert 'kept, with a remark: 4 images' in out and sum(data.remarks.values()) == 4
+    assert 'kept, with a remark' in out and out.count('    1 x ') == 4 == sum(data.remarks.values())

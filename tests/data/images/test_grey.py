@@ -92,6 +92,18 @@ def test_a_range_of_padding(ends):
     np.testing.assert_allclose(unit(data), stretched(stored, OUTSIDE), atol=1e-4)
 
 
+def test_a_range_of_padding_with_both_signs():
+    """On unsigned pixels it goes from the largest values on to the smallest, on signed ones it is what it says."""
+    stored = padded(100, 900, np.uint16, 65_534)
+    stored[0] = 3
+    fields = dict(PixelPaddingValue=('SS', -2), PixelPaddingRangeLimit=('SS', 90))
+    np.testing.assert_allclose(unit(dicom(stored, **fields)), stretched(stored, OUTSIDE), atol=1e-4)
+    signed = padded(100, 900, np.int16, -2)
+    for vr, low in (('SS', -2), ('US', 65_534)):
+        data = dicom(signed, PixelPaddingValue=(vr, low), PixelPaddingRangeLimit=(vr, 90))
+        np.testing.assert_allclose(unit(data), stretched(signed, OUTSIDE), atol=1e-4)
+
+
 def test_padding_after_every_step():
     stored = padded(0, 1000, np.int16, -2000)
     table = dict(LUTDescriptor=('US', [1001, 0, 16]), LUTData=('US', list(range(0, 2002, 2))))
