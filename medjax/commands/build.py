@@ -186,9 +186,9 @@ def _remark_lines(drops: Sequence[Dropped]) -> list[str]:
         if drop.scope == 'remark':
             places.setdefault(drop.reason, []).append(drop.where or 'an image')
     lines = ['  kept, with a remark (drops.csv lists all):'] if places else []
-    for remark, where in sorted(places.items(), key=lambda item: -len(item[1])):
-        more = ', …' if len(where) > NAMED else ''
-        lines.append(f'    {len(where)} x {remark} ({", ".join(where[:NAMED])}{more})')
+    for remark, images in sorted(places.items(), key=lambda item: -len(item[1])):
+        more = ', …' if len(images) > NAMED else ''
+        lines.append(f'    {len(images)} x {remark} ({", ".join(images[:NAMED])}{more})')
     return lines
 
 
