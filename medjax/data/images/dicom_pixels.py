@@ -147,6 +147,7 @@ def _decoded(coded: bytes, file: Any, size: tuple[int, int, int]) -> tuple[np.nd
     from pydicom.uid import RLELossless
 
     syntax = file.file_meta.TransferSyntaxUID
+    jpeg = None
     if syntax != RLELossless:
         jpeg = _check_coded(coded, size)
         coded = headers.whole_spectrum(coded) if jpeg and jpeg.is_odd else coded
@@ -163,6 +164,10 @@ def _decoded(coded: bytes, file: Any, size: tuple[int, int, int]) -> tuple[np.nd
         if name in file:
             setattr(one, name, file[name].value)
     one.NumberOfFrames, one.PixelData = 1, encapsulate([coded])
+    if jpeg and size[2] == 3 and jpeg.bits == 8:
+        one.PhotometricInterpretation = 'YBR_FULL'  # then the decoder gives the components as they are
+        components = pixel_array(one, index=0, raw=True)
+        return jpeg_colour.of_components(components, coded, _colour_space(file))
     # On damaged data pylibjpeg-rle ends in a panic, which is no Exception. pydicom's own decoder is fast enough.
     plugin = 'pydicom' if syntax == RLELossless else ''
     return pixel_array(one, index=0, decoding_plugin=plugin, correct_unused_bits=False), ()
@@ -173,10 +178,14 @@ def _jpeg(coded: bytes, file: Any, channels: int) -> tuple[np.ndarray, tuple[str
     import simplejpeg
 
     if channels == 3:
-        header = jpeg_colour.YCBCR if 'YBR' in str(file.PhotometricInterpretation) else jpeg_colour.RGB
-        return jpeg_colour.decode(coded, header)
+        return jpeg_colour.decode(coded, _colour_space(file))
     values = simplejpeg.decode_jpeg(coded, colorspace='GRAY')[..., 0]
     return values.view(np.int8) if file.get('PixelRepresentation') == 1 else values, ()
+
+
+def _colour_space(file: Any) -> str:
+    """The colour space of a JPEG that the header states."""
+    return jpeg_colour.YCBCR if 'YBR' in str(file.PhotometricInterpretation) else jpeg_colour.RGB
 
 
 def _check_coded(coded: bytes, size: tuple[int, int, int]) -> headers.Jpeg | None:

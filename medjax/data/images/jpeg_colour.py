@@ -42,12 +42,20 @@ def decode(coded: bytes, header: str) -> tuple[np.ndarray, tuple[str, ...]]:
     return simplejpeg.decode_jpeg(_marked(coded, space), colorspace='RGB'), remarks
 
 
-def colour_space(coded: bytes, header: str) -> tuple[str, tuple[str, ...]]:
-    """RGB or YCBCR, for three components, and a remark if it stays open."""
+def of_components(components: np.ndarray, coded: bytes, header: str) -> tuple[np.ndarray, tuple[str, ...]]:
+    """The RGB pixels of decoded components uint8 [H,W,3], and remarks. For codings that `decode` does not read."""
+    from pydicom.pixels import convert_color_space
+
+    space, remarks = colour_space(coded, header, components)
+    return components if space == RGB else convert_color_space(components, 'YBR_FULL', 'RGB'), remarks
+
+
+def colour_space(coded: bytes, header: str, components: np.ndarray | None = None) -> tuple[str, tuple[str, ...]]:
+    """RGB or YCBCR, for three components, and a remark if it stays open. `components`: decoded; None: to be decoded."""
     sign, explicit = _sign(coded)
     if sign == header == RGB and explicit:
         return RGB, ()  # teal is (0, 128, 128), so such a screen would look like YCbCr
-    evidence = _evidence(coded)
+    evidence = _evidence(_small(coded) if components is None else components)
     if header == YCBCR and sign in (None, YCBCR):
         return evidence.verdict(0.2) or YCBCR, ()  # strong colours and coarse chroma give some impossible colours too
     if verdict := evidence.verdict(0.02):
@@ -75,12 +83,16 @@ def _sign(coded: bytes) -> tuple[str | None, bool]:
     return (YCBCR if coarse else None), False
 
 
-def _evidence(coded: bytes) -> Evidence:
+def _small(coded: bytes) -> np.ndarray:
+    """The components of a JPEG of 8 bits, reduced."""
     import simplejpeg
 
-    small = simplejpeg.decode_jpeg(_marked(coded, RGB), colorspace='RGB', min_height=SIDE, min_width=SIDE, min_factor=1)
-    step = max(1, min(small.shape[:2]) // SIDE)
-    y, cb, cr = (plane.astype(np.float32) for plane in np.moveaxis(small[::step, ::step], 2, 0))
+    return simplejpeg.decode_jpeg(_marked(coded, RGB), colorspace='RGB', min_height=SIDE, min_width=SIDE, min_factor=1)
+
+
+def _evidence(components: np.ndarray) -> Evidence:
+    step = max(1, min(components.shape[:2]) // SIDE)
+    y, cb, cr = (plane.astype(np.float32) for plane in np.moveaxis(components[::step, ::step], 2, 0))
     cb, cr = cb - 128, cr - 128
     colours = np.stack([y + 1.402 * cr, y - 0.344136 * cb - 0.714136 * cr, y + 1.772 * cb])
     outside = ((colours < -24) | (colours > 279)).any(0)

@@ -124,6 +124,22 @@ def test_real_files_in_rgb_with_the_signs_of_ycbcr():
         assert found.remarks == () and np.median(np.abs(found.pixels.astype(int) - plain)) <= 3, name
 
 
+@pytest.mark.parametrize('name', ['SC_rgb_jpeg_gdcm.dcm', 'SC_rgb_jls_lossy_line.dcm'])
+@pytest.mark.parametrize('header', ['RGB', 'YBR_FULL'])
+def test_other_codings_of_jpeg(name, header):
+    """Lossless JPEG and JPEG-LS, whose components are RGB; a header that says YBR_FULL is wrong."""
+    pytest.importorskip('pylibjpeg')
+    import pydicom
+
+    file = pydicom.dcmread(io.BytesIO(of_pydicom(name)))
+    file.PhotometricInterpretation = header
+    buffer = io.BytesIO()
+    file.save_as(buffer)
+    found = decode.picture(buffer.getvalue())
+    plain = decode.read(of_pydicom('SC_rgb.dcm')).astype(int)
+    assert found.remarks == () and np.median(np.abs(found.pixels.astype(int) - plain)) <= 3
+
+
 # Scan headers ------------------------------------------------------------------------------------------------------
 
 
