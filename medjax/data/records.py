@@ -51,8 +51,9 @@ class DataSet:
     split_list: str  # 'nih/official', …; 'given' by the source; or 'drawn', patient by patient
     dropped: int
     invented: bool  # the ids are made up (phantom) and always right: the audit searches no near-duplicates
-    # How the build made images square: 'crop', 'pad', or None (not at all). Older data sets lack this and `remarks`.
+    # How the build made images square: 'crop', 'pad', or None (not at all). Older data sets lack this and what follows.
     fit: str | None = None
+    windows: list[list[float]] = dataclasses.field(default_factory=list)  # of --window: centre and width of each, HU
     remarks: dict[str, int] = dataclasses.field(default_factory=dict)  # remark on images -> number of images
 
     def split(self, name: str) -> Split:

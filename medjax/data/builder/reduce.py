@@ -248,6 +248,7 @@ def make(
                 namespace=data.namespace,
                 key_fingerprint=data.key_fingerprint,
                 fit=data.fit,
+                windows=data.windows,
                 remarks=data.remarks,
             )
             totals = columns.gather(chunk_folder, plan, work / 'columns')

@@ -107,6 +107,7 @@ def _finish(source: Source, key: bytes, unknown: int, plan: list[Chunk], work: p
         namespace=source.namespace,
         key_fingerprint=ids.fingerprint(key),
         fit=source.shown.fit,
+        windows=[[window.centre, window.width] for window in source.shown.windows],
         remarks=dict(collections.Counter(drop.reason for drop in drops if drop.scope == 'remark').most_common()),
     )
     summary = assemble(description, source.size, totals, plan, work)

@@ -107,7 +107,7 @@ def test_conditions_on_numbers():
 
 def test_windows(export, tmp_path, capsys):
     data, found = built(export, tmp_path / 'one', '--window', 'lung', '--where', 'modality=CT')
-    assert data.channels == 1 and data.bits == 16 and len(found) == 3
+    assert data.channels == 1 and data.bits == 16 and len(found) == 3 and data.windows == [[-600, 1500]]
     k = min(int(record.image[0, 0, 0]) for record in found)
     assert k == round((-1024 + 1350) / 1500 * 65_535)
     data, found = built(export, tmp_path / 'three', '--window=-600/1500,mediastinum,bone')
@@ -242,10 +242,12 @@ def test_a_fit_changes_the_fingerprint(table, tmp_path):
 def test_data_sets_without_these_facts_are_read(table, tmp_path):
     build.main(['table', str(table), '--out', str(tmp_path / 'data')])
     path = tmp_path / 'data' / 'medjax.json'
-    facts = {name: fact for name, fact in json.loads(path.read_text()).items() if name not in ('fit', 'remarks')}
+    facts = {
+        name: fact for name, fact in json.loads(path.read_text()).items() if name not in ('fit', 'windows', 'remarks')
+    }
     path.write_text(json.dumps(facts))
     data = records.open(tmp_path / 'data')
-    assert data.fit is None and data.remarks == {}
+    assert data.fit is None and data.windows == [] and data.remarks == {}
 
 
 def test_square_crops_in_millimetres(tmp_path):
