@@ -98,6 +98,8 @@ def fitted(pixels: np.ndarray, fit: str | None, aspect: float = 1.0) -> np.ndarr
         return pixels
     side = (min if fit == 'crop' else max)(height * aspect, width)
     rows, columns = max(1, round(side / aspect)), max(1, round(side))
+    if (rows, columns) == (height, width):
+        return pixels  # itself: then a JPEG keeps its coded image
     if fit == 'crop':
         top, left = (height - rows) // 2, (width - columns) // 2
         return pixels[top : top + rows, left : left + columns]

@@ -231,6 +231,18 @@ def test_long_pictures_are_counted_without_a_fit(table, tmp_path, capsys):
     assert data.fit is None and data.remarks == {}
 
 
+@pytest.mark.parametrize('fit', ['crop', 'pad'])
+def test_square_jpegs_keep_their_coded_image(tmp_path, fit):
+    folder = tmp_path / 'table'
+    folder.mkdir()
+    coded = file(smooth(40, 40), 'JPEG', quality=90)
+    (folder / 'a.jpg').write_bytes(coded)
+    (folder / 'metadata.csv').write_text('image,patient_id\na.jpg,p\n')
+    build.main(['table', str(folder), '--out', str(tmp_path / 'data'), '--fit', fit])
+    data = records.open(tmp_path / 'data')
+    assert data.split(next(iter(data.splits))).raw(0)['image'] == coded
+
+
 def test_a_fit_changes_the_fingerprint(table, tmp_path):
     prints = set()
     for fit in ([], ['--fit', 'crop'], ['--fit', 'pad']):
