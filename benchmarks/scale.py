@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 
 from medjax.data import records
+from medjax.data.audit import near_duplicates
 from medjax.data.builder import chunks, write
 from medjax.data.builder.chunks import Chunk, StoredRecord
 from medjax.data.format import FORMAT, schema
@@ -119,7 +120,8 @@ def write_chunk(stored: StoredRecord, folder: pathlib.Path, chunk: Chunk) -> Non
 def write_columns(stored: StoredRecord, rows: int, out: pathlib.Path) -> None:
     """The columns of a split. All rows but the keys are equal; the thumbnails (10 GB) are a hole in their file."""
     (out / 'info').mkdir(parents=True)
-    values = {name: np.asarray(stored.columns[name]) for name in ('label', 'keys', 'thumb', 'hash', 'shape', 'bits')}
+    values = {name: np.asarray(stored.columns[name]) for name in ('label', 'keys', 'thumb', 'shape', 'bits')}
+    values['hash'] = near_duplicates.hashes(values['thumb'][None])[0]
     values |= {name: np.asarray(stored.columns[name]) for name in ('words', 'sentences', 'role')} | {
         'info/age': np.float32(50)
     }

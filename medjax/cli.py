@@ -11,6 +11,7 @@ import re
 import signal
 import sys
 import traceback
+import warnings
 from typing import NoReturn
 
 from medjax import __version__
@@ -49,6 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     Other codes: 2 for a user's mistake, 70 for a bug, 130 after Ctrl-C, 143 after SIGTERM, and 141 where nobody reads
     the output any more (as in `medjax … | head`).
     """
+    warnings.formatwarning = lambda message, *_, **__: f'medjax: {message}\n'  # without a place in the code
     name, *rest = (sys.argv[1:] if argv is None else argv) or ['--help']
     if argv is None and name != 'train':  # not called from a test; train handles SIGTERM itself and saves its step
         signal.signal(signal.SIGTERM, terminate)

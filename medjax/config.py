@@ -28,7 +28,8 @@ It returns a dict or an `ml_collections.ConfigDict` with these keys:
     columns      name -> 'number', or the list of its words: facts of the records, such as age and sex, that terms may
                  read beside the labels; None: from the data
     export       network, towers, heads, every, encoder (the tower that probes run; None: 'image', or the image tower of
-                 the first contrastive term)
+                 the first contrastive term), fit (what readers of the export show it of an image: 'crop', the centre
+                 square; 'pad', all of it with black beside)
     checkpoint   every, keep          log   every
     init_from    None, dict(path=..., take=[...]) or a list of these: weights to start from, see medjax.train
 
@@ -86,7 +87,7 @@ DEFAULTS: dict[str, Any] = dict(
     teachers={},
     labels=None,
     columns={},
-    export=dict(network='student', towers=['image'], heads=[], encoder=None, every=1_000),
+    export=dict(network='student', towers=['image'], heads=[], encoder=None, every=1_000, fit='crop'),
     checkpoint=dict(every=1_000, keep=2),
     log=dict(every=10),
     mesh=dict(data=-1, fsdp=1, tensor=1),
@@ -103,6 +104,7 @@ SECTIONS = dict(
     teachers="dict(teacher=dict(rule='ema', …))",
     terms="[dict(term='koleo', …)]",
 )
+FITS = ('crop', 'pad')  # how the encoder of an export makes an image square
 CLOSED = ('image', 'tokenizer', 'export', 'checkpoint', 'log', 'mesh')  # sections with exactly the keys above
 # Keys that do not change what a run computes: where and how often things are read, written and placed.
 NOT_IN_FINGERPRINT = ('data_paths', 'mesh', 'log', 'checkpoint', 'micro_batches')
@@ -418,6 +420,7 @@ def _check_export(config: Config) -> None:
             plugins.text_list(teacher['of'], f'teachers.{name}.of', 'towers/image')
     network, teachers = config['export']['network'], config['teachers']
     _check_choice(network, ('student', *teachers), 'export.network')
+    _check_choice(config['export']['fit'], FITS, 'export.fit')
     if config['export']['encoder'] is not None:
         _check_choice(config['export']['encoder'], config['export']['towers'], 'export.encoder, of export.towers')
     for kind in ('towers', 'heads'):
@@ -493,7 +496,8 @@ def difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
 
 def _computed(config: Mapping[str, Any]) -> dict[str, Any]:
     computed = {name: value for name, value in config.items() if name not in NOT_IN_FINGERPRINT}
-    computed['export'] = {name: value for name, value in computed.get('export', {}).items() if name != 'every'}
+    export = computed.get('export', {}).items()  # runs that are older than `fit` have its default
+    computed['export'] = {name: value for name, value in export if name != 'every' and (name, value) != ('fit', 'crop')}
     tokenizer = computed.pop('tokenizer', {})
     if 'tokens' in tokenizer:  # the content of the file counts, not its path, and only for a config with texts
         computed['tokenizer'] = {name: value for name, value in tokenizer.items() if name != 'path'}

@@ -109,7 +109,7 @@ def _encoder(recipe: Recipe, mesh: jax.sharding.Mesh) -> Any:
     extent = jax.ShapeDtypeStruct((rows, 2), jnp.int32)
 
     def encode(params: Any, images: Any, extent: Any) -> Any:
-        x = make.evaluation_view(images, extent, size, config['image'])
+        x = make.evaluation_view(images, extent, size, dict(config['image']) | dict(fit=config['export']['fit']))
         return passes.encode_images(name, towers, params, x)['cls']
 
     return jax.jit(encode).lower(params, _placed(images, by_row), _placed(extent, by_row))

@@ -20,12 +20,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from medjax.data import records, sources
-from medjax.data.builder import beam, npz_export, workers, write
+from medjax.data.builder import beam, npz_export, where, workers, write
+from medjax.data.format import Dropped
+from medjax.data.images import windows
 from medjax.data.releases import published_splits, tables
-from medjax.data.types import Source
+from medjax.data.types import Shown, Source
 from medjax.errors import UserError
 from medjax.plugins import find, names
 
+SHOWN = ('where', 'window', 'fit')  # options of `types.Shown`
+NAMED = 3  # images that are named for each remark
 LISTED = 20  # drops that are printed; drops.csv has all of them
 MOST_WORDS = 6  # of a column that are printed; medjax.json has all of them
 
@@ -48,6 +52,7 @@ def main(argv: list[str]) -> int:
     )
     if not out:
         raise UserError(f'build {kind}: the folder of the data set is missing: --out DATA')
+    _shown(options)  # a mistake is told before the source is read
     if (size := options.get('size')) is not None and size < 1:
         raise UserError(f'--size {size}: the longer side must have at least one pixel')
     if npz_file:
@@ -72,12 +77,20 @@ def make(kind: str, options: Mapping[str, Any]) -> Source:
     warnings.filterwarnings('ignore', module='pydicom')  # its warnings quote fields of the files
     module = find(kind, sources.__name__, 'build', 'kind of source', 'source')
     split_option = {'split': options['split']} if hasattr(module, 'SPLITS') else {}
+    own = {name: value for name, value in options.items() if name not in ('split', *SHOWN)}
     with tables.recorded_reads() as reads:
-        source = module.source(**{name: value for name, value in options.items() if name != 'split'}, **split_option)
-    source = source._replace(stamp=json.dumps([kind, dict(options), reads, source.stamp], default=str))
+        source = module.source(**own, **split_option)
+    stamp = json.dumps([kind, dict(options), reads, source.stamp], default=str)
+    source = source._replace(stamp=stamp, shown=_shown(options))
     if options['split'] == 'drawn':
         source = source._replace(entries=[entry._replace(split=None) for entry in source.entries], splits='')
     return source
+
+
+def _shown(options: Mapping[str, Any]) -> Shown:
+    """The choices of the user that hold for every kind of source. Raises UserError."""
+    chosen = windows.parse(options['window']) if options.get('window') else ()
+    return Shown(chosen, options.get('fit'), tuple(map(where.parse, options.get('where') or ())))
 
 
 def _kinds() -> str:
@@ -116,6 +129,23 @@ def _parser(kind: str, module: Any) -> argparse.ArgumentParser:
         metavar='LABELS',
         help='all drawn splits get the same share of images with these labels, for example a,b',
     )
+    parser.add_argument(
+        '--where',
+        action='append',
+        metavar='CONDITION',
+        help="keep only images with this attribute: 'modality=CT', 'image_type!=LOCALIZER'; several may be given",
+    )
+    parser.add_argument(
+        '--window',
+        metavar='WINDOWS',
+        help=f'for CT, in place of the windows of the files: {", ".join(windows.NAMED)}, or centre/width in Hounsfield '
+        'units (--window=-600/1500); three with commas between give three channels of 8 bits',
+    )
+    parser.add_argument(
+        '--fit',
+        choices=['crop', 'pad'],
+        help='store squares: crop keeps the centre of each image, pad adds black (default: the aspect stays)',
+    )
     parser.add_argument('--out', metavar='DATA', help='the folder of the new data set')
     parser.add_argument('--overwrite', action='store_true', help='replace an existing data set at --out')
     parser.add_argument(
@@ -150,6 +180,19 @@ def _summary_lines(out: str, summary: dict[str, Any], namespace: str) -> list[st
             lines += [f'    {drop.where or "an image"}: {drop.reason}' for drop in drops[:LISTED]]
             if len(drops) > LISTED:
                 lines.append(f'    … and {len(drops) - LISTED} more')
+    return [*lines, *_remark_lines(summary['drops'])]
+
+
+def _remark_lines(drops: Sequence[Dropped]) -> list[str]:
+    """Each remark on kept images with the number of images and the first ones."""
+    places: dict[str, list[str]] = {}
+    for drop in drops:
+        if drop.scope == 'remark':
+            places.setdefault(drop.reason, []).append(drop.where or 'an image')
+    lines = ['  kept, with a remark (drops.csv lists all):'] if places else []
+    for remark, images in sorted(places.items(), key=lambda item: -len(item[1])):
+        more = ', …' if len(images) > NAMED else ''
+        lines.append(f'    {len(images)} x {remark} ({", ".join(images[:NAMED])}{more})')
     return lines
 
 

@@ -14,6 +14,7 @@ raw pixels ('pixels'). Without --probes, it runs all probes that the export and 
 from __future__ import annotations
 
 import argparse
+import functools
 import pathlib
 import sys
 from types import ModuleType
@@ -44,10 +45,10 @@ def main(argv: list[str]) -> int:
     def inputs_of(encoder: Encoder) -> ProbeInputs:
         return ProbeInputs(encoder, data, run / 'cache', label_policy, zero_shot, args.seed, args.draws)
 
-    if args.follow:
-        exports = watch.follow(run, encode.load)
-    else:
-        exports = watch.load_each(run, watch.select_steps(run, args.steps), encode.load)
+    load = functools.partial(encode.load, fit=args.fit)
+    exports = (
+        watch.follow(run, load) if args.follow else watch.load_each(run, watch.select_steps(run, args.steps), load)
+    )
     failures = 0
     for step, encoder in exports:
         if isinstance(encoder, Exception):
@@ -198,6 +199,11 @@ def _parser() -> argparse.ArgumentParser:
         default='',
         metavar='uncertain=negative,…',
         help='count uncertain, blank or conflicting labels as positive or negative; default: they are left out',
+    )
+    parser.add_argument(
+        '--fit',
+        choices=encode.FITS,
+        help='what the encoder sees of an image: crop, its centre square; pad, all of it (default: as the export says)',
     )
     parser.add_argument('--draws', type=int, default=statistics.DRAWS, help='bootstrap draws (default: %(default)s)')
     parser.add_argument(

@@ -52,6 +52,10 @@ class DataSet:
     dropped: int
     invented: bool  # the ids are made up (phantom) and always right: the audit searches no near-duplicates
     columns: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # what became of each column of a table
+    # How the build made images square: 'crop', 'pad', or None (not at all). Older data sets lack this and what follows.
+    fit: str | None = None
+    windows: list[list[float]] = dataclasses.field(default_factory=list)  # of --window: centre and width of each, HU
+    remarks: dict[str, int] = dataclasses.field(default_factory=dict)  # remark on images -> number of images
 
     def split(self, name: str) -> Split:
         """The split 'train', 'val' or 'test'. Raises UserError if the data set has no record in it."""

@@ -64,13 +64,30 @@ class Example(NamedTuple):
     note: str = ''  # why a detail was left out ('the mask is left out: …'); is written to the list of drops
 
 
+class Picture(NamedTuple):
+    """The pixels of an example, and what a reader should know about them."""
+
+    pixels: np.ndarray  # uint8 or uint16 [H,W,C]
+    remarks: tuple[str, ...] = ()  # 'it shows nothing: …'; equal sentences are counted; no id, name or number in them
+    aspect: float = 1.0  # height of a pixel divided by its width
+
+
 class Drop(NamedTuple):
-    """An image that was set aside, or a detail of an image: its mask, a text, a label."""
+    """An image that was set aside, a detail of an image (its mask, a text, a label), or a remark on an image."""
 
     image: str  # plain id; hashed before it is written
     where: str
     reason: str
-    scope: str = 'record'  # 'record': the image is not in the data set; 'detail': the image is, the detail is not
+    # 'record': the image is not in the data set; 'detail': the image is, the detail is not; 'remark': nothing misses
+    scope: str = 'record'
+
+
+class Shown(NamedTuple):
+    """Which images a data set shows, and how; `medjax build` has an option for each."""
+
+    windows: Sequence[Any] = ()  # `windows.Window`s for CT, in place of those of the headers; three give three channels
+    fit: str | None = None  # 'crop': the centre square; 'pad': black beside it; None: the whole image with its aspect
+    conditions: Sequence[Any] = ()  # `where.Condition`s on the attributes: all of them must hold
 
 
 class ColumnUse(NamedTuple):
@@ -105,6 +122,7 @@ class Source(NamedTuple):
     draw_namespace: str | None = None
     size: int | None = None  # bound of the longer stored side in pixels; smaller images stay as they are
     key: bytes | None = None  # a public key for the hashes of invented ids; None: the private key of `builder.ids`
+    shown: Shown = Shown()  # the user's choices; `medjax build` sets them, a source does not
 
 
 def patient_of(entry: Entry) -> str:

@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import pathlib
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,6 +38,7 @@ from medjax.types import Tower, Tree
 from medjax.views.make import evaluation_view
 from medjax.weights import export
 
+FITS = ('crop', 'pad')
 LAYERS = 4  # blocks whose CLS is kept: the linear probe of DINOv2 uses the CLS of the last {1, 4} blocks
 ROWS_PER_DEVICE = 32
 PIXELS = 64  # `raw_pixels` uses the encoder's image size, but at most this one
@@ -56,7 +58,7 @@ class Encoder(NamedTuple):
     by params, for fine-tuning. `size` is static and may differ from the encoder's own size.
     """
     size: int  # side of the square image that the tower reads, in pixels
-    image: Mapping[str, Any]  # preprocessing: channels, mean, std
+    image: Mapping[str, Any]  # preprocessing: channels, mean, std, and fit ('crop' where it is missing)
     meta: Mapping[str, Any]  # the export's meta.json
     export: Tree | None = None  # all parameters of the export, {'towers', 'heads'}; None for raw pixels
     folder: pathlib.Path | None = None  # of the export
@@ -71,10 +73,22 @@ class SplitFeatures(NamedTuple):
     patients: np.ndarray  # int64 [n], consecutive numbers 0…P-1; no identifier
 
 
-def load(folder: str | os.PathLike) -> Encoder:
-    """Loads the encoder of an export, RUN/exports/<step>."""
+class CropWarning(UserWarning):
+    """Images of which the encoder sees less than two thirds."""
+
+
+def load(folder: str | os.PathLike, fit: str | None = None) -> Encoder:
+    """Loads the encoder of an export, RUN/exports/<step>.
+
+    `fit`: 'crop' shows it the centre square of an image, 'pad' the whole image with black beside it. None: as the
+    export says, and 'crop' for an export that says nothing.
+    """
     folder = pathlib.Path(folder)
+    if fit not in (None, *FITS):
+        raise UserError(f'fit={fit!r}: an encoder takes {" or ".join(map(repr, FITS))}')
     params, meta = export.load(folder)
+    if fit is not None and fit != meta['image'].get('fit', 'crop'):
+        meta = meta | dict(image=meta['image'] | dict(fit=fit))
     weights = hashlib.sha256((folder / 'weights.safetensors').read_bytes()).hexdigest()
     return _encoder(meta, int(meta['step']), params, weights, folder)
 
@@ -218,6 +232,7 @@ def features(encoder: Encoder, data: Any, split: str, cache: str | os.PathLike |
     key = _digest(encoder.digest, data.fingerprint, split, LAYERS, encoder.size)
     path = None if cache is None else pathlib.Path(cache) / str(encoder.name) / f'{data.name}.{split}.npz'
     arrays = _read_cache(path, key) if path else None
+    _warn_of_crops(encoder, records.column('shape'), f'{data.name}, {split}: ')
     if arrays is None:
         progress = f'{encoder.name}: {data.name} {split}'
         arrays = _encode_all(encoder, records.image, len(records), data.size, True, progress)
@@ -229,6 +244,7 @@ def features(encoder: Encoder, data: Any, split: str, cache: str | os.PathLike |
 def last_cls(encoder: Encoder, records: Any, numbers: np.ndarray) -> np.ndarray:
     """float32 [n,D]: the CLS token of the last block for n records of a split of a DataSet, given by their numbers."""
     image = lambda k: records.image(int(numbers[k]))  # noqa: E731
+    _warn_of_crops(encoder, records.column('shape')[numbers], f'{records.data.name}, {records.name}: ')
     progress = f'{encoder.name}: {records.name}'
     return _encode_all(encoder, image, len(numbers), records.data.size, True, progress)['cls'][:, -1]
 
@@ -242,6 +258,7 @@ def encode(encoder: Encoder, images: Sequence[np.ndarray | str | os.PathLike]) -
     arrays = [_array(image) for image in images]
     if not arrays:
         raise UserError('encode: no images given')
+    _warn_of_crops(encoder, np.array([x.shape for x in arrays]), '')
     # One batch has one dtype and one number of channels. Neither change alters the meaning of a grey value.
     channels, deep = max(x.shape[2] for x in arrays), any(x.dtype == np.uint16 for x in arrays)
     for i, x in enumerate(arrays):
@@ -258,7 +275,8 @@ def _array(image: np.ndarray | str | os.PathLike) -> np.ndarray:
         if not path.is_file():
             raise UserError(f'encode: there is no file {path}')
         try:
-            image = decode.read(path.read_bytes())
+            found = decode.picture(path.read_bytes())
+            image = decode.bounded(found.pixels, None, found.aspect)  # with square pixels, as in a data set
         except Unreadable as error:
             raise UserError(f'encode: cannot read {path}: {error}') from None
     image = image[..., None] if image.ndim == 2 else image
@@ -267,6 +285,19 @@ def _array(image: np.ndarray | str | os.PathLike) -> np.ndarray:
             f'encode: an image must be uint8|uint16 [H,W], [H,W,1] or [H,W,3], not {image.dtype} {image.shape}'
         )
     return image
+
+
+def _warn_of_crops(encoder: Encoder, shapes: np.ndarray, where: str) -> None:
+    """Warns, with their number, of images [n,2…] whose centre square loses more than a third of their area."""
+    if encoder.image.get('fit', 'crop') == 'pad':
+        return
+    short, long = shapes[:, :2].min(1), shapes[:, :2].max(1)
+    if count := int((3 * short.astype(np.int64) < 2 * long).sum()):
+        text = (
+            f'{where}the encoder sees the centre square of an image. For {count} of {len(shapes)} images this is less '
+            "than two thirds of their area; fit='pad' shows it whole images"
+        )
+        warnings.warn(text, CropWarning, stacklevel=3)
 
 
 def _encode_all(

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from medjax.data.images import decode
+
 SIDE = 224  # pixels of `centre`
 TINTS = np.array([[255, 90, 40], [40, 170, 255], [250, 210, 50], [90, 220, 120], [220, 110, 240]])  # of masks' values
 
@@ -19,11 +21,9 @@ def eight_bits(image: np.ndarray) -> Image.Image:
     return Image.fromarray(shades[..., 0] if shades.shape[-1] == 1 else shades)
 
 
-def centre(image: np.ndarray) -> Image.Image:
-    """The centre square that an encoder sees, in RGB."""
-    side = min(image.shape[:2])
-    top, left = ((length - side) // 2 for length in image.shape[:2])
-    square = eight_bits(image[top : top + side, left : left + side]).convert('RGB')
+def centre(image: np.ndarray, fit: str = 'crop') -> Image.Image:
+    """The square that an encoder sees, in RGB: the centre of an image, or with fit='pad' all of it."""
+    square = eight_bits(decode.fitted(image, fit)).convert('RGB')
     return square.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
 
 

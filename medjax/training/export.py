@@ -66,7 +66,7 @@ class Exporter:
                 for name, alignment in self.objective.alignments.items()
                 if (sides := self.image_and_text(alignment))
             ],
-            image=dict(config['image']),
+            image=dict(config['image']) | dict(fit=cfg.get('fit', 'crop')),  # runs may be older than `fit`
             size=int(max(sizes, default=0)),
             config_fingerprint=self.fingerprint,
             seen=hashlib.sha256(seen.read_bytes()).hexdigest() if seen.exists() else None,

@@ -65,6 +65,26 @@ def crop(image: Array, extent: Array, box: Array, size: tuple[int, int], flip: A
     return _product('qj,pjc->pqc', blur_matrix(sigma, width), x)
 
 
+def padded(image: Array, extent: Array, size: int) -> Array:
+    """The whole image [H,W,C] in the middle of a black square: float32 [size,size,C], which may overshoot.
+
+    Its longer side is resized to `size`. `extent` [2] is the height and width of the image on its canvas.
+    """
+    side, i = extent.max().astype(jnp.float32), jnp.arange(size)
+
+    def axis(length: Array, canvas: int) -> tuple[Array, Array]:
+        """The weights of an axis [size,canvas], and which output pixels lie on the image [size]."""
+        start = (length - side) / 2
+        centre = start + (i + 0.5) * side / size
+        return axis_weights(start, side, length, i, size, canvas), (centre >= 0) & (centre < length)
+
+    down, shown_down = axis(extent[0], image.shape[0])
+    across, shown_across = axis(extent[1], image.shape[1])
+    x = _product('ih,hwc->iwc', down, image) / jnp.where(shown_down, down.sum(1), 1.0)[:, None, None]
+    x = _product('jw,iwc->ijc', across, x) / jnp.where(shown_across, across.sum(1), 1.0)[:, None]
+    return jnp.where((shown_down[:, None] & shown_across)[..., None], x, 0.0)
+
+
 def _product(form: str, matrix: Array, x: Array) -> Array:
     # HIGHEST, because the default of accelerators (bf16 or TF32 passes) keeps 8 to 10 bits of a grey value, less than
     # a radiograph has. For grey images of 256 px the products have .4 GFLOP an image, where a ViT-B step has 448.

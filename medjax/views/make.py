@@ -165,14 +165,20 @@ def _masks_in_order(generators: Mapping[str, Generator], views: Mapping[str, Kin
 
 
 def evaluation_view(images: Array, extent: Array, size: int, image: Mapping[str, Any]) -> Array:
-    """The centre square of each image, the shorter side resized to `size`; normalised float32 [B,size,size,C].
+    """A square of each image, `size` pixels wide; normalised float32 [B,size,size,C].
 
-    `images` uint8 or uint16 [B,H,W,C] lie top-left on their canvas, `extent` [B,2] is their height and width.
-    This is RAD-DINO's inference (arXiv 2401.10815), without rounding the longer side to whole pixels.
+    `images` uint8 or uint16 [B,H,W,C] lie top-left on their canvas, `extent` [B,2] is their height and width. `image`
+    has channels, mean, std and perhaps fit: 'crop' (the default) shows the centre square, its shorter side resized to
+    `size`, 'pad' the whole image, its longer side resized to `size`, with black beside it. The crop is RAD-DINO's
+    inference (arXiv 2401.10815), without rounding the longer side to whole pixels.
     """
+    image = dict(image)
+    pad = image.pop('fit', 'crop') == 'pad'
     never = jnp.zeros((), bool)
 
     def one(picture: Array, extent: Array) -> Array:
+        if pad:
+            return geometry.padded(picture, extent, size)
         return geometry.crop(picture, extent, geometry.centre_square(extent), (size, size), never, None)
 
     x = jax.vmap(one)(to_unit(images, image['channels']), extent)

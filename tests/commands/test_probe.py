@@ -8,15 +8,18 @@ import sys
 import threading
 import time
 import types
+import warnings
 
 import jax
 import numpy as np
 import pytest
+from image_files import dicom
 from PIL import Image
 
 from medjax import cli, files
 from medjax.data import records
 from medjax.data.audit import seen
+from medjax.data.images import decode
 from medjax.errors import UserError
 from medjax.models import build as models
 from medjax.probes import encode, results, watch
@@ -195,6 +198,45 @@ def test_encode_takes_paths_and_mixed_pictures(tmp_path, data):
         encode.encode(encoder, [tmp_path / 'b.png'])
     with pytest.raises(UserError, match='uint8|uint16'):
         encode.encode(encoder, [grey.astype(np.float32)])
+
+
+def test_an_encoder_may_see_the_whole_of_a_long_picture(tmp_path):
+    """The picture is wide, and only its outer parts differ: a crop does not see them."""
+    make_export(tmp_path, 1)
+    folder = tmp_path / 'exports' / '1'
+    same = np.random.default_rng(0).integers(0, 256, (20, 80), dtype=np.uint8)
+    other = same.copy()
+    other[:, :26], other[:, 54:] = 20, 230  # the resize of the middle 20 columns reads two beside them
+    square = np.pad(same, ((30, 30), (0, 0)))
+    crop, pad = encode.load(folder), encode.load(folder, fit='pad')
+    assert crop.digest != pad.digest and encode.load(folder, fit='crop').digest == crop.digest
+    with pytest.warns(encode.CropWarning, match='For 2 of 3 images this is less than two thirds'):
+        a, b, _ = encode.encode(crop, [same, other, square])['cls']
+    np.testing.assert_allclose(a, b, atol=1e-5)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        a, b, c = encode.encode(pad, [same, other, square])['cls']
+        encode.encode(crop, [same[:, :30]])  # a third at most
+    # `square` is the same picture but for its edges, into which the black reaches
+    assert np.abs(a - b).max() > 5 * np.abs(a - c).max()
+    with pytest.raises(UserError, match="fit='whole': an encoder takes 'crop' or 'pad'"):
+        encode.load(folder, fit='whole')
+    make_export(tmp_path, 2, seed=1, meta=META | dict(image=META['image'] | dict(fit='pad')))
+    recorded = encode.load(tmp_path / 'exports' / '2')
+    np.testing.assert_allclose(encode.encode(recorded, [same])['cls'][0], a, atol=1e-4)
+    pixels = encode.raw_pixels(recorded)
+    assert encode.encode(pixels, [same])['cls'].shape[-1] == pixels.size**2
+
+
+def test_pixels_of_paths_become_square(tmp_path):
+    make_export(tmp_path, 1)
+    encoder = encode.load(tmp_path / 'exports' / '1')
+    stored = np.random.default_rng(0).integers(0, 256, (20, 40), dtype=np.uint8)
+    (tmp_path / 'a.dcm').write_bytes(dicom(stored, PixelSpacing=[1.0, 0.5], WindowCenter=128, WindowWidth=256))
+    tall = decode.bounded(stored[..., None], None, 2.0)
+    assert tall.shape == (40, 40, 1)
+    one, two = encode.encode(encoder, [tmp_path / 'a.dcm', tall])['cls']
+    np.testing.assert_allclose(one, two, atol=2e-3)
 
 
 def test_params_are_differentiable_at_another_size(tmp_path):

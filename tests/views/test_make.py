@@ -177,6 +177,39 @@ def test_whole_equals_pil_resize_of_the_shorter_side_and_centre_crop(height, wid
     np.testing.assert_allclose(got[0], np.repeat((reference[..., None] - 0.5) / 0.25, 3, -1), atol=1e-4)
 
 
+@pytest.mark.parametrize(('height', 'width'), [(48, 48), (48, 72), (60, 30), (16, 80), (17, 23)])
+@pytest.mark.parametrize('size', [24, 40])
+def test_pad_shows_the_whole_image_in_a_black_square(height, width, size):
+    """Equal to PIL where the image fills whole pixels of the square; elsewhere its last line may be cut in two."""
+    image = np.random.default_rng(0).integers(0, 256, (height, width), np.uint8)
+    side = max(height, width)
+    top, left = (side - height) / 2 * size / side, (side - width) / 2 * size / side
+    canvas = np.full((1, 90, 90, 1), 255, np.uint8)
+    canvas[0, :height, :width, 0] = image
+    cfg = dict(channels=1, mean=0.5, std=0.25, fit='pad')
+    got = np.asarray(make.evaluation_view(canvas, np.array([[height, width]]), size, cfg))[0, ..., 0] * 0.25 + 0.5
+    rows, columns = (np.flatnonzero(np.abs(got).max(axis) > 1e-6) for axis in (1, 0))
+    for lit, start, length in ((rows, top, height), (columns, left, width)):
+        assert abs(lit[0] - start) <= 0.5 and abs(lit[-1] + 1 - (size - start)) <= 0.5
+        assert abs(len(lit) - length * size / side) <= 1
+    assert np.abs(got[: rows[0]]).max(initial=0) == np.abs(got[:, : columns[0]]).max(initial=0) == 0
+    if top == int(top) and left == int(left):
+        shape = (round(width * size / side), round(height * size / side))
+        small = np.asarray(Image.fromarray(image.astype(np.float32)).resize(shape, Image.Resampling.BICUBIC))
+        np.testing.assert_allclose(
+            got[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1], np.clip(small / 255, 0, 1), atol=1e-4
+        )
+
+
+def test_the_gradient_of_a_padded_view_is_finite():
+    canvas = jnp.ones((1, 32, 32, 1))
+    cfg = dict(channels=1, mean=0.5, std=0.25, fit='pad')
+    total = lambda x: make.geometry.padded(x[0], jnp.array([9, 30]), 16).sum()  # noqa: E731
+    assert np.isfinite(jax.grad(total)(canvas)).all()
+    view = make.evaluation_view(np.ones((1, 32, 32, 1), np.uint8), np.array([[9, 30]]), 16, cfg)
+    assert np.isfinite(view).all()
+
+
 @pytest.mark.parametrize(
     ('views', 'masks', 'message'),
     [

@@ -177,7 +177,7 @@ def pixel_similarity(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def pixel_similarities(first: np.ndarray, second: np.ndarray, image: Callable[[int], np.ndarray]) -> np.ndarray:
-    """float64 [m]: `pixel_similarity` of m matches. `image` opens a picture by its number.
+    """float64 [m]: `pixel_similarity` of m matches. `image` opens a picture by its number; threads call it.
 
     Shows a progress bar on a terminal.
     """
@@ -185,8 +185,16 @@ def pixel_similarities(first: np.ndarray, second: np.ndarray, image: Callable[[i
 
     cached = functools.lru_cache(64)(image)  # the matches of one picture are near each other in the list
     matches = list(zip(first.tolist(), second.tolist(), strict=True))
-    bar = tqdm(matches, 'near-duplicates', unit=' matches', disable=None, leave=False)
-    return np.array([pixel_similarity(cached(i), cached(j)) for i, j in bar], np.float64)
+    values: list[float] = []
+    with (
+        concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool,
+        tqdm(total=len(matches), desc='near-duplicates', unit=' matches', disable=None, leave=False) as bar,
+    ):
+        for start in range(0, len(matches), 256):
+            some = matches[start : start + 256]
+            values += pool.map(lambda match: pixel_similarity(cached(match[0]), cached(match[1])), some)
+            bar.update(len(some))
+    return np.array(values, np.float64)
 
 
 def clusters(first: np.ndarray, second: np.ndarray, n: int) -> np.ndarray:

@@ -113,4 +113,5 @@ def blur_matrix(side: int, deviation: float) -> np.ndarray:
     """float32 [side,side]: a Gaussian of `deviation` pixels along one axis; each row sums to one, at the edges too."""
     at = np.arange(side)
     weights = np.exp(-0.5 * ((at[:, None] - at) / deviation) ** 2)
+    weights[weights < 1e-20] = 0.0  # float32 holds smaller ones as subnormal numbers, and products of them take ages
     return (weights / weights.sum(1, keepdims=True)).astype(np.float32)

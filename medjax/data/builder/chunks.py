@@ -15,7 +15,7 @@ import json
 import os
 import pathlib
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor
 from typing import Any, NamedTuple
 
@@ -27,9 +27,12 @@ from medjax.data.builder import ids
 from medjax.data.format import Dropped, schema
 from medjax.data.images import decode
 from medjax.data.text import language
-from medjax.data.types import SPLIT_NAMES, Drop, Entry, Example, Source, Unreadable, patient_of
+from medjax.data.types import SPLIT_NAMES, Drop, Entry, Example, Picture, Source, Unreadable, patient_of
 
 SIZE = 1024  # entries of a chunk, at least; a killed build loses at most one unfinished chunk per process
+RAW = 'FOR PROCESSING'  # the presentation intent of raw detector values
+MOST_CROPPED = 1 / 3  # of an image's area; a crop that loses more is remarked
+THUMB_FROM = 4 * near_duplicates.THUMB_SIDE  # pixels of the shorter side
 MAX_CHUNKS = 256  # of one split, because a reader opens each file; larger splits get larger chunks
 
 
@@ -91,9 +94,8 @@ def write(
     numbered_labels = list(zip(chunk.entries, labels, strict=True))
     with files.whole_path(folder / f'{chunk.name}.array_record') as hidden:
         writer = ArrayRecordWriter(str(hidden), 'group_size:1')
-        for i, (record, drop) in zip(chunk.entries, _map_in_order(pool, process, numbered_labels), strict=True):
-            if drop:
-                drop_rows.append(drop_row(drop, key, source.namespace))
+        for i, (record, drops) in zip(chunk.entries, _map_in_order(pool, process, numbered_labels), strict=True):
+            drop_rows += [drop_row(drop, key, source.namespace) for drop in drops]
             if record is not None:
                 writer.write(serialize(record.content | {'index': i}))
                 stored.append(record._replace(content={}))
@@ -124,26 +126,28 @@ def _serializer(labels: int) -> Callable[[dict[str, Any]], bytes]:
     )
 
 
-def _process_entry(source: Source, key: bytes, i: int, label: np.ndarray) -> tuple[StoredRecord | None, Drop | None]:
-    """Entry `i` as a record, and what was dropped: the whole record (then there is none), or its mask."""
-    entry = source.entries[i]
+def _process_entry(source: Source, key: bytes, i: int, label: np.ndarray) -> tuple[StoredRecord | None, list[Drop]]:
+    """Entry `i` as a record, and drops: of the whole record (then there is none), of its mask, or remarks."""
+    entry, fit = source.entries[i], source.shown.fit
     try:
-        example = source.load(i)
-        pixels = pixels_of(example)
-        small = decode.bounded(pixels, source.size)
+        example, (pixels, remarks, aspect) = opened(source, i)
+        part = decode.fitted(pixels, fit, aspect)
+        small = decode.bounded(part, source.size, aspect)
         image = (decode.keepable(example.image) if small is pixels else None) or decode.png(small)
     except Unreadable as error:
-        return None, Drop(entry.image, entry.where, str(error))
-    mask, note = _encode_mask(example, pixels.shape[:2], source.size)
+        return None, [Drop(entry.image, entry.where, str(error))]
+    mask, note = _encode_mask(example, pixels.shape[:2], fit, source.size, aspect)
     sections = {section: text for section, text in example.text.items() if text}
     attributes = {name: value for name, value in example.attributes.items() if value != ''}
-    if small is not pixels and 'spacing' in attributes:  # the size of a pixel, which grows when the image shrinks
-        attributes['spacing'] = float(attributes['spacing']) * max(pixels.shape[:2]) / max(small.shape[:2])
+    if small is not part and 'spacing' in attributes:  # the height of a pixel, which grows when the image shrinks
+        attributes['spacing'] = _spacing(float(attributes['spacing']), aspect, part.shape, small.shape)
     text = ' '.join(sections.values())
     if text and 'language' not in attributes and (detected := language.language(text)):
         attributes['language'] = detected
     keys = np.array([*_hashed_ids(key, source.namespace, entry), _text_key(key, text), pixel_hash(pixels)], np.uint64)
-    thumb = near_duplicates.thumbnail(pixels)
+    # from the smaller picture where it has pixels enough: the thumbnails are the same but for rounding
+    is_enough = fit is None and min(small.shape[:2]) >= THUMB_FROM
+    thumb = near_duplicates.thumbnail(small if is_enough else pixels)
     content = [int(keys[-1]), label.tolist(), example.role, sections, attributes, bool(mask)]
     record = dict(
         image=image, mask=mask, label=label, keys=keys.view(np.int64), role=example.role,
@@ -153,7 +157,6 @@ def _process_entry(source: Source, key: bytes, i: int, label: np.ndarray) -> tup
         label=label,
         keys=keys,
         thumb=thumb,
-        hash=near_duplicates.hashes(thumb[None])[0],
         shape=np.array(small.shape, np.int32),
         bits=np.uint8(small.dtype.itemsize * 8),
         words=np.int32(len(text.split())),
@@ -162,8 +165,10 @@ def _process_entry(source: Source, key: bytes, i: int, label: np.ndarray) -> tup
         moments=moments(small),
         content=np.frombuffer(hashlib.sha256(json.dumps(content, sort_keys=True).encode()).digest(), np.uint8),
     )
-    drop = Drop(entry.image, entry.where, note, 'detail') if note else None
-    return StoredRecord(record, columns, attributes), drop
+    drops = [Drop(entry.image, entry.where, note, 'detail')] if note else []
+    remarks = (*remarks, *_remarks(attributes, pixels.shape, aspect, fit))
+    drops += [Drop(entry.image, entry.where, remark, 'remark') for remark in remarks]
+    return StoredRecord(record, columns, attributes), drops
 
 
 def stored_shape(source: Source, i: int) -> tuple[int, ...] | None:
@@ -172,10 +177,43 @@ def stored_shape(source: Source, i: int) -> tuple[int, ...] | None:
     return None if record is None else tuple(record.columns['shape'].tolist())
 
 
-def pixels_of(example: Example) -> np.ndarray:
-    """The pixels [H,W,C] of an example, in the size that its source has."""
-    image = example.image
-    return decode.read(image, example.frame) if isinstance(image, bytes) else decode.grey_if_equal(image)
+def opened(source: Source, i: int) -> tuple[Example, Picture]:
+    """Entry `i`, opened, and its picture in the size that the source has. Raises Unreadable.
+
+    An entry that does not meet a condition of the user is not decoded.
+    """
+    example, shown = source.load(i), source.shown
+    for condition in shown.conditions:
+        if not condition(example.attributes):
+            raise Unreadable(f'left out by --where {condition}{condition.why(example.attributes)}')
+    if isinstance(example.image, bytes):
+        return example, decode.picture(example.image, example.frame, shown.windows)
+    if shown.windows:
+        raise Unreadable('--window is for CT in DICOM files, and this is a rendered picture; leave --window out')
+    return example, decode.remarked(Picture(decode.grey_if_equal(example.image)))
+
+
+def _remarks(
+    attributes: Mapping[str, str | float], shape: tuple[int, ...], aspect: float, fit: str | None
+) -> list[str]:
+    """Remarks on a record that the user of the data set should know."""
+    remarks = []
+    if str(attributes.get('presentation_intent', '')).upper() == RAW:
+        remarks.append(
+            f"raw pixels, which may look like a negative; --where 'presentation_intent!={RAW}' leaves them out"
+        )
+    if aspect != 1.0:
+        remarks.append('its pixels are not square; it is stored with square ones')
+    if fit == 'crop' and decode.cropped_share(shape, aspect) > MOST_CROPPED:
+        remarks.append('the crop loses more than a third of its area; --fit pad would keep it')
+    return remarks
+
+
+def _spacing(spacing: float, aspect: float, before: tuple[int, ...], after: tuple[int, ...]) -> float:
+    """The side of a stored pixel, mm. `spacing` and `aspect` are the height and the aspect of a pixel before."""
+    if before[0] * aspect >= before[1]:  # the longer side is measured: its length was rounded less
+        return spacing * before[0] / after[0]
+    return spacing / aspect * before[1] / after[1]
 
 
 def pixel_hash(pixels: np.ndarray) -> np.uint64:
@@ -218,7 +256,9 @@ def _text_key(key: bytes, text: str) -> np.uint64:
     return ids.hashed(key, 'text', normalized) if normalized else np.uint64(0)
 
 
-def _encode_mask(example: Example, shape: tuple[int, int], size: int | None) -> tuple[bytes, str]:
+def _encode_mask(
+    example: Example, shape: tuple[int, int], fit: str | None, size: int | None, aspect: float
+) -> tuple[bytes, str]:
     """The mask as PNG in the stored size and the example's note, or b'' and the reason why the mask is left out."""
     if example.mask is None:
         return b'', example.note
@@ -228,7 +268,7 @@ def _encode_mask(example: Example, shape: tuple[int, int], size: int | None) -> 
             raise Unreadable(f'it has {mask.shape[1]}x{mask.shape[0]} pixels, its image {shape[1]}x{shape[0]}')
     except Unreadable as error:
         return b'', f'the mask is left out: {error}'
-    return decode.png(decode.bounded_mask(mask, size)), example.note
+    return decode.png(decode.bounded_mask(decode.fitted(mask, fit, aspect), size, aspect)), example.note
 
 
 def drop_row(drop: Drop, key: bytes, namespace: str) -> Dropped:
@@ -241,6 +281,8 @@ def _columns(stored: list[StoredRecord]) -> dict[str, np.ndarray]:
     """The columns of n records, and info/NAME for each attribute that at least one record has."""
     names = stored[0].columns if stored else ()
     columns = {name: np.stack([np.asarray(record.columns[name]) for record in stored]) for name in names}
+    if stored:
+        columns['hash'] = near_duplicates.hashes(columns['thumb'])  # at once, which is faster
     for name in sorted({name for record in stored for name in record.attributes}):
         columns[f'info/{name}'] = _attribute_column([record.attributes.get(name) for record in stored])
     return columns

@@ -248,6 +248,9 @@ def make(
                 namespace=data.namespace,
                 key_fingerprint=data.key_fingerprint,
                 columns=data.columns,
+                fit=data.fit,
+                windows=data.windows,
+                remarks=data.remarks,
             )
             totals = columns.gather(chunk_folder, plan, work / 'columns')
             summary = write.assemble(description, None, totals, plan, work)

@@ -52,7 +52,7 @@ def _surrogate_patients(source: Source, unknown: list[int]) -> dict[int, str]:
     useful = is_unknown[matches.first] | is_unknown[matches.second]  # those of two known patients are left to the audit
     first, second = matches.first[useful], matches.second[useful]
     similarity = near_duplicates.pixel_similarities(
-        first, second, lambda n: chunks.pixels_of(source.load(int(readable[n])))
+        first, second, lambda n: chunks.opened(source, int(readable[n]))[1].pixels
     )
     confirmed = similarity >= near_duplicates.SAME_PICTURE
     # images of one patient (of one study, where the patient is unknown) are in one cluster as well
@@ -78,7 +78,7 @@ def _thumbnails(source: Source) -> list[np.ndarray | None]:
 
     def thumbnail(i: int) -> np.ndarray | None:
         try:
-            return near_duplicates.thumbnail(chunks.pixels_of(source.load(i)))
+            return near_duplicates.thumbnail(chunks.opened(source, i)[1].pixels)
         except Unreadable:
             return None
 

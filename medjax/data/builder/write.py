@@ -33,7 +33,7 @@ from medjax.data.builder.chunks import Chunk
 from medjax.data.builder.columns import Totals
 from medjax.data.format import FORMAT, Dropped, schema, write_drops
 from medjax.data.types import SPLIT_NAMES, Source
-from medjax.errors import UserError
+from medjax.errors import UserError, suggest
 
 LARGE = 1024  # px; decoding time and memory grow with the area, and few encoders read larger images
 
@@ -79,7 +79,7 @@ def write(
         make_chunks(source, make_source, key, plan, chunk_folder)
         summary = _finish(source, key, unknown, plan, work)
         data, summary['audit'] = audit(work)
-        summary['notes'] = [*source.notes, *notes, *_notes(data)]
+        summary['notes'] = [*source.notes, *notes, *_where_notes(data, source), *_notes(data)]
         shutil.rmtree(chunk_folder)
         publish(work, out, overwrite)
     return summary
@@ -109,6 +109,9 @@ def _finish(
         namespace=source.namespace,
         key_fingerprint=ids.fingerprint(key),
         columns=[use._asdict() for use in source.columns],
+        fit=source.shown.fit,
+        windows=[[window.centre, window.width] for window in source.shown.windows],
+        remarks=dict(collections.Counter(drop.reason for drop in drops if drop.scope == 'remark').most_common()),
     )
     summary = assemble(description, source.size, totals, plan, work)
     write_drops(work / 'drops.csv', drops)
@@ -189,6 +192,8 @@ def _move_records(
 def _fingerprint(description: dict[str, Any], size: int | None, content: str) -> str:
     """16 hex digits over content and order of the records, without hashed ids: equal for every id key and machine."""
     identity = [FORMAT, description['name'], description['version'], description['labels'], size, content]
+    if description.get('fit'):
+        identity.append(description['fit'])
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
 
 
@@ -198,6 +203,11 @@ def _notes(data: records.DataSet) -> list[str]:
     shapes = np.concatenate([split.column('shape') for split in present.values()])
     depths = np.concatenate([split.column('bits') for split in present.values()])
     notes = []
+    if not data.fit and (long := int((3 * shapes[:, :2].min(1) < 2 * shapes[:, :2].max(1)).sum())):
+        notes.append(
+            f'{long} of {len(shapes)} images are so long that their centre square loses more than a third of their '
+            "area, and encoders see only this square; --fit pad, or fit='pad' of an encoder, shows them whole"
+        )
     if 0 < (colour := int((shapes[:, 2] == 3).sum())) < len(shapes):
         notes.append(
             f'{colour} of {len(shapes)} images are in colour. So the data set has 3 channels, and a grey image is read '
@@ -213,6 +223,16 @@ def _notes(data: records.DataSet) -> list[str]:
     if missing := [name for name in SPLIT_NAMES if name not in present]:
         notes.append(f'no record in {" and ".join(missing)}')
     return notes
+
+
+def _where_notes(data: records.DataSet, source: Source) -> list[str]:
+    """A note on each attribute of --where that no image has: perhaps its name has a typing error."""
+    names = {name for split in data.splits for name in data.split(split).attribute_names}
+    return [
+        f'--where {condition}: no image of the data set has a {condition.name}{suggest(condition.name, names)}'
+        for condition in source.shown.conditions
+        if condition.name not in names
+    ]
 
 
 def _no_record_message(source: Source, drops: list[Dropped]) -> str:

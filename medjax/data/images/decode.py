@@ -8,11 +8,13 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from collections.abc import Sequence
 
 import numpy as np
 
-from medjax.data.images import dicom, dicom_pixels, headers
-from medjax.data.types import Unreadable
+from medjax.data.images import dicom, dicom_pixels, grey, headers
+from medjax.data.images.windows import Window
+from medjax.data.types import Picture, Unreadable
 
 
 def decode(data: bytes, channels: int, bits: int) -> np.ndarray:
@@ -29,28 +31,44 @@ def decode(data: bytes, channels: int, bits: int) -> np.ndarray:
 
 
 def read(data: bytes, frame: int = 0) -> np.ndarray:
-    """The pixels of a source file. Its content, not its name, gives its kind. `frame`: of a DICOM file.
+    """The pixels of a source file, as `picture` gives them. Raises Unreadable."""
+    return picture(data, frame).pixels
 
-    Raises Unreadable.
+
+def picture(data: bytes, frame: int = 0, windows: Sequence[Window] = ()) -> Picture:
+    """The pixels of a source file in the size that it has, with remarks.
+
+    Its content, not its name, gives its kind. `frame`: of a DICOM file. `windows`: for CT, in place of those of the
+    header. Raises Unreadable.
     """
     kind = 'DICOM' if dicom.looks_like(data) else headers.kind(data)
+    if windows and kind != 'DICOM':
+        raise Unreadable(f'--window is for CT in DICOM files, and this is a {kind}; leave --window out')
     try:
         if kind == 'DICOM':
-            pixels = dicom_pixels.pixels(data, frame)
+            found = dicom_pixels.picture(data, frame, windows)
         elif kind == 'PNG':
             needed, turn = headers.png(data)
-            pixels = turned(_pillow(needed), turn)
+            found = Picture(turned(_deep_grey(needed) if headers.is_deep_with_alpha(needed) else _pillow(needed), turn))
         else:
-            pixels = _checked_jpeg(data)
+            found = Picture(_checked_jpeg(data))
     except Unreadable:
         raise
     except MemoryError:
         raise Unreadable('there is not enough memory to read it') from None
     except Exception as error:  # on damaged files, decoders may raise almost any exception
-        # The messages of a DICOM library may quote fields of the file, so only the name of the exception is kept.
-        detail = type(error).__name__ if kind == 'DICOM' else ' '.join(str(error).split())[:150]
-        raise Unreadable(f'damaged {kind}: {detail}') from None
-    return grey_if_equal(pixels)
+        # Some messages of Pillow and simplejpeg help; those of other exceptions are words for programmers.
+        detail = ' '.join(str(error).split())[:150] if isinstance(error, (OSError, ValueError)) else ''
+        raise Unreadable(f'damaged {kind}: {detail or "its picture cannot be read"}') from None
+    return remarked(found._replace(pixels=grey_if_equal(found.pixels)))
+
+
+def remarked(found: Picture) -> Picture:
+    """The picture with the remark that it shows nothing, if all its pixels are equal and no remark says so."""
+    pixels = found.pixels.reshape(-1, found.pixels.shape[2])
+    if found.remarks or (pixels[0] != pixels[len(pixels) // 2]).any() or (pixels != pixels[0]).any():
+        return found
+    return found._replace(remarks=(grey.ONE_VALUE,))
 
 
 def mask(data: bytes) -> np.ndarray:
@@ -70,13 +88,44 @@ def grey_if_equal(pixels: np.ndarray) -> np.ndarray:
     return pixels
 
 
-def bounded(pixels: np.ndarray, size: int | None) -> np.ndarray:
-    """The image, reduced if its longer side exceeds `size`. Antialiased (bicubic); aspect and bit depth stay."""
+def fitted(pixels: np.ndarray, fit: str | None, aspect: float = 1.0) -> np.ndarray:
+    """The part of an image or mask [H,W,...] that `fit` keeps: 'crop' the centre square, 'pad' all, with black beside.
+
+    `aspect` is the height of a pixel divided by its width: the square is one in millimetres. None keeps the image.
+    """
+    height, width = pixels.shape[:2]
+    if fit is None:
+        return pixels
+    side = (min if fit == 'crop' else max)(height * aspect, width)
+    rows, columns = max(1, round(side / aspect)), max(1, round(side))
+    if (rows, columns) == (height, width):
+        return pixels  # itself: then a JPEG keeps its coded image
+    if fit == 'crop':
+        top, left = (height - rows) // 2, (width - columns) // 2
+        return pixels[top : top + rows, left : left + columns]
+    headers.check_size(rows, columns)
+    top, left = (rows - height) // 2, (columns - width) // 2
+    out = np.zeros((rows, columns, *pixels.shape[2:]), pixels.dtype)
+    out[top : top + height, left : left + width] = pixels
+    return out
+
+
+def cropped_share(shape: tuple[int, ...], aspect: float = 1.0) -> float:
+    """The share of an image's area that its centre square leaves out."""
+    height, width = shape[0] * aspect, shape[1]
+    return 1.0 - min(height, width) / max(height, width)
+
+
+def bounded(pixels: np.ndarray, size: int | None, aspect: float = 1.0) -> np.ndarray:
+    """The image with square pixels, reduced if its longer side exceeds `size`. Antialiased (bicubic); the depth stays.
+
+    `aspect` is the height of a pixel divided by its width. Where it is not 1, the coarser axis is enlarged.
+    """
     from PIL import Image
 
-    if size is None or max(pixels.shape[:2]) <= size:
+    shape = stored_shape(pixels.shape[:2], size, aspect)
+    if shape == pixels.shape[:2]:
         return pixels
-    shape = _reduced(pixels.shape[:2], size)
     if pixels.dtype == np.uint8:
         image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
         small = np.asarray(image.resize(shape[::-1], Image.Resampling.BICUBIC))
@@ -88,11 +137,11 @@ def bounded(pixels: np.ndarray, size: int | None) -> np.ndarray:
     return np.stack(planes, axis=2).round().clip(0, 65_535).astype(np.uint16)
 
 
-def bounded_mask(values: np.ndarray, size: int | None) -> np.ndarray:
+def bounded_mask(values: np.ndarray, size: int | None, aspect: float = 1.0) -> np.ndarray:
     """Like `bounded` for a mask [H,W], by nearest neighbour: so no new values appear."""
-    if size is None or max(values.shape) <= size:
+    (h, w), (to_h, to_w) = values.shape, stored_shape(values.shape, size, aspect)
+    if (h, w) == (to_h, to_w):
         return values
-    (h, w), (to_h, to_w) = values.shape, _reduced(values.shape, size)
     rows = ((np.arange(to_h) + 0.5) * h / to_h).astype(int)
     columns = ((np.arange(to_w) + 0.5) * w / to_w).astype(int)
     return values[rows[:, None], columns]
@@ -134,6 +183,7 @@ def keepable(data: bytes | np.ndarray) -> bytes | None:
     header = headers.jpeg(data)
     if header.turn != 1 or header.channels == 4:
         return None
+    data = headers.whole_spectrum(data) if header.is_odd else data
     kept, at = [], 0
     for marker, start, end in headers.segments(data):  # up to the end marker; bytes after it belong to no image
         metadata = marker == 0xFE or (0xE1 <= marker <= 0xEF and marker != 0xEE)  # decoding needs APP0 and APP14
@@ -155,6 +205,7 @@ def turned(pixels: np.ndarray, turn: int) -> np.ndarray:
 def _checked_jpeg(data: bytes) -> np.ndarray:
     """The pixels of a source's JPEG: checked, grey or RGB, turned upright."""
     header = headers.jpeg(data)
+    data = headers.whole_spectrum(data) if header.is_odd else data
     if header.process not in headers.STRICT:
         raise Unreadable('a JPEG in a rare coding (arithmetic or hierarchical), which nothing here decodes')
     if header.bits != 8 or header.channels not in (1, 3, 4):
@@ -175,6 +226,19 @@ def _cmyk(data: bytes) -> np.ndarray:
 
     inks = simplejpeg.decode_jpeg(data, colorspace='CMYK').astype(np.uint16)
     return ((inks[..., :3] * inks[..., 3:] + 127) // 255).astype(np.uint8)
+
+
+def _deep_grey(data: bytes) -> np.ndarray:
+    """The grey values uint16 [H,W,1] of a PNG of 16-bit grey with alpha, which is left out.
+
+    Pillow keeps 8 bits of such files. A pixel has four bytes, as in 8-bit RGBA, so the filters of its rows are the
+    same: Pillow reads the file under this name, and the first two bytes are the grey value.
+    """
+    from PIL import Image
+
+    with Image.open(io.BytesIO(headers.png_as(data, 8, 6)), formats=['PNG']) as image:
+        high, low = np.moveaxis(np.asarray(image, np.uint16)[..., :2], 2, 0)
+    return (high << 8 | low)[..., None]
 
 
 def _pillow(data: bytes) -> np.ndarray:
@@ -198,7 +262,10 @@ def _pillow(data: bytes) -> np.ndarray:
         return np.array(image)[..., None]
 
 
-def _reduced(shape: tuple[int, ...], size: int) -> tuple[int, int]:
-    height, width = shape
-    scale = size / max(height, width)
+def stored_shape(shape: tuple[int, ...], size: int | None, aspect: float = 1.0) -> tuple[int, int]:
+    """Height and width with square pixels, the longer one at most `size`, and all at most headers.MOST_PIXELS."""
+    height, width = shape[0] * max(aspect, 1.0), shape[1] / min(aspect, 1.0)
+    scale = 1.0 if size is None else min(1.0, size / max(height, width))
+    if aspect != 1.0:
+        scale = min(scale, (headers.MOST_PIXELS / (height * width)) ** 0.5)
     return max(1, round(height * scale)), max(1, round(width * scale))

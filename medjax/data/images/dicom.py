@@ -1,17 +1,20 @@
 """The header of a DICOM file: ids, number of frames, and the attributes that may leave the file.
 
 Names, numbers, dates and free comments stay in the file. Of the other fields, a value leaves only if all its words are
-in `ATTRIBUTES`: names of people have been typed into every field. The pixels are read by dicom_pixels.py.
+in `ATTRIBUTES`, or its words that are in `KNOWN_WORDS` leave: names of people have been typed into every field. The
+pixels are read by dicom_pixels.py.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import math
 import re
 import warnings
 import zlib
+from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple
 
 from medjax.data.images import headers
@@ -24,6 +27,9 @@ NO_PICTURES = {  # Modality -> the kind of object; some of these have pixel data
     'REG': 'a registration',
     'RWV': 'a map of real-world values',
 }
+SQUARE = 0.01  # by this share height and width of a square pixel may differ; writers round their spacing
+LONGEST = 10  # times as high as wide; pixels that are longer are an error of the header
+MEASURES = 'PixelMeasuresSequence'  # the functional group with the spacing
 OLDEST = 90.0  # years; older people are so few that their age could identify them; they are stored as 90
 IMPOSSIBLE = 120.0  # years; a higher age is an error (releases contain 148 and 411)
 
@@ -83,6 +89,38 @@ ATTRIBUTES = {
         """),
     ),
     'burned_in': ('BurnedInAnnotation', _word_set('YES NO')),
+    'presentation_intent': ('PresentationIntentType', _word_set('FOR PROCESSING PRESENTATION')),
+}
+# Of these fields the known words alone leave, in upper case: name -> DICOM's name of the field, and the known words.
+KNOWN_WORDS = {
+    'image_type': (
+        'ImageType',  # the defined terms of PS3.3 C.7.6.1.1.2, C.8.2.1.1.1 and C.8.16.1, and common ones of vendors
+        _word_set("""
+            ORIGINAL DERIVED PRIMARY SECONDARY LOCALIZER SCOUT TOPOGRAM AXIAL SAGITTAL CORONAL OBLIQUE TRANSVERSE MPR
+            REFORMATTED CPR MIP MINIP MAX MIN MEAN AVERAGE PROJECTION IMAGE VOLUME RENDERED SURFACE SCREEN SAVE OTHER
+            NONE ADDITION SUBTRACTION DIVISION MULTIPLICATION RESAMPLED FILTERED MASKED STITCHED SINGLE BIPLANE PLANE
+            WHOLE BODY STATIC DYNAMIC GATED TOMO RECON EMISSION TRANSMISSION TOMOSYNTHESIS GENERATED SYNTHETIC 2D 3D
+            MAGNITUDE PHASE REAL IMAGINARY WATER FAT MOSAIC DIFFUSION PERFUSION ADC FA TRACEW ISOTROPIC ANISOTROPIC
+            T1 T2 PD MAP VELOCITY FLOW ANGIO TIME DENSITY EFFECTIVE MONOENERGETIC ENERGY MATERIAL VIRTUAL CONTRAST
+            MIXED WEIGHTED NORM DIS2D DIS3D SPI DOSE REPORT PROTOCOL REFERENCE QUALITY CONTROL POST PROCESSED STRESS
+            REST ATTENUATION CORRECTED UNCORRECTED FUSED COLOR OVERLAY CT MR PET
+        """),
+    ),
+    'series_description': (
+        'SeriesDescription',
+        _word_set("""
+            ABDOMEN ANGIO ANGIOGRAPHY ANKLE AORTA AP ARTERIAL AX AXIAL BASELINE BODY BONE BRAIN BREAST C CALIBRATION CC
+            CARDIAC CERVICAL CHEST CINE CONTRAST COR CORONAL CORONARY COW CSPINE CT CTA CTPA DELAYED DERIVED DIFFUSION
+            DOSE DWI ADC DYNAMIC DYN ECHO ELBOW EXPIRATION FAT FEET FEMUR FILTER FINE FLAIR FOOT FRONTAL FS GADOLINIUM
+            GRE HEAD HEART HIP HR HRCT INSPIRATION KIDNEY KNEE KUB L LAO LAT LATERAL LEFT LIVER LOCALIZER LSPINE LUMBAR
+            LUNG LUNGS MEDIASTINUM MIP MINIP MLO MPR MR MRA MRI NATIVE NECK NON OBL OBLIQUE PA PARENCHYMA PATIENT PD PE
+            PELVIS PERFUSION PET PHASE PLAIN PORTABLE PORTAL POST PRE PROTOCOL PULMONARY R RAO RECON REFORMAT RENAL
+            REPORT RIGHT RIBS SAG SAGITTAL SCOUT SHOULDER SINUS SKULL SMOOTH SHARP SOFT SPINE STANDARD STD SUBTRACTION
+            SUMMARY SUPINE PRONE ERECT SURVIEW SWI T1 T1W T2 T2W TE TR TIRM STIR SE TSE FSE THIN THICK THORACIC THORAX
+            TISSUE TOF TOMO TOMOSYNTHESIS TOPO TOPOGRAM TRA TRANSVERSE TSPINE US ULTRASOUND VENOUS VIEW WITH WITHOUT
+            WHOLE WINDOW WRIST 2D 3D
+        """),
+    ),
 }
 
 
@@ -112,12 +150,8 @@ def header(file: BinaryIO) -> Header:
     if not looks_like(file.read(132)):
         raise Unreadable('no DICOM file' if size else 'an empty file')
     file.seek(0)
-    try:
+    with step('its header'):
         fields = open_file(file, header_only=True)
-    except Unreadable:
-        raise
-    except Exception as error:  # a damaged file may raise almost any exception
-        raise Unreadable(f'a damaged DICOM header: {type(error).__name__}') from None
     modality = str(_get(fields, 'Modality') or '').strip().upper()
     if modality in NO_PICTURES or not _get(fields, 'Rows'):
         raise Unreadable(f'no picture but {NO_PICTURES.get(modality) or _kind(fields)}')
@@ -129,6 +163,20 @@ def header(file: BinaryIO) -> Header:
         plain('PatientID'), plain('StudyInstanceUID'), plain('SOPInstanceUID'), plain('AccessionNumber'),
         _frame_count(fields, size), _attributes(fields), plain('SeriesInstanceUID'),
     )  # fmt: skip
+
+
+@contextlib.contextmanager
+def step(what: str) -> Iterator[None]:
+    """A step of reading a file. Whatever goes wrong in it becomes an Unreadable that names the step: 'its VOI LUT'.
+
+    On damaged files pydicom and the decoders raise almost any exception. Their messages may quote fields of the file.
+    """
+    try:
+        yield
+    except (Unreadable, MemoryError):
+        raise
+    except Exception:
+        raise Unreadable(f'damaged DICOM: {what} cannot be read') from None
 
 
 def frames(file: BinaryIO) -> int:
@@ -162,7 +210,7 @@ def pixel_bytes(data: bytes) -> bytes | None:
 
 
 def attributes(data: bytes) -> dict[str, str | float]:
-    """The attributes of a file: those of `ATTRIBUTES`, age in years, spacing of the pixels in mm.
+    """The attributes of a file: those of `ATTRIBUTES` and `KNOWN_WORDS`, age in years, spacing of the pixels in mm.
 
     A value with a word that is not in `ATTRIBUTES` is left out: such fields have held names of people.
     """
@@ -211,6 +259,29 @@ def first_number(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
+def grouped(file: Any, frame: int, sequence: str, name: str) -> Any:
+    """A field of a frame: of its own functional group `sequence`, else of the shared one, else of the file.
+
+    None: none of them has the field. Multi-frame files have these groups (PS3.3 C.7.6.16).
+    """
+    groups = _items(file, 'PerFrameFunctionalGroupsSequence')[frame : frame + 1]
+    for group in (*groups, *_items(file, 'SharedFunctionalGroupsSequence')[:1]):
+        for item in _items(group, sequence)[:1]:
+            if not _is_empty(value := _get(item, name)):
+                return value
+    return _get(file, name)
+
+
+def _items(fields: Any, sequence: str) -> Any:
+    """The items of a sequence; none if it is missing, or no sequence."""
+    items = _get(fields, sequence)
+    return items if type(items).__name__ == 'Sequence' else ()
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or (hasattr(value, '__len__') and len(value) == 0)
+
+
 def _attributes(fields: Any) -> dict[str, str | float]:
     result: dict[str, str | float] = {}
     for name, (tag, allowed) in ATTRIBUTES.items():
@@ -218,14 +289,41 @@ def _attributes(fields: Any) -> dict[str, str | float]:
         words = re.findall('[A-Z0-9]+', value.upper())
         if words and allowed.issuperset(words) and re.fullmatch(r'[A-Za-z0-9 ,.&/()_-]{1,40}', value):
             result[name] = value
+    for name, (tag, known) in KNOWN_WORDS.items():
+        value = _get(fields, tag)
+        text = ' '.join(map(str, value)) if type(value).__name__ == 'MultiValue' else str(value or '')
+        if words := [word for word in re.findall('[A-Z0-9]+', text.upper()[:200]) if word in known]:
+            result[name] = ' '.join(words)
     if (age := _years(str(_get(fields, 'PatientAge') or ''))) is not None and age <= IMPOSSIBLE:
         result['age'] = min(age, OLDEST)
-    for tag in ('PixelSpacing', 'ImagerPixelSpacing', 'NominalScannedPixelSpacing'):
-        spacing = first_number(_get(fields, tag))
-        if spacing is not None and 0 < spacing < 100:
-            result['spacing'] = spacing
-            break
+    if spacing := _spacing(fields, 0):
+        result['spacing'] = spacing[0]
     return result
+
+
+def pixel_aspect(fields: Any, frame: int) -> float:
+    """The height of a pixel of a frame divided by its width, by its spacing or its stated ratio. 1: unknown."""
+    height, width = _spacing(fields, frame) or _pair(_get(fields, 'PixelAspectRatio')) or (1.0, 1.0)
+    return height / width if abs(height / width - 1) > SQUARE else 1.0
+
+
+def _spacing(fields: Any, frame: int) -> tuple[float, float] | None:
+    """The distances between rows and between columns, mm. None: they are unknown, or impossible."""
+    for tag in ('PixelSpacing', 'ImagerPixelSpacing', 'NominalScannedPixelSpacing'):
+        pair = _pair(grouped(fields, frame, MEASURES, tag))
+        if pair and max(pair) < 100:
+            return pair
+    return None
+
+
+def _pair(value: Any) -> tuple[float, float] | None:
+    """Two positive numbers; a field of one number gives it twice. None: it has none, or they differ too much."""
+    values = list(value) if isinstance(value, (list, tuple)) or type(value).__name__ == 'MultiValue' else [value]
+    first = first_number(values[:1])
+    second = first_number(values[1:2]) if len(values) > 1 else first
+    if first is None or second is None or min(first, second) <= 0:
+        return None
+    return (first, second) if max(first, second) <= LONGEST * min(first, second) else (first, first)
 
 
 def _kind(fields: Any) -> str:
@@ -239,7 +337,7 @@ def _frame_count(fields: Any, size: int) -> int:
     try:
         count = int(_get(fields, 'NumberOfFrames') or 1)
         return count if count == 1 or 0 < count * max(_least_bytes(fields), 1) <= size else 1
-    except (ValueError, TypeError, AttributeError, OverflowError):
+    except Exception:  # a damaged field may raise almost any exception
         return 1
 
 

@@ -2,103 +2,197 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import threading
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from medjax.data.images import headers
-from medjax.data.images.dicom import first_number, frame_bytes, open_file, uid_name
-from medjax.data.types import Unreadable
+from medjax.data.images import grey, headers, jpeg_colour, lookup
+from medjax.data.images.dicom import frame_bytes, open_file, pixel_aspect, step, uid_name
+from medjax.data.images.windows import Window
+from medjax.data.types import Picture, Unreadable
 
 COLOURS = ('MONOCHROME1', 'MONOCHROME2', 'PALETTE COLOR', 'RGB', 'YBR_FULL', 'YBR_FULL_422', 'YBR_ICT', 'YBR_RCT')
 NEEDED = ('Rows', 'Columns', 'SamplesPerPixel', 'PhotometricInterpretation', 'BitsAllocated')
+PALETTE = 'PaletteColorLookupTable'
+CODED = 'its coded picture'  # a step, for reasons
+# What a decoder needs to know of a coded frame.
+CODING = (*NEEDED, 'BitsStored', 'HighBit', 'PixelRepresentation', 'PlanarConfiguration')
+RUNS = 64  # files whose range is kept, because their other frames follow
+
+_ranges: dict[bytes, grey.Range | None] = {}
+_lock = threading.Lock()
 
 
 @np.errstate(all='ignore')  # non-finite values are looked for at the end
-def pixels(data: bytes, frame: int = 0) -> np.ndarray:
-    """The pixels of a frame, uint8 or uint16 [H,W,C]. More than 8 stored bits become full-scale 16 bits.
+def picture(data: bytes, frame: int = 0, windows: Sequence[Window] = ()) -> Picture:
+    """A frame of a DICOM file: pixels uint8 or uint16 [H,W,C], remarks, and the shape of a pixel.
 
-    Grey: modality LUT or rescale, then the first VOI LUT or window, then MONOCHROME1 is inverted (DICOM PS3.3 C.11.1,
-    C.11.2). Without a window: the range of the frame itself, padding left out. Colour and palettes: 8 bits, RGB.
-    Raises Unreadable.
+    Grey: more than 8 stored bits become full-scale 16 bits; see `grey.picture`. Without a window: the range of all
+    frames of the file, padding left out. Colour and palettes: 8 bits, RGB. `windows`: windows for CT, in place of those
+    of the header; three of them give three channels of 8 bits. Raises Unreadable.
     """
-    from pydicom.pixels import apply_color_lut
-
-    file = open_file(io.BytesIO(data))
+    with step('its header'):
+        file = open_file(io.BytesIO(data))
     if 'PixelData' not in file:
-        raise Unreadable('a DICOM file without pixel data')
+        kind = 'float pixel data, which are no picture' if _has_floats(file) else 'a DICOM file without pixel data'
+        raise Unreadable(kind)
     if missing := [name for name in NEEDED if file.get(name) is None]:
         raise Unreadable(f'a DICOM file whose header lacks {", ".join(missing)}')
     colours, bits = str(file.PhotometricInterpretation), int(file.BitsAllocated)
     if colours not in COLOURS:  # the field may hold any text: the reason does not quote it
         raise Unreadable('a DICOM file in an unknown colour space')
     _check_plugins(file)
-    stored = _stored(file, frame)
+    aspect = pixel_aspect(file, frame)
+    raw, remarks = _stored(file, frame)
+    if windows and (raw.ndim != 2 or colours == 'PALETTE COLOR'):
+        raise Unreadable("--window is for CT, and this picture is in colour; leave it out: --where 'modality=CT'")
     if colours == 'PALETTE COLOR':
-        rgb = apply_color_lut(stored, file)[..., :3]
-        return (rgb >> 8).astype(np.uint8) if rgb.dtype == np.uint16 else rgb.astype(np.uint8)
-    if stored.ndim == 3 and stored.shape[2] == 3 and stored.dtype == np.uint8:
-        return stored
-    if colours not in ('MONOCHROME1', 'MONOCHROME2') or stored.ndim != 2:
+        return Picture(_through_palette(_of_stored_bits(raw, file), file), remarks, aspect)
+    if raw.ndim == 3 and raw.shape[2] == 3 and raw.dtype == np.uint8:
+        return Picture(raw, remarks, aspect)
+    if colours not in ('MONOCHROME1', 'MONOCHROME2') or raw.ndim != 2:
         raise Unreadable(f'a DICOM file in {colours} of {bits} bits; grey, palettes and 8-bit colour can be read')
-    shown = _grey(stored, file)
-    if not np.isfinite(shown).all():
-        raise Unreadable('a DICOM file whose rescaling or window makes no numbers of its pixels')
-    shown = np.clip(shown, 0.0, 1.0)
-    if colours == 'MONOCHROME1':
-        shown = 1.0 - shown
-    scale, dtype = (255, np.uint8) if int(file.get('BitsStored') or bits) <= 8 else (65_535, np.uint16)
-    return np.round(shown * scale).astype(dtype)[..., None]
+    stored, facts = _of_stored_bits(raw, file), grey.facts(file, frame)
+    with step('its padding'):
+        mask = grey.padding(raw, stored, file)
+    pixels, more = grey.picture(
+        stored, mask, facts, int(file.get('BitsStored') or bits), windows, lambda: _run_range(data, file)
+    )
+    return Picture(pixels, (*remarks, *more), aspect)
 
 
-def _grey(stored: np.ndarray, file: Any) -> np.ndarray:
-    """Stored grey values as shares of the display range, before they are clipped to 0 to 1."""
-    from pydicom.pixels import apply_modality_lut, apply_voi
-
-    values = np.asarray(apply_modality_lut(stored, file), np.float64)
-    if file.get('VOILUTSequence'):
-        lut = file.VOILUTSequence[0]
-        return apply_voi(np.asarray(apply_modality_lut(stored, file)), file) / (2.0 ** lut.LUTDescriptor[2] - 1)
-    if (window := _window(file)) is not None:
-        return _windowed(values, *window)
-    without_padding = values[~_padding(stored, file)]
-    low, high = (without_padding.min(), without_padding.max()) if without_padding.size else (0.0, 1.0)
-    return (values - low) / max(high - low, 1e-12)
+def _frame_count(file: Any) -> int:
+    """NumberOfFrames; 1 if it is missing or no number, as in `dicom.header`."""
+    try:
+        return max(int(file.get('NumberOfFrames') or 1), 1)
+    except (ValueError, TypeError):
+        file.NumberOfFrames = 1  # pydicom's decoders read it too
+        return 1
 
 
-def _stored(file: Any, frame: int) -> np.ndarray:
-    """The stored values of a frame, [H,W] or [H,W,3]. Size and coding are checked before anything is decoded."""
-    from pydicom.encaps import encapsulate, get_frame
+def _has_floats(file: Any) -> bool:
+    return 'FloatPixelData' in file or 'DoubleFloatPixelData' in file
+
+
+def _run_range(data: bytes, file: Any) -> grey.Range | None:
+    """The range of all frames of a file. None: it has one frame, or none can be read.
+
+    Frames of a run are stretched alike: a vessel that fills must not darken what is beside it. Frames with a window of
+    their own do not count. The range is kept, because each frame of a file asks for it.
+    """
+    count = _frame_count(file)
+    if count < 2:
+        return None
+    key = hashlib.sha256(data).digest()
+    with _lock:
+        if key not in _ranges:
+            while len(_ranges) >= RUNS:
+                del _ranges[next(iter(_ranges))]
+            _ranges[key] = _range_of(file, count)
+        return _ranges[key]
+
+
+def _range_of(file: Any, count: int) -> grey.Range | None:
+    ends: list[grey.Range | None] = []
+    for frame in range(count):
+        try:
+            facts = grey.facts(file, frame)
+            if facts.shown:
+                continue
+            raw, _ = _stored(file, frame)
+            stored = _of_stored_bits(raw, file)
+            ends.append(grey.extremes(stored, grey.padding(raw, stored, file), facts))
+        except Unreadable:  # this frame is set aside when its turn comes
+            continue
+    found = [one for one in ends if one is not None and np.isfinite(one).all()]
+    return (min(low for low, _ in found), max(high for _, high in found)) if found else None
+
+
+def _stored(file: Any, frame: int) -> tuple[np.ndarray, tuple[str, ...]]:
+    """The values of a frame with all allocated bits, [H,W] or [H,W,3], and remarks; colour is RGB.
+
+    Size and coding are checked before anything is decoded.
+    """
+    from pydicom.encaps import get_frame
     from pydicom.pixels import pixel_array
-    from pydicom.uid import RLELossless
 
-    rows, columns, samples = int(file.Rows), int(file.Columns), int(file.SamplesPerPixel)
-    count = int(file.get('NumberOfFrames') or 1)
+    with step('the size of its picture'):
+        rows, columns, samples = int(file.Rows), int(file.Columns), int(file.SamplesPerPixel)
+        count = _frame_count(file)
     syntax, data = file.file_meta.TransferSyntaxUID, file.PixelData
     headers.check_size(rows, columns)
     if samples not in (1, 3):
         raise Unreadable(f'a DICOM file of {samples} samples a pixel; 1 and 3 can be read')
-    if not syntax.is_encapsulated:
-        if len(data) < count * frame_bytes(file):
-            raise Unreadable(f'damaged DICOM: it is cut short: {len(data)} bytes of {count * frame_bytes(file)}')
-        return pixel_array(file, index=frame)
+    with step('its picture'):
+        if not syntax.is_encapsulated:
+            if len(data) < count * frame_bytes(file):
+                raise Unreadable(f'damaged DICOM: it is cut short: {len(data)} bytes of {count * frame_bytes(file)}')
+            return pixel_array(file, index=frame, correct_unused_bits=False), ()
+    with step(CODED):
+        tables = ('ExtendedOffsetTable', 'ExtendedOffsetTableLengths')
+        offsets = tuple(file[name].value for name in tables) if all(name in file for name in tables) else None
+        coded = get_frame(data, frame, number_of_frames=count, extended_offsets=offsets)
+        return _decoded(coded, file, (rows, columns, samples))
 
-    tables = ('ExtendedOffsetTable', 'ExtendedOffsetTableLengths')
-    offsets = tuple(file[name].value for name in tables) if all(name in file for name in tables) else None
-    coded = get_frame(data, frame, number_of_frames=count, extended_offsets=offsets)
+
+def _decoded(coded: bytes, file: Any, size: tuple[int, int, int]) -> tuple[np.ndarray, tuple[str, ...]]:
+    """The values of a coded frame and remarks, as `_stored` returns them. `size`: (height, width, channels)."""
+    import pydicom
+    from pydicom.encaps import encapsulate
+    from pydicom.pixels import pixel_array
+    from pydicom.uid import RLELossless
+
+    syntax = file.file_meta.TransferSyntaxUID
+    jpeg = None
     if syntax != RLELossless:
-        _check_coded(coded, (rows, columns, samples))
-    # The file keeps only the frame that was checked, so that nothing else is decoded.
-    file.PixelData, file.NumberOfFrames = encapsulate([coded]), 1
-    for name in tables:
-        file.pop(name, None)
+        jpeg = _check_coded(coded, size)
+        coded = headers.whole_spectrum(coded) if jpeg and jpeg.is_odd else coded
+        if jpeg and jpeg.bits == 8 and jpeg.process in headers.STRICT - {headers.LOSSLESS}:
+            return _jpeg(coded, file, size[2])
+        if jpeg and jpeg.bits == 8 and jpeg.process == headers.LOSSLESS and size[2] == 1:
+            import simplejpeg
+
+            # Decoded only as a check: simplejpeg raises on missing data. pylibjpeg, which gives the pixels, fills it.
+            simplejpeg.decode_jpeg(coded, colorspace='GRAY')
+    one = pydicom.Dataset()  # of the frame that was checked alone, so that nothing else is decoded
+    one.file_meta = file.file_meta
+    for name in CODING:
+        if name in file:
+            setattr(one, name, file[name].value)
+    one.NumberOfFrames, one.PixelData = 1, encapsulate([coded])
+    if jpeg and size[2] == 3 and jpeg.bits == 8:
+        one.PhotometricInterpretation = 'YBR_FULL'  # then the decoder gives the components as they are
+        components = pixel_array(one, index=0, raw=True)
+        return jpeg_colour.of_components(components, coded, _colour_space(file))
     # On damaged data pylibjpeg-rle ends in a panic, which is no Exception. pydicom's own decoder is fast enough.
-    return pixel_array(file, index=0, decoding_plugin='pydicom' if syntax == RLELossless else '')
+    plugin = 'pydicom' if syntax == RLELossless else ''
+    return pixel_array(one, index=0, decoding_plugin=plugin, correct_unused_bits=False), ()
 
 
-def _check_coded(coded: bytes, size: tuple[int, int, int]) -> None:
-    """Raises Unreadable if a compressed image is damaged, or has another (height, width, channels) than `size`."""
+def _jpeg(coded: bytes, file: Any, channels: int) -> tuple[np.ndarray, tuple[str, ...]]:
+    """The values of a JPEG of 8 bits. It is decoded strictly: missing data are an error."""
+    import simplejpeg
+
+    if channels == 3:
+        return jpeg_colour.decode(coded, _colour_space(file))
+    values = simplejpeg.decode_jpeg(coded, colorspace='GRAY')[..., 0]
+    return values.view(np.int8) if file.get('PixelRepresentation') == 1 else values, ()
+
+
+def _colour_space(file: Any) -> str:
+    """The colour space of a JPEG that the header states."""
+    return jpeg_colour.YCBCR if 'YBR' in str(file.PhotometricInterpretation) else jpeg_colour.RGB
+
+
+def _check_coded(coded: bytes, size: tuple[int, int, int]) -> headers.Jpeg | None:
+    """The header of a JPEG, None for JPEG 2000.
+
+    Raises Unreadable if the image is damaged, or has another (height, width, channels) than `size`.
+    """
     if coded[:2] == b'\xff\xd8':
         jpeg = headers.jpeg(coded)
         coded_size = jpeg.height, jpeg.width, jpeg.channels
@@ -107,12 +201,7 @@ def _check_coded(coded: bytes, size: tuple[int, int, int]) -> None:
     if coded_size != size:
         stated, actual = (' x '.join(map(str, (width, height, n))) for height, width, n in (size, coded_size))
         raise Unreadable(f'a DICOM file of {stated} whose coded picture has {actual}')
-    strict = headers.STRICT if size[2] == 1 else headers.STRICT - {headers.LOSSLESS}
-    if jpeg and jpeg.bits == 8 and jpeg.process in strict:
-        import simplejpeg
-
-        # Decoded only as a check: simplejpeg raises on missing data. pylibjpeg, which gives the pixels, fills it.
-        simplejpeg.decode_jpeg(coded, colorspace='GRAY')
+    return jpeg
 
 
 def _check_plugins(file: Any) -> None:
@@ -129,28 +218,33 @@ def _check_plugins(file: Any) -> None:
         raise Unreadable(f"a DICOM file in {uid_name(syntax)}; its decoder comes with: pip install 'medjax[dicom]'")
 
 
-def _window(file: Any) -> tuple[float, float, str] | None:
-    """The first window: (centre, width, function). None: the file has no valid window."""
-    centre, width = (first_number(file.get(name)) for name in ('WindowCenter', 'WindowWidth'))
-    function = str(file.get('VOILUTFunction') or 'LINEAR').upper()
-    if centre is None or width is None or width <= 0 or (function == 'LINEAR' and width < 1):
-        return None
-    return centre, width, function
+def _of_stored_bits(raw: np.ndarray, file: Any) -> np.ndarray:
+    """The values without the bits that do not belong to them; devices have kept overlays there."""
+    unused = 8 * raw.dtype.itemsize - int(file.get('BitsStored') or 8 * raw.dtype.itemsize)
+    if raw.dtype.kind not in 'iu' or unused <= 0 or raw.ndim != 2:
+        return raw
+    if raw.dtype.kind == 'u':
+        return raw & np.array((1 << 8 * raw.dtype.itemsize - unused) - 1, raw.dtype)
+    return (raw << unused) >> unused
 
 
-def _windowed(values: np.ndarray, centre: float, width: float, function: str) -> np.ndarray:
-    """The place of each value in the display range by PS3.3 C.11.2.1.2, 0 to 1 before clipping."""
-    if function == 'SIGMOID':
-        return 1.0 / (1.0 + np.exp(np.clip(-4.0 * (values - centre) / width, -700, 700)))
-    if function == 'LINEAR_EXACT':
-        return (values - centre) / width + 0.5
-    return (values - (centre - 0.5)) / max(width - 1.0, 1e-12) + 0.5
-
-
-def _padding(stored: np.ndarray, file: Any) -> np.ndarray:
-    """The mask of padding in the stored values, by the fields of the file: the detector measured nothing there."""
-    low = file.get('PixelPaddingValue')
-    if low is None:
-        return np.zeros(stored.shape, bool)
-    high = file.get('PixelPaddingRangeLimit', low)
-    return (stored >= min(low, high)) & (stored <= max(low, high))
+def _through_palette(stored: np.ndarray, file: Any) -> np.ndarray:
+    """The colours uint8 [H,W,3] of stored numbers [H,W]."""
+    little = file.file_meta.TransferSyntaxUID.is_little_endian
+    low, high = int(stored.min()), int(stored.max())
+    tables = []
+    with step('its palette'):
+        for colour in ('Red', 'Green', 'Blue'):
+            descriptor, what = file.get(f'{colour}{PALETTE}Descriptor'), f'the {colour.lower()} table of its palette'
+            name = f'{colour}{PALETTE}Data'
+            swapped = name in file and file[name].VR == 'OW'
+            table = lookup.table(descriptor, file.get(name), low, high, little, what, swapped)
+            if table is None:
+                table = lookup.segmented(descriptor, file.get(f'Segmented{name}'), low, high, little, what)
+            if table is None:
+                raise Unreadable(f'damaged DICOM: {what} is missing')
+            tables.append(table)
+    # The entries have 8, 12 or 16 bits, whatever the descriptor says.
+    most = max(int(table.entries.max()) for table in tables)
+    unused = 0 if most < 1 << 8 else 4 if most < 1 << 12 else 8
+    return np.stack([(table(stored) >> unused).astype(np.uint8) for table in tables], axis=2)

@@ -24,7 +24,8 @@ MOST_SCANS = 100  # of a progressive JPEG; each scan costs a pass over the image
 # The next marker of a JPEG. After FF, these bytes are no such marker: 00, FF, restarts, and, for JPEG-LS, all below 80.
 NEXT_MARKER = re.compile(rb'\xff[\xc0-\xcf\xd8-\xfe]')
 START_OF_FRAME = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
-PROGRESSIVE, LOSSLESS = 0xC2, 0xC3
+SEQUENTIAL, PROGRESSIVE, LOSSLESS = (0xC0, 0xC1), 0xC2, 0xC3
+WHOLE = b'\0\x3f\0'  # the end of a scan header: coefficients 0 to 63, with all their bits
 STRICT = {0xC0, 0xC1, PROGRESSIVE, LOSSLESS}  # the 8-bit codings that simplejpeg decodes; lossless in grey only
 
 OTHERS = {  # other kinds of files that are given as images -> how they begin
@@ -60,6 +61,7 @@ class Jpeg(NamedTuple):
     bits: int
     process: int  # the marker of its frame: 0xC0 baseline, PROGRESSIVE, LOSSLESS, …
     turn: int  # EXIF's orientation, 1 to 8; 1: upright
+    is_odd: bool  # its scans are sequential and do not state all coefficients; see `whole_spectrum`
 
 
 def kind(data: bytes) -> str:
@@ -129,7 +131,21 @@ def jpeg(data: bytes) -> Jpeg:
         raise Unreadable(f'a JPEG of {len(scans)} scans; at most {MOST_SCANS} can be read')
     if not components <= (_complete(scans) if process == PROGRESSIVE else {c for s in scans for c in _components(s)}):
         raise Unreadable('damaged JPEG: some of its scans are missing')
-    return Jpeg(height, width, channels, bits, process, turn)
+    is_odd = process in SEQUENTIAL and any(scan[-3:] != WHOLE for scan in scans)
+    return Jpeg(height, width, channels, bits, process, turn, is_odd)
+
+
+def whole_spectrum(data: bytes) -> bytes:
+    """A sequential JPEG whose scan headers state all coefficients, 0 to 63.
+
+    Some devices let them end at 0. A sequential scan has no other choice than all of them, so some decoders ignore
+    these fields, and others refuse the file.
+    """
+    fixed = bytearray(data)
+    for marker, _, end in segments(data):
+        if marker == 0xDA:
+            fixed[end - 3 : end] = WHOLE
+    return bytes(fixed)
 
 
 def _components(scan: bytes) -> bytes:
@@ -170,7 +186,9 @@ def orientation(exif: bytes) -> int:
 def png(data: bytes) -> tuple[bytes, int]:
     """The PNG with only the chunks that its image needs, and its orientation.
 
-    Texts, colour profiles and transparency are left out: they are not needed, and they may be decompression bombs.
+    Texts, colour profiles and transparency are left out: they are not needed, and they may be decompression bombs. The
+    rows are inflated here, to see whether all are there. The result holds them as they are, so that the decoder need
+    not inflate them again.
     Raises Unreadable if a chunk is damaged or missing, or if the image cannot be read.
     """
     kept, packed, at, turn, name = [data[:8]], [], 8, 1, b''
@@ -197,25 +215,47 @@ def png(data: bytes) -> tuple[bytes, int]:
             turn = orientation(data[body : end - 4])
         if name == b'IDAT':
             packed.append(memoryview(data)[body : end - 4])
-        if needed:
+            if len(packed) == 1:
+                kept.append(b'')  # the place of the rows
+                place = len(kept) - 1
+        elif needed:
             kept.append(data[at:end])
         at = end
-    _check_rows(packed, width, height, bits * SAMPLES.get(colours, 0), bool(interlaced))
+    rows = _rows(packed, width, height, bits * SAMPLES.get(colours, 0), bool(interlaced))
+    if packed:
+        body = b'IDAT' + zlib.compress(rows, 0)
+        kept[place] = struct.pack('>I', len(body) - 4) + body + struct.pack('>I', zlib.crc32(body))
     return b''.join(kept), turn
 
 
-def _check_rows(packed: list[memoryview], width: int, height: int, bits: int, interlaced: bool) -> None:
-    """Raises Unreadable if the inflated data of a PNG are shorter than its rows. Pillow would leave such rows black."""
+def is_deep_with_alpha(data: bytes) -> bool:
+    """Whether a checked PNG has 16-bit grey with alpha."""
+    return data[24] == 16 and data[25] == 4
+
+
+def png_as(data: bytes, bits: int, colours: int) -> bytes:
+    """The PNG with another depth and colour type in its header."""
+    header = data[12:24] + bytes([bits, colours]) + data[26:29]
+    return data[:12] + header + zlib.crc32(header).to_bytes(4, 'big') + data[33:]
+
+
+def _rows(packed: list[memoryview], width: int, height: int, bits: int, interlaced: bool) -> bytes:
+    """The inflated rows of a PNG.
+
+    Raises Unreadable if they are fewer than its header says. Pillow would leave the missing rows black.
+    """
     passes = ADAM7 if interlaced else ((0, 0, 1, 1),)
     shapes = [(-(-(height - y) // down), -(-(width - x) // right)) for x, y, right, down in passes]
     missing = sum(rows * (1 + -(-columns * bits // 8)) for rows, columns in shapes if rows > 0 and columns > 0)
-    inflater = zlib.decompressobj()
+    inflater, rows = zlib.decompressobj(), []
     for chunk in packed:
         while len(chunk) and missing > 0:
-            missing -= len(inflater.decompress(chunk, min(missing, 1 << 20)))
+            rows.append(inflater.decompress(chunk, missing))
+            missing -= len(rows[-1])
             chunk = inflater.unconsumed_tail
     if missing > 0:
         raise Unreadable('damaged PNG: rows are missing')
+    return b''.join(rows)
 
 
 # JPEG 2000 ---------------------------------------------------------------------------------------------------------

@@ -215,8 +215,8 @@ def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
 def _reason(error: Exception) -> str:
     """The reason why a shard cannot be read. It quotes neither the shard's name nor its content."""
     if isinstance(error, OSError):
-        return error.strerror or type(error).__name__
-    return str(error)[:80] if isinstance(error, tarfile.TarError) and str(error) else type(error).__name__
+        return error.strerror or 'the disk gives no reason'
+    return str(error)[:80] if isinstance(error, tarfile.TarError) and str(error) else 'it is damaged'
 
 
 def _key(member: tarfile.TarInfo, total: int) -> tuple[str, str]:

@@ -4,11 +4,12 @@ import io
 
 import numpy as np
 import pytest
+from damaged_files import png
 from image_files import dicom, file, smooth
 from PIL import Image
 
 from medjax.data.builder import chunks
-from medjax.data.images import decode, dicom as dicom_headers, dicom_pixels
+from medjax.data.images import decode, dicom as dicom_headers, dicom_pixels, headers
 from medjax.data.types import Unreadable
 
 rng = np.random.default_rng(0)
@@ -21,6 +22,24 @@ def test_png_is_exact(pixels):
     stored = decode.decode(decode.png(pixels), channels, bits)
     np.testing.assert_array_equal(stored, pixels)
     assert stored.dtype == pixels.dtype
+
+
+@pytest.mark.parametrize('shape', [(1, 1), (3, 7), (33, 20)])
+@pytest.mark.parametrize('interlaced', [False, True])
+@pytest.mark.parametrize('level', [0, 9])
+def test_16_bit_grey_with_alpha_keeps_its_bits(shape, interlaced, level):
+    """Every filter of PNG occurs: Pillow writes the four bytes of a pixel as RGBA, and the header is changed."""
+    y, x = np.mgrid[: shape[0], : shape[1]]
+    grey = (257 * x + 1021 * y + rng.integers(0, 3, shape)).astype(np.uint16)
+    alpha = rng.integers(0, 65_536, shape).astype(np.uint16)
+    pixels = np.stack([grey >> 8, grey & 255, alpha >> 8, alpha & 255], -1).astype(np.uint8)
+    if interlaced:
+        passes = [pixels[y::down, x::right] for x, y, right, down in headers.ADAM7]
+        rows = b''.join(b'\0' + row.tobytes() for each in passes if each.size for row in each)
+        data = png(shape[1], shape[0], 16, 4, rows, interlaced=1)
+    else:
+        data = headers.png_as(file(pixels, 'PNG', compress_level=level), 16, 4)
+    np.testing.assert_array_equal(decode.read(data)[..., 0], grey)
 
 
 @pytest.mark.parametrize('channels', [1, 3])
@@ -305,12 +324,12 @@ def test_only_known_words_leave_a_header():
 
 def test_no_reason_quotes_a_header():
     with pytest.raises(Unreadable, match=r'^a DICOM file in an unknown colour space') as error:
-        dicom_pixels.pixels(dicom(stored12, PhotometricInterpretation='DOE JANE'))
+        dicom_pixels.picture(dicom(stored12, PhotometricInterpretation='DOE JANE'))
     assert 'DOE' not in str(error.value)
 
     whole = dicom(stored12).replace(b'1.2.840.10008.1.2.1\0', b'Doe^Jane.1948.4711.\0')
     with pytest.raises(Unreadable, match='^a DICOM file in an unknown coding, which nothing here decodes$'):
-        dicom_pixels.pixels(whole)
+        dicom_pixels.picture(whole)
     for uid in ('Doe^Jane', '1.2.3.4711'):
         with pytest.raises(Unreadable, match='^no picture but an object of an unknown class$'):
             dicom_headers.header(io.BytesIO(dicom(stored12, Rows=None, SOPClassUID=uid)))

@@ -42,10 +42,10 @@ from damaged_files import (
 from image_files import dicom, file, smooth
 from PIL import Image
 
-from medjax.data.images import decode, dicom as films
+from medjax.data.images import decode, dicom as films, windows
 from medjax.data.types import Unreadable
 
-MUTANTS = 10_000  # of all families together
+MUTANTS = 10_000  # of four of the five families together
 SECONDS = 20  # for one file; the slowest takes some hundredths
 MEMORY = 3 << 30  # address space of a process; the files are tiny
 
@@ -132,7 +132,8 @@ def family(name: str) -> tuple[bytes, ...]:
             file(smooth(17, 16, 3), 'PNG', exif=exif(3)),
             file(smooth(17, 16, top=65_535), 'PNG'),
         )
-        return (*plain, interlaced_png(small), buffer.getvalue())
+        rows = b''.join(b'\0' + row.tobytes() for row in np.repeat(smooth(17, 16, top=65_535), 2, 2).astype('>u2'))
+        return (*plain, interlaced_png(small), buffer.getvalue(), png(16, 17, 16, 4, rows))
     facts = dict(PatientName='DOE^JANE', PatientID='DOE')
     if name == 'dicom':
         return (
@@ -143,6 +144,8 @@ def family(name: str) -> tuple[bytes, ...]:
             of_pydicom('SC_rgb_small_odd_big_endian.dcm'),
             of_pydicom('rtdose_rle.dcm'),
         )
+    if name == 'fields':
+        return with_fields(facts)
     return (
         coded_dicom([file(small, 'JPEG')], small, BASELINE, **facts),
         packed_dicom(smooth(33, 32, top=65_535)[..., 0], J2K, **facts),
@@ -150,6 +153,47 @@ def family(name: str) -> tuple[bytes, ...]:
         of_pydicom('JPEGLSNearLossless_08.dcm'),
         of_pydicom('SC_rgb_jls_lossy_line.dcm'),
         of_pydicom('SC_rgb_jpeg_gdcm.dcm'),
+    )
+
+
+def with_fields(facts: dict) -> tuple[bytes, ...]:
+    """Files with tables, palettes, functional groups, padding, and colours that contradict the header."""
+    from pydicom.dataset import Dataset
+
+    def item(**fields) -> Dataset:
+        one = Dataset()
+        for field, (vr, value) in fields.items():
+            one.add_new(field, vr, value)
+        return one
+
+    small = smooth(17, 16, top=65_535)[..., 0]
+    ramp = np.arange(256, dtype=np.uint16).astype('<u2').tobytes()
+    words = item(LUTDescriptor=('US', [256, 65_000, 12]), LUTData=('OW', ramp))
+    numbers = item(LUTDescriptor=('US', [0, 0, 16]), LUTData=('US', list(range(0, 4096, 16))))
+    scale = item(RescaleSlope=('DS', '2'), RescaleIntercept=('DS', '-1024'))
+    window = item(WindowCenter=('DS', '40'), WindowWidth=('DS', '400'))
+    spacing = item(PixelSpacing=('DS', ['0.7', '0.9']))
+    group = item(
+        PixelValueTransformationSequence=('SQ', [scale]), FrameVOILUTSequence=('SQ', [window]),
+        PixelMeasuresSequence=('SQ', [spacing]),
+    )  # fmt: skip
+    segments = struct.pack('<4H', 0, 2, 0, 9) + struct.pack('<3H', 1, 200, 60_000) + struct.pack('<4H', 2, 1, 0, 0)
+    palette = {
+        f'{kind}{colour}PaletteColorLookupTable{end}': field
+        for kind, colours, table in (('', ('Red', 'Green'), ramp), ('Segmented', ('Blue',), segments))
+        for colour in colours
+        for end, field in (('Data', ('OW', table)),)
+    } | {f'{colour}PaletteColorLookupTableDescriptor': ('US', [256, 0, 16]) for colour in ('Red', 'Green', 'Blue')}
+    run = np.stack([small, small[::-1]]) >> 4
+    colour = file(smooth(17, 16, 3), 'JPEG')
+    return (
+        dicom(small, VOILUTSequence=[words, numbers], PixelPaddingValue=('US', 7), PixelSpacing=['1', '2'], **facts),
+        dicom(small, big=True, ModalityLUTSequence=[numbers], WindowCenter=300, WindowWidth=9, **facts),
+        dicom(small.astype(np.uint8), PhotometricInterpretation='PALETTE COLOR', **palette, **facts),
+        dicom(run, frames=2, PerFrameFunctionalGroupsSequence=[group] * 2, Modality='CT', **facts),
+        dicom(run, frames=2, SharedFunctionalGroupsSequence=[group], Modality='CT', **facts),
+        dicom(run, frames=2, PixelPaddingValue=('SS', -2), PixelPaddingRangeLimit=('SS', 90), **facts),
+        coded_dicom([colour], smooth(17, 16, 3), BASELINE, **facts),
     )
 
 
@@ -217,11 +261,20 @@ def read_mutants(name: str, first: int, count: int) -> None:
         faulthandler.dump_traceback_later(SECONDS, exit=True)
         data = mutated(name, seed)
         try:
-            pixels = decode.read(data)
+            found = decode.picture(
+                data,
+                seed % 2 if name == 'fields' else 0,
+                windows.parse('lung') if seed % 5 == 0 and name == 'fields' else (),
+            )
+            pixels = found.pixels
+            assert (
+                all(len(remark) < 200 and 'DOE' not in remark for remark in found.remarks) and 0.1 <= found.aspect <= 10
+            )
         except Unreadable as error:
             words = str(error)
             assert 0 < len(words) < 300 and words.isprintable(), words
             assert 'DOE' not in words and ' at 0x' not in words and 'memory' not in words, words
+            assert not re.search(r'Error\b|Exception|object of type|NoneType', words), words  # words of Python
             ends['a reason'] += 1
         else:
             assert (
@@ -252,7 +305,7 @@ def child(*arguments: object, at: int | None = None) -> subprocess.CompletedProc
     )  # fmt: skip
 
 
-@pytest.mark.parametrize('name', ['jpeg', 'png', 'dicom', 'coded'])
+@pytest.mark.parametrize('name', ['jpeg', 'png', 'dicom', 'coded', 'fields'])
 def test_mutated_files_end_as_pixels_or_with_a_reason(name, tmp_path):
     if name == 'coded':
         pytest.importorskip('pylibjpeg')

@@ -1,0 +1,251 @@
+"""Stored grey values as grey values on a screen: padding, modality LUT or rescale, VOI LUT or window, inversion.
+
+The order is that of DICOM PS3.3 C.11.1 and C.11.2. Multi-frame files hold some fields for each frame, in functional
+groups (C.7.6.16): a frame's own field counts first, then the one that all frames share, then the one of the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from medjax.data.images import lookup
+from medjax.data.images.dicom import first_number, grouped, step
+from medjax.data.images.lookup import Table
+from medjax.data.images.windows import Window
+from medjax.data.types import Unreadable
+
+Range = tuple[float, float]
+TRANSFORMS, VOI = 'PixelValueTransformationSequence', 'FrameVOILUTSequence'  # functional groups
+
+ONE_VALUE = 'it shows nothing: all its pixels have one value'
+ALL_PADDING = 'its header calls all of its pixels padding, which is not believed'
+
+
+class Facts(NamedTuple):
+    """What the header says about the grey values of a frame."""
+
+    modality: Table | None
+    slope: float
+    intercept: float
+    shown: tuple[tuple[str, Table | Window], ...]  # VOI LUT and window with their names, the preferred one first
+    inverse: bool  # MONOCHROME1
+    in_hounsfield: bool
+    is_ct: bool
+    limits: tuple[int, int]  # the smallest and the largest value that the stored bits can have
+
+
+def facts(file: Any, frame: int) -> Facts:
+    """The facts of a frame. Raises Unreadable; the reason names the field."""
+    little = file.file_meta.TransferSyntaxUID.is_little_endian
+    limits = _limits(file)
+    with step('its modality LUT'):
+        modality = _first_table(file.get('ModalityLUTSequence'), *limits, little, 'its modality LUT')
+    with step('its rescale slope and intercept'):
+        slope, intercept = (_number(grouped(file, frame, TRANSFORMS, f'Rescale{name}')) for name in SCALE)
+    unit = str(grouped(file, frame, TRANSFORMS, 'RescaleType') or 'HU').strip().upper()
+    is_ct = str(file.get('Modality') or '').strip().upper() == 'CT'
+    scaled = slope is not None or intercept is not None
+    slope, intercept = (1.0 if slope is None else slope), (intercept or 0.0)
+    if modality is not None:
+        low, high = float(modality.entries.min()), float(modality.entries.max())
+    else:
+        low, high = sorted(limit * slope + intercept for limit in limits)
+    with step('its VOI LUT'):
+        voi = _first_table(grouped(file, frame, VOI, 'VOILUTSequence'), low, high, little, 'its VOI LUT')
+    window = _window(file, frame)
+    named: list[tuple[str, Table | Window | None]] = [('its VOI LUT', voi), ('its window', window)]
+    shown = tuple((name, one) for name, one in named if one is not None)
+    return Facts(
+        modality, slope, intercept, shown,
+        str(file.PhotometricInterpretation) == 'MONOCHROME1', is_ct and scaled and modality is None and unit == 'HU',
+        is_ct, limits,
+    )  # fmt: skip
+
+
+SCALE = ('Slope', 'Intercept')
+
+
+def _limits(file: Any) -> tuple[int, int]:
+    bits = min(max(int(file.get('BitsStored') or file.BitsAllocated), 1), 32)
+    return (-(1 << bits - 1), (1 << bits - 1) - 1) if file.get('PixelRepresentation') == 1 else (0, (1 << bits) - 1)
+
+
+def _number(value: Any) -> float | None:
+    """The number of a field, which may be no finite one. None: the field is missing or empty."""
+    if isinstance(value, (list, tuple)) or type(value).__name__ == 'MultiValue':
+        value = value[0] if len(value) else None
+    return None if value is None or value == '' else float(value)
+
+
+def _first_table(items: Any, low: float, high: float, little: bool, what: str) -> Table | None:
+    """The first table of a sequence that has entries. None: there is none."""
+    for item in items or ():
+        found = lookup.table(item.get('LUTDescriptor'), item.get('LUTData'), low, high, little, what, _is_ow(item))
+        if found is not None:
+            return found
+    return None
+
+
+def _is_ow(item: Any) -> bool:
+    return 'LUTData' in item and item['LUTData'].VR == 'OW'
+
+
+def _window(file: Any, frame: int) -> Window | None:
+    """The first window of a frame. None: the file has no valid window."""
+    centre, width = (first_number(grouped(file, frame, VOI, f'Window{name}')) for name in ('Center', 'Width'))
+    function = str(grouped(file, frame, VOI, 'VOILUTFunction') or 'LINEAR').strip().upper()
+    if centre is None or width is None:
+        return None
+    window = Window(centre, width, function if function in ('SIGMOID', 'LINEAR_EXACT') else 'LINEAR')
+    return window if window.valid else None
+
+
+def padding(raw: np.ndarray, stored: np.ndarray, file: Any) -> np.ndarray | None:
+    """The mask of padding, bool [H,W]: the detector measured nothing there. None: there is none.
+
+    `raw` are the values with all their allocated bits, `stored` those of the stored bits. The field is read with the
+    sign and the bits that the pixels have: on signed pixels 63536 is -2000. It may lie outside of the stored bits.
+    """
+    if raw.dtype.kind not in 'iu' or raw.ndim != 2:
+        return None
+    little = file.file_meta.TransferSyntaxUID.is_little_endian
+    ends = [_whole(file.get(name), little) for name in ('PixelPaddingValue', 'PixelPaddingRangeLimit')]
+    if ends[0] is None:
+        return None
+    low, high = sorted((ends[0], ends[0] if ends[1] is None else ends[1]))
+    is_round = (
+        raw.dtype.kind == 'u' and low < 0 <= high
+    )  # from the largest values of unsigned pixels on to the smallest
+    bits = min(int(file.get('BitsStored') or file.BitsAllocated), int(file.BitsAllocated))
+    for values, size in ((raw, 8 * raw.dtype.itemsize), (stored, bits)):
+        first, last = (_wrapped(end, size, raw.dtype.kind == 'i') for end in (low, high))
+        if first is None or last is None:
+            continue
+        if is_round:
+            mask = (values >= first) | (values <= last)
+        else:
+            mask = (values >= min(first, last)) & (values <= max(first, last))
+        if mask.any():
+            return mask
+    return None
+
+
+def _whole(value: Any, little: bool) -> int | None:
+    """The whole number of a field, also where its VR is not a number's. None: there is none."""
+    if isinstance(value, bytes):
+        return int.from_bytes(value[:4], 'little' if little else 'big') if value else None
+    number = first_number(value)
+    return None if number is None or number != int(number) else int(number)
+
+
+def _wrapped(value: int, bits: int, signed: bool) -> int | None:
+    """The value as `bits` bits hold it, signed or not. None: it has more bits."""
+    if not -(1 << bits - 1) <= value < 1 << bits:
+        return None
+    value %= 1 << bits
+    return value - (1 << bits) if signed and value >= 1 << bits - 1 else value
+
+
+def extremes(stored: np.ndarray, mask: np.ndarray | None, facts: Facts) -> Range | None:
+    """The smallest and the largest value of a frame after modality LUT or rescale, without padding. None: no pixel."""
+    inside = stored if mask is None else stored[~mask]
+    if not inside.size:
+        return None
+    # without a table the ends of the values belong to the ends of what is stored
+    ends = _values(inside if facts.modality else np.array([inside.min(), inside.max()]), facts)
+    return float(ends.min()), float(ends.max())
+
+
+def _values(stored: np.ndarray, facts: Facts) -> np.ndarray:
+    """The stored values after modality LUT or rescale, float64."""
+    if facts.modality is not None:
+        return facts.modality(stored).astype(np.float64)
+    return stored.astype(np.float64) * facts.slope + facts.intercept
+
+
+def picture(
+    stored: np.ndarray,
+    mask: np.ndarray | None,
+    facts: Facts,
+    bits: int,
+    windows: Sequence[Window],
+    run: Callable[[], Range | None],
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """The grey values of a frame on a screen, uint8|uint16 [H,W,C], and remarks on what does not fit.
+
+    `bits` up to 8 give uint8, more give uint16, and three windows give uint8. `windows`: those of the user, in
+    Hounsfield units. `run` gives the range of the file's frames, for frames without a window. Where a header's window
+    makes one value of a picture, the window cannot be meant, and the picture's range is taken; in CT the window stays,
+    because a slice of air is black there. Padding is black. Raises Unreadable.
+    """
+    remarks: list[str] = []
+    if mask is not None and mask.all():
+        own = int(stored.max()) > int(stored.min())
+        mask, remarks = (None, [ALL_PADDING]) if own else (mask, [])
+    _check_units(facts, windows)
+    top, dtype = (255, np.uint8) if bits <= 8 or len(windows) > 1 else (65_535, np.uint16)
+    inside = stored if mask is None else stored[~mask]
+    if not inside.size:
+        return np.zeros((*stored.shape, max(len(windows), 1)), dtype), (ONE_VALUE,)
+    low, high = inside.min(), inside.max()
+    # Each value is treated alike. So the steps run on the values between the two ends, not on every pixel.
+    by_level = stored.dtype.kind in 'iu' and int(high) - int(low) < 2 * stored.size
+    values = _values(np.arange(int(low), int(high) + 1) if by_level else stored, facts)
+    _check_finite(values)
+
+    def on_screen(shares: np.ndarray) -> np.ndarray:
+        _check_finite(shares)
+        shares = np.clip(shares, 0.0, 1.0)
+        shown = np.round((1.0 - shares if facts.inverse else shares) * top).astype(dtype)
+        if by_level:
+            between = stored if mask is None else np.clip(stored, low, high)
+            shown = shown.take((between - low).view(f'u{stored.dtype.itemsize}'))  # the difference may need all bits
+        if mask is not None:
+            shown[mask] = 0
+        return shown
+
+    def is_flat(shown: np.ndarray) -> bool:
+        seen = shown if mask is None else shown[~mask]
+        return bool(seen.min() == seen.max())
+
+    def flat(name: str) -> str:
+        return ONE_VALUE if low == high else f'{name} makes one value of all its pixels'
+
+    if windows:
+        planes = [on_screen(window(values)) for window in windows]
+        return np.stack(planes, -1), (*remarks, *([flat('its window')] if all(map(is_flat, planes)) else []))
+    for name, how in facts.shown:
+        shown = on_screen(_shares(how, values))
+        if not is_flat(shown):
+            return shown[..., None], tuple(remarks)
+        if facts.is_ct or low == high:
+            return shown[..., None], (*remarks, flat(name))
+        remarks.append(f'{flat(name)}, so it is not used')
+    least, most = run() or extremes(stored, mask, facts) or (0.0, 0.0)
+    if least == most:
+        return np.zeros((*stored.shape, 1), dtype), (*remarks, ONE_VALUE)
+    shown = on_screen((values - least) / max(most - least, 1e-12))
+    return shown[..., None], (*remarks, ONE_VALUE) if is_flat(shown) else tuple(remarks)
+
+
+def _shares(how: Table | Window, values: np.ndarray) -> np.ndarray:
+    """The display of each value, 0 to 1: by a window, or by a table, whose largest entry is white."""
+    if isinstance(how, Window):
+        return how(values)
+    return how(values) / max(float(how.entries.max()), 1.0)
+
+
+def _check_units(facts: Facts, windows: Sequence[Window]) -> None:
+    if windows and not facts.in_hounsfield:
+        raise Unreadable(
+            '--window is for CT whose header gives Hounsfield units, and this is none; leave --window out, or build '
+            "CT alone: --where 'modality=CT'"
+        )
+
+
+def _check_finite(values: np.ndarray) -> None:
+    if not np.isfinite(values).all():
+        raise Unreadable('a DICOM file whose rescaling or window makes no numbers of its pixels')
