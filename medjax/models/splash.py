@@ -14,10 +14,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.experimental.pallas.ops.tpu import splash_attention as kernels
-from jax.sharding import PartitionSpec as P
 
 from medjax.models.kernels import KEPT
-from medjax.parallel.sharding import ROWS, mesh_size, row_shards
+from medjax.parallel.sharding import per_device, row_shards, shards
 
 FEWEST = 512  # tokens
 LANES = 128  # tokens of the smallest block, and numbers of a head
@@ -27,7 +26,7 @@ LARGEST_BLOCK = 512  # tokens of a block
 def fits(queries: tuple[int, ...]) -> bool:
     """Whether the kernel is worth it for queries of a shape [S,T,H,E], and each device has whole rows and heads."""
     sequences, tokens, heads, size = queries
-    whole = sequences % row_shards() == 0 and heads % mesh_size('tensor') == 0
+    whole = sequences % row_shards() == 0 and heads % shards('heads') == 0
     return tokens >= FEWEST and size <= LANES and whole
 
 
@@ -50,9 +49,9 @@ def attend(q: Array, k: Array, v: Array, lengths: Array | None, causal: bool, in
         others = (jnp.arange(k.shape[2]) >= lengths[:, None]).astype(jnp.int32)
         return jax.vmap(kernel)(q, k, v, kernels.SegmentIds(counted, others))
 
-    rows, heads = P(ROWS, None, 'tensor', None), P(ROWS, 'tensor', None, None)
-    split = jax.shard_map(local, in_specs=(rows, rows, rows, P(ROWS)), out_specs=heads, check_vma=False)
-    return split(q, k, v, lengths).swapaxes(1, 2)[:, :queries, :, :size]
+    given = ('rows', None, 'heads', None)
+    run = per_device(local, (given, given, given, ('rows',)), ('rows', 'heads', None, None))
+    return run(q, k, v, lengths).swapaxes(1, 2)[:, :queries, :, :size]
 
 
 def _kernel(heads: int, queries: int, keys: int, causal: bool, interpret: bool) -> Callable[..., Array]:

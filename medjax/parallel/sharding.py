@@ -7,7 +7,7 @@ by the table `RULES`. All code is written over global arrays, and the compiler s
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -18,6 +18,7 @@ from medjax.errors import UserError
 
 AXES = ('data', 'fsdp', 'tensor')
 ROWS = ('data', 'fsdp')
+Names = tuple[str | None, ...]  # of the axes of an array
 
 # Logical axis of a parameter -> mesh axis. A dimension that the mesh axis does not divide stays whole.
 RULES = {
@@ -102,9 +103,9 @@ def row_shards() -> int:
     return math.prod(shape.get(a, 1) for a in ROWS)
 
 
-def mesh_size(axis: str) -> int:
-    """The number of shards along an axis of the mesh in use; 1 without a mesh."""
-    return dict(jax.sharding.get_abstract_mesh().shape).get(axis, 1)
+def shards(name: str) -> int:
+    """The number of shards of an axis by its name in RULES under the mesh in use; 1 without a mesh."""
+    return dict(jax.sharding.get_abstract_mesh().shape).get(RULES[name], 1)
 
 
 def rows_sharding(mesh: Mesh) -> NamedSharding:
@@ -130,10 +131,25 @@ def everywhere(x: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, P())
 
 
+def per_device(f: Callable, inputs: Sequence[Names], output: Names) -> Callable:
+    """f, run by each device on its own share of arrays; for kernels that the compiler cannot split.
+
+    For each array the names of its axes: 'rows', a name in RULES such as 'heads', or None for an axis that is whole.
+    The mesh must divide these axes.
+    """
+
+    def spec(names: Names) -> P:
+        return P(*(ROWS if name == 'rows' else RULES.get(name or '') for name in names))
+
+    if not jax.sharding.get_abstract_mesh().shape:
+        return f
+    return jax.shard_map(f, in_specs=tuple(map(spec, inputs)), out_specs=spec(output), check_vma=False)
+
+
 def param_shardings(axes: Any, shapes: Any, mesh: Mesh) -> Any:
     """From trees of logical axis names and of shapes to a tree of shardings, by RULES."""
 
-    def one(names: tuple[str | None, ...], leaf: Any) -> NamedSharding:
+    def one(names: Names, leaf: Any) -> NamedSharding:
         spec, used = [], set()
         for name, size in zip(names, leaf.shape, strict=True):
             axis = RULES.get(name or '')

@@ -46,7 +46,7 @@ _OTHER_WORDS = frozenset(
     clinic institution institute location country city ward department unit scanner device machine vendor manufacturer
     model detector station batch index idx id ids uid row line number no nr num count n counter serial key hash code
     year month day days date time hour weekday visit followup follow up series study accession exam patient subject
-    person case reader rater annotator radiologist rad view position projection laterality side left right width height
+    person case reader rater annotator radiologist rad view position projection laterality side width height
     size rows columns cols bits depth channel channels spacing weight bmi seed random rand frame frames slice slices
     page order rank version source origin dataset cohort domain project protocol
     holdout train val test valid validation unnamed inverted portable
