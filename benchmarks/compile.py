@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import difflib
 import json
 import math
@@ -67,7 +68,14 @@ CASES = {
     'encoder': Case('h100:1x1', 'rad_dino_vitb14', 'encoder', 30, ('init_from=None',), canvas=777, ci=True),
     'rad_dino_64': Case('h100:8x8', 'rad_dino_vitb14', 'step', 180, canvas=777),
     'tpu_views': Case('v5p:2x2x1', 'dinov2_vits14', 'views', 30, ('batch_size=64',), ci=True),
-    'tpu_step': Case('v5p:2x2x1', 'rad_dino_vitb14', 'step', 120, (*TI, 'batch_size=80'), ci=True, flash=False),
+    'fsdp_step': Case(
+        'h100:1x8', 'rad_dino_vitb14', 'step', 60,
+        (*TI, 'towers.image.depth=2', 'batch_size=80', 'mesh.data=1', 'mesh.fsdp=8'), ci=True,
+    ),
+    'tpu_step': Case(
+        'v5p:2x2x1', 'rad_dino_vitb14', 'step', 120, (*TI, 'batch_size=80', 'mesh.data=2', 'mesh.fsdp=2'), ci=True,
+        flash=False,
+    ),
     'tpu_rad_dino': Case(
         'v5p:2x2x1', 'rad_dino_vitb14', 'step', 300, ('batch_size=160', 'towers.image.unroll=1'), canvas=777,
         flash=False,
@@ -169,10 +177,11 @@ def compiled(case: Case, text_file: str | None = None) -> dict[str, Any]:
         overrides = (*case.overrides, *(programs.few_rows(case.recipe, ROWS) if case.few_rows else ()))
         recipe = programs.prepare(case.recipe, overrides, case.canvas)
     start = time.perf_counter()
-    if case.program in programs.PROGRAMS:
-        lowered = programs.lower(recipe, case.program, devices)
-    else:
-        lowered = probes.lower(case.program, devices, recipe)
+    with tokens_of_attention() as tokens:
+        if case.program in programs.PROGRAMS:
+            lowered = programs.lower(recipe, case.program, devices)
+        else:
+            lowered = probes.lower(case.program, devices, recipe)
     middle, before = time.perf_counter(), os.times()
     executable = lowered.compile()
     end, after = time.perf_counter(), os.times()
@@ -207,23 +216,38 @@ def compiled(case: Case, text_file: str | None = None) -> dict[str, Any]:
         roofline_ms=roofline_ms if case.topology.startswith('h100') else None,
         roofline_ms_by_part={part: round(ms, 1) for part, ms in parts.most_common() if ms >= 0.05},
         padding=round(program.padding(), 3) if case.topology.startswith('v') else 1.0,
-        **(forbidden(recipe, program.arrays()) if half else dict(scores=[], float32_hidden=[])),
+        **(forbidden(recipe, tokens, program.arrays()) if half else dict(scores=[], float32_hidden=[])),
     )
 
 
-def forbidden(recipe: Any, arrays: dict[tuple[str, tuple[int, ...]], int]) -> dict[str, list[str]]:
+@contextlib.contextmanager
+def tokens_of_attention() -> Iterator[set[int]]:
+    """Collects the numbers of tokens of all attention that is traced inside, also as the flash kernel gets them."""
+    from medjax.models import attention
+
+    tokens: set[int] = set()
+    choose = attention.choose
+
+    def record(implementation: str, queries: tuple[int, ...], *others: Any) -> str:
+        count = queries[1]
+        tokens.update(n for n in (count, count + -count % attention.MULTIPLE) if count >= attention.MULTIPLE)
+        return choose(implementation, queries, *others)
+
+    attention.choose = record
+    try:
+        yield tokens
+    finally:
+        attention.choose = choose
+
+
+def forbidden(recipe: Any, tokens: set[int], arrays: dict[tuple[str, tuple[int, ...]], int]) -> dict[str, list[str]]:
     """Arrays in memory that no fast program holds: attention scores, and float32 values of a hidden layer."""
-    tokens, hidden = set(), {}
-    for one in recipe.objective.passes.values():
-        tower = recipe.objective.towers[one.tower]
+    hidden: dict[int, int] = {}  # a hidden size -> the rows of the stacked parameters
+    for tower in recipe.objective.towers.values():
         module = getattr(tower, 'module', None)
-        if not hasattr(module, 'hidden') or tower.sees != 'image' or tower.reads:
-            continue
-        size = recipe.objective.views[one.views[0].view].size
-        count = math.prod(tower.grid(size)) + int(module.family.cls) + module.registers
-        tokens |= {count, count + -count % 8}
-        hidden[module.hidden] = module.depth * module.width  # rows of the stacked parameters
-    scores = [(kind, shape) for kind, shape in arrays if len(shape) > 2 and shape[-1] == shape[-2] in tokens]
+        if hasattr(module, 'hidden'):
+            hidden[module.hidden] = max(module.depth * module.width, hidden.get(module.hidden, 0))
+    scores = [(kind, shape) for kind, shape in arrays if len(shape) > 2 and {shape[-1], shape[-2]} <= tokens]
     wide = [
         (kind, shape)
         for kind, shape in arrays

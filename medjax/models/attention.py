@@ -78,21 +78,26 @@ def flash(
 def choose(implementation: str, queries: tuple[int, ...], dtype: Any, mask: Array | None) -> str:
     """The kernel for queries of a shape [S,T,H,E]: 'cudnn', 'splash' or 'xla'.
 
-    A UserError for 'cudnn' with a mask of single keys, which it does not take.
+    A UserError for 'cudnn' with a mask of single keys or heads of a size that it does not take.
     """
     if implementation == 'xla' or plain_only():
         return 'xla'
+    _, tokens, _, size = queries
+    head_fits = size % MULTIPLE == 0 and size <= LARGEST_HEAD
     if implementation == 'cudnn':
         if mask is not None:
             raise UserError("attention='cudnn' takes no mask of single keys; attention='auto' does")
+        if not head_fits:
+            raise UserError(
+                f"attention='cudnn': heads have {MULTIPLE}, {2 * MULTIPLE}, … {LARGEST_HEAD} numbers, not {size}; "
+                "attention='auto' runs anywhere"
+            )
         return 'cudnn'
     if mask is not None:
         return 'xla'
     if platform() == 'tpu':
         return 'splash' if splash.fits(queries) else 'xla'
-    _, tokens, _, size = queries
-    # a single query has few scores
-    fits = size % MULTIPLE == 0 and size <= LARGEST_HEAD and tokens >= MULTIPLE
+    fits = head_fits and tokens >= MULTIPLE  # a single query has few scores
     return 'cudnn' if fits and dtype == jnp.bfloat16 and platform() == 'gpu' and _card() >= OLDEST else 'xla'
 
 

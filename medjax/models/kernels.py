@@ -10,7 +10,7 @@ import contextlib
 import contextvars
 from collections.abc import Iterator
 
-KEPT = 'kept'  # the name of results that a transformer block stores for the backward pass, see layers.REMAT
+STORED = 'stored'  # the name of results that a transformer block stores for the backward pass, see layers.REMAT
 _plain_only = contextvars.ContextVar('plain_only', default=False)
 
 

@@ -20,7 +20,7 @@ from jax.ad_checkpoint import checkpoint_name
 from medjax.errors import UserError, suggest
 from medjax.models import attention as attention_kernels
 from medjax.models.drop_path import add_residual
-from medjax.models.kernels import KEPT, plain_only
+from medjax.models.kernels import STORED, plain_only
 from medjax.parallel.sharding import constrain_rows
 from medjax.types import is_number
 
@@ -41,12 +41,12 @@ SIZES = {  # the hidden layer of the FFN is `mlp_ratio` times as wide as the tow
 }
 
 
-_kept = jax.checkpoint_policies.save_only_these_names(KEPT)
+_is_stored = jax.checkpoint_policies.save_only_these_names(STORED)
 
 
 def _products_and_flash(primitive: Any, *args: Any, **params: Any) -> bool:
     """Whether a block stores the results of a primitive: a linear map with its bias, or a flash kernel."""
-    return primitive.name.startswith('dot_product_attention_fwd') or _kept(primitive, *args, **params)
+    return primitive.name.startswith('dot_product_attention_fwd') or _is_stored(primitive, *args, **params)
 
 
 REMAT = {  # what a block stores for the backward pass, which computes everything else a second time
@@ -169,7 +169,7 @@ class Linear(nn.Module):
         )
         if self.bias:
             y += parameter(self, 'bias', zeros, out, self.axes[self.inputs :]).astype(self.dtype).reshape(-1)
-        return checkpoint_name(y, KEPT).reshape(*y.shape[:-1], *out)
+        return checkpoint_name(y, STORED).reshape(*y.shape[:-1], *out)
 
 
 class Linears(nn.Module):
@@ -193,7 +193,7 @@ class Linears(nn.Module):
         if self.bias:
             bias = parameter(self, 'bias', zeros, self.shape[1:], self.axes[1:]).astype(self.dtype)
             y = [one + bias[i].reshape(-1) for i, one in enumerate(y)]
-        return [checkpoint_name(one, KEPT).reshape(*one.shape[:-1], *self.shape[2:]) for one in y]
+        return [checkpoint_name(one, STORED).reshape(*one.shape[:-1], *self.shape[2:]) for one in y]
 
 
 class LayerNorm(nn.Module):

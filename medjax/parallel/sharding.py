@@ -92,7 +92,7 @@ def compiler_options() -> dict[str, Any] | None:
     """The options of XLA for a train step on the platform in use, for `jax.jit`; None: all as they are.
 
     XLA:GPU would merge the products of two views with the same weights into one product, and copy its result apart
-    again. For tokens of a ViT the copies cost more than the larger product saves.
+    again. For tokens of a ViT the copies cost more than the larger product saves. XLA_FLAGS does not change this.
     """
     return {'xla_gpu_dot_merger_threshold_mb': 0} if platform() == 'gpu' else None
 

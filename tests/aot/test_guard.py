@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from medjax import recipes
 from medjax.aot import probes, programs
+from medjax.training.rehearsal import batch_shapes
 
 ROOT = Path(__file__).parents[2]
 
@@ -78,7 +81,7 @@ def test_what_a_program_must_not_be(guard):
 def test_scores_and_float32_hidden_layers_are_found(guard):
     recipe = programs.prepare('tiny', canvas=64)
     image = recipe.objective.towers['image'].module
-    tokens = 4 * 4 + 1  # of global crops of 32 px in patches of 8 px
+    tokens = 17
     arrays = {
         ('bf16', (16, image.heads, tokens, tokens)): 1,
         ('bf16', (16, image.heads, 24, 24)): 1,  # padded to a multiple of 8
@@ -86,8 +89,27 @@ def test_scores_and_float32_hidden_layers_are_found(guard):
         ('f32', (9_999, image.hidden)): 1,
         ('bf16', (9_999, image.hidden)): 1,
     }
-    found = guard.forbidden(recipe, arrays)
+    found = guard.forbidden(recipe, {17, 24}, arrays)
     assert len(found['scores']) == 2 and found['float32_hidden'] == [f'f32[9999, {image.hidden}]']
+
+
+def tokens_of(guard, spec):
+    """A recipe of few rows, and the tokens that its step's attention has."""
+    recipe = programs.prepare(spec, programs.few_rows(spec, 8))
+    rows = {name: part['rows'] for name, part in recipe.config['data'].items()}
+    batch = batch_shapes(recipe.objective, recipe.config, rows, recipe.canvas, programs.STORED_CHANNELS)
+    with guard.tokens_of_attention() as tokens:
+        jax.eval_shape(recipe.step.train_step, recipe.abstract, batch)
+    return recipe, tokens
+
+
+def test_tokens_of_every_kind_of_tower_are_found(guard):
+    """Of the patches that an encoder keeps and of its decoder, and of texts: as they are and filled up."""
+    mae, tokens = tokens_of(guard, 'medical_mae_small')
+    grid = math.prod(mae.objective.towers['image'].grid(mae.objective.views['crop'].size))
+    assert {grid + 1, grid + 8} <= tokens and any(1 < n < grid for n in tokens)
+    pair, tokens = tokens_of(guard, 'phantom_reports')
+    assert pair.objective.views['report'].length in tokens
 
 
 def test_an_environment_that_is_missing_is_a_sentence(guard, monkeypatch, tmp_path):

@@ -121,6 +121,12 @@ def test_a_mask_of_keys_equals_the_same_lengths():
     close(run(module.apply, variables, x, mask=mask), run(module.apply, variables, x, lengths=lengths))
 
 
+def test_heads_that_the_flash_kernel_does_not_take_are_a_sentence():
+    x = numbers(S, KEYS, 40)
+    with pytest.raises(UserError, match=r"attention='cudnn': heads have 8, 16, … 128 numbers, not 20; attention="):
+        Attention(2, implementation='cudnn').init(jax.random.key(0), x)
+
+
 def test_the_flash_kernel_takes_no_masks():
     x = numbers(S, KEYS, D)
     with pytest.raises(UserError, match="attention='cudnn' takes no mask of single keys; attention='auto' does"):
@@ -218,10 +224,16 @@ def test_a_flash_kernel_that_cannot_run_is_a_sentence(monkeypatch):
         attention.check('vit', 'cudnn', 'bfloat16')
 
 
-@pytest.mark.parametrize('causal', [False, True], ids=['all', 'causal'])
-@pytest.mark.parametrize('lengths', [None, np.array([3, 140], np.int32)], ids=['all keys', 'lengths'])
-def test_splash_attention_equals_the_plain_one(lengths, causal):
-    """The kernel of TPUs, interpreted on two devices with rows and heads split: outputs and gradients."""
+@pytest.mark.parametrize(
+    ('lengths', 'causal', 'mesh'),
+    [
+        (None, False, True),
+        (np.array([3, 140], np.int32), True, True),
+        (np.array([3, 140], np.int32), False, False),
+    ],
+)
+def test_splash_attention_equals_the_plain_one(monkeypatch, lengths, causal, mesh):
+    """The kernel of TPUs, interpreted on four devices with rows and heads split, or without a mesh: also gradients."""
     sequences, tokens = 2, 140  # filled up to two blocks
     q, k, v, weights = (numbers(sequences, tokens, 2, 16, seed=i) for i in range(4))
 
@@ -234,7 +246,10 @@ def test_splash_attention_equals_the_plain_one(lengths, causal):
     def results(f):
         return jax.jit(lambda *x: (f(*x), jax.grad(lambda *x: (f(*x) * weights).sum(), (0, 1, 2))(*x)))(q, k, v)
 
-    jax.set_mesh(sharding.make_mesh(data=2, tensor=2, devices=jax.devices()[:4]))
+    if mesh:
+        jax.set_mesh(sharding.make_mesh(data=2, tensor=2, devices=jax.devices()[:4]))
+    else:
+        monkeypatch.setattr(jax.sharding, 'get_abstract_mesh', lambda: jax.sharding.AbstractMesh((), ()))
     for got, want in zip(jax.tree.leaves(results(kernel)), jax.tree.leaves(results(plain)), strict=True):
         close(got, want)
 

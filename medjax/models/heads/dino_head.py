@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from medjax.errors import UserError
-from medjax.models.layers import uniform_fan_in, weight_init
+from medjax.models.layers import gelu, uniform_fan_in, weight_init
 from medjax.types import Head, Tree
 
 
@@ -80,7 +80,7 @@ class DinoHead(Head):
             if self.bias:
                 x += layer['bias'].astype(self.dtype)
             if i < last:
-                x = jax.nn.gelu(x, approximate=False)
+                x = gelu(x)
         x = x.astype(jnp.float32)
         # The bound applies to the squared norm, because the gradient of the norm itself at 0 is not a number.
         return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-24))
