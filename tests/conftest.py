@@ -56,7 +56,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     wanted = {kind for kind in KINDS if config.getoption(f'--{kind}')}
-    left_out = [item for item in items if {kind for kind in KINDS if kind in item.keywords} != wanted]
+    left_out = [item for item in items if {kind for kind in KINDS if item.get_closest_marker(kind)} != wanted]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]
 
