@@ -201,14 +201,6 @@ def shape(data: bytes) -> tuple[int, int]:
         return 0, 0
 
 
-def pixel_bytes(data: bytes) -> bytes | None:
-    """The pixel data of a file as they are stored, perhaps compressed. None: there are none, or they cannot be read."""
-    try:
-        return bytes(open_file(io.BytesIO(data)).PixelData)
-    except Exception:  # a damaged file may raise almost any exception
-        return None
-
-
 def attributes(data: bytes) -> dict[str, str | float]:
     """The attributes of a file: those of `ATTRIBUTES` and `KNOWN_WORDS`, age in years, spacing of the pixels in mm.
 

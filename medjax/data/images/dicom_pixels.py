@@ -112,6 +112,12 @@ def _range_of(file: Any, count: int) -> grey.Range | None:
     return (min(low for low, _ in found), max(high for _, high in found)) if found else None
 
 
+def stored_values(file: Any, frame: int) -> np.ndarray:
+    """The stored values of a frame, [H,W], or the colours of a frame in RGB, [H,W,3]. Raises Unreadable."""
+    _check_plugins(file)
+    return _of_stored_bits(_stored(file, frame)[0], file)
+
+
 def _stored(file: Any, frame: int) -> tuple[np.ndarray, tuple[str, ...]]:
     """The values of a frame with all allocated bits, [H,W] or [H,W,3], and remarks; colour is RGB.
 
