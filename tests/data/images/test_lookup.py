@@ -2,6 +2,7 @@
 
 import io
 import struct
+import time
 
 import numpy as np
 import pytest
@@ -224,6 +225,26 @@ def test_a_segment_that_points_back():
 def test_damaged_segments_are_refused(words):
     with pytest.raises(Unreadable, match='segment'):
         lookup.segmented([256, 0, 16], np.array(words, '<u2').tobytes(), 0, 255, True, 'the red table of its palette')
+
+
+@pytest.mark.parametrize('bits', [8, 16])
+@pytest.mark.parametrize('kind', [0, 1])
+def test_segments_without_entries_take_no_time(bits, kind):
+    """Many pointers, each of which reads many segments of length 0."""
+    most = 2 ** min(bits, 15) - 1
+    place = 5 * (bits // 8)  # after the first segment of three entries
+    empty = [kind, 0, *[7] * kind]
+    pointer = [2, most, place, 0, *[0, 0] * (bits == 8)]
+    words = np.array([0, 3, 1, 2, 3, *empty * most, *pointer * 4000], f'<u{bits // 8}')
+    start = time.monotonic()
+    with pytest.raises(Unreadable, match='a segment that cannot be read'):
+        lookup.segmented([256, 0, bits], words.tobytes(), 0, 255, True, 'the red table of its palette')
+    assert time.monotonic() - start < 5
+
+
+def test_some_segments_without_entries_are_passed_over():
+    words = np.array([0, 2, 4, 5, 0, 0, 1, 0, 9, 0, 1, 6, 0, 0], '<u2')
+    assert lookup.segmented([4, 0, 16], words.tobytes(), 0, 255, True, 'it').entries.tolist() == [4, 5, 6]
 
 
 def test_a_palette_that_lacks_a_table():
