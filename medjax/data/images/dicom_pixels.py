@@ -153,9 +153,9 @@ def _decoded(coded: bytes, file: Any, size: tuple[int, int, int]) -> tuple[np.nd
     from pydicom.uid import RLELossless
 
     syntax = file.file_meta.TransferSyntaxUID
-    jpeg = None
+    jpeg = jpeg2000 = None
     if syntax != RLELossless:
-        jpeg = _check_coded(coded, size)
+        jpeg, jpeg2000 = _check_coded(coded, size)
         coded = headers.whole_spectrum(coded) if jpeg and jpeg.is_odd else coded
         if jpeg and jpeg.bits == 8 and jpeg.process in headers.STRICT - {headers.LOSSLESS}:
             return _jpeg(coded, file, size[2])
@@ -169,7 +169,16 @@ def _decoded(coded: bytes, file: Any, size: tuple[int, int, int]) -> tuple[np.nd
     for name in CODING:
         if name in file:
             setattr(one, name, file[name].value)
+    has_colours = jpeg2000 is not None and size[2] == 3 and jpeg2000.bits == 8
+    if jpeg2000 and has_colours:
+        coded = coded[jpeg2000.start :]  # boxes state colours too
     one.NumberOfFrames, one.PixelData = 1, encapsulate([coded])
+    if jpeg2000 and has_colours:
+        one.PhotometricInterpretation, one.PlanarConfiguration = 'RGB', 0  # so that pydicom converts nothing
+        components = pixel_array(one, index=0, raw=True)
+        if jpeg2000.is_transformed:
+            return components, ()
+        return jpeg_colour.of_jpeg2000(components, str(file.PhotometricInterpretation))
     if jpeg and size[2] == 3 and jpeg.bits == 8:
         one.PhotometricInterpretation = 'YBR_FULL'  # then the decoder gives the components as they are
         components = pixel_array(one, index=0, raw=True)
@@ -194,20 +203,22 @@ def _colour_space(file: Any) -> str:
     return jpeg_colour.YCBCR if 'YBR' in str(file.PhotometricInterpretation) else jpeg_colour.RGB
 
 
-def _check_coded(coded: bytes, size: tuple[int, int, int]) -> headers.Jpeg | None:
-    """The header of a JPEG, None for JPEG 2000.
+def _check_coded(coded: bytes, size: tuple[int, int, int]) -> tuple[headers.Jpeg | None, headers.Jpeg2000 | None]:
+    """The header of a JPEG, or that of a JPEG 2000; the other one is None.
 
     Raises Unreadable if the image is damaged, or has another (height, width, channels) than `size`.
     """
+    jpeg = jpeg2000 = None
     if coded[:2] == b'\xff\xd8':
         jpeg = headers.jpeg(coded)
         coded_size = jpeg.height, jpeg.width, jpeg.channels
     else:
-        jpeg, coded_size = None, headers.jpeg2000(coded)
+        jpeg2000 = headers.jpeg2000(coded)
+        coded_size = jpeg2000.size
     if coded_size != size:
         stated, actual = (' x '.join(map(str, (width, height, n))) for height, width, n in (size, coded_size))
         raise Unreadable(f'a DICOM file of {stated} whose coded picture has {actual}')
-    return jpeg
+    return jpeg, jpeg2000
 
 
 def _check_plugins(file: Any) -> None:
