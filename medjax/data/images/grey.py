@@ -19,9 +19,10 @@ from medjax.data.types import Unreadable
 
 Range = tuple[float, float]
 TRANSFORMS, VOI = 'PixelValueTransformationSequence', 'FrameVOILUTSequence'  # functional groups
+HALF = 1 << 15  # values of US from here on are negative as SS
 
 ONE_VALUE = 'it shows nothing: all its pixels have one value'
-ALL_PADDING = 'its header calls all of its pixels padding, which is not believed'
+ALL_PADDING = 'its header calls all of its pixels padding; this is ignored'
 
 
 class Facts(NamedTuple):
@@ -115,21 +116,25 @@ def padding(raw: np.ndarray, stored: np.ndarray, file: Any) -> np.ndarray | None
     ends = [_whole(file.get(name), little) for name in ('PixelPaddingValue', 'PixelPaddingRangeLimit')]
     if ends[0] is None:
         return None
-    low, high = sorted((ends[0], ends[0] if ends[1] is None else ends[1]))
-    is_round = (
-        raw.dtype.kind == 'u' and low < 0 <= high
-    )  # from the largest values of unsigned pixels on to the smallest
+    written = ends[0], ends[0] if ends[1] is None else ends[1]
+    is_signed = raw.dtype.kind == 'i'
+    ways = [written]
+    if is_signed and any(HALF <= end < 2 * HALF for end in written):  # US of 16 bits, whatever the bits of the pixels
+        ways.append(tuple(end - 2 * HALF if HALF <= end < 2 * HALF else end for end in written))
     bits = min(int(file.get('BitsStored') or file.BitsAllocated), int(file.BitsAllocated))
-    for values, size in ((raw, 8 * raw.dtype.itemsize), (stored, bits)):
-        first, last = (_wrapped(end, size, raw.dtype.kind == 'i') for end in (low, high))
-        if first is None or last is None:
-            continue
-        if is_round:
-            mask = (values >= first) | (values <= last)
-        else:
-            mask = (values >= min(first, last)) & (values <= max(first, last))
-        if mask.any():
-            return mask
+    for low, high in map(sorted, ways):
+        # from the largest values of unsigned pixels on to the smallest
+        is_round = not is_signed and low < 0 <= high
+        for values, size in ((raw, 8 * raw.dtype.itemsize), (stored, bits)):
+            first, last = (_wrapped(end, size, is_signed) for end in (low, high))
+            if first is None or last is None:
+                continue
+            if is_round:
+                mask = (values >= first) | (values <= last)
+            else:
+                mask = (values >= min(first, last)) & (values <= max(first, last))
+            if mask.any():
+                return mask
     return None
 
 

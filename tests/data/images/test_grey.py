@@ -83,6 +83,41 @@ def test_padding_in_every_writing(dtype, bits, value, field, colours, window, bi
     assert (unit(data)[OUTSIDE] == 0).all()
 
 
+@pytest.mark.parametrize(
+    ('dtype', 'bits', 'value', 'kept'),
+    [
+        (np.int16, 12, -1024, 'its bits'), (np.int16, 14, -8000, 'its bits'), (np.int16, 10, -512, 'its bits'),
+        (np.int16, 13, -3024, 'all bits'), (np.int32, 32, -1500, 'all bits'), (np.int32, 20, -32_768, 'its bits'),
+        (np.int8, 8, -100, 'all bits'),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize('big', [False, True])
+@pytest.mark.filterwarnings('ignore')
+def test_padding_of_signed_pixels_written_as_us(dtype, bits, value, kept, big):
+    """`kept`: the bits above the stored ones are 0, or they repeat the sign."""
+    stored = padded(5, min(2 ** (bits - 1) - 1, 3000), dtype, value)
+    written = stored & (1 << bits) - 1 if kept == 'its bits' else stored
+    field = ('US', value + 65_536)
+    data = dicom(written.astype(dtype), big, BitsStored=bits, PixelPaddingValue=field)
+    np.testing.assert_allclose(unit(data), stretched(stored.astype(float), OUTSIDE), atol=0.005)
+    assert not unit(data)[OUTSIDE].any()
+    limit = ('US', value + 65_536 + 4)
+    stored[:2] = value + 4
+    written = stored & (1 << bits) - 1 if kept == 'its bits' else stored
+    data = dicom(
+        written.astype(dtype), big, BitsStored=bits, PixelPaddingValue=field, PixelPaddingRangeLimit=limit,
+        PhotometricInterpretation='MONOCHROME1',
+    )  # fmt: skip
+    want = np.where(OUTSIDE, 0, 1 - stretched(stored.astype(float), OUTSIDE))
+    np.testing.assert_allclose(unit(data), want, atol=0.005)
+
+
+def test_large_padding_of_signed_pixels_is_taken_as_it_is_where_it_occurs():
+    stored = padded(0, 60_000, np.int32, 63_000)
+    data = dicom(stored, PixelPaddingValue=('US', 63_000))
+    np.testing.assert_allclose(unit(data), stretched(stored.astype(float), OUTSIDE), atol=1e-4)
+
+
 @pytest.mark.parametrize('ends', [(-3000, -1500), (-1500, -3000), (62_536, 64_036)])
 def test_a_range_of_padding(ends):
     stored = padded(0, 900, np.int16, -2000)
