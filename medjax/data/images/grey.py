@@ -1,7 +1,8 @@
 """Stored grey values as grey values on a screen: padding, modality LUT or rescale, VOI LUT or window, inversion.
 
 The order is that of DICOM PS3.3 C.11.1 and C.11.2. Multi-frame files hold some fields for each frame, in functional
-groups (C.7.6.16): a frame's own field counts first, then the one that all frames share, then the one of the file.
+groups (C.7.6.16): a frame's own fields count first, then those that all frames share, then those of the file. Tables
+and windows of one level belong together, and so do modality LUT and rescale.
 """
 
 from __future__ import annotations
@@ -12,13 +13,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from medjax.data.images import lookup
-from medjax.data.images.dicom import first_number, grouped, step
+from medjax.data.images.dicom import first_number, get, levels, step
 from medjax.data.images.lookup import Table
 from medjax.data.images.windows import Window
 from medjax.data.types import Unreadable
 
 Range = tuple[float, float]
 TRANSFORMS, VOI = 'PixelValueTransformationSequence', 'FrameVOILUTSequence'  # functional groups
+# Fields that belong together: all are read from the frame, or all from what the frames share, or all from the file.
+MODALITY_FIELDS = 'ModalityLUTSequence', 'RescaleSlope', 'RescaleIntercept'
+VOI_FIELDS = 'VOILUTSequence', 'WindowCenter', 'WindowWidth'
 HALF = 1 << 15  # values of US from here on are negative as SS
 
 ONE_VALUE = 'it shows nothing: all its pixels have one value'
@@ -42,11 +46,15 @@ def facts(file: Any, frame: int) -> Facts:
     """The facts of a frame. Raises Unreadable; the reason names the field."""
     little = file.file_meta.TransferSyntaxUID.is_little_endian
     limits = _limits(file)
-    with step('its modality LUT'):
-        modality = _first_table(file.get('ModalityLUTSequence'), *limits, little, 'its modality LUT')
-    with step('its rescale slope and intercept'):
-        slope, intercept = (_number(grouped(file, frame, TRANSFORMS, f'Rescale{name}')) for name in SCALE)
-    unit = str(grouped(file, frame, TRANSFORMS, 'RescaleType') or 'HU').strip().upper()
+    modality, slope, intercept, unit = None, None, None, 'HU'
+    for level in levels(file, frame, TRANSFORMS, MODALITY_FIELDS):
+        with step('its modality LUT'):
+            modality = _first_table(get(level, 'ModalityLUTSequence'), *limits, little, 'its modality LUT')
+        with step('its rescale slope and intercept'):
+            slope, intercept = (_number(get(level, name)) for name in ('RescaleSlope', 'RescaleIntercept'))
+        unit = str(get(level, 'RescaleType') or 'HU').strip().upper()
+        if modality is not None or slope is not None or intercept is not None:
+            break
     is_ct = str(file.get('Modality') or '').strip().upper() == 'CT'
     scaled = slope is not None or intercept is not None
     slope, intercept = (1.0 if slope is None else slope), (intercept or 0.0)
@@ -54,19 +62,19 @@ def facts(file: Any, frame: int) -> Facts:
         low, high = float(modality.entries.min()), float(modality.entries.max())
     else:
         low, high = sorted(limit * slope + intercept for limit in limits)
-    with step('its VOI LUT'):
-        voi = _first_table(grouped(file, frame, VOI, 'VOILUTSequence'), low, high, little, 'its VOI LUT')
-    window = _window(file, frame)
-    named: list[tuple[str, Table | Window | None]] = [('its VOI LUT', voi), ('its window', window)]
-    shown = tuple((name, one) for name, one in named if one is not None)
+    shown: tuple[tuple[str, Table | Window], ...] = ()
+    for level in levels(file, frame, VOI, VOI_FIELDS):
+        with step('its VOI LUT'):
+            voi = _first_table(get(level, 'VOILUTSequence'), low, high, little, 'its VOI LUT')
+        named: list[tuple[str, Table | Window | None]] = [('its VOI LUT', voi), ('its window', _window(level))]
+        shown = tuple((name, one) for name, one in named if one is not None)
+        if shown:
+            break
     return Facts(
         modality, slope, intercept, shown,
         str(file.PhotometricInterpretation) == 'MONOCHROME1', is_ct and scaled and modality is None and unit == 'HU',
         is_ct, limits,
     )  # fmt: skip
-
-
-SCALE = ('Slope', 'Intercept')
 
 
 def _limits(file: Any) -> tuple[int, int]:
@@ -94,10 +102,10 @@ def _is_ow(item: Any) -> bool:
     return 'LUTData' in item and item['LUTData'].VR == 'OW'
 
 
-def _window(file: Any, frame: int) -> Window | None:
-    """The first window of a frame. None: the file has no valid window."""
-    centre, width = (first_number(grouped(file, frame, VOI, f'Window{name}')) for name in ('Center', 'Width'))
-    function = str(grouped(file, frame, VOI, 'VOILUTFunction') or 'LINEAR').strip().upper()
+def _window(level: Any) -> Window | None:
+    """The first window of a data set. None: it has no valid window."""
+    centre, width = (first_number(get(level, name)) for name in ('WindowCenter', 'WindowWidth'))
+    function = str(get(level, 'VOILUTFunction') or 'LINEAR').strip().upper()
     if centre is None or width is None:
         return None
     window = Window(centre, width, function if function in ('SIGMOID', 'LINEAR_EXACT') else 'LINEAR')

@@ -266,6 +266,37 @@ def test_a_table_of_a_frame():
     np.testing.assert_allclose(unit(data, 1), RUN[1] / 1000, atol=1e-4)
 
 
+def lut(low: int, high: int, entries: list) -> object:
+    import pydicom
+
+    item = pydicom.Dataset()
+    item.add_new('LUTDescriptor', 'US', [high - low + 1, low % 65_536, 16])
+    item.add_new('LUTData', 'US', entries)
+    return item
+
+
+@pytest.mark.parametrize('place', ['PerFrameFunctionalGroupsSequence', 'SharedFunctionalGroupsSequence'])
+def test_a_window_of_a_frame_beats_a_table_of_the_file(place):
+    groups = [window_group(1000, 2100, **rescale(2, 10))] * (3 if place.startswith('Per') else 1)
+    of_file = dict(
+        VOILUTSequence=[lut(0, 1000, list(range(1000, -1, -1)))], VOILUTFunction='SIGMOID',
+        ModalityLUTSequence=[lut(0, 1000, list(range(1000, -1, -1)))],
+    )  # fmt: skip
+    data = run(**{place: groups}, **of_file)
+    for frame in range(3):
+        want = np.clip((RUN[frame] * 2.0 + 10 - 1000) / 2100 + 0.5, 0, 1)
+        np.testing.assert_allclose(unit(data, frame), want, atol=1e-4)
+
+
+def test_a_part_of_a_window_is_not_filled_up_from_elsewhere():
+    own = group(FrameVOILUTSequence=dict(WindowCenter=100), PixelValueTransformationSequence=dict(RescaleIntercept=-50))
+    data = run(
+        PerFrameFunctionalGroupsSequence=[own] * 3, RescaleSlope=3, RescaleIntercept=9, WindowWidth=400,
+        WindowCenter=300, VOILUTFunction='LINEAR_EXACT',
+    )  # fmt: skip
+    np.testing.assert_allclose(unit(data, 1), np.clip((RUN[1] - 50.0 - 300) / 400 + 0.5, 0, 1), atol=1e-4)
+
+
 # Runs of frames ----------------------------------------------------------------------------------------------------
 
 
