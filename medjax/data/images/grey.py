@@ -23,6 +23,7 @@ TRANSFORMS, VOI = 'PixelValueTransformationSequence', 'FrameVOILUTSequence'  # f
 # Fields that belong together: all are read from the frame, or all from what the frames share, or all from the file.
 MODALITY_FIELDS = 'ModalityLUTSequence', 'RescaleSlope', 'RescaleIntercept'
 VOI_FIELDS = 'VOILUTSequence', 'WindowCenter', 'WindowWidth'
+MOST_WAYS = 16  # VOI LUTs, and windows, of one picture that are tried; others are not read
 HALF = 1 << 15  # values of US from here on are negative as SS
 
 ONE_VALUE = 'it shows nothing: all its pixels have one value'
@@ -35,11 +36,12 @@ class Facts(NamedTuple):
     modality: Table | None
     slope: float
     intercept: float
-    shown: tuple[tuple[str, Table | Window], ...]  # VOI LUT and window with their names, the preferred one first
+    shown: tuple[tuple[str, Table | Window], ...]  # VOI LUTs, then windows, with their names
     inverse: bool  # MONOCHROME1
     in_hounsfield: bool
     is_ct: bool
     limits: tuple[int, int]  # the smallest and the largest value that the stored bits can have
+    remarks: tuple[str, ...]  # on fields that cannot be read and are not needed
 
 
 def facts(file: Any, frame: int) -> Facts:
@@ -62,18 +64,18 @@ def facts(file: Any, frame: int) -> Facts:
         low, high = float(modality.entries.min()), float(modality.entries.max())
     else:
         low, high = sorted(limit * slope + intercept for limit in limits)
-    shown: tuple[tuple[str, Table | Window], ...] = ()
+    shown: list[tuple[str, Table | Window]] = []
+    remarks: list[str] = []
     for level in levels(file, frame, VOI, VOI_FIELDS):
-        with step('its VOI LUT'):
-            voi = _first_table(get(level, 'VOILUTSequence'), low, high, little, 'its VOI LUT')
-        named: list[tuple[str, Table | Window | None]] = [('its VOI LUT', voi), ('its window', _window(level))]
-        shown = tuple((name, one) for name, one in named if one is not None)
+        tables, broken = _voi_tables(get(level, 'VOILUTSequence'), low, high, little)
+        remarks += broken
+        shown = [*tables, *_windows(level)]
         if shown:
             break
     return Facts(
-        modality, slope, intercept, shown,
+        modality, slope, intercept, tuple(shown),
         str(file.PhotometricInterpretation) == 'MONOCHROME1', is_ct and scaled and modality is None and unit == 'HU',
-        is_ct, limits,
+        is_ct, limits, tuple(remarks),
     )  # fmt: skip
 
 
@@ -102,14 +104,43 @@ def _is_ow(item: Any) -> bool:
     return 'LUTData' in item and item['LUTData'].VR == 'OW'
 
 
-def _window(level: Any) -> Window | None:
-    """The first window of a data set. None: it has no valid window."""
-    centre, width = (first_number(get(level, name)) for name in ('WindowCenter', 'WindowWidth'))
+def _voi_tables(items: Any, low: float, high: float, little: bool) -> tuple[list[tuple[str, Table]], list[str]]:
+    """The VOI LUTs of a sequence with their names, and remarks on items that cannot be read."""
+    found: list[tuple[str, Table]] = []
+    broken: list[str] = []
+    items = () if items is None else items if isinstance(items, Sequence) else [items]
+    for number, item in enumerate(items[:MOST_WAYS]):
+        name = _numbered('its VOI LUT', number)
+        try:
+            with step(name):
+                one = _first_table([item], low, high, little, name)
+        except Unreadable:
+            broken.append(f'{name} cannot be read, so it is not used')
+            continue
+        if one is not None:
+            found.append((name, one))
+    return found, broken
+
+
+def _windows(level: Any) -> list[tuple[str, Window]]:
+    """The valid windows of a data set with their names."""
+    centres, widths = (_several(get(level, name)) for name in ('WindowCenter', 'WindowWidth'))
     function = str(get(level, 'VOILUTFunction') or 'LINEAR').strip().upper()
-    if centre is None or width is None:
-        return None
-    window = Window(centre, width, function if function in ('SIGMOID', 'LINEAR_EXACT') else 'LINEAR')
-    return window if window.valid else None
+    function = function if function in ('SIGMOID', 'LINEAR_EXACT') else 'LINEAR'
+    found = []
+    for number, pair in enumerate(zip(centres[:MOST_WAYS], widths, strict=False)):
+        centre, width = map(first_number, pair)
+        if centre is not None and width is not None and (window := Window(centre, width, function)).valid:
+            found.append((_numbered('its window', number), window))
+    return found
+
+
+def _several(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple)) or type(value).__name__ == 'MultiValue' else [value]
+
+
+def _numbered(name: str, number: int) -> str:
+    return f'{name} {number + 1}' if number else name
 
 
 def padding(raw: np.ndarray, stored: np.ndarray, file: Any) -> np.ndarray | None:
@@ -190,14 +221,14 @@ def picture(
     """The grey values of a frame on a screen, uint8|uint16 [H,W,C], and remarks on what does not fit.
 
     `bits` up to 8 give uint8, more give uint16, and three windows give uint8. `windows`: those of the user, in
-    Hounsfield units. `run` gives the range of the file's frames, for frames without a window. Where a header's window
-    makes one value of a picture, the window cannot be meant, and the picture's range is taken; in CT the window stays,
-    because a slice of air is black there. Padding is black. Raises Unreadable.
+    Hounsfield units. `run` gives the range of the file's frames, for frames without a window. Where a window of
+    the header makes one value of a picture, it cannot be meant, and the next one is taken, at last the picture's range.
+    In CT the last window stays, because a slice of air is black there. Padding is black. Raises Unreadable.
     """
-    remarks: list[str] = []
-    if mask is not None and mask.all():
-        own = int(stored.max()) > int(stored.min())
-        mask, remarks = (None, [ALL_PADDING]) if own else (mask, [])
+    remarks = [] if windows else list(facts.remarks)
+    if mask is not None and mask.all() and int(stored.max()) > int(stored.min()):
+        mask = None
+        remarks.append(ALL_PADDING)
     _check_units(facts, windows)
     top, dtype = (255, np.uint8) if bits <= 8 or len(windows) > 1 else (65_535, np.uint16)
     inside = stored if mask is None else stored[~mask]
@@ -234,7 +265,7 @@ def picture(
         shown = on_screen(_shares(how, values))
         if not is_flat(shown):
             return shown[..., None], tuple(remarks)
-        if facts.is_ct or low == high:
+        if low == high or (facts.is_ct and name == facts.shown[-1][0]):
             return shown[..., None], (*remarks, flat(name))
         remarks.append(f'{flat(name)}, so it is not used')
     least, most = run() or extremes(stored, mask, facts) or (0.0, 0.0)

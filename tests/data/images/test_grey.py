@@ -372,6 +372,27 @@ def test_a_window_beside_the_values(function, centre):
     assert len(np.unique(of_ct.pixels)) == 1  # air beside a patient is black
 
 
+@pytest.mark.parametrize('modality', ['MR', 'CT'])
+def test_the_next_window_is_tried(modality):
+    stored = values(0, 4095, np.uint16)
+    beside = 'its window makes one value of all its pixels, so it is not used'
+    good = decode.read(dicom(stored, WindowCenter=2000, WindowWidth=3000))
+    for centres, widths, remarks in (
+        ([-9000, 2000, 9], [100, 3000, 40], (beside,)),
+        ([2000, -9000], [3000, 100], ()),
+        ([20, 2000], [0, 3000], ()),  # a window of width 0 is none
+        ([-9000, 9000, 2000], [1, 1, 3000], (beside, beside.replace('window', 'window 2'))),
+    ):
+        data = dicom(stored, Modality=modality, WindowCenter=centres, WindowWidth=widths)
+        found = decode.picture(data)
+        assert found.remarks == remarks
+        np.testing.assert_array_equal(found.pixels, good)
+    black = decode.picture(dicom(stored, Modality=modality, WindowCenter=[9000, 7000], WindowWidth=[9, 9]))
+    second = beside.replace('window', 'window 2')
+    assert black.remarks == (beside, second.replace(', so it is not used', '') if modality == 'CT' else second)
+    assert black.pixels.any() == (modality == 'MR')
+
+
 @pytest.mark.parametrize('value', [0, 7, 255])
 @pytest.mark.parametrize('facts', [{}, dict(WindowCenter=128, WindowWidth=256)])
 @pytest.mark.parametrize('kind', ['DICOM', 'PNG', 'JPEG', 'colour'])

@@ -134,14 +134,42 @@ def test_a_table_beside_the_values_gives_way_to_the_window():
     assert found.remarks == ('its VOI LUT makes one value of all its pixels, so it is not used',)
 
 
-@pytest.mark.parametrize(
-    ('name', 'what'), [('VOILUTSequence', 'its VOI LUT'), ('ModalityLUTSequence', 'its modality LUT')]
-)
-def test_a_damaged_table_is_named(name, what):
+@pytest.mark.parametrize('descriptor', [[256, 0], [256]])
+def test_a_damaged_modality_table_is_named(descriptor):
     pixels = np.arange(96, dtype=np.uint8).reshape(8, 12)
-    for descriptor in ([256, 0], [256]):
-        with pytest.raises(Unreadable, match=f'damaged DICOM: {what} has a descriptor of {len(descriptor)} numbers'):
-            decode.read(dicom(pixels, **{name: [item(descriptor, bytes(256))]}))
+    words = f'damaged DICOM: its modality LUT has a descriptor of {len(descriptor)} numbers'
+    with pytest.raises(Unreadable, match=words):
+        decode.read(dicom(pixels, ModalityLUTSequence=[item(descriptor, bytes(256))]))
+
+
+def without_descriptor() -> object:
+    one = item([96, 0, 8], bytes(96))
+    del one['LUTDescriptor']
+    return one
+
+
+@pytest.mark.parametrize(
+    'broken',
+    [without_descriptor(), item([96, 0], bytes(96)), item([96], bytes(96)), item(['x'], bytes(96), 'OW', 'LO')],
+)
+def test_a_broken_table_gives_way_to_the_next_one(broken):
+    pixels = np.arange(96, dtype=np.uint8).reshape(8, 12)
+    good, window = item([96, 0, 8], bytes(range(200, 8, -2))), dict(WindowCenter=50, WindowWidth=60)
+    remark = 'its VOI LUT cannot be read, so it is not used'
+    for first, others, same in (
+        ([broken, good], window, dict(VOILUTSequence=[good])),
+        ([broken], window, window),
+        ([broken], {}, {}),
+    ):
+        found = decode.picture(dicom(pixels, VOILUTSequence=first, **others))
+        assert found.remarks == (remark,)
+        np.testing.assert_array_equal(found.pixels, decode.read(dicom(pixels, **same)))
+    second = decode.picture(dicom(pixels, VOILUTSequence=[item([9, 200, 8], list(range(9)), 'US'), broken, good]))
+    assert second.remarks == (
+        'its VOI LUT 2 cannot be read, so it is not used',
+        'its VOI LUT makes one value of all its pixels, so it is not used',
+    )
+    np.testing.assert_array_equal(second.pixels, decode.read(dicom(pixels, VOILUTSequence=[good])))
 
 
 # Palettes ----------------------------------------------------------------------------------------------------------
