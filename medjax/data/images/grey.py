@@ -198,9 +198,24 @@ def extremes(stored: np.ndarray, mask: np.ndarray | None, facts: Facts) -> Range
     inside = stored if mask is None else stored[~mask]
     if not inside.size:
         return None
-    # without a table the ends of the values belong to the ends of what is stored
-    ends = _values(inside if facts.modality else np.array([inside.min(), inside.max()]), facts)
+    ends = _ends(inside, _usable(inside, facts)[0])
     return float(ends.min()), float(ends.max())
+
+
+def _ends(inside: np.ndarray, facts: Facts) -> np.ndarray:
+    """Values after modality LUT or rescale, among them the smallest and the largest one of these stored values."""
+    # without a table the ends of the values belong to the ends of what is stored
+    return _values(inside if facts.modality else np.array([inside.min(), inside.max()]), facts)
+
+
+def _usable(inside: np.ndarray, facts: Facts) -> tuple[Facts, list[str]]:
+    """The facts without a modality LUT or rescale that makes one value of these stored values, and a remark then."""
+    ends = _ends(inside, facts)
+    if ends.min() != ends.max() or not np.isfinite(ends).all() or inside.min() == inside.max():
+        return facts, []
+    what = 'its rescale' if facts.modality is None else 'its modality LUT'
+    plain = facts._replace(modality=None, slope=1.0, intercept=0.0, in_hounsfield=False)
+    return plain, [f'{what} makes one value of all its pixels, so it is not used']
 
 
 def _values(stored: np.ndarray, facts: Facts) -> np.ndarray:
@@ -229,12 +244,15 @@ def picture(
     if mask is not None and mask.all() and int(stored.max()) > int(stored.min()):
         mask = None
         remarks.append(ALL_PADDING)
-    _check_units(facts, windows)
     top, dtype = (255, np.uint8) if bits <= 8 or len(windows) > 1 else (65_535, np.uint16)
     inside = stored if mask is None else stored[~mask]
     if not inside.size:
+        _check_units(facts, windows)
         return np.zeros((*stored.shape, max(len(windows), 1)), dtype), (ONE_VALUE,)
     low, high = inside.min(), inside.max()
+    facts, more = _usable(inside if facts.modality else np.array([low, high]), facts)
+    _check_units(facts, windows)
+    remarks += more
     # Each value is treated alike. So the steps run on the values between the two ends, not on every pixel.
     by_level = stored.dtype.kind in 'iu' and int(high) - int(low) < 2 * stored.size
     values = _values(np.arange(int(low), int(high) + 1) if by_level else stored, facts)

@@ -407,6 +407,36 @@ def test_a_picture_of_one_value(value, facts, kind):
     assert decode.picture(data).remarks == ()
 
 
+@pytest.mark.parametrize('field', ['slope', 'table', 'table that ends before'])
+@pytest.mark.parametrize('window', [{}, dict(WindowCenter=600, WindowWidth=700)])
+@pytest.mark.parametrize('colours', ['MONOCHROME1', 'MONOCHROME2'])
+def test_a_modality_step_that_makes_one_value_is_not_used(field, window, colours):
+    stored = values(100, 900, np.uint16)
+    facts = {
+        'slope': dict(RescaleSlope=0, RescaleIntercept=600),
+        'table': dict(ModalityLUTSequence=[lut(0, 1000, [600] * 1001)]),
+        'table that ends before': dict(ModalityLUTSequence=[lut(0, 50, list(range(51)))]),
+    }[field]
+    stored[OUTSIDE] = 0
+    plain = dict(PixelPaddingValue=0, PhotometricInterpretation=colours, **window)
+    found = decode.picture(dicom(stored, **plain, **facts))
+    what = 'its rescale' if field == 'slope' else 'its modality LUT'
+    assert found.remarks == (f'{what} makes one value of all its pixels, so it is not used',)
+    np.testing.assert_array_equal(found.pixels, decode.read(dicom(stored, **plain)))
+
+
+def test_a_rescale_to_one_value_gives_no_hounsfield_units():
+    with pytest.raises(Unreadable, match='--window is for CT'):
+        decode.picture(ct(RescaleSlope=0), 0, windows.parse('lung'))
+    assert decode.picture(ct(np.full((9, 7), 5, np.int16), RescaleSlope=0)).remarks == (grey.ONE_VALUE,)
+
+
+def test_a_run_whose_rescale_makes_one_value():
+    data = run(RescaleSlope=0, RescaleIntercept=7)
+    for frame in range(3):
+        np.testing.assert_allclose(unit(data, frame), RUN[frame] / 1000, atol=1e-4)
+
+
 # Windows for CT ----------------------------------------------------------------------------------------------------
 
 
