@@ -82,7 +82,7 @@ def _run_range(data: bytes, file: Any) -> grey.Range | None:
     """The range of all frames of a file. None: it has one frame, or none can be read.
 
     Frames of a run are stretched alike: a vessel that fills must not darken what is beside it. Frames with a window of
-    their own do not count. The range is kept, because each frame of a file asks for it.
+    their own that shows something do not count. The range is kept, because each frame of a file asks for it.
     """
     count = _frame_count(file)
     if count < 2:
@@ -98,14 +98,15 @@ def _run_range(data: bytes, file: Any) -> grey.Range | None:
 
 def _range_of(file: Any, count: int) -> grey.Range | None:
     ends: list[grey.Range | None] = []
+    bits = int(file.get('BitsStored') or file.BitsAllocated)
     for frame in range(count):
         try:
             facts = grey.facts(file, frame)
-            if facts.shown:
-                continue
             raw, _ = _stored(file, frame)
             stored = _of_stored_bits(raw, file)
-            ends.append(grey.extremes(stored, grey.padding(raw, stored, file), facts))
+            mask = grey.padding(raw, stored, file)
+            if grey.takes_range(stored, mask, facts, bits):
+                ends.append(grey.extremes(stored, mask, facts))
         except Unreadable:  # this frame is set aside when its turn comes
             continue
     found = [one for one in ends if one is not None and np.isfinite(one).all()]

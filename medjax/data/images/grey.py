@@ -293,6 +293,20 @@ def picture(
     return shown[..., None], (*remarks, ONE_VALUE) if is_flat(shown) else tuple(remarks)
 
 
+def takes_range(stored: np.ndarray, mask: np.ndarray | None, facts: Facts, bits: int) -> bool:
+    """Whether a frame is shown by its range: it has no window, or none that shows something. Raises Unreadable."""
+    if not facts.shown:
+        return True
+    asked = False
+
+    def run() -> None:
+        nonlocal asked
+        asked = True
+
+    picture(stored, mask, facts, bits, (), run)
+    return asked
+
+
 def _shares(how: Table | Window, values: np.ndarray) -> np.ndarray:
     """The display of each value, 0 to 1: by a window, or by a table, whose largest entry is white."""
     if isinstance(how, Window):

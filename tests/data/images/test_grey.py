@@ -337,6 +337,21 @@ def test_frames_with_windows_do_not_stretch_the_others():
         np.testing.assert_allclose(unit(data, frame), (RUN[frame].astype(float) - low) / (high - low), atol=1e-4)
 
 
+@pytest.mark.parametrize('place', ['file', 'frames'])
+def test_frames_whose_window_shows_nothing_share_a_range(place):
+    beside = dict(WindowCenter=30_000, WindowWidth=10)
+    if place == 'file':
+        data, ends = run(**beside), [(0, 1000)] * 3
+    else:  # the window of the first frame shows it
+        groups = [window_group(500, 1000), window_group(30_000, 10), window_group(-30_000, 10)]
+        data, ends = run(PerFrameFunctionalGroupsSequence=groups), [(0, 1000), (200, 800), (200, 800)]
+    for frame, (low, high) in enumerate(ends):
+        np.testing.assert_allclose(unit(data, frame), (RUN[frame].astype(float) - low) / (high - low), atol=1e-4)
+    of_ct = run(Modality='CT', PerFrameFunctionalGroupsSequence=[group(), window_group(30_000, 10), group()])
+    np.testing.assert_allclose(unit(of_ct, 2), RUN[2] / 1000, atol=1e-4)
+    assert not unit(of_ct, 1).any()
+
+
 def test_a_frame_that_shows_nothing_is_remarked_and_keeps_its_grey():
     stored = RUN.copy()
     stored[1] = 500
