@@ -268,3 +268,15 @@ def test_square_crops_in_millimetres(tmp_path):
     for fit, shape in (('crop', (40, 40)), ('pad', (60, 60))):
         _, (record,) = built(tmp_path / 'export', tmp_path / fit, '--fit', fit)
         assert record.image.shape[:2] == shape and record.attributes['spacing'] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize('spacing', [[0.7, 0.43], [0.31, 0.9], [1.0, 1.07]])
+@pytest.mark.parametrize('shape', [(37, 58), (61, 40), (50, 51)])
+def test_a_fit_stores_squares_whatever_the_spacing(tmp_path, spacing, shape):
+    (tmp_path / 'export').mkdir()
+    (tmp_path / 'export' / 'a').write_bytes(dicom(ramp(*shape), PixelSpacing=spacing))
+    for fit in ('crop', 'pad'):
+        _, (record,) = built(tmp_path / 'export', tmp_path / fit, '--fit', fit)
+        side = (min if fit == 'crop' else max)(shape[0] * spacing[0], shape[1] * spacing[1]) / min(spacing)
+        assert record.image.shape[0] == record.image.shape[1] == pytest.approx(side, abs=1)
+        assert record.attributes['spacing'] == pytest.approx(min(spacing), rel=0.03)
