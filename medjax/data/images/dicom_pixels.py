@@ -23,7 +23,18 @@ CODED = 'its coded picture'  # a step, for reasons
 CODING = (*NEEDED, 'BitsStored', 'HighBit', 'PixelRepresentation', 'PlanarConfiguration')
 RUNS = 64  # files whose range is kept, because their other frames follow
 
-_ranges: dict[bytes, grey.Range | None] = {}
+SAMPLES, SAMPLE = 256, 4096  # parts of a file, and their bytes, that tell it from others; a small file is read whole
+
+
+class _Run:
+    """The range of a file's frames, once it is known. One thread measures it; only those of the same file wait."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.measured: list[grey.Range | None] = []  # nothing, or the range
+
+
+_runs: dict[bytes, _Run] = {}
 _lock = threading.Lock()
 
 
@@ -87,13 +98,30 @@ def _run_range(data: bytes, file: Any) -> grey.Range | None:
     count = _frame_count(file)
     if count < 2:
         return None
-    key = hashlib.sha256(data).digest()
+    key = _key(data, len(file.PixelData))
     with _lock:
-        if key not in _ranges:
-            while len(_ranges) >= RUNS:
-                del _ranges[next(iter(_ranges))]
-            _ranges[key] = _range_of(file, count)
-        return _ranges[key]
+        if key not in _runs:
+            while len(_runs) >= RUNS:
+                del _runs[next(iter(_runs))]
+            _runs[key] = _Run()
+        run = _runs[key]
+    with run.lock:
+        if not run.measured:
+            run.measured.append(_range_of(file, count))
+        return run.measured[0]
+
+
+def _key(data: bytes, pixel_bytes: int) -> bytes:
+    """What tells a file from others: length, header, and parts of its pixels. Each frame of a long file asks for it."""
+    if len(data) <= SAMPLES * SAMPLE:
+        return hashlib.sha256(data).digest()
+    total = hashlib.sha256(len(data).to_bytes(8, 'big'))
+    view = memoryview(data)
+    total.update(view[: max(len(data) - pixel_bytes, SAMPLE)])  # a deflated file may have fewer bytes than its pixels
+    for part in range(SAMPLES):
+        start = part * (len(data) - SAMPLE) // (SAMPLES - 1)
+        total.update(view[start : start + SAMPLE])
+    return total.digest()
 
 
 def _range_of(file: Any, count: int) -> grey.Range | None:

@@ -1,13 +1,15 @@
 """Grey values of DICOM files: padding, functional groups, runs of frames, windows that show nothing, windows for CT."""
 
 import io
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from damaged_files import J2K, RLE, coded_dicom
 from image_files import dicom, file as as_file
 
-from medjax.data.images import decode, dicom as dicom_headers, grey, windows
+from medjax.data.images import decode, dicom as dicom_headers, dicom_pixels, grey, windows
 from medjax.data.types import Unreadable
 from medjax.errors import UserError
 
@@ -335,6 +337,39 @@ def test_frames_with_windows_do_not_stretch_the_others():
     data = run(PerFrameFunctionalGroupsSequence=[window_group(500, 1000), group(), group()])
     for frame, (low, high) in enumerate([(0, 1000), (200, 800), (200, 800)]):
         np.testing.assert_allclose(unit(data, frame), (RUN[frame].astype(float) - low) / (high - low), atol=1e-4)
+
+
+def test_runs_are_measured_at_the_same_time_and_once(monkeypatch):
+    """Two threads measure two files at the same time; those that need the same file wait for it."""
+    measured, both = [], threading.Barrier(2, timeout=10)
+    measure = dicom_pixels._range_of
+
+    def slow(file, count):
+        measured.append(str(file.PatientID))
+        both.wait()  # breaks if a lock of one file stops the other
+        return measure(file, count)
+
+    monkeypatch.setattr(dicom_pixels, '_range_of', slow)
+    files = [dicom(RUN * k, frames=3, PatientID=f'{k} at a time') for k in (2, 3)]
+    with ThreadPoolExecutor(6) as pool:
+        shown = list(pool.map(lambda job: unit(files[job % 2], job // 2), range(6)))
+    assert sorted(measured) == ['2 at a time', '3 at a time']
+    for job, picture in enumerate(shown):
+        np.testing.assert_allclose(picture, RUN[job // 2] / 1000, atol=1e-4)
+
+
+def test_long_runs_are_told_apart():
+    """By header, length and pixels; a run of more than a megabyte is not hashed whole."""
+    stored = np.zeros((3, 700, 600), np.uint16)
+    stored[0, ::7, ::5], stored[1] = 1000, 400
+    deeper = stored.copy()
+    deeper[2] = 4000
+    for run_of, most in ((stored, 1000), (deeper, 4000), (stored[..., ::-1], 1000)):
+        data = dicom(np.ascontiguousarray(run_of), frames=3)
+        assert len(data) > 2 << 20
+        np.testing.assert_allclose(unit(data, 1), 400 / most, atol=1e-4)
+    rescaled = dicom(stored, frames=3, RescaleSlope=2, RescaleIntercept=0)
+    np.testing.assert_allclose(unit(rescaled, 1), 0.4, atol=1e-4)
 
 
 @pytest.mark.parametrize('place', ['file', 'frames'])
