@@ -60,7 +60,7 @@ def picture(data: bytes, frame: int = 0, windows: Sequence[Window] = ()) -> Pict
     aspect = pixel_aspect(file, frame)
     raw, remarks = _stored(file, frame)
     if windows and (raw.ndim != 2 or colours == 'PALETTE COLOR'):
-        raise Unreadable("--window is for CT, and this picture is in colour; leave it out: --where 'modality=CT'")
+        raise Unreadable('--window is for CT, and this picture is in colour; leave --window out to keep it')
     if colours == 'PALETTE COLOR':
         return Picture(_through_palette(_of_stored_bits(raw, file), file), remarks, aspect)
     if raw.ndim == 3 and raw.shape[2] == 3 and raw.dtype == np.uint8:

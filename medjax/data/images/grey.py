@@ -38,7 +38,7 @@ class Facts(NamedTuple):
     intercept: float
     shown: tuple[tuple[str, Table | Window], ...]  # VOI LUTs, then windows, with their names
     inverse: bool  # MONOCHROME1
-    in_hounsfield: bool
+    not_hounsfield: str  # why the values are no Hounsfield units; '' if they are
     is_ct: bool
     limits: tuple[int, int]  # the smallest and the largest value that the stored bits can have
     remarks: tuple[str, ...]  # on fields that cannot be read and are not needed
@@ -74,9 +74,19 @@ def facts(file: Any, frame: int) -> Facts:
             break
     return Facts(
         modality, slope, intercept, tuple(shown),
-        str(file.PhotometricInterpretation) == 'MONOCHROME1', is_ct and scaled and modality is None and unit == 'HU',
+        str(file.PhotometricInterpretation) == 'MONOCHROME1', _not_hounsfield(is_ct, modality, scaled, unit),
         is_ct, limits, tuple(remarks),
     )  # fmt: skip
+
+
+def _not_hounsfield(is_ct: bool, modality: Table | None, scaled: bool, unit: str) -> str:
+    if not is_ct:
+        return 'this is no CT'
+    if modality is not None:
+        return 'its header has a modality LUT instead'
+    if not scaled:
+        return 'its header has no RescaleSlope and no RescaleIntercept'
+    return '' if unit == 'HU' else 'its header gives another RescaleType than HU'
 
 
 def _limits(file: Any) -> tuple[int, int]:
@@ -214,8 +224,9 @@ def _usable(inside: np.ndarray, facts: Facts) -> tuple[Facts, list[str]]:
     if ends.min() != ends.max() or not np.isfinite(ends).all() or inside.min() == inside.max():
         return facts, []
     what = 'its rescale' if facts.modality is None else 'its modality LUT'
-    plain = facts._replace(modality=None, slope=1.0, intercept=0.0, in_hounsfield=False)
-    return plain, [f'{what} makes one value of all its pixels, so it is not used']
+    one_value = f'{what} makes one value of all its pixels'
+    plain = facts._replace(modality=None, slope=1.0, intercept=0.0, not_hounsfield=one_value)
+    return plain, [f'{one_value}, so it is not used']
 
 
 def _values(stored: np.ndarray, facts: Facts) -> np.ndarray:
@@ -315,11 +326,12 @@ def _shares(how: Table | Window, values: np.ndarray) -> np.ndarray:
 
 
 def _check_units(facts: Facts, windows: Sequence[Window]) -> None:
-    if windows and not facts.in_hounsfield:
-        raise Unreadable(
-            '--window is for CT whose header gives Hounsfield units, and this is none; leave --window out, or build '
-            "CT alone: --where 'modality=CT'"
-        )
+    if not windows or not facts.not_hounsfield:
+        return
+    advice = 'leave --window out to keep it'
+    if not facts.is_ct:
+        advice = f"{advice}, or build CT alone: --where 'modality=CT'"
+    raise Unreadable(f'--window is for CT in Hounsfield units, and {facts.not_hounsfield}; {advice}')
 
 
 def _check_finite(values: np.ndarray) -> None:

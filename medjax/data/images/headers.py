@@ -208,7 +208,9 @@ def png(data: bytes) -> tuple[bytes, int]:
             )
             check_size(height, width)
             if bits == 16 and colours in (2, 6):
-                raise Unreadable('a PNG of 16 bits in colour, which would lose half of them; store it as 16-bit grey')
+                raise Unreadable(
+                    'a PNG of 16 bits in colour, which would lose 8 of its 16 bits; store it as 16-bit grey'
+                )
         if name == b'acTL' and (pictures := int.from_bytes(data[body : body + 4], 'big')) > 1:
             raise Unreadable(f'an animated PNG of {pictures} pictures; store each as a file of its own')
         if name == b'eXIf':

@@ -92,7 +92,7 @@ def test_conditions(export, tmp_path, conditions, kept):
 
 def test_a_condition_on_nothing_is_told(export, tmp_path, capsys):
     built(export, tmp_path / 'data', '--where', 'image_tpye!=LOCALIZER')
-    assert "no image of the data set has a image_tpye; did you mean 'image_type'" in capsys.readouterr().out
+    assert "no image of the data set has an attribute image_tpye; did you mean 'image_type'" in capsys.readouterr().out
     with pytest.raises(UserError, match=r'left out by --where modalty=CT \(it has no modalty\)'):
         built(export, tmp_path / 'none', '--where', 'modalty=CT')
     for text in ('modality', '=CT', 'modality=', 'modality>3', ''):
@@ -229,6 +229,10 @@ def test_long_pictures_are_counted_without_a_fit(table, tmp_path, capsys):
     assert '2 of 4 images are so long that their centre square loses more than a third' in capsys.readouterr().out
     data = records.open(tmp_path / 'data')
     assert data.fit is None and data.remarks == {}
+    lines = (table / 'metadata.csv').read_text().splitlines()
+    (table / 'metadata.csv').write_text('\n'.join(lines[:-1]) + '\n')
+    build.main(['table', str(table), '--out', str(tmp_path / 'three')])
+    assert '1 of 3 images is so long that its centre square loses' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('fit', ['crop', 'pad'])

@@ -529,20 +529,24 @@ def test_windows_that_show_nothing_are_remarked():
 
 
 @pytest.mark.parametrize(
-    'data',
+    ('data', 'why'),
     [
-        dicom(values(0, 3000, np.int16), Modality='MR', RescaleSlope=1, RescaleIntercept=0),
-        dicom(values(0, 3000, np.int16), Modality='CT'),
-        ct(RescaleType='US'),
-        ct(RescaleType='Z_EFF'),
-        dicom(np.zeros((9, 7, 3), np.uint8), Modality='CT'),
-        as_file(values(0, 255, np.uint8)[..., None], 'PNG'),
+        (dicom(values(0, 3000, np.int16), Modality='MR', RescaleSlope=1, RescaleIntercept=0), 'this is no CT'),
+        (dicom(values(0, 3000, np.int16), Modality='CT'), 'no RescaleSlope and no RescaleIntercept'),
+        (ct(RescaleType='US'), 'another RescaleType than HU'),
+        (ct(RescaleType='Z_EFF'), 'another RescaleType than HU'),
+        (ct(RescaleSlope=0), 'its rescale makes one value'),
+        (ct(ModalityLUTSequence=[lut(0, 3000, list(range(3001)))]), 'a modality LUT instead'),
+        (dicom(np.zeros((9, 7, 3), np.uint8), Modality='CT'), 'in colour'),
+        (as_file(values(0, 255, np.uint8)[..., None], 'PNG'), 'this is a PNG'),
     ],
-    ids=['mr', 'no rescale', 'no HU', 'atomic numbers', 'colour', 'png'],
+    ids=['mr', 'no rescale', 'no HU', 'atomic numbers', 'one value', 'table', 'colour', 'png'],
 )
-def test_windows_are_for_ct(data):
-    with pytest.raises(Unreadable, match='--window is for CT'):
+def test_windows_are_for_ct(data, why):
+    with pytest.raises(Unreadable, match='--window is for CT') as error:
         decode.picture(data, 0, windows.parse('lung'))
+    assert why in str(error.value)
+    assert ("--where 'modality=CT'" in str(error.value)) == (why == 'this is no CT')  # it keeps other CT
 
 
 @pytest.mark.parametrize(
