@@ -138,7 +138,11 @@ def _range_of(file: Any, count: int) -> grey.Range | None:
         except Unreadable:  # this frame is set aside when its turn comes
             continue
     found = [one for one in ends if one is not None and np.isfinite(one).all()]
-    return (min(low for low, _ in found), max(high for _, high in found)) if found else None
+    if not found:
+        return None
+    is_stored = all(one.is_stored for one in found)
+    found = [one for one in found if one.is_stored == is_stored]  # values of one unit
+    return grey.Range(min(one.low for one in found), max(one.high for one in found), is_stored)
 
 
 def stored_values(file: Any, frame: int) -> np.ndarray:

@@ -18,7 +18,6 @@ from medjax.data.images.lookup import Table
 from medjax.data.images.windows import Window
 from medjax.data.types import Unreadable
 
-Range = tuple[float, float]
 TRANSFORMS, VOI = 'PixelValueTransformationSequence', 'FrameVOILUTSequence'  # functional groups
 # Fields that belong together: all are read from the frame, or all from what the frames share, or all from the file.
 MODALITY_FIELDS = 'ModalityLUTSequence', 'RescaleSlope', 'RescaleIntercept'
@@ -28,6 +27,14 @@ HALF = 1 << 15  # values of US from here on are negative as SS
 
 ONE_VALUE = 'it shows nothing: all its pixels have one value'
 ALL_PADDING = 'its header calls all of its pixels padding; this is ignored'
+
+
+class Range(NamedTuple):
+    """The smallest and the largest value of a frame or of a run."""
+
+    low: float
+    high: float
+    is_stored: bool = False  # of stored values: modality LUT or rescale is not used
 
 
 class Facts(NamedTuple):
@@ -208,8 +215,9 @@ def extremes(stored: np.ndarray, mask: np.ndarray | None, facts: Facts) -> Range
     inside = stored if mask is None else stored[~mask]
     if not inside.size:
         return None
-    ends = _ends(inside, _usable(inside, facts)[0])
-    return float(ends.min()), float(ends.max())
+    used, unused = _usable(inside, facts)
+    ends = _ends(inside, used)
+    return Range(float(ends.min()), float(ends.max()), bool(unused))
 
 
 def _ends(inside: np.ndarray, facts: Facts) -> np.ndarray:
@@ -297,7 +305,10 @@ def picture(
         if low == high or (facts.is_ct and name == facts.shown[-1][0]):
             return shown[..., None], (*remarks, flat(name))
         remarks.append(f'{flat(name)}, so it is not used')
-    least, most = run() or extremes(stored, mask, facts) or (0.0, 0.0)
+    found = run()
+    if found is None or found.is_stored != bool(more):  # the range of other units is none of this frame
+        found = extremes(stored, mask, facts)
+    least, most, _ = found or Range(0.0, 0.0)
     if least == most:
         return np.zeros((*stored.shape, 1), dtype), (*remarks, ONE_VALUE)
     shown = on_screen((values - least) / max(most - least, 1e-12))

@@ -487,6 +487,17 @@ def test_a_run_whose_rescale_makes_one_value():
         np.testing.assert_allclose(unit(data, frame), RUN[frame] / 1000, atol=1e-4)
 
 
+def test_a_frame_beside_the_table_of_its_run():
+    """The table makes one value of the second frame. That frame has its own range, and does not change the others."""
+    stored = np.stack([values(0, 100, np.uint16), values(3000, 9000, np.uint16), values(20, 80, np.uint16)])
+    data = dicom(stored, frames=3, ModalityLUTSequence=[lut(0, 100, list(range(0, 1010, 10)))])
+    for frame, (low, high) in enumerate([(0, 100), (3000, 9000), (0, 100)]):
+        found = decode.picture(data, frame)
+        want = (stored[frame].astype(float) - low) / (high - low)
+        np.testing.assert_allclose(found.pixels[..., 0] / 65_535, want, atol=1e-4)
+        assert len(found.remarks) == (frame == 1)
+
+
 # Windows for CT ----------------------------------------------------------------------------------------------------
 
 
