@@ -215,6 +215,8 @@ def extremes(stored: np.ndarray, mask: np.ndarray | None, facts: Facts) -> Range
     inside = stored if mask is None else stored[~mask]
     if not inside.size:
         return None
+    if facts.modality is None:  # the ends of the values belong to the ends of what is stored
+        inside = np.array([inside.min(), inside.max()])
     used, unused = _usable(inside, facts)
     ends = _ends(inside, used)
     return Range(float(ends.min()), float(ends.max()), bool(unused))
@@ -307,7 +309,7 @@ def picture(
         remarks.append(f'{flat(name)}, so it is not used')
     found = run()
     if found is None or found.is_stored != bool(more):  # the range of other units is none of this frame
-        found = extremes(stored, mask, facts)
+        found = extremes(inside if facts.modality else np.array([low, high]), None, facts)
     least, most, _ = found or Range(0.0, 0.0)
     if least == most:
         return np.zeros((*stored.shape, 1), dtype), (*remarks, ONE_VALUE)
