@@ -132,7 +132,7 @@ def _process_entry(source: Source, key: bytes, i: int, label: np.ndarray) -> tup
     try:
         example, (pixels, remarks, aspect) = opened(source, i)
         part = decode.fitted(pixels, fit, aspect)
-        small = decode.bounded(part, source.size, aspect)
+        small = decode.bounded(part, source.size, aspect, is_square=fit is not None)
         image = (decode.keepable(example.image) if small is pixels else None) or decode.png(small)
     except Unreadable as error:
         return None, [Drop(entry.image, entry.where, str(error))]
@@ -268,7 +268,8 @@ def _encode_mask(
             raise Unreadable(f'it has {mask.shape[1]}x{mask.shape[0]} pixels, its image {shape[1]}x{shape[0]}')
     except Unreadable as error:
         return b'', f'the mask is left out: {error}'
-    return decode.png(decode.bounded_mask(decode.fitted(mask, fit, aspect), size, aspect)), example.note
+    small = decode.bounded_mask(decode.fitted(mask, fit, aspect), size, aspect, is_square=fit is not None)
+    return decode.png(small), example.note
 
 
 def drop_row(drop: Drop, key: bytes, namespace: str) -> Dropped:

@@ -204,19 +204,21 @@ def _notes(data: records.DataSet) -> list[str]:
     depths = np.concatenate([split.column('bits') for split in present.values()])
     notes = []
     if not data.fit and (long := int((3 * shapes[:, :2].min(1) < 2 * shapes[:, :2].max(1)).sum())):
+        are, their = ('is', 'its') if long == 1 else ('are', 'their')
         notes.append(
-            f'{long} of {len(shapes)} images are so long that their centre square loses more than a third of their '
-            "area, and encoders see only this square; --fit pad, or fit='pad' of an encoder, shows them whole"
+            f'{long} of {len(shapes)} images {are} so long that {their} centre square loses more than a third '
+            f'of {their} area, and encoders see only this square; '
+            "--fit pad, or fit='pad' of an encoder, shows the whole image"
         )
     if 0 < (colour := int((shapes[:, 2] == 3).sum())) < len(shapes):
         notes.append(
-            f'{colour} of {len(shapes)} images are in colour. So the data set has 3 channels, and a grey image is read '
-            'with its channel repeated'
+            f'{colour} of {len(shapes)} images {"is" if colour == 1 else "are"} in colour. So the data set has 3 '
+            'channels, and a grey image is read with its channel repeated'
         )
     if 0 < (deep := int((depths == 16).sum())) < len(depths):
         notes.append(
-            f'{deep} of {len(depths)} images have 16 bits. So the data set has 16 bits, and 8-bit values are scaled to '
-            '16 bits when they are read'
+            f'{deep} of {len(depths)} images {"has" if deep == 1 else "have"} 16 bits. So the data set has 16 '
+            'bits, and 8-bit values are scaled to 16 bits when they are read'
         )
     if (longest := int(shapes[:, :2].max())) > LARGE:
         notes.append(f'the longest side of an image is {longest} px. Training reads smaller images faster: use --size')
@@ -229,7 +231,8 @@ def _where_notes(data: records.DataSet, source: Source) -> list[str]:
     """A note on each attribute of --where that no image has: perhaps its name has a typing error."""
     names = {name for split in data.splits for name in data.split(split).attribute_names}
     return [
-        f'--where {condition}: no image of the data set has a {condition.name}{suggest(condition.name, names)}'
+        f'--where {condition}: no image of the data set has an attribute {condition.name}'
+        + suggest(condition.name, names)
         for condition in source.shown.conditions
         if condition.name not in names
     ]

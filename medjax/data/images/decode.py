@@ -116,14 +116,15 @@ def cropped_share(shape: tuple[int, ...], aspect: float = 1.0) -> float:
     return 1.0 - min(height, width) / max(height, width)
 
 
-def bounded(pixels: np.ndarray, size: int | None, aspect: float = 1.0) -> np.ndarray:
+def bounded(pixels: np.ndarray, size: int | None, aspect: float = 1.0, is_square: bool = False) -> np.ndarray:
     """The image with square pixels, reduced if its longer side exceeds `size`. Antialiased (bicubic); the depth stays.
 
     `aspect` is the height of a pixel divided by its width. Where it is not 1, the coarser axis is enlarged.
+    `is_square`: see `stored_shape`.
     """
     from PIL import Image
 
-    shape = stored_shape(pixels.shape[:2], size, aspect)
+    shape = stored_shape(pixels.shape[:2], size, aspect, is_square)
     if shape == pixels.shape[:2]:
         return pixels
     if pixels.dtype == np.uint8:
@@ -137,9 +138,9 @@ def bounded(pixels: np.ndarray, size: int | None, aspect: float = 1.0) -> np.nda
     return np.stack(planes, axis=2).round().clip(0, 65_535).astype(np.uint16)
 
 
-def bounded_mask(values: np.ndarray, size: int | None, aspect: float = 1.0) -> np.ndarray:
+def bounded_mask(values: np.ndarray, size: int | None, aspect: float = 1.0, is_square: bool = False) -> np.ndarray:
     """Like `bounded` for a mask [H,W], by nearest neighbour: so no new values appear."""
-    (h, w), (to_h, to_w) = values.shape, stored_shape(values.shape, size, aspect)
+    (h, w), (to_h, to_w) = values.shape, stored_shape(values.shape, size, aspect, is_square)
     if (h, w) == (to_h, to_w):
         return values
     rows = ((np.arange(to_h) + 0.5) * h / to_h).astype(int)
@@ -262,9 +263,17 @@ def _pillow(data: bytes) -> np.ndarray:
         return np.array(image)[..., None]
 
 
-def stored_shape(shape: tuple[int, ...], size: int | None, aspect: float = 1.0) -> tuple[int, int]:
-    """Height and width with square pixels, the longer one at most `size`, and all at most headers.MOST_PIXELS."""
-    height, width = shape[0] * max(aspect, 1.0), shape[1] / min(aspect, 1.0)
+def stored_shape(
+    shape: tuple[int, ...], size: int | None, aspect: float = 1.0, is_square: bool = False
+) -> tuple[int, int]:
+    """Height and width with square pixels, the longer one at most `size`, and all at most headers.MOST_PIXELS.
+
+    `is_square`: `fitted` made the image a square in millimetres, so height and width are equal.
+    """
+    if is_square and aspect != 1.0:  # the number of pixels of the finer axis; the other one was rounded
+        height = width = float(shape[1] if aspect > 1.0 else shape[0])
+    else:
+        height, width = shape[0] * max(aspect, 1.0), shape[1] / min(aspect, 1.0)
     scale = 1.0 if size is None else min(1.0, size / max(height, width))
     if aspect != 1.0:
         scale = min(scale, (headers.MOST_PIXELS / (height * width)) ** 0.5)

@@ -14,7 +14,7 @@ import math
 import re
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
 from medjax.data.images import headers
@@ -152,12 +152,12 @@ def header(file: BinaryIO) -> Header:
     file.seek(0)
     with step('its header'):
         fields = open_file(file, header_only=True)
-    modality = str(_get(fields, 'Modality') or '').strip().upper()
-    if modality in NO_PICTURES or not _get(fields, 'Rows'):
+    modality = str(get(fields, 'Modality') or '').strip().upper()
+    if modality in NO_PICTURES or not get(fields, 'Rows'):
         raise Unreadable(f'no picture but {NO_PICTURES.get(modality) or _kind(fields)}')
 
     def plain(tag: str) -> str:
-        return str(_get(fields, tag) or '').replace('\0', '').strip()
+        return str(get(fields, tag) or '').replace('\0', '').strip()
 
     return Header(
         plain('PatientID'), plain('StudyInstanceUID'), plain('SOPInstanceUID'), plain('AccessionNumber'),
@@ -199,14 +199,6 @@ def shape(data: bytes) -> tuple[int, int]:
         return rows, columns
     except Exception:
         return 0, 0
-
-
-def pixel_bytes(data: bytes) -> bytes | None:
-    """The pixel data of a file as they are stored, perhaps compressed. None: there are none, or they cannot be read."""
-    try:
-        return bytes(open_file(io.BytesIO(data)).PixelData)
-    except Exception:  # a damaged file may raise almost any exception
-        return None
 
 
 def attributes(data: bytes) -> dict[str, str | float]:
@@ -264,17 +256,24 @@ def grouped(file: Any, frame: int, sequence: str, name: str) -> Any:
 
     None: none of them has the field. Multi-frame files have these groups (PS3.3 C.7.6.16).
     """
+    found = levels(file, frame, sequence, [name])
+    return get(found[0], name) if found else None
+
+
+def levels(file: Any, frame: int, sequence: str, names: Sequence[str]) -> list[Any]:
+    """The data sets that have one of the fields `names`: that of the frame, then that of all frames, then the file.
+
+    Fields that belong together, such as centre and width of a window, are read from one of them.
+    """
     groups = _items(file, 'PerFrameFunctionalGroupsSequence')[frame : frame + 1]
-    for group in (*groups, *_items(file, 'SharedFunctionalGroupsSequence')[:1]):
-        for item in _items(group, sequence)[:1]:
-            if not _is_empty(value := _get(item, name)):
-                return value
-    return _get(file, name)
+    groups = [*groups, *_items(file, 'SharedFunctionalGroupsSequence')[:1]]
+    found = [item for group in groups for item in _items(group, sequence)[:1]]
+    return [level for level in (*found, file) if not all(_is_empty(get(level, name)) for name in names)]
 
 
 def _items(fields: Any, sequence: str) -> Any:
     """The items of a sequence; none if it is missing, or no sequence."""
-    items = _get(fields, sequence)
+    items = get(fields, sequence)
     return items if type(items).__name__ == 'Sequence' else ()
 
 
@@ -285,16 +284,16 @@ def _is_empty(value: Any) -> bool:
 def _attributes(fields: Any) -> dict[str, str | float]:
     result: dict[str, str | float] = {}
     for name, (tag, allowed) in ATTRIBUTES.items():
-        value = str(_get(fields, tag) or '').strip()
+        value = str(get(fields, tag) or '').strip()
         words = re.findall('[A-Z0-9]+', value.upper())
         if words and allowed.issuperset(words) and re.fullmatch(r'[A-Za-z0-9 ,.&/()_-]{1,40}', value):
             result[name] = value
     for name, (tag, known) in KNOWN_WORDS.items():
-        value = _get(fields, tag)
+        value = get(fields, tag)
         text = ' '.join(map(str, value)) if type(value).__name__ == 'MultiValue' else str(value or '')
         if words := [word for word in re.findall('[A-Z0-9]+', text.upper()[:200]) if word in known]:
             result[name] = ' '.join(words)
-    if (age := _years(str(_get(fields, 'PatientAge') or ''))) is not None and age <= IMPOSSIBLE:
+    if (age := _years(str(get(fields, 'PatientAge') or ''))) is not None and age <= IMPOSSIBLE:
         result['age'] = min(age, OLDEST)
     if spacing := _spacing(fields, 0):
         result['spacing'] = spacing[0]
@@ -303,7 +302,7 @@ def _attributes(fields: Any) -> dict[str, str | float]:
 
 def pixel_aspect(fields: Any, frame: int) -> float:
     """The height of a pixel of a frame divided by its width, by its spacing or its stated ratio. 1: unknown."""
-    height, width = _spacing(fields, frame) or _pair(_get(fields, 'PixelAspectRatio')) or (1.0, 1.0)
+    height, width = _spacing(fields, frame) or _pair(get(fields, 'PixelAspectRatio')) or (1.0, 1.0)
     return height / width if abs(height / width - 1) > SQUARE else 1.0
 
 
@@ -328,14 +327,14 @@ def _pair(value: Any) -> tuple[float, float] | None:
 
 def _kind(fields: Any) -> str:
     """The class of an object without pixels, such as 'Encapsulated PDF Storage'."""
-    uid = _get(fields, 'SOPClassUID') or _get(fields.file_meta, 'MediaStorageSOPClassUID') or ''
+    uid = get(fields, 'SOPClassUID') or get(fields.file_meta, 'MediaStorageSOPClassUID') or ''
     return uid_name(uid) or 'an object of an unknown class'
 
 
 def _frame_count(fields: Any, size: int) -> int:
     """NumberOfFrames. 1: it is no number, or more frames than a file of `size` bytes can hold."""
     try:
-        count = int(_get(fields, 'NumberOfFrames') or 1)
+        count = int(get(fields, 'NumberOfFrames') or 1)
         return count if count == 1 or 0 < count * max(_least_bytes(fields), 1) <= size else 1
     except Exception:  # a damaged field may raise almost any exception
         return 1
@@ -388,7 +387,7 @@ def _check_inflated(file: BinaryIO) -> None:
     file.seek(start)
 
 
-def _get(fields: Any, tag: str) -> Any:
+def get(fields: Any, tag: str) -> Any:
     """The value of a field. None: it is missing, or pydicom cannot parse it."""
     try:
         return fields.get(tag)

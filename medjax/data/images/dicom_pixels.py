@@ -23,7 +23,18 @@ CODED = 'its coded picture'  # a step, for reasons
 CODING = (*NEEDED, 'BitsStored', 'HighBit', 'PixelRepresentation', 'PlanarConfiguration')
 RUNS = 64  # files whose range is kept, because their other frames follow
 
-_ranges: dict[bytes, grey.Range | None] = {}
+SAMPLES, SAMPLE = 256, 4096  # parts of a file, and their bytes, that tell it from others; a small file is read whole
+
+
+class _Run:
+    """The range of a file's frames, once it is known. One thread measures it; only those of the same file wait."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.measured: list[grey.Range | None] = []  # nothing, or the range
+
+
+_runs: dict[bytes, _Run] = {}
 _lock = threading.Lock()
 
 
@@ -49,7 +60,7 @@ def picture(data: bytes, frame: int = 0, windows: Sequence[Window] = ()) -> Pict
     aspect = pixel_aspect(file, frame)
     raw, remarks = _stored(file, frame)
     if windows and (raw.ndim != 2 or colours == 'PALETTE COLOR'):
-        raise Unreadable("--window is for CT, and this picture is in colour; leave it out: --where 'modality=CT'")
+        raise Unreadable('--window is for CT, and this picture is in colour; leave --window out to keep it')
     if colours == 'PALETTE COLOR':
         return Picture(_through_palette(_of_stored_bits(raw, file), file), remarks, aspect)
     if raw.ndim == 3 and raw.shape[2] == 3 and raw.dtype == np.uint8:
@@ -82,34 +93,62 @@ def _run_range(data: bytes, file: Any) -> grey.Range | None:
     """The range of all frames of a file. None: it has one frame, or none can be read.
 
     Frames of a run are stretched alike: a vessel that fills must not darken what is beside it. Frames with a window of
-    their own do not count. The range is kept, because each frame of a file asks for it.
+    their own that shows something do not count. The range is kept, because each frame of a file asks for it.
     """
     count = _frame_count(file)
     if count < 2:
         return None
-    key = hashlib.sha256(data).digest()
+    key = _key(data, len(file.PixelData))
     with _lock:
-        if key not in _ranges:
-            while len(_ranges) >= RUNS:
-                del _ranges[next(iter(_ranges))]
-            _ranges[key] = _range_of(file, count)
-        return _ranges[key]
+        if key not in _runs:
+            while len(_runs) >= RUNS:
+                del _runs[next(iter(_runs))]
+            _runs[key] = _Run()
+        run = _runs[key]
+    with run.lock:
+        if not run.measured:
+            run.measured.append(_range_of(file, count))
+        return run.measured[0]
+
+
+def _key(data: bytes, pixel_bytes: int) -> bytes:
+    """What tells a file from others: length, header, and parts of its pixels. Each frame of a long file asks for it."""
+    if len(data) <= SAMPLES * SAMPLE:
+        return hashlib.sha256(data).digest()
+    total = hashlib.sha256(len(data).to_bytes(8, 'big'))
+    view = memoryview(data)
+    total.update(view[: max(len(data) - pixel_bytes, SAMPLE)])  # a deflated file may have fewer bytes than its pixels
+    for part in range(SAMPLES):
+        start = part * (len(data) - SAMPLE) // (SAMPLES - 1)
+        total.update(view[start : start + SAMPLE])
+    return total.digest()
 
 
 def _range_of(file: Any, count: int) -> grey.Range | None:
     ends: list[grey.Range | None] = []
+    bits = int(file.get('BitsStored') or file.BitsAllocated)
     for frame in range(count):
         try:
             facts = grey.facts(file, frame)
-            if facts.shown:
-                continue
             raw, _ = _stored(file, frame)
             stored = _of_stored_bits(raw, file)
-            ends.append(grey.extremes(stored, grey.padding(raw, stored, file), facts))
+            mask = grey.padding(raw, stored, file)
+            if grey.takes_range(stored, mask, facts, bits):
+                ends.append(grey.extremes(stored, mask, facts))
         except Unreadable:  # this frame is set aside when its turn comes
             continue
     found = [one for one in ends if one is not None and np.isfinite(one).all()]
-    return (min(low for low, _ in found), max(high for _, high in found)) if found else None
+    if not found:
+        return None
+    is_stored = all(one.is_stored for one in found)
+    found = [one for one in found if one.is_stored == is_stored]  # values of one unit
+    return grey.Range(min(one.low for one in found), max(one.high for one in found), is_stored)
+
+
+def stored_values(file: Any, frame: int) -> np.ndarray:
+    """The stored values of a frame, [H,W], or the colours of a frame in RGB, [H,W,3]. Raises Unreadable."""
+    _check_plugins(file)
+    return _of_stored_bits(_stored(file, frame)[0], file)
 
 
 def _stored(file: Any, frame: int) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -147,9 +186,9 @@ def _decoded(coded: bytes, file: Any, size: tuple[int, int, int]) -> tuple[np.nd
     from pydicom.uid import RLELossless
 
     syntax = file.file_meta.TransferSyntaxUID
-    jpeg = None
+    jpeg = jpeg2000 = None
     if syntax != RLELossless:
-        jpeg = _check_coded(coded, size)
+        jpeg, jpeg2000 = _check_coded(coded, size)
         coded = headers.whole_spectrum(coded) if jpeg and jpeg.is_odd else coded
         if jpeg and jpeg.bits == 8 and jpeg.process in headers.STRICT - {headers.LOSSLESS}:
             return _jpeg(coded, file, size[2])
@@ -163,7 +202,16 @@ def _decoded(coded: bytes, file: Any, size: tuple[int, int, int]) -> tuple[np.nd
     for name in CODING:
         if name in file:
             setattr(one, name, file[name].value)
+    has_colours = jpeg2000 is not None and size[2] == 3 and jpeg2000.bits == 8
+    if jpeg2000 and has_colours:
+        coded = coded[jpeg2000.start :]  # boxes state colours too
     one.NumberOfFrames, one.PixelData = 1, encapsulate([coded])
+    if jpeg2000 and has_colours:
+        one.PhotometricInterpretation, one.PlanarConfiguration = 'RGB', 0  # so that pydicom converts nothing
+        components = pixel_array(one, index=0, raw=True)
+        if jpeg2000.is_transformed:
+            return components, ()
+        return jpeg_colour.of_jpeg2000(components, str(file.PhotometricInterpretation))
     if jpeg and size[2] == 3 and jpeg.bits == 8:
         one.PhotometricInterpretation = 'YBR_FULL'  # then the decoder gives the components as they are
         components = pixel_array(one, index=0, raw=True)
@@ -188,20 +236,22 @@ def _colour_space(file: Any) -> str:
     return jpeg_colour.YCBCR if 'YBR' in str(file.PhotometricInterpretation) else jpeg_colour.RGB
 
 
-def _check_coded(coded: bytes, size: tuple[int, int, int]) -> headers.Jpeg | None:
-    """The header of a JPEG, None for JPEG 2000.
+def _check_coded(coded: bytes, size: tuple[int, int, int]) -> tuple[headers.Jpeg | None, headers.Jpeg2000 | None]:
+    """The header of a JPEG, or that of a JPEG 2000; the other one is None.
 
     Raises Unreadable if the image is damaged, or has another (height, width, channels) than `size`.
     """
+    jpeg = jpeg2000 = None
     if coded[:2] == b'\xff\xd8':
         jpeg = headers.jpeg(coded)
         coded_size = jpeg.height, jpeg.width, jpeg.channels
     else:
-        jpeg, coded_size = None, headers.jpeg2000(coded)
+        jpeg2000 = headers.jpeg2000(coded)
+        coded_size = jpeg2000.size
     if coded_size != size:
         stated, actual = (' x '.join(map(str, (width, height, n))) for height, width, n in (size, coded_size))
         raise Unreadable(f'a DICOM file of {stated} whose coded picture has {actual}')
-    return jpeg
+    return jpeg, jpeg2000
 
 
 def _check_plugins(file: Any) -> None:

@@ -1,7 +1,8 @@
 """Stored grey values as grey values on a screen: padding, modality LUT or rescale, VOI LUT or window, inversion.
 
 The order is that of DICOM PS3.3 C.11.1 and C.11.2. Multi-frame files hold some fields for each frame, in functional
-groups (C.7.6.16): a frame's own field counts first, then the one that all frames share, then the one of the file.
+groups (C.7.6.16): a frame's own fields count first, then those that all frames share, then those of the file. Tables
+and windows of one level belong together, and so do modality LUT and rescale.
 """
 
 from __future__ import annotations
@@ -12,16 +13,28 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from medjax.data.images import lookup
-from medjax.data.images.dicom import first_number, grouped, step
+from medjax.data.images.dicom import first_number, get, levels, step
 from medjax.data.images.lookup import Table
 from medjax.data.images.windows import Window
 from medjax.data.types import Unreadable
 
-Range = tuple[float, float]
 TRANSFORMS, VOI = 'PixelValueTransformationSequence', 'FrameVOILUTSequence'  # functional groups
+# Fields that belong together: all are read from the frame, or all from what the frames share, or all from the file.
+MODALITY_FIELDS = 'ModalityLUTSequence', 'RescaleSlope', 'RescaleIntercept'
+VOI_FIELDS = 'VOILUTSequence', 'WindowCenter', 'WindowWidth'
+MOST_WAYS = 16  # VOI LUTs, and windows, of one picture that are tried; others are not read
+HALF = 1 << 15  # values of US from here on are negative as SS
 
 ONE_VALUE = 'it shows nothing: all its pixels have one value'
-ALL_PADDING = 'its header calls all of its pixels padding, which is not believed'
+ALL_PADDING = 'its header calls all of its pixels padding; this is ignored'
+
+
+class Range(NamedTuple):
+    """The smallest and the largest value of a frame or of a run."""
+
+    low: float
+    high: float
+    is_stored: bool = False  # of stored values: modality LUT or rescale is not used
 
 
 class Facts(NamedTuple):
@@ -30,22 +43,27 @@ class Facts(NamedTuple):
     modality: Table | None
     slope: float
     intercept: float
-    shown: tuple[tuple[str, Table | Window], ...]  # VOI LUT and window with their names, the preferred one first
+    shown: tuple[tuple[str, Table | Window], ...]  # VOI LUTs, then windows, with their names
     inverse: bool  # MONOCHROME1
-    in_hounsfield: bool
+    not_hounsfield: str  # why the values are no Hounsfield units; '' if they are
     is_ct: bool
     limits: tuple[int, int]  # the smallest and the largest value that the stored bits can have
+    remarks: tuple[str, ...]  # on fields that cannot be read and are not needed
 
 
 def facts(file: Any, frame: int) -> Facts:
     """The facts of a frame. Raises Unreadable; the reason names the field."""
     little = file.file_meta.TransferSyntaxUID.is_little_endian
     limits = _limits(file)
-    with step('its modality LUT'):
-        modality = _first_table(file.get('ModalityLUTSequence'), *limits, little, 'its modality LUT')
-    with step('its rescale slope and intercept'):
-        slope, intercept = (_number(grouped(file, frame, TRANSFORMS, f'Rescale{name}')) for name in SCALE)
-    unit = str(grouped(file, frame, TRANSFORMS, 'RescaleType') or 'HU').strip().upper()
+    modality, slope, intercept, unit = None, None, None, 'HU'
+    for level in levels(file, frame, TRANSFORMS, MODALITY_FIELDS):
+        with step('its modality LUT'):
+            modality = _first_table(get(level, 'ModalityLUTSequence'), *limits, little, 'its modality LUT')
+        with step('its rescale slope and intercept'):
+            slope, intercept = (_number(get(level, name)) for name in ('RescaleSlope', 'RescaleIntercept'))
+        unit = str(get(level, 'RescaleType') or 'HU').strip().upper()
+        if modality is not None or slope is not None or intercept is not None:
+            break
     is_ct = str(file.get('Modality') or '').strip().upper() == 'CT'
     scaled = slope is not None or intercept is not None
     slope, intercept = (1.0 if slope is None else slope), (intercept or 0.0)
@@ -53,19 +71,29 @@ def facts(file: Any, frame: int) -> Facts:
         low, high = float(modality.entries.min()), float(modality.entries.max())
     else:
         low, high = sorted(limit * slope + intercept for limit in limits)
-    with step('its VOI LUT'):
-        voi = _first_table(grouped(file, frame, VOI, 'VOILUTSequence'), low, high, little, 'its VOI LUT')
-    window = _window(file, frame)
-    named: list[tuple[str, Table | Window | None]] = [('its VOI LUT', voi), ('its window', window)]
-    shown = tuple((name, one) for name, one in named if one is not None)
+    shown: list[tuple[str, Table | Window]] = []
+    remarks: list[str] = []
+    for level in levels(file, frame, VOI, VOI_FIELDS):
+        tables, broken = _voi_tables(get(level, 'VOILUTSequence'), low, high, little)
+        remarks += broken
+        shown = [*tables, *_windows(level)]
+        if shown:
+            break
     return Facts(
-        modality, slope, intercept, shown,
-        str(file.PhotometricInterpretation) == 'MONOCHROME1', is_ct and scaled and modality is None and unit == 'HU',
-        is_ct, limits,
+        modality, slope, intercept, tuple(shown),
+        str(file.PhotometricInterpretation) == 'MONOCHROME1', _not_hounsfield(is_ct, modality, scaled, unit),
+        is_ct, limits, tuple(remarks),
     )  # fmt: skip
 
 
-SCALE = ('Slope', 'Intercept')
+def _not_hounsfield(is_ct: bool, modality: Table | None, scaled: bool, unit: str) -> str:
+    if not is_ct:
+        return 'this is no CT'
+    if modality is not None:
+        return 'its header has a modality LUT instead'
+    if not scaled:
+        return 'its header has no RescaleSlope and no RescaleIntercept'
+    return '' if unit == 'HU' else 'its header gives another RescaleType than HU'
 
 
 def _limits(file: Any) -> tuple[int, int]:
@@ -93,14 +121,43 @@ def _is_ow(item: Any) -> bool:
     return 'LUTData' in item and item['LUTData'].VR == 'OW'
 
 
-def _window(file: Any, frame: int) -> Window | None:
-    """The first window of a frame. None: the file has no valid window."""
-    centre, width = (first_number(grouped(file, frame, VOI, f'Window{name}')) for name in ('Center', 'Width'))
-    function = str(grouped(file, frame, VOI, 'VOILUTFunction') or 'LINEAR').strip().upper()
-    if centre is None or width is None:
-        return None
-    window = Window(centre, width, function if function in ('SIGMOID', 'LINEAR_EXACT') else 'LINEAR')
-    return window if window.valid else None
+def _voi_tables(items: Any, low: float, high: float, little: bool) -> tuple[list[tuple[str, Table]], list[str]]:
+    """The VOI LUTs of a sequence with their names, and remarks on items that cannot be read."""
+    found: list[tuple[str, Table]] = []
+    broken: list[str] = []
+    items = () if items is None else items if isinstance(items, Sequence) else [items]
+    for number, item in enumerate(items[:MOST_WAYS]):
+        name = _numbered('its VOI LUT', number)
+        try:
+            with step(name):
+                one = _first_table([item], low, high, little, name)
+        except Unreadable:
+            broken.append(f'{name} cannot be read, so it is not used')
+            continue
+        if one is not None:
+            found.append((name, one))
+    return found, broken
+
+
+def _windows(level: Any) -> list[tuple[str, Window]]:
+    """The valid windows of a data set with their names."""
+    centres, widths = (_several(get(level, name)) for name in ('WindowCenter', 'WindowWidth'))
+    function = str(get(level, 'VOILUTFunction') or 'LINEAR').strip().upper()
+    function = function if function in ('SIGMOID', 'LINEAR_EXACT') else 'LINEAR'
+    found = []
+    for number, pair in enumerate(zip(centres[:MOST_WAYS], widths, strict=False)):
+        centre, width = map(first_number, pair)
+        if centre is not None and width is not None and (window := Window(centre, width, function)).valid:
+            found.append((_numbered('its window', number), window))
+    return found
+
+
+def _several(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple)) or type(value).__name__ == 'MultiValue' else [value]
+
+
+def _numbered(name: str, number: int) -> str:
+    return f'{name} {number + 1}' if number else name
 
 
 def padding(raw: np.ndarray, stored: np.ndarray, file: Any) -> np.ndarray | None:
@@ -115,21 +172,25 @@ def padding(raw: np.ndarray, stored: np.ndarray, file: Any) -> np.ndarray | None
     ends = [_whole(file.get(name), little) for name in ('PixelPaddingValue', 'PixelPaddingRangeLimit')]
     if ends[0] is None:
         return None
-    low, high = sorted((ends[0], ends[0] if ends[1] is None else ends[1]))
-    is_round = (
-        raw.dtype.kind == 'u' and low < 0 <= high
-    )  # from the largest values of unsigned pixels on to the smallest
+    written = ends[0], ends[0] if ends[1] is None else ends[1]
+    is_signed = raw.dtype.kind == 'i'
+    ways = [written]
+    if is_signed and any(HALF <= end < 2 * HALF for end in written):  # US of 16 bits, whatever the bits of the pixels
+        ways.append(tuple(end - 2 * HALF if HALF <= end < 2 * HALF else end for end in written))
     bits = min(int(file.get('BitsStored') or file.BitsAllocated), int(file.BitsAllocated))
-    for values, size in ((raw, 8 * raw.dtype.itemsize), (stored, bits)):
-        first, last = (_wrapped(end, size, raw.dtype.kind == 'i') for end in (low, high))
-        if first is None or last is None:
-            continue
-        if is_round:
-            mask = (values >= first) | (values <= last)
-        else:
-            mask = (values >= min(first, last)) & (values <= max(first, last))
-        if mask.any():
-            return mask
+    for low, high in map(sorted, ways):
+        # from the largest values of unsigned pixels on to the smallest
+        is_round = not is_signed and low < 0 <= high
+        for values, size in ((raw, 8 * raw.dtype.itemsize), (stored, bits)):
+            first, last = (_wrapped(end, size, is_signed) for end in (low, high))
+            if first is None or last is None:
+                continue
+            if is_round:
+                mask = (values >= first) | (values <= last)
+            else:
+                mask = (values >= min(first, last)) & (values <= max(first, last))
+            if mask.any():
+                return mask
     return None
 
 
@@ -154,9 +215,28 @@ def extremes(stored: np.ndarray, mask: np.ndarray | None, facts: Facts) -> Range
     inside = stored if mask is None else stored[~mask]
     if not inside.size:
         return None
+    if facts.modality is None:  # the ends of the values belong to the ends of what is stored
+        inside = np.array([inside.min(), inside.max()])
+    used, unused = _usable(inside, facts)
+    ends = _ends(inside, used)
+    return Range(float(ends.min()), float(ends.max()), bool(unused))
+
+
+def _ends(inside: np.ndarray, facts: Facts) -> np.ndarray:
+    """Values after modality LUT or rescale, among them the smallest and the largest one of these stored values."""
     # without a table the ends of the values belong to the ends of what is stored
-    ends = _values(inside if facts.modality else np.array([inside.min(), inside.max()]), facts)
-    return float(ends.min()), float(ends.max())
+    return _values(inside if facts.modality else np.array([inside.min(), inside.max()]), facts)
+
+
+def _usable(inside: np.ndarray, facts: Facts) -> tuple[Facts, list[str]]:
+    """The facts without a modality LUT or rescale that makes one value of these stored values, and a remark then."""
+    ends = _ends(inside, facts)
+    if ends.min() != ends.max() or not np.isfinite(ends).all() or inside.min() == inside.max():
+        return facts, []
+    what = 'its rescale' if facts.modality is None else 'its modality LUT'
+    one_value = f'{what} makes one value of all its pixels'
+    plain = facts._replace(modality=None, slope=1.0, intercept=0.0, not_hounsfield=one_value)
+    return plain, [f'{one_value}, so it is not used']
 
 
 def _values(stored: np.ndarray, facts: Facts) -> np.ndarray:
@@ -177,20 +257,23 @@ def picture(
     """The grey values of a frame on a screen, uint8|uint16 [H,W,C], and remarks on what does not fit.
 
     `bits` up to 8 give uint8, more give uint16, and three windows give uint8. `windows`: those of the user, in
-    Hounsfield units. `run` gives the range of the file's frames, for frames without a window. Where a header's window
-    makes one value of a picture, the window cannot be meant, and the picture's range is taken; in CT the window stays,
-    because a slice of air is black there. Padding is black. Raises Unreadable.
+    Hounsfield units. `run` gives the range of the file's frames, for frames without a window. Where a window of
+    the header makes one value of a picture, it cannot be meant, and the next one is taken, at last the picture's range.
+    In CT the last window stays, because a slice of air is black there. Padding is black. Raises Unreadable.
     """
-    remarks: list[str] = []
-    if mask is not None and mask.all():
-        own = int(stored.max()) > int(stored.min())
-        mask, remarks = (None, [ALL_PADDING]) if own else (mask, [])
-    _check_units(facts, windows)
+    remarks = [] if windows else list(facts.remarks)
+    if mask is not None and mask.all() and int(stored.max()) > int(stored.min()):
+        mask = None
+        remarks.append(ALL_PADDING)
     top, dtype = (255, np.uint8) if bits <= 8 or len(windows) > 1 else (65_535, np.uint16)
     inside = stored if mask is None else stored[~mask]
     if not inside.size:
+        _check_units(facts, windows)
         return np.zeros((*stored.shape, max(len(windows), 1)), dtype), (ONE_VALUE,)
     low, high = inside.min(), inside.max()
+    facts, more = _usable(inside if facts.modality else np.array([low, high]), facts)
+    _check_units(facts, windows)
+    remarks += more
     # Each value is treated alike. So the steps run on the values between the two ends, not on every pixel.
     by_level = stored.dtype.kind in 'iu' and int(high) - int(low) < 2 * stored.size
     values = _values(np.arange(int(low), int(high) + 1) if by_level else stored, facts)
@@ -221,14 +304,31 @@ def picture(
         shown = on_screen(_shares(how, values))
         if not is_flat(shown):
             return shown[..., None], tuple(remarks)
-        if facts.is_ct or low == high:
+        if low == high or (facts.is_ct and name == facts.shown[-1][0]):
             return shown[..., None], (*remarks, flat(name))
         remarks.append(f'{flat(name)}, so it is not used')
-    least, most = run() or extremes(stored, mask, facts) or (0.0, 0.0)
+    found = run()
+    if found is None or found.is_stored != bool(more):  # the range of other units is none of this frame
+        found = extremes(inside if facts.modality else np.array([low, high]), None, facts)
+    least, most, _ = found or Range(0.0, 0.0)
     if least == most:
         return np.zeros((*stored.shape, 1), dtype), (*remarks, ONE_VALUE)
     shown = on_screen((values - least) / max(most - least, 1e-12))
     return shown[..., None], (*remarks, ONE_VALUE) if is_flat(shown) else tuple(remarks)
+
+
+def takes_range(stored: np.ndarray, mask: np.ndarray | None, facts: Facts, bits: int) -> bool:
+    """Whether a frame is shown by its range: it has no window, or none that shows something. Raises Unreadable."""
+    if not facts.shown:
+        return True
+    asked = False
+
+    def run() -> None:
+        nonlocal asked
+        asked = True
+
+    picture(stored, mask, facts, bits, (), run)
+    return asked
 
 
 def _shares(how: Table | Window, values: np.ndarray) -> np.ndarray:
@@ -239,11 +339,12 @@ def _shares(how: Table | Window, values: np.ndarray) -> np.ndarray:
 
 
 def _check_units(facts: Facts, windows: Sequence[Window]) -> None:
-    if windows and not facts.in_hounsfield:
-        raise Unreadable(
-            '--window is for CT whose header gives Hounsfield units, and this is none; leave --window out, or build '
-            "CT alone: --where 'modality=CT'"
-        )
+    if not windows or not facts.not_hounsfield:
+        return
+    advice = 'leave --window out to keep it'
+    if not facts.is_ct:
+        advice = f"{advice}, or build CT alone: --where 'modality=CT'"
+    raise Unreadable(f'--window is for CT in Hounsfield units, and {facts.not_hounsfield}; {advice}')
 
 
 def _check_finite(values: np.ndarray) -> None:

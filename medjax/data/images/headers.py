@@ -208,7 +208,9 @@ def png(data: bytes) -> tuple[bytes, int]:
             )
             check_size(height, width)
             if bits == 16 and colours in (2, 6):
-                raise Unreadable('a PNG of 16 bits in colour, which would lose half of them; store it as 16-bit grey')
+                raise Unreadable(
+                    'a PNG of 16 bits in colour, which would lose 8 of its 16 bits; store it as 16-bit grey'
+                )
         if name == b'acTL' and (pictures := int.from_bytes(data[body : body + 4], 'big')) > 1:
             raise Unreadable(f'an animated PNG of {pictures} pictures; store each as a file of its own')
         if name == b'eXIf':
@@ -261,8 +263,17 @@ def _rows(packed: list[memoryview], width: int, height: int, bits: int, interlac
 # JPEG 2000 ---------------------------------------------------------------------------------------------------------
 
 
-def jpeg2000(data: bytes) -> tuple[int, int, int]:
-    """(height, width, channels) of a JPEG 2000 image. Raises Unreadable if its header is damaged."""
+class Jpeg2000(NamedTuple):
+    """The header of a JPEG 2000 image."""
+
+    size: tuple[int, int, int]  # height, width, channels
+    bits: int  # of the first channel; 0 if it has a sign
+    is_transformed: bool  # three components are stored as differences of colours, and a decoder gives back RGB
+    start: int  # place of the code stream, behind boxes
+
+
+def jpeg2000(data: bytes) -> Jpeg2000:
+    """The header of a JPEG 2000 image. Raises Unreadable if it is damaged."""
     at = 0
     if data[4:8] == b'jP  ':  # a file of boxes: search for the box with the image
         while data[at + 4 : at + 8] != b'jp2c':
@@ -271,7 +282,18 @@ def jpeg2000(data: bytes) -> tuple[int, int, int]:
                 raise Unreadable('damaged JPEG 2000 picture')
             at += length
         at += 8
-    if data[at : at + 4] != b'\xff\x4f\xff\x51' or len(data) < at + 42:
+    if data[at : at + 4] != b'\xff\x4f\xff\x51' or len(data) < at + 43:
         raise Unreadable('damaged JPEG 2000 picture')
     right, bottom, left, top = struct.unpack('>4I', data[at + 8 : at + 24])
-    return bottom - top, right - left, int.from_bytes(data[at + 40 : at + 42], 'big')
+    size = bottom - top, right - left, int.from_bytes(data[at + 40 : at + 42], 'big')
+    bits = 0 if data[at + 42] & 0x80 else data[at + 42] + 1
+    return Jpeg2000(size, bits, _is_transformed(data, at + 2), at)
+
+
+def _is_transformed(data: bytes, at: int) -> bool:
+    """Whether the marker COD of a code stream names a transform of its components. `at`: place of its first segment."""
+    while at + 9 <= len(data) and data[at : at + 2] not in (b'\xff\x90', b'\xff\xd9'):
+        if data[at : at + 2] == b'\xff\x52':
+            return data[at + 8] == 1
+        at += 2 + max(int.from_bytes(data[at + 2 : at + 4], 'big'), 2)
+    return False

@@ -3,6 +3,8 @@
 Header (PhotometricInterpretation) and code stream (markers JFIF and Adobe, names of components, coarser chroma) say
 whether the three components are RGB or YCbCr. Many devices write one of them wrongly. Here the content decides. In
 YCbCr, grey and black are (Y, 128, 128). Most colours of RGB that are taken as YCbCr lie outside of all colours.
+
+JPEG 2000 has a transform of its own: where the code stream names it, the decoder gives RGB, whatever the header says.
 """
 
 from __future__ import annotations
@@ -47,6 +49,22 @@ def of_components(components: np.ndarray, coded: bytes, header: str) -> tuple[np
     from pydicom.pixels import convert_color_space
 
     space, remarks = colour_space(coded, header, components)
+    return components if space == RGB else convert_color_space(components, 'YBR_FULL', 'RGB'), remarks
+
+
+def of_jpeg2000(components: np.ndarray, header: str) -> tuple[np.ndarray, tuple[str, ...]]:
+    """The RGB pixels of JPEG 2000 without a transform, from its components uint8 [H,W,3], and remarks.
+
+    `header` is PhotometricInterpretation: YBR_RCT and YBR_ICT state a transform, which the code stream lacks.
+    """
+    from pydicom.pixels import convert_color_space
+
+    evidence = _evidence(components)
+    if header in ('YBR_RCT', 'YBR_ICT'):
+        verdict = evidence.verdict(0.02)
+        space, remarks = verdict or RGB, () if verdict else (OPEN.format(RGB),)
+    else:
+        space, remarks = evidence.verdict(0.2) or (YCBCR if 'YBR' in header else RGB), ()
     return components if space == RGB else convert_color_space(components, 'YBR_FULL', 'RGB'), remarks
 
 

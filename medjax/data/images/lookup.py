@@ -8,6 +8,7 @@ C.11.2.1.1, C.7.6.3.1.5). The transfer syntax gives the byte order. A table with
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -101,6 +102,7 @@ def _entries(data: Any, count: int, bits: int, little: bool, swapped: bool) -> n
 def _expanded(words: list[int], bits: int, count: int, what: str) -> list[int]:
     """The entries that the segments of a palette stand for, at most `count`."""
     entries: list[int] = []
+    numbers = itertools.count(1)  # of the segments that are read; those of length 0 add no entries
 
     def read(at: int, copied: bool) -> int:
         """Appends the segment at `at` and returns the place after it."""
@@ -108,7 +110,8 @@ def _expanded(words: list[int], bits: int, count: int, what: str) -> list[int]:
             raise Unreadable(f'damaged DICOM: a segment of {what} is cut short')
         kind, length = words[at : at + 2]
         end = at + 2 + {DISCRETE: length, LINEAR: 1, INDIRECT: 32 // bits}.get(kind, 0)
-        if end > len(words) or kind > INDIRECT or (kind == INDIRECT and copied) or (kind and not entries):
+        is_odd = kind > INDIRECT or (kind == INDIRECT and copied) or (kind and not entries)
+        if end > len(words) or is_odd or next(numbers) > MOST_ENTRIES:
             raise Unreadable(f'damaged DICOM: {what} has a segment that cannot be read')
         if kind == DISCRETE:
             entries.extend(words[at + 2 : end])

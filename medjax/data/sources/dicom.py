@@ -32,12 +32,11 @@ import os
 import pathlib
 import re
 from collections import defaultdict
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-import numpy as np
-
-from medjax.data.images import decode, dicom
+from medjax.data.images import dicom, repeats
 from medjax.data.images.dicom import Header
 from medjax.data.releases import coding, folders, label_tables, people
 from medjax.data.releases.named_files import Finder
@@ -69,6 +68,21 @@ class Picture(NamedTuple):
         """The id of the file."""
         copy = f' copy {self.copy}' if self.copy > 1 else ''
         return self.header.instance + copy if self.header.instance else self.path
+
+
+class Known(NamedTuple):
+    """The digests of one kind of the files with one SOPInstanceUID."""
+
+    done: list[Picture]  # those whose digest was computed
+    first: dict[bytes, Picture]  # digest -> the first of them
+
+
+@dataclasses.dataclass(frozen=True)
+class Instance:
+    """The kept files with one SOPInstanceUID, and their digests, which are computed when a second file comes."""
+
+    pictures: list[Picture] = dataclasses.field(default_factory=list)  # the first picture of each file
+    known: list[Known] = dataclasses.field(default_factory=lambda: [Known([], {}) for _ in repeats.DIGESTS])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,7 +213,7 @@ def _pictures(root: pathlib.Path, files: list[tuple[int, str]]) -> tuple[list[Pi
     batches = [files[start : start + BATCH] for start in range(0, len(files), BATCH)]
     pictures: list[Picture] = []
     dropped: list[Drop] = []
-    kept: dict[str, list[Picture]] = defaultdict(list)  # instance -> the first picture of each file that holds it
+    kept: dict[str, Instance] = defaultdict(Instance)
     is_worker = multiprocessing.parent_process() is not None  # then the main process shows the progress
     with (
         ThreadPoolExecutor(min(32, 4 * (os.cpu_count() or 1))) as pool,  # more threads than cores: shares are slow
@@ -210,33 +224,40 @@ def _pictures(root: pathlib.Path, files: list[tuple[int, str]]) -> tuple[list[Pi
                 if isinstance(header, str):
                     dropped.append(Drop(path, f'file {number}', header))
                     continue
-                same = kept[header.instance] if header.instance else []
-                picture = Picture(number, path, header, None, len(same) + 1)
-                if repeated := next((other for other in same if _is_same(root, picture, other)), None):
+                same = kept[header.instance] if header.instance else Instance()
+                picture = Picture(number, path, header, None, len(same.pictures) + 1)
+                if same.pictures and (repeated := _repeated(root, picture, same)):
                     dropped.append(Drop(path, f'file {number}', f'repeats the instance of file {repeated.number}'))
                     continue
-                same.append(picture)
+                same.pictures.append(picture)
                 frames = range(header.frames) if header.frames > 1 else [None]
                 pictures += [picture._replace(frame=frame) for frame in frames]
             bar.update(len(batch))
     return pictures, dropped
 
 
-def _is_same(root: pathlib.Path, a: Picture, b: Picture) -> bool:
-    """Whether two files of one SOPInstanceUID show one picture of one patient. Exports with wrong UIDs exist."""
+def _repeated(root: pathlib.Path, picture: Picture, same: Instance) -> Picture | None:
+    """The picture of `same` that shows the same of the same patient, None if none does.
+
+    Exports with wrong UIDs exist. Each file is read at most once for each kind of digest.
+    """
+    for kind, known in zip(repeats.DIGESTS, same.known, strict=True):
+        for other in same.pictures[len(known.done) :]:
+            known.done.append(other)
+            if (found := _digest(root, other, kind)) is not None:
+                known.first.setdefault(found, other)
+        found = _digest(root, picture, kind)
+        if found in known.first:
+            return known.first[found]
+    return None
+
+
+def _digest(root: pathlib.Path, picture: Picture, kind: Callable[[bytes, str, int], bytes | None]) -> bytes | None:
     try:
-        first, second = (folders.read_bytes(root / picture.path) for picture in (a, b))
-        if first == second:
-            return True
-        if (a.header.patient, a.header.frames) != (b.header.patient, b.header.frames):
-            return False
-        if dicom.pixel_bytes(first) == dicom.pixel_bytes(second) is not None:
-            return True
-        return all(
-            np.array_equal(decode.read(first, frame), decode.read(second, frame)) for frame in range(a.header.frames)
-        )
-    except Unreadable:  # the build sets the damaged one aside and says why
-        return False
+        data = folders.read_bytes(root / picture.path)
+    except Unreadable:  # the build sets the file aside and says why
+        return None
+    return kind(data, picture.header.patient, picture.header.frames)
 
 
 def _headers(root: pathlib.Path, batch: list[tuple[int, str]]) -> list[Header | str]:

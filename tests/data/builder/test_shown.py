@@ -92,7 +92,7 @@ def test_conditions(export, tmp_path, conditions, kept):
 
 def test_a_condition_on_nothing_is_told(export, tmp_path, capsys):
     built(export, tmp_path / 'data', '--where', 'image_tpye!=LOCALIZER')
-    assert "no image of the data set has a image_tpye; did you mean 'image_type'" in capsys.readouterr().out
+    assert "no image of the data set has an attribute image_tpye; did you mean 'image_type'" in capsys.readouterr().out
     with pytest.raises(UserError, match=r'left out by --where modalty=CT \(it has no modalty\)'):
         built(export, tmp_path / 'none', '--where', 'modalty=CT')
     for text in ('modality', '=CT', 'modality=', 'modality>3', ''):
@@ -229,6 +229,10 @@ def test_long_pictures_are_counted_without_a_fit(table, tmp_path, capsys):
     assert '2 of 4 images are so long that their centre square loses more than a third' in capsys.readouterr().out
     data = records.open(tmp_path / 'data')
     assert data.fit is None and data.remarks == {}
+    lines = (table / 'metadata.csv').read_text().splitlines()
+    (table / 'metadata.csv').write_text('\n'.join(lines[:-1]) + '\n')
+    build.main(['table', str(table), '--out', str(tmp_path / 'three')])
+    assert '1 of 3 images is so long that its centre square loses' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('fit', ['crop', 'pad'])
@@ -268,3 +272,15 @@ def test_square_crops_in_millimetres(tmp_path):
     for fit, shape in (('crop', (40, 40)), ('pad', (60, 60))):
         _, (record,) = built(tmp_path / 'export', tmp_path / fit, '--fit', fit)
         assert record.image.shape[:2] == shape and record.attributes['spacing'] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize('spacing', [[0.7, 0.43], [0.31, 0.9], [1.0, 1.07]])
+@pytest.mark.parametrize('shape', [(37, 58), (61, 40), (50, 51)])
+def test_a_fit_stores_squares_whatever_the_spacing(tmp_path, spacing, shape):
+    (tmp_path / 'export').mkdir()
+    (tmp_path / 'export' / 'a').write_bytes(dicom(ramp(*shape), PixelSpacing=spacing))
+    for fit in ('crop', 'pad'):
+        _, (record,) = built(tmp_path / 'export', tmp_path / fit, '--fit', fit)
+        side = (min if fit == 'crop' else max)(shape[0] * spacing[0], shape[1] * spacing[1]) / min(spacing)
+        assert record.image.shape[0] == record.image.shape[1] == pytest.approx(side, abs=1)
+        assert record.attributes['spacing'] == pytest.approx(min(spacing), rel=0.03)

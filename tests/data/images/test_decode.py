@@ -333,3 +333,19 @@ def test_no_reason_quotes_a_header():
     for uid in ('Doe^Jane', '1.2.3.4711'):
         with pytest.raises(Unreadable, match='^no picture but an object of an unknown class$'):
             dicom_headers.header(io.BytesIO(dicom(stored12, Rows=None, SOPClassUID=uid)))
+
+
+@pytest.mark.parametrize('fit', ['crop', 'pad'])
+@pytest.mark.parametrize('size', [None, 31])
+def test_a_fit_with_pixels_that_are_not_square_gives_squares(fit, size):
+    rng = np.random.default_rng(5)
+    for _ in range(200):
+        height, width = rng.integers(20, 120, 2)
+        aspect = float(np.exp(rng.uniform(-1.2, 1.2)))
+        image = np.full((height, width, 1), 200, np.uint8)
+        part = decode.fitted(image, fit, aspect)
+        stored = decode.bounded(part, size, aspect, is_square=True)
+        side = (min if fit == 'crop' else max)(height * aspect, width) / min(aspect, 1.0)
+        assert stored.shape[0] == stored.shape[1] and abs(stored.shape[0] - min(side, size or side)) <= 1
+        mask = decode.bounded_mask(decode.fitted(image[..., 0], fit, aspect), size, aspect, is_square=True)
+        assert mask.shape == stored.shape[:2]

@@ -1,13 +1,15 @@
 """Grey values of DICOM files: padding, functional groups, runs of frames, windows that show nothing, windows for CT."""
 
 import io
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from damaged_files import J2K, RLE, coded_dicom
 from image_files import dicom, file as as_file
 
-from medjax.data.images import decode, dicom as dicom_headers, grey, windows
+from medjax.data.images import decode, dicom as dicom_headers, dicom_pixels, grey, windows
 from medjax.data.types import Unreadable
 from medjax.errors import UserError
 
@@ -81,6 +83,41 @@ def test_padding_in_every_writing(dtype, bits, value, field, colours, window, bi
     want = np.where(OUTSIDE, 0.0, 1 - want if colours == 'MONOCHROME1' else want)
     np.testing.assert_allclose(unit(data), want, atol=0.01)  # the ramp was rounded
     assert (unit(data)[OUTSIDE] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ('dtype', 'bits', 'value', 'kept'),
+    [
+        (np.int16, 12, -1024, 'its bits'), (np.int16, 14, -8000, 'its bits'), (np.int16, 10, -512, 'its bits'),
+        (np.int16, 13, -3024, 'all bits'), (np.int32, 32, -1500, 'all bits'), (np.int32, 20, -32_768, 'its bits'),
+        (np.int8, 8, -100, 'all bits'),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize('big', [False, True])
+@pytest.mark.filterwarnings('ignore')
+def test_padding_of_signed_pixels_written_as_us(dtype, bits, value, kept, big):
+    """`kept`: the bits above the stored ones are 0, or they repeat the sign."""
+    stored = padded(5, min(2 ** (bits - 1) - 1, 3000), dtype, value)
+    written = stored & (1 << bits) - 1 if kept == 'its bits' else stored
+    field = ('US', value + 65_536)
+    data = dicom(written.astype(dtype), big, BitsStored=bits, PixelPaddingValue=field)
+    np.testing.assert_allclose(unit(data), stretched(stored.astype(float), OUTSIDE), atol=0.005)
+    assert not unit(data)[OUTSIDE].any()
+    limit = ('US', value + 65_536 + 4)
+    stored[:2] = value + 4
+    written = stored & (1 << bits) - 1 if kept == 'its bits' else stored
+    data = dicom(
+        written.astype(dtype), big, BitsStored=bits, PixelPaddingValue=field, PixelPaddingRangeLimit=limit,
+        PhotometricInterpretation='MONOCHROME1',
+    )  # fmt: skip
+    want = np.where(OUTSIDE, 0, 1 - stretched(stored.astype(float), OUTSIDE))
+    np.testing.assert_allclose(unit(data), want, atol=0.005)
+
+
+def test_large_padding_of_signed_pixels_is_taken_as_it_is_where_it_occurs():
+    stored = padded(0, 60_000, np.int32, 63_000)
+    data = dicom(stored, PixelPaddingValue=('US', 63_000))
+    np.testing.assert_allclose(unit(data), stretched(stored.astype(float), OUTSIDE), atol=1e-4)
 
 
 @pytest.mark.parametrize('ends', [(-3000, -1500), (-1500, -3000), (62_536, 64_036)])
@@ -231,6 +268,37 @@ def test_a_table_of_a_frame():
     np.testing.assert_allclose(unit(data, 1), RUN[1] / 1000, atol=1e-4)
 
 
+def lut(low: int, high: int, entries: list) -> object:
+    import pydicom
+
+    item = pydicom.Dataset()
+    item.add_new('LUTDescriptor', 'US', [high - low + 1, low % 65_536, 16])
+    item.add_new('LUTData', 'US', entries)
+    return item
+
+
+@pytest.mark.parametrize('place', ['PerFrameFunctionalGroupsSequence', 'SharedFunctionalGroupsSequence'])
+def test_a_window_of_a_frame_beats_a_table_of_the_file(place):
+    groups = [window_group(1000, 2100, **rescale(2, 10))] * (3 if place.startswith('Per') else 1)
+    of_file = dict(
+        VOILUTSequence=[lut(0, 1000, list(range(1000, -1, -1)))], VOILUTFunction='SIGMOID',
+        ModalityLUTSequence=[lut(0, 1000, list(range(1000, -1, -1)))],
+    )  # fmt: skip
+    data = run(**{place: groups}, **of_file)
+    for frame in range(3):
+        want = np.clip((RUN[frame] * 2.0 + 10 - 1000) / 2100 + 0.5, 0, 1)
+        np.testing.assert_allclose(unit(data, frame), want, atol=1e-4)
+
+
+def test_a_part_of_a_window_is_not_filled_up_from_elsewhere():
+    own = group(FrameVOILUTSequence=dict(WindowCenter=100), PixelValueTransformationSequence=dict(RescaleIntercept=-50))
+    data = run(
+        PerFrameFunctionalGroupsSequence=[own] * 3, RescaleSlope=3, RescaleIntercept=9, WindowWidth=400,
+        WindowCenter=300, VOILUTFunction='LINEAR_EXACT',
+    )  # fmt: skip
+    np.testing.assert_allclose(unit(data, 1), np.clip((RUN[1] - 50.0 - 300) / 400 + 0.5, 0, 1), atol=1e-4)
+
+
 # Runs of frames ----------------------------------------------------------------------------------------------------
 
 
@@ -271,6 +339,54 @@ def test_frames_with_windows_do_not_stretch_the_others():
         np.testing.assert_allclose(unit(data, frame), (RUN[frame].astype(float) - low) / (high - low), atol=1e-4)
 
 
+def test_runs_are_measured_at_the_same_time_and_once(monkeypatch):
+    """Two threads measure two files at the same time; those that need the same file wait for it."""
+    measured, both = [], threading.Barrier(2, timeout=10)
+    measure = dicom_pixels._range_of
+
+    def slow(file, count):
+        measured.append(str(file.PatientID))
+        both.wait()  # breaks if a lock of one file stops the other
+        return measure(file, count)
+
+    monkeypatch.setattr(dicom_pixels, '_range_of', slow)
+    files = [dicom(RUN * k, frames=3, PatientID=f'{k} at a time') for k in (2, 3)]
+    with ThreadPoolExecutor(6) as pool:
+        shown = list(pool.map(lambda job: unit(files[job % 2], job // 2), range(6)))
+    assert sorted(measured) == ['2 at a time', '3 at a time']
+    for job, picture in enumerate(shown):
+        np.testing.assert_allclose(picture, RUN[job // 2] / 1000, atol=1e-4)
+
+
+def test_long_runs_are_told_apart():
+    """By header, length and pixels; a run of more than a megabyte is not hashed whole."""
+    stored = np.zeros((3, 700, 600), np.uint16)
+    stored[0, ::7, ::5], stored[1] = 1000, 400
+    deeper = stored.copy()
+    deeper[2] = 4000
+    for run_of, most in ((stored, 1000), (deeper, 4000), (stored[..., ::-1], 1000)):
+        data = dicom(np.ascontiguousarray(run_of), frames=3)
+        assert len(data) > 2 << 20
+        np.testing.assert_allclose(unit(data, 1), 400 / most, atol=1e-4)
+    rescaled = dicom(stored, frames=3, RescaleSlope=2, RescaleIntercept=0)
+    np.testing.assert_allclose(unit(rescaled, 1), 0.4, atol=1e-4)
+
+
+@pytest.mark.parametrize('place', ['file', 'frames'])
+def test_frames_whose_window_shows_nothing_share_a_range(place):
+    beside = dict(WindowCenter=30_000, WindowWidth=10)
+    if place == 'file':
+        data, ends = run(**beside), [(0, 1000)] * 3
+    else:  # the window of the first frame shows it
+        groups = [window_group(500, 1000), window_group(30_000, 10), window_group(-30_000, 10)]
+        data, ends = run(PerFrameFunctionalGroupsSequence=groups), [(0, 1000), (200, 800), (200, 800)]
+    for frame, (low, high) in enumerate(ends):
+        np.testing.assert_allclose(unit(data, frame), (RUN[frame].astype(float) - low) / (high - low), atol=1e-4)
+    of_ct = run(Modality='CT', PerFrameFunctionalGroupsSequence=[group(), window_group(30_000, 10), group()])
+    np.testing.assert_allclose(unit(of_ct, 2), RUN[2] / 1000, atol=1e-4)
+    assert not unit(of_ct, 1).any()
+
+
 def test_a_frame_that_shows_nothing_is_remarked_and_keeps_its_grey():
     stored = RUN.copy()
     stored[1] = 500
@@ -306,6 +422,27 @@ def test_a_window_beside_the_values(function, centre):
     assert len(np.unique(of_ct.pixels)) == 1  # air beside a patient is black
 
 
+@pytest.mark.parametrize('modality', ['MR', 'CT'])
+def test_the_next_window_is_tried(modality):
+    stored = values(0, 4095, np.uint16)
+    beside = 'its window makes one value of all its pixels, so it is not used'
+    good = decode.read(dicom(stored, WindowCenter=2000, WindowWidth=3000))
+    for centres, widths, remarks in (
+        ([-9000, 2000, 9], [100, 3000, 40], (beside,)),
+        ([2000, -9000], [3000, 100], ()),
+        ([20, 2000], [0, 3000], ()),  # a window of width 0 is none
+        ([-9000, 9000, 2000], [1, 1, 3000], (beside, beside.replace('window', 'window 2'))),
+    ):
+        data = dicom(stored, Modality=modality, WindowCenter=centres, WindowWidth=widths)
+        found = decode.picture(data)
+        assert found.remarks == remarks
+        np.testing.assert_array_equal(found.pixels, good)
+    black = decode.picture(dicom(stored, Modality=modality, WindowCenter=[9000, 7000], WindowWidth=[9, 9]))
+    second = beside.replace('window', 'window 2')
+    assert black.remarks == (beside, second.replace(', so it is not used', '') if modality == 'CT' else second)
+    assert black.pixels.any() == (modality == 'MR')
+
+
 @pytest.mark.parametrize('value', [0, 7, 255])
 @pytest.mark.parametrize('facts', [{}, dict(WindowCenter=128, WindowWidth=256)])
 @pytest.mark.parametrize('kind', ['DICOM', 'PNG', 'JPEG', 'colour'])
@@ -318,6 +455,47 @@ def test_a_picture_of_one_value(value, facts, kind):
     pixels[3, 4] = 100
     data = dicom(pixels[..., 0], **facts) if kind == 'DICOM' else as_file(pixels, 'PNG' if kind == 'colour' else kind)
     assert decode.picture(data).remarks == ()
+
+
+@pytest.mark.parametrize('field', ['slope', 'table', 'table that ends before'])
+@pytest.mark.parametrize('window', [{}, dict(WindowCenter=600, WindowWidth=700)])
+@pytest.mark.parametrize('colours', ['MONOCHROME1', 'MONOCHROME2'])
+def test_a_modality_step_that_makes_one_value_is_not_used(field, window, colours):
+    stored = values(100, 900, np.uint16)
+    facts = {
+        'slope': dict(RescaleSlope=0, RescaleIntercept=600),
+        'table': dict(ModalityLUTSequence=[lut(0, 1000, [600] * 1001)]),
+        'table that ends before': dict(ModalityLUTSequence=[lut(0, 50, list(range(51)))]),
+    }[field]
+    stored[OUTSIDE] = 0
+    plain = dict(PixelPaddingValue=0, PhotometricInterpretation=colours, **window)
+    found = decode.picture(dicom(stored, **plain, **facts))
+    what = 'its rescale' if field == 'slope' else 'its modality LUT'
+    assert found.remarks == (f'{what} makes one value of all its pixels, so it is not used',)
+    np.testing.assert_array_equal(found.pixels, decode.read(dicom(stored, **plain)))
+
+
+def test_a_rescale_to_one_value_gives_no_hounsfield_units():
+    with pytest.raises(Unreadable, match='--window is for CT'):
+        decode.picture(ct(RescaleSlope=0), 0, windows.parse('lung'))
+    assert decode.picture(ct(np.full((9, 7), 5, np.int16), RescaleSlope=0)).remarks == (grey.ONE_VALUE,)
+
+
+def test_a_run_whose_rescale_makes_one_value():
+    data = run(RescaleSlope=0, RescaleIntercept=7)
+    for frame in range(3):
+        np.testing.assert_allclose(unit(data, frame), RUN[frame] / 1000, atol=1e-4)
+
+
+def test_a_frame_beside_the_table_of_its_run():
+    """The table makes one value of the second frame. That frame has its own range, and does not change the others."""
+    stored = np.stack([values(0, 100, np.uint16), values(3000, 9000, np.uint16), values(20, 80, np.uint16)])
+    data = dicom(stored, frames=3, ModalityLUTSequence=[lut(0, 100, list(range(0, 1010, 10)))])
+    for frame, (low, high) in enumerate([(0, 100), (3000, 9000), (0, 100)]):
+        found = decode.picture(data, frame)
+        want = (stored[frame].astype(float) - low) / (high - low)
+        np.testing.assert_allclose(found.pixels[..., 0] / 65_535, want, atol=1e-4)
+        assert len(found.remarks) == (frame == 1)
 
 
 # Windows for CT ----------------------------------------------------------------------------------------------------
@@ -362,20 +540,24 @@ def test_windows_that_show_nothing_are_remarked():
 
 
 @pytest.mark.parametrize(
-    'data',
+    ('data', 'why'),
     [
-        dicom(values(0, 3000, np.int16), Modality='MR', RescaleSlope=1, RescaleIntercept=0),
-        dicom(values(0, 3000, np.int16), Modality='CT'),
-        ct(RescaleType='US'),
-        ct(RescaleType='Z_EFF'),
-        dicom(np.zeros((9, 7, 3), np.uint8), Modality='CT'),
-        as_file(values(0, 255, np.uint8)[..., None], 'PNG'),
+        (dicom(values(0, 3000, np.int16), Modality='MR', RescaleSlope=1, RescaleIntercept=0), 'this is no CT'),
+        (dicom(values(0, 3000, np.int16), Modality='CT'), 'no RescaleSlope and no RescaleIntercept'),
+        (ct(RescaleType='US'), 'another RescaleType than HU'),
+        (ct(RescaleType='Z_EFF'), 'another RescaleType than HU'),
+        (ct(RescaleSlope=0), 'its rescale makes one value'),
+        (ct(ModalityLUTSequence=[lut(0, 3000, list(range(3001)))]), 'a modality LUT instead'),
+        (dicom(np.zeros((9, 7, 3), np.uint8), Modality='CT'), 'in colour'),
+        (as_file(values(0, 255, np.uint8)[..., None], 'PNG'), 'this is a PNG'),
     ],
-    ids=['mr', 'no rescale', 'no HU', 'atomic numbers', 'colour', 'png'],
+    ids=['mr', 'no rescale', 'no HU', 'atomic numbers', 'one value', 'table', 'colour', 'png'],
 )
-def test_windows_are_for_ct(data):
-    with pytest.raises(Unreadable, match='--window is for CT'):
+def test_windows_are_for_ct(data, why):
+    with pytest.raises(Unreadable, match='--window is for CT') as error:
         decode.picture(data, 0, windows.parse('lung'))
+    assert why in str(error.value)
+    assert ("--where 'modality=CT'" in str(error.value)) == (why == 'this is no CT')  # it keeps other CT
 
 
 @pytest.mark.parametrize(

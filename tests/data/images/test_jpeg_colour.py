@@ -180,3 +180,43 @@ def test_the_real_file_of_12_bits():
     pytest.importorskip('pylibjpeg')
     assert len(np.unique(decode.read(of_pydicom('JPEG-lossy.dcm')))) > 50
     assert decode.read(dicom(np.arange(12, dtype=np.uint16).reshape(3, 4))).dtype == np.uint16
+
+
+# JPEG 2000 ---------------------------------------------------------------------------------------------------------
+
+
+def scan_like(seed: int) -> np.ndarray:
+    """RGB: black with grey speckle and two coloured patches, as in a Doppler picture."""
+    rng = np.random.default_rng(seed)
+    pixels = np.zeros((48, 64, 3), np.uint8)
+    pixels[8:40, 10:50] = rng.integers(20, 230, (32, 40, 1))
+    pixels[12:20, 14:26], pixels[24:34, 30:44] = (220, 40, 30), (20, 60, 210)
+    return pixels
+
+
+def in_jpeg2000(pixels: np.ndarray, transformed: bool, boxes: bool = False) -> bytes:
+    openjpeg = pytest.importorskip('openjpeg')
+    return openjpeg.encode(pixels, photometric_interpretation=1, use_mct=transformed, codec_format=int(boxes))
+
+
+@pytest.mark.parametrize('header', ['RGB', 'YBR_FULL', 'YBR_RCT', 'YBR_ICT'])
+@pytest.mark.parametrize('coding', ['transformed', 'rgb', 'ycbcr'])
+@pytest.mark.parametrize('boxes', [False, True])
+def test_colours_of_jpeg_2000_are_those_of_its_code(header, coding, boxes):
+    from pydicom.pixels import convert_color_space
+
+    pixels = scan_like(len(header))
+    stored = convert_color_space(pixels, 'RGB', 'YBR_FULL') if coding == 'ycbcr' else pixels
+    coded = in_jpeg2000(stored, coding == 'transformed', boxes)
+    assert headers.jpeg2000(coded).is_transformed == (coding == 'transformed')
+    found = decode.picture(coded_dicom([coded], pixels, '1.2.840.10008.1.2.4.90', PhotometricInterpretation=header))
+    assert found.remarks == () and np.abs(found.pixels.astype(int) - pixels).max() <= (2 if coding == 'ycbcr' else 0)
+
+
+def test_jpeg_2000_whose_picture_does_not_decide():
+    pixels = np.random.default_rng(3).integers(118, 139, (40, 40, 3)).astype(np.uint8)  # neither space excludes it
+    pixels[..., 1] += 20
+    coded = in_jpeg2000(pixels, False)
+    for header, remarks in (('RGB', 0), ('YBR_FULL', 0), ('YBR_RCT', 1)):
+        found = decode.picture(coded_dicom([coded], pixels, '1.2.840.10008.1.2.4.90', PhotometricInterpretation=header))
+        assert len(found.remarks) == remarks and (found.pixels == pixels).all() == (header != 'YBR_FULL')

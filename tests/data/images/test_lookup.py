@@ -2,6 +2,7 @@
 
 import io
 import struct
+import time
 
 import numpy as np
 import pytest
@@ -133,14 +134,42 @@ def test_a_table_beside_the_values_gives_way_to_the_window():
     assert found.remarks == ('its VOI LUT makes one value of all its pixels, so it is not used',)
 
 
-@pytest.mark.parametrize(
-    ('name', 'what'), [('VOILUTSequence', 'its VOI LUT'), ('ModalityLUTSequence', 'its modality LUT')]
-)
-def test_a_damaged_table_is_named(name, what):
+@pytest.mark.parametrize('descriptor', [[256, 0], [256]])
+def test_a_damaged_modality_table_is_named(descriptor):
     pixels = np.arange(96, dtype=np.uint8).reshape(8, 12)
-    for descriptor in ([256, 0], [256]):
-        with pytest.raises(Unreadable, match=f'damaged DICOM: {what} has a descriptor of {len(descriptor)} numbers'):
-            decode.read(dicom(pixels, **{name: [item(descriptor, bytes(256))]}))
+    words = f'damaged DICOM: its modality LUT has a descriptor of {len(descriptor)} numbers'
+    with pytest.raises(Unreadable, match=words):
+        decode.read(dicom(pixels, ModalityLUTSequence=[item(descriptor, bytes(256))]))
+
+
+def without_descriptor() -> object:
+    one = item([96, 0, 8], bytes(96))
+    del one['LUTDescriptor']
+    return one
+
+
+@pytest.mark.parametrize(
+    'broken',
+    [without_descriptor(), item([96, 0], bytes(96)), item([96], bytes(96)), item(['x'], bytes(96), 'OW', 'LO')],
+)
+def test_a_broken_table_gives_way_to_the_next_one(broken):
+    pixels = np.arange(96, dtype=np.uint8).reshape(8, 12)
+    good, window = item([96, 0, 8], bytes(range(200, 8, -2))), dict(WindowCenter=50, WindowWidth=60)
+    remark = 'its VOI LUT cannot be read, so it is not used'
+    for first, others, same in (
+        ([broken, good], window, dict(VOILUTSequence=[good])),
+        ([broken], window, window),
+        ([broken], {}, {}),
+    ):
+        found = decode.picture(dicom(pixels, VOILUTSequence=first, **others))
+        assert found.remarks == (remark,)
+        np.testing.assert_array_equal(found.pixels, decode.read(dicom(pixels, **same)))
+    second = decode.picture(dicom(pixels, VOILUTSequence=[item([9, 200, 8], list(range(9)), 'US'), broken, good]))
+    assert second.remarks == (
+        'its VOI LUT 2 cannot be read, so it is not used',
+        'its VOI LUT makes one value of all its pixels, so it is not used',
+    )
+    np.testing.assert_array_equal(second.pixels, decode.read(dicom(pixels, VOILUTSequence=[good])))
 
 
 # Palettes ----------------------------------------------------------------------------------------------------------
@@ -224,6 +253,26 @@ def test_a_segment_that_points_back():
 def test_damaged_segments_are_refused(words):
     with pytest.raises(Unreadable, match='segment'):
         lookup.segmented([256, 0, 16], np.array(words, '<u2').tobytes(), 0, 255, True, 'the red table of its palette')
+
+
+@pytest.mark.parametrize('bits', [8, 16])
+@pytest.mark.parametrize('kind', [0, 1])
+def test_segments_without_entries_take_no_time(bits, kind):
+    """Many pointers, each of which reads many segments of length 0."""
+    most = 2 ** min(bits, 15) - 1
+    place = 5 * (bits // 8)  # after the first segment of three entries
+    empty = [kind, 0, *[7] * kind]
+    pointer = [2, most, place, 0, *[0, 0] * (bits == 8)]
+    words = np.array([0, 3, 1, 2, 3, *empty * most, *pointer * 4000], f'<u{bits // 8}')
+    start = time.monotonic()
+    with pytest.raises(Unreadable, match='a segment that cannot be read'):
+        lookup.segmented([256, 0, bits], words.tobytes(), 0, 255, True, 'the red table of its palette')
+    assert time.monotonic() - start < 5
+
+
+def test_some_segments_without_entries_are_passed_over():
+    words = np.array([0, 2, 4, 5, 0, 0, 1, 0, 9, 0, 1, 6, 0, 0], '<u2')
+    assert lookup.segmented([4, 0, 16], words.tobytes(), 0, 255, True, 'it').entries.tolist() == [4, 5, 6]
 
 
 def test_a_palette_that_lacks_a_table():

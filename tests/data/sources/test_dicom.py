@@ -1,6 +1,7 @@
 """A hospital's export of DICOM files as a source."""
 
 import re
+import time
 
 import pytest
 from releases_text import all_text, build, dicom, image, labels_of, reasons, save
@@ -222,3 +223,46 @@ def test_real_files(tmp_path, real_dicom):
     assert 'no picture but a segmentation' in reasons(source).values()  # liver.dcm
     _, rows, _ = build(source, tmp_path / 'out')
     assert {'MR', 'CR', 'US'} <= {info.get('modality') for *_, info in rows}
+
+
+def test_many_files_of_one_uid_take_seconds(tmp_path):
+    side = 256
+    for n in range(200):
+        pixels = bytes([n % 100, 5]) * (side * side // 2)  # each picture twice, under other times
+        fields = dict(Rows=side, Columns=side, PixelData=pixels, ContentTime=f'{n:06d}')
+        save(tmp_path / 'x' / f'{n:03d}', dicom(SOPInstanceUID='1.9', **fields))
+    start = time.monotonic()
+    source = export.source(str(tmp_path / 'x'))
+    assert time.monotonic() - start < 20
+    assert len(source.entries) == 100 and len({entry.image for entry in source.entries}) == 100
+    assert reasons(source)['file 143'] == 'repeats the instance of file 43'
+
+
+@pytest.mark.parametrize(
+    'other',
+    [
+        dict(PhotometricInterpretation='MONOCHROME1'), dict(Rows=5, Columns=24), dict(BitsStored=7, HighBit=6),
+        dict(PixelRepresentation=1), dict(WindowCenter=90, WindowWidth=30), dict(PixelPaddingValue=3),
+        dict(RescaleSlope=2, RescaleIntercept=1, WindowCenter=90, WindowWidth=30), dict(PixelSpacing=[1, 2]),
+        dict(PatientID='other'),
+    ],
+)  # fmt: skip
+def test_equal_pixel_data_that_show_another_picture_are_no_repeat(tmp_path, other):
+    plain = dict(SOPInstanceUID='1.9', PixelData=bytes(range(120)))
+    for name, fields in (('a', plain), ('b', plain | other), ('c', plain | other | dict(ContentTime='1'))):
+        save(tmp_path / 'x' / name, dicom(**fields))
+    source = export.source(str(tmp_path / 'x'))
+    assert [entry.where for entry in source.entries] == ['file 1', 'file 2']
+    assert reasons(source) == {'file 3': 'repeats the instance of file 2'}
+
+
+def test_a_picture_in_another_coding_is_a_repeat(tmp_path):
+    import pydicom
+
+    for name, value in (('a', 1), ('c', 2)):
+        save(tmp_path / 'x' / name, dicom(SOPInstanceUID='1.9', PixelData=bytes([value, 9, 40]) * 40))
+        packed = pydicom.dcmread(tmp_path / 'x' / name)
+        packed.compress('1.2.840.10008.1.2.5', encoding_plugin='pydicom', generate_instance_uid=False)
+        packed.save_as(tmp_path / 'x' / (name + ' packed'))
+    source = export.source(str(tmp_path / 'x'))
+    assert reasons(source) == {'file 2': 'repeats the instance of file 1', 'file 4': 'repeats the instance of file 3'}
