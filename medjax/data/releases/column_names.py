@@ -67,19 +67,27 @@ _FIELD = {name: field for field, names in NAMES.items() for name in names.split(
 _SIMILAR = {name: field for field, names in SIMILAR.items() for name in names.split()}
 
 
-def fields(columns: Sequence[str], can_hold: Callable[[str, str], bool]) -> dict[str, str]:
+def fields(
+    columns: Sequence[str], is_filled: Callable[[str], bool], can_hold: Callable[[str, str], bool]
+) -> dict[str, str]:
     """Field -> the column that holds it. An exact name goes first, then the order of `NAMES`.
 
+    is_filled: whether a cell of a column says something. An empty column `patient_id` leaves its field to a filled MRN.
     can_hold: whether the cells of a column can be those of a field. It is asked only for names that are not exact: a
     column `set` is the split only if its cells are splits.
     """
-    found: dict[str, str] = {field: field for field in NAMES if field in columns}
+    found: dict[str, str] = {}
     for field, names in NAMES.items():
+        if field in columns and is_filled(field):
+            found[field] = field
+            continue
         order = names.split()
-        candidates = sorted((order.index(plain(c)), i, c) for i, c in enumerate(columns) if plain(c) in order)
-        for _, _, column in candidates:
-            if field not in found and can_hold(field, column):
-                found[field] = column
+        candidates = sorted(
+            (order.index(plain(c)), i, c) for i, c in enumerate(columns) if plain(c) in order and c != field
+        )
+        column = next((c for _, _, c in candidates if can_hold(field, c)), field)
+        if column in columns:
+            found[field] = column
     return found
 
 

@@ -217,7 +217,7 @@ def _unused(cells: _Cells, option: str) -> ColumnUse:
         known = sum(_code(cell, cells.letters) is not None for cell in cells.counts.elements())
         if 2 * known > cells.filled:
             why = f'{_count(len(cells.unread))} neither yes, no nor blank, too many for a label{as_labels}'
-    if field := column_names.looks_like(column):
+    if cells.filled and (field := column_names.looks_like(column)):
         why += f'; if it is {field}, call it so'
     return ColumnUse(column, '', cells.filled, cells.blank.total(), {}, why)
 

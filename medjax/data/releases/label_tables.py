@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from medjax.data.releases import coding, column_names, label_columns, people, tables, words
+from medjax.data.releases import coding, column_names, label_columns, people, table_fields, tables, words
 from medjax.data.releases.named_files import Finder
 from medjax.data.releases.tables import Line, Table
 from medjax.data.types import ColumnUse, Unreadable
@@ -62,7 +62,7 @@ def read(path: pathlib.Path, finder: Finder, ids: Mapping[str, Sequence[str]], n
         raise UserError(f'--labels {path}: there is no such file; give a CSV file')
     table = tables.read_table(path)
     key = _key(path, table, finder, ids)
-    split = _column(table, 'split')
+    split = _split_column(table)
     text = next((column for column in table.columns if column.lower() == 'text'), '')
     taken = [column for column in (key.column, split, text) if column]
     lines = [line for group in key.lines.values() for line in group]
@@ -146,18 +146,16 @@ def _matched(lines: Mapping[str, list[Line]], ids: Sequence[str]) -> tuple[dict[
     return dict(matched), len(numbers)
 
 
-def _column(table: Table, field: str) -> str:
-    """The column of the split; '' without one. UserError if the column `split` holds something else."""
-    names = column_names.NAMES[field].split()
-    for column in sorted(table.columns, key=lambda column: column.lower() != field):
+def _split_column(table: Table) -> str:
+    """The column of the split; '' without one. UserError if a cell of it is no split."""
+    names = column_names.NAMES['split'].split()
+    for column in sorted(table.columns, key=lambda column: column.lower() != 'split'):
         if column_names.plain(column) in names:
-            cells = {line.cells[column] for line in table.lines if not words.is_blank(line.cells[column])}
-            unknown = sorted(cell for cell, meaning in words.split_meanings(cells).items() if meaning is None)
-            if cells and not unknown:
+            cells = [line.cells[column] for line in table.lines]
+            is_exact = column.lower() == 'split' and not all(map(words.is_blank, cells))
+            if is_exact or words.are_splits(cells):
+                table_fields.check_splits(f'--labels {table.path.name}', table, column)
                 return column
-            if cells and column.lower() == field:
-                shown = ', '.join(repr(cell[:20]) for cell in unknown[:3])
-                raise UserError(f'--labels: the column {column} holds {shown}; use train, val or test')
     return ''
 
 

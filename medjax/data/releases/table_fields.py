@@ -17,6 +17,8 @@ from medjax.data.releases.tables import Line, Table
 from medjax.data.types import ColumnUse
 from medjax.errors import UserError
 
+LISTED = 3  # lines that a message names
+
 
 class Fields(NamedTuple):
     """A table whose columns have the names of their fields."""
@@ -25,12 +27,17 @@ class Fields(NamedTuple):
     lines: list[Line]  # with these columns, and cells in one form
     raw: dict[int, Line]  # number of a line -> the line as it is in the file
     column_of: dict[str, str]  # field -> name of its column in the file
+    names: dict[str, str]  # name of a column here -> its name in the file, where they differ
     respelled: dict[str, set[str]]  # 'patient_id' and 'study_id' -> cells that got another spelling
 
 
 def read(table: Table) -> Fields:
     """Reads a table. UserError if its column split holds something else than splits."""
-    column_of = column_names.fields(table.columns, lambda field, column: _can_hold(table, field, column))
+    column_of = column_names.fields(
+        table.columns,
+        lambda column: any(not words.is_blank(line.cells[column]) for line in table.lines),
+        lambda field, column: _can_hold(table, field, column),
+    )
     spellings = {
         field: people.spellings(line.cells[column_of[field]] for line in table.lines)
         for field in ('patient_id', 'study_id')
@@ -38,6 +45,8 @@ def read(table: Table) -> Fields:
     }
     meanings = _splits(table, column_of['split']) if 'split' in column_of else {}
     name_of = {column: field for field, column in column_of.items()}
+    # an empty column `sex` beside a filled one of another name
+    name_of |= {field: f'{field} (empty)' for field, column in column_of.items() if column != field in table.columns}
     lines = []
     for line in table.lines:
         cells = {name_of.get(column, column): cell for column, cell in line.cells.items()}
@@ -49,7 +58,8 @@ def read(table: Table) -> Fields:
         lines.append(Line(line.number, cells))
     columns = [name_of.get(column, column) for column in table.columns]
     respelled = {field: set(found) for field, found in spellings.items()}
-    return Fields(columns, lines, {line.number: line for line in table.lines}, column_of, respelled)
+    names = {name: column for column, name in name_of.items()}
+    return Fields(columns, lines, {line.number: line for line in table.lines}, column_of, names, respelled)
 
 
 def people_of(lines: Sequence[Line]) -> people.People:
@@ -94,7 +104,7 @@ def _can_hold(table: Table, field: str, column: str) -> bool:
     """Whether a column with another name can hold a field, by its cells."""
     cells = {line.cells[column] for line in table.lines if not words.is_blank(line.cells[column])}
     if field == 'split':
-        return bool(cells) and None not in words.split_meanings(cells).values()
+        return words.are_splits([line.cells[column] for line in table.lines])
     if field == 'age':
         return any(coding.age(cell) is not None for cell in cells)
     return bool(cells) and field != 'image'
@@ -102,15 +112,34 @@ def _can_hold(table: Table, field: str, column: str) -> bool:
 
 def _splits(table: Table, column: str) -> dict[str, str]:
     """Cell -> 'train', 'val' or 'test'."""
+    check_splits(table.path.name, table, column)
     cells = {line.cells[column] for line in table.lines if not words.is_blank(line.cells[column])}
-    meanings = words.split_meanings(cells)
-    if unknown := sorted(cell for cell in cells if meanings[cell] is None):
-        hint = "; 'dev' beside train is val" if any(words.split(cell) == 'dev' for cell in unknown) else ''
-        raise UserError(
-            f'{table.path.name}: the column {column} holds {", ".join(repr(cell[:20]) for cell in unknown[:3])}; '
-            f'use train, val or test{hint}'
-        )
-    return {cell: str(meaning) for cell, meaning in meanings.items()}
+    return {cell: str(meaning) for cell, meaning in words.split_meanings(cells).items()}
+
+
+def check_splits(name: str, table: Table, column: str) -> None:
+    """UserError if a cell of a column of splits is no split. name: of the table, for the message.
+
+    The message quotes only cells that are nearly a word for a split. Others may be names of people.
+    """
+    meanings = words.split_meanings({line.cells[column] for line in table.lines})
+    unread = [line for line in table.lines if not words.is_blank(cell := line.cells[column]) and not meanings[cell]]
+    if not unread:
+        return
+    found = []
+    for line in unread[:LISTED]:
+        cell = line.cells[column]
+        near = words.near_split(cell)
+        if words.split(cell) == 'dev':
+            found.append(f'line {line.number} holds {cell!r}, and dev is val only beside train and without val')
+        else:
+            found.append(
+                f'line {line.number} holds {cell!r}; did you mean {near!r}?' if near else f'line {line.number} does not'
+            )
+    more = f' (and {len(unread) - LISTED} more lines)' if len(unread) > LISTED else ''
+    raise UserError(
+        f'{name}: the column {column} must hold train, val or test: {", ".join(found)}{more}; use train, val or test'
+    )
 
 
 def _remarks(fields: Fields, filled: Counter[str], field: str = 'patient_id') -> list[str]:

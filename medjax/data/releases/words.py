@@ -6,8 +6,10 @@ many programs and languages. Every function here compares without regard to case
 
 from __future__ import annotations
 
+import difflib
 import functools
 import re
+from collections.abc import Iterable
 
 from medjax.data.text.language import fold
 
@@ -52,7 +54,8 @@ PAIRS = (frozenset('yn'), frozenset('tf'), frozenset('jn'), frozenset('on'), fro
 _SPLITS = {
     'train': _set("""train, training, trn, trainset, train set, training set, train data, entrainement,
         entrenamiento, treino, treinamento, addestramento, trainieren"""),
-    'val': _set("""val, valid, validate, validation, validation set, valset, val set, valid set, tune, tuning, tuneset,
+    'val': _set("""eval, evaluation, eval set, evaluation set, val, valid,
+        validate, validation, validation set, valset, val set, valid set, tune, tuning, tuneset,
         tuning set, internal validation, validierung, validacion, validacao, validazione, validatie"""),
     'test': _set("""test, testing, tst, testset, test set, testing set, test data, holdout, hold-out, hold out,
         held-out, held out, heldout, holdout set, prueba, teste, external test, internal test"""),
@@ -112,6 +115,20 @@ def split_meanings(cells: set[str]) -> dict[str, str | None]:
     meanings = {cell: split(cell) for cell in cells}
     dev = 'val' if 'train' in meanings.values() and 'val' not in meanings.values() else None
     return {cell: dev if meaning == 'dev' else meaning for cell, meaning in meanings.items()}
+
+
+def are_splits(cells: Iterable[str]) -> bool:
+    """Whether a column is that of the splits: over half of its filled cells are splits. Others are typing errors."""
+    filled = [cell for cell in cells if not is_blank(cell)]
+    return 2 * sum(split(cell) is not None for cell in filled) > len(filled)
+
+
+def near_split(cell: str) -> str:
+    """The word for a split that a cell nearly is: 'trian' -> 'train'. '' if it is like none."""
+    known, text = [word for words in _SPLITS.values() for word in words], _plain(cell.replace('_', ' '))
+    near = [word for word in known if sorted(word) == sorted(text)]  # 'tset'
+    near = near or difflib.get_close_matches(text, known, n=1, cutoff=0.8) if len(cell) <= _LONGEST else []
+    return str(split(near[0])) if near else ''
 
 
 @functools.lru_cache(65536)

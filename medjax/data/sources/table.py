@@ -220,7 +220,7 @@ def _named(labels: str | None, fields: Fields) -> list[str] | None:
     """The columns that --labels names. A field may be named as in the file, and in any case."""
     if labels is None:
         return None
-    field_of = {column: field for field, column in fields.column_of.items()}
+    field_of = {column: name for name, column in fields.names.items()}
     names = [name.strip() for name in labels.split(',') if name.strip()]
     names = [name.lower() if name.lower() in column_names.NAMES else name for name in names]
     return [field_of.get(name, name) for name in names]
@@ -238,7 +238,7 @@ def _of_file(uses: Sequence[ColumnUse], fields: Fields, table: Table) -> list[Co
     twice = 'it is there twice with equal cells, and read once'
     merged: dict[str, ColumnUse] = {}
     for use in uses:
-        column = fields.column_of.get(use.column, use.column)
+        column = fields.names.get(use.column, use.column)
         if column in merged:
             use = use._replace(use=f'{merged[column].use} and {use.use}')
         if column in table.twice and column not in merged:

@@ -320,6 +320,45 @@ def test_words_for_splits(tmp_path, column, train, val, test):
     }
 
 
+@pytest.mark.parametrize(
+    ('empty', 'filled', 'field', 'cells'),
+    [
+        ('patient_id', 'Subject_ID', 'patient_id', ['K1', 'K2', 'K3', 'K4']),
+        ('Split', 'subset', 'split', ['train', 'val', 'test', 'train']),
+        ('sex', 'Sexe', 'sex', ['femme', 'homme', 'F', 'M']),
+        ('age', 'Edad', 'age', ['40', '50', '61', '33']),
+    ],
+)
+def test_an_empty_column_leaves_its_field_to_a_filled_one(tmp_path, empty, filled, field, cells):
+    rows = [[n, '' if k else 'N/A', cells[k]] for k, n in enumerate(N[:4])]
+    source = table.source(made(tmp_path / 'x', ['image', empty, filled], rows))
+    name = empty.lower() if empty.lower() == field else empty
+    assert uses(source)[filled].use == field and uses(source)[name].use == ''
+    assert uses(source)[name].why == 'empty'
+    if field == 'patient_id':
+        assert [entry.patient for entry in source.entries] == cells
+
+
+@pytest.mark.parametrize('column', ['split', 'subset', 'Dataset_Split', 'partition'])
+def test_a_typing_error_in_a_column_of_splits_is_refused(tmp_path, column):
+    rows = [[n, 'tset' if k == 3 else ('train', 'test')[k % 2]] for k, n in enumerate(N[:12])]
+    with pytest.raises(UserError, match=rf"column {column} .*: line 5 holds 'tset'; did you mean 'test'\?"):
+        table.source(made(tmp_path / 'x', ['image', column], rows))
+
+
+def test_a_message_about_splits_holds_no_names_of_people(tmp_path):
+    rows = [[n, f'SCHMIDT^EVA{k}'] for k, n in enumerate(N[:6])]
+    with pytest.raises(UserError, match='line 2 does not, line 3 does not') as refused:
+        table.source(made(tmp_path / 'x', ['image', 'split'], rows))
+    assert 'SCHMIDT' not in str(refused.value) and '3 more lines' in str(refused.value)
+
+
+def test_evaluation_is_val(tmp_path):
+    rows = [[n, ('train', 'eval', 'Evaluation')[k % 3]] for k, n in enumerate(N[:6])]
+    source = table.source(made(tmp_path / 'x', ['image', 'subset'], rows))
+    assert [entry.split for entry in source.entries] == ['train', 'val', 'val'] * 2
+
+
 def test_a_column_set_that_holds_no_splits_is_none(tmp_path):
     source = table.source(made(tmp_path / 'x', ['image', 'set', 'original_split'], [[n, 'A', 'train'] for n in N[:4]]))
     assert {entry.split for entry in source.entries} == {None}

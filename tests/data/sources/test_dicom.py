@@ -90,7 +90,8 @@ def test_labels_of_single_images(tree, tmp_path):
         ('AccessionNumber,mass\n1.2E+12,1\n', 'has shortened numbers'),
         ('AccessionNumber,mass\nA9,1\n', 'no AccessionNumber of it is in a header'),
         ('AccessionNumber,mass\nA1,big\n', 'no column holds only 0, 1'),
-        ('AccessionNumber,split\nA1,blue\n', "holds 'blue'; use train"),
+        ('AccessionNumber,split\nA1,blue\n', 'line 2 does not; use train'),
+        ('AccessionNumber,Partition\nA1,train\nA2,test\nA3,tarin\n', "line 4 holds 'tarin'; did you mean 'train'"),
     ],
 )
 def test_label_tables_that_are_refused(tree, tmp_path, text, words):
