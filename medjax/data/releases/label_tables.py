@@ -48,7 +48,7 @@ class _Key(NamedTuple):
     kind: str
     column: str
     lines: dict[str, list[Line]]  # value in the headers -> lines
-    matched_as_number: int  # values that lack the zeros of the headers, or have '.0'
+    rewritten: int  # values that the headers write in another way: without zeros at the start, in other case
 
 
 def read(path: pathlib.Path, finder: Finder, ids: Mapping[str, Sequence[str]], named: str | None) -> Described:
@@ -78,7 +78,7 @@ def read(path: pathlib.Path, finder: Finder, ids: Mapping[str, Sequence[str]], n
     meanings = words.split_meanings({line.cells[split] for line in lines} if split else set())
     splits = [{meanings[line.cells[split]] for line in group} - {None} if split else set() for group in found]
     uses = [
-        ColumnUse(key.column, KEYS[key.kind][0], len(lines), len(table.lines) - len(lines), why=_number_remark(key)),
+        ColumnUse(key.column, KEYS[key.kind][0], len(lines), len(table.lines) - len(lines), why=_spelling_remark(key)),
         *_other_uses(lines, split, text, meanings),
         *(label.use for label in labels),
         *(_key_remark(use, key) for use in unused),
@@ -102,9 +102,9 @@ def _key(path: pathlib.Path, table: Table, finder: Finder, ids: Mapping[str, Seq
             if column_names.plain(column) in spellings.split():
                 by_file = functools.partial(_file, finder, column)
                 groups = table.by(by_file if kind == 'file' else column)
-                lines, numbers = _matched(groups, ids[kind])
+                lines, rewritten = _matched(groups, ids[kind])
                 if lines:
-                    return _Key(kind, column, lines, numbers)
+                    return _Key(kind, column, lines, rewritten)
                 tried.append(name)
     if not tried:
         names = [name for name, _ in KEYS.values()]
@@ -129,21 +129,21 @@ def _file(finder: Finder, column: str, line: Line) -> str:
 
 
 def _matched(lines: Mapping[str, list[Line]], ids: Sequence[str]) -> tuple[dict[str, list[Line]], int]:
-    """Id of a picture -> its lines; and how many ids were matched as numbers, without zeros at the start or '.0'."""
+    """Id of a picture -> its lines; and how many ids were matched although they are written in another way."""
     present = {id for id in ids if id and not words.is_nobody(id)}
-    by_number: dict[str, list[str]] = defaultdict(list)
+    by_key: dict[str, list[str]] = defaultdict(list)
     for id in present:
-        by_number[people.number(id)].append(id)
+        by_key[people.key(id)].append(id)
     matched: dict[str, list[Line]] = defaultdict(list)
-    numbers = set()
+    rewritten = set()
     for value, group in lines.items():
-        same = by_number.get(people.number(value), []) if people.number(value) else []
+        same = by_key.get(people.key(value), [])
         if value in present:
             matched[value] += group
         elif len(same) == 1:
             matched[same[0]] += group
-            numbers.add(same[0])
-    return dict(matched), len(numbers)
+            rewritten.add(same[0])
+    return dict(matched), len(rewritten)
 
 
 def _split_column(table: Table) -> str:
@@ -186,12 +186,11 @@ def _other_uses(lines: Sequence[Line], split: str, text: str, meanings: Mapping[
     return result
 
 
-def _number_remark(key: _Key) -> str:
-    if not key.matched_as_number:
+def _spelling_remark(key: _Key) -> str:
+    if not key.rewritten:
         return ''
-    return (
-        f'{key.matched_as_number} values differ from the headers in zeros at the start or in ".0", and are one number'
-    )
+    differ = 'value differs' if key.rewritten == 1 else 'values differ'
+    return f'{key.rewritten} {differ} from the headers in zeros at the start, ".0", case or accents, and count as equal'
 
 
 def _key_remark(use: ColumnUse, key: _Key) -> ColumnUse:

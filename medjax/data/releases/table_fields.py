@@ -28,7 +28,6 @@ class Fields(NamedTuple):
     raw: dict[int, Line]  # number of a line -> the line as it is in the file
     column_of: dict[str, str]  # field -> name of its column in the file
     names: dict[str, str]  # name of a column here -> its name in the file, where they differ
-    respelled: dict[str, set[str]]  # 'patient_id' and 'study_id' -> cells that got another spelling
 
 
 def read(table: Table) -> Fields:
@@ -57,9 +56,8 @@ def read(table: Table) -> Fields:
             cells['split'] = meanings.get(cells['split'], '')
         lines.append(Line(line.number, cells))
     columns = [name_of.get(column, column) for column in table.columns]
-    respelled = {field: set(found) for field, found in spellings.items()}
     names = {name: column for column, name in name_of.items()}
-    return Fields(columns, lines, {line.number: line for line in table.lines}, column_of, names, respelled)
+    return Fields(columns, lines, {line.number: line for line in table.lines}, column_of, names)
 
 
 def people_of(lines: Sequence[Line]) -> people.People:
@@ -67,7 +65,8 @@ def people_of(lines: Sequence[Line]) -> people.People:
     studies = None
     if any(line.cells.get('study_id') for line in lines):
         studies = [line.cells['study_id'] or f'line {line.number}' for line in lines]
-    return people.people([line.cells.get('patient_id', '') for line in lines], studies)
+    splits = [line.cells.get('split') or None for line in lines]
+    return people.people([line.cells.get('patient_id', '') for line in lines], studies, splits if any(splits) else None)
 
 
 def uses(fields: Fields, lines: Sequence[Line], persons: people.People) -> list[ColumnUse]:
@@ -80,9 +79,9 @@ def uses(fields: Fields, lines: Sequence[Line], persons: people.People) -> list[
         use = ColumnUse(column, field, filled.total(), blank.total(), blank_words(blank))
         if field == 'patient_id':
             unknown = persons.blank + persons.shared
-            use = use._replace(cells=len(lines) - unknown, blank=unknown, why='; '.join(_remarks(fields, filled)))
+            use = use._replace(cells=len(lines) - unknown, blank=unknown, why='; '.join(_remarks(filled)))
         elif field == 'study_id':
-            use = use._replace(why='; '.join(_remarks(fields, filled, 'study_id')))
+            use = use._replace(why='; '.join(_remarks(filled)))
         elif field == 'split':
             meanings = words.split_meanings(set(filled))
             read_as = {cell: (meanings[cell], n) for cell, n in filled.items() if cell.lower() != meanings[cell]}
@@ -142,17 +141,14 @@ def check_splits(name: str, table: Table, column: str) -> None:
     )
 
 
-def _remarks(fields: Fields, filled: Counter[str], field: str = 'patient_id') -> list[str]:
+def _remarks(filled: Counter[str]) -> list[str]:
     """Remarks on ids that programs have changed."""
-    respelled = sum(n for cell, n in filled.items() if cell in fields.respelled[field])
     cut = sum(n for cell, n in filled.items() if people.is_shortened(cell))
     long = {cell: n for cell, n in filled.items() if re.fullmatch(r'\d{16,}', cell)}
     if len(long) > 1 and not any(cell[15:].strip('0') for cell in long):  # a spreadsheet keeps 15 digits
         cut += sum(long.values())
     dates = sum(n for cell, n in filled.items() if people.is_date(cell))
-    remarks = []
-    if respelled:
-        remarks.append(f'{respelled} cells are written as 0017 or 17.0 is, and count as one number with 17')
+    remarks = people.remarks(filled, 'cell')
     if cut:
         remarks.append(
             f'{cut} cells have lost digits in a spreadsheet (1.2E+12, or zeros after 15 digits): '

@@ -30,7 +30,7 @@ def _plain(text: str) -> str:
 _BLANK = _set("""
     na, n/a, nan, none, null, nil, nat, -nan, \\n, missing, blank, empty, undefined, value, ref, div/0, name?, num,
     unknown, unk, unkn, not known, not available, not applicable, not reported, not recorded, not done, not given,
-    not specified, unspecified, no data, no value, nd, n/d, n/k, nk, n/r, tbd, todo,
+    not specified, unspecified, not provided, no data, no value, nd, n/d, n/k, nk, n/r, tbd, todo,
     unbekannt, keine angabe, keine angaben, ka, k/a, fehlt, fehlend, leer, nicht bekannt, nicht erhoben, entfallt,
     inconnu, inconnue, manquant, manquante, non disponible, non renseigne, non precise, non connu, vide, nsp, nc, n/c,
     desconocido, desconocida, sin datos, sin dato, s/d, no disponible, no consta, vacio, falta,
@@ -71,8 +71,11 @@ _NOBODY = _set("""
     anonimizzato, anoniem, geanonimiseerd, deidentified, de-identified, de identified, deid, de-id, identity removed,
     pseudonym, pseudonymized, pseudonymised, removed, redacted, deleted, hidden, masked, nobody, noname, no name, no id,
     noid, patient, patientid, patient id, ohne, ohne namen, kein, keine, aucun, ninguno, nenhum, withheld, confidential,
-    dummy
+    dummy, anonymisierter, anonymisierte, anonyma, anonima, anonimizada, anonymisee, blinded, private,
+    not provided, unbekannter, unbekannte
 """)
+# Words of which an id such as 'Anonymous^Patient' is made. Short words for blank may be names: 'Na', 'Nan'.
+_NOBODY_WORDS = _NOBODY | {word for word in _BLANK if len(word) > 3} | _set('patient, patientin, paciente, subject')
 _LONGEST = 40  # characters of a word; longer cells are texts, and reading them would take time
 
 
@@ -134,4 +137,5 @@ def near_split(cell: str) -> str:
 @functools.lru_cache(65536)
 def is_nobody(cell: str) -> bool:
     """Whether an id says in words that it is nobody's: blank, 'ANONYMOUS', 'removed', 'N/A'."""
-    return is_blank(cell) or _plain(cell.replace('_', ' ').replace('^', ' ')) in _NOBODY
+    text = _plain(cell.replace('_', ' ').replace('^', ' '))
+    return is_blank(cell) or text in _NOBODY or (bool(text) and all(word in _NOBODY_WORDS for word in text.split()))

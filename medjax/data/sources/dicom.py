@@ -31,7 +31,7 @@ import multiprocessing
 import os
 import pathlib
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -131,16 +131,21 @@ def source(
     pictures, unusable = _pictures(root, files)
     if not pictures:
         raise UserError(f'{root}: none of its {len(files)} files is a DICOM file with a picture; give {LAYOUT}')
-    persons = people.people(
-        [picture.header.patient for picture in pictures],
-        [picture.study or picture.image for picture in pictures],
-    )
+    ids = [picture.header.patient for picture in pictures]
+    spellings = people.spellings(ids)
+    ids = [spellings.get(id, id) for id in ids]
+    studies = [picture.study or picture.image for picture in pictures]
+    persons = people.people(ids, studies)
+    notes += [f'PatientID: {remark}' for remark in people.remarks(Counter({p.header.patient for p in pictures}), 'id')]
     release, entries = Release(root, pictures), _entries(root, pictures, persons.patients)
     described = None
     if labels:
         described = label_tables.read(
             pathlib.Path(labels).expanduser(), Finder(root), _ids(pictures, persons.patients), label_columns
         )
+        if any(described.splits):
+            persons = people.people(ids, studies, described.splits)
+            entries = _entries(root, pictures, persons.patients)
         release, entries, without = _described(release, entries, described)
         dropped, notes = [*dropped, *without], [*notes, *described.notes]
     return Source(

@@ -448,10 +448,10 @@ def test_names_that_may_mean_several_files_are_set_aside(tmp_path):
 @pytest.mark.parametrize(
     ('ids', 'people', 'words'),
     [
-        (['12.0', '12', '13.0', '14'], 3, 'count as one number'),
-        (['0001', '1', '02', '2'], 2, 'count as one number'),
+        (['12.0', '12', '13.0', '14'], 3, 'as the same number'),
+        (['0001', '1', '02', '2'], 2, 'as the same number'),
         (['0001', '0002', '0003', '0004'], 4, ''),
-        (['1.234567E+06', '1234567', '1.5E+01', '16'], 3, 'count as one number'),
+        (['1.234567E+06', '1234567', '1.5E+01', '16'], 3, 'as the same number'),
         (['1,2346E+12', '1,2346E+12', '5', '6'], 3, '2 cells have lost digits'),
         (['123456789012345000', '123456789012346000', 'q7', 'q8'], 4, '12 cells have lost digits'),
         (['3-Dec', '4-Dec', '2024-03-12 00:00:00', 'p7'], 4, '18 cells look like dates'),
@@ -464,6 +464,22 @@ def test_numbers_of_people(tmp_path, ids, people, words):
     use = uses(source)['patient_id']
     assert words in use.why and use.cells == 24
     assert not any(id in use.why for id in ids if id not in ('12', '13.0', '14', '5', '6', '1', '2', '16', '02'))
+
+
+@pytest.mark.parametrize(
+    ('ids', 'people', 'words'),
+    [
+        (['Jürgen-1', 'Ju\u0308rgen-1', 'JÜRGEN-1', 'x'], 2, '8 cells differ from another only in case'),
+        (['k7', 'K7', 'k8', 'K9'], 3, '4 cells differ'),
+        (['straße 3', 'STRASSE 3', 'a', 'b'], 3, '4 cells differ'),
+        (['aa', 'ab', 'ac', 'a-c'], 4, ''),
+    ],
+)
+def test_letters_of_people(tmp_path, ids, people, words):
+    rows = [[n, ids[k % 4], k % 2] for k, n in enumerate(N[:16])]
+    source = table.source(made(tmp_path / 'x', ['image', 'patient_id', 'mass'], rows))
+    assert len({entry.patient for entry in source.entries}) == people
+    assert words in uses(source)['patient_id'].why and bool(uses(source)['patient_id'].why) == bool(words)
 
 
 def test_nobody_in_a_table(tmp_path):

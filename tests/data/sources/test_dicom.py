@@ -150,7 +150,7 @@ def test_a_line_may_describe_anything(people, tmp_path, column, value, each):
         assert codes[0] == n // each % 2 and codes[1 + n // each % 3] == 1 and sum(codes[1:]) == 1
     assert any('1 values of' in note for note in source.notes)
     key = next(use for use in source.columns if use.column == column)
-    assert key.cells == 12 // each and ('one number' in key.why) == (value in ('{1}', '{2}.0'))
+    assert key.cells == 12 // each and ('count as equal' in key.why) == (value in ('{1}', '{2}.0'))
 
 
 def test_splits_texts_and_categories_of_a_table(people, tmp_path):
