@@ -35,15 +35,24 @@ _BLANK = _set("""
     inconnu, inconnue, manquant, manquante, non disponible, non renseigne, non precise, non connu, vide, nsp, nc, n/c,
     desconocido, desconocida, sin datos, sin dato, s/d, no disponible, no consta, vacio, falta,
     desconhecido, desconhecida, sem dados, nao disponivel, nao informado, nao consta, vazio,
+    not assessed, not evaluated, not evaluable, not tested, not performed, not stated, not documented, pending, nr,
+    nicht angegeben, nicht beurteilbar, nicht beurteilt, nicht dokumentiert, nicht untersucht, ohne angabe, ausstehend,
+    non specifie, non evalue, non evaluable, non applicable, en attente,
+    no aplica, no especificado, no evaluado, no evaluable, no documentado, sin informacion, pendiente,
+    nao se aplica, nao aplicavel, nao especificado, nao avaliado, nao avaliavel, sem informacao, pendente,
+    non disponibile, non applicabile, non specificato, non valutabile,
     sconosciuto, sconosciuta, non noto, mancante, onbekend, ontbreekt, niet bekend
 """)
 _YES = _set("""
     1, +1, yes, y, true, t, positive, pos, present, +, ja, j, wahr, positiv, vorhanden, oui, o, vrai, positif, presente,
-    si, s, verdadero, positivo, sim, verdadeiro, vero, waar, positief, aanwezig
+    si, s, verdadero, positivo, sim, verdadeiro, vero, waar, positief, aanwezig,
+    positiva, detected, nachgewiesen, detecte, detectado, detectada, rilevato
 """)
 _NO = _set("""
     0, -0, no, n, false, f, negative, neg, absent, nein, falsch, negativ, nicht vorhanden, non, faux, negatif, falso,
-    negativo, ausente, nao, assente, nee, onwaar, negatief, afwezig
+    negativo, ausente, nao, assente, nee, onwaar, negatief, afwezig,
+    negativa, not detected, not present, undetected, nicht nachgewiesen, nicht erkannt, non detecte, non present,
+    no detectado, no detectada, no presente, nao detectado, nao detectada, nao presente, non rilevato, non presente
 """)
 _UNCERTAIN = _set("""
     -1, uncertain, equivocal, indeterminate, possible, possibly, maybe, doubtful, unsicher, unklar, fraglich,
@@ -62,9 +71,9 @@ _SPLITS = {
     'dev': _set('dev, devel, dev set, devset, development, development set'),
 }  # fmt: skip
 _MALE = _set("""m, male, man, men, boy, mannlich, mann, junge, masculin, homme, garcon, h, masculino, hombre, varon,
-    homem, maschio, mannelijk""")  # fmt: skip
+    homem, maschio, mannelijk, masc, mannl""")  # fmt: skip
 _FEMALE = _set("""f, female, woman, women, girl, w, weiblich, frau, madchen, feminin, femme, fille, femenino, mujer,
-    feminino, mulher, femmina, vrouwelijk, vrouw""")  # fmt: skip
+    feminino, mulher, femmina, vrouwelijk, vrouw, fem, weibl""")  # fmt: skip
 # An id that says 'nobody' in words. 'ANON007' is not here: it may be the pseudonym of one person (see `people`).
 _NOBODY = _set("""
     anonymous, anonymized, anonymised, anonym, anon, anonymisiert, anonyme, anonymise, anonimo, anonimizado,
@@ -74,6 +83,8 @@ _NOBODY = _set("""
     dummy, anonymisierter, anonymisierte, anonyma, anonima, anonimizada, anonymisee, blinded, private,
     not provided, unbekannter, unbekannte
 """)
+# Errors of spreadsheets in any language (#NV, #WERT!, #¿NOMBRE?), and 'o.A.': without dots, OA is a finding
+_PROGRAM_BLANK = re.compile(r'#¿?[^\W\d_]+(?:/[^\W\d_]+|/0)?[!?]|#(?:nv|nd|nc|n/[avd])|o\. ?a\.', re.IGNORECASE)
 # Words of which an id such as 'Anonymous^Patient' is made. Short words for blank may be names: 'Na', 'Nan'.
 _NOBODY_WORDS = _NOBODY | {word for word in _BLANK if len(word) > 3} | _set('patient, patientin, paciente, subject')
 _LONGEST = 40  # characters of a word; longer cells are texts, and reading them would take time
@@ -82,7 +93,9 @@ _LONGEST = 40  # characters of a word; longer cells are texts, and reading them 
 @functools.lru_cache(4096)  # tables have millions of cells and few different values
 def is_blank(cell: str) -> bool:
     """Whether a cell says that nothing is known: '', 'NaN', 'N.A.', '-', 'unbekannt'."""
-    return len(cell) <= _LONGEST and (_plain(cell) in _BLANK or not re.search(r'[^\W_]|\+', cell))
+    if len(cell) > _LONGEST:
+        return False
+    return _plain(cell) in _BLANK or bool(_PROGRAM_BLANK.fullmatch(cell)) or not re.search(r'[^\W_]|\+', cell)
 
 
 @functools.lru_cache(4096)
@@ -90,7 +103,7 @@ def code(cell: str) -> int | None:
     """1, 0 or -1 from '1', '1.0', 'True', 'ja', 'négatif', 'uncertain'; None for any other cell."""
     if len(cell) > _LONGEST:
         return None
-    text = _plain(re.sub(r'^([+-]?\d)[.,]0*$', r'\1', cell.strip()))
+    text = _plain(re.sub(r'^([+-]?)0?(\d)(?:[.,]0*)?(?:[eE][+-]?0+)?$', r'\1\2', cell.strip()))
     return 1 if text in _YES else 0 if text in _NO else -1 if text in _UNCERTAIN else None
 
 

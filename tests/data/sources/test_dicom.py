@@ -144,7 +144,7 @@ def test_a_line_may_describe_anything(people, tmp_path, column, value, each):
     lines = [f'{value.format(n, n // 2, n // 4)},{n // each % 2},BI-RADS {n // each % 3}' for n in range(0, 12, each)]
     table = save(tmp_path / 'labels.csv', f'{column},mass,birads\n' + '\n'.join(lines) + '\nnot.there,1,BI-RADS 9\n')
     source = export.source(str(people), labels=str(table), label_columns='mass,birads')
-    assert source.labels[0] == 'mass' and set(source.labels[1:]) == {f'BI-RADS {k}' for k in range(min(3, 12 // each))}
+    assert source.labels[0] == 'mass' and set(source.labels[1:]) == {f'birads={k}' for k in range(min(3, 12 // each))}
     numbers = [int(re.search(r'^1\.(\d+)\.', entry.image)[1]) for entry in source.entries]
     for n, codes in zip(numbers, labels_of(source), strict=True):
         assert codes[0] == n // each % 2 and codes[1 + n // each % 3] == 1 and sum(codes[1:]) == 1
@@ -160,7 +160,7 @@ def test_splits_texts_and_categories_of_a_table(people, tmp_path):
     ]
     table = save(tmp_path / 'l.csv', 'accession,study,SplitName,text,density,number\n' + '\n'.join(lines) + '\n')
     source = export.source(str(people), labels=str(table), label_columns='density')
-    assert source.labels == ('B', 'C')
+    assert source.labels == ('density=B', 'density=C')
     assert [entry.split for entry in source.entries] == ['train'] * 4 + ['val'] * 4 + ['test'] * 2
     assert [drop.reason for drop in source.dropped] == ['the table of labels names a split for others, not for it'] * 2
     assert source.load(4).text == {'findings': 'Study 2.', 'impression': 'Fine.'}
