@@ -52,7 +52,8 @@ class _Key(NamedTuple):
 
 
 def read(path: pathlib.Path, finder: Finder, ids: Mapping[str, Sequence[str]], named: str | None) -> Described:
-    """Reads the table for pictures. ids: kind of key -> the id of each picture, '' if it has none.
+    """Reads the table for pictures. ids: kind of key -> the id of each picture, '' if it has none; and 'copied' -> the
+    SOPInstanceUIDs of several files.
 
     finder: finds the files that cells name; their ids are paths below its folder. named: columns that are labels, from
     --label-columns. UserError if no column names a picture, if no picture is in the table, or if the table gives
@@ -83,6 +84,7 @@ def read(path: pathlib.Path, finder: Finder, ids: Mapping[str, Sequence[str]], n
         *(label.use for label in labels),
         *(_key_remark(use, key) for use in unused),
     ]
+    notes = _notes(path, table, key, found, ids)
     return Described(
         tuple(name for label in labels for name in label.names),
         [_codes(labels, group) if group else None for group in found],
@@ -90,13 +92,14 @@ def read(path: pathlib.Path, finder: Finder, ids: Mapping[str, Sequence[str]], n
         [len(names) > 1 for names in splits],
         ['\n\n'.join(dict.fromkeys(_text(line, text) for line in group)).strip() if text else '' for group in found],
         sorted(uses, key=lambda use: table.columns.index(use.column)),
-        _notes(path, table, key, found),
+        notes,
     )
 
 
 def _key(path: pathlib.Path, table: Table, finder: Finder, ids: Mapping[str, Sequence[str]]) -> _Key:
     """The finest key of which a value is in the pictures. UserError if there is none."""
     tried: list[str] = []
+    doubtful, copied = set(ids.get('copied', ())), False
     for kind, (name, spellings) in KEYS.items():
         for column in table.columns:
             if column_names.plain(column) in spellings.split():
@@ -106,11 +109,17 @@ def _key(path: pathlib.Path, table: Table, finder: Finder, ids: Mapping[str, Seq
                 if lines:
                     return _Key(kind, column, lines, rewritten)
                 tried.append(name)
+                copied |= kind == 'instance' and any(line.cells[column] in doubtful for line in table.lines)
     if not tried:
         names = [name for name, _ in KEYS.values()]
         raise UserError(
             f'--labels {path}: none of its columns is {", ".join(names)}; '
             f'one of them must say which image a line is for{suggest("SOPInstanceUID", table.columns)}'
+        )
+    if copied:
+        raise UserError(
+            f'--labels {path}: one SOPInstanceUID belongs to several files, so its lines do not say which of them they '
+            'describe; give a column file'
         )
     shortened = any(people.is_shortened(cell) for line in table.lines for cell in line.cells.values())
     raise UserError(
@@ -201,8 +210,14 @@ def _key_remark(use: ColumnUse, key: _Key) -> ColumnUse:
     return use
 
 
-def _notes(path: pathlib.Path, table: Table, key: _Key, found: Sequence[Sequence[Line]]) -> list[str]:
+def _notes(
+    path: pathlib.Path, table: Table, key: _Key, found: Sequence[Sequence[Line]], ids: Mapping[str, Sequence[str]]
+) -> list[str]:
     notes = []
+    copied = set(ids.get('copied', ())) if key.kind == 'instance' else set()
+    if n := sum(line.cells[key.column] in copied for line in table.lines):
+        lines = f'{n} line{"s" * (n > 1)} of {path.name}'
+        notes.append(f'{lines}: one SOPInstanceUID belongs to several files, so these files get no label')
     if without := sum(not group for group in found):
         notes.append(f'{without} images have no line in {path.name}: their labels are blank')
     used = {line.number for group in key.lines.values() for line in group}

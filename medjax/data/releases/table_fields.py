@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from medjax.data.images import dicom
 from medjax.data.releases import coding, column_names, people, words
 from medjax.data.releases.label_columns import blank_words
 from medjax.data.releases.tables import Line, Table
@@ -18,6 +19,7 @@ from medjax.data.types import ColumnUse
 from medjax.errors import UserError
 
 LISTED = 3  # lines that a message names
+_VIEWS = dicom.ATTRIBUTES['view'][1]
 
 
 class Fields(NamedTuple):
@@ -90,13 +92,21 @@ def uses(fields: Fields, lines: Sequence[Line], persons: people.People) -> list[
             use = _without_unread(use, sum(n for cell, n in filled.items() if coding.age(cell) is None), 'age')
         elif field == 'sex':
             use = _sex_use(use, filled)
+        elif field == 'view':
+            use = _without_unread(use, sum(n for cell, n in filled.items() if not view(cell)), 'view')
         result.append(use)
     return result
 
 
 def sex(cell: str) -> str | None:
-    """'M' or 'F' if the cell means so. Other single words ('O', 'divers') stay; numbers and sentences become None."""
-    return words.sex(cell) or (cell if re.fullmatch(r'[^\W\d_]{1,12}', cell) else None)
+    """'M' or 'F' if the cell means so, or its word for another sex ('O', 'divers'); None for any other cell."""
+    return words.sex(cell) or (cell if words.is_other_sex(cell) else None)
+
+
+def view(cell: str) -> str:
+    """The cell if all its words name a view as in DICOM ('PA', 'AP supine', 'R-MLO'), else ''. Others may be names."""
+    found = re.findall(r'[^\W_]+', cell.upper())
+    return cell if found and all(word in _VIEWS or word[1:] in ('CC', 'MLO', 'ML', 'LM') for word in found) else ''
 
 
 def _can_hold(table: Table, field: str, column: str) -> bool:
@@ -130,7 +140,7 @@ def check_splits(name: str, table: Table, column: str) -> None:
         cell = line.cells[column]
         near = words.near_split(cell)
         if words.split(cell) == 'dev':
-            found.append(f'line {line.number} holds {cell!r}, and dev is val only beside train and without val')
+            found.append(f"line {line.number} holds {cell!r}, and 'dev' beside train is val, unless there is val too")
         else:
             found.append(
                 f'line {line.number} holds {cell!r}; did you mean {near!r}?' if near else f'line {line.number} does not'

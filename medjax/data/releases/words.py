@@ -74,6 +74,7 @@ _MALE = _set("""m, male, man, men, boy, mannlich, mann, junge, masculin, homme, 
     homem, maschio, mannelijk, masc, mannl""")  # fmt: skip
 _FEMALE = _set("""f, female, woman, women, girl, w, weiblich, frau, madchen, feminin, femme, fille, femenino, mujer,
     feminino, mulher, femmina, vrouwelijk, vrouw, fem, weibl""")  # fmt: skip
+_OTHER_SEX = _set('o, x, d, other, divers, diverse, intersex, non-binary, nonbinary, autre, otro, outro, altro, anders')
 # An id that says 'nobody' in words. 'ANON007' is not here: it may be the pseudonym of one person (see `people`).
 _NOBODY = _set("""
     anonymous, anonymized, anonymised, anonym, anon, anonymisiert, anonyme, anonymise, anonimo, anonimizado,
@@ -111,6 +112,11 @@ def sex(cell: str) -> str | None:
     """'M' or 'F' from 'Male', 'weiblich', 'homme'; None for any other cell."""
     text = _plain(cell)
     return 'M' if text in _MALE else 'F' if text in _FEMALE else None
+
+
+def is_other_sex(cell: str) -> bool:
+    """Whether a cell says that a sex is neither male nor female. Other words may be names of people."""
+    return _plain(cell) in _OTHER_SEX
 
 
 @functools.lru_cache(4096)

@@ -157,11 +157,15 @@ def source(
 
 
 def _ids(pictures: list[Picture], patients: list[str | None]) -> dict[str, list[str]]:
-    """Kind of key of a table of labels -> the id of each picture. '' where the id does not say which picture it is."""
+    """Kind of key of a table of labels -> the id of each picture. '' where the id does not say which picture it is.
+
+    'copied': the SOPInstanceUIDs of several files.
+    """
     headers = [picture.header for picture in pictures]
     copied = {picture.header.instance for picture in pictures if picture.copy > 1}
     return dict(
         instance=['' if header.instance in copied else header.instance for header in headers],
+        copied=sorted(copied),
         file=[picture.path for picture in pictures],
         series=[header.series for header in headers],
         study=[header.study for header in headers],
@@ -179,9 +183,11 @@ def _described(
     for i, entry in enumerate(entries):
         if has_splits and described.splits[i] is None:
             reason = (
-                'names several splits for it' if described.conflicting[i] else 'names a split for others, not for it'
+                'the table of labels names several splits for it'
+                if described.conflicting[i]
+                else 'its split in the table of labels is blank, or it has no line there'
             )
-            dropped.append(Drop(entry.image, entry.where, f'the table of labels {reason}'))
+            dropped.append(Drop(entry.image, entry.where, reason))
         else:
             kept.append(i)
     return (

@@ -648,3 +648,34 @@ def test_the_column_of_images_is_suggested(tmp_path, column):
 @pytest.mark.parametrize('name', reports.REPORTS)
 def test_reports(name):
     assert sections.parse(reports.REPORTS[name]) == WANTS[f'reports/{name}']
+
+
+@pytest.mark.parametrize('above', ['sep=;\r\n', '"sep=;"\n', '\n', '  \n\n', '\nsep=;\n', 'sep=;\n\n'])
+def test_lines_above_the_header(tmp_path, above):
+    root = tmp_path / 'x'
+    made(root, ['image', 'patient_id', 'mass'], [[n, f'p{k}', 'yse' if k == 3 else k % 2] for k, n in enumerate(N[:6])])
+    text = (root / 'metadata.csv').read_text().replace(',', ';')
+    (root / 'metadata.csv').write_bytes((above + text).encode())
+    source = table.source(str(root))
+    assert source.labels == ('mass',) and [entry.patient for entry in source.entries] == [f'p{k}' for k in range(6)]
+    line = 5 + above.count('\n')
+    assert uses(source)['mass'].why == f'1 cell is neither yes nor no and left blank: line {line}'
+    assert source.entries[0].where == f'metadata.csv line {2 + above.count(chr(10))}'
+
+
+def test_a_separator_that_the_table_names(tmp_path):
+    root = tmp_path / 'x'
+    made(root, ['image', 'a;b', 'mass'], [[n, '1;2;3;4', k % 2] for k, n in enumerate(N[:6])])
+    text = 'sep=,\n' + (root / 'metadata.csv').read_text().replace('a;b', 'a;b;c;d;e')
+    (root / 'metadata.csv').write_text(text)
+    assert table.source(str(root)).labels == ('mass',)
+
+
+def test_sexes_and_views_are_words_of_lists(tmp_path):
+    sexes, views = ['Roe', 'divers', 'weibl.', 'X'], ['Dr. Doe', 'AP supine', 'lateral', 'RCC']
+    rows = [[n, sexes[k % 4], views[k % 4], k % 2] for k, n in enumerate(N[:8])]
+    source = table.source(made(tmp_path / 'x', ['image', 'sex', 'view', 'mass'], rows))
+    assert [source.load(i).attributes.get('sex') for i in range(4)] == [None, 'divers', 'F', 'X']
+    assert [source.load(i).attributes.get('view') for i in range(4)] == [None, 'AP supine', 'lateral', 'RCC']
+    assert uses(source)['sex'].why == '2 cells hold no sex, left blank'
+    assert uses(source)['view'].why == '2 cells hold no view, left blank'

@@ -162,7 +162,9 @@ def test_splits_texts_and_categories_of_a_table(people, tmp_path):
     source = export.source(str(people), labels=str(table), label_columns='density')
     assert source.labels == ('density=B', 'density=C')
     assert [entry.split for entry in source.entries] == ['train'] * 4 + ['val'] * 4 + ['test'] * 2
-    assert [drop.reason for drop in source.dropped] == ['the table of labels names a split for others, not for it'] * 2
+    assert [drop.reason for drop in source.dropped] == [
+        'its split in the table of labels is blank, or it has no line there'
+    ] * 2
     assert source.load(4).text == {'findings': 'Study 2.', 'impression': 'Fine.'}
     assert labels_of(source)[:8:2] == [[1, 0], [1, 0], [0, 1], [-2, -2]]
     uses = {use.column: use for use in source.columns}
@@ -209,6 +211,20 @@ def test_files_of_one_uid_are_repeats_only_if_patient_and_pixels_are_equal(tmp_p
     assert any('3 files have the SOPInstanceUID of another file' in note for note in source.notes)
     assert labels_of(source) == [[-2], [1], [-2], [-2], [-2]]  # the UID does not say which file is meant
     assert sum(build(source, tmp_path / 'out')[0].splits.values()) == 5
+
+
+def test_a_label_of_several_files_is_told(tmp_path):
+    for i in range(3):
+        save(tmp_path / 'x' / f'{i}', dicom(SOPInstanceUID='7.1' if i < 2 else '7.2', PatientID=f'K{i}'))
+    both = save(tmp_path / 'both.csv', 'SOPInstanceUID,mass\n7.1,1\n7.2,0\n')
+    source = export.source(str(tmp_path / 'x'), labels=str(both))
+    assert labels_of(source) == [[-2], [-2], [0]]
+    assert (
+        '1 line of both.csv: one SOPInstanceUID belongs to several files, so these files get no label' in source.notes
+    )
+    one = save(tmp_path / 'one.csv', 'SOPInstanceUID,mass\n7.1,1\n')
+    with pytest.raises(UserError, match='one SOPInstanceUID belongs to several files.*give a column file'):
+        export.source(str(tmp_path / 'x'), labels=str(one))
 
 
 def test_real_files(tmp_path, real_dicom):
