@@ -53,6 +53,9 @@ _ITALIC = re.compile(r'^([ \t>*-]*)_(?=[^\W_])([^_\n]{2,60}?:?)(?<=\S)_(?!\w)', 
 _QUOTE = re.compile(r'^[ \t]*(?:>[ \t]?)+', re.MULTILINE)
 _BAR = re.compile(r'[ \t]*\|[ \t]*')
 _IN_WORD = re.compile(r'\w(?:\||~{1,2})\w')  # 'L4|L5'
+_LEVELS = re.compile(
+    r'(?<!\w)(?:[A-Z]?\d{1,2}|[A-Za-z])(?:\||~{1,2})(?=(?:[A-Z]?\d{1,2}|[A-Za-z])(?!\w))'
+)  # never a break
 _HEADING = re.compile(r'[A-ZÀ-Þ][^|~\n:]{2,40}:')
 # A tilde between lines, not one before a number ('~5 mm'), in a rule or inside a sentence
 _TILDE = re.compile(r'(?<!~)(?:(?<=[.:;!?])[ \t]*~{1,2}|~{1,2}(?=[ \t]*(?:[A-ZÀ-Þ]|$)))(?!~)(?![ \t]?\d)', re.MULTILINE)
@@ -90,8 +93,9 @@ def _broken(mark: re.Pattern, text: str) -> str:
         word = _IN_WORD.fullmatch(text, max(0, match.start() - 1), match.end() + 1)
         return bool(word) and not _HEADING.match(text, match.end())
 
+    levels = {match.end() for match in _LEVELS.finditer(text)}
     breaks = '\n' in text.strip() or any(not is_inside(match) for match in mark.finditer(text))
-    return mark.sub(lambda match: match[0] if breaks and is_inside(match) else '\n', text)
+    return mark.sub(lambda match: match[0] if match.end() in levels or (breaks and is_inside(match)) else '\n', text)
 
 
 def _without_tags(text: str) -> str:

@@ -230,6 +230,7 @@ def test_texts_of_a_table_are_cut(tmp_path):
         ('T <p of 3 or td> 2', 'T <p of 3 or td> 2'),
         ('<td nowrap>one</td><b class="x">two</b>', '\none\n**two**'),
         ("<span style='a: b' lang=de>one</span>", 'one'),
+        ('T8|T9 and p~q', 'T8|T9 and p~q'),
         ('C5|C6 is\nnormal', 'C5|C6 is\nnormal'),
         ('One. | C5|C6 is normal', 'One.\nC5|C6 is normal'),
         ('C~D grade.~Heart is normal.', 'C~D grade.\nHeart is normal.'),
