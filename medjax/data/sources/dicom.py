@@ -17,7 +17,8 @@ are ignored, and values that disagree are conflicting.
 Splits: the column split of --labels, else drawn per patient.
 Texts: the column text of --labels, a report that is cut into its sections.
 Patients: the PatientID. It is judged by its use: ANON001, ANON002, … with a few studies each are people. A PatientID
-that is blank, says that it is nobody's (ANONYMOUS), or is that of nearly all studies counts as unknown.
+that is blank, says that it is nobody's (ANONYMOUS), or is that of nearly all studies counts as unknown. So does one
+PatientID of nearly all studies in two splits of --labels. 00017 and 17, p3 and P3 are one patient.
 Roles: frontal or lateral by ViewPosition; in mammograms the view itself (cc, mlo, …).
 
 Checked: the headers of pydicom's real files. The fields are those of DICOM PS3.3.
