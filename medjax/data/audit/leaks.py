@@ -37,6 +37,13 @@ KIND_SENTENCES = dict(
     pixels=('has the same pixels as {}', 'have the same pixels as {}'),
     near=('is a near-duplicate of {}', 'are near-duplicates of {}'),
 )
+NEARLY_ALL = 0.9  # share of the studies: one patient who has them may be nobody
+FEWEST_STUDIES = 3  # with fewer, one patient may well have all
+# Namespaces of public releases: their people are known, so those of another namespace are others.
+RELEASES = (
+    'brax', 'candid_ptx', 'chexpert', 'covidx', 'mimic_cxr', 'nih', 'openi', 'padchest', 'rsna_pneumonia', 'siim_acr',
+    'tb_lung', 'vindr_cxr',
+)  # fmt: skip
 LISTED = 1000  # matches of a finding that are listed; all of them are counted
 
 
@@ -348,18 +355,51 @@ def _texts(splits: Sequence[NamedSplit]) -> dict[str, Any]:
 
 
 def _doubts(datasets: Sequence[DataSet], names: Sequence[str]) -> list[str]:
-    """Comparisons of patients that were impossible: for them, a person may be in two splits unnoticed."""
+    """Comparisons of patients that were impossible or say little: a person may be in two splits unnoticed."""
     sentences = []
     for name, data in zip(names, datasets, strict=True):
         if n := data.unknown_patients:
             without = f'{n} of {_count(sum(data.splits.values()), "image")} name{"s" * (n == 1)} no patient'
             sentences.append(f'{name}: {without}, so one person may be in two splits unnoticed')
+        most, studies = _most_studies(data)
+        if most >= max(FEWEST_STUDIES, NEARLY_ALL * studies):
+            sentences.append(
+                f'{name}: one patient has {most} of {studies} studies. If the id stands for nobody, one person may be '
+                'in two splits unnoticed'
+            )
     for (a, x), (b, y) in itertools.combinations(zip(names, datasets, strict=True), 2):
         if x.key_fingerprint != y.key_fingerprint:
             sentences.append(
                 f'{a} and {b}: ids were hashed with different keys, so patients and images were not compared'
             )
+        elif x.namespace != y.namespace and not (_is_registered(x) and _is_registered(y)):
+            sentences.append(_other_namespace(a, x, b, y))
     return sentences
+
+
+def _most_studies(data: DataSet) -> tuple[int, int]:
+    """The number of studies of the patient who has most of them, and of all studies. 0 of 0 for invented patients."""
+    if data.invented:
+        return 0, 0
+    keys = [np.concatenate([data.split(s).keys(kind) for s in data.splits]) for kind in ('patient', 'study')]
+    pairs = np.unique(np.stack(keys, 1), axis=0)
+    return int(np.unique(pairs[:, 0], return_counts=True)[1].max(initial=0)), len(pairs)
+
+
+def _is_registered(data: DataSet) -> bool:
+    """Whether it is known where all images of a data set come from, so that another namespace means other people."""
+    return (
+        data.invented
+        or data.namespace in RELEASES
+        or all(np.all(data.split(split).keys('origin') != 0) for split in data.splits)
+    )
+
+
+def _other_namespace(a: str, x: DataSet, b: str, y: DataSet) -> str:
+    return (
+        f'{a} and {b}: ids belong to different namespaces ({x.namespace!r} and {y.namespace!r}), so patients '
+        'and images were compared by their origins only. If they share people, build both with one --namespace'
+    )
 
 
 def _by_name(datasets: Sequence[DataSet], names: Sequence[str]) -> list[str]:
@@ -369,10 +409,7 @@ def _by_name(datasets: Sequence[DataSet], names: Sequence[str]) -> list[str]:
         if x.key_fingerprint != y.key_fingerprint:
             continue
         if x.namespace != y.namespace:
-            sentences.append(
-                f'{a} and {b}: ids belong to different namespaces ({x.namespace!r} and {y.namespace!r}), so patients '
-                'and images were compared by their origins only'
-            )
+            sentences += [_other_namespace(a, x, b, y)] if _is_registered(x) and _is_registered(y) else []
         elif x.fingerprint != y.fingerprint:
             sentences.append(
                 f'{a} and {b}: ids of both belong to the namespace {x.namespace!r}, so equal ids count as one patient'

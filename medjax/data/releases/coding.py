@@ -18,7 +18,8 @@ ROLES = dict.fromkeys(('pa', 'ap', 'frontal'), 'frontal') | dict.fromkeys(('l', 
 
 
 _AGE = re.compile(
-    r'(?P<above>[>≥] ?=? ?)?(?P<number>\d{1,5}(?:[.,]\d*)?|[.,]\d+)(?P<plus> ?\+)? ?-?(?P<unit>[a-z.]+)?( old| alt)?'
+    r'(?P<above>[>≥] ?=? ?)?(?P<number>\d{1,5}(?:[.,]\d*)?|[.,]\d+)'
+    r'(?P<plus> ?\+)? ?-?(?P<unit>[a-z./]+)?([ -]old| alt)?'
 )
 
 
@@ -28,9 +29,9 @@ def _word_set(text: str) -> frozenset[str]:
 
 # How many are a year -> their words in English, German, French, Spanish, Portuguese, Italian, Dutch, without accents
 _UNITS = {
-    1: _word_set('y yr yrs year years yo y.o a j jahr jahre an ans ano anos anni anno jaar') | {''},
-    12: _word_set('m mo mos mth mths month months monat monate mois mes meses mese mesi maand maanden'),
-    52.18: _word_set('w wk wks week weeks woche wochen semaine semaines semana semanas settimane weken'),
+    1: _word_set('y yr yrs year years yo y.o y/o a j jahr jahre an ans ano anos anni anno jaar') | {''},
+    12: _word_set('m mo mon mos mth mths month months monat monate mois mes meses mese mesi maand maanden'),
+    52.18: _word_set('w wk wks week weeks wo woche wochen semaine semaines semana semanas settimane weken'),
     365.25: _word_set('d day days tag tage t jour jours dia dias giorni dag dagen'),
 }
 

@@ -14,18 +14,27 @@ NAMES = {
     'patient_id': """patientid patient patid pat patientno patientnr patientnum patientnumber patientuid patientkey pid
         mrn medicalrecordnumber subjectid subject subjid subj subjectno subjectnumber personid person participantid
         participant empianon empi patientenid patientennummer patientennr patnr idpatient ipp idpaciente paciente nhc
-        prontuario paziente""",
+        prontuario paziente ptid patientidentifier subjectcode subjectidentifier pseudonym pseudonymid pseudoid
+        patientpseudonym patientcode""",
     'study_id': """studyid studyuid studyinstanceuid accessionnumber accessionno accession accno accanon examid
         examinationid""",
     'split': """split splits splitname datasplit datasetsplit setname subset partition traintest trainvaltest
         traintestsplit set dataset phase usage""",
     'text': 'text',
-    'age': 'age patientage ageyears ageinyears ageatstudy ageatexam ageatscan alter edad idade eta leeftijd',
+    'age': """age patientage ageyears ageinyears ageatstudy ageatexam ageatscan alter alterjahre alterinjahren
+        patientenalter edad edadanos edaddelpaciente idade idadeanos idadedopaciente eta leeftijd agepatient
+        agedupatient ageans""",
     'sex': 'sex gender patientsex patientgender geschlecht sexe sexo genero sesso geslacht',
     'view': 'view viewposition viewpos projection',
     'mask': 'mask',
     'license': 'license licence lizenz licencia',
 }
+# Field -> what its column holds
+HOLDS = {
+    'image': 'the names of the images', 'patient_id': 'ids of patients', 'study_id': 'ids of studies',
+    'split': 'train, val and test', 'text': 'reports', 'age': 'ages', 'sex': 'sexes', 'view': 'views',
+    'mask': 'the names of masks', 'license': 'licences',
+}  # fmt: skip
 # Names that look like something that is read, but may mean something else: the table's owner decides.
 SIMILAR = {
     'image': """imageid imagepath imagefile imagename imageindex img imgid imgpath filename file filepath path dicom
@@ -49,13 +58,15 @@ _OTHER_WORDS = frozenset(
     person case reader rater annotator radiologist rad view position projection laterality side width height
     size rows columns cols bits depth channel channels spacing weight bmi seed random rand frame frames slice slices
     page order rank version source origin dataset cohort domain project protocol
-    holdout train val test valid validation unnamed inverted portable
+    holdout train val test valid validation training testing eval outer inner exclude excluded include included mask
+    unnamed inverted portable institut krankenhaus abteilung spital particao particion partizione
     geschlecht mannlich weiblich alter standort klinik gerat hersteller zentrum nummer jahr monat tag datum faltung
     seite sexe homme femme hopital appareil numero annee mois jour cote pli
     sexo hombre mujer centro equipo ano mes dia fecha lado pliegue paciente genero homem mulher aparelho data
     """.splitlines()
     for word in words.split()
 )
+_SMALL_WORDS = frozenset(('in', 'has', 'was', 'is', 'pa', 'ap', 'lat', 'ct', 'mr'))
 
 
 def plain(name: str) -> str:
@@ -67,19 +78,27 @@ _FIELD = {name: field for field, names in NAMES.items() for name in names.split(
 _SIMILAR = {name: field for field, names in SIMILAR.items() for name in names.split()}
 
 
-def fields(columns: Sequence[str], can_hold: Callable[[str, str], bool]) -> dict[str, str]:
+def fields(
+    columns: Sequence[str], is_filled: Callable[[str], bool], can_hold: Callable[[str, str], bool]
+) -> dict[str, str]:
     """Field -> the column that holds it. An exact name goes first, then the order of `NAMES`.
 
+    is_filled: whether a cell of a column says something. An empty column `patient_id` leaves its field to a filled MRN.
     can_hold: whether the cells of a column can be those of a field. It is asked only for names that are not exact: a
     column `set` is the split only if its cells are splits.
     """
-    found: dict[str, str] = {field: field for field in NAMES if field in columns}
+    found: dict[str, str] = {}
     for field, names in NAMES.items():
+        if field in columns and is_filled(field):
+            found[field] = field
+            continue
         order = names.split()
-        candidates = sorted((order.index(plain(c)), i, c) for i, c in enumerate(columns) if plain(c) in order)
-        for _, _, column in candidates:
-            if field not in found and can_hold(field, column):
-                found[field] = column
+        candidates = sorted(
+            (order.index(plain(c)), i, c) for i, c in enumerate(columns) if plain(c) in order and c != field
+        )
+        column = next((c for _, _, c in candidates if can_hold(field, c)), field)
+        if column in columns:
+            found[field] = column
     return found
 
 
@@ -96,4 +115,8 @@ def is_no_finding(column: str) -> bool:
     """Whether the name of a column says that it holds no finding: 'fold', 'SiteID', 'Unnamed: 0', 'cv_fold_3'."""
     spaced = re.sub(r'(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])', ' ', column)
     found = re.findall(r'[^\W\d_]+', fold(spaced))
-    return all(word in _OTHER_WORDS for word in found)
+    if not found or all(word in _OTHER_WORDS for word in found):
+        return True
+    # 'Fold_A', 'in_train', 'view_PA': beside a word of a name that is no finding, small words say nothing
+    small = [word for word in found if word in _SMALL_WORDS or (len(word) == 1 and word.isascii())]
+    return len(small) < len(found) and all(word in _OTHER_WORDS or word in small for word in found)

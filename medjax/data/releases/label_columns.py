@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import shlex
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
@@ -20,7 +21,15 @@ from medjax.errors import UserError, suggest
 MOST_VALUES = 100  # a text column with more values cannot be a label
 FEW = 0.05  # share of the cells that may be typing errors in a column of yes and no
 LISTED = 5  # lines that are named
+# A category in a column of BI-RADS or its like: 'Kategorie 3', 'ACR 2', '4 a', 'IV', '2 - benign'
+_CATEGORY = re.compile(
+    r'(?:(?:acr|bi-? ?rads|(?:lung|li|pi|ti)-? ?rads|category|kategorie|categorie|categoria|cat|klasse|class|classe'
+    r'|score|grade|grad|final|assessment|stufe)\b[ :._-]*)*'
+    r'(?:(?P<digit>[0-6])|(?P<roman>iv|vi|v|i{1,3}))(?:[ ._-]?(?P<letter>[abcx]))?(?:\.0+)?(?P<rest>[ ]*[-–:;,(].*)?'
+)
+_ROMAN = {'i': '1', 'ii': '2', 'iii': '3', 'iv': '4', 'v': '5', 'vi': '6'}
 _RADS = re.compile(r'^(?:acr[ -]?)?(?:bi|lung|li|pi|ti)[ -]?rads[ :_-]*(?:category|cat\.?|score)?[ :_-]*(?=\w)')
+MOST_GRADES = 0.8  # share of 0, 1 and -1 in a column of grades
 MOST_SUGGESTED = 20  # values of a column for which labels are suggested
 
 
@@ -39,7 +48,7 @@ class LabelColumn:
         if words.is_blank(cell):
             return [BLANK] * len(self.names)
         if self.values:
-            found = set(map(_value, _names(cell)))
+            found = {_value(name, self.column) for name in _names(cell)}
             return [int(value in found) for value in self.values]
         code = _code(cell, self.letters)
         return [BLANK if code is None else code]
@@ -54,6 +63,7 @@ class _Cells:
     blank: Counter[str]  # of blank cells
     letters: frozenset[str]
     unread: tuple[int, ...]  # numbers of the lines whose cell is neither yes, no, uncertain nor blank
+    lines: Mapping[str, int]  # cell -> the first line that has it, for these cells
 
     @property
     def filled(self) -> int:
@@ -61,18 +71,29 @@ class _Cells:
 
     @property
     def values(self) -> int:
-        return len({_value(name) for cell in self.counts for name in _names(cell)})
+        return len({_value(name, self.column) for cell in self.counts for name in _names(cell)})
+
+    @property
+    def known(self) -> int:
+        """The number of cells that are yes, no or uncertain."""
+        return self.filled - len(self.unread)
+
+    @property
+    def is_nearly_yes_no(self) -> bool:
+        """Whether most cells are yes and no. Of numbers more, because 0 and 1 are also grades."""
+        numbers = all(_is_number(cell) for cell in self.counts)
+        return 0 < self.known < self.filled and self.known > (MOST_GRADES if numbers else 0.5) * self.filled
 
     @property
     def is_yes_no(self) -> bool:
         """Whether the column holds yes and no, perhaps with a few typing errors."""
-        read = self.filled - len(self.unread)
-        if 'rads' in column_names.plain(self.column):  # BI-RADS 0 and 1 are categories
+        if _is_rads(self.column):  # BI-RADS 0 and 1 are categories
             return False
         if not self.unread:
-            return read > 0
-        numbers = any(_is_number(cell) for cell in self.counts if _code(cell, self.letters) is None)
-        return not numbers and read >= 4 and len(self.unread) <= max(1, FEW * self.filled)
+            return self.known > 0
+        # a number that is there several times is a grade
+        grade = any(_is_number(cell) and self.counts[cell] > 1 for cell in self.lines)
+        return not grade and self.known >= 4 and len(self.unread) <= max(1, FEW * self.filled)
 
 
 def choose(
@@ -100,7 +121,7 @@ def choose(
         labels.append(label)
         names += label.names
     others = [column for column in columns if column not in chosen and column not in taken]
-    return labels, [_unused(cells[column], option) for column in others]
+    return labels, [_unused(cells[column], option, named is not None) for column in others]
 
 
 def _check_named(column: str, columns: Sequence[str], cells: Mapping[str, _Cells], option: str) -> None:
@@ -123,7 +144,11 @@ def _cells(column: str, lines: Sequence[Line]) -> _Cells:
     letters = frozenset('yn').union(*(pair for pair in words.PAIRS if pair <= single))
     strange = {cell for cell in counts if _code(cell, letters) is None}
     unread = tuple(line.number for line in lines if line.cells[column] in strange) if strange else ()
-    return _Cells(column, counts, blank, letters, unread)
+    first: dict[str, int] = {}
+    for line in lines if strange else ():
+        if line.cells[column] in strange:
+            first.setdefault(line.cells[column], line.number)
+    return _Cells(column, counts, blank, letters, unread, first)
 
 
 def _code(cell: str, letters: frozenset[str]) -> int | None:
@@ -133,7 +158,17 @@ def _code(cell: str, letters: frozenset[str]) -> int | None:
 
 
 def _is_number(cell: str) -> bool:
-    return bool(re.fullmatch(r'[+-]?\d+([.,]\d+)?', cell))
+    return bool(re.fullmatch(r'[+-]?\d+([.,]\d+)?(e[+-]?\d{1,2})?', cell, re.IGNORECASE))
+
+
+def _is_rads(column: str) -> bool:
+    return 'rads' in column_names.plain(column)
+
+
+def _lines(numbers: Sequence[int]) -> str:
+    """'line 7', 'lines 7, 9', or the first of many."""
+    listed = ', '.join(map(str, numbers[:LISTED])) + (', …' if len(numbers) > LISTED else '')
+    return f'line{"s" * (len(numbers) > 1)} {listed}'
 
 
 def _yes_no(cells: _Cells) -> LabelColumn:
@@ -143,8 +178,7 @@ def _yes_no(cells: _Cells) -> LabelColumn:
             read[cell] = (str(code), n)
     why = ''
     if n := len(cells.unread):
-        where = ', '.join(map(str, cells.unread[:LISTED])) + (', …' if n > LISTED else '')
-        why = f'{_count(n)} neither yes nor no and left blank: line{"s" * (n > 1)} {where}'
+        why = f'{_count(n)} neither yes nor no and left blank: {_lines(cells.unread)}'
     use = ColumnUse(
         cells.column, 'label', cells.filled - len(cells.unread), cells.blank.total() + len(cells.unread),
         read | blank_words(cells.blank), why,
@@ -157,8 +191,13 @@ def _names(cell: str) -> list[str]:
     return [name.strip() for name in cell.split('|') if name.strip()]
 
 
-def _value(cell: str) -> str:
-    """A value without its writing: 'Benign' -> 'benign', '4.0' -> '4', 'BI-RADS 4A' and 'birads: 4a' -> '4a'."""
+def _value(cell: str, column: str) -> str:
+    """A value without its writing: 'Benign' -> 'benign', '4.0' -> '4', 'BI-RADS 4A' and 'birads: 4a' -> '4a'.
+
+    In a column of RADS also 'Kategorie 3' -> '3' and 'IV' -> '4'.
+    """
+    if _is_rads(column) and (match := _CATEGORY.fullmatch(fold(cell))):
+        return (match['digit'] or _ROMAN[match['roman']]) + (match['letter'] or '')
     return re.sub(r'^(-?\d+)[.,]0+$', r'\1', _RADS.sub('', fold(cell)))
 
 
@@ -173,14 +212,24 @@ def _categories(cells: _Cells, taken: Collection[str]) -> LabelColumn:
     for cell, n in cells.counts.items():
         written.update(dict.fromkeys(map(_one_line, _names(cell)), n))
     for name, _ in sorted(written.items(), key=lambda item: (-item[1], item[0])):
-        spelled.setdefault(_value(name), name)
+        value = _value(name, cells.column)
+        is_category = _is_rads(cells.column) and re.fullmatch('[0-6][abcx]?', value)
+        spelled.setdefault(value, value.upper() if is_category else name)
     values = sorted(spelled, key=spelled.__getitem__)
-    numbers = any(_is_number(name) for name in spelled.values())  # '2' alone says nothing
+    # 'no', 'A' and '2' alone say nothing
+    vague = any(len(name) == 1 or _is_number(name) or words.code(name) is not None for name in spelled.values())
     names: list[str] = []
     for value in values:
         name = spelled[value]
-        names.append(f'{cells.column}={name}' if numbers or name in taken or name in names else name)
+        vague_or_twice = vague or _is_rads(cells.column) or name in taken or name in names
+        names.append(f'{cells.column}={name}' if vague_or_twice else name)
     remarks = []
+    if cells.is_nearly_yes_no and not _is_rads(cells.column):
+        are = 'is' if len(cells.unread) == 1 else 'are'
+        remarks.append(
+            f'{_lines(cells.unread)} {are} neither yes nor no; each value became a label. If the column says yes and '
+            f'no, correct {"it" if are == "is" else "them"}'
+        )
     if others := len(written) - len(values):
         what = 's are other writings' if others > 1 else ' is another writing'
         remarks.append(f'{others} value{what} of one, and joined with it')
@@ -198,27 +247,30 @@ def blank_words(blank: Counter[str]) -> dict[str, tuple[str, int]]:
     return {word: ('blank', n) for word, n in blank.items() if word}
 
 
-def _unused(cells: _Cells, option: str) -> ColumnUse:
-    """The reason why a column is not used, and what would use it."""
+def _unused(cells: _Cells, option: str, others_named: bool) -> ColumnUse:
+    """The reason why a column is not used, and what would use it. others_named: `option` names other columns."""
     column = cells.column
     few = cells.values <= MOST_SUGGESTED
     values = (
         ('one value' if cells.values == 1 else f'{cells.values} values') if few else f'over {MOST_SUGGESTED} values'
     )
-    as_labels = f'; {option} A,B makes a label of each value' if few and cells.values > 1 else ''
+    as_labels = f'; {option} {shlex.quote(column)} makes a label of each value' if few and cells.values > 1 else ''
     if not cells.filled:
         why = 'empty'
     elif cells.is_yes_no:
-        why = f'no label, because its name is not that of a finding; {option} A,B makes labels of columns'
-    elif all(_is_number(cell) for cell in cells.counts):
-        why = f'numbers, {values}{as_labels}'
+        why = (
+            f'no label, because {option} names others'
+            if others_named
+            else f'no label, because its name is not that of a finding; {option} {shlex.quote(column)} makes it a label'
+        )
+    elif cells.is_nearly_yes_no and not _is_rads(column):
+        why = f'{_count(len(cells.unread))} neither yes, no nor blank, too many for a label: {_lines(cells.unread)}'
+        why += as_labels
     else:
-        why = f'text, {values}{as_labels}'
-        known = sum(_code(cell, cells.letters) is not None for cell in cells.counts.elements())
-        if 2 * known > cells.filled:
-            why = f'{_count(len(cells.unread))} neither yes, no nor blank, too many for a label{as_labels}'
-    if field := column_names.looks_like(column):
-        why += f'; if it is {field}, call it so'
+        kind = 'numbers' if all(_is_number(cell) for cell in cells.counts) else 'text'
+        why = f'{kind}, {values}{as_labels}'
+    if cells.filled and (field := column_names.looks_like(column)):
+        why += f'; if it holds {column_names.HOLDS[field]}, rename it to {field}'
     return ColumnUse(column, '', cells.filled, cells.blank.total(), {}, why)
 
 

@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from medjax.data.releases import coding, column_names, label_columns, people, tables, words
+from medjax.data.releases import coding, column_names, label_columns, people, table_fields, tables, words
 from medjax.data.releases.named_files import Finder
 from medjax.data.releases.tables import Line, Table
 from medjax.data.types import ColumnUse, Unreadable
@@ -48,11 +48,12 @@ class _Key(NamedTuple):
     kind: str
     column: str
     lines: dict[str, list[Line]]  # value in the headers -> lines
-    matched_as_number: int  # values that lack the zeros of the headers, or have '.0'
+    rewritten: int  # values that the headers write in another way: without zeros at the start, in other case
 
 
 def read(path: pathlib.Path, finder: Finder, ids: Mapping[str, Sequence[str]], named: str | None) -> Described:
-    """Reads the table for pictures. ids: kind of key -> the id of each picture, '' if it has none.
+    """Reads the table for pictures. ids: kind of key -> the id of each picture, '' if it has none; and 'copied' -> the
+    SOPInstanceUIDs of several files.
 
     finder: finds the files that cells name; their ids are paths below its folder. named: columns that are labels, from
     --label-columns. UserError if no column names a picture, if no picture is in the table, or if the table gives
@@ -62,7 +63,7 @@ def read(path: pathlib.Path, finder: Finder, ids: Mapping[str, Sequence[str]], n
         raise UserError(f'--labels {path}: there is no such file; give a CSV file')
     table = tables.read_table(path)
     key = _key(path, table, finder, ids)
-    split = _column(table, 'split')
+    split = _split_column(table)
     text = next((column for column in table.columns if column.lower() == 'text'), '')
     taken = [column for column in (key.column, split, text) if column]
     lines = [line for group in key.lines.values() for line in group]
@@ -78,11 +79,12 @@ def read(path: pathlib.Path, finder: Finder, ids: Mapping[str, Sequence[str]], n
     meanings = words.split_meanings({line.cells[split] for line in lines} if split else set())
     splits = [{meanings[line.cells[split]] for line in group} - {None} if split else set() for group in found]
     uses = [
-        ColumnUse(key.column, KEYS[key.kind][0], len(lines), len(table.lines) - len(lines), why=_number_remark(key)),
+        ColumnUse(key.column, KEYS[key.kind][0], len(lines), len(table.lines) - len(lines), why=_spelling_remark(key)),
         *_other_uses(lines, split, text, meanings),
         *(label.use for label in labels),
         *(_key_remark(use, key) for use in unused),
     ]
+    notes = _notes(path, table, key, found, ids)
     return Described(
         tuple(name for label in labels for name in label.names),
         [_codes(labels, group) if group else None for group in found],
@@ -90,27 +92,34 @@ def read(path: pathlib.Path, finder: Finder, ids: Mapping[str, Sequence[str]], n
         [len(names) > 1 for names in splits],
         ['\n\n'.join(dict.fromkeys(_text(line, text) for line in group)).strip() if text else '' for group in found],
         sorted(uses, key=lambda use: table.columns.index(use.column)),
-        _notes(path, table, key, found),
+        notes,
     )
 
 
 def _key(path: pathlib.Path, table: Table, finder: Finder, ids: Mapping[str, Sequence[str]]) -> _Key:
     """The finest key of which a value is in the pictures. UserError if there is none."""
     tried: list[str] = []
+    doubtful, copied = set(ids.get('copied', ())), False
     for kind, (name, spellings) in KEYS.items():
         for column in table.columns:
             if column_names.plain(column) in spellings.split():
                 by_file = functools.partial(_file, finder, column)
                 groups = table.by(by_file if kind == 'file' else column)
-                lines, numbers = _matched(groups, ids[kind])
+                lines, rewritten = _matched(groups, ids[kind])
                 if lines:
-                    return _Key(kind, column, lines, numbers)
+                    return _Key(kind, column, lines, rewritten)
                 tried.append(name)
+                copied |= kind == 'instance' and any(line.cells[column] in doubtful for line in table.lines)
     if not tried:
         names = [name for name, _ in KEYS.values()]
         raise UserError(
             f'--labels {path}: none of its columns is {", ".join(names)}; '
             f'one of them must say which image a line is for{suggest("SOPInstanceUID", table.columns)}'
+        )
+    if copied:
+        raise UserError(
+            f'--labels {path}: one SOPInstanceUID belongs to several files, so its lines do not say which of them they '
+            'describe; give a column file'
         )
     shortened = any(people.is_shortened(cell) for line in table.lines for cell in line.cells.values())
     raise UserError(
@@ -129,35 +138,33 @@ def _file(finder: Finder, column: str, line: Line) -> str:
 
 
 def _matched(lines: Mapping[str, list[Line]], ids: Sequence[str]) -> tuple[dict[str, list[Line]], int]:
-    """Id of a picture -> its lines; and how many ids were matched as numbers, without zeros at the start or '.0'."""
+    """Id of a picture -> its lines; and how many ids were matched although they are written in another way."""
     present = {id for id in ids if id and not words.is_nobody(id)}
-    by_number: dict[str, list[str]] = defaultdict(list)
+    by_key: dict[str, list[str]] = defaultdict(list)
     for id in present:
-        by_number[people.number(id)].append(id)
+        by_key[people.key(id)].append(id)
     matched: dict[str, list[Line]] = defaultdict(list)
-    numbers = set()
+    rewritten = set()
     for value, group in lines.items():
-        same = by_number.get(people.number(value), []) if people.number(value) else []
+        same = by_key.get(people.key(value), [])
         if value in present:
             matched[value] += group
         elif len(same) == 1:
             matched[same[0]] += group
-            numbers.add(same[0])
-    return dict(matched), len(numbers)
+            rewritten.add(same[0])
+    return dict(matched), len(rewritten)
 
 
-def _column(table: Table, field: str) -> str:
-    """The column of the split; '' without one. UserError if the column `split` holds something else."""
-    names = column_names.NAMES[field].split()
-    for column in sorted(table.columns, key=lambda column: column.lower() != field):
+def _split_column(table: Table) -> str:
+    """The column of the split; '' without one. UserError if a cell of it is no split."""
+    names = column_names.NAMES['split'].split()
+    for column in sorted(table.columns, key=lambda column: column.lower() != 'split'):
         if column_names.plain(column) in names:
-            cells = {line.cells[column] for line in table.lines if not words.is_blank(line.cells[column])}
-            unknown = sorted(cell for cell, meaning in words.split_meanings(cells).items() if meaning is None)
-            if cells and not unknown:
+            cells = [line.cells[column] for line in table.lines]
+            is_exact = column.lower() == 'split' and not all(map(words.is_blank, cells))
+            if is_exact or words.are_splits(cells):
+                table_fields.check_splits(f'--labels {table.path.name}', table, column)
                 return column
-            if cells and column.lower() == field:
-                shown = ', '.join(repr(cell[:20]) for cell in unknown[:3])
-                raise UserError(f'--labels: the column {column} holds {shown}; use train, val or test')
     return ''
 
 
@@ -188,12 +195,11 @@ def _other_uses(lines: Sequence[Line], split: str, text: str, meanings: Mapping[
     return result
 
 
-def _number_remark(key: _Key) -> str:
-    if not key.matched_as_number:
+def _spelling_remark(key: _Key) -> str:
+    if not key.rewritten:
         return ''
-    return (
-        f'{key.matched_as_number} values differ from the headers in zeros at the start or in ".0", and are one number'
-    )
+    differ = 'value differs' if key.rewritten == 1 else 'values differ'
+    return f'{key.rewritten} {differ} from the headers in zeros at the start, ".0", case or accents, and count as equal'
 
 
 def _key_remark(use: ColumnUse, key: _Key) -> ColumnUse:
@@ -204,8 +210,14 @@ def _key_remark(use: ColumnUse, key: _Key) -> ColumnUse:
     return use
 
 
-def _notes(path: pathlib.Path, table: Table, key: _Key, found: Sequence[Sequence[Line]]) -> list[str]:
+def _notes(
+    path: pathlib.Path, table: Table, key: _Key, found: Sequence[Sequence[Line]], ids: Mapping[str, Sequence[str]]
+) -> list[str]:
     notes = []
+    copied = set(ids.get('copied', ())) if key.kind == 'instance' else set()
+    if n := sum(line.cells[key.column] in copied for line in table.lines):
+        lines = f'{n} line{"s" * (n > 1)} of {path.name}'
+        notes.append(f'{lines}: one SOPInstanceUID belongs to several files, so these files get no label')
     if without := sum(not group for group in found):
         notes.append(f'{without} images have no line in {path.name}: their labels are blank')
     used = {line.number for group in key.lines.values() for line in group}

@@ -11,11 +11,15 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from medjax.data.images import dicom
 from medjax.data.releases import coding, column_names, people, words
 from medjax.data.releases.label_columns import blank_words
 from medjax.data.releases.tables import Line, Table
 from medjax.data.types import ColumnUse
 from medjax.errors import UserError
+
+LISTED = 3  # lines that a message names
+_VIEWS = dicom.ATTRIBUTES['view'][1]
 
 
 class Fields(NamedTuple):
@@ -25,12 +29,16 @@ class Fields(NamedTuple):
     lines: list[Line]  # with these columns, and cells in one form
     raw: dict[int, Line]  # number of a line -> the line as it is in the file
     column_of: dict[str, str]  # field -> name of its column in the file
-    respelled: dict[str, set[str]]  # 'patient_id' and 'study_id' -> cells that got another spelling
+    names: dict[str, str]  # name of a column here -> its name in the file, where they differ
 
 
 def read(table: Table) -> Fields:
     """Reads a table. UserError if its column split holds something else than splits."""
-    column_of = column_names.fields(table.columns, lambda field, column: _can_hold(table, field, column))
+    column_of = column_names.fields(
+        table.columns,
+        lambda column: any(not words.is_blank(line.cells[column]) for line in table.lines),
+        lambda field, column: _can_hold(table, field, column),
+    )
     spellings = {
         field: people.spellings(line.cells[column_of[field]] for line in table.lines)
         for field in ('patient_id', 'study_id')
@@ -38,6 +46,8 @@ def read(table: Table) -> Fields:
     }
     meanings = _splits(table, column_of['split']) if 'split' in column_of else {}
     name_of = {column: field for field, column in column_of.items()}
+    # an empty column `sex` beside a filled one of another name
+    name_of |= {field: f'{field} (empty)' for field, column in column_of.items() if column != field in table.columns}
     lines = []
     for line in table.lines:
         cells = {name_of.get(column, column): cell for column, cell in line.cells.items()}
@@ -48,8 +58,8 @@ def read(table: Table) -> Fields:
             cells['split'] = meanings.get(cells['split'], '')
         lines.append(Line(line.number, cells))
     columns = [name_of.get(column, column) for column in table.columns]
-    respelled = {field: set(found) for field, found in spellings.items()}
-    return Fields(columns, lines, {line.number: line for line in table.lines}, column_of, respelled)
+    names = {name: column for column, name in name_of.items()}
+    return Fields(columns, lines, {line.number: line for line in table.lines}, column_of, names)
 
 
 def people_of(lines: Sequence[Line]) -> people.People:
@@ -57,7 +67,8 @@ def people_of(lines: Sequence[Line]) -> people.People:
     studies = None
     if any(line.cells.get('study_id') for line in lines):
         studies = [line.cells['study_id'] or f'line {line.number}' for line in lines]
-    return people.people([line.cells.get('patient_id', '') for line in lines], studies)
+    splits = [line.cells.get('split') or None for line in lines]
+    return people.people([line.cells.get('patient_id', '') for line in lines], studies, splits if any(splits) else None)
 
 
 def uses(fields: Fields, lines: Sequence[Line], persons: people.People) -> list[ColumnUse]:
@@ -70,9 +81,9 @@ def uses(fields: Fields, lines: Sequence[Line], persons: people.People) -> list[
         use = ColumnUse(column, field, filled.total(), blank.total(), blank_words(blank))
         if field == 'patient_id':
             unknown = persons.blank + persons.shared
-            use = use._replace(cells=len(lines) - unknown, blank=unknown, why='; '.join(_remarks(fields, filled)))
+            use = use._replace(cells=len(lines) - unknown, blank=unknown, why='; '.join(_remarks(filled)))
         elif field == 'study_id':
-            use = use._replace(why='; '.join(_remarks(fields, filled, 'study_id')))
+            use = use._replace(why='; '.join(_remarks(filled)))
         elif field == 'split':
             meanings = words.split_meanings(set(filled))
             read_as = {cell: (meanings[cell], n) for cell, n in filled.items() if cell.lower() != meanings[cell]}
@@ -81,20 +92,28 @@ def uses(fields: Fields, lines: Sequence[Line], persons: people.People) -> list[
             use = _without_unread(use, sum(n for cell, n in filled.items() if coding.age(cell) is None), 'age')
         elif field == 'sex':
             use = _sex_use(use, filled)
+        elif field == 'view':
+            use = _without_unread(use, sum(n for cell, n in filled.items() if not view(cell)), 'view')
         result.append(use)
     return result
 
 
 def sex(cell: str) -> str | None:
-    """'M' or 'F' if the cell means so. Other single words ('O', 'divers') stay; numbers and sentences become None."""
-    return words.sex(cell) or (cell if re.fullmatch(r'[^\W\d_]{1,12}', cell) else None)
+    """'M' or 'F' if the cell means so, or its word for another sex ('O', 'divers'); None for any other cell."""
+    return words.sex(cell) or (cell if words.is_other_sex(cell) else None)
+
+
+def view(cell: str) -> str:
+    """The cell if all its words name a view as in DICOM ('PA', 'AP supine', 'R-MLO'), else ''. Others may be names."""
+    found = re.findall(r'[^\W_]+', cell.upper())
+    return cell if found and all(word in _VIEWS or word[1:] in ('CC', 'MLO', 'ML', 'LM') for word in found) else ''
 
 
 def _can_hold(table: Table, field: str, column: str) -> bool:
     """Whether a column with another name can hold a field, by its cells."""
     cells = {line.cells[column] for line in table.lines if not words.is_blank(line.cells[column])}
     if field == 'split':
-        return bool(cells) and None not in words.split_meanings(cells).values()
+        return words.are_splits([line.cells[column] for line in table.lines])
     if field == 'age':
         return any(coding.age(cell) is not None for cell in cells)
     return bool(cells) and field != 'image'
@@ -102,28 +121,44 @@ def _can_hold(table: Table, field: str, column: str) -> bool:
 
 def _splits(table: Table, column: str) -> dict[str, str]:
     """Cell -> 'train', 'val' or 'test'."""
+    check_splits(table.path.name, table, column)
     cells = {line.cells[column] for line in table.lines if not words.is_blank(line.cells[column])}
-    meanings = words.split_meanings(cells)
-    if unknown := sorted(cell for cell in cells if meanings[cell] is None):
-        hint = "; 'dev' beside train is val" if any(words.split(cell) == 'dev' for cell in unknown) else ''
-        raise UserError(
-            f'{table.path.name}: the column {column} holds {", ".join(repr(cell[:20]) for cell in unknown[:3])}; '
-            f'use train, val or test{hint}'
-        )
-    return {cell: str(meaning) for cell, meaning in meanings.items()}
+    return {cell: str(meaning) for cell, meaning in words.split_meanings(cells).items()}
 
 
-def _remarks(fields: Fields, filled: Counter[str], field: str = 'patient_id') -> list[str]:
+def check_splits(name: str, table: Table, column: str) -> None:
+    """UserError if a cell of a column of splits is no split. name: of the table, for the message.
+
+    The message quotes only cells that are nearly a word for a split. Others may be names of people.
+    """
+    meanings = words.split_meanings({line.cells[column] for line in table.lines})
+    unread = [line for line in table.lines if not words.is_blank(cell := line.cells[column]) and not meanings[cell]]
+    if not unread:
+        return
+    found = []
+    for line in unread[:LISTED]:
+        cell = line.cells[column]
+        near = words.near_split(cell)
+        if words.split(cell) == 'dev':
+            found.append(f"line {line.number} holds {cell!r}, and 'dev' beside train is val, unless there is val too")
+        else:
+            found.append(
+                f'line {line.number} holds {cell!r}; did you mean {near!r}?' if near else f'line {line.number} does not'
+            )
+    more = f' (and {len(unread) - LISTED} more lines)' if len(unread) > LISTED else ''
+    raise UserError(
+        f'{name}: the column {column} must hold train, val or test: {", ".join(found)}{more}; use train, val or test'
+    )
+
+
+def _remarks(filled: Counter[str]) -> list[str]:
     """Remarks on ids that programs have changed."""
-    respelled = sum(n for cell, n in filled.items() if cell in fields.respelled[field])
     cut = sum(n for cell, n in filled.items() if people.is_shortened(cell))
     long = {cell: n for cell, n in filled.items() if re.fullmatch(r'\d{16,}', cell)}
     if len(long) > 1 and not any(cell[15:].strip('0') for cell in long):  # a spreadsheet keeps 15 digits
         cut += sum(long.values())
     dates = sum(n for cell, n in filled.items() if people.is_date(cell))
-    remarks = []
-    if respelled:
-        remarks.append(f'{respelled} cells are written as 0017 or 17.0 is, and count as one number with 17')
+    remarks = people.remarks(filled, 'cell')
     if cut:
         remarks.append(
             f'{cut} cells have lost digits in a spreadsheet (1.2E+12, or zeros after 15 digits): '

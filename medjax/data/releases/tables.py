@@ -10,6 +10,7 @@ import io
 import itertools
 import json
 import pathlib
+import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -118,7 +119,8 @@ def record_read(path: pathlib.Path) -> None:
 def read_table(path: pathlib.Path, columns: Sequence[str] = (), lower: Sequence[str] = ()) -> Table:
     """Reads a CSV file, which may be gzipped.
 
-    Encoding: UTF-8, or UTF-16 with a byte order mark. Separator: comma, semicolon, tab or bar. Empty lines are skipped.
+    Encoding: UTF-8, or UTF-16 with a byte order mark. Separator: comma, semicolon, tab or bar, or what a first line
+    'sep=;' of a spreadsheet names. Empty lines are skipped.
     A quoted cell may have line breaks and doubled quotes. UserError if one of `columns` is missing. Column names that
     equal one of `lower` in any case are lowered. A column that is there twice, as a join leaves it, is read once.
     UserError if the two differ.
@@ -222,9 +224,13 @@ def _object(raw: bytes) -> dict[str, Any]:
 def _split_lines(path: pathlib.Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     """The cells of a table's header, and (number of the last line, cells) for each line below it."""
     text = _text(path)
+    above, named = re.match(r'(?:[ \t]*\r?\n)*(?:"?sep=(.)"?[ \t]*\r?(?:\n|$))?(?:[ \t]*\r?\n)*', text), None
+    skipped = 0
+    if above and above.end():
+        text, skipped, named = text[above.end() :], above[0].count('\n'), above[1]
     first = text.split('\n', 1)[0]
     csv.field_size_limit(2**30)  # reports may be long
-    delimiter = max(',;\t|', key=first.count)
+    delimiter = named or max(',;\t|', key=first.count)
     # strict: without it, a quote that is never closed takes all lines below it into one cell
     reader = csv.reader(io.StringIO(text, newline=''), delimiter=delimiter, strict=True)
     header: list[str] = []
@@ -234,7 +240,7 @@ def _split_lines(path: pathlib.Path) -> tuple[list[str], list[tuple[int, list[st
         header = next(reader, [])
         start = reader.line_num + 1
         for cells in reader:
-            lines.append((reader.line_num, cells))
+            lines.append((skipped + reader.line_num, cells))
             start = reader.line_num + 1
     except csv.Error as error:
         if 'unexpected end' in str(error):
@@ -243,7 +249,7 @@ def _split_lines(path: pathlib.Path) -> tuple[list[str], list[tuple[int, list[st
             reason = f'something other than {delimiter!r} follows a closed quote; double each quote within a cell'
         else:
             reason = str(error)
-        raise UserError(f'{path}, line {start}: {reason}') from None
+        raise UserError(f'{path}, line {skipped + start}: {reason}') from None
     return header, lines
 
 

@@ -17,7 +17,8 @@ are ignored, and values that disagree are conflicting.
 Splits: the column split of --labels, else drawn per patient.
 Texts: the column text of --labels, a report that is cut into its sections.
 Patients: the PatientID. It is judged by its use: ANON001, ANON002, … with a few studies each are people. A PatientID
-that is blank, says that it is nobody's (ANONYMOUS), or is that of nearly all studies counts as unknown.
+that is blank, says that it is nobody's (ANONYMOUS), or is that of nearly all studies counts as unknown. So does one
+PatientID of nearly all studies in two splits of --labels. 00017 and 17, p3 and P3 are one patient.
 Roles: frontal or lateral by ViewPosition; in mammograms the view itself (cc, mlo, …).
 
 Checked: the headers of pydicom's real files. The fields are those of DICOM PS3.3.
@@ -31,7 +32,7 @@ import multiprocessing
 import os
 import pathlib
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -145,16 +146,21 @@ def source(
     pictures, unusable = _pictures(root, files)
     if not pictures:
         raise UserError(f'{root}: none of its {len(files)} files is a DICOM file with a picture; give {LAYOUT}')
-    persons = people.people(
-        [picture.header.patient for picture in pictures],
-        [picture.study or picture.image for picture in pictures],
-    )
+    ids = [picture.header.patient for picture in pictures]
+    spellings = people.spellings(ids)
+    ids = [spellings.get(id, id) for id in ids]
+    studies = [picture.study or picture.image for picture in pictures]
+    persons = people.people(ids, studies)
+    notes += [f'PatientID: {remark}' for remark in people.remarks(Counter({p.header.patient for p in pictures}), 'id')]
     release, entries = Release(root, pictures), _entries(root, pictures, persons.patients)
     described = None
     if labels:
         described = label_tables.read(
             pathlib.Path(labels).expanduser(), Finder(root), _ids(pictures, persons.patients), label_columns
         )
+        if any(described.splits):
+            persons = people.people(ids, studies, described.splits)
+            entries = _entries(root, pictures, persons.patients)
         release, entries, without = _described(release, entries, described)
         dropped, notes = [*dropped, *without], [*notes, *described.notes]
     return Source(
@@ -166,11 +172,15 @@ def source(
 
 
 def _ids(pictures: list[Picture], patients: list[str | None]) -> dict[str, list[str]]:
-    """Kind of key of a table of labels -> the id of each picture. '' where the id does not say which picture it is."""
+    """Kind of key of a table of labels -> the id of each picture. '' where the id does not say which picture it is.
+
+    'copied': the SOPInstanceUIDs of several files.
+    """
     headers = [picture.header for picture in pictures]
     copied = {picture.header.instance for picture in pictures if picture.copy > 1}
     return dict(
         instance=['' if header.instance in copied else header.instance for header in headers],
+        copied=sorted(copied),
         file=[picture.path for picture in pictures],
         series=[header.series for header in headers],
         study=[header.study for header in headers],
@@ -188,9 +198,11 @@ def _described(
     for i, entry in enumerate(entries):
         if has_splits and described.splits[i] is None:
             reason = (
-                'names several splits for it' if described.conflicting[i] else 'names a split for others, not for it'
+                'the table of labels names several splits for it'
+                if described.conflicting[i]
+                else 'its split in the table of labels is blank, or it has no line there'
             )
-            dropped.append(Drop(entry.image, entry.where, f'the table of labels {reason}'))
+            dropped.append(Drop(entry.image, entry.where, reason))
         else:
             kept.append(i)
     return (

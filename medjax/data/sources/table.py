@@ -80,7 +80,9 @@ class Release:
             note = '; '.join(filter(None, [note, 'the text is left out: it holds only names or notices']))
         age, sex = coding.age(cells.get('age', '')), table_fields.sex(cells.get('sex', ''))
         attributes = dicom.attributes(data) if dicom.looks_like(data) else {}
-        attributes |= coding.filled(sex=sex, view=cells.get('view'), license=cells.get('license'), age=age)
+        attributes |= coding.filled(
+            sex=sex, view=table_fields.view(cells.get('view', '')), license=cells.get('license'), age=age
+        )
         return Example(
             image=data,
             frame=frame or 0,
@@ -140,7 +142,7 @@ def source(folder: str, labels: str | None = None, size: int | None = None, name
 def _check_image_column(table: Table) -> None:
     if 'image' not in table.columns:
         similar = [column for column in table.columns if column_names.looks_like(column) == 'image']
-        near = f'; did you mean {similar[0]!r}? Then call it image' if similar else suggest('image', table.columns)
+        near = f'; did you mean {similar[0]!r}? Then rename it to image' if similar else suggest('image', table.columns)
         raise UserError(f'{table.path}: the column image is missing{near}')
 
 
@@ -220,7 +222,7 @@ def _named(labels: str | None, fields: Fields) -> list[str] | None:
     """The columns that --labels names. A field may be named as in the file, and in any case."""
     if labels is None:
         return None
-    field_of = {column: field for field, column in fields.column_of.items()}
+    field_of = {column: name for name, column in fields.names.items()}
     names = [name.strip() for name in labels.split(',') if name.strip()]
     names = [name.lower() if name.lower() in column_names.NAMES else name for name in names]
     return [field_of.get(name, name) for name in names]
@@ -238,7 +240,7 @@ def _of_file(uses: Sequence[ColumnUse], fields: Fields, table: Table) -> list[Co
     twice = 'it is there twice with equal cells, and read once'
     merged: dict[str, ColumnUse] = {}
     for use in uses:
-        column = fields.column_of.get(use.column, use.column)
+        column = fields.names.get(use.column, use.column)
         if column in merged:
             use = use._replace(use=f'{merged[column].use} and {use.use}')
         if column in table.twice and column not in merged:
@@ -251,9 +253,12 @@ def _notes(fields: Fields, persons: People, labels: tuple[str, ...]) -> list[str
     """Notes on lines without a patient, and on a table without labels."""
     notes = []
     if without := persons.blank:
-        named = f'{without} lines have no patient_id, or one that says that it is nobody'
+        have = 'line has' if without == 1 else 'lines have'
+        named = f'{without} {have} no patient_id, or one that says that it is nobody'
         where = named if 'patient_id' in fields.column_of else _no_patients(fields)
-        notes.append(f'{where}: where splits are drawn, near-duplicates stay together; people may still be in two')
+        notes.append(
+            f'{where}: where splits are drawn, near-duplicates stay together; people may still be in two splits'
+        )
     if persons.one:
         lines = len(persons.patients)
         notes.append(f'{persons.one} of {lines} lines have one patient: if the id stands for nobody, leave it blank')

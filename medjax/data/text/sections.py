@@ -40,7 +40,8 @@ HEADINGS = {
         assessment/plan, impresson, imprssion, imression, impession;
         impresión, impresión diagnóstica, conclusión, conclusiones, juicio diagnóstico, diagnóstico, valoración;
         impressão, impressão diagnóstica, conclusão, conclusões, opinião, hipótese diagnóstica;
-        Beurteilung, Zusammenfassung, Bewertung; synthèse, interprétation, au total""",
+        Beurteilung, Gesamtbeurteilung, abschließende Beurteilung, Zusammenfassung, Bewertung, Gesamtbewertung;
+        synthèse, interprétation, au total""",
     'indication': """indication, indications, clinical indication, history, clinical history, history/indication,
         clinical history/indication, reason, reason for exam, reason for examination, reason for this examination,
         reason for study, clinical information, clinical data, clinical details, clinical question,
@@ -98,11 +99,14 @@ KEPT_HEADINGS = {
         lung-rads, lung-rads category, li-rads, li-rads category, pi-rads score, assessment category""",
 }
 _ASSESSMENT = re.compile(
-    r"""(?:(?:acr|final|overall|gesamt)[ -]){0,2}
+    r"""(?:(?:(?:right|left)\ breast|(?:rechte|linke)\ (?:brust|mamma)|sein\ (?:droit|gauche)
+        |(?:mama|seio)\ (?:derecha|izquierda|direit[ao]|esquerd[ao])|bilateral|rechts|links)[\ :=-]+)?
+    (?:(?:acr|final|overall|gesamt|classification|clasificaci[oó]n|classificação|categor[ií]a|cat[ée]gorie|kategorie
+        |klassifikation|evaluaci[oó]n|avaliação)(?:\ final|\ de)?[ /-]){0,2}
     (?:(?:bi|lung|li|pi|ti|o|vi|cad|nodule)-?\ ?rads(?:®|™|\(r\))?(?:\ v?\d\.\d|\ 20\d\d)?
         | (?:assessment\ )?categor(?:y|ie|ía|ia)(?=[\ :]+(?:bi-?rads\ ?)?[0-6]))
     (?:[ :=-]+(?:final|overall|assessment|assessment\ category|category|cat\.?|score|classification|code|grade
-        |kategorie|klassifikation|klasse|categor[ií]a|cat[ée]gorie|classificação|clasificación|bi-?rads)\b){0,3}
+        |kategorie|klassifikation|klasse|categor[ií]a|cat[ée]gorie|classificação|clasificación|bi-?rads|acr)\b){0,3}
     [\ :=-]*(?:(?:right|left|rechts|links|droite?|gauche)(?:\ breast)?[\ :=-]+)?
     (?:lr-?[1-5m]|[0-6][abcx]?|[ivx]{1,4}|s)
     (?=[ \t]*(?:$|[:.,;(/\n–—-]|and\b|und\b|right\b|left\b|bilateral|incomplete|negativ|benign|probably
@@ -193,6 +197,13 @@ _LONGEST = 64  # characters of a heading, at most
 _BOLD = re.compile(r'((?<![\[*])\*\*)[ \t]*([^*_\n:]{3,60}?)[ \t]*:?[ \t]*\1(?!\*)(?:[ \t]*:)?')
 _BOLD_TEXT = re.compile(r'(?<![\[*])\*\*(?=\S)([^*\n]{1,300}?)(?<=\S)\*\*(?![\]*])')
 _MARKED_LINE = re.compile(r'^[ \t]*#{1,6}[ \t]+([^\n#]{3,60}?)[ \t]*:?[ \t]*#*[ \t]*$', re.MULTILINE)
+# 'BI-RADS' and '4A' in two cells of a table; 'HALLAZGOS.-'
+_RADS_CELL = re.compile(
+    r'^([ \t]*(?:acr[ /-])?bi-?rads®?(?:[ -](?:category|kategorie|assessment))?)[ \t]*:?[ \t]*\n\s*'
+    r'(?=[0-6][abcx]?[ \t]*$)',
+    re.IGNORECASE | re.MULTILINE,
+)
+_DASHED = re.compile(r'(^[ \t]*|[.!?][ \t]+)([^\W\d_][^\n.:]{2,60}?)[ \t]*\.[ \t]?[-–—]{1,2}', re.MULTILINE)
 _ELEMENT = re.compile(r'<(?P<end>/?)(?P<name>[a-z]\w{3,30})(?:\s[^<>]{0,200})?>', re.IGNORECASE)
 _LABEL = re.compile(r'\blabel\s*=\s*["\']([^"\'<>]{3,60})["\']', re.IGNORECASE)
 _WORD = re.compile(r'\S+')
@@ -220,6 +231,10 @@ def _marked_headings(text: str) -> str:
         name = match[match.lastindex]
         return f'{name}:' if fold(name) in _SECTION or fold(name) in _KEPT else match[0]
 
+    def dashed(match: re.Match) -> str:
+        return f'{match[1]}{match[2]}:' if fold(match[2]) in _SECTION else match[0]
+
+    text = _RADS_CELL.sub(r'\1: ', _DASHED.sub(dashed, text))
     if closed:
         text = _ELEMENT.sub(element, text)
     if '#' in text:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import pathlib
 
 import numpy as np
 import pytest
@@ -52,6 +53,37 @@ def leak_set(result) -> set[tuple[str, str, str, int]]:
 @pytest.fixture(scope='module')
 def clean(tmp_path_factory):
     return build(tmp_path_factory.mktemp('clean'), 'clean', PICTURES)
+
+
+def test_one_patient_with_nearly_all_studies_is_a_doubt(tmp_path):
+    train = ['train'] * len(PICTURES)
+    for others, is_doubt in ((0, True), (3, True), (8, False)):
+        one = {i: dict(patient='p') for i in range(others, len(PICTURES))}
+        data = build(tmp_path, f'others{others}', PICTURES, train, entries=one)
+        verdict = leaks.audit([data])['verdict']
+        assert verdict[0].startswith('leaks cannot be ruled out' if is_doubt else 'no leak found')
+        assert any(f'{40 - others} of 40 studies' in sentence for sentence in verdict) == is_doubt
+
+
+def test_another_namespace_is_a_doubt_unless_both_origins_are_known(tmp_path):
+    half = len(PICTURES) // 2
+    known = {i: dict(origin=Origin('nih', f'n{i}', f'q{i}')) for i in range(half)}
+    sets = {
+        'a': build(tmp_path, 'a', PICTURES[:half]),
+        'derived': build(tmp_path, 'derived', PICTURES[half:], entries=known),
+        'release': build(tmp_path, 'release', PICTURES[:half], namespace='chexpert'),
+        'partly': build(tmp_path, 'partly', PICTURES[half:], entries={0: known[0]}),
+    }
+    for first, second, is_doubt in (('a', 'partly', True), ('release', 'partly', True), ('release', 'derived', False)):
+        verdict = leaks.audit([sets[first], sets[second]])['verdict']
+        assert verdict[0].startswith('leaks cannot be ruled out' if is_doubt else 'no leak found'), verdict
+        assert sum('different namespaces' in sentence for sentence in verdict) == 1
+
+
+def test_namespaces_of_releases():
+    sources = pathlib.Path(npz.__file__).parent
+    for name in leaks.RELEASES:
+        assert f"namespace='{name}'" in (sources / f'{name}.py').read_text()
 
 
 def test_nothing_is_found_where_nothing_is_planted(clean, tmp_path):

@@ -14,7 +14,7 @@ from releases_text import build, dicom, save
 from medjax import cli
 from medjax.data import records
 from medjax.data.builder import splits
-from medjax.data.releases import people
+from medjax.data.releases import people, words
 from medjax.data.sources import dicom as export, folder, table
 
 WANTS = json.loads((pathlib.Path(__file__).parent / 'wants.json').read_text())
@@ -83,6 +83,73 @@ def test_use(ids, nobody):
     assert {id for id, patient in zip(ids, found, strict=True) if patient is not None} == set(ids) - nobody
 
 
+@pytest.mark.parametrize(
+    ('ids', 'nobody'),
+    [
+        (['ANON 1'] * 8 + [f'k{i // 2}' for i in range(30)], {'ANON 1'}),  # four times the median
+        (['ANON 1'] * 5 + [f'k{i // 2}' for i in range(30)], set()),  # 2.5 times the median
+        (['K'] * 8 + [f'k{i // 2}' for i in range(30)], set()),  # no doubtful form
+    ],
+)
+def test_a_doubtful_form_needs_three_times_the_median(ids, nobody):
+    found = people.people(ids, [str(i) for i in range(len(ids))])
+    assert {id for id, patient in zip(ids, found.patients, strict=True) if patient is None} == nobody
+
+
+def test_ids_with_far_more_studies_than_others_are_told():
+    ids = ['K'] * 14 + ['L'] * 11 + ['M'] * 9 + [f'k{i // 2}' for i in range(60)]
+    found = people.people(ids, [str(i) for i in range(len(ids))])
+    assert found.many == [14, 11] and None not in found.patients
+    assert found.notes == [
+        '2 ids have far more studies than others (14, 11). If they stand for nobody, leave them blank'
+    ]
+    assert people.people(['K'] * 4 + list('abcdef'), None).notes == []
+    assert people.people(['K'] * 6 + list('abcdef'), None).notes[0].startswith('one id has far more images')
+
+
+@pytest.mark.parametrize('filler', [[], ['z1'], ['z1', 'z2']])
+def test_one_id_in_two_given_splits_is_nobody(tmp_path, filler):
+    ids = ['Lehre'] * 20 + filler
+    given = ['train', 'test'] * 10 + ['train'] * len(filler)
+    found = people.people(ids, None, given)
+    assert found.patients == [None] * 20 + filler and found.shared == 20
+    assert people.people(ids, None, ['train'] * len(ids)).patients == ids
+    some = ['Lehre'] * 12 + [f'q{i}' for i in range(8)]
+    assert people.people(some, None, ['train', 'test'] * 10).patients == some  # the builder refuses this
+
+    root = small_set(tmp_path / 'small')
+    lines = [f'{i}.png,{"Lehre" if i < 38 else f"q{i}"},{("train", "test")[i % 2]}' for i in range(40)]
+    (root / 'metadata.csv').write_text('image,patient_id,split\n' + '\n'.join(lines))
+    data, _, summary = build(table.source(str(root)), tmp_path / 'out')
+    assert data.unknown_patients == 38 and summary['audit']['verdict'][0].startswith('leaks cannot be ruled out')
+
+
+def test_one_id_in_two_splits_of_an_export_is_nobody(tmp_path):
+    for i in range(6):
+        save(
+            tmp_path / 'x' / f'{i}',
+            dicom(SOPInstanceUID=f'1.{i}.1', StudyInstanceUID=f'1.{i}', AccessionNumber=f'A{i}', PatientID='LEHRE'),
+        )
+    lines = [f'A{i},{("train", "test")[i % 2]}' for i in range(6)]
+    labels = save(tmp_path / 'labels.csv', 'AccessionNumber,split\n' + '\n'.join(lines))
+    assert {entry.patient for entry in export.source(str(tmp_path / 'x')).entries} == {'LEHRE'}
+    source = export.source(str(tmp_path / 'x'), labels=str(labels))
+    assert {entry.patient for entry in source.entries} == {None} and len(source.entries) == 6
+
+
+@pytest.mark.parametrize(
+    'id', ['Anon^Subject', 'PATIENT^ANONYMISED', 'unknown^unknown', 'patient inconnu', 'Paciente anonimo', 'Blinded',
+           'PRIVATE', 'Not Provided', 'unbekannter Patient', 'Subject_removed', 'anonymisierte Patient']
+)  # fmt: skip
+def test_nobody_in_several_words(id):
+    assert words.is_nobody(id)
+
+
+@pytest.mark.parametrize('id', ['Subject 7', 'Na^Nan', 'ANON-7', 'patient 12', 'Anonymous 3', 'Private^Ryan'])
+def test_somebody(id):
+    assert not words.is_nobody(id)
+
+
 def test_slices_of_one_volume_are_no_studies():
     ids = ['S17'] * 200
     assert set(people.people(ids, ['one'] * 200).patients) == {'S17'}
@@ -99,6 +166,24 @@ def test_spellings_of_numbers():
     assert all(map(people.is_shortened, cut)) and not any(map(people.is_shortened, ['1.5E+01', '12', 'E+12', '1E0']))
     dates = ['3-Dec', 'Mar-05', '2024-03-12 00:00:00', '01.02.2003', '12/3/1999', '5. Mai']
     assert all(map(people.is_date, dates)) and not any(map(people.is_date, ['p-12', '17', '1.2.840', 'may', '12-3']))
+
+
+@pytest.mark.parametrize(
+    ('ids', 'patients', 'words'),
+    [
+        (['00042', '42', '0043', '00044'], 3, 'PatientID: 1 id has zeros at the start or .0. It counts as the same'),
+        (['ab-1', 'AB-1', 'Ab-1', 'ab-2'], 2, 'PatientID: 2 ids differ from another only in case'),
+        (['É5', 'e5', 'é5', 'f5'], 3, 'PatientID: 1 id differs'),
+    ],
+)
+def test_spellings_of_the_ids_of_an_export(tmp_path, ids, patients, words):
+    for i, id in enumerate(ids):
+        changes = dict(SOPInstanceUID=f'1.{i}.1', StudyInstanceUID=f'1.{i}', PatientID=id)
+        save(tmp_path / 'x' / f'{i}', dicom(SpecificCharacterSet='ISO_IR 192', **changes))
+    source = export.source(str(tmp_path / 'x'))
+    assert len({entry.patient for entry in source.entries}) == patients
+    assert [note for note in source.notes if note.startswith(words)]
+    assert not any(id in note for id in ids for note in source.notes if len(id) > 3)
 
 
 def small_set(root: pathlib.Path) -> pathlib.Path:

@@ -216,3 +216,60 @@ def test_texts_of_a_table_are_cut(tmp_path):
         {'findings': '___ hat Erguss.'},
     ]
     assert 'names or notices' in source.load(3).note and not source.load(2).note
+
+
+@pytest.mark.parametrize(
+    ('text', 'plain'),
+    [
+        ('hyper\\normal liver', 'hyper\\normal liver'),
+        ('left\\rib and right\\ribs\nSecond line.', 'left\\rib and right\\ribs\nSecond line.'),
+        ('para\\thyroid\\nodule\nNext.', 'para\\thyroid\\nodule\nNext.'),
+        ('One.\\nTwo.\\nthree', 'One.\nTwo.\nthree'),
+        ('x<b or y>z', 'x<b or y>z'),
+        ('if p <i and s> q, so', 'if p <i and s> q, so'),
+        ('T <p of 3 or td> 2', 'T <p of 3 or td> 2'),
+        ('<td nowrap>one</td><b class="x">two</b>', '\none\n**two**'),
+        ("<span style='a: b' lang=de>one</span>", 'one'),
+        ('T8|T9 and p~q', 'T8|T9 and p~q'),
+        ('C5|C6 is\nnormal', 'C5|C6 is\nnormal'),
+        ('One. | C5|C6 is normal', 'One.\nC5|C6 is normal'),
+        ('C~D grade.~Heart is normal.', 'C~D grade.\nHeart is normal.'),
+        ('Lungs clear|Heart normal', 'Lungs clear\nHeart normal'),
+        ('Nodule &lt 4 mm &amp stable &gt3', 'Nodule < 4 mm & stable >3'),
+        ('AT&T and R&D', 'AT&T and R&D'),
+    ],
+)
+def test_no_text_is_lost(text, plain):
+    assert markup.plain(text) == plain
+
+
+@pytest.mark.parametrize(
+    'text',
+    [
+        '_FINDINGS:_ Lungs are clear. Heart is normal.\n_IMPRESSION:_ No acute disease.',
+        '\\*\\*Findings\\*\\*\nLungs are clear. Heart is normal.\n\\*\\*Impression:\\*\\* No acute disease.',
+        'ACHADOS.- Lungs are clear. Heart is normal. IMPRESSÃO.- No acute disease.',
+        'Hallazgos.- Lungs are clear. Heart is normal.\nConclusión. - No acute disease.',
+    ],
+)
+def test_other_marks_of_headings(text):
+    assert sections.parse(text) == FINDINGS_IMPRESSION
+
+
+@pytest.mark.parametrize(
+    ('line', 'kept'),
+    [
+        ('Gesamtbewertung: BI-RADS 3', 'BI-RADS 3'),
+        ('Abschließende Beurteilung: BI-RADS 4c', 'BI-RADS 4c'),
+        ('ACR/BI-RADS-Klassifikation: 2', 'ACR/BI-RADS-Klassifikation: 2'),
+        ('Classification BI-RADS : ACR 5', 'Classification BI-RADS : ACR 5'),
+        ('Clasificación BI-RADS 4C.', 'Clasificación BI-RADS 4C.'),
+        ('Categoría final BI-RADS: 3', 'Categoría final BI-RADS: 3'),
+        ('Categoria BI-RADS®: 6', 'Categoria BI-RADS®: 6'),
+        ('LEFT BREAST: BI-RADS 2', 'LEFT BREAST: BI-RADS 2'),
+        ('Mama derecha: BI-RADS 1', 'Mama derecha: BI-RADS 1'),
+        ('<table><tr><td>ACR BI-RADS</td><td>4B</td></tr></table>', 'ACR BI-RADS: 4B'),
+    ],
+)
+def test_headings_of_bi_rads(line, kept):
+    assert sections.parse(f'FINDINGS: A mass.\n{line}') == {'findings': 'A mass.', 'impression': kept}

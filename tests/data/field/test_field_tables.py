@@ -13,7 +13,7 @@ from data.field import reports, tables as field
 
 from medjax import cli
 from medjax.data import records
-from medjax.data.releases import coding, column_names
+from medjax.data.releases import coding, column_names, words
 from medjax.data.sources import table
 from medjax.data.text import sections
 from medjax.errors import UserError
@@ -39,8 +39,8 @@ def test_tables(name, tmp_path, capsys):
         assert code == 2 and all(words in printed.err for words in want['refused']), printed.err
         return
     assert code == 0, printed.err
-    for words in want['says']:
-        assert words in printed.out, printed.out
+    for said in want['says']:
+        assert said in printed.out, printed.out
     data = records.open(tmp_path / 'data')
     splits = [data.split(split) for split in data.splits]
     assert sum(data.splits.values()) == want['records'] and data.dropped == 0
@@ -116,6 +116,18 @@ N = [f'{i}.png' for i in range(24)]
         'não informado',
         'sconosciuto',
         'onbekend',
+        'n. r.',
+        '#NV',
+        '#VALEUR!',
+        '#BEZUG!',
+        '#¿NOMBRE?',
+        'o. A.',
+        'nicht untersucht',
+        'not evaluable',
+        'sem informação',
+        'no documentado',
+        'non applicabile',
+        'ausstehend',
     ],
 )
 def test_words_for_blank(tmp_path, blank):
@@ -150,6 +162,12 @@ def test_words_for_blank(tmp_path, blank):
         ('vorhanden', 'nicht vorhanden'),
         ('vero', 'falso'),
         ('+', 'no'),
+        ('01', '00'),
+        ('1.0e+00', '0.000e+00'),
+        ('positiva', 'negativa'),
+        ('detected', 'not detected'),
+        ('nachgewiesen', 'nicht nachgewiesen'),
+        ('present', 'Not present'),
     ],
 )
 def test_words_for_yes_and_no(tmp_path, yes, no):
@@ -177,12 +195,47 @@ def test_a_typing_error_does_not_lose_the_label(tmp_path, typo, named):
     assert uses(source)['mass'].cells == 23
 
 
+def test_a_number_that_is_there_once_is_a_typing_error(tmp_path):
+    rows = [[n, '10' if k == 7 else k % 2, '3' if k in (4, 6, 8) else k % 2] for k, n in enumerate(N)]
+    source = table.source(made(tmp_path / 'x', ['image', 'mass', 'stage'], rows), labels='mass,stage')
+    assert source.labels == ('mass', 'stage=0', 'stage=1', 'stage=3')
+    assert codes(source)[7][0] == -2 and 'left blank: line 9' in uses(source)['mass'].why
+    assert uses(source)['stage'].why.startswith('lines 6, 8, 10 are neither yes nor no; each value became a label')
+
+
+def test_typing_errors_in_a_named_column_are_told(tmp_path):
+    cells = {3: 'jja', 9: 'nien'}
+    rows = [[n, cells.get(k, ('ja', 'nein')[k % 2]), 'ABC'[k % 3]] for k, n in enumerate(N)]
+    root = made(tmp_path / 'x', ['image', 'edema', 'type'], rows)
+    source = table.source(root, labels='edema,type')
+    assert source.labels == (
+        'edema=ja', 'edema=jja', 'edema=nein', 'edema=nien', 'type=A', 'type=B', 'type=C'
+    )  # fmt: skip
+    assert 'lines 5, 11 are neither yes nor no' in uses(source)['edema'].why and not uses(source)['type'].why
+    why = uses(table.source(root))['edema'].why
+    assert '2 cells are neither yes, no nor blank, too many for a label: lines 5, 11' in why
+
+
+def test_columns_that_labels_does_not_name(tmp_path):
+    rows = [[n, k % 2, k % 2] for k, n in enumerate(N)]
+    source = table.source(made(tmp_path / 'x', ['image', 'mass', 'edema'], rows), labels='mass')
+    assert uses(source)['edema'].why == 'no label, because --labels names others'
+
+
+def test_writings_of_bi_rads_are_joined(tmp_path):
+    cells = ['BI-RADS 4b', '4 B', 'IVb', 'Kategorie 4B', 'ACR 4-b', '2', 'II', 'bi-rads: 2 - benign', '2.0', 'N.A.']
+    rows = [[n, cells[k % 10]] for k, n in enumerate(N[:20])]
+    source = table.source(made(tmp_path / 'x', ['image', 'BI-RADS'], rows), labels='BI-RADS')
+    assert source.labels == ('BI-RADS=2', 'BI-RADS=4B')
+    assert codes(source)[:10] == [[0, 1]] * 5 + [[1, 0]] * 4 + [[-2, -2]]
+
+
 def test_many_errors_are_no_label_and_grades_are_none(tmp_path):
     rows = [[n, 'so so' if k % 4 == 0 else k % 2, k % 3, k / 2] for k, n in enumerate(N)]
     source = table.source(made(tmp_path / 'x', ['image', 'mass', 'grade', 'dose'], rows))
     assert source.labels == ()
     assert '6 cells are neither yes, no nor blank' in uses(source)['mass'].why
-    assert uses(source)['grade'].why == 'numbers, 3 values; --labels A,B makes a label of each value'
+    assert uses(source)['grade'].why == 'numbers, 3 values; --labels grade makes a label of each value'
     named = table.source(str(tmp_path / 'x'), labels='grade')
     assert named.labels == ('grade=0', 'grade=1', 'grade=2') and uses(named)['grade'].use == '3 labels'
 
@@ -229,6 +282,18 @@ def test_several_names_in_a_cell(tmp_path):
         'followUp',
         'device',
         'split_2',
+        'KFold',
+        'outer-fold',
+        'Site_B',
+        'sex_F',
+        'view_AP',
+        'is_train',
+        'has_mask',
+        'Krankenhaus',
+        'Abteilung',
+        'Partição',
+        'exclude',
+        'ct_scanner',
     ],
 )
 def test_columns_that_are_no_findings(tmp_path, column):
@@ -250,6 +315,11 @@ def test_findings_are_findings():
         'pneumonia',
         'covid',
         'fracture of rib',
+        'in_lung_mass',
+        'support_device',
+        'has_nodule',
+        'CT',
+        'OA',
         'label',
         'target',
         'class',
@@ -275,6 +345,11 @@ def test_findings_are_findings():
         'Patientennummer',
         'PATIENT_ID',
         'Pat.-ID',
+        'PtID',
+        'pt_id',
+        'Patient Identifier',
+        'Pseudonym',
+        'subject_code',
     ],
 )
 def test_columns_of_patients(tmp_path, column):
@@ -292,7 +367,7 @@ def test_other_columns_of_patients_are_suggested(tmp_path):
     for column in ('case_id', 'patinet_id'):
         source = table.source(made(tmp_path / column, ['image', column, 'effusion'], rows))
         assert {entry.patient for entry in source.entries} == {None}
-        assert 'if it is patient_id, call it so' in uses(source)[column].why
+        assert 'if it holds ids of patients, rename it to patient_id' in uses(source)[column].why
         assert f'{column!r} looks like one' in source.notes[0]
     two = [[n, f'p{k // 4}', f'q{k}'] for k, n in enumerate(N)]
     source = table.source(made(tmp_path / 'two', ['image', 'MRN', 'patient_id'], two))
@@ -320,10 +395,52 @@ def test_words_for_splits(tmp_path, column, train, val, test):
     }
 
 
+@pytest.mark.parametrize(
+    ('empty', 'filled', 'field', 'cells'),
+    [
+        ('patient_id', 'Subject_ID', 'patient_id', ['K1', 'K2', 'K3', 'K4']),
+        ('Split', 'subset', 'split', ['train', 'val', 'test', 'train']),
+        ('sex', 'Sexe', 'sex', ['femme', 'homme', 'F', 'M']),
+        ('age', 'Edad', 'age', ['40', '50', '61', '33']),
+    ],
+)
+def test_an_empty_column_leaves_its_field_to_a_filled_one(tmp_path, empty, filled, field, cells):
+    rows = [[n, '' if k else 'N/A', cells[k]] for k, n in enumerate(N[:4])]
+    source = table.source(made(tmp_path / 'x', ['image', empty, filled], rows))
+    name = empty.lower() if empty.lower() == field else empty
+    assert uses(source)[filled].use == field and uses(source)[name].use == ''
+    assert uses(source)[name].why == 'empty'
+    if field == 'patient_id':
+        assert [entry.patient for entry in source.entries] == cells
+
+
+@pytest.mark.parametrize('column', ['split', 'subset', 'Dataset_Split', 'partition'])
+def test_a_typing_error_in_a_column_of_splits_is_refused(tmp_path, column):
+    rows = [[n, 'tset' if k == 3 else ('train', 'test')[k % 2]] for k, n in enumerate(N[:12])]
+    with pytest.raises(UserError, match=rf"column {column} .*: line 5 holds 'tset'; did you mean 'test'\?"):
+        table.source(made(tmp_path / 'x', ['image', column], rows))
+
+
+def test_a_message_about_splits_holds_no_names_of_people(tmp_path):
+    rows = [[n, f'SCHMIDT^EVA{k}'] for k, n in enumerate(N[:6])]
+    with pytest.raises(UserError, match='line 2 does not, line 3 does not') as refused:
+        table.source(made(tmp_path / 'x', ['image', 'split'], rows))
+    assert 'SCHMIDT' not in str(refused.value) and '3 more lines' in str(refused.value)
+
+
+def test_evaluation_is_val(tmp_path):
+    rows = [[n, ('train', 'eval', 'Evaluation')[k % 3]] for k, n in enumerate(N[:6])]
+    source = table.source(made(tmp_path / 'x', ['image', 'subset'], rows))
+    assert [entry.split for entry in source.entries] == ['train', 'val', 'val'] * 2
+
+
 def test_a_column_set_that_holds_no_splits_is_none(tmp_path):
     source = table.source(made(tmp_path / 'x', ['image', 'set', 'original_split'], [[n, 'A', 'train'] for n in N[:4]]))
     assert {entry.split for entry in source.entries} == {None}
-    assert uses(source)['set'].use == '' and 'if it is split, call it so' in uses(source)['original_split'].why
+    assert (
+        uses(source)['set'].use == ''
+        and 'if it holds train, val and test, rename it to split' in uses(source)['original_split'].why
+    )
 
 
 @pytest.mark.parametrize(
@@ -352,10 +469,24 @@ def test_a_column_set_that_holds_no_splits_is_none(tmp_path):
         ('.5', 0.5),
         ('1e1', None),
         ('M', None),
+        ('72 y/o', 72),
+        ('33-year-old', 33),
+        ('18 Mon', 1.5),
+        ('6 Wo.', 6 / 52.18),
     ],
 )
 def test_ages(cell, age):
     assert coding.age(cell) == (None if age is None else pytest.approx(age))
+
+
+@pytest.mark.parametrize(('cell', 'sex'), [('weibl.', 'F'), ('masc', 'M'), ('Fem.', 'F'), ('männl.', 'M')])
+def test_short_words_for_sexes(cell, sex):
+    assert words.sex(cell) == sex
+
+
+def test_oa_is_a_finding():
+    assert not words.is_blank('OA') and words.is_blank('o.A.')
+    assert not words.is_blank('#3') and words.is_blank('#WERT!')
 
 
 def test_ages_and_sexes_are_counted(tmp_path):
@@ -409,10 +540,10 @@ def test_names_that_may_mean_several_files_are_set_aside(tmp_path):
 @pytest.mark.parametrize(
     ('ids', 'people', 'words'),
     [
-        (['12.0', '12', '13.0', '14'], 3, 'count as one number'),
-        (['0001', '1', '02', '2'], 2, 'count as one number'),
+        (['12.0', '12', '13.0', '14'], 3, 'as the same number'),
+        (['0001', '1', '02', '2'], 2, 'as the same number'),
         (['0001', '0002', '0003', '0004'], 4, ''),
-        (['1.234567E+06', '1234567', '1.5E+01', '16'], 3, 'count as one number'),
+        (['1.234567E+06', '1234567', '1.5E+01', '16'], 3, 'as the same number'),
         (['1,2346E+12', '1,2346E+12', '5', '6'], 3, '2 cells have lost digits'),
         (['123456789012345000', '123456789012346000', 'q7', 'q8'], 4, '12 cells have lost digits'),
         (['3-Dec', '4-Dec', '2024-03-12 00:00:00', 'p7'], 4, '18 cells look like dates'),
@@ -425,6 +556,22 @@ def test_numbers_of_people(tmp_path, ids, people, words):
     use = uses(source)['patient_id']
     assert words in use.why and use.cells == 24
     assert not any(id in use.why for id in ids if id not in ('12', '13.0', '14', '5', '6', '1', '2', '16', '02'))
+
+
+@pytest.mark.parametrize(
+    ('ids', 'people', 'words'),
+    [
+        (['Jürgen-1', 'Ju\u0308rgen-1', 'JÜRGEN-1', 'x'], 2, '8 cells differ from another only in case'),
+        (['k7', 'K7', 'k8', 'K9'], 3, '4 cells differ'),
+        (['straße 3', 'STRASSE 3', 'a', 'b'], 3, '4 cells differ'),
+        (['aa', 'ab', 'ac', 'a-c'], 4, ''),
+    ],
+)
+def test_letters_of_people(tmp_path, ids, people, words):
+    rows = [[n, ids[k % 4], k % 2] for k, n in enumerate(N[:16])]
+    source = table.source(made(tmp_path / 'x', ['image', 'patient_id', 'mass'], rows))
+    assert len({entry.patient for entry in source.entries}) == people
+    assert words in uses(source)['patient_id'].why and bool(uses(source)['patient_id'].why) == bool(words)
 
 
 def test_nobody_in_a_table(tmp_path):
@@ -447,7 +594,7 @@ def test_a_table_of_a_spreadsheet(tmp_path, encoding, delimiter):
     assert source.labels == ('Erguß',) and codes(source)[:2] == [[1], [0]]
     assert [entry.patient for entry in source.entries[:3]] == ['0', '0', '1']
     assert source.load(1).attributes == {'age': 51.5, 'sex': 'M'} and source.load(0).attributes['sex'] == 'F'
-    assert 'numbers, 5 values' in uses(source)['Fold'].why and 'if it is text' in uses(source)['Befundtext'].why
+    assert 'numbers, 5 values' in uses(source)['Fold'].why and 'rename it to text' in uses(source)['Befundtext'].why
 
 
 def test_columns_are_told_and_kept_without_ids(tmp_path, capsys):
@@ -469,7 +616,11 @@ def test_columns_are_told_and_kept_without_ids(tmp_path, capsys):
 def test_a_column_may_be_a_field_and_labels(tmp_path):
     rows = [[n, 'MF'[k % 2], k % 2] for k, n in enumerate(N)]
     source = table.source(made(tmp_path / 'x', ['image', 'Gender', 'mass'], rows), labels='Gender,mass')
-    assert source.labels == ('F', 'M', 'mass') and [use.column for use in source.columns] == ['image', 'Gender', 'mass']
+    assert source.labels == ('sex=F', 'sex=M', 'mass') and [use.column for use in source.columns] == [
+        'image',
+        'Gender',
+        'mass',
+    ]
     assert uses(source)['Gender'].use == 'sex and 2 labels'
 
 
@@ -497,3 +648,34 @@ def test_the_column_of_images_is_suggested(tmp_path, column):
 @pytest.mark.parametrize('name', reports.REPORTS)
 def test_reports(name):
     assert sections.parse(reports.REPORTS[name]) == WANTS[f'reports/{name}']
+
+
+@pytest.mark.parametrize('above', ['sep=;\r\n', '"sep=;"\n', '\n', '  \n\n', '\nsep=;\n', 'sep=;\n\n'])
+def test_lines_above_the_header(tmp_path, above):
+    root = tmp_path / 'x'
+    made(root, ['image', 'patient_id', 'mass'], [[n, f'p{k}', 'yse' if k == 3 else k % 2] for k, n in enumerate(N[:6])])
+    text = (root / 'metadata.csv').read_text().replace(',', ';')
+    (root / 'metadata.csv').write_bytes((above + text).encode())
+    source = table.source(str(root))
+    assert source.labels == ('mass',) and [entry.patient for entry in source.entries] == [f'p{k}' for k in range(6)]
+    line = 5 + above.count('\n')
+    assert uses(source)['mass'].why == f'1 cell is neither yes nor no and left blank: line {line}'
+    assert source.entries[0].where == f'metadata.csv line {2 + above.count(chr(10))}'
+
+
+def test_a_separator_that_the_table_names(tmp_path):
+    root = tmp_path / 'x'
+    made(root, ['image', 'a;b', 'mass'], [[n, '1;2;3;4', k % 2] for k, n in enumerate(N[:6])])
+    text = 'sep=,\n' + (root / 'metadata.csv').read_text().replace('a;b', 'a;b;c;d;e')
+    (root / 'metadata.csv').write_text(text)
+    assert table.source(str(root)).labels == ('mass',)
+
+
+def test_sexes_and_views_are_words_of_lists(tmp_path):
+    sexes, views = ['Roe', 'divers', 'weibl.', 'X'], ['Dr. Doe', 'AP supine', 'lateral', 'RCC']
+    rows = [[n, sexes[k % 4], views[k % 4], k % 2] for k, n in enumerate(N[:8])]
+    source = table.source(made(tmp_path / 'x', ['image', 'sex', 'view', 'mass'], rows))
+    assert [source.load(i).attributes.get('sex') for i in range(4)] == [None, 'divers', 'F', 'X']
+    assert [source.load(i).attributes.get('view') for i in range(4)] == [None, 'AP supine', 'lateral', 'RCC']
+    assert uses(source)['sex'].why == '2 cells hold no sex, left blank'
+    assert uses(source)['view'].why == '2 cells hold no view, left blank'

@@ -91,7 +91,8 @@ def test_labels_of_single_images(tree, tmp_path):
         ('AccessionNumber,mass\n1.2E+12,1\n', 'has shortened numbers'),
         ('AccessionNumber,mass\nA9,1\n', 'no AccessionNumber of it is in a header'),
         ('AccessionNumber,mass\nA1,big\n', 'no column holds only 0, 1'),
-        ('AccessionNumber,split\nA1,blue\n', "holds 'blue'; use train"),
+        ('AccessionNumber,split\nA1,blue\n', 'line 2 does not; use train'),
+        ('AccessionNumber,Partition\nA1,train\nA2,test\nA3,tarin\n', "line 4 holds 'tarin'; did you mean 'train'"),
     ],
 )
 def test_label_tables_that_are_refused(tree, tmp_path, text, words):
@@ -144,13 +145,13 @@ def test_a_line_may_describe_anything(people, tmp_path, column, value, each):
     lines = [f'{value.format(n, n // 2, n // 4)},{n // each % 2},BI-RADS {n // each % 3}' for n in range(0, 12, each)]
     table = save(tmp_path / 'labels.csv', f'{column},mass,birads\n' + '\n'.join(lines) + '\nnot.there,1,BI-RADS 9\n')
     source = export.source(str(people), labels=str(table), label_columns='mass,birads')
-    assert source.labels[0] == 'mass' and set(source.labels[1:]) == {f'BI-RADS {k}' for k in range(min(3, 12 // each))}
+    assert source.labels[0] == 'mass' and set(source.labels[1:]) == {f'birads={k}' for k in range(min(3, 12 // each))}
     numbers = [int(re.search(r'^1\.(\d+)\.', entry.image)[1]) for entry in source.entries]
     for n, codes in zip(numbers, labels_of(source), strict=True):
         assert codes[0] == n // each % 2 and codes[1 + n // each % 3] == 1 and sum(codes[1:]) == 1
     assert any('1 values of' in note for note in source.notes)
     key = next(use for use in source.columns if use.column == column)
-    assert key.cells == 12 // each and ('one number' in key.why) == (value in ('{1}', '{2}.0'))
+    assert key.cells == 12 // each and ('count as equal' in key.why) == (value in ('{1}', '{2}.0'))
 
 
 def test_splits_texts_and_categories_of_a_table(people, tmp_path):
@@ -160,9 +161,11 @@ def test_splits_texts_and_categories_of_a_table(people, tmp_path):
     ]
     table = save(tmp_path / 'l.csv', 'accession,study,SplitName,text,density,number\n' + '\n'.join(lines) + '\n')
     source = export.source(str(people), labels=str(table), label_columns='density')
-    assert source.labels == ('B', 'C')
+    assert source.labels == ('density=B', 'density=C')
     assert [entry.split for entry in source.entries] == ['train'] * 4 + ['val'] * 4 + ['test'] * 2
-    assert [drop.reason for drop in source.dropped] == ['the table of labels names a split for others, not for it'] * 2
+    assert [drop.reason for drop in source.dropped] == [
+        'its split in the table of labels is blank, or it has no line there'
+    ] * 2
     assert source.load(4).text == {'findings': 'Study 2.', 'impression': 'Fine.'}
     assert labels_of(source)[:8:2] == [[1, 0], [1, 0], [0, 1], [-2, -2]]
     uses = {use.column: use for use in source.columns}
@@ -209,6 +212,20 @@ def test_files_of_one_uid_are_repeats_only_if_patient_and_pixels_are_equal(tmp_p
     assert any('3 files have the SOPInstanceUID of another file' in note for note in source.notes)
     assert labels_of(source) == [[-2], [1], [-2], [-2], [-2]]  # the UID does not say which file is meant
     assert sum(build(source, tmp_path / 'out')[0].splits.values()) == 5
+
+
+def test_a_label_of_several_files_is_told(tmp_path):
+    for i in range(3):
+        save(tmp_path / 'x' / f'{i}', dicom(SOPInstanceUID='7.1' if i < 2 else '7.2', PatientID=f'K{i}'))
+    both = save(tmp_path / 'both.csv', 'SOPInstanceUID,mass\n7.1,1\n7.2,0\n')
+    source = export.source(str(tmp_path / 'x'), labels=str(both))
+    assert labels_of(source) == [[-2], [-2], [0]]
+    assert (
+        '1 line of both.csv: one SOPInstanceUID belongs to several files, so these files get no label' in source.notes
+    )
+    one = save(tmp_path / 'one.csv', 'SOPInstanceUID,mass\n7.1,1\n')
+    with pytest.raises(UserError, match='one SOPInstanceUID belongs to several files.*give a column file'):
+        export.source(str(tmp_path / 'x'), labels=str(one))
 
 
 def test_real_files(tmp_path, real_dicom):

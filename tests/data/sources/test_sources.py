@@ -52,7 +52,7 @@ def test_recognised_columns_and_default_labels(folder):
 def test_named_labels(folder):
     csv(folder, 'image,kind,mass\nimages/0.png,a,1\nimages/1.png,b,0\nimages/2.png,,0\n')
     source = table.source(str(folder), labels='mass,kind')
-    assert source.labels == ('mass', 'a', 'b')
+    assert source.labels == ('mass', 'kind=a', 'kind=b')
     assert labels_of(source) == [[1, 1, 0], [0, 0, 1], [0, -2, -2]]
     with pytest.raises(UserError, match="no column 'knd'; did you mean 'kind'"):
         table.source(str(folder), labels='knd')
@@ -203,7 +203,7 @@ def test_images_without_a_patient_stand_alone_and_a_note_says_so(folder):
     [
         ('img,mass\na,1\n', "column image is missing; did you mean 'img'"),
         ('image,a,a\nx,1,0\n', "'a' is there twice, and line 2 differs"),
-        ('image,split\nimages/0.png,blue\n', "'blue'; use train, val or test"),
+        ('image,split\nimages/0.png,blue\n', 'line 2 does not; use train, val or test'),
         ('image,split\nimages/0.png,dev\n', "'dev' beside train is val"),
         ('', 'column image is missing'),
     ],
