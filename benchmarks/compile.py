@@ -222,15 +222,21 @@ def compiled(case: Case, text_file: str | None = None) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def tokens_of_attention() -> Iterator[set[int]]:
-    """Collects the numbers of tokens of all attention that is traced inside, also as the flash kernel gets them."""
+    """Collects the numbers of tokens of all attention that is traced inside, also as the flash kernel gets them.
+
+    A number that is the size of a head too is left out: scores [S,H,T,T] look like queries [S,H,T,E] then.
+    """
     from medjax.models import attention
 
     tokens: set[int] = set()
+    sizes: set[int] = set()
     choose = attention.choose
 
     def record(implementation: str, queries: tuple[int, ...], *others: Any) -> str:
-        count = queries[1]
+        _, count, _, size = queries
+        sizes.add(size)
         tokens.update(n for n in (count, count + -count % attention.MULTIPLE) if count >= attention.MULTIPLE)
+        tokens.difference_update(sizes)
         return choose(implementation, queries, *others)
 
     attention.choose = record

@@ -108,7 +108,7 @@ def test_tokens_of_every_kind_of_tower_are_found(guard):
     mae, tokens = tokens_of(guard, 'medical_mae_small')
     grid = math.prod(mae.objective.towers['image'].grid(mae.objective.views['crop'].size))
     assert {grid + 1, grid + 8} <= tokens and any(1 < n < grid for n in tokens)
-    pair, tokens = tokens_of(guard, 'phantom_reports')
+    pair, tokens = tokens_of(guard, 'chexzero')
     assert pair.objective.views['report'].length in tokens
 
 
