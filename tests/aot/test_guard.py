@@ -108,8 +108,8 @@ def test_tokens_of_every_kind_of_tower_are_found(guard):
     mae, tokens = tokens_of(guard, 'medical_mae_small')
     grid = math.prod(mae.objective.towers['image'].grid(mae.objective.views['crop'].size))
     assert {grid + 1, grid + 8} <= tokens and any(1 < n < grid for n in tokens)
-    pair, tokens = tokens_of(guard, 'chexzero')
-    assert pair.objective.views['report'].length in tokens
+    _, tokens = tokens_of(guard, 'chexzero')  # texts of 77 tokens
+    assert 77 in tokens and 80 in tokens
 
 
 def test_an_environment_that_is_missing_is_a_sentence(guard, monkeypatch, tmp_path):
