@@ -54,7 +54,10 @@ def parameter_shapes(params):
     """The shapes that a parameter may have on its way: whole or a device's share, as an array or as a matrix."""
     shapes = set()
     for leaf in jax.tree.leaves(params):
-        for shape in (leaf.shape, leaf.shape[1:]):
+        forms = [leaf.shape, leaf.shape[1:]]
+        # queries, keys and values have products of their own, with slices of a kernel [in,n,heads,size]
+        forms += [(shape[0], *shape[2:]) for shape in forms if len(shape) == 4]
+        for shape in forms:
             matrices = [(math.prod(shape[:i]), math.prod(shape[i:])) for i in range(1, len(shape))]
             for form in (shape, *matrices):
                 shares = [(*form[:i], n // 8, *form[i + 1 :]) for i, n in enumerate(form) if n % 8 == 0]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 
-from data.field import tables as field
+from field_inputs import script
 from releases_text import dicom, save
 
 from medjax.data.sources import dicom as export, table
 from medjax.data.text import sections
 from medjax.errors import UserError
+
+field = script('tables')
 
 CELLS = [
     '',

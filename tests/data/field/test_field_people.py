@@ -7,7 +7,7 @@ import pathlib
 
 import numpy as np
 import pytest
-from data.field import pseudonyms
+from field_inputs import script
 from PIL import Image
 from releases_text import build, dicom, save
 
@@ -16,6 +16,8 @@ from medjax.data import records
 from medjax.data.builder import splits
 from medjax.data.releases import people, words
 from medjax.data.sources import dicom as export, folder, table
+
+pseudonyms = script('pseudonyms')
 
 WANTS = json.loads((pathlib.Path(__file__).parent / 'wants.json').read_text())
 

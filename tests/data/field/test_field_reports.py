@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 
 import pytest
-from data.field import tables as field
+from field_inputs import script
 
 from medjax.data.sources import table
 from medjax.data.text import markup, sections
+
+field = script('tables')
 
 FINDINGS_IMPRESSION = {'findings': 'Lungs are clear. Heart is normal.', 'impression': 'No acute disease.'}
 

@@ -9,7 +9,7 @@ import re
 
 import numpy as np
 import pytest
-from data.field import reports, tables as field
+from field_inputs import script
 
 from medjax import cli
 from medjax.data import records
@@ -17,6 +17,8 @@ from medjax.data.releases import coding, column_names, words
 from medjax.data.sources import table
 from medjax.data.text import sections
 from medjax.errors import UserError
+
+reports, field = script('reports'), script('tables')
 
 WANTS = json.loads((pathlib.Path(__file__).parent / 'wants.json').read_text())
 CASES = {case.__name__: case for case in field.CASES}
