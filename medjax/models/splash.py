@@ -3,7 +3,7 @@
 The kernel works on blocks of 128 tokens and on heads of 128 numbers, so that short sequences are mostly padding: 257
 tokens become 384. One block holds all keys of up to 4,096 tokens, so they are read once. By the compiler's count of
 bytes for a TPU v5p, forward and backward pass, 12 heads of 64: 257 tokens 4.76 GB plain and 4.77 GB with this kernel
-(80 sequences), 512 tokens 9.5 and 5.4, 577 tokens 13.4 and 7.3; 1,370 tokens 32.9 and 8.4 (40 sequences). So it is used
+(80 sequences), 512 tokens 9.5 and 5.4, 577 tokens 13.4 and 7.5; 1,370 tokens 32.9 and 8.6 (40 sequences). So it is used
 from 512 tokens on. It was compiled for TPUs and never timed on one.
 """
 
