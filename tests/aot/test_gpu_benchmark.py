@@ -193,7 +193,13 @@ def test_ctrl_c_ends_the_case_and_prints_no_traceback(tmp_path):
         '--beside',
         'sleep 61',
     ]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # the tests themselves may ignore it
+    )
     assert json.loads(process.stdout.readline())['case'] == 'ceilings'
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)
