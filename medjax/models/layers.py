@@ -21,10 +21,9 @@ from medjax.errors import UserError, suggest
 from medjax.models import attention as attention_kernels
 from medjax.models.drop_path import add_residual
 from medjax.models.kernels import STORED, plain_only
-from medjax.parallel.sharding import constrain_rows
+from medjax.parallel.sharding import Names, constrain_rows
 from medjax.types import is_number
 
-Names = tuple[str | None, ...]
 # torch's trunc_normal_(std=.02) cuts at +-2, which is 100 standard deviations: in effect it does not cut.
 weight_init = jax.nn.initializers.normal(0.02)
 zeros = jax.nn.initializers.zeros

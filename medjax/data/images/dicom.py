@@ -240,12 +240,15 @@ def frame_bytes(fields: Any) -> int:
     return bits * (2 if fields.PhotometricInterpretation == 'YBR_FULL_422' else 3) // 24
 
 
+def several(value: Any) -> list[Any]:
+    """The values of a field, which may hold one value or several."""
+    return list(value) if isinstance(value, (list, tuple)) or type(value).__name__ == 'MultiValue' else [value]
+
+
 def first_number(value: Any) -> float | None:
     """The first of several values. None: there is no value, or it is no finite number."""
-    if isinstance(value, (list, tuple)) or type(value).__name__ == 'MultiValue':
-        value = value[0] if len(value) else None
     try:
-        number = float(value)
+        number = float(next(iter(several(value)), None))
     except (TypeError, ValueError):
         return None
     return number if math.isfinite(number) else None
@@ -317,7 +320,7 @@ def _spacing(fields: Any, frame: int) -> tuple[float, float] | None:
 
 def _pair(value: Any) -> tuple[float, float] | None:
     """Two positive numbers; a field of one number gives it twice. None: it has none, or they differ too much."""
-    values = list(value) if isinstance(value, (list, tuple)) or type(value).__name__ == 'MultiValue' else [value]
+    values = several(value)
     first = first_number(values[:1])
     second = first_number(values[1:2]) if len(values) > 1 else first
     if first is None or second is None or min(first, second) <= 0:

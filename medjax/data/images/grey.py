@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from medjax.data.images import lookup
-from medjax.data.images.dicom import first_number, get, levels, step
+from medjax.data.images.dicom import first_number, get, levels, several, step
 from medjax.data.images.lookup import Table
 from medjax.data.images.windows import Window
 from medjax.data.types import Unreadable
@@ -103,8 +103,7 @@ def _limits(file: Any) -> tuple[int, int]:
 
 def _number(value: Any) -> float | None:
     """The number of a field, which may be no finite one. None: the field is missing or empty."""
-    if isinstance(value, (list, tuple)) or type(value).__name__ == 'MultiValue':
-        value = value[0] if len(value) else None
+    value = next(iter(several(value)), None)
     return None if value is None or value == '' else float(value)
 
 
@@ -141,7 +140,7 @@ def _voi_tables(items: Any, low: float, high: float, little: bool) -> tuple[list
 
 def _windows(level: Any) -> list[tuple[str, Window]]:
     """The valid windows of a data set with their names."""
-    centres, widths = (_several(get(level, name)) for name in ('WindowCenter', 'WindowWidth'))
+    centres, widths = (several(get(level, name)) for name in ('WindowCenter', 'WindowWidth'))
     function = str(get(level, 'VOILUTFunction') or 'LINEAR').strip().upper()
     function = function if function in ('SIGMOID', 'LINEAR_EXACT') else 'LINEAR'
     found = []
@@ -150,10 +149,6 @@ def _windows(level: Any) -> list[tuple[str, Window]]:
         if centre is not None and width is not None and (window := Window(centre, width, function)).valid:
             found.append((_numbered('its window', number), window))
     return found
-
-
-def _several(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, (list, tuple)) or type(value).__name__ == 'MultiValue' else [value]
 
 
 def _numbered(name: str, number: int) -> str:
