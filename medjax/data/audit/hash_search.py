@@ -17,8 +17,8 @@ import numpy as np
 MAX_HITS = 32
 # Number of cells, and how many of them are searched. The 16 nearest of 2,048 cells hold 97 to 99 % of the near hashes.
 CELLS, PROBES = 2048, 16
-# Comparisons of a search that one thread makes in about 20 ms. Threads of faiss wait for the threads of numpy's products
-# that came before, and that takes longer.
+# Comparisons of a search that one thread makes in about 20 ms. Several threads of faiss would first wait for the
+# threads of a product that numpy made before, and that takes longer.
 FEW = 1 << 24
 
 Hits = tuple[np.ndarray, np.ndarray, np.ndarray]  # first, second, bits
