@@ -7,6 +7,8 @@ return hits as three arrays: `first` int32 [m], numbers of queries; `second` int
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +17,9 @@ import numpy as np
 MAX_HITS = 32
 # Number of cells, and how many of them are searched. The 16 nearest of 2,048 cells hold 97 to 99 % of the near hashes.
 CELLS, PROBES = 2048, 16
+# Comparisons of a search that one thread makes in about 20 ms. Several threads of faiss would first wait for the
+# threads of a product that numpy made before, and that takes longer.
+FEW = 1 << 24
 
 Hits = tuple[np.ndarray, np.ndarray, np.ndarray]  # first, second, bits
 
@@ -35,16 +40,17 @@ def search(queries: np.ndarray, bank: np.ndarray, radius: int, half: bool = Fals
     block_size, batch_size = 65_536, 512
     blocks = [_index(bank[start : start + block_size]) for start in range(0, len(bank), block_size)]
     batches = []
-    for start in range(0, len(queries), batch_size):
-        hits = []
-        for b in range(start // block_size if half else 0, len(blocks)):
-            first, second, bits = _range_search(blocks[b], queries[start : start + batch_size], radius)
-            second += b * block_size
-            kept = np.flatnonzero(first + start < second) if half else slice(None)
-            hits.append((first[kept], second[kept], bits[kept]))
-        first, second, bits = _concatenate(hits)
-        kept = nearest(first, bits)
-        batches.append((first[kept] + np.int32(start), second[kept], bits[kept]))
+    with _one_thread() if len(queries) * len(bank) <= FEW else contextlib.nullcontext():
+        for start in range(0, len(queries), batch_size):
+            hits = []
+            for b in range(start // block_size if half else 0, len(blocks)):
+                first, second, bits = _range_search(blocks[b], queries[start : start + batch_size], radius)
+                second += b * block_size
+                kept = np.flatnonzero(first + start < second) if half else slice(None)
+                hits.append((first[kept], second[kept], bits[kept]))
+            first, second, bits = _concatenate(hits)
+            kept = nearest(first, bits)
+            batches.append((first[kept] + np.int32(start), second[kept], bits[kept]))
     return _concatenate(batches)
 
 
@@ -94,6 +100,19 @@ def nearest(first: np.ndarray, bits: np.ndarray) -> np.ndarray:
     starts = np.flatnonzero(np.diff(first[order], prepend=-1))
     rank = np.arange(len(order)) - np.repeat(starts, np.diff(starts, append=len(order)))
     return np.sort(order[rank < MAX_HITS])
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keeps faiss to the calling thread."""
+    import faiss
+
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(threads)
 
 
 def _index(bank: np.ndarray) -> Any:

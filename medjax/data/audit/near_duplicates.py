@@ -59,6 +59,9 @@ CROP_SIDE = 0.92
 # Pixels of a side for `pixel_similarity`. It is half of this where both images have a side below 48 pixels: such images
 # would only become blurred at 64.
 PIXEL_SIDE = 64
+# Pairs of images that are aligned at once. Threads change places after each step of numpy, and that takes longer than a
+# step on one pair.
+BATCH = 8
 
 
 class Matches(NamedTuple):
@@ -154,26 +157,7 @@ def pixel_similarity(a: np.ndarray, b: np.ndarray) -> float:
 
     A negative counts as the same picture, a mirrored picture does not, and a flat picture is similar to nothing (0).
     """
-    side = PIXEL_SIDE if max(min(a.shape[:2]), min(b.shape[:2])) >= 48 else PIXEL_SIDE // 2
-    images = np.stack([registration.to_square(a, side), registration.to_square(b, side)])
-    low, high = images.min((1, 2), keepdims=True), images.max((1, 2), keepdims=True)
-    if (high - low < 1e-3).any():
-        return 0.0
-    images = (images - low) / (high - low)
-    placements = np.concatenate([_crops(1.0)[:1], _crops(CROP_SIDE), _crops(0.84)])
-    correlations = np.stack([
-        (registration.band_pass(warped) * registration.band_pass(cropped[None])).mean((1, 2))
-        for warped, cropped in (
-            (registration.warp(images[:1], placements), images[1]),
-            (registration.warp(images[1:], placements), images[0]),
-        )
-    ])  # fmt: skip
-    whole, start = np.unravel_index(np.argsort(-abs(correlations), axis=None)[:3], correlations.shape)
-    sign = np.sign(correlations[whole, start])[:, None, None]  # -1 for a negative
-    image, target = sign * images[whole], images[1 - whole]
-    aligned = registration.align(image, target, placements[start], steps=10)
-    matched = registration.match_grey_values(aligned, target)
-    return max(0.0, float(registration.details_correlation(matched, target).max()))
+    return float(_similarities(_squares(a, b)[None])[0])
 
 
 def pixel_similarities(first: np.ndarray, second: np.ndarray, image: Callable[[int], np.ndarray]) -> np.ndarray:
@@ -184,17 +168,61 @@ def pixel_similarities(first: np.ndarray, second: np.ndarray, image: Callable[[i
     from tqdm import tqdm
 
     cached = functools.lru_cache(64)(image)  # the matches of one picture are near each other in the list
-    matches = list(zip(first.tolist(), second.tolist(), strict=True))
-    values: list[float] = []
+
+    def of_batch(start: int) -> np.ndarray:
+        chosen = slice(start, start + BATCH)
+        pairs = [_squares(cached(i), cached(j)) for i, j in zip(first[chosen].tolist(), second[chosen].tolist())]
+        sides = np.array([pair.shape[-1] for pair in pairs])
+        values = np.zeros(len(pairs))
+        for side in np.unique(sides):
+            values[sides == side] = _similarities(np.stack([pair for pair in pairs if pair.shape[-1] == side]))
+        return values
+
     with (
         concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool,
-        tqdm(total=len(matches), desc='near-duplicates', unit=' matches', disable=None, leave=False) as bar,
+        tqdm(total=len(first), desc='near-duplicates', unit=' matches', disable=None, leave=False) as bar,
     ):
-        for start in range(0, len(matches), 256):
-            some = matches[start : start + 256]
-            values += pool.map(lambda match: pixel_similarity(cached(match[0]), cached(match[1])), some)
-            bar.update(len(some))
-    return np.array(values, np.float64)
+        similarities = [np.zeros(0)]
+        for values in pool.map(of_batch, range(0, len(first), BATCH)):
+            similarities.append(values)
+            bar.update(len(values))
+    return np.concatenate(similarities)
+
+
+def _squares(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """float32 [2,S,S]: two images [H,W,C], resized for `pixel_similarity`."""
+    side = PIXEL_SIDE if max(min(a.shape[:2]), min(b.shape[:2])) >= 48 else PIXEL_SIDE // 2
+    return np.stack([registration.to_square(a, side), registration.to_square(b, side)])
+
+
+def _similarities(pairs: np.ndarray) -> np.ndarray:
+    """float32 [m]: `pixel_similarity` of m pairs of resized images, float32 [m,2,S,S]."""
+    low, high = pairs.min((2, 3), keepdims=True), pairs.max((2, 3), keepdims=True)
+    filled = np.flatnonzero((high - low >= 1e-3).all((1, 2, 3)))
+    similarities = np.zeros(len(pairs), np.float32)
+    if not len(filled):
+        return similarities
+    images = ((pairs - low) / np.maximum(high - low, 1e-3))[filled]
+    correlations = np.stack([_correlations(pair) for pair in images]).reshape(len(images), -1)
+    best = np.argsort(-abs(correlations), axis=1)[:, :3]
+    whole, start = np.divmod(best, len(_STARTS))
+    sign = np.sign(np.take_along_axis(correlations, best, 1))[..., None, None]  # -1 for a negative
+    pair = np.arange(len(images))[:, None]
+    image, target = (x.reshape(-1, *x.shape[2:]) for x in (sign * images[pair, whole], images[pair, 1 - whole]))
+    aligned = registration.align(image, target, _STARTS[start.ravel()], steps=10)
+    matched = registration.match_grey_values(aligned, target)
+    fit = registration.details_correlation(matched, target).reshape(best.shape)
+    similarities[filled] = np.maximum(fit.max(1), 0)
+    return similarities
+
+
+def _correlations(pair: np.ndarray) -> np.ndarray:
+    """float32 [2,n]: correlation of the details of crops of one picture and the other one, for n crops of each."""
+    down, across = _start_matrices(pair.shape[-1])
+    return np.stack([
+        (registration.band_pass(down @ whole @ across) * registration.band_pass(cropped)).mean((1, 2))
+        for whole, cropped in (pair, pair[::-1])
+    ])  # fmt: skip
 
 
 def clusters(first: np.ndarray, second: np.ndarray, n: int) -> np.ndarray:
@@ -223,6 +251,15 @@ def _crops(size: float) -> np.ndarray:
 # the whole picture, nine crops, and the whole picture again, for its negative
 _PLACEMENTS = np.concatenate([_crops(1.0)[:1], _crops(CROP_SIDE), _crops(1.0)[:1]])
 _NEGATIVE = len(_PLACEMENTS) - 1
+# the placements from which two pictures are aligned
+_STARTS = np.concatenate([_crops(1.0)[:1], _crops(CROP_SIDE), _crops(0.84)])
+
+
+@functools.cache
+def _start_matrices(side: int) -> tuple[np.ndarray, np.ndarray]:
+    """float32 [n,side,side], twice: down @ image @ across are the n crops of _STARTS."""
+    down, across = (registration.sampling_matrix(_STARTS[:, k : k + 2], side) for k in (0, 2))
+    return down, across.swapaxes(1, 2)
 
 
 class _Pictures(NamedTuple):

@@ -83,13 +83,16 @@ def band_pass(images: np.ndarray) -> np.ndarray:
 
     Their strength is made equal everywhere, so that a bright marker does not outweigh the rest.
     """
-    fine, coarse = blur_matrix(images.shape[-1], 1.0), blur_matrix(images.shape[-1], 4.0)
-    smooth = fine @ images @ fine.T
-    details = smooth - coarse @ smooth @ coarse.T
-    strength = np.sqrt(np.maximum(coarse @ (details * details) @ coarse.T, 0))
-    details /= strength + 0.3 * strength.mean((1, 2), keepdims=True) + 1e-6
-    details -= details.mean((1, 2), keepdims=True)
-    return details / (details.std((1, 2), keepdims=True) + 1e-6)
+    details = blur(images, 1.0)
+    details -= blur(details, 4.0)
+    strength = blur(details * details, 4.0)
+    np.sqrt(np.maximum(strength, 0, out=strength), out=strength)
+    strength += 0.3 * strength.mean((-2, -1), keepdims=True)
+    strength += 1e-6
+    details /= strength
+    details -= details.mean((-2, -1), keepdims=True)
+    details /= details.std((-2, -1), keepdims=True) + 1e-6
+    return details
 
 
 def warp(images: np.ndarray, placement: np.ndarray) -> np.ndarray:
@@ -106,6 +109,12 @@ def sampling_matrix(placement: np.ndarray, side: int) -> np.ndarray:
     grid = (np.arange(side, dtype=np.float32) + 0.5) * (2 / side) - 1
     at = np.clip((placement[:, :1] * grid + placement[:, 1:] + 1) * (side / 2) - 0.5, 0, side - 1)
     return np.maximum(1 - np.abs(at[..., None] - np.arange(side, dtype=np.float32)), 0)
+
+
+def blur(images: np.ndarray, deviation: float) -> np.ndarray:
+    """Blurs [...,S,S] along both axes with a Gaussian of `deviation` pixels."""
+    matrix = blur_matrix(images.shape[-1], deviation)
+    return matrix @ images @ matrix.T
 
 
 @functools.cache

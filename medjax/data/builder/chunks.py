@@ -218,8 +218,9 @@ def _spacing(spacing: float, aspect: float, before: tuple[int, ...], after: tupl
 
 def pixel_hash(pixels: np.ndarray) -> np.uint64:
     """The first 8 bytes of sha256 over shape, depth and pixels [H,W,C], in the size that the source has."""
-    digest = hashlib.sha256(f'{pixels.shape}{pixels.dtype}'.encode() + np.ascontiguousarray(pixels).tobytes()).digest()
-    return np.uint64(int.from_bytes(digest[:8], 'big'))
+    digest = hashlib.sha256(f'{pixels.shape}{pixels.dtype}'.encode())
+    digest.update(np.ascontiguousarray(pixels))
+    return np.uint64(int.from_bytes(digest.digest()[:8], 'big'))
 
 
 def moments(pixels: np.ndarray) -> np.ndarray:

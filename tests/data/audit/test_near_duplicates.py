@@ -178,6 +178,31 @@ def test_flat_pictures_are_near_to_nothing():
     assert np.unpackbits(near_duplicates.hashes(THUMBS), axis=1).sum(1).min() > 64
 
 
+def test_pairs_of_a_batch_do_not_touch_each_other():
+    """Batches of large, small, flat and 16-bit pictures give what each pair gives alone, in the order of the pairs."""
+    flat, deep = np.full((90, 70, 1), 9, np.uint8), PICTURES[3].astype(np.uint16) * 200
+    some = [*PICTURES[:6], *(resized(picture, 40) for picture in PICTURES[:5]), flat, deep, flat[:30]]
+    first, second = (numbers.ravel() for numbers in np.mgrid[: len(some) : 2, : len(some) : 3])
+    assert len(first) > 4 * near_duplicates.BATCH and len(first) % near_duplicates.BATCH
+    together = near_duplicates.pixel_similarities(first, second, some.__getitem__)
+    alone = [near_duplicates.pixel_similarity(some[i], some[j]) for i, j in zip(first, second, strict=True)]
+    np.testing.assert_array_equal(together, alone)
+    assert len(near_duplicates.pixel_similarities(first[:0], second[:0], some.__getitem__)) == 0
+
+
+@pytest.mark.parametrize('few', [0, 1 << 24])
+def test_a_search_leaves_the_threads_of_faiss_as_they_were(monkeypatch, few):
+    import faiss
+
+    monkeypatch.setattr(hash_search, 'FEW', few)
+    hashed, threads = near_duplicates.hashes(THUMBS), faiss.omp_get_max_threads()
+    first, second, bits = hash_search.search(hashed, hashed, 60)
+    assert faiss.omp_get_max_threads() == threads
+    different = np.unpackbits(hashed[:, None] ^ hashed, axis=2).sum(2)
+    expected = np.nonzero(different <= 60)
+    assert sorted(zip(first, second)) == sorted(zip(*expected)) and (bits == different[first, second]).all()
+
+
 def test_very_small_and_very_narrow_pictures():
     for shape in ((2, 2, 1), (1, 9, 1), (300, 2, 3)):
         pixels = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
