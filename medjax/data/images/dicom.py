@@ -248,9 +248,10 @@ def several(value: Any) -> list[Any]:
 
 
 def first_number(value: Any) -> float | None:
-    """The first of several values. None: there is no value, or it is no finite number."""
+    """The first of several values. None: there is no value, or it is no finite number. '0,7' is 0.7."""
+    first = next(iter(several(value)), None)
     try:
-        number = float(next(iter(several(value)), None))
+        number = float(first.replace(',', '.') if isinstance(first, str) else first)
     except (TypeError, ValueError):
         return None
     return number if math.isfinite(number) else None
