@@ -89,7 +89,7 @@ def make(kind: str, options: Mapping[str, Any]) -> Source:
 
 def _shown(options: Mapping[str, Any]) -> Shown:
     """The choices of the user that hold for every kind of source. Raises UserError."""
-    chosen = windows.parse(options['window']) if options.get('window') else ()
+    chosen = () if options.get('window') is None else windows.parse(options['window'])
     return Shown(chosen, options.get('fit'), tuple(map(where.parse, options.get('where') or ())))
 
 

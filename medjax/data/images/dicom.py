@@ -96,7 +96,8 @@ KNOWN_WORDS = {
     'image_type': (
         'ImageType',  # the defined terms of PS3.3 C.7.6.1.1.2, C.8.2.1.1.1 and C.8.16.1, and common ones of vendors
         _word_set("""
-            ORIGINAL DERIVED PRIMARY SECONDARY LOCALIZER SCOUT TOPOGRAM AXIAL SAGITTAL CORONAL OBLIQUE TRANSVERSE MPR
+            ORIGINAL DERIVED PRIMARY SECONDARY LOCALIZER SCOUT TOPOGRAM TOPOGRAMM AXIAL SAGITTAL CORONAL OBLIQUE
+            TRANSVERSE MPR
             REFORMATTED CPR MIP MINIP MAX MIN MEAN AVERAGE PROJECTION IMAGE VOLUME RENDERED SURFACE SCREEN SAVE OTHER
             NONE ADDITION SUBTRACTION DIVISION MULTIPLICATION RESAMPLED FILTERED MASKED STITCHED SINGLE BIPLANE PLANE
             WHOLE BODY STATIC DYNAMIC GATED TOMO RECON EMISSION TRANSMISSION TOMOSYNTHESIS GENERATED SYNTHETIC 2D 3D
@@ -118,7 +119,8 @@ KNOWN_WORDS = {
             REPORT RIGHT RIBS SAG SAGITTAL SCOUT SHOULDER SINUS SKULL SMOOTH SHARP SOFT SPINE STANDARD STD SUBTRACTION
             SUMMARY SUPINE PRONE ERECT SURVIEW SWI T1 T1W T2 T2W TE TR TIRM STIR SE TSE FSE THIN THICK THORACIC THORAX
             TISSUE TOF TOMO TOMOSYNTHESIS TOPO TOPOGRAM TRA TRANSVERSE TSPINE US ULTRASOUND VENOUS VIEW WITH WITHOUT
-            WHOLE WINDOW WRIST 2D 3D
+            TOPOGRAMM SCOUTVIEW NATIV LUNGE LUNGENFENSTER WEICHTEIL WEICHTEILFENSTER KNOCHEN KNOCHENFENSTER
+            KONTRASTMITTEL POUMON THORACIQUE TORAX PULMON CABEZA CRANEO WHOLE WINDOW WRIST 2D 3D
         """),
     ),
 }
@@ -246,9 +248,10 @@ def several(value: Any) -> list[Any]:
 
 
 def first_number(value: Any) -> float | None:
-    """The first of several values. None: there is no value, or it is no finite number."""
+    """The first of several values. None: there is no value, or it is no finite number. '0,7' is 0.7."""
+    first = next(iter(several(value)), None)
     try:
-        number = float(next(iter(several(value)), None))
+        number = float(first.replace(',', '.') if isinstance(first, str) else first)
     except (TypeError, ValueError):
         return None
     return number if math.isfinite(number) else None

@@ -21,6 +21,7 @@ PALETTE = 'PaletteColorLookupTable'
 CODED = 'its coded picture'  # a step, for reasons
 # What a decoder needs to know of a coded frame.
 CODING = (*NEEDED, 'BitsStored', 'HighBit', 'PixelRepresentation', 'PlanarConfiguration')
+OVERLAY = 0x60000010  # rows of an overlay
 RUNS = 64  # files whose range is kept, because their other frames follow
 
 SAMPLES, SAMPLE = 256, 4096  # parts of a file, and their bytes, that tell it from others; a small file is read whole
@@ -53,7 +54,8 @@ def picture(data: bytes, frame: int = 0, windows: Sequence[Window] = ()) -> Pict
         raise Unreadable(kind)
     if missing := [name for name in NEEDED if file.get(name) is None]:
         raise Unreadable(f'a DICOM file whose header lacks {", ".join(missing)}')
-    colours, bits = str(file.PhotometricInterpretation), int(file.BitsAllocated)
+    file.PhotometricInterpretation = str(file.PhotometricInterpretation).strip().upper()
+    colours, bits = file.PhotometricInterpretation, int(file.BitsAllocated)
     if colours not in COLOURS:  # the field may hold any text: the reason does not quote it
         raise Unreadable('a DICOM file in an unknown colour space')
     _check_plugins(file)
@@ -70,6 +72,7 @@ def picture(data: bytes, frame: int = 0, windows: Sequence[Window] = ()) -> Pict
     stored, facts = _of_stored_bits(raw, file), grey.facts(file, frame)
     with step('its padding'):
         mask = grey.padding(raw, stored, file)
+    remarks = (*remarks, *_bit_remarks(raw, file, mask))
     pixels, more = grey.picture(
         stored, mask, facts, int(file.get('BitsStored') or bits), windows, lambda: _run_range(data, file)
     )
@@ -170,6 +173,8 @@ def _stored(file: Any, frame: int) -> tuple[np.ndarray, tuple[str, ...]]:
         if not syntax.is_encapsulated:
             if len(data) < count * frame_bytes(file):
                 raise Unreadable(f'damaged DICOM: it is cut short: {len(data)} bytes of {count * frame_bytes(file)}')
+            if samples == 3 and file.BitsAllocated == 8 and file.PhotometricInterpretation in ('RGB', 'YBR_FULL'):
+                return jpeg_colour.of_plain(pixel_array(file, index=frame, raw=True), _colour_space(file))
             return pixel_array(file, index=frame, correct_unused_bits=False), ()
     with step(CODED):
         tables = ('ExtendedOffsetTable', 'ExtendedOffsetTableLengths')
@@ -216,6 +221,9 @@ def _decoded(coded: bytes, file: Any, size: tuple[int, int, int]) -> tuple[np.nd
         one.PhotometricInterpretation = 'YBR_FULL'  # then the decoder gives the components as they are
         components = pixel_array(one, index=0, raw=True)
         return jpeg_colour.of_components(components, coded, _colour_space(file))
+    if syntax == RLELossless and size[2] == 3 and file.BitsAllocated == 8:
+        components = pixel_array(one, index=0, decoding_plugin='pydicom', raw=True)
+        return jpeg_colour.of_plain(components, _colour_space(file))
     # On damaged data pylibjpeg-rle ends in a panic, which is no Exception. pydicom's own decoder is fast enough.
     plugin = 'pydicom' if syntax == RLELossless else ''
     return pixel_array(one, index=0, decoding_plugin=plugin, correct_unused_bits=False), ()
@@ -269,13 +277,55 @@ def _check_plugins(file: Any) -> None:
 
 
 def _of_stored_bits(raw: np.ndarray, file: Any) -> np.ndarray:
-    """The values without the bits that do not belong to them; devices have kept overlays there."""
-    unused = 8 * raw.dtype.itemsize - int(file.get('BitsStored') or 8 * raw.dtype.itemsize)
-    if raw.dtype.kind not in 'iu' or unused <= 0 or raw.ndim != 2:
+    """The values without the bits that do not belong to them; devices have kept overlays there.
+
+    Stored bits below HighBit, with zeros under them, are moved down. Where values need more bits than the header
+    states, the content decides: a picture without its upper bits jumps from white to black, and varies more.
+    """
+    bits, size = int(file.get('BitsStored') or 8 * raw.dtype.itemsize), 8 * raw.dtype.itemsize
+    if raw.dtype.kind not in 'iu' or bits >= size or bits < 1 or raw.ndim != 2:
         return raw
+    below = int(file.get('HighBit') or bits - 1) + 1 - bits
+    if 0 < below <= size - bits and raw.any() and not (raw & np.array((1 << below) - 1, raw.dtype)).any():
+        return raw >> below
+    stored = _cut(raw, bits)
+    return raw if _needs_more(raw, bits) and _variation(raw) < _variation(stored) else stored
+
+
+def _needs_more(raw: np.ndarray, bits: int) -> bool:
+    """Whether values need more bits. The bits above those of signed values may repeat the sign, or may be 0."""
+    low, high = int(raw.min()), int(raw.max())
+    if raw.dtype.kind == 'u' or low >= 0:
+        return high >= 1 << bits
+    return low < -(1 << bits - 1) or high >= 1 << bits - 1
+
+
+def _cut(raw: np.ndarray, bits: int) -> np.ndarray:
+    """The lowest bits of values, with their sign."""
+    unused = 8 * raw.dtype.itemsize - bits
     if raw.dtype.kind == 'u':
-        return raw & np.array((1 << 8 * raw.dtype.itemsize - unused) - 1, raw.dtype)
+        return raw & np.array((1 << bits) - 1, raw.dtype)
     return (raw << unused) >> unused
+
+
+def _variation(values: np.ndarray) -> float:
+    """The sum of the differences between neighbours."""
+    wide = values.astype(np.float64)
+    return float(np.abs(np.diff(wide, axis=0)).sum() + np.abs(np.diff(wide, axis=1)).sum())
+
+
+def _bit_remarks(raw: np.ndarray, file: Any, mask: np.ndarray | None) -> tuple[str, ...]:
+    """A remark if values outside of the padding need more bits than the header states. Overlays are expected there."""
+    bits, size = int(file.get('BitsStored') or 8 * raw.dtype.itemsize), 8 * raw.dtype.itemsize
+    if raw.dtype.kind not in 'iu' or not 1 <= bits < size or OVERLAY in file:
+        return ()
+    stored, cut = _of_stored_bits(raw, file), _cut(raw, bits)
+    is_moved = not np.array_equal(stored, cut) and not np.array_equal(stored, raw)  # as HighBit says
+    inside = slice(None) if mask is None else ~mask
+    if is_moved or not raw[inside].size or not _needs_more(raw[inside], bits):
+        return ()
+    what = 'all are read' if np.array_equal(stored, raw) else 'the upper ones are cut'
+    return (f'its pixels use more bits than its header states; {what}',)
 
 
 def _through_palette(stored: np.ndarray, file: Any) -> np.ndarray:

@@ -7,6 +7,7 @@ and windows of one level belong together, and so do modality LUT and rescale.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -26,6 +27,8 @@ MOST_WAYS = 16  # VOI LUTs, and windows, of one picture that are tried; others a
 HALF = 1 << 15  # values of US from here on are negative as SS
 
 ONE_VALUE = 'it shows nothing: all its pixels have one value'
+FEW_GREYS = 0.02  # share of all greys; a window that shows less of a picture is named in a remark
+MANY_VALUES = 24  # different ones in a picture; a picture of fewer may be a mask
 ALL_PADDING = 'its header calls all of its pixels padding; this is ignored'
 
 
@@ -76,7 +79,8 @@ def facts(file: Any, frame: int) -> Facts:
     for level in levels(file, frame, VOI, VOI_FIELDS):
         tables, broken = _voi_tables(get(level, 'VOILUTSequence'), low, high, little)
         remarks += broken
-        shown = [*tables, *_windows(level)]
+        found, unread = _windows(level)
+        shown, remarks = [*tables, *found], [*remarks, *unread]
         if shown:
             break
     return Facts(
@@ -104,6 +108,8 @@ def _limits(file: Any) -> tuple[int, int]:
 def _number(value: Any) -> float | None:
     """The number of a field, which may be no finite one. None: the field is missing or empty."""
     value = next(iter(several(value)), None)
+    if isinstance(value, str):
+        value = value.strip().replace(',', '.')
     return None if value is None or value == '' else float(value)
 
 
@@ -138,17 +144,21 @@ def _voi_tables(items: Any, low: float, high: float, little: bool) -> tuple[list
     return found, broken
 
 
-def _windows(level: Any) -> list[tuple[str, Window]]:
-    """The valid windows of a data set with their names."""
+def _windows(level: Any) -> tuple[list[tuple[str, Window]], list[str]]:
+    """The valid windows of a data set with their names, and remarks on others that say something."""
     centres, widths = (several(get(level, name)) for name in ('WindowCenter', 'WindowWidth'))
     function = str(get(level, 'VOILUTFunction') or 'LINEAR').strip().upper()
     function = function if function in ('SIGMOID', 'LINEAR_EXACT') else 'LINEAR'
-    found = []
-    for number, pair in enumerate(zip(centres[:MOST_WAYS], widths, strict=False)):
+    found: list[tuple[str, Window]] = []
+    unread: list[str] = []
+    for number, pair in enumerate(itertools.zip_longest(centres[:MOST_WAYS], widths[:MOST_WAYS])):
         centre, width = map(first_number, pair)
+        name = _numbered('its window', number)
         if centre is not None and width is not None and (window := Window(centre, width, function)).valid:
-            found.append((_numbered('its window', number), window))
-    return found
+            found.append((name, window))
+        elif any(value not in (None, '') for value in pair) and width != 0:  # width 0 says nothing
+            unread.append(f'{name} has no valid centre and width, so it is not used')
+    return found, unread
 
 
 def _numbered(name: str, number: int) -> str:
@@ -172,6 +182,8 @@ def padding(raw: np.ndarray, stored: np.ndarray, file: Any) -> np.ndarray | None
     ways = [written]
     if is_signed and any(HALF <= end < 2 * HALF for end in written):  # US of 16 bits, whatever the bits of the pixels
         ways.append(tuple(end - 2 * HALF if HALF <= end < 2 * HALF else end for end in written))
+    if any(end >= 1 << 31 for end in written):  # a negative number of 32 bits, as UL
+        ways.append(tuple(end - (1 << 32) if end >= 1 << 31 else end for end in written))
     bits = min(int(file.get('BitsStored') or file.BitsAllocated), int(file.BitsAllocated))
     for low, high in map(sorted, ways):
         # from the largest values of unsigned pixels on to the smallest
@@ -289,6 +301,19 @@ def picture(
         seen = shown if mask is None else shown[~mask]
         return bool(seen.min() == seen.max())
 
+    def few(name: str, shown: np.ndarray) -> tuple[str, ...]:
+        """A remark on a window that shows hardly anything of a picture with many values."""
+        seen = shown if mask is None else shown[~mask]
+        black, white = int(seen.min()), int(seen.max())
+        between = seen[(seen > black) & (seen < white)]
+        is_dim = white - black < FEW_GREYS * top
+        is_step = not between.size or between.min() == between.max()
+        if not (is_dim or is_step) or len(np.unique(inside)) < MANY_VALUES:
+            return ()
+        if is_dim:
+            return (f'{name} shows all its pixels in less than {FEW_GREYS:.0%} of all greys',)
+        return (f'{name} makes two or three greys of all its pixels',)
+
     def flat(name: str) -> str:
         return ONE_VALUE if low == high else f'{name} makes one value of all its pixels'
 
@@ -298,7 +323,7 @@ def picture(
     for name, how in facts.shown:
         shown = on_screen(_shares(how, values))
         if not is_flat(shown):
-            return shown[..., None], tuple(remarks)
+            return shown[..., None], (*remarks, *few(name, shown))
         if low == high or (facts.is_ct and name == facts.shown[-1][0]):
             return shown[..., None], (*remarks, flat(name))
         remarks.append(f'{flat(name)}, so it is not used')

@@ -52,6 +52,15 @@ def of_components(components: np.ndarray, coded: bytes, header: str) -> tuple[np
     return components if space == RGB else convert_color_space(components, 'YBR_FULL', 'RGB'), remarks
 
 
+def of_plain(components: np.ndarray, header: str) -> tuple[np.ndarray, tuple[str, ...]]:
+    """The RGB pixels of components uint8 [H,W,3] that have no code stream, or one of RLE, and remarks."""
+    from pydicom.pixels import convert_color_space
+
+    space = _evidence(components).verdict(0.2) or header
+    remarks = () if space == header else (f'its header says {header}, but its colours are {space}',)
+    return components if space == RGB else convert_color_space(components, 'YBR_FULL', 'RGB'), remarks
+
+
 def of_jpeg2000(components: np.ndarray, header: str) -> tuple[np.ndarray, tuple[str, ...]]:
     """The RGB pixels of JPEG 2000 without a transform, from its components uint8 [H,W,3], and remarks.
 

@@ -55,6 +55,10 @@ NAMED = dict(
 def parse(text: str) -> tuple[Window, ...]:
     """The windows that a text names: one for one channel, three for three channels. Raises UserError."""
     names = [name.strip() for name in text.split(',')]
+    if len(names) > 1 and all(re.fullmatch(r'[+-]?\d+\.?\d*(/.*)?', name) for name in names) and '/' not in names[0]:
+        raise UserError(
+            f'--window {text}: a window is centre/width in Hounsfield units, decimals with a dot: --window=40.5/400'
+        )
     if len(names) not in (1, 3):
         raise UserError(f'--window {text}: one window gives one channel, three give three; not {len(names)}')
     return tuple(_window(name) for name in names)
@@ -68,6 +72,8 @@ def _window(name: str) -> Window:
         if window.valid and math.isfinite(window.centre) and math.isfinite(window.width):
             return window
         raise UserError(f'--window {name}: the width must be larger than 0')
+    if not name:
+        raise UserError(f'--window: a name is missing; known: {", ".join(sorted(NAMED))}')
     raise UserError(
         f'--window {name}: there is no window of this name; centre/width in Hounsfield units are also possible, for '
         f'example --window=-600/1500{suggest(name, NAMED)}'

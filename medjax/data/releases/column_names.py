@@ -39,7 +39,8 @@ HOLDS = {
 SIMILAR = {
     'image': """imageid imagepath imagefile imagename imageindex img imgid imgpath filename file filepath path dicom
         dicomid dicompath id pngpath picture bild datei fichier archivo""",
-    'patient_id': 'caseid case fallnummer fallid patientname name nom nombre id',
+    'patient_id': """caseid case fallnummer fallid patientname name nom nombre id usubjid uhid
+        anonid anonymizedid anonymisedid proband probandenid hospitalno hospitalid""",
     'study_id': 'study exam examination untersuchung visit series seriesinstanceuid',
     'split': 'originalsplit officialsplit',
     'text': """report reporttext reports radiologyreport fulltext findings impression caption description narrative
@@ -63,10 +64,22 @@ _OTHER_WORDS = frozenset(
     geschlecht mannlich weiblich alter standort klinik gerat hersteller zentrum nummer jahr monat tag datum faltung
     seite sexe homme femme hopital appareil numero annee mois jour cote pli
     sexo hombre mujer centro equipo ano mes dia fecha lado pliegue paciente genero homem mulher aparelho data
+    qc qa quality ok pass passed usable consent consented verified checked reviewed annotated labeled labelled
+    adjudicated duplicate duplicated public adult child pediatric paediatric emergency inpatient outpatient icu
+    weekend night text report available frontal lateral supine erect standing ap pa read
+    over under
     """.splitlines()
     for word in words.split()
 )
-_SMALL_WORDS = frozenset(('in', 'has', 'was', 'is', 'pa', 'ap', 'lat', 'ct', 'mr'))
+# A word for a person with words for an id around it: 'anon_patient_id', 'Patientnummer', 'PatientID_hash'
+_PERSON_ID = re.compile(
+    r'(?:(?:anon|anonym|anonymi[sz]ed|deid|deidentified|pseudo|pseudonym|pseudonymi[sz]ed|hash|hashed|encrypted|new|old'
+    r'|study|original|research|trial|database|db)(?:id)?)*'
+    r'(?:patient(?:en|in)?|pat|pid|mrn|subject|subj|participant|person|proband(?:en)?|paciente|paziente)'
+    r'(?:ids?|uid|guid|no|nr|num|number|nummer|numero|key|code|kennung|hash|hashed|identifier|identifikation'
+    r'|identification|anon|anonym|anonymi[sz]ed|deid|deidentified|pseudo|pseudonym|pseudonymi[sz]ed|new)*'
+)
+_SMALL_WORDS = frozenset(('in', 'has', 'was', 'is', 'by', 'for', 'lat', 'ct', 'mr'))
 
 
 def plain(name: str) -> str:
@@ -94,7 +107,9 @@ def fields(
             continue
         order = names.split()
         candidates = sorted(
-            (order.index(plain(c)), i, c) for i, c in enumerate(columns) if plain(c) in order and c != field
+            (order.index(plain(c)) if plain(c) in order else len(order), i, c)
+            for i, c in enumerate(columns)
+            if is_name(c, field) and c != field
         )
         column = next((c for _, _, c in candidates if can_hold(field, c)), field)
         if column in columns:
@@ -102,11 +117,19 @@ def fields(
     return found
 
 
+def is_name(column: str, field: str) -> bool:
+    """Whether the name of a column says that it holds a field: 'MRN' and 'anon_patient_id' hold patient_id."""
+    name = plain(column)
+    return name in NAMES[field].split() or (field == 'patient_id' and bool(_PERSON_ID.fullmatch(name)))
+
+
 def looks_like(column: str) -> str:
     """The field that a column may mean by its name: 'patinet_id' -> 'patient_id'. '' if its name is like none."""
     name = plain(column)
     if name in _FIELD or name in _SIMILAR:
         return _FIELD.get(name) or _SIMILAR[name]
+    if is_name(column, 'patient_id'):
+        return 'patient_id'
     near = difflib.get_close_matches(name, [plain(field) for field in NAMES if len(field) > 4], n=1, cutoff=0.8)
     return next((field for field in NAMES if near and plain(field) == near[0]), '')
 

@@ -29,6 +29,9 @@ _CATEGORY = re.compile(
 )
 _ROMAN = {'i': '1', 'ii': '2', 'iii': '3', 'iv': '4', 'v': '5', 'vi': '6'}
 _RADS = re.compile(r'^(?:acr[ -]?)?(?:bi|lung|li|pi|ti)[ -]?rads[ :_-]*(?:category|cat\.?|score)?[ :_-]*(?=\w)')
+# A list of JSON or Python; its items may have commas if they are quoted
+_LIST = re.compile(r'\s*[\[({](.*)[\])}]\s*', re.DOTALL)
+_ITEM = re.compile(r'"[^"]*"|\'[^\']*\'|[^,"\']+')
 MOST_GRADES = 0.8  # share of 0, 1 and -1 in a column of grades
 MOST_SUGGESTED = 20  # values of a column for which labels are suggested
 
@@ -187,7 +190,9 @@ def _yes_no(cells: _Cells) -> LabelColumn:
 
 
 def _names(cell: str) -> list[str]:
-    """The names in a cell: 'Effusion|Mass' has two."""
+    """The names in a cell: 'Effusion|Mass' has two, and so has the list ["Effusion", "Mass"]."""
+    if match := _LIST.fullmatch(cell):
+        return [name for name in (part.strip(' \t\n"\'') for part in _ITEM.findall(match[1])) if name]
     return [name.strip() for name in cell.split('|') if name.strip()]
 
 
@@ -199,6 +204,13 @@ def _value(cell: str, column: str) -> str:
     if _is_rads(column) and (match := _CATEGORY.fullmatch(fold(cell))):
         return (match['digit'] or _ROMAN[match['roman']]) + (match['letter'] or '')
     return re.sub(r'^(-?\d+)[.,]0+$', r'\1', _RADS.sub('', fold(cell)))
+
+
+def _is_joined(name: str, others: Collection[str]) -> bool:
+    """Whether a value seems to be several ones: 'Effusion, Mass' beside 'Mass'."""
+    parts = [part.strip() for part in re.split('[,;/+]', name)]
+    known = {fold(other) for other in others}
+    return len(parts) > 1 and any(fold(part) in known for part in parts if part)
 
 
 def _one_line(text: str) -> str:
@@ -234,7 +246,12 @@ def _categories(cells: _Cells, taken: Collection[str]) -> LabelColumn:
         what = 's are other writings' if others > 1 else ' is another writing'
         remarks.append(f'{others} value{what} of one, and joined with it')
     if several := sum(n for cell, n in cells.counts.items() if len(_names(cell)) > 1):
-        remarks.append(f'{several} cells hold several names, divided at the bar')
+        remarks.append(f'{several} cells hold several names, divided at the bar or as a list')
+    if joined := [name for name in written if _is_joined(name, written)]:
+        remarks.append(
+            f'{len(joined)} value{"s hold" if len(joined) > 1 else " holds"} a comma, a semicolon or a slash between '
+            'other values; if these are several names, write a bar between them'
+        )
     use = ColumnUse(
         cells.column, f'{len(values)} labels', cells.filled, cells.blank.total(), blank_words(cells.blank),
         '; '.join(remarks),

@@ -16,13 +16,18 @@ from typing import NamedTuple
 from medjax.data.releases import coding, column_names, label_columns, people, table_fields, tables, words
 from medjax.data.releases.named_files import Finder
 from medjax.data.releases.tables import Line, Table
-from medjax.data.types import ColumnUse, Unreadable
+from medjax.data.types import CONFLICTING, ColumnUse, Unreadable
 from medjax.errors import UserError, suggest
 
 # What a line may describe, the finest first -> (its name, names of the column without blanks and signs)
 KEYS = {
     'instance': ('SOPInstanceUID', 'sopinstanceuid sopuid instanceuid sopinstance imageuid imageid image'),
-    'file': ('file', 'file filename filepath path image imagepath imagefile imagename dicompath dicom imageid datei'),
+    'file': (
+        'file',
+        'file filename filepath fullpath relativepath relpath path image img imagepath imgpath imagefile imagefilename '
+        'imagefilepath imagename imageid imageindex dicompath dicomfile dicomfilename dicomfilepath dicom dicomid dcm '
+        'dcmfile dcmpath pngpath jpgpath slicepath datei dateiname dateipfad fichier archivo',
+    ),
     'series': ('SeriesInstanceUID', 'seriesinstanceuid seriesuid seriesid series'),
     'study': ('StudyInstanceUID', 'studyinstanceuid studyuid studyid study examid'),
     'accession': ('AccessionNumber', 'accessionnumber accession accessionno accno accanon'),
@@ -51,25 +56,28 @@ class _Key(NamedTuple):
     rewritten: int  # values that the headers write in another way: without zeros at the start, in other case
 
 
-def read(path: pathlib.Path, finder: Finder, ids: Mapping[str, Sequence[str]], named: str | None) -> Described:
+def read(
+    path: pathlib.Path, finder: Finder, ids: Mapping[str, Sequence[str]], named: str | None, is_drawn: bool = False
+) -> Described:
     """Reads the table for pictures. ids: kind of key -> the id of each picture, '' if it has none; and 'copied' -> the
     SOPInstanceUIDs of several files.
 
     finder: finds the files that cells name; their ids are paths below its folder. named: columns that are labels, from
-    --label-columns. UserError if no column names a picture, if no picture is in the table, or if the table gives
-    neither a label, a split nor a text.
+    --label-columns. is_drawn: the splits of the table are not used. UserError if no column names a picture, if no
+    picture is in the table, or if the table gives neither a label, a split nor a text.
     """
     if not path.is_file():
         raise UserError(f'--labels {path}: there is no such file; give a CSV file')
     table = tables.read_table(path)
     key = _key(path, table, finder, ids)
-    split = _split_column(table)
+    split = _split_column(table, is_drawn)
     text = next((column for column in table.columns if column.lower() == 'text'), '')
     taken = [column for column in (key.column, split, text) if column]
     lines = [line for group in key.lines.values() for line in group]
     choice = None if named is None else [name.strip() for name in named.split(',') if name.strip()]
     labels, unused = label_columns.choose(lines, table.columns, taken, choice, '--label-columns')
-    if not labels and not split and not text:
+    uses_split = '' if is_drawn else split
+    if not labels and not uses_split and not text:
         raise UserError(
             f'--labels {path}: no column holds only 0, 1, -1 (uncertain) or nothing; '
             f'name columns with --label-columns, which makes a label of each value of a text'
@@ -77,17 +85,24 @@ def read(path: pathlib.Path, finder: Finder, ids: Mapping[str, Sequence[str]], n
 
     found = [key.lines.get(id, []) for id in ids[key.kind]]
     meanings = words.split_meanings({line.cells[split] for line in lines} if split else set())
-    splits = [{meanings[line.cells[split]] for line in group} - {None} if split else set() for group in found]
+    splits = [{meanings[line.cells[split]] for line in group} - {None} if uses_split else set() for group in found]
     uses = [
         ColumnUse(key.column, KEYS[key.kind][0], len(lines), len(table.lines) - len(lines), why=_spelling_remark(key)),
-        *_other_uses(lines, split, text, meanings),
+        *_other_uses(lines, uses_split, text, meanings),
+        *([ColumnUse(split, '', len(lines), 0, why='--split drawn draws other splits')] if split and is_drawn else []),
         *(label.use for label in labels),
         *(_key_remark(use, key) for use in unused),
     ]
     notes = _notes(path, table, key, found, ids)
+    codes = [_codes(labels, group) if group else None for group in found]
+    if conflicts := sum(CONFLICTING in (code or ()) for code in codes):
+        notes.append(
+            f'{conflicts} images have lines in {path.name} that disagree in a label, so it is conflicting; a finer key '
+            'than the one used may tell the lines apart'
+        )
     return Described(
         tuple(name for label in labels for name in label.names),
-        [_codes(labels, group) if group else None for group in found],
+        codes,
         [next(iter(names)) if len(names) == 1 else None for names in splits],
         [len(names) > 1 for names in splits],
         ['\n\n'.join(dict.fromkeys(_text(line, text) for line in group)).strip() if text else '' for group in found],
@@ -100,9 +115,9 @@ def _key(path: pathlib.Path, table: Table, finder: Finder, ids: Mapping[str, Seq
     """The finest key of which a value is in the pictures. UserError if there is none."""
     tried: list[str] = []
     doubtful, copied = set(ids.get('copied', ())), False
-    for kind, (name, spellings) in KEYS.items():
+    for kind, (name, _) in KEYS.items():
         for column in table.columns:
-            if column_names.plain(column) in spellings.split():
+            if _is_key(column, kind):
                 by_file = functools.partial(_file, finder, column)
                 groups = table.by(by_file if kind == 'file' else column)
                 lines, rewritten = _matched(groups, ids[kind])
@@ -113,8 +128,8 @@ def _key(path: pathlib.Path, table: Table, finder: Finder, ids: Mapping[str, Seq
     if not tried:
         names = [name for name, _ in KEYS.values()]
         raise UserError(
-            f'--labels {path}: none of its columns is {", ".join(names)}; '
-            f'one of them must say which image a line is for{suggest("SOPInstanceUID", table.columns)}'
+            f'--labels {path}: none of its columns is {", ".join(names)}; one of them must say which image a line is '
+            f'for{_near_key(table, finder, ids) or suggest("SOPInstanceUID", table.columns)}'
         )
     if copied:
         raise UserError(
@@ -127,6 +142,24 @@ def _key(path: pathlib.Path, table: Table, finder: Finder, ids: Mapping[str, Seq
         f'{"has shortened numbers to 1.2E+12" if shortened else "may have changed it (leading zeros, long numbers)"}, '
         'or the export has new ids'
     )
+
+
+def _is_key(column: str, kind: str) -> bool:
+    """Whether the name of a column is that of a key."""
+    return column_names.plain(column) in KEYS[kind][1].split() or (
+        kind == 'patient' and column_names.is_name(column, 'patient_id')
+    )
+
+
+def _near_key(table: Table, finder: Finder, ids: Mapping[str, Sequence[str]]) -> str:
+    """The advice to rename a column whose cells are in the headers; '' without one."""
+    for kind, (name, _) in KEYS.items():
+        for column in table.columns:
+            groups = table.by(functools.partial(_file, finder, column) if kind == 'file' else column)
+            found = {line.number for group in _matched(groups, ids[kind])[0].values() for line in group}
+            if 2 * len(found) > len(table.lines) and len(groups) > 2:  # 0 and 1 may be ids too
+                return f'; {column!r} seems to hold {name}: then rename it to {name}'
+    return ''
 
 
 def _file(finder: Finder, column: str, line: Line) -> str:
@@ -155,15 +188,16 @@ def _matched(lines: Mapping[str, list[Line]], ids: Sequence[str]) -> tuple[dict[
     return dict(matched), len(rewritten)
 
 
-def _split_column(table: Table) -> str:
-    """The column of the split; '' without one. UserError if a cell of it is no split."""
+def _split_column(table: Table, is_drawn: bool) -> str:
+    """The column of the split; '' without one. UserError if a cell of it is no split, unless splits are drawn."""
     names = column_names.NAMES['split'].split()
     for column in sorted(table.columns, key=lambda column: column.lower() != 'split'):
         if column_names.plain(column) in names:
             cells = [line.cells[column] for line in table.lines]
             is_exact = column.lower() == 'split' and not all(map(words.is_blank, cells))
             if is_exact or words.are_splits(cells):
-                table_fields.check_splits(f'--labels {table.path.name}', table, column)
+                if not is_drawn:
+                    table_fields.check_splits(f'--labels {table.path.name}', table, column)
                 return column
     return ''
 
@@ -204,8 +238,7 @@ def _spelling_remark(key: _Key) -> str:
 
 def _key_remark(use: ColumnUse, key: _Key) -> ColumnUse:
     """The use of a column that is not used, with the reason if it could be the key."""
-    plain = column_names.plain(use.column)
-    if any(plain in names.split() for _, names in KEYS.values()):
+    if any(_is_key(use.column, kind) for kind in KEYS):
         return use._replace(why=f'{KEYS[key.kind][0]} says which image a line is for')
     return use
 

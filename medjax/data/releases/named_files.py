@@ -11,6 +11,7 @@ import functools
 import pathlib
 import re
 import unicodedata
+import urllib.parse
 from collections import defaultdict
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ ELSEWHERE = 'by a path of another machine'
 NO_SUFFIX = 'without its suffix'
 OTHER_SUFFIX = 'with another suffix'
 OTHER_CASE = 'in other case'
+AS_URL = 'as an address of the web'
 NO_FOLDER = 'without its folder'
 NUMBER = 'by its number alone'
 _SUFFIX = re.compile(r'\.(png|jpe?g|dcm|dicom|tiff?|bmp|gif|nii|npy|webp)$')
@@ -52,6 +54,14 @@ class Finder:
             raise error
 
     def _near(self, cell: str) -> Found | None:
+        if found := self._by_path_or_name(cell):
+            return found
+        # 'https://…/a%20b.png?size=1'
+        address = urllib.parse.unquote(re.sub(r'^https?://[^/]*/|[?#].*', '', cell))
+        found = self._by_path_or_name(address) if address not in ('', cell) else None
+        return found and found._replace(how=AS_URL)
+
+    def _by_path_or_name(self, cell: str) -> Found | None:
         name = cell.replace('\\', '/')
         parts = [part for part in re.sub(r'^[A-Za-z]:', '', name).split('/') if part not in ('', '.')]
         if '..' in parts or '\0' in name or not parts or len(name) > 1000:

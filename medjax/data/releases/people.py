@@ -122,9 +122,9 @@ def spellings(ids: Iterable[str]) -> dict[str, str]:
     """Id -> the one spelling of it, for ids that programs or people write in several ways.
 
     Numbers: '17.0' and '0017' beside '17'. '1.234567E+06' has all its digits and becomes '1234567'. Leading zeros go
-    only if the number is also written without them. Letters: 'p3' beside 'P3', and accents in one or two characters.
-    Ids that differ only so count as one person: if they are two, nothing leaks; if they are one and count as two, the
-    person is in two splits. Ids that stay as they are are not in the result.
+    only if the number is also written without them. Letters: 'p3' beside 'P3', accents in one or two characters, other
+    blanks. Ids that differ only so count as one person: if they are two, nothing leaks; if they are one and count as
+    two, the person is in two splits. Ids that stay as they are are not in the result.
     """
     ids = set(ids)
     digits = {id: number for id in ids if (number := _digits(id))}
@@ -146,8 +146,8 @@ def spellings(ids: Iterable[str]) -> dict[str, str]:
 
 
 def _letters(id: str) -> str:
-    """An id without regard to case and to the writing of accents."""
-    return unicodedata.normalize('NFC', unicodedata.normalize('NFC', id).casefold())
+    """An id without regard to case, to the writing of accents and to the kind and number of blanks."""
+    return ' '.join(unicodedata.normalize('NFC', unicodedata.normalize('NFC', id).casefold()).split())
 
 
 def key(id: str) -> str:
@@ -174,8 +174,8 @@ def remarks(ids: Counter[str], what: str) -> list[str]:
         )
     if letters:
         found.append(
-            f'{_count(letters, what)} {"differs" if letters == 1 else "differ"} from another only in case or in the '
-            f'writing of accents. {"It counts" if letters == 1 else "They count"} as the same id: p3 = P3'
+            f'{_count(letters, what)} {"differs" if letters == 1 else "differ"} from another only in case, blanks or '
+            f'the writing of accents. {"It counts" if letters == 1 else "They count"} as the same id: p3 = P3'
         )
     return found
 

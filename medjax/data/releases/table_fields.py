@@ -32,9 +32,12 @@ class Fields(NamedTuple):
     names: dict[str, str]  # name of a column here -> its name in the file, where they differ
 
 
-def read(table: Table) -> Fields:
-    """Reads a table. UserError if its column split holds something else than splits."""
-    column_of = column_names.fields(
+def read(table: Table, image: str = 'image', is_drawn: bool = False) -> Fields:
+    """Reads a table. image: the column that names the images. is_drawn: the splits of the table will not be used.
+
+    UserError if its column split holds something else than splits, unless splits are drawn.
+    """
+    column_of = {'image': image} | column_names.fields(
         table.columns,
         lambda column: any(not words.is_blank(line.cells[column]) for line in table.lines),
         lambda field, column: _can_hold(table, field, column),
@@ -44,7 +47,7 @@ def read(table: Table) -> Fields:
         for field in ('patient_id', 'study_id')
         if field in column_of
     }
-    meanings = _splits(table, column_of['split']) if 'split' in column_of else {}
+    meanings = _splits(table, column_of['split'], is_drawn) if 'split' in column_of else {}
     name_of = {column: field for field, column in column_of.items()}
     # an empty column `sex` beside a filled one of another name
     name_of |= {field: f'{field} (empty)' for field, column in column_of.items() if column != field in table.columns}
@@ -71,7 +74,7 @@ def people_of(lines: Sequence[Line]) -> people.People:
     return people.people([line.cells.get('patient_id', '') for line in lines], studies, splits if any(splits) else None)
 
 
-def uses(fields: Fields, lines: Sequence[Line], persons: people.People) -> list[ColumnUse]:
+def uses(fields: Fields, lines: Sequence[Line], persons: people.People, is_drawn: bool = False) -> list[ColumnUse]:
     """What became of the columns that are fields. lines: those whose image is used. persons: `people_of` them."""
     result = []
     for field, column in fields.column_of.items():
@@ -84,6 +87,8 @@ def uses(fields: Fields, lines: Sequence[Line], persons: people.People) -> list[
             use = use._replace(cells=len(lines) - unknown, blank=unknown, why='; '.join(_remarks(filled)))
         elif field == 'study_id':
             use = use._replace(why='; '.join(_remarks(filled)))
+        elif field == 'split' and is_drawn:
+            use = use._replace(use='', why='--split drawn draws other splits')
         elif field == 'split':
             meanings = words.split_meanings(set(filled))
             read_as = {cell: (meanings[cell], n) for cell, n in filled.items() if cell.lower() != meanings[cell]}
@@ -119,11 +124,12 @@ def _can_hold(table: Table, field: str, column: str) -> bool:
     return bool(cells) and field != 'image'
 
 
-def _splits(table: Table, column: str) -> dict[str, str]:
-    """Cell -> 'train', 'val' or 'test'."""
-    check_splits(table.path.name, table, column)
+def _splits(table: Table, column: str, is_drawn: bool) -> dict[str, str]:
+    """Cell -> 'train', 'val' or 'test'. is_drawn: cells that are no split are left out, not an error."""
+    if not is_drawn:
+        check_splits(table.path.name, table, column)
     cells = {line.cells[column] for line in table.lines if not words.is_blank(line.cells[column])}
-    return {cell: str(meaning) for cell, meaning in words.split_meanings(cells).items()}
+    return {cell: meaning for cell, meaning in words.split_meanings(cells).items() if meaning}
 
 
 def check_splits(name: str, table: Table, column: str) -> None:

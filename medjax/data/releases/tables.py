@@ -21,6 +21,7 @@ from medjax.data.types import Drop, Unreadable
 from medjax.errors import UserError, suggest
 
 LONGEST_LINE = 64 << 20  # bytes of one line of JSON
+INVISIBLE = '\u200b\u200c\u200d\u200e\u200f\u2060\ufeff'  # blanks without width, marks of direction and of byte order
 
 
 class Line(NamedTuple):
@@ -119,14 +120,18 @@ def record_read(path: pathlib.Path) -> None:
 def read_table(path: pathlib.Path, columns: Sequence[str] = (), lower: Sequence[str] = ()) -> Table:
     """Reads a CSV file, which may be gzipped.
 
-    Encoding: UTF-8, or UTF-16 with a byte order mark. Separator: comma, semicolon, tab or bar, or what a first line
-    'sep=;' of a spreadsheet names. Empty lines are skipped.
+    Encoding: UTF-8, or UTF-16 and UTF-32 with a byte order mark. Separator: comma, semicolon, tab or bar, or what a
+    first line 'sep=;' of a spreadsheet names. Empty lines are skipped, and so is a separator at the end of every line.
+    Of a cell, what keeps a text from becoming a number in a spreadsheet is left out: ="0017" and '0017 are 0017.
     A quoted cell may have line breaks and doubled quotes. UserError if one of `columns` is missing. Column names that
     equal one of `lower` in any case are lowered. A column that is there twice, as a join leaves it, is read once.
     UserError if the two differ.
     """
     header, lines = _split_lines(path)
-    names = [cell.strip().lower() if cell.strip().lower() in lower else cell.strip() for cell in header]
+    names = [name.lower() if name.lower() in lower else name for name in map(_cell, header)]
+    filled = [cells for _, cells in lines if any(cell.strip() for cell in cells)]
+    if filled and all(len(cells) == len(names) + 1 and not cells[-1].strip() for cells in filled):
+        lines = [(number, cells[: len(names)]) for number, cells in lines]
     for name in columns:
         if name not in names:
             raise UserError(f'{path}: the column {name} is missing{suggest(name, names)}')
@@ -142,13 +147,23 @@ def read_table(path: pathlib.Path, columns: Sequence[str] = (), lower: Sequence[
             table.dropped.append(Drop('', f'{path.name} line {number}', reason))
             continue
         for name, cell in zip(names, cells, strict=True) if table.twice else ():
-            if cell.strip() != cells[first[name]].strip():
+            if _cell(cell) != _cell(cells[first[name]]):
                 raise UserError(
                     f'{path}: the column {name!r} is there twice, and line {number} differs; '
                     'give each column its own name, or delete one'
                 )
-        table.lines.append(Line(number, {name: cells[at].strip() for name, at in first.items()}))
+        table.lines.append(Line(number, {name: _cell(cells[at]) for name, at in first.items()}))
     return table
+
+
+def _cell(cell: str) -> str:
+    """A cell without blanks and invisible characters at its ends, and without a spreadsheet's marks of a text."""
+    cell = cell.strip()
+    if not cell.isascii():
+        cell = cell.strip(INVISIBLE).strip()
+    if cell[:2] == '="' and cell[-1:] == '"' and len(cell) > 3:
+        return cell[2:-1].strip()
+    return cell[1:] if cell[:1] == "'" and re.fullmatch(r"'[\w+-][^\s']*", cell) else cell
 
 
 def read_list(path: pathlib.Path) -> list[str]:
@@ -259,6 +274,8 @@ def _text(path: pathlib.Path) -> str:
     try:
         data = path.read_bytes()
         data = gzip.decompress(data) if path.suffix == '.gz' else data
+        if data[:4] in (b'\xff\xfe\0\0', b'\0\0\xfe\xff'):
+            return data.decode('utf-32')
         if data[:2] in (b'\xff\xfe', b'\xfe\xff'):
             return data.decode('utf-16')
         zeros = sorted(data[start:4096:2].count(0) for start in (0, 1))  # UTF-16 has one zero in each Latin letter

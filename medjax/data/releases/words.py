@@ -41,7 +41,9 @@ _BLANK = _set("""
     no aplica, no especificado, no evaluado, no evaluable, no documentado, sin informacion, pendiente,
     nao se aplica, nao aplicavel, nao especificado, nao avaliado, nao avaliavel, sem informacao, pendente,
     non disponibile, non applicabile, non specificato, non valutabile,
-    sconosciuto, sconosciuta, non noto, mancante, onbekend, ontbreekt, niet bekend
+    sconosciuto, sconosciuta, non noto, mancante, onbekend, ontbreekt, niet bekend,
+    missing value, missing data, no info, no information, no entry, not avail, not appl, not eval, not applic, unspec,
+    n/e, n/s, tbc, to be confirmed, to be determined, void, not entered, not collected, data missing
 """)
 _YES = _set("""
     1, +1, yes, y, true, t, positive, pos, present, +, ja, j, wahr, positiv, vorhanden, oui, o, vrai, positif, presente,
@@ -56,7 +58,10 @@ _NO = _set("""
 """)
 _UNCERTAIN = _set("""
     -1, uncertain, equivocal, indeterminate, possible, possibly, maybe, doubtful, unsicher, unklar, fraglich,
-    moglich, incertain, possible, douteux, equivoque, incierto, dudoso, posible, incerto, duvidoso, possivel, twijfel
+    moglich, unclear, unsure, not sure, not certain, inconclusive, questionable, borderline, ambiguous, undetermined,
+    undecided, suspected, probable, likely, cannot exclude, cannot be excluded, verdacht, verdachtig, grenzwertig,
+    nicht eindeutig, incertain, possible, douteux, equivoque, incierto, dudoso, posible, incerto,
+    duvidoso, possivel, twijfel
 """)
 # Single letters mean yes or no only in a column that has both of one pair: 'F' alone may mean female.
 PAIRS = (frozenset('yn'), frozenset('tf'), frozenset('jn'), frozenset('on'), frozenset('sn'))
@@ -70,10 +75,10 @@ _SPLITS = {
         held-out, held out, heldout, holdout set, prueba, teste, external test, internal test"""),
     'dev': _set('dev, devel, dev set, devset, development, development set'),
 }  # fmt: skip
-_MALE = _set("""m, male, man, men, boy, mannlich, mann, junge, masculin, homme, garcon, h, masculino, hombre, varon,
-    homem, maschio, mannelijk, masc, mannl""")  # fmt: skip
-_FEMALE = _set("""f, female, woman, women, girl, w, weiblich, frau, madchen, feminin, femme, fille, femenino, mujer,
-    feminino, mulher, femmina, vrouwelijk, vrouw, fem, weibl""")  # fmt: skip
+_MALE = _set("""m, male, man, men, boy, masculine, mannlich, mann, junge, masculin, homme, garcon, h, masculino, hombre,
+    varon, homem, maschio, mannelijk, masc, mannl""")  # fmt: skip
+_FEMALE = _set("""f, female, woman, women, girl, feminine, w, weiblich, frau, madchen, feminin, femme, fille, femenino,
+    mujer, feminino, mulher, femmina, vrouwelijk, vrouw, fem, weibl""")  # fmt: skip
 _OTHER_SEX = _set('o, x, d, other, divers, diverse, intersex, non-binary, nonbinary, autre, otro, outro, altro, anders')
 # An id that says 'nobody' in words. 'ANON007' is not here: it may be the pseudonym of one person (see `people`).
 _NOBODY = _set("""

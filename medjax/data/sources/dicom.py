@@ -14,7 +14,7 @@ that --label-columns names; a column of names (BI-RADS 2) gives one label for ea
 image, a file, a series, a study, an order or a patient, by the finest of its columns SOPInstanceUID, file,
 SeriesInstanceUID, StudyInstanceUID, AccessionNumber and PatientID. Several lines with one key are joined: blank cells
 are ignored, and values that disagree are conflicting.
-Splits: the column split of --labels, else drawn per patient.
+Splits: the column split of --labels. Without it, or with --split drawn, they are drawn per patient.
 Texts: the column text of --labels, a report that is cut into its sections.
 Patients: the PatientID. It is judged by its use: ANON001, ANON002, … with a few studies each are people. A PatientID
 that is blank, says that it is nobody's (ANONYMOUS), or is that of nearly all studies counts as unknown. So does one
@@ -46,6 +46,7 @@ from medjax.data.types import BLANK, Drop, Entry, Example, Source, Unreadable
 from medjax.errors import UserError
 
 LICENSE = ''
+SPLITS = ('given',)  # those of --labels, if it has any
 LAYOUT = 'a folder with DICOM files, at any depth and with any names'
 BATCH = 64  # number of files that a thread reads between two updates of the progress bar
 
@@ -137,8 +138,12 @@ def source(
     label_columns: str | None = None,
     size: int | None = None,
     namespace: str | None = None,
+    split: str = 'given',
 ) -> Source:
-    """The source of the export in `folder`. Reads the header of every file. UserError if no file holds a picture."""
+    """The source of the export in `folder`. Reads the header of every file. UserError if no file holds a picture.
+
+    split: 'drawn' leaves the splits of --labels unused.
+    """
     root = folders.release_folder(folder, layout=LAYOUT)
     if label_columns and not labels:
         raise UserError('--label-columns: it names columns of a table; give the table with --labels FILE.csv')
@@ -156,8 +161,9 @@ def source(
     described = None
     if labels:
         described = label_tables.read(
-            pathlib.Path(labels).expanduser(), Finder(root), _ids(pictures, persons.patients), label_columns
-        )
+            pathlib.Path(labels).expanduser(), Finder(root), _ids(pictures, persons.patients), label_columns,
+            is_drawn=split == 'drawn',
+        )  # fmt: skip
         if any(described.splits):
             persons = people.people(ids, studies, described.splits)
             entries = _entries(root, pictures, persons.patients)

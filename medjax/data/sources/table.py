@@ -3,14 +3,16 @@
     DIR/metadata.csv     image,patient_id,split,text,age,sex,view,effusion,nodule
     DIR/…                the images, at the paths that the column image names
 
-Recognised columns: image (required), patient_id, study_id, split, text, age, sex, view, mask, license. Usual other
-names are read too: Patient-ID, MRN, Gender, SplitName. A DICOM file with several frames gives a record for each. Age,
-sex and view come from its header if the table does not have them. Ages above 90 are stored as 90, and impossible ones
-are left out. Words for male and female are stored as M and F.
+Recognised columns: image (required; filename, image_path and the like are read if their cells name files), patient_id,
+study_id, split, text, age, sex, view, mask, license. Usual other names are read too: Patient-ID, MRN, Gender,
+SplitName. A DICOM file with several frames gives a record for each. Age, sex and view come from its header if the table
+does not have them. Ages above 90 are stored as 90, and impossible ones are left out. Words for male and female are
+stored as M and F.
 
 Images: paths below DIR. A path of another machine, a name without suffix or folder, or a name in other case is read if
 only one file can be meant.
-Splits: the column split: train, val or test, also training, tune, holdout, … Without it they are drawn per patient.
+Splits: the column split: train, val or test, also training, tune, holdout, … Without it, or with --split drawn, they
+are drawn per patient.
 Labels: the columns that --labels names. By default, the columns that hold only 0, 1, -1 (uncertain) or nothing, and
 whose names are not those of other things (fold, site). True, ja, negative and other words for yes and no are read, and
 nan, N.A., unknown and other words for nothing. A few typing errors are left blank.
@@ -41,6 +43,8 @@ from medjax.data.text import language, markup, sections
 from medjax.data.types import ColumnUse, Drop, Entry, Example, Source, Unreadable
 from medjax.errors import UserError, suggest
 
+SPLITS = ('given',)  # those of the column split, if the table has it
+TRIED = 100  # lines whose cells decide whether a column names images
 LAYOUT = (
     'the folder that holds metadata.csv and its images; the table has a line for each image, at least the column image'
 )
@@ -105,16 +109,23 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def source(folder: str, labels: str | None = None, size: int | None = None, namespace: str | None = None) -> Source:
+def source(
+    folder: str,
+    labels: str | None = None,
+    size: int | None = None,
+    namespace: str | None = None,
+    split: str = 'given',
+) -> Source:
     """The source of the table in `folder`. A line that cannot be used becomes a drop with its reason.
 
-    UserError if the table is missing, has no column image, or has an unknown split.
+    split: 'drawn' leaves the column of the splits unused. UserError if the table is missing, if no column names
+    images, or if `split` is 'given' and the table has an unknown split.
     """
     root = folders.release_folder(folder, 'metadata.csv', layout=LAYOUT)
     table = tables.read_table(root / 'metadata.csv', lower=tuple(column_names.NAMES))
-    _check_image_column(table)
-    fields, finder = table_fields.read(table), Finder(root)
-    found, unusable = _usable(finder, table, fields)
+    finder, is_drawn = Finder(root), split == 'drawn'
+    fields = table_fields.read(table, _image_column(finder, table), is_drawn)
+    found, unusable = _usable(finder, table, fields, is_drawn)
     lines = [line for line in fields.lines if line.number in found]
     persons = table_fields.people_of(lines)
     chosen, unused = label_columns.choose(
@@ -125,7 +136,7 @@ def source(folder: str, labels: str | None = None, size: int | None = None, name
         for line, patient in zip(lines, persons.patients, strict=True)
         for picture in _pictures(line, found[line.number], patient)
     ]
-    uses = [_image_use(fields, found), *table_fields.uses(fields, lines, persons)[1:]]
+    uses = [_image_use(fields, found), *table_fields.uses(fields, lines, persons, is_drawn)[1:]]
     uses += [*(label.use for label in chosen), *unused]
 
     names = tuple(name for label in chosen for name in label.names)
@@ -139,16 +150,35 @@ def source(folder: str, labels: str | None = None, size: int | None = None, name
     )  # fmt: skip
 
 
-def _check_image_column(table: Table) -> None:
-    if 'image' not in table.columns:
-        similar = [column for column in table.columns if column_names.looks_like(column) == 'image']
-        near = f'; did you mean {similar[0]!r}? Then rename it to image' if similar else suggest('image', table.columns)
-        raise UserError(f'{table.path}: the column image is missing{near}')
+def _image_column(finder: Finder, table: Table) -> str:
+    """The column that names the images: 'image', else the first one like it (filename) whose cells are names of files.
+
+    UserError if there is none.
+    """
+    if 'image' in table.columns:
+        return 'image'
+    similar = [column for column in table.columns if column_names.looks_like(column) == 'image']
+    for column in similar:
+        cells = [line.cells[column] for line in table.lines[:TRIED] if line.cells[column]]
+        if cells and 2 * sum(_is_file(finder, cell) for cell in cells) > len(cells):
+            return column
+    near = f'; did you mean {similar[0]!r}? Its cells name no file here' if similar else suggest('image', table.columns)
+    raise UserError(f'{table.path}: the column image is missing{near}')
 
 
-def _usable(finder: Finder, table: Table, fields: Fields) -> tuple[dict[int, Found], list[Drop]]:
-    """Number of a line -> its file, for the lines that can be used, and a drop for each other line."""
-    has_splits = any(line.cells.get('split') for line in fields.lines)
+def _is_file(finder: Finder, cell: str) -> bool:
+    try:
+        return bool(finder.find(cell))
+    except Unreadable:
+        return False
+
+
+def _usable(finder: Finder, table: Table, fields: Fields, is_drawn: bool) -> tuple[dict[int, Found], list[Drop]]:
+    """Number of a line -> its file, for the lines that can be used, and a drop for each other line.
+
+    is_drawn: splits are drawn, so a line needs none.
+    """
+    has_splits = not is_drawn and any(line.cells.get('split') for line in fields.lines)
     found: dict[int, Found] = {}
     dropped = []
     meant: dict[pathlib.Path, list[Line]] = defaultdict(list)

@@ -7,7 +7,7 @@
 or as Kaggle's competition has it (vinbigdata-chest-xray-abnormalities-detection), also with PNG or JPEG files:
 
     DIR/train.csv        image_id, class_name, class_id, rad_id, x_min, …: one box a line, or 'No finding'
-    DIR/train/, DIR/test/
+    DIR/train/, DIR/test/    perhaps with folders inside
 
 Splits: `official` is train 15,000 / test 3,000. `benchx` is 12,000 / 3,000 / 3,000, from lists of yangzhou12/BenchX
 that you put at DIR/benchx/train.txt, val.txt and test.txt.
@@ -148,8 +148,8 @@ def _table(root: pathlib.Path, split: str, stamps: Mapping[str, str]) -> Table |
 
 
 def _image(file: str, split: str) -> str:
-    """'train/0a1b.dicom' -> '0a1b'"""
-    name = file.removeprefix(f'{split}/')
+    """'train/0a1b.dicom' and 'train/train/0a1b.dicom' -> '0a1b'"""
+    name = file.removeprefix(f'{split}/').rpartition('/')[2]
     return next((name.removesuffix(suffix) for suffix in SUFFIXES if name.endswith(suffix)), name)
 
 
@@ -179,7 +179,7 @@ def _read_table(
 
 
 def _name(table: Table) -> str:
-    return next((name for name in TABLES.values() if name.endswith(table.path.name)), table.path.name)
+    return next((name for name in TABLES.values() if name.rpartition('/')[2] == table.path.name), table.path.name)
 
 
 def _labels(table: Table, image: str, lines: list[Line]) -> tuple[dict[str, int], list[Drop]]:

@@ -10,6 +10,7 @@ with a bar for each line; language models write markdown. A text without such ma
 from __future__ import annotations
 
 import html
+import json
 import re
 
 _HIDDEN = re.compile(
@@ -50,6 +51,9 @@ _RTF_BREAK = re.compile(r'\\(?:par|line|row|cell)\b ?')
 _RTF_WORD = re.compile(r'\\[a-z]+-?\d* ?|(?<!\\)[{}]')
 _UNDERLINED = re.compile(r'(?<!\w)__(?=[^\W_])([^_\n]{1,60}?)(?<=\S)__(?!\w)')
 _ITALIC = re.compile(r'^([ \t>*-]*)_(?=[^\W_])([^_\n]{2,60}?:?)(?<=\S)_(?!\w)', re.MULTILINE)
+# A caret between lines: after a sentence, before a heading, or doubled; not in '10^3' and not in 'Doe^Jane'
+_CARET = re.compile(r'[ \t]*(?:\^{2,}|(?<=[.:;!?])\^|\^(?=[ \t]*[A-ZÀ-Þ][^\^\n:]{2,40}:))[ \t]*')
+_WIDE_COLON = re.compile('(?<=[A-Za-z])\uff1a')  # of East Asian keyboards; Chinese headings keep theirs
 _QUOTE = re.compile(r'^[ \t]*(?:>[ \t]?)+', re.MULTILINE)
 _BAR = re.compile(r'[ \t]*\|[ \t]*')
 _IN_WORD = re.compile(r'\w(?:\||~{1,2})\w')  # 'L4|L5'
@@ -63,6 +67,7 @@ _TILDE = re.compile(r'(?<!~)(?:(?<=[.:;!?])[ \t]*~{1,2}|~{1,2}(?=[ \t]*(?:[A-ZÀ
 
 def plain(text: str) -> str:
     """The text without the marks of its form: lines and paragraphs as line breaks, bold text between '**'."""
+    text = _WIDE_COLON.sub(':', _of_json(text))
     if text.lstrip().startswith('{\\rtf'):
         text = _rtf(text)
     text = _ESCAPED_MARK.sub(r'\1', _hl7(text)) if '\\' in text else text
@@ -83,7 +88,26 @@ def plain(text: str) -> str:
         text = _QUOTE.sub('', text)
     if '|' in text:
         text = _broken(_BAR, text)
+    if '^' in text:
+        text = _CARET.sub('\n', text)
     return _broken(_TILDE, text) if '~' in text else text
+
+
+def _of_json(text: str) -> str:
+    """The text of a JSON object of texts, or of lists of texts: 'KEY: value', one a line. Other texts stay."""
+    if not (text.lstrip()[:1] == '{' and text.rstrip()[-1:] == '}'):
+        return text
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    lines = []
+    for key, value in found.items() if isinstance(found, dict) else ():
+        values = value if isinstance(value, list) else [value]
+        if not all(isinstance(one, str) or one is None for one in values):
+            return text
+        lines.append(f'{key.replace("_", " ").upper()}: ' + '\n'.join(one for one in values if one))
+    return '\n'.join(lines) or text
 
 
 def _broken(mark: re.Pattern, text: str) -> str:
@@ -116,6 +140,7 @@ def _hl7(text: str) -> str:
     """The text without the escapes of HL7 and of JSON."""
     text = _HL7_BREAK.sub('\n', text)
     text = _HL7_HEX.sub(lambda match: bytes.fromhex(match[1]).decode('utf-8', 'replace'), text)
+    text = re.sub(r'\\u00([0-9a-fA-F]{2})', lambda match: chr(int(match[1], 16)), text)  # of JSON
     text = re.sub(r'\\([HNFSTRE])\\', lambda match: _HL7[match[1]], text)
     breaks = [match for match in _ESCAPED.finditer(text) if _is_break(match)]
     all_are = bool(breaks) and '\n' not in text.strip()  # the text has no line breaks but escaped ones

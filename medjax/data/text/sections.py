@@ -204,6 +204,12 @@ _RADS_CELL = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _DASHED = re.compile(r'(^[ \t]*|[.!?][ \t]+)([^\W\d_][^\n.:]{2,60}?)[ \t]*\.[ \t]?[-–—]{1,2}', re.MULTILINE)
+# '[FINDINGS] …', '*** FINDINGS ***', '=== FINDINGS ==='
+_FRAMED = re.compile(
+    r'(^[ \t]*|[.!?][ \t]+)(?:\[(?=[^\n\]]{3,40}\])|[*=~-]{3,}[ \t]*)([A-ZÀ-Þ][^\n:*=~\[\]]{2,39}?)[ \t]*:?[ \t]*'
+    r'(?:\]|[*=~-]{3,})[ \t]*:?',
+    re.MULTILINE,
+)
 _ELEMENT = re.compile(r'<(?P<end>/?)(?P<name>[a-z]\w{3,30})(?:\s[^<>]{0,200})?>', re.IGNORECASE)
 _LABEL = re.compile(r'\blabel\s*=\s*["\']([^"\'<>]{3,60})["\']', re.IGNORECASE)
 _WORD = re.compile(r'\S+')
@@ -231,9 +237,13 @@ def _marked_headings(text: str) -> str:
         name = match[match.lastindex]
         return f'{name}:' if fold(name) in _SECTION or fold(name) in _KEPT else match[0]
 
+    def framed(match: re.Match) -> str:
+        return f'{match[1]}{match[2]}: ' if _SECTION.get(fold(match[2])) in SECTIONS else match[0]
+
     def dashed(match: re.Match) -> str:
         return f'{match[1]}{match[2]}:' if fold(match[2]) in _SECTION else match[0]
 
+    text = _FRAMED.sub(framed, text)
     text = _RADS_CELL.sub(r'\1: ', _DASHED.sub(dashed, text))
     if closed:
         text = _ELEMENT.sub(element, text)

@@ -275,3 +275,30 @@ def test_other_marks_of_headings(text):
 )
 def test_headings_of_bi_rads(line, kept):
     assert sections.parse(f'FINDINGS: A mass.\n{line}') == {'findings': 'A mass.', 'impression': kept}
+
+
+@pytest.mark.parametrize(
+    'text',
+    [
+        'FINDINGS: Clear.^Heart normal, 10^3 cells.^IMPRESSION: Normal.',
+        'FINDINGS: Clear.^^Heart normal, 10^3 cells^IMPRESSION: Normal.',
+        '{"findings": ["Clear.", "Heart normal, 10^3 cells."], "impression": "Normal.", "technique": null}',
+        '{"Findings": "Clear.\\nHeart normal, 10^3 cells.", "Impression": "Normal."}',
+        '[FINDINGS] Clear. Heart normal, 10^3 cells. [IMPRESSION] Normal.',
+        '*** FINDINGS ***\nClear. Heart normal, 10^3 cells.\n*** IMPRESSION ***\nNormal.',
+        '=== Findings: ===\nClear. Heart normal, 10^3 cells.\n=== Impression ===\nNormal.',
+        'FINDINGS\uff1a Clear. Heart normal, 10^3 cells.\nIMPRESSION\uff1aNormal.',
+        'FINDINGS: Clear.\\u000aHeart normal, 10^3 cells.\\u000AIMPRESSION: Normal.',
+    ],
+)
+def test_more_forms(text):
+    found = sections.parse(text)
+    assert found.keys() == {'findings', 'impression'} and found['impression'] == 'Normal.'
+    assert found['findings'].rstrip('.') == 'Clear. Heart normal, 10^3 cells'
+
+
+@pytest.mark.parametrize(
+    'text', ['{"a": 1}', '{"a": {"b": "c"}}', '{not json}', 'Seen by Doe^Jane.', '[Name] was seen.', '[DATE] Clear.']
+)
+def test_forms_that_stay(text):
+    assert sections.parse(text) == {'report': text}

@@ -639,9 +639,14 @@ def test_columns_that_differ_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize('column', ['filename', 'Image Path', 'img_id', 'file'])
-def test_the_column_of_images_is_suggested(tmp_path, column):
+def test_a_column_like_image_is_read_if_its_cells_name_files(tmp_path, column):
+    root = made(tmp_path / 'x', [column, 'mass'], [[n, 1] for n in N])
+    source = table.source(root)
+    assert len(source.entries) == len(N) and uses(source)[column].use == 'image' and source.labels == ('mass',)
+    table_of_elsewhere = (tmp_path / 'x' / 'metadata.csv').read_text().replace('.png', '.tif_old')
+    (tmp_path / 'x' / 'metadata.csv').write_text(table_of_elsewhere)
     with pytest.raises(UserError, match=f"the column image is missing; did you mean '{column}'"):
-        table.source(made(tmp_path / 'x', [column, 'mass'], [[n, 1] for n in N]))
+        table.source(root)
 
 
 # Reports

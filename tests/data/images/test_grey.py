@@ -569,7 +569,10 @@ def test_windows_are_for_ct(data, why):
         ('40/0', 'larger than 0'),
         ('40', 'no window of this name'),
         ('40/-3', 'no window of this name'),
-        ('', 'no window of this name'),
+        ('', 'a name is missing; known: abdomen'),
+        ('lung,,bone', 'a name is missing'),
+        ('40,400', 'a window is centre/width'),
+        ('40,5/400', 'decimals with a dot'),
     ],
 )
 def test_windows_that_are_none(text, words):

@@ -97,14 +97,15 @@ def test_a_column_of_one_table_alone_is_blank_in_the_other(folder):
     assert codes[A]['tuberculosis'] == BLANK and codes[E] == dict.fromkeys(codes[E], BLANK) | {'tuberculosis': 1}
 
 
-@pytest.mark.parametrize('suffix', ['dicom', 'png'])
-def test_the_layout_of_kaggle(tmp_path, suffix):
+@pytest.mark.parametrize(('suffix', 'inside'), [('dicom', ''), ('png', ''), ('png', 'train/512px')])
+def test_the_layout_of_kaggle(tmp_path, suffix, inside):
     root = tmp_path / 'kaggle'
     for n, (split, image) in enumerate([('train', A), ('train', B), ('train', C), ('test', E)]):
         pixels = dicom(root / split / f'{image}.dicom', n)
         if suffix == 'png':
             (root / split / f'{image}.dicom').unlink()
-            Image.fromarray(pixels.astype(np.uint8)).save(root / split / f'{image}.png')
+            (root / split / inside).mkdir(exist_ok=True, parents=True)
+            Image.fromarray(pixels.astype(np.uint8)).save(root / split / inside / f'{image}.png')
     csv(
         root / 'train.csv',
         'image_id,class_name,class_id,rad_id,x_min,y_min,x_max,y_max',
@@ -123,6 +124,7 @@ def test_the_layout_of_kaggle(tmp_path, suffix):
         A: (CONFLICTING, 0, 1), B: (0, 1, 0), C: (CONFLICTING, CONFLICTING, 0), E: (BLANK, BLANK, BLANK),
     }  # fmt: skip
     assert reasons(source) == {'train.csv line 12': 'there is no such file'}
+    assert not any('annotations/' in note for note in source.notes)
     data, _ = build(source, tmp_path / 'out')
     assert data.splits == {'train': 3, 'test': 1}
 
