@@ -66,7 +66,9 @@ def get_config() -> ConfigDict:
                 ),
             },
             masks={'global~block': dict(mask='blocks', share=0.5, ratio=(0.1, 0.5))},
-            towers=dict(image=dict(tower='vit', variant='S/14', native_size=224, layerscale=1e-5, drop_path=0.0)),
+            towers=dict(
+                image=dict(tower='vit', variant='S/14', native_size=224, layerscale=1e-5, drop_path=0.0, unroll=12)
+            ),
             heads=dict(dino=dict(head='dino_head', prototypes=65_536, hidden=2_048, bottleneck=256)),
             teachers=dict(
                 teacher=dict(

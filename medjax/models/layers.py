@@ -55,9 +55,14 @@ REMAT = {  # what a block stores for the backward pass, which computes everythin
 }
 
 
+def _plain_gelu(x: Array) -> Array:
+    z = x.astype(jnp.float32)
+    return (0.5 * z * (1 + jax.lax.erf(z * math.sqrt(0.5)))).astype(x.dtype)
+
+
 @jax.custom_vjp
 def _gelu(x: Array) -> Array:
-    return jax.nn.gelu(x, approximate=False)
+    return _plain_gelu(x)
 
 
 def _gelu_backward(x: Array, g: Array) -> tuple[Array]:
@@ -72,10 +77,12 @@ _gelu.defvjp(lambda x: (_gelu(x), x), _gelu_backward)
 def gelu(x: Array) -> Array:
     """x Phi(x), with Phi the distribution function of the normal distribution (arXiv 1606.08415).
 
+    Phi(x) is (1 + erf(x / sqrt 2)) / 2, in float32. `jax.nn.gelu` takes erfc, which computes two polynomials for each
+    number: a pass over a hidden layer took twice as long on a GPU (201 and 105 us, NVIDIA H200).
     The derivative is written out. It does not share its error function with the value: a GPU would write the shared
     values to memory and read them twice.
     """
-    return jax.nn.gelu(x, approximate=False) if plain_only() else _gelu(x)
+    return _plain_gelu(x) if plain_only() else _gelu(x)
 
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -205,10 +212,42 @@ class LayerNorm(nn.Module):
     def __call__(self, x: Array) -> Array:
         scale = parameter(self, 'scale', ones, x.shape[-1:], ('embed',))
         bias = parameter(self, 'bias', zeros, x.shape[-1:], ('embed',))
-        x = x.astype(jnp.float32)
-        x -= x.mean(-1, keepdims=True)
-        x *= jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.eps)
-        return (x * scale + bias).astype(self.dtype)
+        return (_plain_norm if plain_only() else _norm)(self.eps, self.dtype, x, scale, bias)
+
+
+def _plain_norm(eps: float, dtype: Any, x: Array, scale: Array, bias: Array) -> Array:
+    x = x.astype(jnp.float32)
+    x -= x.mean(-1, keepdims=True)
+    x *= jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + eps)
+    return (x * scale + bias).astype(dtype)
+
+
+_norm = jax.custom_vjp(_plain_norm, nondiff_argnums=(0, 1))
+
+
+def _norm_forward(eps: float, dtype: Any, x: Array, scale: Array, bias: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _plain_norm(eps, dtype, x, scale, bias), (x, scale)
+
+
+def _norm_backward(eps: float, dtype: Any, stored: tuple[Array, Array], g: Array) -> tuple[Array, Array, Array]:
+    """The gradients by x, scale and bias.
+
+    The barriers end a kernel of a GPU after the sums over rows, whose results are small. Without them it computed these
+    sums again for each block of rows and of columns: 134 and 99 us for [21584,768], NVIDIA H200.
+    """
+    x, scale = stored
+    g, z = g.astype(jnp.float32), x.astype(jnp.float32)
+    mean = z.mean(-1, keepdims=True)
+    rate = jax.lax.rsqrt(jnp.square(z - mean).mean(-1, keepdims=True) + eps)
+    mean, rate = jax.lax.optimization_barrier((mean, rate))
+    z = (z - mean) * rate
+    gs = g * scale
+    a, b = jax.lax.optimization_barrier((gs.mean(-1, keepdims=True), (gs * z).mean(-1, keepdims=True)))
+    rows = tuple(range(x.ndim - 1))
+    return (rate * (gs - a - z * b)).astype(x.dtype), (g * z).sum(rows), g.sum(rows)
+
+
+_norm.defvjp(_norm_forward, _norm_backward)
 
 
 class Moments(NamedTuple):
