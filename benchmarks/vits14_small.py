@@ -15,6 +15,7 @@ def get_config() -> ConfigDict:
     config.update(total_steps=1_000, batch_size=4, rows_per_group=4, dtype='float32')
     config.views['global'].size, config.views['local'].size, config.views['local'].count = 98, 42, 4
     config.towers.image.native_size = 98
+    config.towers.image.unroll = 1  # on a CPU, unrolled blocks need more memory and are no faster
     config.heads.dino.prototypes = 4_096
     config.heads.ibot = ConfigDict(config.heads.dino.to_dict())
     config.teachers.teacher.of = ['towers/image', 'heads/dino', 'heads/ibot']

@@ -1,4 +1,4 @@
-"""The layers of a transformer: the derivative of GELU, and linear maps that share one kernel."""
+"""The layers of a transformer: GELU and norms with their derivatives, and linear maps that share one kernel."""
 
 from __future__ import annotations
 
@@ -33,6 +33,27 @@ def test_gelu_and_its_derivative_are_their_definitions(dtype, error):
         np.testing.assert_allclose(np.asarray(a, np.float64), b, rtol=error, atol=error)
     with kernels.plain():  # can be differentiated forwards
         np.testing.assert_allclose(jax.jvp(layers.gelu, (x,), (jnp.ones_like(x),)), got, rtol=error, atol=error)
+
+
+def norm_by_definition(x, scale, bias, g):
+    """The norm of x [S,T,D] and its gradients for the cotangent g, in float64."""
+    x, scale, bias, g = (np.asarray(a, np.float64) for a in (x, scale, bias, g))
+    rate = 1 / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+    z, gs = (x - x.mean(-1, keepdims=True)) * rate, g * scale
+    centred = gs - gs.mean(-1, keepdims=True) - z * (gs * z).mean(-1, keepdims=True)
+    return z * scale + bias, rate * centred, (g * z).sum((0, 1)), g.sum((0, 1))
+
+
+@pytest.mark.parametrize(('dtype', 'error'), [('float32', 1e-5), ('bfloat16', 2e-2)])
+def test_the_norm_and_its_gradients_are_their_definitions(dtype, error):
+    rng = np.random.default_rng(0)
+    x, g = (jnp.asarray(rng.normal(m, s, (3, 5, 16)), dtype) for m, s in ((2.0, 3.0), (0.0, 1.0)))
+    scale, bias = (jnp.asarray(rng.normal(1, 0.5, 16), jnp.float32) for _ in range(2))
+    module = layers.LayerNorm(dtype=jnp.dtype(dtype))
+    y, pull = jax.vjp(lambda x, s, b: module.apply({'params': dict(scale=s, bias=b)}, x), x, scale, bias)
+    assert y.dtype == dtype
+    for got, wanted in zip((y, *pull(g)), norm_by_definition(x, scale, bias, g), strict=True):
+        np.testing.assert_allclose(np.asarray(got, np.float64), wanted, rtol=error, atol=error * abs(wanted).max())
 
 
 @pytest.mark.parametrize('bias', [True, False])
