@@ -253,6 +253,8 @@ def _check_coded(coded: bytes, size: tuple[int, int, int]) -> tuple[headers.Jpeg
     if coded[:2] == b'\xff\xd8':
         jpeg = headers.jpeg(coded)
         coded_size = jpeg.height, jpeg.width, jpeg.channels
+    elif coded[:2] != b'\xff\x4f' and coded[4:8] != b'jP  ':
+        raise Unreadable('a DICOM file whose coded picture begins neither as a JPEG nor as a JPEG 2000')
     else:
         jpeg2000 = headers.jpeg2000(coded)
         coded_size = jpeg2000.size

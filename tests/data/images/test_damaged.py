@@ -246,6 +246,12 @@ def test_a_box_without_length_does_not_hang():
     assert 'damaged JPEG 2000' in reason(coded_dicom([boxes], grey, J2K))
 
 
+@pytest.mark.parametrize('start', [b'\0\0', b'\x89PNG\r\n', b'\xff\xff\xff\xff'])
+def test_a_coded_picture_of_no_known_coding_is_not_called_jpeg_2000(start):
+    pytest.importorskip('pylibjpeg')
+    assert 'begins neither as a JPEG nor as a JPEG 2000' in reason(coded_dicom([start + bytes(60)], grey, J2K))
+
+
 def test_damaged_rle_does_not_panic():
     data = packed_dicom(grey[..., 0], RLE)
     np.testing.assert_array_equal(decode.read(data), decode.read(dicom(grey[..., 0])))
