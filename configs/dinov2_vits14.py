@@ -15,6 +15,7 @@ Different from the original:
 - KoLeo compares the whole batch. The original compares the rows of one GPU; `within='group'` with rows_per_group=64
   does the same.
 - Mean and deviation are those of the data set, not of ImageNet.
+
 All 12 blocks are unrolled, which spares a GPU the copies that a loop stacks. A CPU compiles faster with
 `--config.towers.image.unroll=1`, and needs less memory.
 Flips and colours are made for photographs. For radiographs look at rad_dino_vitb14.py first.

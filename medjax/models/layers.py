@@ -78,9 +78,9 @@ def gelu(x: Array) -> Array:
     """x Phi(x), with Phi the distribution function of the normal distribution (arXiv 1606.08415).
 
     Phi(x) is (1 + erf(x / sqrt 2)) / 2, in float32. `jax.nn.gelu` takes erfc, which computes two polynomials for each
-    number: a pass over a hidden layer took twice as long on a GPU (201 and 105 us, NVIDIA H200).
-    The derivative is written out. It does not share its error function with the value: a GPU would write the shared
-    values to memory and read them twice.
+    number. On an NVIDIA H200 a pass over a hidden layer takes 201 us with erfc, and 105 us with erf.
+    The derivative is written out and needs x alone. The one that jax makes would keep the error function of the value:
+    a GPU would write it to memory and read it twice.
     """
     return _plain_gelu(x) if plain_only() else _gelu(x)
 
@@ -232,8 +232,8 @@ def _norm_forward(eps: float, dtype: Any, x: Array, scale: Array, bias: Array) -
 def _norm_backward(eps: float, dtype: Any, stored: tuple[Array, Array], g: Array) -> tuple[Array, Array, Array]:
     """The gradients by x, scale and bias.
 
-    The barriers end a kernel of a GPU after the sums over rows, whose results are small. Without them it computed these
-    sums again for each block of rows and of columns: 134 and 99 us for [21584,768], NVIDIA H200.
+    The barriers end a kernel of a GPU after the sums over rows, whose results are small. Without them, other kernels
+    compute these sums again. On an NVIDIA H200 x [21584,768] takes 134 us without, 99 us with them.
     """
     x, scale = stored
     g, z = g.astype(jnp.float32), x.astype(jnp.float32)

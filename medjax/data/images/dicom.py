@@ -96,9 +96,9 @@ KNOWN_WORDS = {
     'image_type': (
         'ImageType',  # the defined terms of PS3.3 C.7.6.1.1.2, C.8.2.1.1.1 and C.8.16.1, and common ones of vendors
         _word_set("""
-            ORIGINAL DERIVED PRIMARY SECONDARY LOCALIZER SCOUT TOPOGRAM TOPOGRAMM AXIAL SAGITTAL CORONAL OBLIQUE
-            TRANSVERSE MPR
-            REFORMATTED CPR MIP MINIP MAX MIN MEAN AVERAGE PROJECTION IMAGE VOLUME RENDERED SURFACE SCREEN SAVE OTHER
+            ORIGINAL DERIVED PRIMARY SECONDARY LOCALIZER SCOUT TOPOGRAM TOPOGRAMM
+            AXIAL SAGITTAL CORONAL OBLIQUE TRANSVERSE MPR REFORMATTED
+            CPR MIP MINIP MAX MIN MEAN AVERAGE PROJECTION IMAGE VOLUME RENDERED SURFACE SCREEN SAVE OTHER
             NONE ADDITION SUBTRACTION DIVISION MULTIPLICATION RESAMPLED FILTERED MASKED STITCHED SINGLE BIPLANE PLANE
             WHOLE BODY STATIC DYNAMIC GATED TOMO RECON EMISSION TRANSMISSION TOMOSYNTHESIS GENERATED SYNTHETIC 2D 3D
             MAGNITUDE PHASE REAL IMAGINARY WATER FAT MOSAIC DIFFUSION PERFUSION ADC FA TRACEW ISOTROPIC ANISOTROPIC
@@ -247,11 +247,16 @@ def several(value: Any) -> list[Any]:
     return list(value) if isinstance(value, (list, tuple)) or type(value).__name__ == 'MultiValue' else [value]
 
 
-def first_number(value: Any) -> float | None:
-    """The first of several values. None: there is no value, or it is no finite number. '0,7' is 0.7."""
+def first_value(value: Any) -> Any:
+    """The first of several values, ready for `float`: a text has a point for its comma, '0.7' for ' 0,7'."""
     first = next(iter(several(value)), None)
+    return first.strip().replace(',', '.') if isinstance(first, str) else first
+
+
+def first_number(value: Any) -> float | None:
+    """The first of several values. None: there is no value, or it is no finite number."""
     try:
-        number = float(first.replace(',', '.') if isinstance(first, str) else first)
+        number = float(first_value(value))
     except (TypeError, ValueError):
         return None
     return number if math.isfinite(number) else None

@@ -72,7 +72,7 @@ def picture(data: bytes, frame: int = 0, windows: Sequence[Window] = ()) -> Pict
     stored, facts = _of_stored_bits(raw, file), grey.facts(file, frame)
     with step('its padding'):
         mask = grey.padding(raw, stored, file)
-    remarks = (*remarks, *_bit_remarks(raw, file, mask))
+    remarks = (*remarks, *_bit_remarks(raw, stored, file, mask))
     pixels, more = grey.picture(
         stored, mask, facts, int(file.get('BitsStored') or bits), windows, lambda: _run_range(data, file)
     )
@@ -316,17 +316,20 @@ def _variation(values: np.ndarray) -> float:
     return float(np.abs(np.diff(wide, axis=0)).sum() + np.abs(np.diff(wide, axis=1)).sum())
 
 
-def _bit_remarks(raw: np.ndarray, file: Any, mask: np.ndarray | None) -> tuple[str, ...]:
-    """A remark if values outside of the padding need more bits than the header states. Overlays are expected there."""
+def _bit_remarks(raw: np.ndarray, stored: np.ndarray, file: Any, mask: np.ndarray | None) -> tuple[str, ...]:
+    """A remark if values outside of the padding need more bits than the header states. Overlays are expected there.
+
+    raw: values with all allocated bits. stored: `_of_stored_bits` of them.
+    """
     bits, size = int(file.get('BitsStored') or 8 * raw.dtype.itemsize), 8 * raw.dtype.itemsize
     if raw.dtype.kind not in 'iu' or not 1 <= bits < size or OVERLAY in file:
         return ()
-    stored, cut = _of_stored_bits(raw, file), _cut(raw, bits)
-    is_moved = not np.array_equal(stored, cut) and not np.array_equal(stored, raw)  # as HighBit says
+    is_whole = np.array_equal(stored, raw)
+    is_moved = not is_whole and not np.array_equal(stored, _cut(raw, bits))  # as HighBit says
     inside = slice(None) if mask is None else ~mask
     if is_moved or not raw[inside].size or not _needs_more(raw[inside], bits):
         return ()
-    what = 'all are read' if np.array_equal(stored, raw) else 'the upper ones are cut'
+    what = 'all are read' if is_whole else 'the upper ones are cut'
     return (f'its pixels use more bits than its header states; {what}',)
 
 

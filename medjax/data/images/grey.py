@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from medjax.data.images import lookup
-from medjax.data.images.dicom import first_number, get, levels, several, step
+from medjax.data.images.dicom import first_number, first_value, get, levels, several, step
 from medjax.data.images.lookup import Table
 from medjax.data.images.windows import Window
 from medjax.data.types import Unreadable
@@ -107,9 +107,7 @@ def _limits(file: Any) -> tuple[int, int]:
 
 def _number(value: Any) -> float | None:
     """The number of a field, which may be no finite one. None: the field is missing or empty."""
-    value = next(iter(several(value)), None)
-    if isinstance(value, str):
-        value = value.strip().replace(',', '.')
+    value = first_value(value)
     return None if value is None or value == '' else float(value)
 
 

@@ -46,19 +46,15 @@ def decode(coded: bytes, header: str) -> tuple[np.ndarray, tuple[str, ...]]:
 
 def of_components(components: np.ndarray, coded: bytes, header: str) -> tuple[np.ndarray, tuple[str, ...]]:
     """The RGB pixels of decoded components uint8 [H,W,3], and remarks. For codings that `decode` does not read."""
-    from pydicom.pixels import convert_color_space
-
     space, remarks = colour_space(coded, header, components)
-    return components if space == RGB else convert_color_space(components, 'YBR_FULL', 'RGB'), remarks
+    return _rgb(components, space), remarks
 
 
 def of_plain(components: np.ndarray, header: str) -> tuple[np.ndarray, tuple[str, ...]]:
     """The RGB pixels of components uint8 [H,W,3] that have no code stream, or one of RLE, and remarks."""
-    from pydicom.pixels import convert_color_space
-
     space = _evidence(components).verdict(0.2) or header
     remarks = () if space == header else (f'its header says {header}, but its colours are {space}',)
-    return components if space == RGB else convert_color_space(components, 'YBR_FULL', 'RGB'), remarks
+    return _rgb(components, space), remarks
 
 
 def of_jpeg2000(components: np.ndarray, header: str) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -66,15 +62,19 @@ def of_jpeg2000(components: np.ndarray, header: str) -> tuple[np.ndarray, tuple[
 
     `header` is PhotometricInterpretation: YBR_RCT and YBR_ICT state a transform, which the code stream lacks.
     """
-    from pydicom.pixels import convert_color_space
-
     evidence = _evidence(components)
     if header in ('YBR_RCT', 'YBR_ICT'):
         verdict = evidence.verdict(0.02)
         space, remarks = verdict or RGB, () if verdict else (OPEN.format(RGB),)
     else:
         space, remarks = evidence.verdict(0.2) or (YCBCR if 'YBR' in header else RGB), ()
-    return components if space == RGB else convert_color_space(components, 'YBR_FULL', 'RGB'), remarks
+    return _rgb(components, space), remarks
+
+
+def _rgb(components: np.ndarray, space: str) -> np.ndarray:
+    from pydicom.pixels import convert_color_space
+
+    return components if space == RGB else convert_color_space(components, 'YBR_FULL', 'RGB')
 
 
 def colour_space(coded: bytes, header: str, components: np.ndarray | None = None) -> tuple[str, tuple[str, ...]]:
