@@ -84,9 +84,9 @@ PLUGINS = {
 FUNCTIONS: dict[tuple[str, ...], tuple[Callable, tuple[str, ...]]] = {
     ('optim',): (optimizer, ('params', 'total_steps')),
     ('optim', 'groups', '*'): (Rule, ()),
-    ('init_from',): (start_from, ('state', 'network')),
-    ('init_from', '*'): (start_from, ('state', 'network')),
-    ('teachers', '*', 'init_from'): (start_from, ('state', 'network')),
+    ('init_from',): (start_from, ('state', 'towers', 'network')),
+    ('init_from', '*'): (start_from, ('state', 'towers', 'network')),
+    ('teachers', '*', 'init_from'): (start_from, ('state', 'towers', 'network')),
     ('terms', '*', 'positives'): (soft_positives, ('total_steps', 'where')),
     ('terms', '*', 'positives', '*'): (soft_positives, ('total_steps', 'where')),
     ('terms', '*', 'temperature'): (learned_scale, ('where',)),

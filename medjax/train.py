@@ -104,11 +104,15 @@ def initial_state(training: Training, checkpoints: Checkpoints) -> TrainState:
     state = new(jax.random.key(training.config['seed']))
     starts = training.config['init_from'] or ()
     one = isinstance(starts, Mapping)
-    for i, cfg in enumerate([starts] if one else starts):
-        state = call(start_from, cfg, 'init_from' if one else f'init_from[{i}]', state=state, network=None)
+    given: list[tuple[str, Any, str | None]] = [
+        ('init_from' if one else f'init_from[{i}]', cfg, None) for i, cfg in enumerate([starts] if one else starts)
+    ]
     for name, teacher in training.objective.teachers.items():
-        if teacher.init_from is not None:
-            state = call(start_from, teacher.init_from, f'teachers.{name}.init_from', state=state, network=name)
+        given += [] if teacher.init_from is None else [(f'teachers.{name}.init_from', teacher.init_from, name)]
+    for where, cfg, network in given:
+        state, notes = call(start_from, cfg, where, state=state, towers=training.objective.towers, network=network)
+        for note in notes:
+            say(f'{where}: {note}')
     return copies_of_sources(training.objective, state)
 
 

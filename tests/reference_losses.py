@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import published_names
 from mask_statistics import compare, generate
 from programs import run
 
@@ -20,7 +21,6 @@ from medjax.objectives.terms import Networks, Term, TermContext, TermInputs, dis
 from medjax.training.optimizer import parameter_groups
 from medjax.types import Head, View
 from medjax.views.masks import MaskContext, blocks, from_bits
-from medjax.weights import dinov2
 
 
 def close(ours, theirs, relative: float, what: str) -> None:
@@ -304,11 +304,11 @@ def check_param_groups(path: Path) -> None:
             continue
         zeros = {name: np.zeros(p['shape'], np.float32) for name, p in parameters.items()}
         if one_run == 'dino_head':
-            ours = {'heads': {'dino': dinov2.head(zeros)}}
+            ours = {'heads': {'dino': published_names.head(zeros)}}
             rules = [dict(match='*/bias', wd_scale=0.0)]
         else:
             decay = float(one_run.rsplit('decay', 1)[1])
-            ours = {'towers': {'image': dinov2.backbone(zeros)}}
+            ours = {'towers': {'image': published_names.backbone(zeros, heads=1)}}
             rules = original_groups(decay)[:-1]
         table = parameter_groups(ours, rules)
         for factor, theirs in (('lr_scale', 'lr'), ('wd_scale', 'wd')):
@@ -319,7 +319,9 @@ def check_param_groups(path: Path) -> None:
             )
             is_head = one_run == 'dino_head'
             named = (
-                dinov2.head_to_meta(filled['heads']['dino']) if is_head else dinov2.to_meta(filled['towers']['image'])
+                published_names.head_to_meta(filled['heads']['dino'])
+                if is_head
+                else published_names.to_meta(filled['towers']['image'])
             )
             for name, p in parameters.items():
                 mine = named[_unchunk(name)]

@@ -5,6 +5,7 @@ The keys of the files: w/ weights before, g/ gradients of the loss, end/ weights
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from medjax.training.step import gradients, make_step
 from medjax.types import Mask, TrainState, View
 from medjax.views import make
 from medjax.views.masks import from_bits
-from medjax.weights import mae
+from medjax.weights import export, load
+from medjax.weights.families import vit
 
 FORWARD, LOSS, GRADIENT, END = 2e-5, 1e-5, 1e-4, 2e-5
 SETTINGS = {
@@ -80,10 +82,11 @@ def towers(d: Any, start: str, hp: dict[str, Any]) -> dict[str, Any]:
 
 
 def towers_of(state: dict[str, np.ndarray], hp: dict[str, Any]) -> dict[str, Any]:
-    return {
-        'image': mae.encoder({k: v for k, v in state.items() if k != 'pos_embed'}, int(hp['num_heads'])),
-        'decoder': mae.decoder(state, int(hp['decoder_num_heads'])),
-    }
+    weights = load.of_state(state)
+    image = weights.flat('towers/image', int(hp['num_heads']))
+    image = {path: array for path, array in image.items() if not path.startswith('pos_')}  # ours are fixed
+    decoder = weights.flat('towers/decoder', int(hp['decoder_num_heads']))
+    return {name: export.unflatten(flat) for name, flat in dict(image=image, decoder=decoder).items()}
 
 
 def views_of(objective: Objective, cfg: dict[str, Any], images: np.ndarray, noise: np.ndarray, order: str) -> Any:
@@ -227,10 +230,11 @@ def check_decayed(built: Any, hp: dict[str, Any]) -> None:
     marked = {name: np.ones(1, np.float32) for name in hp['decayed'].tolist()}
     leaves = jax.tree_util.tree_flatten_with_path(built.groups, is_leaf=lambda x: hasattr(x, 'wd_scale'))[0]
     decayed = {'/'.join(str(k.key) for k in path) for path, group in leaves if np.any(group.wd_scale)}
-    names = dict(mae.ENCODER.items()) | dict(mae.DECODER.items())
+    tables = dict(image=vit.TIMM, decoder=vit.MAE_DECODER)
     for name in marked:
         tower = 'decoder' if name.startswith('decoder_') or name == 'mask_token' else 'image'
-        inner = names[name][0] if name in names else 'blocks/' + mae.BLOCK[name.split('.', 2)[2]][0]
+        plain = re.sub(r'\.\d+\.', '.{}.', name)
+        (inner,) = [line.path for line in tables[tower] if hasattr(line, 'path') and plain in line.names]
         assert f'towers/{tower}/{inner}' in decayed, name
     outside = {path for path in decayed if '/blocks/' not in path} - {'towers/image/mask_token'}
     assert len(outside) == len([name for name in marked if 'blocks.' not in name])

@@ -10,13 +10,13 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import published_names
 from programs import run as one_program
 
 from medjax.models.drop_path import add_residual, kept_count
 from medjax.models.heads import dino_head
 from medjax.models.towers import vit
 from medjax.types import Input, Mask, View
-from medjax.weights import dinov2
 from medjax.weights.fit import check_like
 
 FORWARD, GRADIENT = 2e-5, 1e-4  # tolerances, relative to the largest value of an array
@@ -26,8 +26,8 @@ HEADS = 3  # attention heads of all backbones in the reference
 def check_vit(path: Path) -> None:
     """vit_*.npz: outputs at five image sizes with and without a mask, embedded tokens, the last two blocks."""
     arrays = dict(np.load(path))
-    params = dinov2.backbone(under(arrays, 'param/'), heads=HEADS)
-    same(under(arrays, 'param/'), dinov2.to_meta(params), 0.0, 'to Meta and back')
+    params = published_names.backbone(under(arrays, 'param/'), heads=HEADS)
+    same(under(arrays, 'param/'), published_names.to_meta(params), 0.0, 'to Meta and back')
     tower = tower_like(params)
     module = tower.module  # gives the tokens before the final norm, too
     cases = sorted(name.removesuffix('/x') for name in arrays if name.endswith('/x'))
@@ -95,8 +95,8 @@ def run(tower, params: dict, images: np.ndarray, bits: np.ndarray | None) -> dic
 def check_dino_head(path: Path) -> None:
     """dino_head_*.npz: logits, and the gradients of sum(logits * cotangent) by all parameters and by the input."""
     arrays = dict(np.load(path))
-    params = dinov2.head(under(arrays, 'param/'))
-    same(under(arrays, 'param/'), dinov2.head_to_meta(params), 0.0, 'to Meta and back')
+    params = published_names.head(under(arrays, 'param/'))
+    same(under(arrays, 'param/'), published_names.head_to_meta(params), 0.0, 'to Meta and back')
     head = head_like(params)
 
     def objective(params: dict, x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -105,7 +105,7 @@ def check_dino_head(path: Path) -> None:
 
     (grads, grad_x), y = one_program(jax.grad(objective, (0, 1), has_aux=True), params, arrays['x'])
     same({'y': arrays['y']}, {'y': y}, FORWARD, 'forward')
-    same(under(arrays, 'grad/'), dinov2.head_to_meta(grads) | {'x': grad_x}, GRADIENT, 'gradient')
+    same(under(arrays, 'grad/'), published_names.head_to_meta(grads) | {'x': grad_x}, GRADIENT, 'gradient')
 
 
 def head_like(params: dict):
@@ -120,7 +120,7 @@ def head_like(params: dict):
 def check_head_init_stats(path: Path) -> None:
     """dino_head_init_stats.json: mean, standard deviation and largest value of each new parameter."""
     head = dino_head.build(768, 4096)
-    state = dinov2.head_to_meta(jax.tree.map(np.asarray, one_program(head.init, jax.random.key(0))))
+    state = published_names.head_to_meta(jax.tree.map(np.asarray, one_program(head.init, jax.random.key(0))))
     stats = json.loads(Path(path).read_text())
     assert set(state) == set(stats)
     for name, (mean, std, largest) in stats.items():

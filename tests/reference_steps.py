@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import published_names
 from reference_losses import close, crop_major, image_major, original_groups
 
 from medjax.objectives.compose import Objective, compose
@@ -17,7 +18,6 @@ from medjax.training.state import create
 from medjax.training.step import gradients, make_step
 from medjax.types import Mask, TrainState, View
 from medjax.views.masks import from_bits
-from medjax.weights import dinov2
 
 
 def recipe_of(
@@ -79,8 +79,11 @@ def parts_of(d: Any, prefix: str) -> dict[str, Any]:
         start = f'{prefix}/{part}/'
         return {name[len(start) :]: np.asarray(d[name]) for name in d.files if name.startswith(start)}
 
-    heads = {short: dinov2.head(s) for short in ('dino', 'ibot') if (s := state(f'{short}_head'))}
-    return {'towers': {'image': dinov2.backbone(state('backbone'), heads=int(d['hp/num_heads']))}, 'heads': heads}
+    heads = {short: published_names.head(s) for short in ('dino', 'ibot') if (s := state(f'{short}_head'))}
+    return {
+        'towers': {'image': published_names.backbone(state('backbone'), heads=int(d['hp/num_heads']))},
+        'heads': heads,
+    }
 
 
 def views_of(global_crops: np.ndarray, local_crops: np.ndarray, bits: np.ndarray, tokens: int) -> tuple[Any, Any]:

@@ -36,7 +36,7 @@ HOMES = {
     'matplotlib': ('reports',),
     'tensorboardX': ('training.metrics',),
     'tensorflow': (),
-    'torch': (),
+    'torch': ('weights.pickled',),
     'transformers': (),
     'sklearn': (),
 }

@@ -263,29 +263,31 @@ def test_the_folder_of_another_run_is_refused(small_run, data):
 def test_weights_to_start_from(tmp_path):
     """A public backbone comes into student and teacher, to the bit; heads stay new."""
     import jax
+    import published_names
     import recipes
     from safetensors.numpy import save_file
 
     from medjax.errors import UserError
     from medjax.training.state import start_from
-    from medjax.weights import dinov2
 
     objective, optim, _ = recipes.parts(recipes.tiny())
     state = recipes.start(objective, optim)
     other = objective.towers['image'].init(jax.random.key(7))
-    save_file({k: np.ascontiguousarray(v) for k, v in dinov2.to_meta(other).items()}, tmp_path / 'public.safetensors')
-    started_from = start_from(str(tmp_path / 'public.safetensors'), state)
+    save_file(
+        {k: np.ascontiguousarray(v) for k, v in published_names.to_meta(other).items()}, tmp_path / 'public.safetensors'
+    )
+    started_from = start_from(str(tmp_path / 'public.safetensors'), state, objective.towers)[0]
     for tower in (started_from.params['towers'], started_from.aux['teachers']['teacher']['towers']):
         jax.tree.map(np.testing.assert_array_equal, tower['image'], other)
     for heads in (started_from.params['heads'], started_from.aux['teachers']['teacher']['heads']):
         jax.tree.map(np.testing.assert_array_equal, heads, state.params['heads'])
     with pytest.raises(UserError, match="has no 'heads/dino'; known: towers/image"):
-        start_from(str(tmp_path / 'public.safetensors'), state, take=['heads/dino'])
+        start_from(str(tmp_path / 'public.safetensors'), state, objective.towers, take=['heads/dino'])
     wide = recipes.tiny()
     wide['towers']['image'].update(width=48)
     objective, optim, _ = recipes.parts(wide)
     with pytest.raises(UserError, match='init_from: towers/image'):
-        start_from(str(tmp_path / 'public.safetensors'), recipes.start(objective, optim))
+        start_from(str(tmp_path / 'public.safetensors'), recipes.start(objective, optim), objective.towers)
 
 
 def test_a_run_does_not_go_on_with_other_data(small_run, tmp_path):

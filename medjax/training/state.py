@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,8 +18,9 @@ from medjax.objectives.trees import pick, with_stats, without_stats
 from medjax.parallel import sharding
 from medjax.plugins import call
 from medjax.training.optimizer import Optimizer, optimizer
-from medjax.types import TrainState, Tree
-from medjax.weights.load import load
+from medjax.types import Tower, TrainState, Tree
+from medjax.weights import export, load
+from medjax.weights.load import Weights, heads_of
 
 
 def create(objective: Objective, optimizer: Optimizer, key: Array) -> TrainState:
@@ -53,22 +56,56 @@ def state_shardings(objective: Objective, abstract: TrainState, mesh: jax.shardi
     return TrainState(replicated, params, opt, aux, replicated, dict.fromkeys(abstract.skipped, replicated))
 
 
-def start_from(
-    path: str, state: TrainState, take: Sequence[str] | None = None, network: str | None = None
-) -> TrainState:
-    """Loads weights of an export or of a public file, into the student and into every teacher that holds the module.
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """A module, or a part of one: 'towers/text', 'towers/text/blocks', 'towers/text/blocks[6:12]'."""
 
-    With `network`, the weights of a teacher alone are loaded.
+    module: str
+    path: str  # inside of the module; '' for all of it
+    layers: slice | None  # of a stack of layers
+
+    @classmethod
+    def parse(cls, text: str, where: str) -> Place:
+        match = re.fullmatch(r'(\w+/[^/\[\]]+)(?:/([^\[\]]+))?(?:\[(\d*):(\d*)\])?', text)
+        if match is None:
+            raise UserError(
+                f"{where}: {text!r} is no place; write 'towers/image', or a part, 'towers/text/blocks[6:12]'"
+            )
+        module, path, first, last = match.groups()
+        layers = None if first is None else slice(int(first or 0), int(last) if last else None)
+        if layers and not path:
+            raise UserError(f'{where}: {text!r}: layers are cut from a stack, such as {module}/blocks[{first}:{last}]')
+        return cls(module, path or '', layers)
+
+    def inside(self, name: str) -> str | None:
+        """The rest of a parameter's path inside of this place; None if it lies elsewhere."""
+        if not self.path:
+            return name
+        return name[len(self.path) + 1 :] if name.startswith(f'{self.path}/') else '' if name == self.path else None
+
+
+def start_from(
+    path: str,
+    state: TrainState,
+    towers: Mapping[str, Tower],
+    take: Sequence[str] | None = None,
+    network: str | None = None,
+) -> tuple[TrainState, tuple[str, ...]]:
+    """Loads weights of an export or of public files, into the student and into every teacher that holds the module.
+
+    With `network`, the weights of a teacher alone are loaded. Returns the state, and sentences for the user.
 
     take  the towers and heads to load, as 'towers/image', or 'towers/cxr=towers/image' if the recipe has another name
-          for it than the file. None: every tower that both have.
+          for it than the file. 'towers/fusion/blocks=towers/text/blocks[6:12]' takes a part: the parameters under a
+          path, and some layers of a stack. Parameters of ours that the part does not have stay new, and the user is
+          told which. None: every tower that both have.
 
     All other modules stay new, as the heads on DINOv2's public backbone must (Meta never released them). Batch-norm
     statistics are loaded with their tower.
     """
     where = 'init_from' if network is None else f'teachers.{network}.init_from'
     try:
-        weights = load(path)
+        weights = load.open(path)
     except UserError as error:
         raise UserError(f'{where}.path: {error}') from None
     stats = state.aux['stats']
@@ -80,26 +117,37 @@ def start_from(
             named.update(with_stats(tree, stats[name]).get(kind, {}))
     ours = [f'{kind}/{name}' for kind, named in modules.items() for name in named]
     both = [module for module in weights.modules if module in ours]
-    wanted: dict[str, str] = {module: module for module in both if module.startswith('towers/')}
+    wanted = [(module, module) for module in both if module.startswith('towers/')]
     if take is not None:
-        wanted = {item.partition('=')[0]: item.partition('=')[2] or item for item in take}
+        wanted = [(item.partition('=')[0], item.partition('=')[2] or item) for item in take]
     if not wanted:
         raise UserError(
             f'{where}.path: {path} holds {", ".join(weights.modules)}, and no tower of this name; write which one to '
             f"take, take=['{ours[0]}={weights.modules[0]}']"
         )
-    loaded: dict[str, Tree] = {}
-    for module, theirs in wanted.items():
-        if module not in ours:
+    loaded: dict[str, dict[str, np.ndarray]] = {}
+    notes = list(weights.notes)
+    for target, source in wanted:
+        to, of = (Place.parse(text, f'{where}.take') for text in (target, source))
+        if to.layers is not None:
+            raise UserError(f'{where}.take: {target!r}: only the side of the file can be cut into layers')
+        if to.module not in ours:
             owner = 'recipe' if network is None else f'teacher {network!r}'
-            raise UserError(f'{where}.take: the {owner} has no {module!r}{suggest(module, ours)}')
-        if theirs not in weights.modules:
-            raise UserError(f'{where}.take: {path} has no {theirs!r}{suggest(theirs, weights.modules)}')
-        kind, name = module.split('/')
+            raise UserError(f'{where}.take: the {owner} has no {to.module!r}{suggest(to.module, ours)}')
+        if of.module not in weights.modules:
+            raise UserError(f'{where}.take: {path} has no {of.module!r}{suggest(of.module, weights.modules)}')
+        kind, name = to.module.split('/')
+        tower = towers.get(name) if kind == 'towers' else None
         try:
-            loaded[module] = weights.read(theirs, modules[kind][name])
+            if to.path or of.path:
+                part, told = _part(weights, to, of, modules[kind][name])
+            else:
+                part = export.flatten(weights.read(of.module, modules[kind][name], tower))
+                told = weights.check(of.module, tower) if tower is not None else ()
         except UserError as error:
             raise UserError(f'{where}: {error}') from None
+        loaded[to.module] = loaded.get(to.module, {}) | part
+        notes += told
 
     placed = {name: _with_loaded(tree, stats[name], loaded) for name, tree in networks.items()}
     teachers = {name: tree for name, (tree, _) in placed.items() if name != 'student'}
@@ -107,23 +155,64 @@ def start_from(
         'teachers': state.aux['teachers'] | teachers,
         'stats': stats | {name: new_stats for name, (_, new_stats) in placed.items()},
     }
-    return state._replace(params=placed['student'][0] if 'student' in placed else state.params, aux=aux)
+    params = placed['student'][0] if 'student' in placed else state.params
+    return state._replace(params=params, aux=aux), tuple(dict.fromkeys(notes))
 
 
-def _with_loaded(tree: Tree, stats: Tree, loaded: Mapping[str, Tree]) -> tuple[Tree, Tree]:
-    """Parameters and statistics of one network, with the loaded modules in place and on the same devices."""
+def _part(weights: Weights, to: Place, of: Place, ours: Tree) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    """The parameters of a part by their path in our module, and a sentence about what stays new."""
+    shapes = export.flatten(ours, shapes=True)
+    heads = heads_of(ours)
+    theirs = {rest: x for name, x in weights.flat(of.module, heads).items() if (rest := of.inside(name)) is not None}
+    wanted = {rest: name for name in shapes if (rest := to.inside(name)) is not None}
+    for place, found in ((to, wanted), (of, theirs)):
+        if not found:
+            raise UserError(f'{place.module} has nothing under {place.path!r}')
+    if of.layers is not None:
+        depth = max(len(x) for x in theirs.values())
+        if not 0 <= of.layers.start < (of.layers.stop or depth) <= depth:
+            raise UserError(f'{of.module}/{of.path} has {depth} layers, not {of.layers.start} to {of.layers.stop}')
+        theirs = {rest: x[of.layers] for rest, x in theirs.items()}
+    here, there = '/'.join(filter(None, (to.module, to.path))), '/'.join(filter(None, (of.module, of.path)))
+    left = sorted(set(theirs) - set(wanted))
+    other = [
+        f'{wanted[rest]} {x.shape} there, {shapes[wanted[rest]]} here'
+        for rest, x in theirs.items()
+        if rest in wanted and x.shape != shapes[wanted[rest]]
+    ]
+    if left or other:
+        problems = [f'no place for {", ".join(left)}'] if left else []
+        problems += [f'of another shape: {", ".join(other)}'] if other else []
+        raise UserError(f'{there} of {weights.path} does not fit {here}: {"; ".join(problems)}')
+    new = [name for name in shapes if name not in {wanted[rest] for rest in theirs}]
+    stays = f'; new in {to.module} stay {", ".join(new)}' if new else ''
+    return {wanted[rest]: x for rest, x in theirs.items()}, (f'{here}: {len(theirs)} arrays from {there}{stays}',)
 
-    def put(old: Array, new: np.ndarray) -> Array:
-        return jax.device_put(np.asarray(new, old.dtype), old.sharding)
+
+def _with_loaded(tree: Tree, stats: Tree, loaded: Mapping[str, Mapping[str, np.ndarray]]) -> tuple[Tree, Tree]:
+    """Parameters and statistics of one network, with the loaded arrays in place and on the same devices."""
+
+    def put(module: str, old: Tree) -> Tree:
+        arrays = loaded.get(module, {})
+        leaves = {
+            name: jax.device_put(np.asarray(arrays[name], x.dtype), x.sharding) if name in arrays else x
+            for name, x in leaves_by_path(old).items()
+        }
+        return export.unflatten(leaves)
 
     whole = {
-        kind: {
-            name: jax.tree.map(put, old, loaded[f'{kind}/{name}']) if f'{kind}/{name}' in loaded else old
-            for name, old in modules.items()
-        }
+        kind: {name: put(f'{kind}/{name}', old) for name, old in modules.items()}
         for kind, modules in with_stats(tree, stats).items()
     }
     return without_stats(whole)
+
+
+def leaves_by_path(tree: Tree, prefix: str = '') -> dict[str, Array]:
+    """Nested dicts of arrays -> {'blocks/attn/qkv/kernel': array}, without a copy."""
+    flat: dict[str, Array] = {}
+    for key, value in tree.items():
+        flat |= leaves_by_path(value, f'{prefix}{key}/') if isinstance(value, dict) else {f'{prefix}{key}': value}
+    return flat
 
 
 def copies_of_sources(objective: Objective, state: TrainState) -> TrainState:

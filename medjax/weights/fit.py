@@ -2,86 +2,88 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from einops import rearrange
 
-from medjax.errors import UserError, suggest
-from medjax.models.towers.vit import resize_grid
+from medjax.errors import UserError
+from medjax.models.towers.vit import VitTower, resize_grid
+from medjax.types import Tower
 from medjax.weights import export
+from medjax.weights.names import Flat
 
 Params = dict[str, Any]
-State = Mapping[str, np.ndarray]  # the arrays of a file by name
 
 
-def fit(params: Params, wanted: Params, antialias: bool, offset: float) -> Params:
+def fit(flat: Flat, wanted: Params, tower: Tower | None = None) -> Params:
     """The parameters of a tower for another grid of positions, another number of image channels or a shorter context.
 
-    `wanted` is the tree of shapes of the configuration. `antialias` and `offset` are explained at `vit.cubic_weights`.
-    Other arrays stay as they are; `check_like` finds those that do not fit.
+    `wanted` is the tree of shapes of the configuration. A ViT resizes position embeddings with its own options
+    `antialias` and `offset`, as it does for images of another size. Other arrays stay as they are; `check_like` finds
+    those that do not fit.
     """
-    flat, shapes = export.flatten(params), export.flatten(wanted, shapes=True)
+    shapes = export.flatten(wanted, shapes=True)
+    if 'pos_grid' in flat and not any(name in shapes for name in ('pos_grid', 'positions')):
+        flat = _without_fixed_positions(flat)
+    fitted = dict(flat)
     for name, shape in shapes.items():
         array = flat.get(name)
         if array is None or array.shape == shape or array.ndim != len(shape):
             continue
-        if name == 'pos_grid' and array.shape[2] == shape[2]:
-            flat[name] = np.asarray(resize_grid(array, shape[:2], antialias, offset))
+        if name == 'pos_grid' and array.shape[2] == shape[2] and isinstance(tower, VitTower):
+            rule = tower.module.antialias, tower.module.family.offset
+            fitted[name] = np.asarray(resize_grid(array, shape[:2], *rule))
         elif name in ('patch_embed/kernel', 'stem/kernel'):
-            flat[name] = adapt_channels(array, shape[2])
+            fitted[name] = adapt_channels(array, shape[2])
         elif name == 'positions' and len(array) > shape[0]:
-            flat[name] = array[: shape[0]]
-    return export.unflatten(flat)
+            fitted[name] = array[: shape[0]]
+    return export.unflatten(fitted)
+
+
+def _without_fixed_positions(flat: Flat) -> Flat:
+    """Without a table of positions that holds the fixed sines and cosines of a tower with positions='sincos'."""
+    from medjax.weights.families.vit import is_sincos
+
+    grid, cls = flat['pos_grid'], flat.get('pos_cls')
+    if not is_sincos(grid, cls):
+        return flat
+    return {name: array for name, array in flat.items() if name not in ('pos_grid', 'pos_cls')}
 
 
 def adapt_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
     """A first convolution [h,w,C,D] for another number of image channels.
 
-    From n channels to one it sums over the channels. From one channel to n it divides the kernel evenly. Both give the
-    same result as before for a grey image that is repeated over the channels.
+    The sum over the channels is divided evenly among the new ones. For a grey image that is repeated over the channels
+    the result is the same as before.
     """
     if kernel.shape[2] == channels:
         return kernel
-    if 1 not in (kernel.shape[2], channels):
-        raise UserError(f'weights for images of {kernel.shape[2]} channels cannot be changed to {channels}, only to 1')
     grey = kernel.sum(2, keepdims=True)
     return np.repeat(grey, channels, axis=2) / np.float32(channels)
 
 
 def check_like(params: Params, wanted: Params, where: str) -> None:
-    """A UserError that names the first array that is missing from `params`, is not in `wanted` or has another shape."""
+    """A UserError that names all arrays that are missing, are not in `wanted` or have another shape."""
     shapes, wanted_shapes = export.flatten(params, shapes=True), export.flatten(wanted, shapes=True)
-    for name, shape in wanted_shapes.items():
-        if name not in shapes:
-            raise UserError(f'{where}: {name} is missing from the weights')
-        if shapes[name] != shape:
-            raise UserError(f'{where}: {name} has shape {shapes[name]} in the weights, {shape} in this configuration')
-    for name in shapes:
-        if name not in wanted_shapes:
-            raise UserError(
-                f'{where}: the weights have {name}, this configuration does not{suggest(name, wanted_shapes)}'
-            )
-
-
-def from_torch(name: str, array: np.ndarray, pattern: str, **sizes: int) -> np.ndarray:
-    """An array of torch in our order of axes; `pattern` is one of einops. UserError if the shape does not fit."""
-    try:
-        return rearrange(array, pattern, **sizes)
-    except Exception as error:  # einops has no error class of its own for a shape that does not fit
-        raise UserError(f'{name} has shape {np.shape(array)}, which does not fit {pattern!r} with {sizes}') from error
-
-
-def to_torch(array: np.ndarray, pattern: str) -> np.ndarray:
-    """The inverse of `from_torch`, for the same pattern."""
-    torch, ours = pattern.split(' -> ')
-    return rearrange(array, f'{ours} -> {torch}')
-
-
-def set_path(tree: Params, path: str, value: np.ndarray) -> None:
-    """Sets the array at the path 'a/b/c' of nested dicts."""
-    *parents, last = path.split('/')
-    for key in parents:
-        tree = tree.setdefault(key, {})
-    tree[last] = value
+    missing = [name for name in wanted_shapes if name not in shapes]
+    left = [name for name in shapes if name not in wanted_shapes]
+    differ = {name: (shapes[name], shape) for name, shape in wanted_shapes.items() if shapes.get(name, shape) != shape}
+    # a stack of another depth: one sentence for all of its arrays
+    depths = {(a[0], b[0]) for name, (a, b) in differ.items() if name.startswith('blocks/') and a[1:] == b[1:]}
+    other = [f'blocks/*, {a} layers in the weights, {b} in this configuration' for a, b in sorted(depths)]
+    other += [
+        f'{name} {a} in the weights, {b} in this configuration'
+        for name, (a, b) in differ.items()
+        if not (name.startswith('blocks/') and a[1:] == b[1:])
+    ]
+    problems = [
+        f'{title}: {", ".join(names)}'
+        for title, names in (
+            ('missing from the weights', missing),
+            ('not in this configuration', left),
+            ('of another shape', other),
+        )
+        if names
+    ]
+    if problems:
+        raise UserError(f'{where} does not fit: {"; ".join(problems)}')

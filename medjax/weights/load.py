@@ -1,139 +1,471 @@
-"""Weights to start from: an export, or a .safetensors file in the names of DINOv2, MAE or Hugging Face."""
+"""Weights to start from or to use: an export, a published folder, or a file of one of the known families.
+
+    weights = load.open('dinov2-base/')
+    weights.modules                                  # ('towers/image',)
+    weights.section('towers/image')                  # dict(tower='vit', variant='B/14', native_size=518, …)
+    weights.read('towers/image', wanted, tower)      # the parameters, fitted to the tower of a recipe
+
+A file is recognised by the names in it, see `medjax.weights.families`. Nothing in a file is executed.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from medjax.errors import UserError, suggest
-from medjax.models.towers.vit import position_resizing
-from medjax.weights import dinov2, export, huggingface, mae
-from medjax.weights.fit import Params, State, check_like, fit
+from medjax.models import build
+from medjax.types import Tower, Tree
+from medjax.weights import arrays, export, published
+from medjax.weights.arrays import Arrays, listed
+from medjax.weights.fit import Params, check_like, fit
+from medjax.weights.names import Flat, Line, Positions
+from medjax.weights.published import Facts
+from medjax.weights.recognise import Found, recognise, renamed
 
-PREFIX = r'(backbone|dino_head|ibot_head)\.'  # of the names in a training checkpoint of DINOv2
 
-
-def load(path: str | Path) -> Weights:
-    """Opens an export folder or a .safetensors file."""
+def open(path: str | Path) -> Weights:
+    """Opens an export, a run (its newest export), a published folder or a file."""
     path = Path(path)
     if path.is_dir():
-        tree, meta = export.load(path)
-        modules = {f'{kind}/{name}': params for kind, group in tree.items() for name, params in group.items()}
-        return ExportWeights(path, modules, meta)
-    if path.suffix in ('.pth', '.pt', '.bin', '.ckpt', '.pkl'):
-        raise UserError(
-            f'{path} is a pickle, which can run code when it is opened, so it is not read; save it as safetensors, '
-            'with safetensors.torch.save_file(state_dict, "weights.safetensors"), or take the .safetensors file'
-        )
-    state = export.read_safetensors(path)
-    canonical = huggingface.canonical(state)
-    if tables := huggingface.modules(canonical):
-        return HuggingFaceWeights(path, tables, canonical)
-    if mae.is_mae(state):
-        return MaeWeights(path, {'towers/image': 'blocks', 'towers/decoder': 'decoder_blocks'}, state)
-    return Dinov2Weights(path, split_dinov2(state))
+        if (path / 'meta.json').is_file():
+            return ExportWeights.of(path)
+        if (path / 'exports').is_dir():
+            steps = export.steps(path)
+            if not steps:
+                raise UserError(f'{path} is a run without exports; it writes the first one after `export.every` steps')
+            return ExportWeights.of(path / 'exports' / str(steps[-1]))
+        return _published(path, published.weight_files(path))
+    if not path.exists():
+        raise UserError(f'{path}: there is no such file or folder')
+    return _published(path, [path])
+
+
+def of_state(state: Mapping[str, Any], name: str = 'the weights') -> PublishedWeights:
+    """The weights in a dict of arrays, such as the state_dict of a torch module as numpy arrays."""
+    found, notes = recognise(renamed(arrays.of_dict(state)), name)
+    return PublishedWeights(Path(name), tuple(notes), found, Facts())
+
+
+def as_export(path: str | Path) -> tuple[Params, dict[str, Any]]:
+    """Any weights as an export: all parameters as nested dicts, and the keys of an export's meta.json.
+
+    For a published folder or file `step` is None, `name` is its name, and `origin` says what it is.
+    """
+    return open(path).as_export()
+
+
+# What all weights can do.
 
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """The modules of an export or a file. A module is a tower or a head: 'towers/image', 'heads/dino', …"""
+    """The modules of an export or a file. A module is a tower or a head: 'towers/image', 'heads/dino', …
+
+    notes  sentences for the user: prefixes that were found, files that were left out
+    """
 
     path: Path
-    contents: Mapping[str, Any]  # by module
+    notes: tuple[str, ...]
 
     @property
     def modules(self) -> tuple[str, ...]:
-        return tuple(self.contents)
+        raise NotImplementedError
 
-    def read(self, module: str, wanted: Params) -> Params:
+    def section(self, module: str, heads: int | None = None) -> dict[str, Any]:
+        """The section of a recipe that describes a module, such as dict(tower='vit', variant='B/14').
+
+        `heads` is the number of attention heads if the folder does not say it. None: width / 64.
+        """
+        raise NotImplementedError
+
+    def flat(self, module: str, heads: int | None = None) -> Flat:
+        """All parameters of a module by path, as they are stored."""
+        raise NotImplementedError
+
+    def check(self, module: str, tower: Tower) -> tuple[str, ...]:
+        """UserError if `tower` would compute something else from these weights; notes on what differs a little."""
+        return ()
+
+    def as_export(self) -> tuple[Params, dict[str, Any]]:
+        raise NotImplementedError
+
+    def has(self, module: str) -> None:
+        """UserError if there is no such module."""
+        if module not in self.modules:
+            raise UserError(f'{self.path} has no {module!r}{suggest(module, self.modules)}')
+
+    def read(self, module: str, wanted: Params, tower: Tower | None = None) -> Params:
         """The parameters of a module, in the shapes of the tree `wanted`.
 
-        Position embeddings are resized, and image channels and the context are adapted. Every other array must fit. If
-        one does not, a UserError names it.
+        Position embeddings are resized as `tower` resizes them; image channels and the context are adapted. Every other
+        array must fit. UserError: the arrays that are missing, left over or of another shape, all of them.
         """
-        if module not in self.contents:
-            raise UserError(f'{self.path} has no {module!r}{suggest(module, self.contents)}')
+        self.has(module)
+        where = f'{module} of {self.path}'
         try:
-            params = self.convert(module, wanted)
+            if tower is not None:
+                self.check(module, tower)
+            flat = self.flat(module, heads_of(wanted))
         except UserError as error:
-            raise UserError(f'{module} of {self.path}: {error}') from None
-        check_like(params, wanted, f'{module} of {self.path}')
+            raise UserError(f'{where}: {error}') from None
+        params = fit(flat, wanted, tower)
+        check_like(params, wanted, where)
         return params
 
-    def convert(self, module: str, wanted: Params) -> Params:
-        """The parameters of a module in our names, fitted to `wanted` where that is possible."""
-        raise NotImplementedError
+
+def heads_of(wanted: Params) -> int | None:
+    """The number of attention heads of a tree of shapes; None if it has no attention."""
+    for path, shape in export.flatten(wanted, shapes=True).items():
+        if path.endswith('attn/qkv/kernel'):
+            return shape[-2]
+    return None
 
 
 @dataclasses.dataclass(frozen=True)
 class ExportWeights(Weights):
-    """An export: module -> parameters."""
+    """An export."""
 
-    meta: dict[str, Any]
+    meta: Mapping[str, Any]
+    stored: Arrays
 
-    def convert(self, module: str, wanted: Params) -> Params:
+    @classmethod
+    def of(cls, path: Path) -> ExportWeights:
+        meta = export.read_meta(path)
+        return cls(path, (), meta, arrays.of_safetensors([path / 'weights.safetensors']))
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys('/'.join(name.split('/')[:2]) for name in self.stored))
+
+    def section(self, module: str, heads: int | None = None) -> dict[str, Any]:
+        self.has(module)
         kind, name = module.split('/')
-        cfg, params = self.meta.get(kind, {}).get(name, {}), self.contents[module]
-        antialias, offset = position_resizing(cfg.get('family', 'dinov2'), 'registers' in params, cfg.get('antialias'))
-        given = cfg.get('offset')
-        return fit(params, wanted, antialias, offset if given is None else given)
+        return dict(self.meta.get(kind, {}).get(name, {}))
+
+    def flat(self, module: str, heads: int | None = None) -> Flat:
+        at = f'{module}/'
+        return {name[len(at) :]: self.stored[name] for name in self.stored if name.startswith(at)}
+
+    def check(self, module: str, tower: Tower) -> tuple[str, ...]:
+        section = self.section(module)
+        if not section or 'reads' in section:
+            return ()
+        theirs = build.tower(section, self.meta['image']['channels'], module) if 'image' in self.meta else tower
+        return _differences(settings_of(theirs), tower)
+
+    def as_export(self) -> tuple[Params, dict[str, Any]]:
+        return export.load(self.path)
+
+
+# Files of other systems.
 
 
 @dataclasses.dataclass(frozen=True)
-class HuggingFaceWeights(Weights):
-    """A file in Hugging Face's names: module -> huggingface.Module."""
+class PublishedWeights(Weights):
+    """The weights of a published folder or file."""
 
-    state: State
+    found: Mapping[str, Found]  # by module
+    facts: Facts
+    scale: float | None = None  # logit_scale of a pair
 
-    def convert(self, module: str, wanted: Params) -> Params:
-        params = huggingface.convert(self.state, self.contents[module], wanted)
-        return fit(params, wanted, *position_resizing('vit', registers=False))  # CLIP and SigLIP resize like ViT
+    @property
+    def modules(self) -> tuple[str, ...]:
+        return tuple(self.found)
+
+    def said(self, module: str) -> Mapping[str, Any]:
+        """What config.json says of a module."""
+        return self.facts.sizes.get(self.found[module].layout.config, {})
+
+    def sizes(self, module: str, heads: int | None = None) -> dict[str, Any]:
+        """The sizes of a module. UserError: config.json says something else than the arrays show."""
+        one, said = self.found[module], self.said(module)
+        seen = one.layout.sizes(one.layout.table, one.arrays)
+        lies = [
+            f'{name}={said[name]} where the weights have {seen[name]}'
+            for name in said
+            if name in seen and name != 'ffn' and said[name] != seen[name] and not _same_patch(name, said, seen)
+        ]
+        if 'ffn' in said and 'ffn' in seen and said['ffn'] != seen['ffn']:
+            lies.append(f'an FFN of the kind {said["ffn"]!r} where the weights have {seen["ffn"]!r}')
+        if grid := _wrong_grid(said, seen):
+            lies.append(grid)
+        if lies:
+            raise UserError(f'{self.facts.source} says {"; ".join(lies)}: it does not belong to these weights')
+        if 'width' in seen:
+            width = seen['width']
+            count = seen.get('heads') or said.get('heads') or heads or max(width // 64, 1)
+            if width % count:
+                says = f'{self.facts.source} says' if said.get('heads') else 'there would be'
+                raise UserError(f'{says} {count} heads of attention, which do not divide the width {width}')
+            known = seen.get('heads') or said.get('heads') or heads
+            if one.layout.module.startswith('towers') and not known and width % 64:
+                raise UserError(
+                    f'nothing says how many heads of attention the width {width} has; put the config.json of the model '
+                    'beside the weights, or write heads=… in the recipe'
+                )
+            seen['heads'] = count
+        return seen
+
+    def section(self, module: str, heads: int | None = None) -> dict[str, Any]:
+        self.has(module)
+        one = self.found[module]
+        try:
+            return one.layout.describe(self.sizes(module, heads), self.said(module))
+        except UserError as error:
+            raise UserError(f'{module} of {self.path}: {error}') from None
+
+    def flat(self, module: str, heads: int | None = None) -> Flat:
+        one = self.found[module]
+        sizes = self.sizes(module, heads)
+        wrong, missing = one.arrays.not_floats(), self._missing(one, sizes)
+        problems = [f'missing: {listed(missing)}'] if missing else []
+        problems += [f'of another type: {listed(wrong)}'] if wrong else []
+        flat: Flat = {}
+        grid = self._grid(module, sizes)
+        for line in one.layout.table if not problems else ():
+            if line.there(one.arrays):
+                try:
+                    given = (grid,) if isinstance(line, Positions) else ()
+                    flat |= line.read(one.arrays, sizes.get('heads'), *given)
+                except UserError as error:
+                    problems.append(str(error))
+        if problems:
+            raise UserError('; '.join(problems))
+        if 'mask_token' not in flat and one.layout.module == 'towers/image' and 'patch' in sizes:
+            flat['mask_token'] = np.zeros(sizes['width'], np.float32)  # the public model has none
+        return flat
+
+    def _grid(self, module: str, sizes: Mapping[str, Any]) -> tuple[int, int] | None:
+        """The grid of patches of the stored positions, where config.json says an image size with such a grid."""
+        size, patch = self.said(module).get('size'), sizes.get('patch')
+        if size is None or not patch or 'positions' not in sizes:
+            return None
+        height, width = (size, size) if isinstance(size, int) else size
+        grid = height // patch, width // patch
+        return grid if grid[0] * grid[1] == sizes['positions'] else None
+
+    def _missing(self, one: Found, sizes: Mapping[str, Any]) -> list[str]:
+        """The names that the file lacks: of layers that other parameters have, and of parameters of the whole tower."""
+        depth = sizes.get('depth', 0)
+        lines = [line for line in one.layout.table if line.there(one.arrays)]
+        names: list[str] = []
+        for line in lines:
+            names += line.all_names(one.arrays)
+            if isinstance(line, Line) and line.path.startswith('blocks/'):
+                names += [name.format(i) for i in range(line.layers(one.arrays), depth) for name in line.names]
+        if one.layout.module.startswith('towers'):
+            there = {path for line in lines for path in line.ours()} | {'mask_token'}
+            for path in sorted(set(self._wanted(one, sizes)) - there):
+                line = next((line for line in one.layout.table if path in line.ours()), None)
+                if isinstance(line, Line) and '{}' in line.names[0]:
+                    names += [name.format(line.first + i) for i in range(depth or 1) for name in line.names]
+                elif line is not None:
+                    names += line.all_names(one.arrays)
+        return [name for name in dict.fromkeys(names) if name not in one.arrays]
+
+    def _wanted(self, one: Found, sizes: Mapping[str, Any]) -> dict[str, Any]:
+        """The shapes of the described tower by path; nothing for a tower over towers."""
+        section = one.layout.describe(dict(sizes), self.facts.sizes.get(one.layout.config, {}))
+        if 'reads' in section:
+            return {}
+        return shapes_of(build.tower(section, sizes.get('channels', 1), one.layout.module))
+
+    def check(self, module: str, tower: Tower) -> tuple[str, ...]:
+        said, ours = self.said(module), settings_of(tower)
+        return _differences({name: said[name] for name in ours if name in said}, tower)
+
+    def as_export(self) -> tuple[Params, dict[str, Any]]:
+        tree: Tree = {'towers': {}, 'heads': {}}
+        sections: dict[str, dict[str, Any]] = {'towers': {}, 'heads': {}}
+        for module in self.modules:
+            kind, name = module.split('/')
+            try:
+                tree[kind][name] = export.unflatten(self.flat(module))
+            except UserError as error:
+                raise UserError(f'{module} of {self.path}: {error}') from None
+            sections[kind][name] = self.section(module)
+        return tree, self.meta(sections)
+
+    def meta(self, sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+        """The keys of an export's meta.json."""
+        image, size = self.preprocessing(sections['towers'].get('image'))
+        titles = dict.fromkeys(one.layout.title for one in self.found.values())
+        return dict(
+            format=export.FORMAT,
+            step=None,
+            name=self.path.resolve().stem if self.path.is_file() else self.path.resolve().name,
+            origin=', '.join(titles),
+            network='public',
+            encoder='image' if 'image' in sections['towers'] else None,
+            **sections,
+            pairs=self._pairs(sections),
+            image=image,
+            size=size,
+            config_fingerprint=None,
+            seen=None,
+        )
+
+    def preprocessing(self, section: Mapping[str, Any] | None) -> tuple[dict[str, Any], int]:
+        """The section `image` (channels, mean, std, fit, zoom) and the image size of the image tower."""
+        if section is None:
+            return dict(channels=1, mean=0.0, std=1.0, fit='crop'), 0
+        said = dict(self.facts.image)
+        mean, std, _ = published.default_levels(section)
+        channels = self.sizes('towers/image')['channels']
+        native = section.get('native_size', 224)
+        size = said.pop('size', None) or (native if isinstance(native, int) else max(native))
+        image = dict(channels=channels, mean=mean, std=std, fit='crop') | said
+        for name in ('mean', 'std'):
+            levels = np.atleast_1d(np.asarray(image[name], float))
+            if len(levels) not in (1, channels):
+                levels = levels[:1] if channels == 1 and len(set(levels)) == 1 else np.resize(levels.mean(), channels)
+            image[name] = float(levels[0]) if len(set(levels.tolist())) == 1 else levels.tolist()
+        return image, int(size)
+
+    def _pairs(self, sections: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """The image and text towers that were trained together, as in meta.json."""
+        if not {'image', 'text'} <= set(sections['towers']) or self.scale is None:
+            return []
+        text = sections['towers']['text']
+        length = text.get('context') or self.sizes('towers/text')['context']
+        heads = sections['heads']
+        return [
+            dict(
+                term='public',
+                temperature=float(np.exp(-self.scale)),
+                image=dict(tower='image', head='image' if 'image' in heads else None),
+                text=dict(tower='text', head='text' if 'text' in heads else None, length=length,
+                          sections=['impression', 'findings']),
+            )
+        ]  # fmt: skip
 
 
-@dataclasses.dataclass(frozen=True)
-class MaeWeights(Weights):
-    """A file in the names of MAE, with encoder and decoder: module -> names of its blocks."""
-
-    state: State
-
-    def convert(self, module: str, wanted: Params) -> Params:
-        qkv = wanted.get('blocks', {}).get('attn', {}).get('qkv')
-        if qkv is None:
-            raise UserError('these are the weights of a ViT, and this tower has no attention blocks')
-        heads = qkv['kernel'].shape[3]
-        params = (mae.encoder if module == 'towers/image' else mae.decoder)(self.state, heads)
-        return fit(params, wanted, *position_resizing('vit', registers=False))
+def _same_patch(name: str, said: Mapping[str, Any], seen: Mapping[str, Any]) -> bool:
+    """Whether a patch said as [16, 16] is the patch 16; the size is compared by its grid."""
+    if name == 'patch':
+        return isinstance(said[name], (list, tuple)) and set(said[name]) == {seen[name]}
+    return name in ('size', 'positions', 'layerscale', 'qkv_bias', 'mask_token')
 
 
-@dataclasses.dataclass(frozen=True)
-class Dinov2Weights(Weights):
-    """A file in the names of DINOv2: module -> arrays by name."""
+def _wrong_grid(said: Mapping[str, Any], seen: Mapping[str, Any]) -> str:
+    """What is wrong if the image size that config.json says has another number of patches than the positions."""
+    size, patch = said.get('size'), seen.get('patch')
+    if size is None or not patch or 'positions' not in seen:
+        return ''
+    height, width = (size, size) if isinstance(size, int) else size
+    patches = (height // patch) * (width // patch)
+    if patches == seen['positions']:
+        return ''
+    return (
+        f'images of {height} x {width}, so {patches} patches, where the weights have positions for {seen["positions"]}'
+    )
 
-    def convert(self, module: str, wanted: Params) -> Params:
-        if module != 'towers/image':
-            return dinov2.head(self.contents[module])
-        qkv = wanted.get('blocks', {}).get('attn', {}).get('qkv')
-        params = dinov2.backbone(self.contents[module], heads=qkv['kernel'].shape[3] if qkv else None)
-        return fit(params, wanted, *position_resizing('dinov2', 'registers' in params))
+
+def settings_of(tower: Tower) -> dict[str, Any]:
+    """What a tower computes beyond the shapes of its arrays."""
+    module = getattr(tower, 'module', None)
+    family = getattr(module, 'family', None)
+    settings = dict(heads=getattr(module, 'heads', None), activation=getattr(family, 'activation', None))
+    settings |= dict(eps=getattr(family, 'eps', None), ffn=getattr(module, 'ffn', None))
+    if settings['ffn'] == 'swiglu':
+        settings['activation'] = None
+    return {name: value for name, value in settings.items() if value is not None}
 
 
-def split_dinov2(state: State) -> dict[str, dict[str, np.ndarray]]:
-    """The arrays of a DINOv2 file by module.
+def _differences(theirs: Mapping[str, Any], tower: Tower) -> tuple[str, ...]:
+    """UserError if heads, activation or FFN differ; a note if eps does."""
+    ours = settings_of(tower)
+    differ = {name: (value, ours[name]) for name, value in theirs.items() if name in ours and value != ours[name]}
+    hard = [f'{name}={a!r}, and this configuration has {b!r}' for name, (a, b) in differ.items() if name != 'eps']
+    if hard:
+        fixes = ', '.join(f'{name}={a!r}' for name, (a, _) in differ.items() if name != 'eps')
+        raise UserError(f'the weights are of a tower with {"; ".join(hard)}; write {fixes} in the section of the tower')
+    return tuple(
+        f'the norms of the weights have eps={a:g}, those of this configuration {b:g}; eps={a:g} gives the same features'
+        for name, (a, b) in differ.items()
+    )
 
-    Names with the prefix 'backbone.' belong to towers/image, those with 'dino_head.' and 'ibot_head.' to heads/dino and
-    heads/ibot. Names without a prefix are a backbone if there is a CLS token among them, otherwise a DINO head.
-    """
-    modules = dict(backbone='towers/image', dino_head='heads/dino', ibot_head='heads/ibot')
-    bare = [name for name in state if not re.match(PREFIX, name)]
-    bare_module = modules['backbone' if any('cls_token' in name for name in bare) else 'dino_head']
-    arrays: dict[str, dict[str, np.ndarray]] = {}
-    for name, array in state.items():
-        match = re.match(PREFIX, name)
-        module = modules[match[1]] if match else bare_module
-        arrays.setdefault(module, {})[name[match.end() :] if match else name] = array
-    return arrays
+
+def shapes_of(tower: Tower) -> dict[str, tuple[int, ...]]:
+    """The shapes of a tower's parameters by path."""
+    import jax
+
+    return export.flatten(jax.eval_shape(tower.init, jax.random.key(0)), shapes=True)
+
+
+# Opening.
+
+
+def _published(path: Path, files: Sequence[Path]) -> PublishedWeights:
+    folder = path if path.is_dir() else path.parent
+    facts = published.facts(folder) if path.is_dir() or _alone(path) else Facts()
+    opened = [(file, *_open_file(file)) for file in files]
+    found: dict[str, Found] = {}
+    notes: list[str] = []
+    scale = None
+    beside = _heads_beside(folder, files) if path.is_dir() else []
+    owners: dict[str, Path] = {}
+    for file, state, told in [*opened, *beside]:
+        modules, more = recognise(state, str(file))
+        for module, one in modules.items():
+            if module in found:
+                _same_module(folder, module, owners[module], found[module], file, one)
+                notes.append(f'{file} holds the same {module} as {owners[module].name}, in other names')
+                continue
+            found[module], owners[module] = one, file
+        notes += [*told, *more]
+        scales = [name for name in state if re.fullmatch(r'(?:.*\.)?logit_scale', name)]
+        scale = float(state[scales[0]].reshape(-1)[0]) if scales and scale is None else scale
+    return PublishedWeights(path, tuple(notes), found, facts, scale)
+
+
+def _alone(path: Path) -> bool:
+    """Whether the files beside a weight file speak of it: it has a standard name, or it is the only one."""
+    if path.name in (*published.STANDARD, *published.OPEN_CLIP):
+        return True
+    others = [p for p in path.parent.iterdir() if p.suffix in ('.safetensors', *published.PICKLES)]
+    return others == [path]
+
+
+def _open_file(file: Path) -> tuple[Arrays, list[str]]:
+    """The arrays of a file, or of all files that an index names, under the names of the layouts; notes."""
+    files = published.shards(file) if file.name.endswith('.index.json') else [file]
+    notes: list[str] = []
+    if all(f.suffix == '.safetensors' for f in files):
+        state = arrays.of_safetensors(files)
+    elif all(f.suffix in published.PICKLES for f in files):
+        from medjax.weights import pickled
+
+        state, notes = pickled.read(files)
+    else:
+        known = ', '.join(('.safetensors', *published.PICKLES))
+        raise UserError(f'{file}: weights are a folder, or a file of the kinds {known}')
+    if not state:
+        raise UserError(f'{file} holds no arrays')
+    return renamed(state), notes
+
+
+def _heads_beside(folder: Path, files: Sequence[Path]) -> list[tuple[Path, Arrays, list[str]]]:
+    """Files with heads alone, as RAD-DINO's dino_head.safetensors, and with the same tower in other names."""
+    there = sorted(folder.glob('*.safetensors'))
+    if any(f.name.endswith('.index.json') for f in files):
+        return []
+    return [(file, *_open_file(file)) for file in there if file not in files]
+
+
+def _same_module(folder: Path, module: str, first: Path, one: Found, second: Path, other: Found) -> None:
+    """UserError if two files of a folder hold different towers."""
+
+    def read(found: Found, file: Path) -> Flat:
+        return PublishedWeights(file, (), {module: found}, Facts()).flat(module, 1)
+
+    a, b = read(one, first), read(other, second)
+    paths = {path for path in {*a, *b} if path != 'mask_token'}
+    if not all(path in a and path in b and np.array_equal(a[path], b[path]) for path in paths):
+        raise UserError(f'{folder} holds two models, {first.name} and {second.name}; name the file that you mean')

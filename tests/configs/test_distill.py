@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import published_names
 import pytest
 import recipes
 from safetensors.numpy import save_file
@@ -21,7 +22,7 @@ from medjax.training.export import Exporter
 from medjax.training.state import create, make_optimizer, start_from
 from medjax.training.step import make_step
 from medjax.types import Input
-from medjax.weights import dinov2, export
+from medjax.weights import export
 
 WIDTH = 24  # of the teacher
 SMALL = [
@@ -40,7 +41,7 @@ def public(tmp_path_factory) -> Path:
     leaves, structure = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(8), len(leaves))
     noisy = [x + 0.3 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys)]
-    state = dinov2.to_meta(jax.device_get(jax.tree.unflatten(structure, noisy)))
+    state = published_names.to_meta(jax.device_get(jax.tree.unflatten(structure, noisy)))
     path = tmp_path_factory.mktemp('public') / 'vitb14.safetensors'
     save_file({name: np.ascontiguousarray(x, np.float32) for name, x in state.items()}, path)
     return path
@@ -71,9 +72,10 @@ def test_three_steps(student, public, tmp_path):
     optim = make_optimizer(objective, config['optim'], 10)
     step = make_step(objective, optim, recipes.views(config, objective))
     state = jax.jit(lambda key: create(objective, optim, key))(jax.random.key(0))
-    state = start_from(**config['teachers']['public']['init_from'], state=state, network='public')
+    start = config['teachers']['public']['init_from']
+    state, _ = start_from(**start, state=state, towers=objective.towers, network='public')
     assert set(state.params['towers']) == {'image'} and set(state.params['heads']) == set(config['heads'])
-    theirs = dinov2.backbone(export.read_safetensors(public), heads=3)
+    theirs = published_names.backbone(export.read_safetensors(public), heads=3)
     run = jax.jit(step.step_on_views)
     for n in range(3):
         views, masks = step.make_views(recipes.batch(8, seed=n), jax.random.key(n), jnp.int32(n))
@@ -131,6 +133,6 @@ def test_weights_that_do_not_fit(start, words, public):
     optim = make_optimizer(objective, config['optim'], 10)
     state = jax.eval_shape(lambda key: create(objective, optim, key), jax.random.key(0))
     with pytest.raises(UserError) as error:
-        start_from(**(dict(path=str(public)) | start), state=state, network='public')
+        start_from(**(dict(path=str(public)) | start), state=state, towers=objective.towers, network='public')
     for word in words:
         assert word in str(error.value)

@@ -16,7 +16,7 @@ from medjax.models import attention, build, kernels, splash
 from medjax.models.layers import Attention, Block, scan_blocks
 from medjax.parallel import sharding
 from medjax.types import Input, Mask, View
-from medjax.weights.load import load
+from medjax.weights import load
 
 S, T, KEYS, D, CONTEXT, HEADS = 3, 4, 6, 8, 10, 2
 
@@ -405,7 +405,7 @@ def test_the_attention_of_the_cls_token_equals_transformers(tmp_path):
     model.save_pretrained(tmp_path)
     tower, _ = vit(family='vit')
     wanted = jax.eval_shape(tower.init, jax.random.key(0))
-    params = load(tmp_path / 'model.safetensors').read('towers/image', wanted)
+    params = load.open(tmp_path / 'model.safetensors').read('towers/image', wanted)
     view = image_view(2, 12)
     pixels = torch.tensor(np.moveaxis(np.asarray(view.image[:, 0]), -1, 1))
     with torch.no_grad():
@@ -429,7 +429,7 @@ def test_levels_of_a_resnet_equal_the_hidden_states_of_transformers(tmp_path):
     model.save_pretrained(tmp_path)
     tower = build.tower(dict(tower='resnet', variant='18', stem=8, depths=[1, 2, 1]), 3, 'towers.image')
     wanted = jax.eval_shape(tower.init, jax.random.key(0))
-    params = load(tmp_path / 'model.safetensors').read('towers/image', wanted)
+    params = load.open(tmp_path / 'model.safetensors').read('towers/image', wanted)
     view = image_view(2, 32)
     with torch.no_grad():
         states = model(

@@ -5,13 +5,13 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import published_names
 import pytest
 from programs import run
 
 from medjax.errors import UserError
 from medjax.models import build
 from medjax.models.heads import dino_head
-from medjax.weights import dinov2
 
 
 def torch_head(layers: int, bias: bool):
@@ -40,7 +40,7 @@ def test_logits_and_gradients_equal_torch(layers, bias):
     logits = model.last_layer(torch.nn.functional.normalize(model.mlp(x), dim=-1))
     (logits * cotangent).sum().backward()
 
-    params = dinov2.head({name: p.detach().numpy() for name, p in model.named_parameters()})
+    params = published_names.head({name: p.detach().numpy() for name, p in model.named_parameters()})
     head = dino_head.build(12, 20, hidden=16, bottleneck=8, layers=layers, bias=bias)
     assert jax.tree.structure(params) == jax.tree.structure(jax.eval_shape(head.init, jax.random.key(0)))
 
@@ -53,7 +53,7 @@ def test_logits_and_gradients_equal_torch(layers, bias):
 
     grads, got = run(jax.grad(loss, (0, 1), has_aux=True), params, x.detach().numpy())
     np.testing.assert_allclose(got, logits.detach().numpy(), rtol=2e-5, atol=2e-5)
-    expected = dinov2.head({name: p.grad.numpy() for name, p in model.named_parameters()})
+    expected = published_names.head({name: p.grad.numpy() for name, p in model.named_parameters()})
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(b).max()), grads, (expected, x.grad.numpy())
     )

@@ -168,15 +168,15 @@ def test_weights_of_two_files_come_with_their_statistics(tmp_path):
     tree = objective.export(params, {**aux, 'stats': {'student': stats}}, 'student', ('towers/image', 'towers/text'))
     export.save(tmp_path / '1', {'towers': {'cxr': jax.device_get(tree['towers']['image'])}}, dict(step=1))
     export.save(tmp_path / '2', {'towers': {'text': jax.device_get(tree['towers']['text'])}}, dict(step=1))
-    state = start_from(str(tmp_path / '1'), state, take=['towers/image=towers/cxr'])
-    state = start_from(str(tmp_path / '2'), state)
+    state, _ = start_from(str(tmp_path / '1'), state, objective.towers, take=['towers/image=towers/cxr'])
+    state, _ = start_from(str(tmp_path / '2'), state, objective.towers)
     for towers in (state.params['towers'], state.aux['teachers']['teacher']['towers']):
         jax.tree.map(np.testing.assert_array_equal, towers['image'], params['towers']['image'])
     jax.tree.map(np.testing.assert_array_equal, state.params['towers']['text'], params['towers']['text'])
     for network in ('student', 'teacher'):
         jax.tree.map(np.testing.assert_array_equal, state.aux['stats'][network], stats)
     with pytest.raises(UserError, match="has no 'towers/txt'; did you mean 'towers/text'"):
-        start_from(str(tmp_path / '2'), state, take=['towers/text=towers/txt'])
+        start_from(str(tmp_path / '2'), state, objective.towers, take=['towers/text=towers/txt'])
 
 
 @pytest.mark.slow

@@ -7,15 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from programs import run
+from published_names import backbone, head_to_meta, to_meta
 from safetensors.numpy import save_file
 
 from medjax.errors import UserError
 from medjax.models.heads import dino_head
 from medjax.models.towers import vit
 from medjax.types import Input, Mask, View
-from medjax.weights import dinov2, export
+from medjax.weights import export, load
 from medjax.weights.fit import adapt_channels, check_like, fit
-from medjax.weights.load import load
 
 torch = pytest.importorskip('torch')
 transformers = pytest.importorskip('transformers')
@@ -68,7 +68,7 @@ def all_tokens(tower, params, images, bits=None):
 @pytest.mark.parametrize('kind', KINDS)
 def test_features_and_gradients_equal_transformers(kind):
     model, tower = theirs(kind), ours(kind)
-    params = dinov2.backbone(arrays(model.named_parameters()), heads=HEADS)
+    params = backbone(arrays(model.named_parameters()), heads=HEADS)
     rng = np.random.default_rng(0)
     images = rng.normal(size=(2, 28, 28, 3)).astype(np.float32)
     bits = rng.random((2, 16)) < 0.4
@@ -79,7 +79,7 @@ def test_features_and_gradients_equal_transformers(kind):
     got = all_tokens(tower, params, images, bits)
     np.testing.assert_allclose(got, expected.detach(), atol=2e-5 * expected.abs().max().item())
     grads = jax.jit(jax.grad(lambda p: jnp.sum(all_tokens(tower, p, images, bits) * cotangent)))(params)
-    wanted = dinov2.backbone(arrays((n, p.grad) for n, p in model.named_parameters()), heads=HEADS)
+    wanted = backbone(arrays((n, p.grad) for n, p in model.named_parameters()), heads=HEADS)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(b).max()), grads, wanted)
 
 
@@ -89,8 +89,8 @@ def test_files_of_transformers_load(kind, tmp_path):
     model = theirs(kind)
     model.save_pretrained(tmp_path)
     wanted = jax.eval_shape(ours(kind).init, jax.random.key(0))
-    params = load(tmp_path / 'model.safetensors').read('towers/image', wanted)
-    jax.tree.map(np.testing.assert_array_equal, params, dinov2.backbone(arrays(model.named_parameters()), heads=HEADS))
+    params = load.open(tmp_path / 'model.safetensors').read('towers/image', wanted)
+    jax.tree.map(np.testing.assert_array_equal, params, backbone(arrays(model.named_parameters()), heads=HEADS))
     images = np.random.default_rng(0).normal(size=(2, 21, 42, 3)).astype(np.float32)
     expected = model(torch.from_numpy(images).permute(0, 3, 1, 2)).last_hidden_state.detach()
     got = all_tokens(ours(kind), params, images)
@@ -101,12 +101,12 @@ def test_files_of_transformers_load(kind, tmp_path):
 def state():
     """A backbone in Meta's names, from random parameters."""
     params = ours('registers').init(jax.random.key(0))
-    return dinov2.to_meta(jax.tree.map(np.asarray, params))
+    return to_meta(jax.tree.map(np.asarray, params))
 
 
 def test_there_and_back(state):
-    params = dinov2.backbone(state, heads=HEADS)
-    again = dinov2.to_meta(params)
+    params = backbone(state, heads=HEADS)
+    again = to_meta(params)
     assert set(again) == set(state)
     assert state['blocks.1.attn.qkv.weight'].shape == (3 * WIDTH, WIDTH)
     assert state['pos_embed'].shape == (1, 17, WIDTH)
@@ -119,31 +119,29 @@ def test_chunked_blocks_have_the_names_of_both(state):
     """A model that was trained with FSDP has its blocks in chunks: blocks.<chunk>.<block>.…"""
     chunked = {n.replace('blocks.0.', 'blocks.0.0.').replace('blocks.1.', 'blocks.1.1.'): a for n, a in state.items()}
     assert 'blocks.1.1.norm1.bias' in chunked
-    jax.tree.map(
-        np.testing.assert_array_equal, dinov2.backbone(chunked, heads=HEADS), dinov2.backbone(state, heads=HEADS)
-    )
+    jax.tree.map(np.testing.assert_array_equal, backbone(chunked, heads=HEADS), backbone(state, heads=HEADS))
 
 
 def test_one_channel_is_three_equal_ones(state):
     tower = vit.build(1, 'S/7', width=WIDTH, depth=DEPTH, heads=HEADS, native_size=28, registers=4)
     wanted = jax.eval_shape(tower.init, jax.random.key(0))
-    grey = fit(dinov2.backbone(state, heads=HEADS), wanted, antialias=True, offset=0.0)
+    grey = fit(export.flatten(backbone(state, heads=HEADS)), wanted, tower)
     images = np.random.default_rng(0).normal(size=(1, 28, 28, 1)).astype(np.float32)
     one = all_tokens(tower, grey, images)
-    three = all_tokens(ours('registers'), dinov2.backbone(state, heads=HEADS), np.repeat(images, 3, axis=3))
+    three = all_tokens(ours('registers'), backbone(state, heads=HEADS), np.repeat(images, 3, axis=3))
     np.testing.assert_allclose(one, three, atol=1e-5)
     again = adapt_channels(grey['patch_embed']['kernel'], 3)
     np.testing.assert_allclose(again.sum(2, keepdims=True), grey['patch_embed']['kernel'], rtol=1e-6)
-    with pytest.raises(UserError, match='3 channels cannot be changed to 2'):
-        adapt_channels(np.zeros((7, 7, 3, 4)), 2)
+    two = adapt_channels(np.arange(6, dtype=np.float32).reshape(1, 1, 3, 2), 2)  # a grey image gives the same as before
+    np.testing.assert_allclose(two, [[[[3.0, 4.5]] * 2]])
 
 
 def test_another_grid_stores_the_resized_positions(state):
     tower = ours('registers', native_size=(21, 35))
     wanted = jax.eval_shape(tower.init, jax.random.key(0))
-    resized = fit(dinov2.backbone(state, heads=HEADS), wanted, antialias=True, offset=0.0)
+    resized = fit(export.flatten(backbone(state, heads=HEADS)), wanted, tower)
     images = np.random.default_rng(0).normal(size=(1, 21, 35, 3)).astype(np.float32)
-    expected = all_tokens(ours('registers'), dinov2.backbone(state, heads=HEADS), images)
+    expected = all_tokens(ours('registers'), backbone(state, heads=HEADS), images)
     got = all_tokens(tower, resized, images)
     np.testing.assert_allclose(got, expected, atol=1e-5)
 
@@ -151,43 +149,53 @@ def test_another_grid_stores_the_resized_positions(state):
 def test_a_training_checkpoint_holds_backbone_and_heads(state, tmp_path):
     head = dino_head.build(WIDTH, 20, hidden=16, bottleneck=8)
     head = run(head.init, jax.random.key(1))
-    named = {f'dino_head.{name}': array for name, array in dinov2.head_to_meta(head).items()}
+    named = {f'dino_head.{name}': array for name, array in head_to_meta(head).items()}
     path = tmp_path / 'teacher.safetensors'
     save_file(
         {name: np.ascontiguousarray(a) for name, a in ({f'backbone.{n}': a for n, a in state.items()} | named).items()},
         path,
     )
-    weights, wanted = load(path), jax.eval_shape(ours('registers').init, jax.random.key(0))
+    weights, wanted = load.open(path), jax.eval_shape(ours('registers').init, jax.random.key(0))
     assert set(weights.modules) == {'towers/image', 'heads/dino'}
     head = jax.tree.map(np.asarray, head)
     jax.tree.map(np.testing.assert_array_equal, weights.read('heads/dino', head), head)
     tower = weights.read('towers/image', wanted)
     assert tower['registers'].shape == (4, WIDTH)
     export.save(tmp_path / '7', dict(towers=dict(image=tower), heads=dict(dino=head)), dict(step=7))
-    again = load(tmp_path / '7')
+    again = load.open(tmp_path / '7')
     jax.tree.map(np.testing.assert_array_equal, again.read('towers/image', wanted), tower)
     jax.tree.map(np.testing.assert_array_equal, again.read('heads/dino', head), head)
 
 
 def test_mistakes_get_a_sentence(state, tmp_path):
-    with pytest.raises(UserError, match="1 names are not of a DINOv2 backbone, the first 'fc.weight'"):
-        dinov2.backbone(state | {'fc.weight': np.zeros(1)}, heads=HEADS)
-    with pytest.raises(UserError, match=r"lacks \['cls_token'\]"):
-        dinov2.backbone({n: a for n, a in state.items() if n != 'cls_token'}, heads=HEADS)
-    with pytest.raises(UserError, match=r'norm1.weight is there for blocks \[1\] of 2'):
-        dinov2.backbone({n: a for n, a in state.items() if n != 'blocks.0.norm1.weight'}, heads=HEADS)
-    with pytest.raises(UserError, match='width 24: say how many heads'):
-        dinov2.backbone(state)
-    with pytest.raises(UserError, match=r'mask_token has shape \(3,\)'):
-        dinov2.backbone(state | {'mask_token': np.zeros(3)}, heads=HEADS)
-    with pytest.raises(UserError, match='is a pickle'):
-        load(tmp_path / 'dinov2_vits14_pretrain.pth')
+    def without(*names):
+        return {n: a for n, a in state.items() if n not in names}
+
+    for changed, message in (
+        (
+            state | {'neck.weight': np.zeros(1)},
+            "DINOv2 backbone in Meta's names, and 1 of its arrays have no place.*neck",
+        ),
+        (without('cls_token'), r"no known family.*nearest is a DINOv2 backbone in Meta's names.*also has cls_token"),
+        (without('blocks.0.norm1.bias', 'norm.bias'), r'missing: blocks\.0\.norm1\.bias, norm\.bias'),
+        (without('norm.bias', 'blocks.1.norm2.weight'), r'missing: blocks\.1\.norm2\.weight, norm.bias'),
+        (
+            without('norm.bias', 'patch_embed.proj.bias'),
+            r'missing: norm\.bias, patch_embed\.proj\.bias|missing: patch_embed\.proj\.bias, norm\.bias',
+        ),
+        (state | {'mask_token': np.zeros(3)}, r"mask_token has shape \(3,\), which does not fit '1 d -> d'"),
+        (state | {'norm.bias': np.zeros(WIDTH, np.int8)}, r'of another type: norm\.bias \(int8\)'),
+    ):
+        with pytest.raises(UserError, match=message):
+            backbone(changed, heads=HEADS)
+    with pytest.raises(UserError, match='nothing says how many heads of attention the width 24 has'):
+        backbone(state)
     with pytest.raises(UserError, match='there is no such file'):
-        load(tmp_path / 'none.safetensors')
-    params, wanted = dinov2.backbone(state, heads=HEADS), jax.eval_shape(ours('plain').init, jax.random.key(0))
-    with pytest.raises(UserError, match='init_from: the weights have registers, this configuration does not'):
+        load.open(tmp_path / 'none.safetensors')
+    params, wanted = backbone(state, heads=HEADS), jax.eval_shape(ours('plain').init, jax.random.key(0))
+    with pytest.raises(UserError, match='init_from does not fit: not in this configuration: registers'):
         check_like(params, wanted, 'init_from')
-    with pytest.raises(UserError, match=r'registers is missing from the weights'):
+    with pytest.raises(UserError, match=r'missing from the weights: registers'):
         check_like({n: a for n, a in params.items() if n != 'registers'}, params, 'init_from')
 
 
@@ -196,9 +204,10 @@ def test_an_export_is_adapted_like_a_public_file(tmp_path):
     tower = vit.build(3, 'S/8', width=16, depth=1, heads=2, native_size=32)
     params = jax.tree.map(np.asarray, tower.init(jax.random.key(0)))
     export.save(tmp_path / 'export', {'towers': {'image': params}}, {'step': 1})
-    wanted = jax.eval_shape(vit.build(1, 'S/8', width=16, depth=1, heads=2, native_size=48).init, jax.random.key(0))
-    ours = load(tmp_path / 'export').read('towers/image', wanted)
-    theirs = fit(dinov2.backbone(dinov2.to_meta(params), heads=2), wanted, antialias=False, offset=0.1)
+    grey = vit.build(1, 'S/8', width=16, depth=1, heads=2, native_size=48)
+    wanted = jax.eval_shape(grey.init, jax.random.key(0))
+    ours = load.open(tmp_path / 'export').read('towers/image', wanted, grey)
+    theirs = fit(export.flatten(backbone(to_meta(params), heads=2)), wanted, grey)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), ours, theirs)
     assert ours['pos_grid'].shape == (6, 6, 16) and ours['patch_embed']['kernel'].shape == (8, 8, 1, 16)
 
@@ -224,7 +233,8 @@ def test_an_export_is_resized_as_its_tower_resizes(options, antialias, offset, t
     about = dict(tower='vit', variant='S/8', native_size=32, **sizes, **options)
     export.save(tmp_path / 'export', {'towers': {'image': params}}, dict(step=1, towers=dict(image=about)))
     larger = vit.build(1, 'S/8', native_size=48, **sizes, **options)
-    ours = load(tmp_path / 'export').read('towers/image', jax.eval_shape(larger.init, jax.random.key(0)))
+    wanted = jax.eval_shape(larger.init, jax.random.key(0))
+    ours = load.open(tmp_path / 'export').read('towers/image', wanted, larger)
     expected = vit.resize_grid(params['pos_grid'], (6, 6), antialias, offset)
     np.testing.assert_allclose(ours['pos_grid'], expected, rtol=1e-6)
     others = [vit.resize_grid(params['pos_grid'], (6, 6), a, o) for a in (False, True) for o in (0.0, 0.1, 0.25)]

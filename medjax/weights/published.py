@@ -1,0 +1,301 @@
+"""A published folder: its files of weights, and what config.json and preprocessor_config.json say of them.
+
+Read are the folders of Hugging Face's hub for transformers (config.json with `model_type`), timm (config.json with
+`architecture`) and open_clip (open_clip_config.json).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from medjax.errors import UserError
+
+PICKLES = ('.bin', '.pth', '.pt', '.ckpt', '.pkl')
+# The file names of Hugging Face's hub, the preferred ones first: transformers and timm, then open_clip.
+STANDARD = (
+    'model.safetensors.index.json',
+    'model.safetensors',
+    'pytorch_model.bin.index.json',
+    'pytorch_model.bin',
+)
+OPEN_CLIP = ('open_clip_model.safetensors', 'open_clip_pytorch_model.bin')
+IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+CLIP = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])
+HALF = ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5])
+# The words of transformers and timm for activations.
+ACTIVATIONS = dict(
+    gelu='gelu', quick_gelu='quick_gelu', gelu_pytorch_tanh='gelu_tanh', gelu_new='gelu_tanh', gelu_fast='gelu_tanh',
+    gelu_tanh='gelu_tanh',
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What the files beside the weights say. Empty where there are none.
+
+    sizes          'image', 'text' or 'decoder' -> width, depth, heads, hidden, patch, channels, registers, size, eps,
+                   activation, vocabulary, context; only what is said
+    image          mean, std, fit, zoom and the image size `size`, of the preprocessor; only what is said
+    tokenizer      the file of the tokenizer
+    """
+
+    sizes: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    image: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    tokenizer: Path | None = None
+    source: str = ''  # the file that says the sizes
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file that holds an object."""
+    try:
+        content = json.loads(path.read_text(encoding='utf-8'))
+    except (OSError, ValueError) as error:
+        raise UserError(f'{path} is no JSON: {error}') from None
+    if not isinstance(content, dict):
+        raise UserError(f'{path}: a JSON object is expected, not {type(content).__name__}')
+    return content
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files of weights of a folder that belong together: one, or the index of a model in several.
+
+    UserError: there is none, or there are several models.
+    """
+    there = {path.name for path in folder.iterdir() if path.is_file()}
+    standard = [name for name in STANDARD if name in there][:1]
+    other = [name for name in OPEN_CLIP if name in there][:1]
+    if standard and other:
+        config = {'config.json', 'open_clip_config.json'} & there
+        if len(config) != 1:
+            raise UserError(f'{folder} holds two models, {standard[0]} and {other[0]}; name the file that you mean')
+        standard, other = (standard, []) if config == {'config.json'} else ([], other)
+    if standard or other:
+        return [folder / (standard or other)[0]]
+    loose = sorted(name for name in there if name.endswith(('.safetensors', *PICKLES)))
+    loose = [name for name in loose if not name.startswith(('optimizer', 'scheduler', 'training_args', 'rng_state'))]
+    stems: dict[str, str] = {}
+    for name in loose:  # the same name as .safetensors and as a pickle is one model in two formats
+        stem = name.rpartition('.')[0]
+        if stem not in stems or name.endswith('.safetensors'):
+            stems[stem] = name
+    if not stems:
+        raise UserError(
+            f'{folder} holds neither an export (meta.json) nor weights (model.safetensors, pytorch_model.bin, …)'
+        )
+    return [folder / name for name in sorted(stems.values())]
+
+
+def shards(index: Path) -> list[Path]:
+    """The files that an index (model.safetensors.index.json) names, all in its folder."""
+    content = read_json(index).get('weight_map')
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content.values()):
+        raise UserError(f'{index} is no index of weights: it has no `weight_map` of names and files')
+    files = sorted(set(content.values()))
+    outside = [name for name in files if Path(name).name != name]
+    if outside:
+        raise UserError(f'{index} names {outside[0]!r}, which is not a file of its folder')
+    missing = [name for name in files if not (index.parent / name).is_file()]
+    if missing:
+        raise UserError(f'{index} names {", ".join(missing)}, which the folder does not have')
+    return [index.parent / name for name in files]
+
+
+def facts(folder: Path) -> Facts:
+    """What the files of a folder say of its weights."""
+    sizes: dict[str, Any] = {}
+    image: dict[str, Any] = {}
+    source = ''
+    if (folder / 'config.json').is_file():
+        config, source = read_json(folder / 'config.json'), 'config.json'
+        try:
+            if 'architecture' in config and 'model_type' not in config:
+                sizes, image = of_timm(config)
+            else:
+                sizes = of_transformers(config)
+        except (TypeError, ValueError, AttributeError) as error:
+            raise UserError(f'{folder / "config.json"}: it cannot be read ({error})') from None
+    elif (folder / 'open_clip_config.json').is_file():
+        source = 'open_clip_config.json'
+        try:
+            sizes, image = of_open_clip(read_json(folder / source))
+        except (TypeError, ValueError, AttributeError) as error:
+            raise UserError(f'{folder / source}: it cannot be read ({error})') from None
+    if (folder / 'preprocessor_config.json').is_file():
+        image = preprocessor(folder / 'preprocessor_config.json')
+    tokenizers = [folder / name for name in ('tokenizer.json', 'vocab.txt') if (folder / name).is_file()]
+    return Facts(sizes, image, tokenizers[0] if tokenizers else None, source)
+
+
+# What config.json says.
+
+HUGGING_FACE = dict(
+    hidden_size='width', num_hidden_layers='depth', num_attention_heads='heads', intermediate_size='hidden',
+    patch_size='patch', num_channels='channels', num_register_tokens='registers', image_size='size',
+    layer_norm_eps='eps', vocab_size='vocabulary', max_position_embeddings='context',
+)  # fmt: skip
+
+
+def of_transformers(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The sizes that a config.json of transformers says, by tower."""
+    kind = config.get('model_type', '')
+    if 'vision_config' in config or 'text_config' in config:
+        both = dict(image=config.get('vision_config') or {}, text=config.get('text_config') or {})
+        return {name: _transformers_tower(one, kind) for name, one in both.items()}
+    said = _transformers_tower(config, kind)
+    if kind == 'vit_mae':
+        prefix = 'decoder_'
+        inner = {key[len(prefix) :]: value for key, value in config.items() if key.startswith(prefix)}
+        return dict(image=said, decoder=_transformers_tower(inner, kind))
+    text = 'vocab_size' in config or kind.endswith('text_model')
+    return {'text' if text else 'image': said}
+
+
+def _transformers_tower(config: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    kind = config.get('model_type', kind)
+    said = {ours: config[theirs] for theirs, ours in HUGGING_FACE.items() if config.get(theirs) is not None}
+    act = config.get('hidden_act')
+    if kind == 'resnet':
+        return _transformers_resnet(config)
+    if act is not None and not config.get('use_swiglu_ffn') and not config.get('use_gated_mlp'):
+        if act not in ACTIVATIONS:
+            raise UserError(f'config.json says hidden_act={act!r}; known are {", ".join(ACTIVATIONS)}')
+        said['activation'] = ACTIVATIONS[act]
+    if kind in ('dinov2', 'dinov2_with_registers'):  # there the FFN has its width by mlp_ratio
+        said.pop('hidden', None)
+        if 'mlp_ratio' in config and 'width' in said and not config.get('use_swiglu_ffn'):
+            said['hidden'] = round(said['width'] * config['mlp_ratio'])
+    for name in ('use_swiglu_ffn', 'use_gated_mlp'):
+        if name in config:
+            said['ffn'] = 'swiglu' if config[name] else 'mlp'
+    for theirs, ours in dict(rope_theta='rope_base', pos_embed_rescale='rope_rescale', pos_embed_shift='rope_shift',
+                             pos_embed_jitter='rope_jitter').items():  # fmt: skip
+        if kind == 'dinov3_vit' and config.get(theirs) is not None:
+            said[ours] = config[theirs]
+    if isinstance(said.get('size'), list):
+        said['size'] = tuple(said['size'])
+    return said
+
+
+def _transformers_resnet(config: Mapping[str, Any]) -> dict[str, Any]:
+    said: dict[str, Any] = {}
+    if 'depths' in config:
+        said['depths'] = tuple(config['depths'])
+    if 'embedding_size' in config:
+        said['stem'] = config['embedding_size']
+    if 'num_channels' in config:
+        said['channels'] = config['num_channels']
+    if config.get('downsample_in_first_stage') or config.get('downsample_in_bottleneck'):
+        raise UserError('config.json: a ResNet that halves the image in another place than version 1.5 cannot be built')
+    return said
+
+
+def of_timm(config: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """The sizes and the preprocessing that a config.json of timm says."""
+    args, cfg = config.get('model_args') or {}, config.get('pretrained_cfg') or config
+    words = dict(embed_dim='width', depth='depth', num_heads='heads', patch_size='patch', in_chans='channels',
+                 img_size='size')  # fmt: skip
+    said = {ours: args[theirs] for theirs, ours in words.items() if args.get(theirs) is not None}
+    if act := args.get('act_layer') or _timm_activation(str(config['architecture'])):
+        said['activation'] = ACTIVATIONS.get(act, act)
+    image: dict[str, Any] = {}
+    size = cfg.get('input_size')
+    if size:
+        image['size'] = size[-1]
+        said.setdefault('channels', size[0])
+    image |= dict(mean=cfg['mean'], std=cfg['std']) if 'mean' in cfg and 'std' in cfg else {}
+    mode, share = cfg.get('crop_mode', 'center'), cfg.get('crop_pct', 1.0)
+    image['fit'] = {'center': 'crop', 'squash': 'stretch', 'border': 'pad'}.get(mode, 'crop')
+    if image['fit'] == 'crop' and share != 1:
+        image['zoom'] = 1 / share
+    return dict(image=said), image
+
+
+def _timm_activation(name: str) -> str:
+    """The activation of models of timm whose name says it."""
+    if 'quickgelu' in name:
+        return 'quick_gelu'
+    siglip_tanh = 'siglip' in name and ('so400m' in name or 'giantopt' in name or 'base_patch32' in name)
+    return 'gelu_tanh' if siglip_tanh else 'gelu' if name.startswith('vit') else ''
+
+
+def of_open_clip(config: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """The sizes and the preprocessing that an open_clip_config.json says."""
+    model, prep = config.get('model_cfg') or {}, config.get('preprocess_cfg') or {}
+    vision, text = model.get('vision_cfg') or {}, model.get('text_cfg') or {}
+    image: dict[str, Any] = {'size': vision['image_size']} if 'image_size' in vision else {}
+    said = dict(image)
+    quick = 'quick_gelu' if model.get('quick_gelu') else 'gelu'
+    if name := vision.get('timm_model_name'):
+        said['activation'] = ACTIVATIONS[_timm_activation(name) or 'gelu']
+    else:
+        shape = dict(width='width', layers='depth', patch_size='patch')
+        said |= {ours: vision[theirs] for theirs, ours in shape.items() if isinstance(vision.get(theirs), int)}
+        said['activation'] = quick
+        if 'width' in said:
+            said['heads'] = said['width'] // vision.get('head_width', 64)
+    words = dict(width='width', layers='depth', heads='heads', vocab_size='vocabulary', context_length='context')
+    texts: dict[str, Any] = {}
+    if not text.get('hf_model_name'):
+        texts = {ours: text[theirs] for theirs, ours in words.items() if text.get(theirs) is not None}
+        act = (text.get('act_kwargs') or {}).get('approximate')
+        texts['activation'] = 'gelu_tanh' if act == 'tanh' else quick
+    image |= {name: prep[name] for name in ('mean', 'std') if name in prep}
+    image['fit'] = {'shortest': 'crop', 'squash': 'stretch', 'longest': 'pad'}.get(prep.get('resize_mode'), 'crop')
+    return dict(image=said, text=texts), image
+
+
+# What preprocessor_config.json says.
+
+
+def preprocessor(path: Path) -> dict[str, Any]:
+    """mean, std, fit, zoom and size of an image processor of transformers."""
+    config = read_json(path)
+    config = config.get('image_processor', config)
+    try:
+        return _preprocessor(config)
+    except (TypeError, ValueError, KeyError, AttributeError, ZeroDivisionError) as error:
+        raise UserError(f'{path}: its sizes cannot be read ({error!r})') from None
+
+
+def _preprocessor(config: Mapping[str, Any]) -> dict[str, Any]:
+    image: dict[str, Any] = {}
+    if config.get('do_normalize', True) and 'image_mean' in config and 'image_std' in config:
+        image |= dict(mean=config['image_mean'], std=config['image_std'])
+    elif config.get('do_normalize') is False:
+        image |= dict(mean=0.0, std=1.0)
+    size, crop = config.get('size'), config.get('crop_size')
+    if isinstance(crop, Mapping):
+        crop = crop['height']
+    if not config.get('do_center_crop', crop is not None):
+        crop = None
+    if isinstance(size, Mapping) and 'shortest_edge' in size:
+        size, fit = size['shortest_edge'], 'crop'
+    elif isinstance(size, Mapping):
+        size, fit = size['height'], 'stretch'
+    else:
+        fit = 'crop' if crop is not None else 'stretch'
+    if config.get('do_pad'):
+        fit = 'pad'
+    if crop is None and size is not None and size < 384 and config.get('crop_pct'):  # transformers' ResNet and ConvNeXt
+        crop, size, fit = size, size / config['crop_pct'], 'crop'
+    if size is None and crop is None:
+        return image
+    final = crop if crop is not None else size
+    image |= dict(size=int(final), fit=fit)
+    if fit == 'crop' and crop is not None and size is not None and size != crop:
+        image['zoom'] = size / crop
+    return image
+
+
+def default_levels(module_section: Mapping[str, Any]) -> tuple[Sequence[float], Sequence[float], str]:
+    """Mean and deviation of images where nothing says them: those of the family's public models, and their name."""
+    family = module_section.get('family', 'resnet')
+    if family == 'clip':
+        return *CLIP, "OpenAI's CLIP"
+    if family in ('siglip', 'vit'):
+        return *HALF, 'SigLIP and ViT'
+    return *IMAGENET, 'ImageNet'
