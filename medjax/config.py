@@ -18,6 +18,8 @@ It returns a dict or an `ml_collections.ConfigDict` with these keys:
                  name -> dict(view='text', part=, count=, length=, ...)   see medjax.data.text.views
     masks        'view~mask' -> dict(mask='blocks', ...)                  see medjax.views.masks
     towers       name -> dict(tower='vit', variant='S/14', ...)           see medjax.models
+                 name -> 'dinov2-base/'                                   the tower that published weights describe; it
+                                                                          starts from these weights
                  name -> dict(tower='decoder', reads=['image'], ...)      a tower that reads the outputs of others
     heads        name -> dict(head='dino_head', ...)                      see medjax.models.heads
     teachers     name -> dict(of=['towers/image', ...], rule='ema', momentum=)   or 'frozen', 'refreshed'
@@ -54,7 +56,7 @@ from ml_collections import ConfigDict
 from medjax import plugins, recipes
 from medjax.data.text import tokenizer, views as text_views
 from medjax.errors import UserError, suggest
-from medjax.overrides import override, split_overrides
+from medjax.overrides import override, place_tower, split_overrides
 from medjax.parallel.groups import check_rows
 from medjax.types import is_number, is_whole
 
@@ -155,6 +157,10 @@ def read(spec: str, overrides: Sequence[str] = (), data: Any = None) -> ConfigDi
         raise UserError(f'data={config.data!r}: must be a dict of parts, such as dict(images=dict(rows=None))')
     for part in config.data:
         config.data[part] = _fill(config.data[part], PART, f'data.{part}')
+    if isinstance(config.towers, ConfigDict):
+        for name, tower in config.towers.items():
+            if isinstance(tower, str):
+                place_tower(config, name, tower, f'towers.{name}')
     for item in overrides:
         key, equals, text = item.partition('=')
         if not equals:

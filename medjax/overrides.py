@@ -24,6 +24,7 @@ from medjax.objectives.schedules import RULES
 from medjax.training.optimizer import Rule, optimizer
 from medjax.training.state import start_from
 from medjax.types import is_number
+from medjax.weights import load
 
 
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -57,6 +58,9 @@ def override(config: ConfigDict, key: str, text: str) -> None:
     entry = _entry(place, names, len(path), where, more)
     now = place[entry] if not isinstance(place, (ConfigDict, dict)) or entry in place else more[last].default
     value = _literal(text)
+    if isinstance(value, str) and _matches(tuple(names), ('towers', '*')):
+        place_tower(config, last, value, f'--config.{key}')
+        return
     free = _may_be_none(tuple(names), now, more.get(last)) if value is None else _other_form(now, value, more.get(last))
     if not free:
         value = _typed(now, value, text, key)
@@ -67,6 +71,37 @@ def override(config: ConfigDict, key: str, text: str) -> None:
             place[entry] = ConfigDict(value) if isinstance(value, dict) else value
     else:
         place[entry] = value
+
+
+def place_tower(config: ConfigDict, name: str, path: str, where: str) -> None:
+    """Puts the tower that published weights describe into the recipe, and its weights into `init_from`.
+
+    `path` is a folder or a file: config.towers.image = 'dinov2-base/'.
+    """
+    try:
+        weights = load.open(path)
+        module = _tower_in(weights, name, config.towers.get(name))
+        section = weights.section(module)
+    except UserError as error:
+        raise UserError(
+            f'{where}={path!r}: a tower is a dict, such as dict(tower=…), or a path of weights; {error}'
+        ) from None
+    with config.towers.ignore_type(), config.towers.unlocked():
+        config.towers[name] = ConfigDict(section)
+    given = config.get('init_from')
+    starts = [] if given is None else list(given) if isinstance(given, (list, tuple)) else [given]
+    with config.ignore_type(), config.unlocked():
+        config.init_from = [*starts, dict(path=path, take=[f'towers/{name}={module}'])]
+
+
+def _tower_in(weights: load.Weights, name: str, now: Any) -> str:
+    """The tower of a file that takes the place of the tower `name`, whose section is now `now`."""
+    towers = [module for module in weights.modules if module.startswith('towers/')]
+    kind = {'text': 'text', 'decoder': 'decoder'}.get(dict(now or {}).get('tower'), 'image')
+    for module in (f'towers/{name}', f'towers/{kind}'):
+        if module in towers:
+            return module
+    raise UserError(f'{weights.path} holds {", ".join(weights.modules)}, and no tower for {name!r}')
 
 
 # Section of a config ('*' stands for one name or number) -> the key that names a plug-in, the folder of plug-ins, and
