@@ -416,9 +416,8 @@ class Block(nn.Module):
 
     With `post_norm`, as in BERT: x = norm1(x + attn x), then x = norm2(x + ffn x). With `cross`, attention to a context
     stands between the two, with norm and LayerScale of its own. A call takes `kept` int [2,G,k], one layer of
-    `draw_kept`, and the inputs of attention: `lengths` and `mask` of the sequence and of the context, and `turns` of the
-    sequence, see `Attention`. With `kept`, `turns` holds for all sequences, for each of the G groups or for each of the
-    S sequences.
+    `draw_kept`, and the inputs of attention: `lengths` and `mask` of the sequence and of the context, and `turns`
+    of the sequence, see `Attention`. With `kept`, `turns` has one row for all sequences, or G rows, or S rows.
     """
 
     heads: int

@@ -18,6 +18,7 @@ from flax import linen as nn
 from jax import Array
 
 from medjax.errors import UserError
+from medjax.models import rotary
 from medjax.models.drop_path import draw_kept, kept_count
 from medjax.models.flax_tower import FlaxTower, logical_axes
 from medjax.models.layers import (
@@ -37,7 +38,6 @@ from medjax.models.layers import (
     xavier,
     zeros,
 )
-from medjax.models import rotary
 from medjax.models.rotary import Change, Rotary
 from medjax.parallel.sharding import constrain_rows
 from medjax.types import ApplyOptions, Input, Mask, Tower, Tree, is_number, is_whole
@@ -104,10 +104,9 @@ def build(
     family       the public models that the tower is like: 'dinov2', 'dinov3', 'vit', 'mae', 'clip' or 'siglip', see
                  FAMILIES
     width, depth, heads, mlp_ratio, ffn
-                 replace the values of the size; ffn is 'mlp' or 'swiglu'. The hidden layer of 'swiglu' has two thirds of
-                 width * mlp_ratio numbers. DINOv3's ViT-S+ is 'S' with mlp_ratio=6, ViT-H+ has width=1280, depth=32,
-                 heads=20, mlp_ratio=6 (5120 hidden), and ViT-7B width=4096, depth=40, heads=32, mlp_ratio=3 (8192
-                 hidden), all three with ffn='swiglu'
+                 replace the values of the size; ffn is 'mlp' or 'swiglu'. The hidden layer of 'swiglu' is two thirds as
+                 wide as that of 'mlp'. Three sizes of DINOv3 have ffn='swiglu': S+ is 'S' with mlp_ratio=6; H+ has
+                 width=1280, depth=32, heads=20, mlp_ratio=6; 7B has width=4096, depth=40, heads=32, mlp_ratio=3
     activation   replaces the activation of the family; most models of open_clip have 'gelu'
     native_size  image side, or (height, width): the position embeddings are stored for its grid of patches
     registers    number of register tokens
