@@ -21,6 +21,7 @@ from medjax.errors import UserError, suggest
 from medjax.models import attention as attention_kernels
 from medjax.models.drop_path import add_residual
 from medjax.models.kernels import STORED, plain_only
+from medjax.models.rotary import rotate
 from medjax.parallel.sharding import Names, constrain_rows
 from medjax.types import is_number
 
@@ -116,6 +117,13 @@ def check_ratio(tower: str, mlp_ratio: Any) -> None:
         raise UserError(f'{tower}: mlp_ratio={mlp_ratio!r}: must be a number above 0')
 
 
+def check_eps(tower: str, eps: Any) -> float:
+    """The option `eps` of the norms; a UserError if it is no number above 0."""
+    if not is_number(eps) or not 0 < eps < math.inf:
+        raise UserError(f'{tower}: eps={eps!r}: must be a number above 0')
+    return eps
+
+
 def check_compute(tower: str, attention: str, remat: str, dtype: str) -> None:
     """Checks the options of a transformer that change time, memory or rounding only."""
     check_choice(tower, 'attention', attention, attention_kernels.CHOICES)
@@ -182,12 +190,13 @@ class Linears(nn.Module):
     """Several linear maps of one input, y_i = x W_i + b_i, with W [in,n,*out] and b [n,*out]: the results, one by one.
 
     Attention reads queries, keys and values apart. Each is a product of its own, because slices of one product would
-    be copied.
+    be copied. The maps with the numbers `no_bias` have no bias, and the array b has no rows for them.
     """
 
     shape: tuple[int, ...]
     axes: Names
     bias: bool = True
+    no_bias: tuple[int, ...] = ()
     dtype: Any = jnp.float32
     init: Callable = weight_init
 
@@ -197,8 +206,11 @@ class Linears(nn.Module):
         x, kernel = x.astype(self.dtype), parameter(self, 'kernel', init, self.shape, self.axes).astype(self.dtype)
         y = [jnp.tensordot(x, kernel[:, i].reshape(len(kernel), -1), axes=1) for i in range(self.shape[1])]
         if self.bias:
-            bias = parameter(self, 'bias', zeros, self.shape[1:], self.axes[1:]).astype(self.dtype)
-            y = [one + bias[i].reshape(-1) for i, one in enumerate(y)]
+            biased = [i for i in range(len(y)) if i not in self.no_bias]
+            shape = (len(biased), *self.shape[2:])
+            bias = parameter(self, 'bias', zeros, shape, self.axes[1:]).astype(self.dtype)
+            for row, i in enumerate(biased):
+                y[i] += bias[row].reshape(-1)
         return [checkpoint_name(one, STORED).reshape(*one.shape[:-1], *self.shape[2:]) for one in y]
 
 
@@ -284,11 +296,13 @@ class Attention(nn.Module):
     """Attention, softmax(q k^T / sqrt(head size)) v: [S,T,D] -> [S,T,D].
 
     Without `context`, tokens attend to the tokens of their own sequence. With `context` [S,T',D'] they attend to its
-    tokens instead (cross-attention), and the parameters are 'q' and 'kv' in place of 'qkv'.
+    tokens instead (cross-attention), and the parameters are 'q' and 'kv' in place of 'qkv'. Without `key_bias` the keys
+    of a sequence's own tokens have no bias: the parameter 'qkv/bias' is [2,h,E], of queries and values, not [3,h,E].
 
     lengths         int32 [S], at least 1: only the first `lengths` keys of a sequence are attended to; None: all
     mask            bool, which keys are attended to: [S,keys], or [S,T,keys] for each token; None: all. A mask that
                     keeps the first keys alone is better given as `lengths`, which the flash kernel takes
+    turns           float32 [R,T,2,E/2], the angles of tokens for queries and keys, see `rotary.turns`; None: none
     causal          a token attends to itself and to earlier tokens only
     implementation  'auto', 'xla' or 'cudnn', see `medjax.models.attention`
     start           the initializer of the products, a key of STARTS
@@ -300,10 +314,16 @@ class Attention(nn.Module):
     causal: bool = False
     dtype: Any = jnp.float32
     start: str = 'normal'
+    key_bias: bool = True
 
     @nn.compact
     def __call__(
-        self, x: Array, context: Array | None = None, lengths: Array | None = None, mask: Array | None = None
+        self,
+        x: Array,
+        context: Array | None = None,
+        lengths: Array | None = None,
+        mask: Array | None = None,
+        turns: Array | None = None,
     ) -> Array:
         d, h, queries = x.shape[-1], self.heads, x.shape[1]
         keys = queries if context is None else context.shape[1]
@@ -314,11 +334,15 @@ class Attention(nn.Module):
         if flash:  # filled up before the products, whose results the kernel then reads as they are
             x = attention_kernels.to_multiple(x)
             context = None if context is None else attention_kernels.to_multiple(context)
+            turns = None if turns is None else attention_kernels.to_multiple(turns)
         if context is None:
-            q, k, v = Linears((d, 3, h, d // h), axes, **options, name='qkv')(x)
+            no_bias = () if self.key_bias else (1,)
+            q, k, v = Linears((d, 3, h, d // h), axes, **options, no_bias=no_bias, name='qkv')(x)
         else:
             q = Linear((d, h, d // h), ('embed', 'heads', None), **options, name='q')(x)
             k, v = Linears((context.shape[-1], 2, h, d // h), axes, **options, name='kv')(context)
+        if turns is not None:
+            q, k = rotate(q, turns), rotate(k, turns)
         if flash:
             y = attention_kernels.flash(q, k, v, queries, keys, lengths, self.causal)
         else:
@@ -332,18 +356,24 @@ class Attention(nn.Module):
         )(y)[:, :queries]
 
 
-def cls_attention(block: Any, tokens: Array, lengths: Array | None, eps: float, dtype: Any) -> Array:
+def cls_attention(
+    block: Any, tokens: Array, lengths: Array | None, eps: float, dtype: Any, turns: Array | None = None
+) -> Array:
     """The attention of the first token, the mean over heads: tokens [...,T,D] before a block -> [...,T], float32.
 
-    `block` holds the parameters of one Block with norms before its branches. `lengths` as in `Attention`, one for each
-    sequence.
+    `block` holds the parameters of one Block with norms before its branches. `lengths` and `turns` as in `Attention`,
+    for all the sequences in their order.
     """
     norm, qkv = block['norm1'], block['attn']['qkv']
     x = LayerNorm(eps, dtype).apply({'params': norm}, tokens)
     kernel = qkv['kernel'].astype(dtype)
     bias = qkv['bias'].astype(dtype) if 'bias' in qkv else jnp.zeros(kernel.shape[1:], dtype)
     q = jnp.einsum('...d,dhe->...he', x[..., 0, :], kernel[:, 0]) + bias[0]
-    k = jnp.einsum('...td,dhe->...the', x, kernel[:, 1]) + bias[1]
+    k = jnp.einsum('...td,dhe->...the', x, kernel[:, 1])
+    if len(bias) == 3:  # not only of queries and values
+        k += bias[1]
+    if turns is not None:  # the first token has no angle
+        k = rotate(k.reshape(-1, *k.shape[-3:]), turns).reshape(k.shape)
     scores = jnp.einsum('...he,...the->...ht', q, k).astype(jnp.float32) * q.shape[-1] ** -0.5
     if lengths is not None:
         inside = jnp.arange(tokens.shape[-2]) < lengths.reshape(*tokens.shape[:-2], 1)
@@ -386,7 +416,8 @@ class Block(nn.Module):
 
     With `post_norm`, as in BERT: x = norm1(x + attn x), then x = norm2(x + ffn x). With `cross`, attention to a context
     stands between the two, with norm and LayerScale of its own. A call takes `kept` int [2,G,k], one layer of
-    `draw_kept`, and the inputs of attention: `lengths` and `mask` of the sequence and of the context, see `Attention`.
+    `draw_kept`, and the inputs of attention: `lengths` and `mask` of the sequence and of the context, and `turns`
+    of the sequence, see `Attention`. With `kept`, `turns` has one row for all sequences, or G rows, or S rows.
     """
 
     heads: int
@@ -402,6 +433,7 @@ class Block(nn.Module):
     dtype: Any = jnp.float32
     start: str = 'normal'
     cross: bool = False
+    key_bias: bool = True
 
     @nn.compact
     def __call__(
@@ -413,10 +445,11 @@ class Block(nn.Module):
         context: Array | None = None,
         context_lengths: Array | None = None,
         context_mask: Array | None = None,
+        turns: Array | None = None,
     ) -> Array:
         norm1, norm2 = (LayerNorm(self.eps, self.dtype, name=name) for name in ('norm1', 'norm2'))
         options = (self.heads, self.qkv_bias, self.attention)
-        attention = Attention(*options, self.causal, self.dtype, self.start, name='attn')
+        attention = Attention(*options, self.causal, self.dtype, self.start, self.key_bias, name='attn')
         if self.ffn == 'swiglu':
             ffn: nn.Module = SwiGlu(self.hidden, self.dtype, name='mlp')
         else:
@@ -434,9 +467,14 @@ class Block(nn.Module):
                 return norm(add_residual(x, residual, kept, *others))
             return add_residual(x, lambda s, *others: residual(norm(s), *others), kept, *others)
 
+        def attend(s: Array, lengths: Array | None, mask: Array | None, own: Array | None) -> Array:
+            return scale('gamma1', attention(s, None, lengths, mask, turns if own is None else own))
+
         first, second = (None, None) if kept is None else (kept[0], kept[1])
+        # angles of each sequence go with the sequences that drop path keeps; those of a group hold for any of them
+        own = turns if turns is not None and len(turns) == len(x) else None
         x = constrain_rows(x)
-        x = branch(x, norm1, lambda s, *a: scale('gamma1', attention(s, None, *a)), first, lengths, mask)
+        x = branch(x, norm1, attend, first, lengths, mask, own)
         if self.cross:
             norm3 = LayerNorm(self.eps, self.dtype, name='norm_cross')
             cross = Attention(*options, False, self.dtype, self.start, name='cross')
@@ -458,7 +496,7 @@ def scan_blocks(
     """x [S,T,D] through `depth` Blocks -> the tokens after each of the last `layers` blocks, [layers,S,T,D].
 
     To be called inside the `__call__` of a flax module, which gets one child 'blocks': a scanned Block with stacked
-    parameters. `remat` is a key of REMAT. `inputs` are the inputs of attention by name (lengths, mask, context,
+    parameters. `remat` is a key of REMAT. `inputs` are the inputs of attention by name (lengths, mask, turns, context,
     context_lengths, context_mask), equal for all blocks; with a context the blocks have cross-attention. `unroll` is
     the number of blocks in one turn of the loop. `block` holds the fields of Block.
     """

@@ -237,11 +237,14 @@ def test_masks_of_mode_zero_are_refused():
 
 
 @pytest.mark.slow
-def test_rows_stay_on_their_device():
+@pytest.mark.parametrize(
+    'options', [dict(), dict(family='dinov3', rope_shift=0.2, rope_rescale=2.0)], ids=['learned', 'rope']
+)
+def test_rows_stay_on_their_device(options):
     """On 8 devices only gradients are exchanged, and each device does an eighth of the work."""
     if jax.device_count() != 8:
         pytest.skip('needs 8 (virtual) devices')
-    tower = vit.build(1, **SMALL | dict(width=64), drop_path=0.25)
+    tower = vit.build(1, **SMALL | dict(width=64) | options, drop_path=0.25)
     params = start(tower)
 
     def step(params, x, row):

@@ -141,6 +141,17 @@ def test_padding_changes_nothing():
         assert np.isfinite(nothing).all()
 
 
+def test_eps_replaces_that_of_the_family(tmp_path):
+    config = transformers.BertConfig(**TEXT, layer_norm_eps=0.3)
+    model, tower = shaken(transformers.BertModel(config)), build.tower(dict(OUR_TEXT, eps=0.3), 1, 'towers.text')
+    params = load(saved(model, tmp_path)).read('towers/text', wanted(tower))
+    ids, view = texts(None)
+    expected = model(torch.from_numpy(ids[:, 0]).long()).last_hidden_state
+    close(run(tower.apply, params, Input(view))['tokens'][:, 0], expected)
+    with pytest.raises(UserError, match='text: eps=-1: must be a number above 0'):
+        build.tower(dict(OUR_TEXT, eps=-1), 1, 'towers.text')
+
+
 def test_poolings_equal_numpy():
     _, view = texts()
     params = build.tower(OUR_TEXT, 1, 'towers.text').init(jax.random.key(0))

@@ -23,6 +23,7 @@ from medjax.models.layers import (
     Pool,
     check_choice,
     check_compute,
+    check_eps,
     parameter,
     scan_blocks,
     sizes,
@@ -60,6 +61,7 @@ def build(
     heads: int | None = None,
     mlp_ratio: float | None = None,
     activation: str | None = None,
+    eps: float | None = None,
     vocabulary: int | None = None,
     context: int | None = None,
     pool: str | None = None,
@@ -77,6 +79,7 @@ def build(
     width, depth, heads, mlp_ratio
                  replace the values of the size
     activation   replaces the activation of the family; most models of open_clip have 'gelu'
+    eps          of the norms; replaces the value of the family
     vocabulary   number of token ids; replaces the value of the family
     context      largest number of tokens in a text; replaces the value of the family
     pool         how `cls` comes from the tokens, see layers.Pool: 'cls', 'last' (CLIP's end-of-text token), 'mean',
@@ -90,13 +93,14 @@ def build(
     finite. Token ids outside of the vocabulary give NaN.
     """
     check_choice('text', 'family', family, FAMILIES)
-    replace = dict(activation=activation, vocabulary=vocabulary, context=context, pool=pool)
+    replace = dict(activation=activation, eps=eps, vocabulary=vocabulary, context=context, pool=pool)
     chosen = FAMILIES[family]._replace(**{name: value for name, value in replace.items() if value is not None})
     shape = sizes('text', variant, f'unknown variant {variant!r}', dict(
         width=width, depth=depth, heads=heads, mlp_ratio=mlp_ratio
     ))  # fmt: skip
     check_choice('text', 'activation', chosen.activation, ACTIVATIONS)
     check_choice('text', 'pool', chosen.pool, POOLS)
+    check_eps('text', chosen.eps)
     check_compute('text', attention, remat, dtype)
     for name in ('vocabulary', 'context'):
         if not isinstance(getattr(chosen, name), int) or getattr(chosen, name) < 1:

@@ -1,6 +1,7 @@
-"""The Vision Transformer of DINOv2, ViT, CLIP and SigLIP: patches, position embeddings, scanned blocks, norm.
+"""The Vision Transformer of DINOv2, DINOv3, ViT, CLIP and SigLIP: patches, positions, scanned blocks, norm.
 
-ViT: arXiv 2010.11929. DINOv2: arXiv 2304.07193. Registers: arXiv 2309.16588. LayerScale: arXiv 2103.17239.
+ViT: arXiv 2010.11929. DINOv2: arXiv 2304.07193. DINOv3: arXiv 2508.10104. Registers: arXiv 2309.16588. LayerScale:
+arXiv 2103.17239.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from flax import linen as nn
 from jax import Array
 
 from medjax.errors import UserError
+from medjax.models import rotary
 from medjax.models.drop_path import draw_kept, kept_count
 from medjax.models.flax_tower import FlaxTower, logical_axes
 from medjax.models.layers import (
@@ -26,6 +28,7 @@ from medjax.models.layers import (
     Pool,
     check_choice,
     check_compute,
+    check_eps,
     cls_attention,
     parameter,
     scan_blocks,
@@ -35,6 +38,7 @@ from medjax.models.layers import (
     xavier,
     zeros,
 )
+from medjax.models.rotary import Change, Rotary
 from medjax.parallel.sharding import constrain_rows
 from medjax.types import ApplyOptions, Input, Mask, Tower, Tree, is_number, is_whole
 
@@ -49,10 +53,14 @@ class Family(NamedTuple):
     patch_bias: bool = True
     embed_norm: bool = False  # whether there is a norm between the embeddings and the blocks
     offset: float = 0.0  # for resizing position embeddings, see `cubic_weights`
+    positions: str = 'learned'
+    key_bias: bool = True
+    token_start: float = 1e-6  # the deviation with which the CLS token and registers start
 
 
 FAMILIES = {
     'dinov2': Family(layerscale=1e-5, offset=0.1),  # DINO and iBOT are the same with layerscale=None
+    'dinov3': Family(eps=1e-5, layerscale=1e-5, positions='rope', key_bias=False, token_start=0.02),  # 4 registers
     'vit': Family(eps=1e-12),  # the ViT of Google and of Hugging Face, arXiv 2010.11929
     'mae': Family(),  # masked autoencoders, arXiv 2111.06377, with positions='sincos' and start='xavier'
     'clip': Family(eps=1e-5, activation='quick_gelu', patch_bias=False, embed_norm=True),  # arXiv 2103.00020
@@ -74,8 +82,14 @@ def build(
     registers: int = 0,
     layerscale: float | str | None = 'family',
     qkv_bias: bool = True,
+    key_bias: bool | None = None,
+    eps: float | None = None,
     drop_path: float = 0.0,
-    positions: str = 'learned',
+    positions: str | None = None,
+    rope_base: float = 100.0,
+    rope_shift: float | None = None,
+    rope_jitter: float | None = None,
+    rope_rescale: float | None = None,
     start: str = 'normal',
     antialias: bool | None = None,
     offset: float | None = None,
@@ -87,17 +101,33 @@ def build(
     """A ViT tower for images of `channels` channels and of every size that the patch side divides.
 
     variant      'S/14': a size (see layers.SIZES) and the patch side in pixels
-    family       the public models that the tower is like: 'dinov2', 'vit', 'mae', 'clip' or 'siglip', see FAMILIES
+    family       the public models that the tower is like: 'dinov2', 'dinov3', 'vit', 'mae', 'clip' or 'siglip', see
+                 FAMILIES
     width, depth, heads, mlp_ratio, ffn
-                 replace the values of the size; ffn is 'mlp' or 'swiglu'
+                 replace the values of the size; ffn is 'mlp' or 'swiglu'. The hidden layer of 'swiglu' is two thirds as
+                 wide as that of 'mlp'. Three sizes of DINOv3 have ffn='swiglu': S+ is 'S' with mlp_ratio=6; H+ has
+                 width=1280, depth=32, heads=20, mlp_ratio=6; 7B has width=4096, depth=40, heads=32, mlp_ratio=3
     activation   replaces the activation of the family; most models of open_clip have 'gelu'
     native_size  image side, or (height, width): the position embeddings are stored for its grid of patches
     registers    number of register tokens
     layerscale   first value of LayerScale, the factors on both residual branches. None: no LayerScale. 'family': the
                  value of the family
     qkv_bias     whether queries, keys and values have a bias
+    key_bias     whether keys have a bias where queries and values have one. Without it the parameter attn/qkv/bias is
+                 [2,h,k], of queries and values, not [3,h,k], so a bias of keys cannot appear in training. None: as the
+                 family; keys of DINOv3 have none
+    eps          of the norms; replaces the value of the family. ViTs of timm have 1e-6, those of Hugging Face 1e-12
     drop_path    share of a group's crops that each residual branch leaves out in training; the same in all blocks
-    positions    'learned' position embeddings, or 'sincos': fixed sines and cosines of the place, as in MAE
+    positions    'learned' position embeddings; 'sincos': fixed sines and cosines of the place, as in MAE; or 'rope':
+                 attention turns queries and keys of patches by angles, as in DINOv3. With 'rope' there are no
+                 parameters pos_grid and pos_cls, and CLS and registers are not turned. None: as the family
+    rope_base    the base of the rates of 'rope', see rotary.turns
+    rope_shift, rope_jitter, rope_rescale
+                 random changes of the places of patches in training, with positions='rope'. Places lie from -1 to 1 on
+                 both axes. Each axis is shifted by a number from -rope_shift to rope_shift. Then each axis is
+                 multiplied by a number from 1/rope_jitter to rope_jitter, and both by one from 1/rope_rescale to
+                 rope_rescale, log-uniform. A group of rows has one draw a step for all its crops of a view, the same in
+                 all blocks. DINOv3 was trained with rope_rescale=2. None: no change
     start        how the weights start: 'normal' with deviation .02, as in DINOv2, or 'xavier', as in MAE
     antialias, offset
                  how position embeddings are resized, see `cubic_weights`. None: as the public models of the family, see
@@ -126,10 +156,15 @@ def build(
     activation = activation or chosen.activation
     check_choice('vit', 'ffn', shape['ffn'], ('mlp', 'swiglu'))
     check_choice('vit', 'activation', activation, ACTIVATIONS)
-    check_choice('vit', 'positions', positions, ('learned', 'sincos'))
+    positions = positions or chosen.positions
+    check_choice('vit', 'positions', positions, ('learned', 'sincos', 'rope'))
     check_choice('vit', 'start', start, STARTS)
+    if key_bias and not qkv_bias:
+        raise UserError('vit: key_bias=True needs qkv_bias=True')
     if positions == 'sincos' and shape['width'] % 4:
         raise UserError(f"vit: positions='sincos' needs a width that 4 divides, not {shape['width']}")
+    turning = Rotary(rope_base, rope_shift, rope_jitter, rope_rescale)
+    rotary.check('vit', turning, positions == 'rope', shape['width'] // shape['heads'])
     check_compute('vit', attention, remat, dtype)
     if not is_whole(unroll) or unroll < 1:
         raise UserError(f'vit: unroll={unroll!r}: must be a whole number of blocks, at least 1')
@@ -145,13 +180,16 @@ def build(
         native=patch_grid((native_size, native_size) if isinstance(native_size, int) else tuple(native_size), side),
         registers=registers,
         family=chosen._replace(
+            eps=chosen.eps if eps is None else check_eps('vit', eps),
             activation=activation,
             layerscale=chosen.layerscale if layerscale == 'family' else layerscale,
             offset=default_offset if offset is None else offset,
+            positions=positions,
+            key_bias=chosen.key_bias if key_bias is None else key_bias,
         ),
         qkv_bias=qkv_bias,
         antialias=antialias,
-        positions=positions,
+        rotary=turning if positions == 'rope' else None,
         start=start,
         attention=attention,
         unroll=unroll,
@@ -188,7 +226,7 @@ class VitTower(FlaxTower):
                 f'vit: the mask has {mask.bits.shape[-1]} patches a crop, and this tower has {height * width}'
             )
         images = view.image.reshape(b * v, *view.image.shape[2:])
-        seen = self.seen(mask, b * v)
+        seen = self.seen(mask, b * v)._replace(change=self.change(view.row, options))
         sequences = seen.contexts * v  # of each row
         outputs: Any = module.apply({'params': params}, images, seen, self.kept(view.row, sequences, options), layers)
         # [layers,S,…] -> [B,V,layers,…]
@@ -200,7 +238,8 @@ class VitTower(FlaxTower):
             last['registers'] = tokens[:, :, -1, cls:first]
         last |= options.last(cls=pooled, patches=tokens[:, :, :, first:])
         if attention:
-            last['attention'] = self.attention(params, before[:, :, -2], seen.lengths)[..., first:]
+            turns = module.turns((height, width), seen)
+            last['attention'] = self.attention(params, before[:, :, -2], seen.lengths, turns)[..., first:]
         return last
 
     def seen(self, mask: Mask | None, images: int) -> Seen:
@@ -221,17 +260,23 @@ class VitTower(FlaxTower):
         """The sequences of each group that drop path keeps, see drop_path.draw_kept; None if it keeps all."""
         if not options.train or self.drop_path == 0:
             return None
-        rows = options.rows_per_group
-        groups = row.reshape(-1, rows)[:, 0] // rows
-        return draw_kept(options.key, groups, rows * sequences, self.module.depth, self.drop_path)
+        groups = group_numbers(row, options)
+        return draw_kept(options.key, groups, options.rows_per_group * sequences, self.module.depth, self.drop_path)
 
-    def attention(self, params: Tree, tokens: Array, lengths: Array | None) -> Array:
+    def change(self, row: Array, options: ApplyOptions) -> Change | None:
+        """The random changes of places in each group, see `rotary.draw_change`; None if there are none."""
+        turning = self.module.rotary
+        if not options.train or turning is None or not turning.changes:
+            return None
+        return rotary.draw_change(options.key, group_numbers(row, options), turning)
+
+    def attention(self, params: Tree, tokens: Array, lengths: Array | None, turns: Array | None) -> Array:
         """The attention of the first token in the last block, from the tokens [B,V,T,D] before it: [B,V,T]."""
         module = self.module
         if not module.family.cls:
             raise UserError("vit: this tower has no CLS token, so it has no output 'attention'")
         block = jax.tree.map(lambda x: x[-1], params['blocks'])
-        return cls_attention(block, tokens, lengths, module.family.eps, module.dtype)
+        return cls_attention(block, tokens, lengths, module.family.eps, module.dtype, turns)
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
         return patch_grid(size, self.module.patch)
@@ -246,10 +291,17 @@ class Seen(NamedTuple):
     bits: Array | None = None  # bool [S,N]: the mask token replaces these
     kept: Array | None = None  # int32 [S,K,M']: only these are read, as K sequences for each image
     lengths: Array | None = None  # int32 [S K]: the first tokens of a sequence count, CLS and registers included
+    change: Change | None = None  # of the places of patches, for rotary positions
 
     @property
     def contexts(self) -> int:
         return 1 if self.kept is None else self.kept.shape[1]
+
+
+def group_numbers(row: Array, options: ApplyOptions) -> Array:
+    """The global numbers of the groups of rows, [G]."""
+    rows = options.rows_per_group
+    return row.reshape(-1, rows)[:, 0] // rows
 
 
 def position_resizing(family: str, registers: bool, antialias: bool | None = None) -> tuple[bool, float]:
@@ -340,12 +392,14 @@ def resize_grid(grid: Array, shape: tuple[int, int], antialias: bool, offset: fl
     return jnp.einsum('yh,xw,hwd->yxd', rows, columns, grid, precision='highest')
 
 
-def embed(params: Mapping[str, Any], images: Array, seen: Seen, antialias: bool, offset: float) -> Array:
+def embed(
+    params: Mapping[str, Any], images: Array, seen: Seen, antialias: bool, offset: float, sincos: bool = False
+) -> Array:
     """Images [S,H,W,C] -> tokens [S,1+R+N,D] in float32: CLS, registers, then patches row by row.
 
     The mask token replaces a masked patch BEFORE position embeddings are added, so that the tower sees where the patch
     is. Registers join AFTER this and have no position. CLS and registers may be absent. If `seen.kept` is given, the
-    result is [S K,1+R+M',D], with the patches in the order of `kept`.
+    result is [S K,1+R+M',D], with the patches in the order of `kept`. `sincos` adds sincos_positions.
     """
     kernel = params['patch_embed']['kernel']
     p = kernel.shape[0]
@@ -358,7 +412,7 @@ def embed(params: Mapping[str, Any], images: Array, seen: Seen, antialias: bool,
         x = jnp.where(seen.bits[..., None], params['mask_token'], x)
     if 'pos_grid' in params:
         x += resize_grid(params['pos_grid'], grid, antialias, offset).reshape(-1, x.shape[-1])
-    else:
+    elif sincos:
         x += sincos_positions(grid, x.shape[-1])
     if seen.kept is not None:
         s, k, m = seen.kept.shape
@@ -404,7 +458,7 @@ class Vit(nn.Module):
     family: Family
     qkv_bias: bool
     antialias: bool
-    positions: str
+    rotary: Rotary | None
     start: str
     attention: str
     unroll: int
@@ -415,7 +469,9 @@ class Vit(nn.Module):
     def __call__(self, images: Array, seen: Seen, kept: Array | None, layers: int) -> tuple[Array, Array, Array]:
         family = self.family
         options = dict(activation=family.activation, eps=family.eps, attention=self.attention, dtype=self.dtype)
-        tokens = embed(self.embeddings(), constrain_rows(images), seen, self.antialias, family.offset)
+        sincos = family.positions == 'sincos'
+        tokens = embed(self.embeddings(), constrain_rows(images), seen, self.antialias, family.offset, sincos)
+        grid = images.shape[1] // self.patch, images.shape[2] // self.patch
         if family.embed_norm:
             tokens = LayerNorm(family.eps, name='embed_norm')(tokens)
         last = scan_blocks(
@@ -424,12 +480,13 @@ class Vit(nn.Module):
             self.remat,
             layers,
             kept,
-            dict(lengths=seen.lengths),
+            dict(lengths=seen.lengths, turns=self.turns(grid, seen)),
             self.unroll,
             heads=self.heads,
             hidden=self.hidden,
             ffn=self.ffn,
             qkv_bias=self.qkv_bias,
+            key_bias=family.key_bias,
             layerscale=family.layerscale,
             start=self.start,
             **options,
@@ -442,22 +499,34 @@ class Vit(nn.Module):
         pooled = pool(patches.reshape(-1, *patches.shape[2:]))
         return last, normed, pooled.reshape(layers, -1, self.width)
 
+    def turns(self, grid: tuple[int, int], seen: Seen) -> Array | None:
+        """The angles of tokens, see `rotary.turns`; None without rotary positions.
+
+        [1,…], the same for all sequences. With random changes [G,…], one for each group. With a mask of mode 'drop'
+        [S K,…], because each sequence has patches of its own.
+        """
+        if self.rotary is None:
+            return None
+        patches = jnp.arange(grid[0] * grid[1])[None] if seen.kept is None else rearrange(seen.kept, 's k m -> (s k) m')
+        prefix, size = int(self.family.cls) + self.registers, self.width // self.heads
+        return constrain_rows(rotary.turns(patches, grid, prefix, size, self.rotary, seen.change))
+
     def embeddings(self) -> dict[str, Any]:
-        """The parameters that `embed` reads, initialized as in the original DINOv2."""
-        p, d, learned = self.patch, self.width, self.positions == 'learned'
+        """The parameters that `embed` reads, initialized as in the original models."""
+        p, d, learned = self.patch, self.width, self.family.positions == 'learned'
         shape = (p, p, self.channels, d)
         params = dict(patch_embed=PatchEmbed(shape, self.family.patch_bias, self.start, name='patch_embed')())
         if learned:
             params['pos_grid'] = parameter(self, 'pos_grid', weight_init, (*self.native, d), (None, None, 'embed'))
         params['mask_token'] = parameter(self, 'mask_token', zeros, (d,), ('embed',))
-        tiny = jax.nn.initializers.normal(1e-6)
+        tokens = jax.nn.initializers.normal(self.family.token_start)
         if self.family.cls:
-            start = tiny if self.start == 'normal' else weight_init  # .02 in masked autoencoders
+            start = tokens if self.start == 'normal' else weight_init  # .02 in masked autoencoders
             params['cls'] = parameter(self, 'cls', start, (d,), ('embed',))
             if learned:
                 params['pos_cls'] = parameter(self, 'pos_cls', weight_init, (d,), ('embed',))
         if self.registers:
-            params['registers'] = parameter(self, 'registers', tiny, (self.registers, d), (None, 'embed'))
+            params['registers'] = parameter(self, 'registers', tokens, (self.registers, d), (None, 'embed'))
         return params
 
 
