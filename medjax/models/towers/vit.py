@@ -126,8 +126,8 @@ def build(
                  random changes of the places of patches in training, with positions='rope'. Places lie from -1 to 1 on
                  both axes. Each axis is shifted by a number from -rope_shift to rope_shift. Then each axis is
                  multiplied by a number from 1/rope_jitter to rope_jitter, and both by one from 1/rope_rescale to
-                 rope_rescale, log-uniform. Each group of rows has one draw for all its crops and blocks. DINOv3 was
-                 trained with rope_rescale=2. None: no change
+                 rope_rescale, log-uniform. A group of rows has one draw a step for all its crops of a view, the same in
+                 all blocks. DINOv3 was trained with rope_rescale=2. None: no change
     start        how the weights start: 'normal' with deviation .02, as in DINOv2, or 'xavier', as in MAE
     antialias, offset
                  how position embeddings are resized, see `cubic_weights`. None: as the public models of the family, see
