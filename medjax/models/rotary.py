@@ -75,8 +75,8 @@ def turns(
 
     patches  int32 [R,N]: the numbers of patches in the grid, row by row; T = prefix + N. R = 1: those of all sequences
     grid     rows and columns of patches. The centres of patches lie from -1 to 1 on each axis
-    size     numbers of a head. There are size/4 rates 2 pi / base^(4i/size), and an angle is a place times a rate: first
-             those of the vertical axis, then those of the horizontal axis
+    size     numbers of a head. There are size/4 rates 2 pi / base^(4i/size), and an angle is a place times a rate:
+             first those of the vertical axis, then those of the horizontal axis
     change   of G groups. G must divide R, and where R is 1 the result has R = G
     """
     places = 2 * (jnp.stack(jnp.divmod(patches, grid[1]), -1) + 0.5) / np.float32(grid) - 1

@@ -84,7 +84,10 @@ def section(family: str, **fixed: Any) -> Any:
             cfg['qkv_bias'] = False
         if found.get('fixed_positions'):
             cfg['positions'] = 'sincos'
-        cfg['native_size'] = _native_size(found, config)
+        if FAMILIES[family].positions != 'rope' or config.get('size'):
+            cfg['native_size'] = _native_size(found, config)
+        default = dict(rope_base=100.0, rope_rescale=None, rope_shift=None, rope_jitter=None)
+        cfg |= {name: config[name] for name, value in default.items() if config.get(name, value) != value}
         for name in ('eps', 'activation'):
             if config.get(name) is not None and config[name] != getattr(FAMILIES[family], name):
                 cfg[name] = config[name]
@@ -158,6 +161,30 @@ class QueryValueBias:
             yield f'{name}.bias_mask', mask.reshape(-1)
 
 
+@dataclasses.dataclass(frozen=True)
+class FoldedCls:
+    """The CLS token of timm's ViTs with registers: its position is already added to it."""
+
+    name: str
+
+    def there(self, arrays: Arrays) -> bool:
+        return self.name in arrays
+
+    def all_names(self, arrays: Arrays) -> list[str]:
+        return [self.name]
+
+    def ours(self) -> tuple[str, ...]:
+        return ('cls', 'pos_cls')
+
+    def read(self, arrays: Arrays, heads: int | None) -> Flat:
+        cls = arrays[self.name].reshape(-1)
+        return {'cls': cls, 'pos_cls': np.zeros_like(cls)}
+
+    def write(self, params: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+        if 'cls' in params:
+            yield self.name, (np.asarray(params['cls']) + np.asarray(params['pos_cls']))[None, None]
+
+
 def timm_blocks(blocks: str = 'blocks') -> Table:
     at = f'{blocks}.{{}}'
     return (
@@ -185,8 +212,9 @@ META_DINOV2 = (
 TIMM = (*OUTSIDE, Positions('pos_embed'), *timm_blocks(), *MLP, *LAYERSCALE)
 TIMM_SWIGLU = (*OUTSIDE, Positions('pos_embed'), *timm_blocks(), *TIMM_W12, *LAYERSCALE)
 REGISTERS = (Line('registers', ('reg_token',), '1 r d -> r d'),)
-TIMM_REGISTERS = (*OUTSIDE, Positions('pos_embed', cls=False), *timm_blocks(), *MLP, *LAYERSCALE, *REGISTERS)
-TIMM_REGISTERS_SWIGLU = (*TIMM_REGISTERS[: len(OUTSIDE) + 1], *timm_blocks(), *TIMM_W12, *LAYERSCALE, *REGISTERS)
+TIMM_REGISTERS_OUTSIDE = (FoldedCls('cls_token'), *OUTSIDE[1:], Positions('pos_embed', cls=False))
+TIMM_REGISTERS = (*TIMM_REGISTERS_OUTSIDE, *timm_blocks(), *MLP, *LAYERSCALE, *REGISTERS)
+TIMM_REGISTERS_SWIGLU = (*TIMM_REGISTERS_OUTSIDE, *timm_blocks(), *TIMM_W12, *LAYERSCALE, *REGISTERS)
 TIMM_CLIP = (
     Line('cls', ('cls_token',), '1 1 d -> d'),
     *patch_embedding('patch_embed.proj', bias=False),
@@ -386,13 +414,14 @@ LAYOUTS = (
     ),
     _vit("a DINO or iBOT backbone in Meta's names", META_DINOV2, 'dinov2', f'{PLAIN} pos_embed mask_token',
          'blocks.0.ls1.gamma decoder_embed.weight', CLASSIFIER),
-    _vit("a ViT in timm's names", TIMM, 'mae', f'{PLAIN} pos_embed',
-         'mask_token reg_token blocks.0.ls1.gamma norm_pre.weight', rf'{CLASSIFIER}'),
+    _vit("a ViT in timm's names", TIMM, 'vit', f'{PLAIN} pos_embed',
+         'mask_token reg_token blocks.0.ls1.gamma norm_pre.weight', CLASSIFIER, eps=1e-6, antialias=True),
     _vit('a masked autoencoder', TIMM, 'mae', f'{PLAIN} decoder_embed.weight', '',
          r'(decoder_|mask_token$)' + f'|{CLASSIFIER}'),
-    _vit("CLIP's ViT in timm's names", TIMM_CLIP, 'clip', f'{PLAIN} pos_embed norm_pre.weight', '', CLASSIFIER),
+    _vit("CLIP's ViT in timm's names", TIMM_CLIP, 'clip', f'{PLAIN} pos_embed norm_pre.weight', '', CLASSIFIER,
+         antialias=True),
     _vit("SigLIP's ViT in timm's names", TIMM_SIGLIP, 'siglip', 'attn_pool.latent patch_embed.proj.weight',
-         'cls_token'),
+         'cls_token', antialias=True),
     _vit("a DINOv3 backbone in Meta's names", META_DINOV3, 'dinov3', f'{PLAIN} storage_tokens', 'pos_embed',
          r'rope_embed\.|blocks\.\d+\.attn\.qkv\.bias_mask|local_cls_norm\.'),
     _vit("a DINOv3 backbone in timm's names", (*TIMM_DINOV3, *MLP), 'dinov3',
@@ -400,7 +429,10 @@ LAYOUTS = (
     _vit("a DINOv3 backbone with a gated FFN in timm's names", (*TIMM_DINOV3, *TIMM_GATED), 'dinov3',
          f'{PLAIN} reg_token blocks.0.gamma_1 blocks.0.mlp.fc1_g.weight', 'pos_embed', CLASSIFIER),
     _vit("a DINOv2 backbone in Hugging Face's names", HF_DINOV2, 'dinov2',
-         'embeddings.cls_token encoder.layer.0.norm1.weight encoder.layer.0.layer_scale1.lambda1', '', r'classifier\.'),
+         'embeddings.cls_token encoder.layer.0.norm1.weight encoder.layer.0.layer_scale1.lambda1',
+         'embeddings.register_tokens', r'classifier\.', offset=0.0),
+    _vit("a DINOv2 backbone with registers in Hugging Face's names", HF_DINOV2, 'dinov2',
+         'embeddings.cls_token encoder.layer.0.layer_scale1.lambda1 embeddings.register_tokens', '', r'classifier\.'),
     _vit("a ViT in Hugging Face's names", HF_VIT, 'vit', 'embeddings.cls_token encoder.layer.0.layernorm_before.weight',
          '', r'(pooler|classifier|cls_classifier|distillation_classifier|decoder)\.'),
     _vit("a DINOv3 backbone in Hugging Face's names", HF_DINOV3, 'dinov3',
