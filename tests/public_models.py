@@ -174,7 +174,7 @@ FAMILIES: dict[str, Public] = {
     'timm dinov2': _timm('vit_base_patch14_dinov2'),
     'timm dinov2 registers': _timm('vit_base_patch14_reg4_dinov2'),
     'timm siglip': _timm('vit_base_patch16_siglip_224'),
-    'timm siglip tanh': _timm('vit_so400m_patch14_siglip_224', mlp_ratio=2.0),
+    'timm siglip tanh': _timm('vit_so400m_patch16_siglip_256', mlp_ratio=2.0),
     'timm clip': _timm('vit_base_patch16_clip_quickgelu_224'),
     'timm dinov3': _timm('vit_base_patch16_dinov3'),
     'timm dinov3 bias': _timm('vit_base_patch16_dinov3_qkvb'),

@@ -218,8 +218,10 @@ def _timm_activation(name: str) -> str:
     """The activation of models of timm whose name says it."""
     if 'quickgelu' in name:
         return 'quick_gelu'
-    siglip_tanh = 'siglip' in name and ('so400m' in name or 'giantopt' in name or 'base_patch32' in name)
-    return 'gelu_tanh' if siglip_tanh else 'gelu' if name.startswith('vit') else ''
+    tanh = ('so400m_patch16', 'giantopt', 'base_patch32', 'siglip_512', 'siglip_gap_512')
+    if 'siglip' in name and 'base_patch16' not in name and any(one in name for one in tanh):
+        return 'gelu_tanh'
+    return 'gelu' if name.startswith('vit') else ''
 
 
 def of_open_clip(config: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
