@@ -25,7 +25,9 @@ NEWEST_TESTS ?= tests/test_config.py tests/parallel/test_runtime.py tests/parall
 	tests/models/test_vit.py tests/training/test_step.py
 # Tests compare medjax with torch. Where pip finds a CPU build of this version, it takes that build. The build on PyPI for
 # Linux brings gigabytes of CUDA: there, point pip to an index of CPU builds, or leave TORCH empty.
-# open_clip is installed without its dependencies: it asks for torchvision, and its losses do not need it.
+# timm and open_clip import torchvision. Its wheels are built for CUDA, and newer ones do not import beside a CPU build of
+# torch; 0.16.2 does, without its compiled operators, which nothing here uses. So the three come without dependencies.
+WITHOUT_DEPENDENCIES := torchvision==0.16.2 timm==1.0.31 open_clip_torch==3.3.0
 TORCH ?= torch==2.13.0
 
 BIN := .venv/bin
@@ -57,8 +59,9 @@ venv: .venv/medjax
 	@if test -z '$(TORCH)'; then echo 'TORCH is empty: the tests that compare with torch skip.'; else \
 		$(BIN)/python -m pip install -q --disable-pip-version-check '$(TORCH)' \
 		&& $(BIN)/python -m pip install -q --disable-pip-version-check -e '.[parity]' \
-		&& $(BIN)/python -m pip install -q --disable-pip-version-check --no-deps open_clip_torch \
-		|| echo '$(TORCH), transformers or open_clip could not be installed: the tests that compare with them skip.'; fi
+		&& $(BIN)/python -m pip install -q --disable-pip-version-check ftfy regex \
+		&& $(BIN)/python -m pip install -q --disable-pip-version-check --no-deps $(WITHOUT_DEPENDENCIES) \
+		|| echo '$(TORCH), transformers, timm or open_clip could not be installed: the tests that compare with them skip.'; fi
 	@touch $@
 
 demo: .venv/medjax

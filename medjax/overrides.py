@@ -97,7 +97,8 @@ def place_tower(config: ConfigDict, name: str, path: str, where: str) -> None:
 def _tower_in(weights: load.Weights, name: str, now: Any) -> str:
     """The tower of a file that takes the place of the tower `name`, whose section is now `now`."""
     towers = [module for module in weights.modules if module.startswith('towers/')]
-    kind = {'text': 'text', 'decoder': 'decoder'}.get(dict(now or {}).get('tower'), 'image')
+    section = {} if now is None or isinstance(now, str) else dict(now)
+    kind = {'text': 'text', 'decoder': 'decoder'}.get(section.get('tower'), 'image')
     for module in (f'towers/{name}', f'towers/{kind}'):
         if module in towers:
             return module

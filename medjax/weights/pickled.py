@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import collections
 import pathlib
+import re
 import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -64,13 +65,12 @@ def _load(path: Any) -> Any:
 
 def _refusal(path: Any, error: str) -> str:
     """The sentence for a file that torch does not open."""
-    for before, after in (('Unsupported global: GLOBAL ', ' was not'), ('Unsupported class ', ' ')):
-        if before in error:
-            name = error.partition(before)[2].partition(after)[0].split()[0].rstrip('.,')
-            return (
-                f'{path} holds {name}, a class that could run code, so the file is not opened; save the weights alone, '
-                'safetensors.torch.save_file(state_dict, "weights.safetensors")'
-            )
+    found = re.search(r'(?:Unsupported|unsupported) (?:global: GLOBAL|GLOBAL|class) ([\w.]+)', error)
+    if found:
+        return (
+            f'{path} holds {found[1]}, a class that could run code, so the file is not opened; save the weights alone, '
+            'safetensors.torch.save_file(state_dict, "weights.safetensors")'
+        )
     if 'TorchScript' in error or 'torch.jit' in error:
         return (
             f'{path} is a program of TorchScript, which holds code, so it is not opened; save its state_dict() as '

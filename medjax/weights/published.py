@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from medjax.errors import UserError
+from medjax.types import is_number, is_whole
 
 PICKLES = ('.bin', '.pth', '.pt', '.ckpt', '.pkl')
 # The file names of Hugging Face's hub, the preferred ones first: transformers and timm, then open_clip.
@@ -126,8 +127,21 @@ def facts(folder: Path) -> Facts:
             raise UserError(f'{folder / source}: it cannot be read ({error})') from None
     if (folder / 'preprocessor_config.json').is_file():
         image = preprocessor(folder / 'preprocessor_config.json')
+    for tower, said in sizes.items():
+        for name, value in said.items():
+            if not _is_size(name, value):
+                raise UserError(f'{folder / source} says {name}={value!r} of the {tower} tower, which is no such size')
     tokenizers = [folder / name for name in ('tokenizer.json', 'vocab.txt') if (folder / name).is_file()]
     return Facts(sizes, image, tokenizers[0] if tokenizers else None, source)
+
+
+def _is_size(name: str, value: Any) -> bool:
+    if name in ('activation', 'ffn'):
+        return isinstance(value, str)
+    if name == 'eps' or name.startswith('rope_'):
+        return is_number(value) and value > 0
+    numbers = value if isinstance(value, (list, tuple)) and name in ('size', 'patch', 'depths') else [value]
+    return all(is_whole(n) and n >= (0 if name == 'registers' else 1) for n in numbers)
 
 
 # What config.json says.
@@ -167,7 +181,7 @@ def _transformers_tower(config: Mapping[str, Any], kind: str) -> dict[str, Any]:
     if kind in ('dinov2', 'dinov2_with_registers'):  # there the FFN has its width by mlp_ratio
         said.pop('hidden', None)
         if 'mlp_ratio' in config and 'width' in said and not config.get('use_swiglu_ffn'):
-            said['hidden'] = round(said['width'] * config['mlp_ratio'])
+            said['hidden'] = int(said['width'] * config['mlp_ratio'])
     for name in ('use_swiglu_ffn', 'use_gated_mlp'):
         if name in config:
             said['ffn'] = 'swiglu' if config[name] else 'mlp'
