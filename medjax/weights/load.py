@@ -121,7 +121,11 @@ class Weights:
 
 def heads_of(wanted: Params) -> int | None:
     """The number of attention heads of a tree of shapes; None if it has no attention."""
-    for path, shape in export.flatten(wanted, shapes=True).items():
+    return heads_in(export.flatten(wanted, shapes=True))
+
+
+def heads_in(shapes: Mapping[str, tuple[int, ...]]) -> int | None:
+    for path, shape in shapes.items():
         if path.endswith('attn/qkv/kernel'):
             return shape[-2]
     return None
@@ -173,10 +177,17 @@ class PublishedWeights(Weights):
     found: Mapping[str, Found]  # by module
     facts: Facts
     scale: float | None = None  # logit_scale of a pair
+    heads: Mapping[str, Arrays] = dataclasses.field(default_factory=dict)  # in our own names, by module
 
     @property
     def modules(self) -> tuple[str, ...]:
-        return tuple(self.found)
+        return (*self.found, *self.heads)
+
+    def own(self, module: str) -> dict[str, Any] | None:
+        """The section of a module in a folder that medjax wrote."""
+        kind, name = module.split('/')
+        section = (self.facts.own.get(kind) or {}).get(name)
+        return None if section is None else dict(section)
 
     def said(self, module: str) -> Mapping[str, Any]:
         """What config.json says of a module."""
@@ -214,6 +225,8 @@ class PublishedWeights(Weights):
 
     def section(self, module: str, heads: int | None = None) -> dict[str, Any]:
         self.has(module)
+        if (own := self.own(module)) is not None:
+            return own
         one = self.found[module]
         try:
             return one.layout.describe(self.sizes(module, heads), self.said(module))
@@ -221,7 +234,12 @@ class PublishedWeights(Weights):
             raise UserError(f'{module} of {self.path}: {error}') from None
 
     def flat(self, module: str, heads: int | None = None) -> Flat:
+        if module in self.heads:
+            return {path: self.heads[module][path] for path in self.heads[module]}
         one = self.found[module]
+        own = self.own(module)
+        if own and 'reads' not in own and heads is None and module.startswith('towers'):
+            heads = heads_in(shapes_of(build.tower(own, 3, module)))
         sizes = self.sizes(module, heads)
         wrong, missing = one.arrays.not_floats(), self._missing(one, sizes)
         problems = [f'missing: {listed(missing)}'] if missing else []
@@ -277,6 +295,8 @@ class PublishedWeights(Weights):
         return shapes_of(build.tower(section, sizes.get('channels', 1), one.layout.module))
 
     def check(self, module: str, tower: Tower) -> tuple[str, ...]:
+        if module not in self.found:
+            return ()
         said, ours = self.said(module), settings_of(tower)
         return _differences({name: said[name] for name in ours if name in said}, tower)
 
@@ -285,11 +305,15 @@ class PublishedWeights(Weights):
         sections: dict[str, dict[str, Any]] = {'towers': {}, 'heads': {}}
         for module in self.modules:
             kind, name = module.split('/')
+            sections[kind][name] = self.section(module)
             try:
-                tree[kind][name] = export.unflatten(self.flat(module))
+                flat = self.flat(module)
             except UserError as error:
                 raise UserError(f'{module} of {self.path}: {error}') from None
-            sections[kind][name] = self.section(module)
+            fixed = ('pos_grid', 'pos_cls') if sections[kind][name].get('positions') == 'sincos' else ()
+            tree[kind][name] = export.unflatten({path: array for path, array in flat.items() if path not in fixed})
+        if self.facts.own:
+            return tree, dict(self.facts.own) | dict(format=export.FORMAT) | sections
         return tree, self.meta(sections)
 
     def meta(self, sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -411,8 +435,18 @@ def _published(path: Path, files: Sequence[Path]) -> PublishedWeights:
     scale = None
     beside = _heads_beside(folder, files) if path.is_dir() else []
     owners: dict[str, Path] = {}
+    heads: dict[str, Arrays] = {}
     for file, state, told in [*opened, *beside]:
-        modules, more = recognise(state, str(file))
+        if file not in files and all(re.fullmatch(r'heads/[^/]+/.+', name) for name in state):
+            heads |= _own_heads(state)
+            continue
+        try:
+            modules, more = recognise(state, str(file))
+        except UserError as error:
+            if file in files:
+                raise
+            notes.append(f'left out: {error}')
+            continue
         for module, one in modules.items():
             if module in found:
                 _same_module(folder, module, owners[module], found[module], file, one)
@@ -422,7 +456,27 @@ def _published(path: Path, files: Sequence[Path]) -> PublishedWeights:
         notes += [*told, *more]
         scales = [name for name in state if re.fullmatch(r'(?:.*\.)?logit_scale', name)]
         scale = float(state[scales[0]].reshape(-1)[0]) if scales and scale is None else scale
-    return PublishedWeights(path, tuple(notes), found, facts, scale)
+    found = {_own_name(module, facts.own): one for module, one in found.items()}
+    return PublishedWeights(path, tuple(notes), found, facts, scale, heads)
+
+
+def _own_heads(state: Arrays) -> dict[str, Arrays]:
+    """The heads of a file in the names of medjax, heads/NAME/…, by module."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, stored in state.stored.items():
+        kind, head, path = name.split('/', 2)
+        found.setdefault(f'{kind}/{head}', {})[path] = stored
+    return {module: Arrays(stored) for module, stored in found.items()}
+
+
+def _own_name(module: str, own: Mapping[str, Any]) -> str:
+    """The name that a module has in the export from which medjax wrote the folder."""
+    pair = next(iter(own.get('pairs') or ()), None)
+    if module in ('heads/image', 'heads/text') and pair:
+        return f'heads/{pair[module.split("/")[1]]["head"] or module.split("/")[1]}'
+    kinds = {'towers/image': ('vit', 'resnet'), 'towers/text': ('text',)}.get(module, ())
+    fitting = [name for name, section in (own.get('towers') or {}).items() if section.get('tower') in kinds]
+    return f'towers/{fitting[0]}' if len(fitting) == 1 else module
 
 
 def _alone(path: Path) -> bool:

@@ -42,12 +42,15 @@ class Facts:
                    activation, vocabulary, context; only what is said
     image          mean, std, fit, zoom and the image size `size`, of the preprocessor; only what is said
     tokenizer      the file of the tokenizer
+    source         the file that says the sizes
+    own            the entry `medjax` of a config.json that medjax wrote: sections of towers and heads, `image`, …
     """
 
     sizes: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     image: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     tokenizer: Path | None = None
-    source: str = ''  # the file that says the sizes
+    source: str = ''
+    own: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -109,9 +112,11 @@ def facts(folder: Path) -> Facts:
     """What the files of a folder say of its weights."""
     sizes: dict[str, Any] = {}
     image: dict[str, Any] = {}
+    own: dict[str, Any] = {}
     source = ''
     if (folder / 'config.json').is_file():
         config, source = read_json(folder / 'config.json'), 'config.json'
+        own = config.pop('medjax', {})
         try:
             if 'architecture' in config and 'model_type' not in config:
                 sizes, image = of_timm(config)
@@ -132,7 +137,7 @@ def facts(folder: Path) -> Facts:
             if not _is_size(name, value):
                 raise UserError(f'{folder / source} says {name}={value!r} of the {tower} tower, which is no such size')
     tokenizers = [folder / name for name in ('tokenizer.json', 'vocab.txt') if (folder / name).is_file()]
-    return Facts(sizes, image, tokenizers[0] if tokenizers else None, source)
+    return Facts(sizes, image, tokenizers[0] if tokenizers else None, source, own)
 
 
 def _is_size(name: str, value: Any) -> bool:

@@ -51,7 +51,8 @@ class Found:
 
 def renamed(state: Arrays) -> Arrays:
     """The arrays under the names of the layouts, where other versions have other names."""
-    return state.renamed({name: _current(name) for name in state})
+    there = Arrays({name: stored for name, stored in state.stored.items() if 0 not in stored.shape})
+    return there.renamed({name: _current(name) for name in there})
 
 
 def _current(name: str) -> str:

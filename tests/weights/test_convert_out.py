@@ -1,0 +1,149 @@
+"""Exports in the layouts of transformers, timm and Meta: the original classes open them, and medjax reads them back."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from programs import run
+from public_models import of_resnet, of_timm, pooled
+
+from medjax.models import build
+from medjax.types import Input, View
+from medjax.weights import export, load, to_huggingface, to_timm
+
+torch = pytest.importorskip('torch')
+transformers = pytest.importorskip('transformers')
+torch.backends.mkldnn.enabled = False
+
+SIZES = dict(tower='vit', variant='S/4', width=16, depth=2, heads=2, mlp_ratio=2.0, native_size=12)
+TEXT = dict(tower='text', width=16, depth=2, heads=2, mlp_ratio=2.0, vocabulary=30, context=9)
+TOWERS: dict[str, dict[str, Any]] = {
+    'dinov2': dict(SIZES, offset=0.0),
+    'demo': dict(SIZES, layerscale=1.0),
+    'registers': dict(SIZES, registers=3),
+    'swiglu': dict(SIZES, ffn='swiglu', mlp_ratio=4.0, offset=0.0),
+    'vit': dict(SIZES, family='vit'),
+    'mae': dict(SIZES, family='mae', positions='sincos'),
+    'clip': dict(SIZES, family='clip'),
+    'siglip': dict(SIZES, family='siglip'),
+    'dinov3': dict(SIZES, family='dinov3', registers=2),
+    'dinov3 gated': dict(SIZES, family='dinov3', ffn='swiglu', mlp_ratio=3.0, rope_base=50.0),
+    'resnet': dict(tower='resnet', variant='50', stem=8, depths=[2, 1, 1, 1]),
+    'resnet basic': dict(tower='resnet', variant='18', stem=64),
+    'wide': dict(SIZES, native_size=[12, 8], offset=0.0),
+}
+
+
+def noisy(params: Any, seed: int = 5) -> Any:
+    """Parameters far from zero; variances stay positive."""
+    rng = np.random.default_rng(seed)
+
+    def shake(path: Any, x: Any) -> np.ndarray:
+        scale = rng.uniform(0.5, 1.5, x.shape) if path[-1].key == 'variance' else rng.normal(0.0, 0.25, x.shape)
+        return (scale + (0.5 if path[-1].key == 'scale' else 0.0)).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(shake, jax.device_get(params))
+
+
+def exported(folder, towers: dict[str, Any], heads: dict[str, Any] | None = None, channels: int = 3, **meta: Any):
+    tree: dict[str, Any] = {'towers': {}, 'heads': {}}
+    for name, section in towers.items():
+        tree['towers'][name] = noisy(build.tower(section, channels, name).init(jax.random.key(0)))
+    for name, (section, width) in (heads or {}).items():
+        tree['heads'][name] = noisy(build.head(section, width, name).init(jax.random.key(1)), 6)
+    about = dict(step=300, network='teacher', encoder=None, towers=towers, pairs=[], size=12,
+                 heads={name: section for name, (section, _) in (heads or {}).items()},
+                 image=dict(channels=channels, mean=0.4, std=0.2, fit='crop'),
+                 config_fingerprint='x', seen=None)  # fmt: skip
+    return export.save(folder / 'export', tree, about | meta), tree
+
+
+def ours(section: dict[str, Any], params: Any, x: np.ndarray) -> tuple[Any, Any]:
+    tower = build.tower(section, x.shape[-1], 'x')
+    view = View(x[:, None, None], np.arange(len(x), dtype=np.uint32), np.ones((len(x), 1), bool), None, {})
+    out = run(tower.apply, params, Input(view))
+    return out['cls'][:, 0], out['patches'][:, 0]
+
+
+def pictures(height: int, width: int, channels: int = 3) -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(2, height, width, channels)).astype(np.float32)
+
+
+def torch_images(x: np.ndarray) -> Any:
+    return torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
+
+
+def compare(got: Any, expected: Any) -> None:
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_allclose(a, b.numpy(), atol=2e-5 * float(b.abs().max()))
+
+
+def unchanged(folder, tree, meta_of) -> None:
+    """medjax reads the written folder as the same towers and heads, to the bit."""
+    params, meta = load.as_export(folder)
+    a, b = export.flatten(params), export.flatten({kind: group for kind, group in tree.items() if group})
+    assert set(a) == set(b)
+    masked = {name for name in a if name.endswith('/mask_token') and not a[name].any()}
+    for name in set(a) - masked:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+    original = export.read_meta(meta_of)
+    assert {key: meta[key] for key in ('towers', 'heads', 'image', 'size', 'step', 'pairs')} == {
+        key: original[key] for key in ('towers', 'heads', 'image', 'size', 'step', 'pairs')
+    }
+
+
+def hf_features(kind: str, model: Any, x: np.ndarray) -> tuple[Any, Any]:
+    with torch.no_grad():
+        images = torch_images(x)
+        if 'resnet' in kind:
+            return of_resnet(model, images)
+        if kind in ('clip', 'siglip'):
+            return pooled(model, images)
+        more = dict(interpolate_pos_encoding=True) if kind in ('vit', 'mae') else {}
+        tokens = model(images, **more).last_hidden_state
+        registers = getattr(model.config, 'num_register_tokens', 0)
+        return tokens[:, 0], tokens[:, 1 + registers :]
+
+
+@pytest.mark.parametrize('kind', [k for k in TOWERS if k != 'wide'])
+def test_transformers_opens_what_is_written(kind, tmp_path):
+    section = TOWERS[kind]
+    source, tree = exported(tmp_path, dict(image=section))
+    to_huggingface.write(load.open(source), tmp_path / 'hf')
+    model, info = transformers.AutoModel.from_pretrained(tmp_path / 'hf', output_loading_info=True)
+    assert not {name for name in info['missing_keys'] if 'pooler' not in name}, info
+    assert {name.rpartition('.')[2] for name in info['unexpected_keys']} <= {'mask_token'}
+    sizes = [(64, 64)] if 'resnet' in kind else [(12, 12), (16, 8)]
+    for height, width in sizes[
+        : 1 if kind in ('demo', 'mae') else 2
+    ]:  # these two resize their positions by other rules
+        x = pictures(height, width)
+        compare(ours(section, tree['towers']['image'], x), hf_features(kind, model.eval(), x))
+    unchanged(tmp_path / 'hf', tree, source)
+
+
+@pytest.mark.parametrize('kind', [k for k in TOWERS if k != 'resnet'])
+def test_timm_opens_what_is_written(kind, tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        timm = pytest.importorskip('timm')
+    section = TOWERS[kind]
+    source, tree = exported(tmp_path, dict(image=section))
+    if 'gated' in kind:
+        section = section | dict(rope_base=100.0)
+        source, tree = exported(tmp_path, dict(image=section))
+    to_timm.write(load.open(source), tmp_path / 'timm')
+    model = timm.create_model(f'local-dir:{tmp_path / "timm"}', pretrained=True).eval()
+    x = pictures(*((64, 64) if 'resnet' in kind else (12, 8) if kind == 'wide' else (12, 12)))
+    features = of_resnet if 'resnet' in kind else of_timm
+    with torch.no_grad():
+        compare(ours(section, tree['towers']['image'], x), features(model, torch_images(x)))
+    params, meta = load.as_export(tmp_path / 'timm')
+    assert meta['towers'] == dict(image=section)
+    again = ours(section, params['towers']['image'], x)
+    for a, b in zip(again, ours(section, tree['towers']['image'], x), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
