@@ -241,7 +241,7 @@ class PublishedWeights(Weights):
         if own and 'reads' not in own and heads is None and module.startswith('towers'):
             heads = heads_in(shapes_of(build.tower(own, 3, module)))
         sizes = self.sizes(module, heads)
-        wrong, missing = one.arrays.not_floats(), self._missing(one, sizes)
+        wrong, missing = one.arrays.not_floats(), self._missing(module, sizes)
         problems = [f'missing: {listed(missing)}'] if missing else []
         problems += [f'of another type: {listed(wrong)}'] if wrong else []
         flat: Flat = {}
@@ -261,16 +261,16 @@ class PublishedWeights(Weights):
 
     def _grid(self, module: str, sizes: Mapping[str, Any]) -> tuple[int, int] | None:
         """The grid of patches of the stored positions, where config.json says an image size with such a grid."""
-        size, patch = self.said(module).get('size'), sizes.get('patch')
+        size, patch = (self.own(module) or {}).get('native_size') or self.said(module).get('size'), sizes.get('patch')
         if size is None or not patch or 'positions' not in sizes:
             return None
         height, width = (size, size) if isinstance(size, int) else size
         grid = height // patch, width // patch
         return grid if grid[0] * grid[1] == sizes['positions'] else None
 
-    def _missing(self, one: Found, sizes: Mapping[str, Any]) -> list[str]:
+    def _missing(self, module: str, sizes: Mapping[str, Any]) -> list[str]:
         """The names that the file lacks: of layers that other parameters have, and of parameters of the whole tower."""
-        depth = sizes.get('depth', 0)
+        one, depth = self.found[module], sizes.get('depth', 0)
         lines = [line for line in one.layout.table if line.there(one.arrays)]
         names: list[str] = []
         for line in lines:
@@ -279,7 +279,7 @@ class PublishedWeights(Weights):
                 names += [name.format(i) for i in range(line.layers(one.arrays), depth) for name in line.names]
         if one.layout.module.startswith('towers'):
             there = {path for line in lines for path in line.ours()} | {'mask_token'}
-            for path in sorted(set(self._wanted(one, sizes)) - there):
+            for path in sorted(set(self._wanted(module, sizes)) - there):
                 line = next((line for line in one.layout.table if path in line.ours()), None)
                 if isinstance(line, Line) and '{}' in line.names[0]:
                     names += [name.format(line.first + i) for i in range(depth or 1) for name in line.names]
@@ -287,12 +287,12 @@ class PublishedWeights(Weights):
                     names += line.all_names(one.arrays)
         return [name for name in dict.fromkeys(names) if name not in one.arrays]
 
-    def _wanted(self, one: Found, sizes: Mapping[str, Any]) -> dict[str, Any]:
+    def _wanted(self, module: str, sizes: Mapping[str, Any]) -> dict[str, Any]:
         """The shapes of the described tower by path; nothing for a tower over towers."""
-        section = one.layout.describe(dict(sizes), self.facts.sizes.get(one.layout.config, {}))
+        section = self.own(module) or self.found[module].layout.describe(dict(sizes), self.said(module))
         if 'reads' in section:
             return {}
-        return shapes_of(build.tower(section, sizes.get('channels', 1), one.layout.module))
+        return shapes_of(build.tower(section, sizes.get('channels', 1), module))
 
     def check(self, module: str, tower: Tower) -> tuple[str, ...]:
         if module not in self.found:
