@@ -11,6 +11,7 @@ A file is recognised by the names in it, see `medjax.weights.families`. Nothing 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -95,6 +96,10 @@ class Weights:
     def as_export(self) -> tuple[Params, dict[str, Any]]:
         raise NotImplementedError
 
+    def exported(self) -> ExportWeights:
+        """The same weights as an export, for the writers of other layouts. They cannot be read again from here."""
+        raise NotImplementedError
+
     def has(self, module: str) -> None:
         """UserError if there is no such module."""
         if module not in self.modules:
@@ -143,6 +148,9 @@ class ExportWeights(Weights):
         meta = export.read_meta(path)
         return cls(path, (), meta, arrays.of_safetensors([path / 'weights.safetensors']))
 
+    def exported(self) -> ExportWeights:
+        return self
+
     @property
     def modules(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys('/'.join(name.split('/')[:2]) for name in self.stored))
@@ -164,7 +172,7 @@ class ExportWeights(Weights):
         return _differences(settings_of(theirs), tower)
 
     def as_export(self) -> tuple[Params, dict[str, Any]]:
-        return export.load(self.path)
+        return export.unflatten({name: self.stored[name] for name in self.stored}), dict(self.meta)
 
 
 # Files of other systems.
@@ -233,7 +241,7 @@ class PublishedWeights(Weights):
         except UserError as error:
             raise UserError(f'{module} of {self.path}: {error}') from None
 
-    def flat(self, module: str, heads: int | None = None) -> Flat:
+    def flat(self, module: str, heads: int | None = None, once: bool = False) -> Flat:
         if module in self.heads:
             return {path: self.heads[module][path] for path in self.heads[module]}
         one = self.found[module]
@@ -251,6 +259,8 @@ class PublishedWeights(Weights):
                 try:
                     given = (grid,) if isinstance(line, Positions) else ()
                     flat |= line.read(one.arrays, sizes.get('heads'), *given)
+                    if once and not given:  # positions are small, and sizes are seen in them again
+                        one.arrays.forget(line.all_names(one.arrays))
                 except UserError as error:
                     problems.append(str(error))
         if problems:
@@ -300,14 +310,15 @@ class PublishedWeights(Weights):
         said, ours = self.said(module), settings_of(tower)
         return _differences({name: said[name] for name in ours if name in said}, tower)
 
-    def as_export(self) -> tuple[Params, dict[str, Any]]:
+    def as_export(self, once: bool = False) -> tuple[Params, dict[str, Any]]:
+        """With `once`, arrays are forgotten as soon as they are converted: a large model is in memory once."""
         tree: Tree = {'towers': {}, 'heads': {}}
         sections: dict[str, dict[str, Any]] = {'towers': {}, 'heads': {}}
         for module in self.modules:
             kind, name = module.split('/')
             sections[kind][name] = self.section(module)
             try:
-                flat = self.flat(module)
+                flat = self.flat(module, once=once)
             except UserError as error:
                 raise UserError(f'{module} of {self.path}: {error}') from None
             fixed = ('pos_grid', 'pos_cls') if sections[kind][name].get('positions') == 'sincos' else ()
@@ -315,6 +326,11 @@ class PublishedWeights(Weights):
         if self.facts.own:
             return tree, dict(self.facts.own) | dict(format=export.FORMAT) | sections
         return tree, self.meta(sections)
+
+    def exported(self) -> ExportWeights:
+        params, meta = self.as_export(once=True)
+        folder = self.path if self.path.is_dir() else self.path.parent
+        return ExportWeights(folder, self.notes, meta, arrays.of_dict(export.flatten(params)))
 
     def meta(self, sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         """The keys of an export's meta.json."""
@@ -333,7 +349,17 @@ class PublishedWeights(Weights):
             size=size,
             config_fingerprint=None,
             seen=None,
+            **self._tokenizer(sections),
         )
+
+    def _tokenizer(self, sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+        """The entry `tokenizer` of meta.json, where the folder has one."""
+        file = self.facts.tokenizer
+        if file is None or 'text' not in sections['towers']:
+            return {}
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()[:16]  # as medjax.data.text.tokenizer.fingerprint
+        length = self.sizes('towers/text')['context']
+        return dict(tokenizer=dict(file=file.name, pad=self.facts.pad, length=length, fingerprint=digest))
 
     def preprocessing(self, section: Mapping[str, Any] | None) -> tuple[dict[str, Any], int]:
         """The section `image` (channels, mean, std, fit, zoom) and the image size of the image tower."""
