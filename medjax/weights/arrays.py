@@ -45,6 +45,11 @@ class Arrays(Mapping[str, np.ndarray]):
     def shape(self, name: str) -> tuple[int, ...]:
         return self.stored[name].shape
 
+    def forget(self, names: Sequence[str]) -> None:
+        """Lets go of arrays that are in memory. Their shapes stay known; to read them again is an error."""
+        for name in names:
+            self.stored[name] = self.stored[name]._replace(load=_gone)
+
     def renamed(self, names: Mapping[str, str]) -> Arrays:
         """The same arrays under other names, {old: new}. Names that are not in it stay."""
         return Arrays({names.get(name, name): stored for name, stored in self.stored.items()})
@@ -52,6 +57,10 @@ class Arrays(Mapping[str, np.ndarray]):
     def not_floats(self) -> list[str]:
         """The arrays that hold something else than floating-point numbers, each with its type."""
         return [f'{name} ({s.dtype})' for name, s in self.stored.items() if s.dtype not in FLOATS]
+
+
+def _gone() -> np.ndarray:
+    raise RuntimeError('this array was read before and is no longer in memory')
 
 
 def of_dict(state: Mapping[str, Any]) -> Arrays:
@@ -69,7 +78,7 @@ def of_safetensors(paths: Sequence[Any]) -> Arrays:
     stored: dict[str, Stored] = {}
     for path in paths:
         try:
-            file = safe_open(path, 'numpy')
+            file = safe_open(path, 'numpy', backend='pread')  # pages of a map would count as memory
             for name in list(file.keys()):
                 part = file.get_slice(name)
                 dtype = TYPES.get(part.get_dtype(), part.get_dtype())

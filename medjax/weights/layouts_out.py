@@ -135,7 +135,10 @@ def about(weights: ExportWeights) -> dict[str, Any]:
     sections = {
         kind: {name: dict(m.section) for name, m in modules(weights, kind).items()} for kind in ('towers', 'heads')
     }
-    return {key: meta[key] for key in KEPT if key in meta} | sections
+    kept = {key: meta[key] for key in KEPT if key in meta} | sections
+    if tokenizer := meta.get('tokenizer'):
+        kept['tokenizer'] = dict(tokenizer, file=tokenizer_name(tokenizer['file']))
+    return kept
 
 
 def write(
@@ -182,7 +185,16 @@ def copy_tokenizer(weights: ExportWeights, folder: Path) -> None:
     tokenizer = weights.meta.get('tokenizer')
     if tokenizer:
         source = weights.path / tokenizer['file']
-        shutil.copy(source, folder / ('tokenizer.json' if source.suffix == '.json' else source.name))
+        if not source.is_file():
+            raise UserError(
+                f'{weights.path} lacks its tokenizer {tokenizer["file"]}; copy the whole folder of the export'
+            )
+        shutil.copy(source, folder / tokenizer_name(tokenizer['file']))
+
+
+def tokenizer_name(file: str) -> str:
+    """The name under which other systems look for the file of a tokenizer."""
+    return 'tokenizer.json' if file.endswith('.json') else 'vocab.txt'
 
 
 def refuse(module: Module, to: str, why: str) -> UserError:

@@ -11,6 +11,7 @@ A file is recognised by the names in it, see `medjax.weights.families`. Nothing 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -95,6 +96,10 @@ class Weights:
     def as_export(self) -> tuple[Params, dict[str, Any]]:
         raise NotImplementedError
 
+    def exported(self) -> ExportWeights:
+        """The same weights as an export, for the writers of other layouts. They cannot be read again from here."""
+        raise NotImplementedError
+
     def has(self, module: str) -> None:
         """UserError if there is no such module."""
         if module not in self.modules:
@@ -143,6 +148,9 @@ class ExportWeights(Weights):
         meta = export.read_meta(path)
         return cls(path, (), meta, arrays.of_safetensors([path / 'weights.safetensors']))
 
+    def exported(self) -> ExportWeights:
+        return self
+
     @property
     def modules(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys('/'.join(name.split('/')[:2]) for name in self.stored))
@@ -164,7 +172,7 @@ class ExportWeights(Weights):
         return _differences(settings_of(theirs), tower)
 
     def as_export(self) -> tuple[Params, dict[str, Any]]:
-        return export.load(self.path)
+        return export.unflatten({name: self.stored[name] for name in self.stored}), dict(self.meta)
 
 
 # Files of other systems.
@@ -233,7 +241,7 @@ class PublishedWeights(Weights):
         except UserError as error:
             raise UserError(f'{module} of {self.path}: {error}') from None
 
-    def flat(self, module: str, heads: int | None = None) -> Flat:
+    def flat(self, module: str, heads: int | None = None, once: bool = False) -> Flat:
         if module in self.heads:
             return {path: self.heads[module][path] for path in self.heads[module]}
         one = self.found[module]
@@ -241,7 +249,7 @@ class PublishedWeights(Weights):
         if own and 'reads' not in own and heads is None and module.startswith('towers'):
             heads = heads_in(shapes_of(build.tower(own, 3, module)))
         sizes = self.sizes(module, heads)
-        wrong, missing = one.arrays.not_floats(), self._missing(one, sizes)
+        wrong, missing = one.arrays.not_floats(), self._missing(module, sizes)
         problems = [f'missing: {listed(missing)}'] if missing else []
         problems += [f'of another type: {listed(wrong)}'] if wrong else []
         flat: Flat = {}
@@ -251,6 +259,8 @@ class PublishedWeights(Weights):
                 try:
                     given = (grid,) if isinstance(line, Positions) else ()
                     flat |= line.read(one.arrays, sizes.get('heads'), *given)
+                    if once and not given:  # positions are small, and sizes are seen in them again
+                        one.arrays.forget(line.all_names(one.arrays))
                 except UserError as error:
                     problems.append(str(error))
         if problems:
@@ -261,16 +271,16 @@ class PublishedWeights(Weights):
 
     def _grid(self, module: str, sizes: Mapping[str, Any]) -> tuple[int, int] | None:
         """The grid of patches of the stored positions, where config.json says an image size with such a grid."""
-        size, patch = self.said(module).get('size'), sizes.get('patch')
+        size, patch = (self.own(module) or {}).get('native_size') or self.said(module).get('size'), sizes.get('patch')
         if size is None or not patch or 'positions' not in sizes:
             return None
         height, width = (size, size) if isinstance(size, int) else size
         grid = height // patch, width // patch
         return grid if grid[0] * grid[1] == sizes['positions'] else None
 
-    def _missing(self, one: Found, sizes: Mapping[str, Any]) -> list[str]:
+    def _missing(self, module: str, sizes: Mapping[str, Any]) -> list[str]:
         """The names that the file lacks: of layers that other parameters have, and of parameters of the whole tower."""
-        depth = sizes.get('depth', 0)
+        one, depth = self.found[module], sizes.get('depth', 0)
         lines = [line for line in one.layout.table if line.there(one.arrays)]
         names: list[str] = []
         for line in lines:
@@ -279,7 +289,7 @@ class PublishedWeights(Weights):
                 names += [name.format(i) for i in range(line.layers(one.arrays), depth) for name in line.names]
         if one.layout.module.startswith('towers'):
             there = {path for line in lines for path in line.ours()} | {'mask_token'}
-            for path in sorted(set(self._wanted(one, sizes)) - there):
+            for path in sorted(set(self._wanted(module, sizes)) - there):
                 line = next((line for line in one.layout.table if path in line.ours()), None)
                 if isinstance(line, Line) and '{}' in line.names[0]:
                     names += [name.format(line.first + i) for i in range(depth or 1) for name in line.names]
@@ -287,12 +297,12 @@ class PublishedWeights(Weights):
                     names += line.all_names(one.arrays)
         return [name for name in dict.fromkeys(names) if name not in one.arrays]
 
-    def _wanted(self, one: Found, sizes: Mapping[str, Any]) -> dict[str, Any]:
+    def _wanted(self, module: str, sizes: Mapping[str, Any]) -> dict[str, Any]:
         """The shapes of the described tower by path; nothing for a tower over towers."""
-        section = one.layout.describe(dict(sizes), self.facts.sizes.get(one.layout.config, {}))
+        section = self.own(module) or self.found[module].layout.describe(dict(sizes), self.said(module))
         if 'reads' in section:
             return {}
-        return shapes_of(build.tower(section, sizes.get('channels', 1), one.layout.module))
+        return shapes_of(build.tower(section, sizes.get('channels', 1), module))
 
     def check(self, module: str, tower: Tower) -> tuple[str, ...]:
         if module not in self.found:
@@ -300,14 +310,15 @@ class PublishedWeights(Weights):
         said, ours = self.said(module), settings_of(tower)
         return _differences({name: said[name] for name in ours if name in said}, tower)
 
-    def as_export(self) -> tuple[Params, dict[str, Any]]:
+    def as_export(self, once: bool = False) -> tuple[Params, dict[str, Any]]:
+        """With `once`, arrays are forgotten as soon as they are converted: a large model is in memory once."""
         tree: Tree = {'towers': {}, 'heads': {}}
         sections: dict[str, dict[str, Any]] = {'towers': {}, 'heads': {}}
         for module in self.modules:
             kind, name = module.split('/')
             sections[kind][name] = self.section(module)
             try:
-                flat = self.flat(module)
+                flat = self.flat(module, once=once)
             except UserError as error:
                 raise UserError(f'{module} of {self.path}: {error}') from None
             fixed = ('pos_grid', 'pos_cls') if sections[kind][name].get('positions') == 'sincos' else ()
@@ -315,6 +326,11 @@ class PublishedWeights(Weights):
         if self.facts.own:
             return tree, dict(self.facts.own) | dict(format=export.FORMAT) | sections
         return tree, self.meta(sections)
+
+    def exported(self) -> ExportWeights:
+        params, meta = self.as_export(once=True)
+        folder = self.path if self.path.is_dir() else self.path.parent
+        return ExportWeights(folder, self.notes, meta, arrays.of_dict(export.flatten(params)))
 
     def meta(self, sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         """The keys of an export's meta.json."""
@@ -333,7 +349,17 @@ class PublishedWeights(Weights):
             size=size,
             config_fingerprint=None,
             seen=None,
+            **self._tokenizer(sections),
         )
+
+    def _tokenizer(self, sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+        """The entry `tokenizer` of meta.json, where the folder has one."""
+        file = self.facts.tokenizer
+        if file is None or 'text' not in sections['towers']:
+            return {}
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()[:16]  # as medjax.data.text.tokenizer.fingerprint
+        length = self.sizes('towers/text')['context']
+        return dict(tokenizer=dict(file=file.name, pad=self.facts.pad, length=length, fingerprint=digest))
 
     def preprocessing(self, section: Mapping[str, Any] | None) -> tuple[dict[str, Any], int]:
         """The section `image` (channels, mean, std, fit, zoom) and the image size of the image tower."""

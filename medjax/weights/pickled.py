@@ -10,7 +10,6 @@ import collections
 import pathlib
 import re
 import warnings
-import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -58,7 +57,7 @@ def _load(path: Any) -> Any:
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals([*HARMLESS, *NUMBERS]):
             warnings.simplefilter('ignore')
-            return torch.load(path, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(path))
+            return torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # torch raises UnpicklingError, RuntimeError, EOFError, ValueError, …
         raise UserError(_refusal(path, str(error))) from None
 

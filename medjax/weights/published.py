@@ -42,6 +42,7 @@ class Facts:
                    activation, vocabulary, context; only what is said
     image          mean, std, fit, zoom and the image size `size`, of the preprocessor; only what is said
     tokenizer      the file of the tokenizer
+    pad            the token that fills texts up, where a file says it
     source         the file that says the sizes
     own            the entry `medjax` of a config.json that medjax wrote: sections of towers and heads, `image`, …
     """
@@ -49,6 +50,7 @@ class Facts:
     sizes: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     image: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     tokenizer: Path | None = None
+    pad: str | None = None
     source: str = ''
     own: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -137,7 +139,18 @@ def facts(folder: Path) -> Facts:
             if not _is_size(name, value):
                 raise UserError(f'{folder / source} says {name}={value!r} of the {tower} tower, which is no such size')
     tokenizers = [folder / name for name in ('tokenizer.json', 'vocab.txt') if (folder / name).is_file()]
-    return Facts(sizes, image, tokenizers[0] if tokenizers else None, source, own)
+    return Facts(sizes, image, tokenizers[0] if tokenizers else None, _pad(folder), source, own)
+
+
+def _pad(folder: Path) -> str | None:
+    """The padding token that special_tokens_map.json or tokenizer_config.json name."""
+    for name in ('special_tokens_map.json', 'tokenizer_config.json'):
+        if (folder / name).is_file():
+            token = read_json(folder / name).get('pad_token')
+            token = token.get('content') if isinstance(token, dict) else token
+            if isinstance(token, str):
+                return token
+    return None
 
 
 def _is_size(name: str, value: Any) -> bool:

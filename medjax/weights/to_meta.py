@@ -40,7 +40,7 @@ def write(weights: ExportWeights, folder: Path) -> list[str]:
     out.write(folder, dict(medjax=out.about(weights)), state)
     for name, head in heads.items():
         if head.section.get('head') == 'dino_head' and name in ('dino', 'ibot'):
-            save_file(out.arrays(dino_head.table(''), head.params), folder / f'{name}_head.safetensors')
+            save_file(out.arrays(dino_head.table(f'{name}_head.'), head.params), folder / f'{name}_head.safetensors')
         else:
             notes.append(f"the head {name!r} is left out: Meta's code has heads of DINO and iBOT")
     return notes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from typing import Any
 
@@ -11,9 +12,10 @@ import pytest
 from programs import run
 from public_models import of_resnet, of_timm, pooled
 
+from medjax.errors import UserError
 from medjax.models import build
 from medjax.types import Input, View
-from medjax.weights import export, load, to_huggingface, to_timm
+from medjax.weights import export, load, to_huggingface, to_meta, to_timm
 
 torch = pytest.importorskip('torch')
 transformers = pytest.importorskip('transformers')
@@ -147,3 +149,128 @@ def test_timm_opens_what_is_written(kind, tmp_path):
     again = ours(section, params['towers']['image'], x)
     for a, b in zip(again, ours(section, tree['towers']['image'], x), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+# Texts and pairs.
+
+
+def texts(length: int = 9) -> np.ndarray:
+    ids = np.random.default_rng(1).integers(2, 29, (2, length)).astype(np.int32)
+    ids[:, -1] = 29  # the end of a text
+    return ids
+
+
+def our_text(section: dict[str, Any], params: Any, ids: np.ndarray) -> Any:
+    view = View(ids[:, None], np.arange(len(ids), dtype=np.uint32), np.ones((len(ids), 1), bool), None, {})
+    out = run(build.tower(section, 1, 'x').apply, params, Input(view))
+    return out['cls'][:, 0], out['tokens'][:, 0]
+
+
+@pytest.mark.parametrize('family', ['bert', 'clip', 'siglip'])
+def test_transformers_opens_text_towers(family, tmp_path):
+    section = dict(TEXT, family=family)
+    source, tree = exported(tmp_path, dict(text=section), size=0)
+    to_huggingface.write(load.open(source), tmp_path / 'hf')
+    kind = getattr(transformers, dict(bert='BertModel', clip='CLIPTextModel', siglip='SiglipTextModel')[family])
+    model, info = kind.from_pretrained(tmp_path / 'hf', output_loading_info=True)
+    assert not {name for name in info['missing_keys'] if not name.startswith(('pooler', 'head'))}, info
+    ids = texts()
+    with torch.no_grad():
+        hidden = model.eval()(torch.from_numpy(ids).long()).last_hidden_state
+    cls, tokens = our_text(section, tree['towers']['text'], ids)
+    compare((cls, tokens), (hidden[:, 0 if family == 'bert' else -1], hidden))
+    unchanged(tmp_path / 'hf', tree, source)
+
+
+def pair_of(family: str) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]:
+    towers = dict(cxr=dict(SIZES, family=family), report=dict(TEXT, family=family))
+    heads = dict(a=(dict(head='linear', out=6), 16), b=(dict(head='linear', out=6), 16))
+    if family == 'siglip':
+        heads = dict(b=(dict(head='linear', out=16, bias=True), 16))
+    text = dict(tower='report', head='b', length=9, sections=['findings'])
+    sides = dict(image=dict(tower='cxr', head='a' if family == 'clip' else None), text=text)
+    return towers, heads, [dict(term='pair', temperature=0.05, **sides)]
+
+
+@pytest.mark.parametrize('family', ['clip', 'siglip'])
+def test_transformers_opens_a_pair(family, tmp_path):
+    """One model of both towers with their projections; the names of the export come back."""
+    towers, heads, pairs = pair_of(family)
+    source, tree = exported(tmp_path, towers, heads, pairs=pairs, encoder='cxr')
+    to_huggingface.write(load.open(source), tmp_path / 'hf')
+    model, info = transformers.AutoModel.from_pretrained(tmp_path / 'hf', output_loading_info=True)
+    assert not info['missing_keys'] and type(model).__name__ == dict(clip='CLIPModel', siglip='SiglipModel')[family]
+    assert float(model.logit_scale.exp().reshape(-1)[0]) == pytest.approx(20.0, rel=1e-5)
+    x, ids = pictures(12, 12), texts()
+    with torch.no_grad():
+        image = model.eval().get_image_features(torch_images(x))
+        text = model.get_text_features(torch.from_numpy(ids).long())
+    for name, side, got, expected in (
+        ('a', 'cxr', ours(towers['cxr'], tree['towers']['cxr'], x)[0], image),
+        ('b', 'report', our_text(towers['report'], tree['towers']['report'], ids)[0], text),
+    ):
+        if name in heads:
+            got = build.head(heads[name][0], 16, side).apply(tree['heads'][name], got)
+        compare((got,), (expected if isinstance(expected, torch.Tensor) else expected.pooler_output,))
+    unchanged(tmp_path / 'hf', tree, source)
+
+
+def test_a_pair_without_a_class_becomes_two_folders(tmp_path):
+    towers = dict(image=TOWERS['vit'], text=dict(TEXT, family='bert'))
+    heads = dict(vi=(dict(head='linear', out=6), 16), vt=(dict(head='mlp', out=6, hidden=8, activation='gelu'), 16))
+    text = dict(tower='text', head='vt', length=9, sections=['findings'])
+    pairs = [dict(term='pair', temperature=0.1, image=dict(tower='image', head='vi'), text=text)]
+    source, tree = exported(tmp_path, towers, heads, pairs=pairs)
+    notes = to_huggingface.write(load.open(source), tmp_path / 'hf')
+    assert any('heads.safetensors holds the heads' in note for note in notes)
+    for name in towers:
+        model = transformers.AutoModel.from_pretrained(tmp_path / 'hf' / name)
+        assert type(model).__name__ == dict(image='ViTModel', text='BertModel')[name]
+        params, meta = load.as_export(tmp_path / 'hf' / name)
+        jax.tree.map(np.testing.assert_array_equal, params['towers'][name], tree['towers'][name])
+        assert meta['towers'] == {name: towers[name]}
+    assert not (tmp_path / 'hf' / 'config.json').exists()
+
+
+# Meta's names.
+
+
+@pytest.mark.parametrize('kind', ['dinov2', 'registers', 'swiglu', 'mae', 'dinov3', 'dinov3 gated', 'wide'])
+def test_names_of_meta_come_back(kind, tmp_path):
+    section = TOWERS[kind]
+    heads = {name: (dict(head='dino_head', prototypes=8, hidden=16, bottleneck=4), 16) for name in ('dino', 'ibot')}
+    source, tree = exported(tmp_path, dict(image=section), heads)
+    assert to_meta.write(load.open(source), tmp_path / 'meta') == []
+    state = load.arrays.of_safetensors([tmp_path / 'meta' / 'model.safetensors'])
+    prefix = {'cls_token', 'mask_token', 'patch_embed.proj.weight', 'blocks.0.attn.qkv.weight', 'norm.weight'}
+    more = {'blocks.0.attn.qkv.bias_mask', 'rope_embed.periods'} if 'dinov3' in kind else {'pos_embed'}
+    assert prefix | more <= set(state)
+    params, _ = load.as_export(tmp_path / 'meta')
+    jax.tree.map(np.testing.assert_array_equal, params['towers'], tree['towers'])
+    jax.tree.map(np.testing.assert_array_equal, params['heads'], tree['heads'])
+    config = json.loads((tmp_path / 'meta' / 'config.json').read_text())
+    assert set(config) == {'medjax'}
+
+
+# What cannot be written.
+
+
+@pytest.mark.parametrize(
+    ('writer', 'section', 'words'),
+    [
+        (to_huggingface, TOWERS['wide'], 'its positions have a square grid, and these are for 12 x 8 pixels'),
+        (to_huggingface, dict(SIZES, mlp_ratio=2.5), 'a whole number of times as wide as the tower, not 40 wide'),
+        (to_huggingface, dict(SIZES, family='siglip', registers=2), 'its SigLIP has no registers'),
+        (to_timm, TOWERS['resnet'], 'its stem has 64 channels'),
+        (to_timm, dict(SIZES, eps=1e-3), 'its norms have eps=1e-06, and those of this tower 0.001'),
+        (to_timm, dict(TEXT), 'timm has image models'),
+        (to_meta, dict(TEXT), 'its names are those of a ViT'),
+        (to_meta, dict(SIZES, family='clip'), "it is no ViT of DINOv2's or DINOv3's kind"),
+    ],
+    ids=str,
+)
+def test_towers_that_a_layout_cannot_hold(writer, section, words, tmp_path):
+    name = 'text' if section['tower'] == 'text' else 'image'
+    source, _ = exported(tmp_path, {name: section})
+    with pytest.raises(UserError, match=words):
+        writer.write(load.open(source), tmp_path / 'out')

@@ -424,6 +424,8 @@ LAYOUTS = (
          'cls_token', antialias=True),
     _vit("a DINOv3 backbone in Meta's names", META_DINOV3, 'dinov3', f'{PLAIN} storage_tokens', 'pos_embed',
          r'rope_embed\.|blocks\.\d+\.attn\.qkv\.bias_mask|local_cls_norm\.'),
+    _vit("a DINOv3 backbone without registers in Meta's names", META_DINOV3, 'dinov3', f'{PLAIN} rope_embed.periods',
+         'pos_embed storage_tokens', r'rope_embed\.|blocks\.\d+\.attn\.qkv\.bias_mask|local_cls_norm\.'),
     _vit("a DINOv3 backbone in timm's names", (*TIMM_DINOV3, *MLP), 'dinov3',
          f'{PLAIN} blocks.0.gamma_1 blocks.0.mlp.fc1.weight', 'pos_embed', CLASSIFIER),
     _vit("a DINOv3 backbone with a gated FFN in timm's names", (*TIMM_DINOV3, *TIMM_GATED), 'dinov3',
