@@ -30,6 +30,7 @@ from jax import Array
 from safetensors.numpy import save_file
 
 import medjax
+from medjax.data.text import tokenizer as tokenizers
 from medjax.errors import UserError
 from medjax.models import build as models, passes
 from medjax.models.kernels import plain
@@ -37,7 +38,7 @@ from medjax.probes.encode import image_tower, pair_of
 from medjax.types import Input, Tower, View
 from medjax.views.colour import normalise
 from medjax.weights import export
-from medjax.weights.layouts_out import copy_tokenizer
+from medjax.weights.layouts_out import copy_tokenizer, tokenizer_name
 from medjax.weights.load import ExportWeights
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
@@ -75,10 +76,14 @@ def write(weights: ExportWeights, folder: Path) -> list[str]:
         exported = exported_program(program, shapes)
         (folder / f'{program.name}.stablehlo').write_bytes(exported.serialize())
         entries[program.name] = _entry(program, exported)
-    (folder / SIGNATURE).write_text(json.dumps(signature(weights.meta, entries), indent=1))
-    save_file({name: np.ascontiguousarray(weights.stored[name]) for name in names}, folder / WEIGHTS)
-    if any(program.name == 'text' for program in programs):
+    about = signature(weights.meta, entries)
+    if 'text' in entries and (tokenizer := weights.meta.get('tokenizer')):
         copy_tokenizer(weights, folder)
+        file = tokenizer_name(tokenizer['file'])
+        tokens = tokenizers.load(folder / file, tokenizer['pad']).tokens._asdict()
+        about['tokenizer'] = dict(file=file, tokens=tokens, fingerprint=tokenizer['fingerprint'])
+    (folder / SIGNATURE).write_text(json.dumps(about, indent=1))
+    save_file({name: np.ascontiguousarray(weights.stored[name]) for name in names}, folder / WEIGHTS)
     used = {module for program in programs for module in program.modules}
     left = [module for module in weights.modules if module not in used]
     return [f'{", ".join(left)}: not in the program, which encodes images and texts'] if left else []
@@ -215,13 +220,11 @@ def _entry(program: Program, exported: jax.export.Exported) -> dict[str, Any]:
 
 def signature(meta: Mapping[str, Any], programs: Mapping[str, Any]) -> dict[str, Any]:
     """signature.json, from what it says of each program."""
-    pair, tokenizer = pair_of(meta), meta.get('tokenizer')
+    pair = pair_of(meta)
     about: dict[str, Any] = dict(programs=programs, parameters=WEIGHTS, platforms=list(PLATFORMS))
     if 'image' in programs:
         image = dict(meta['image'])
         about['preprocessing'] = dict(fit='crop', zoom=1.0) | image | dict(size=int(meta['size']))
-    if 'text' in programs and tokenizer:
-        about['tokenizer'] = tokenizer
     if pair is not None:
         about['temperature'] = float(pair['temperature'])
     about |= {key: meta.get(key) for key in ('step', 'name', 'origin', 'network') if meta.get(key) is not None}
