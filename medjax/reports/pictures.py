@@ -63,9 +63,9 @@ def gather(run: Run, data: OpenedData) -> Pictures:
     encoder = encode.load(run.path / 'exports' / str(step))
     chosen = choice.varied(split, IMAGES)
     arrays = [split[i].image for i in chosen]
-    features = encode.encode(encoder, arrays)
+    features = encoder.encode(arrays)
     captions = [images.caption(split.labels_array[i], dataset.labels) for i in chosen]
-    shown = Shown(arrays, captions, features['cls'][:, -1], features['patches'], encoder.image.get('fit', 'crop'))
+    shown = Shown(arrays, captions, features['cls'], features['patches'], encoder.image.get('fit', 'crop'))
     source = f'{name} images of {dataset.name}, export of step {step:,}'
     galleries = []
     for make in (neighbours, findings):

@@ -37,10 +37,10 @@ def square(pixels: np.ndarray, size: int, image: Mapping[str, Any]) -> np.ndarra
 
 
 def _resampled(x: np.ndarray, start: float, length: float, size: int) -> np.ndarray:
-    """[n,m] -> float32 [size,m]: the piece [start, start + length) of the first axis, read as by `geometry.axis_weights`.
+    """The piece [start, start + length) of the first axis: [n,m] -> float32 [size,m].
 
-    Output pixels whose centre lies beside the image are 0. An output pixel reads few input pixels, so the matrix is a
-    narrow band. ROWS output pixels at a time are a small dense product.
+    The weights are those of `geometry.axis_weights`. Output pixels whose centre lies beside the image are 0. An output
+    pixel reads few input pixels, so the matrix is a narrow band. ROWS output pixels are one small dense product.
     """
     n, scale = len(x), length / size
     centre = start + (np.arange(size) + 0.5) * scale

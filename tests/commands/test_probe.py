@@ -1,5 +1,6 @@
 """`medjax probe` from end to end, on a data set that medjax build made and exports that a run would have made."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -22,7 +23,7 @@ from medjax.data.audit import seen
 from medjax.data.images import decode
 from medjax.errors import UserError
 from medjax.models import build as models
-from medjax.probes import encode, results, watch
+from medjax.probes import batches, encode, results, watch
 from medjax.weights import export
 
 TOWER = dict(tower='vit', variant='Ti/8', width=32, depth=2, heads=2, native_size=32, layerscale=None)
@@ -137,7 +138,7 @@ def test_nothing_is_computed_twice_and_changed_settings_are(probed, data, capsys
     assert '| random init | linear |' in table and '| raw pixels | knn |' in table and '| step 20 | linear |' in table
     assert table.count('\n|') == 8 and 'balanced accuracy' in table
     with monkeypatch.context() as patch:
-        patch.setattr(encode, '_encode_all', lambda *a, **k: pytest.fail('encoded again in spite of the cache'))
+        patch.setattr(encode, '_encode_records', lambda *a, **k: pytest.fail('encoded again in spite of the cache'))
         assert cli.main([*command[:-1], '40', '--probes', 'knn']) == 0
     name = records.open(data).name
     assert json.loads((probed / 'probes' / '20' / f'{name}.knn.json').read_text())['bootstrap']['draws'] == 40
@@ -178,9 +179,9 @@ def test_features_are_those_of_the_pictures_one_by_one(tmp_path, data):
     whole = encode.features(encoder, records.open(data), 'test')
     assert whole.cls.shape == (len(split), 4, 32) and whole.patches.shape == (len(split), 32)
     for i in (0, 7, len(split) - 1):
-        one = encode.encode(encoder, [split[i].image])
+        one = encoder.encode([split[i].image], outputs=('layers', 'patches'))
         assert one['patches'].shape == (1, 4, 4, 32)
-        np.testing.assert_allclose(one['cls'][0], whole.cls[i], atol=2e-5)
+        np.testing.assert_allclose(one['layers'][0], whole.cls[i], atol=2e-5)
         np.testing.assert_allclose(one['patches'][0].mean((0, 1)), whole.patches[i], atol=2e-5)
     assert len(np.unique(whole.patients)) == whole.patients.max() + 1 == len(np.unique(split.keys('patient')))
 
@@ -191,13 +192,13 @@ def test_encode_takes_paths_and_mixed_pictures(tmp_path, data):
     grey = np.random.default_rng(0).integers(0, 256, (40, 36), dtype=np.uint8)
     Image.fromarray(grey).save(tmp_path / 'a.png')
     deep = grey.astype(np.uint16)[..., None] * 257
-    out = encode.encode(encoder, [tmp_path / 'a.png', grey, deep, np.repeat(grey[..., None], 3, 2)])
+    out = encoder.encode([tmp_path / 'a.png', grey, deep, np.repeat(grey[..., None], 3, 2)])
     for i in (1, 2, 3):
         np.testing.assert_allclose(out['cls'][i], out['cls'][0], atol=2e-3)
-    with pytest.raises(UserError, match='there is no file'):
-        encode.encode(encoder, [tmp_path / 'b.png'])
+    with pytest.raises(UserError, match='b.png: there is no such file'):
+        encoder.encode([tmp_path / 'b.png'])
     with pytest.raises(UserError, match='uint8|uint16'):
-        encode.encode(encoder, [grey.astype(np.float32)])
+        encoder.encode([grey.astype(np.float32)])
 
 
 def test_an_encoder_may_see_the_whole_of_a_long_picture(tmp_path):
@@ -210,22 +211,22 @@ def test_an_encoder_may_see_the_whole_of_a_long_picture(tmp_path):
     square = np.pad(same, ((30, 30), (0, 0)))
     crop, pad = encode.load(folder), encode.load(folder, fit='pad')
     assert crop.digest != pad.digest and encode.load(folder, fit='crop').digest == crop.digest
-    with pytest.warns(encode.CropWarning, match='For 2 of 3 images this is less than two thirds'):
-        a, b, _ = encode.encode(crop, [same, other, square])['cls']
+    with pytest.warns(batches.CropWarning, match='For 2 of 3 images this is less than two thirds'):
+        a, b, _ = crop.encode([same, other, square])['cls']
     np.testing.assert_allclose(a, b, atol=1e-5)
     with warnings.catch_warnings():
         warnings.simplefilter('error')
-        a, b, c = encode.encode(pad, [same, other, square])['cls']
-        encode.encode(crop, [same[:, :30]])  # a third at most
+        a, b, c = pad.encode([same, other, square])['cls']
+        crop.encode([same[:, :30]])  # a third at most
     # `square` is the same picture but for its edges, into which the black reaches
     assert np.abs(a - b).max() > 5 * np.abs(a - c).max()
-    with pytest.raises(UserError, match="fit='whole': an encoder takes 'crop' or 'pad'"):
+    with pytest.raises(UserError, match="fit='whole': an encoder takes 'crop', 'pad' or 'stretch'"):
         encode.load(folder, fit='whole')
     make_export(tmp_path, 2, seed=1, meta=META | dict(image=META['image'] | dict(fit='pad')))
     recorded = encode.load(tmp_path / 'exports' / '2')
-    np.testing.assert_allclose(encode.encode(recorded, [same])['cls'][0], a, atol=1e-4)
+    np.testing.assert_allclose(recorded.encode([same])['cls'][0], a, atol=1e-4)
     pixels = encode.raw_pixels(recorded)
-    assert encode.encode(pixels, [same])['cls'].shape[-1] == pixels.size**2
+    assert pixels.encode([same])['cls'].shape[-1] == pixels.size**2
 
 
 def test_pixels_of_paths_become_square(tmp_path):
@@ -235,7 +236,7 @@ def test_pixels_of_paths_become_square(tmp_path):
     (tmp_path / 'a.dcm').write_bytes(dicom(stored, PixelSpacing=[1.0, 0.5], WindowCenter=128, WindowWidth=256))
     tall = decode.bounded(stored[..., None], None, 2.0)
     assert tall.shape == (40, 40, 1)
-    one, two = encode.encode(encoder, [tmp_path / 'a.dcm', tall])['cls']
+    one, two = encoder.encode([tmp_path / 'a.dcm', tall])['cls']
     np.testing.assert_allclose(one, two, atol=2e-3)
 
 
@@ -246,7 +247,7 @@ def test_params_are_differentiable_at_another_size(tmp_path):
 
     def loss(params):
         out = encoder.apply(params, images, extent, 48)
-        return out['cls'][:, -1, 0].sum(), out['patches']
+        return out['cls'][:, 0].sum(), out['patches']
 
     gradient, patches = jax.jit(jax.grad(loss, has_aux=True))(encoder.params)
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradient))
@@ -363,7 +364,7 @@ def test_seen_records_are_counted(tmp_path, data):
     origin = results.provenance(run, encoder, opened)
     assert origin['overlap']['image'] == pytest.approx(3 / len(test)) and origin['overlap']['pixels'] == 0
     assert f'the image (by its id) of {300 / len(test):.1f} %' in origin['provenance']
-    other = encoder._replace(meta=dict(seen='0' * 64))
+    other = dataclasses.replace(encoder, meta=dict(seen='0' * 64))
     assert 'unknown: data/seen.npz is not the one' in results.provenance(run, other, opened)['provenance']
 
 
