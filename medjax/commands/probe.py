@@ -203,7 +203,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--fit',
         choices=encode.FITS,
-        help='what the encoder sees of an image: crop, its centre square; pad, all of it (default: as the export says)',
+        help='what the encoder sees of an image: crop, its centre square; pad, all of it, with black beside; stretch, all '
+        'of it, resized to a square (default: as the export says)',
     )
     parser.add_argument('--draws', type=int, default=statistics.DRAWS, help='bootstrap draws (default: %(default)s)')
     parser.add_argument(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import io
 import os
 import pathlib
 import warnings
@@ -43,6 +44,17 @@ class Batch(NamedTuple):
 
     numbers: np.ndarray  # int [n], of the images, ascending
     features: dict[str, np.ndarray]  # [n,…] by output
+
+
+class Read(NamedTuple):
+    """A decoded image."""
+
+    pixels: np.ndarray  # uint8|uint16 [H,W,1|3]
+    frames: int = 1  # of its file; the pixels are those of the first
+
+
+class FrameWarning(UserWarning):
+    """Files with several frames, of which the first is encoded."""
 
 
 class CropWarning(UserWarning):
@@ -89,8 +101,9 @@ def _is_image(path: pathlib.Path) -> bool:
         return False
 
 
-def read(image: Image) -> np.ndarray:
-    """One image as uint8|uint16 [H,W,1|3]; of a DICOM file with several frames, the first. Raises Unreadable."""
+def read(image: Image) -> Read:
+    """Decodes one image. Raises Unreadable."""
+    frames = 1
     if not isinstance(image, np.ndarray):
         try:
             data = pathlib.Path(image).read_bytes()
@@ -99,13 +112,14 @@ def read(image: Image) -> np.ndarray:
         except OSError as error:
             raise Unreadable(f'it cannot be opened: {error.strerror}') from None
         found = decode.picture(data)
+        frames = dicom.frames(io.BytesIO(data)) if dicom.looks_like(data) else 1
         image = decode.bounded(found.pixels, None, found.aspect)  # with square pixels, as in a data set
     image = image[..., None] if image.ndim == 2 else image
     if image.ndim != 3 or image.shape[2] not in (1, 3) or image.dtype not in (np.uint8, np.uint16) or not image.size:
         raise Unreadable(
             f'an image must be uint8|uint16 [H,W], [H,W,1] or [H,W,3], not {image.dtype} {list(image.shape)}'
         )
-    return image
+    return Read(image, frames)
 
 
 def of_files(
@@ -114,14 +128,14 @@ def of_files(
     """The features run(params, squares) of images, see `Encoder.encode_batches`."""
     size, channels, mesh = encoder.size, int(encoder.image['channels']), make_mesh()
     rows = _rows(batch, mesh.size)
-    shapes: list[tuple[int, int]] = []
+    shapes: list[tuple[int, ...]] = []  # height, width, frames
 
-    def square(i: int) -> tuple[np.ndarray, tuple[int, int]] | Unreadable:
+    def square(i: int) -> tuple[np.ndarray, tuple[int, ...]] | Unreadable:
         try:
-            pixels = read(images[i])
+            pixels, frames = read(images[i])
         except Unreadable as error:
             return error
-        return host_view.square(pixels, size, encoder.image), (pixels.shape[0], pixels.shape[1])
+        return host_view.square(pixels, size, encoder.image), (*pixels.shape[:2], frames)
 
     def squares() -> Iterator[tuple[np.ndarray, tuple[np.ndarray, ...]]]:
         with contextlib.closing(in_threads(square, len(images), 2 * rows)) as results:
@@ -141,6 +155,9 @@ def of_files(
     yield from _encoded(encoder, run, squares(), len(images), mesh, 'images')
     if shapes:
         warn_of_crops(encoder, np.array(shapes), '')
+    if several := sum(frames > 1 for *_, frames in shapes):
+        text = f'{several} of {len(shapes)} images are DICOM files of several frames; only the first frame is encoded'
+        warnings.warn(text, FrameWarning, stacklevel=3)
 
 
 def _leave_out(image: Image, number: int, reason: str, left_out: LeftOut | None) -> None:
