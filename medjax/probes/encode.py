@@ -69,6 +69,7 @@ class Encoder:
     meta: Mapping[str, Any]  # the export's meta.json
     export: Tree | None = None  # all parameters of the export, {'towers', 'heads'}; None for raw pixels
     folder: pathlib.Path | None = None  # of the export, or of public weights
+    weights: str = ''  # a digest of the weights alone
     notes: tuple[str, ...] = ()  # sentences about its files, for the user
 
     def encode(
@@ -257,7 +258,7 @@ def _encoder(
     shown = meta['towers'][encoder] if used == [encoder] else {name: meta['towers'][name] for name in used}
     digest = _digest(weights, shown, meta['image'], meta['size'])
     own = {name: params['towers'][name] for name in used}
-    return Encoder(name, digest, own, forward, int(meta['size']), meta['image'], meta, params, folder)
+    return Encoder(name, digest, own, forward, int(meta['size']), meta['image'], meta, params, folder, weights)
 
 
 def _digest(*values: Any) -> str:

@@ -7,6 +7,7 @@ import warnings
 
 import jax
 import numpy as np
+import public_models
 import pytest
 from image_files import dicom
 from PIL import Image
@@ -200,3 +201,24 @@ def test_importing_medjax_imports_nothing_heavy():
     program = f'import sys, json, medjax; print(json.dumps([m for m in {heavy} if m in sys.modules]))'
     done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == []
+
+
+def test_a_public_folder_with_its_own_preprocessing(tmp_path):
+    """The features of transformers, with its image processor: resize to 16, the centre 12, three levels."""
+    torch, transformers = pytest.importorskip('torch'), pytest.importorskip('transformers')
+    public = public_models.FAMILIES['dinov2']
+    model = public.make()
+    public.save(model, tmp_path / 'dinov2-mini')
+    processor = transformers.BitImageProcessorPil(size=dict(shortest_edge=16), crop_size=dict(height=12, width=12))
+    processor.save_pretrained(tmp_path / 'dinov2-mini')
+    images = np.random.default_rng(0).integers(0, 256, (3, 16, 20, 3), np.uint8)
+    with torch.no_grad():
+        inputs = processor(images=list(images), return_tensors='pt')['pixel_values']
+        cls, patches = public.features(model, inputs)
+    encoder = medjax.load(tmp_path / 'dinov2-mini')
+    assert (encoder.name, encoder.size, encoder.image['zoom']) == ('dinov2-mini', 12, pytest.approx(16 / 12))
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', UserWarning)
+        got = encoder.encode(images)
+    np.testing.assert_allclose(got['cls'], cls.numpy(), atol=2e-4)
+    np.testing.assert_allclose(got['patches'].reshape(3, 9, -1), patches.numpy(), atol=2e-4)
