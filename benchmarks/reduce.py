@@ -42,7 +42,7 @@ def main() -> None:
         show('hash', reduce.MEASURES['hash'], [reduce.dhash(t) for t in thumbs])
         show('information', reduce.MEASURES['information'], [reduce.grey_levels(t) for t in thumbs])
         if encoder:
-            features = [encode.encode(encoder, list(stack))['cls'][:, -1] for stack in stacks]
+            features = [encoder.encode(list(stack), outputs=('cls',))['cls'] for stack in stacks]
             show('embedding', reduce.MEASURES['embedding'], features)
 
 

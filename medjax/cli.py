@@ -25,6 +25,7 @@ COMMANDS = {
     'tokenizer': 'data sets -> a tokenizer trained on their texts',
     'train': 'a config and data sets -> checkpoints, exports, metrics',
     'config': 'a config -> all its values as JSON; two configs or runs -> the values that differ',
+    'encode': 'an encoder and images -> their features in a file',
     'probe': 'exports and a data set -> results with confidence intervals',
     'report': 'a run -> an HTML page with its curves, results and pictures',
 }

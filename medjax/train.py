@@ -116,6 +116,12 @@ def initial_state(training: Training, checkpoints: Checkpoints) -> TrainState:
     return copies_of_sources(training.objective, state)
 
 
+def begins_with_weights(training: Training) -> bool:
+    """Whether the student or a teacher starts from given weights. The export of step 0 then shows how good they are."""
+    teachers = training.objective.teachers.values()
+    return bool(training.config['init_from']) or any(teacher.init_from is not None for teacher in teachers)
+
+
 def run(config: Mapping[str, Any], datasets: dict[str, records.DataSet], folder: Path) -> int:
     """Trains to config['total_steps'], or until the run is stopped; returns the exit code."""
     check_folder(folder, config, datasets)
@@ -141,6 +147,8 @@ def run(config: Mapping[str, Any], datasets: dict[str, records.DataSet], folder:
         at_the_end.callback(writer.close)
         exporter = Exporter(folder, training.objective, config, configs.fingerprint(config), training.tokenizer, main)
         at_the_end.enter_context(stop_on_interrupt())
+        if start == 0 and begins_with_weights(training):
+            exporter.write(0, state)
         done = loop(training, state, itertools.chain([first], batches), checkpoints, writer, exporter)
 
     finish(folder, done, total, writer)

@@ -109,6 +109,16 @@ def interpolated(model: Any, x: Any) -> tuple[Any, Any]:
     return tokens[:, 0], tokens[:, 1:]
 
 
+def unmasked(model: Any, x: Any) -> tuple[Any, Any]:
+    """A masked autoencoder of transformers that masks nothing and keeps the order of patches."""
+    import torch
+
+    patches = x.shape[2] // 4 * (x.shape[3] // 4)
+    order = torch.arange(patches).float().expand(len(x), -1)
+    tokens = model(x, noise=order, interpolate_pos_encoding=True).last_hidden_state
+    return tokens[:, 0], tokens[:, 1:]
+
+
 def pooled(model: Any, x: Any) -> tuple[Any, Any]:
     """CLIP and SigLIP: the pooled output, and the last hidden state after the last norm."""
     out = model(x, interpolate_pos_encoding=True)
@@ -161,6 +171,8 @@ FAMILIES: dict[str, Public] = {
         transformers_model('DINOv3ViTConfig', 'DINOv3ViTModel', **IMAGE, num_register_tokens=2, use_gated_mlp=True,
                            hidden_act='silu'), save_pretrained, last_hidden(2)),
     'vit': Public(transformers_model('ViTConfig', 'ViTModel', **IMAGE), save_pretrained, interpolated),
+    'mae': Public(
+        transformers_model('ViTMAEConfig', 'ViTMAEModel', **IMAGE, mask_ratio=0.0), save_pretrained, unmasked),
     'clip': Public(transformers_model('CLIPVisionConfig', 'CLIPVisionModel', **IMAGE), save_pretrained, pooled),
     'siglip': Public(
         transformers_model('SiglipVisionConfig', 'SiglipVisionModel', **IMAGE), save_pretrained, pooled),

@@ -29,6 +29,7 @@ HOMES = {
     'array_record': ('data',),
     'apache_beam': ('data',),
     'pydicom': ('data',),
+    'pyarrow': ('probes.feature_files',),
     'tokenizers': ('data.text', 'data.builder.vocabulary'),
     'ml_collections': tuple(COMMANDS),
     'absl': tuple(COMMANDS),

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from medjax.aot.programs import STORED_CHANNELS, Recipe
 from medjax.models import passes
 from medjax.parallel import sharding
-from medjax.probes import encode, image_text
+from medjax.probes import batches, encode, image_text
 from medjax.probes.methods import knn, linear, retrieval
 
 FITS = ('linear', 'knn', 'retrieval')
@@ -69,7 +69,7 @@ def _images(recipe: Recipe, mesh: jax.sharding.Mesh) -> Any:
     encoder = encode.compiled_encoder(meta)  # builds towers, which computes: before the mesh is in use
     jax.set_mesh(mesh)
     params = _params(recipe, [one.tower for one in passes.ordered([passes.image_pass(name, towers)])], mesh)
-    rows, by_row = encode.ROWS_PER_DEVICE * mesh.size, sharding.rows_sharding(mesh)
+    rows, by_row = batches.ROWS_PER_DEVICE * mesh.size, sharding.rows_sharding(mesh)
     shape = (rows, recipe.canvas, recipe.canvas, STORED_CHANNELS)
     images = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=by_row)
     extent = jax.ShapeDtypeStruct((rows, 2), jnp.int32, sharding=by_row)

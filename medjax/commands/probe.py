@@ -1,22 +1,30 @@
-"""`medjax probe`: evaluates the exports of a run on a data set.
+"""`medjax probe`: evaluates the exports of a run, or public encoders, on a data set.
 
     medjax probe --run RUN --data DATA                  # the newest export
     medjax probe --run RUN --data DATA --steps all      # or 1000,2000
     medjax probe --run RUN --data DATA --follow         # beside a training, until it is done or long silent
     medjax probe --run RUN --data DATA --probes zero_shot,retrieval --prompts configs/prompts/phantom.json
+    medjax probe --run RUN --data DATA --encoder dinov2-base/        # a public encoder beside the run
+    medjax probe --data DATA --encoder dinov2-base/ --encoder rad=other/model.safetensors
 
 The command is a job of its own, beside or after the training. It needs only RUN/exports and the records. It encodes
 each split once for all probes and keeps the features in RUN/cache. A result that exists with the same settings is not
 computed again. Two baselines go through the same probes, once for each run: the towers before training ('random') and
 raw pixels ('pixels'). Without --probes, it runs all probes that the export and the data allow.
+
+--encoder takes all that `medjax encode` takes: a public folder, a file of weights, an export, another run. With --run,
+its results lie in RUN/probes/NAME, and the report of the run shows them as a baseline. Without --run, the results of
+each encoder lie in a folder of its own, runs/NAME. NAME is the name of its folder or file; NAME=PATH gives another.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import pathlib
 import sys
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -29,48 +37,119 @@ from medjax.probes.encode import BASELINES, Encoder
 from medjax.probes.evaluate import ProbeInputs
 
 DEFAULT_PROBES = 'knn,linear,zero_shot,retrieval'
+RUNS = pathlib.Path('runs')  # results of encoders without a run
 
 
 def main(argv: list[str]) -> int:
     """Probes exports and baselines and prints a table of results; returns 1 if a probe or an export failed."""
     args = _parser().parse_args(argv)
-    run, data = pathlib.Path(args.run), records.open(args.data)
+    run = None if args.run is None else pathlib.Path(args.run)
+    data = records.open(args.data)
     probes = {probe.name: probe for probe in map(_probe, (args.probes or DEFAULT_PROBES).split(','))}
     baselines, label_policy = _baselines(args.baselines), policy.parse(args.policy)
     zero_shot = None if args.prompts is None else prompts.zero_shot(args.prompts, '--prompts')
     if zero_shot:
         prompts.check_classes(zero_shot._asdict(), data.labels, f'--prompts {args.prompts}')
     _check(run, data, args)
+    encoders = _named_encoders(args.encoder or [])
 
-    def inputs_of(encoder: Encoder) -> ProbeInputs:
-        return ProbeInputs(encoder, data, run / 'cache', label_policy, zero_shot, args.seed, args.draws)
+    def probe_one(folder: pathlib.Path, encoder: Encoder, baselines: list[str]) -> int:
+        """Probes an encoder and its baselines, with results in a folder; returns the number of failures."""
 
-    load = functools.partial(encode.load, fit=args.fit)
-    exports = (
-        watch.follow(run, load) if args.follow else watch.load_each(run, watch.select_steps(run, args.steps), load)
-    )
-    failures = 0
-    for step, encoder in exports:
-        if isinstance(encoder, Exception):
-            failures += _failed(f'export {step}', encoder)
-            continue
+        def inputs_of(encoder: Encoder) -> ProbeInputs:
+            return ProbeInputs(encoder, data, folder / 'cache', label_policy, zero_shot, args.seed, args.draws)
+
+        failures, title = 0, encode.title(encoder.name)
         possible, reasons = _possible_probes(inputs_of(encoder), probes)
         if args.probes:
-            failures += sum(_failed(f'{name} on step {step}', error) for name, error in reasons.items())
+            failures += sum(_failed(f'{name} on {title}', error) for name, error in reasons.items())
         elif not possible:
             by_reason = {str(error): name for name, error in reasons.items()}
             why = '; '.join(f'{name}: {reason}' for reason, name in by_reason.items())
-            failures += _failed(f'step {step}', UserError(f'no probe can run on {args.data} ({why})'))
+            failures += _failed(title, UserError(f'no probe can run on {args.data} ({why})'))
         for baseline in baselines:
-            failures += _probe_encoder(run, inputs_of(BASELINES[baseline].make(encoder)), possible)
-        failures += _probe_encoder(run, inputs_of(encoder), possible)
-        baselines = []  # all exports of a run have the same towers and preprocessing
+            failures += _probe_encoder(folder, inputs_of(BASELINES[baseline].make(encoder)), possible)
+        return failures + _probe_encoder(folder, inputs_of(encoder), possible)
 
-    if (run / 'probes').is_dir():  # missing if a run with --follow ended before its first export
-        print(results.table(run, data, list(probes)), flush=True)
+    failures = 0
+    folders = dict.fromkeys([run] if run else (RUNS / name for name in encoders))
+    for name, path in encoders.items():
+        encoder = _load_named(name, path, args.fit)
+        folder = run or RUNS / name
+        _check_place(folder, encoder, is_run=run is not None)
+        if run is None:
+            print(f'{name}: results lie in {folder}', flush=True)
+        failures += probe_one(folder, encoder, [] if run else baselines)
+    if run:
+        load = functools.partial(encode.load, fit=args.fit)
+        exports = (
+            watch.follow(run, load) if args.follow else watch.load_each(run, watch.select_steps(run, args.steps), load)
+        )
+        for step, encoder in exports:
+            if isinstance(encoder, Exception):
+                failures += _failed(f'export {step}', encoder)
+                continue
+            failures += probe_one(run, encoder, baselines)
+            baselines = []  # all exports of a run have the same towers and preprocessing
+
+    for folder in folders:
+        if (folder / 'probes').is_dir():  # missing if a run with --follow ended before its first export
+            print(results.table(folder, data, list(probes)), flush=True)
     if failures:
         print(f'medjax: {failures} failure(s), see above', file=sys.stderr)
     return 1 if failures else 0
+
+
+def _named_encoders(given: Sequence[str]) -> dict[str, pathlib.Path]:
+    """The paths of --encoder by name; UserError for a name that cannot be the name of a folder of results."""
+    found: dict[str, pathlib.Path] = {}
+    for text in given:
+        name, _, rest = text.rpartition('=') if not pathlib.Path(text).exists() else ('', '', text)
+        path = pathlib.Path(rest)
+        name = name or _name_of(path)
+        if name.isdecimal() or name in BASELINES:
+            taken = 'a step of the run' if name.isdecimal() else f'the baseline {BASELINES[name].title}'
+            raise UserError(f'--encoder {text}: the name {name!r} means {taken}; give another: --encoder NAME={path}')
+        if not name or name.startswith('.') or pathlib.Path(name).name != name:
+            raise UserError(f'--encoder {text}: {name!r} can be no name of a folder; give one: --encoder NAME={path}')
+        if name in found:
+            raise UserError(
+                f'--encoder {text}: {found[name]} has the name {name!r} too; give one of them another: '
+                f'--encoder NAME={path}'
+            )
+        found[name] = path
+    return found
+
+
+def _name_of(path: pathlib.Path) -> str:
+    """The name of an encoder: that of its folder or file. An export has the name of its run and its step."""
+    path = path.resolve()
+    if path.parent.name == 'exports':
+        return f'{path.parents[1].name}-{path.name}'
+    return path.stem if path.is_file() else path.name
+
+
+def _load_named(name: str, path: pathlib.Path, fit: str | None) -> Encoder:
+    encoder = encode.load(path, fit)
+    for note in encoder.notes:
+        print(f'medjax: {note}', file=sys.stderr, flush=True)
+    return dataclasses.replace(encoder, name=name)
+
+
+def _check_place(folder: pathlib.Path, encoder: Encoder, is_run: bool) -> None:
+    """UserError if the results of an encoder would replace those of another one."""
+    if not is_run and (folder / 'config.json').exists():
+        raise UserError(
+            f'{folder} is the folder of a run, and no place for the results of {encoder.name!r}; write --run {folder} '
+            'to compare the encoder with this run, or --encoder NAME=PATH to give it another name'
+        )
+    for file in sorted((folder / 'probes' / str(encoder.name)).glob('*.json')):
+        before = (results.read(file) or {}).get('encoder', {}).get('weights')
+        if before not in (None, encoder.weights):
+            raise UserError(
+                f'{file.parent} has results of other weights; give this encoder another name, --encoder NAME=PATH, or '
+                'delete that folder'
+            )
 
 
 def _possible_probes(
@@ -95,7 +174,7 @@ def _probe_encoder(run: pathlib.Path, inputs: ProbeInputs, probes: dict[str, Mod
     """Runs all probes without a result; a failing probe does not stop the others. Returns the number of failures."""
     encoder, data = inputs.encoder, inputs.data
     title = encode.title(encoder.name)
-    origin = results.provenance(run, encoder, data) | {'policy': inputs.policy}
+    origin = results.provenance(_run_of(encoder) or run, encoder, data) | {'policy': inputs.policy}
     possible, reasons = _possible_probes(inputs, probes)
     for name, reason in reasons.items():  # only for a baseline: the export itself meets all requirements
         print(f'{title}, {name}: left out, {reason}', flush=True)
@@ -112,7 +191,13 @@ def _probe_encoder(run: pathlib.Path, inputs: ProbeInputs, probes: dict[str, Mod
                 probe=name,
                 data=data.name,
                 data_fingerprint=data.fingerprint,
-                encoder=dict(step=encoder.name, export_digest=encoder.digest, size=encoder.size),
+                encoder=dict(
+                    step=encoder.name,
+                    export_digest=encoder.digest,
+                    size=encoder.size,
+                    weights=encoder.weights,
+                    origin=encoder.meta.get('origin'),
+                ),
                 split='test',
             )
             results.write(file, about | content | origin | dict(key=key), arrays)
@@ -127,6 +212,13 @@ def _probe_encoder(run: pathlib.Path, inputs: ProbeInputs, probes: dict[str, Mod
     return failures
 
 
+def _run_of(encoder: Encoder) -> pathlib.Path | None:
+    """The run of an export that lies in its run, RUN/exports/STEP; None for other encoders."""
+    folder = encoder.folder
+    inside = folder is not None and folder.resolve().parent.name == 'exports'
+    return folder.resolve().parents[1] if inside else None
+
+
 def _failed(job: str, error: Exception) -> int:
     """Prints a failure in one line and returns 1, to be counted."""
     reason = str(error) if isinstance(error, UserError) else f'{type(error).__name__}: {error}'
@@ -134,9 +226,13 @@ def _failed(job: str, error: Exception) -> int:
     return 1
 
 
-def _check(run: pathlib.Path, data: records.DataSet, args: argparse.Namespace) -> None:
+def _check(run: pathlib.Path | None, data: records.DataSet, args: argparse.Namespace) -> None:
     """UserError if nothing can be probed with these options."""
-    if not run.is_dir() and (run.exists() or not args.follow):
+    if run is None and not args.encoder:
+        raise UserError('nothing to probe: give --run RUN, --encoder PATH, or both')
+    if run is None and (args.steps or args.follow):
+        raise UserError(f'{"--follow" if args.follow else "--steps"} is for the exports of a run: give --run RUN')
+    if run and not run.is_dir() and (run.exists() or not args.follow):
         raise UserError(f'--run {args.run}: there is no such folder; give the --workdir of a `medjax train`')
     if not data.splits.get('test'):
         raise UserError(f'--data {args.data}: no record in test, so there is nothing to probe')
@@ -165,8 +261,17 @@ def _baselines(text: str) -> list[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog='medjax probe', description='Evaluate the exports of a run on a data set.')
-    parser.add_argument('--run', required=True, metavar='RUN', help='the folder of a run (--workdir of medjax train)')
+    parser = argparse.ArgumentParser(
+        prog='medjax probe', description='Evaluate the exports of a run, or public encoders, on a data set.'
+    )
+    parser.add_argument('--run', metavar='RUN', help='the folder of a run (--workdir of medjax train)')
+    parser.add_argument(
+        '--encoder',
+        action='append',
+        metavar='[NAME=]PATH',
+        help='an encoder to compare with, or to probe alone: a public folder, a file of weights, an export, a run; may '
+        'be given several times',
+    )
     parser.add_argument(
         '--data', required=True, metavar='DATA', help='the folder of a data set (--out of medjax build)'
     )
@@ -203,7 +308,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--fit',
         choices=encode.FITS,
-        help='what the encoder sees of an image: crop, its centre square; pad, all of it (default: as the export says)',
+        help='what the encoder sees of an image: crop, its centre square; pad, all of it, with black beside; stretch, '
+        'all of it, resized to a square (default: as the export says)',
     )
     parser.add_argument('--draws', type=int, default=statistics.DRAWS, help='bootstrap draws (default: %(default)s)')
     parser.add_argument(

@@ -1,8 +1,8 @@
-"""Encoders and their features: loads an export, encodes the splits of a data set and caches the result.
+"""Encoders and their features: loads an encoder, encodes images or the splits of a data set.
 
-    encoder = encode.load('RUN/exports/1000')
+    encoder = encode.load('RUN/exports/1000')                              # medjax.load is the same
+    out = encoder.encode(['a.png', 'b.dcm'])                               # any images
     train = encode.features(encoder, data, 'train', cache='RUN/cache')     # for probes
-    out = encode.encode(encoder, ['a.png', 'b.dcm'])                       # any images, with a feature for each patch
 
 The two baselines are encoders as well, so they run through the same code. `random_init` is the same tower before any
 training. `raw_pixels` returns the preprocessed image itself.
@@ -10,58 +10,142 @@ training. `raw_pixels` returns the preprocessed image itself.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import json
 import os
 import pathlib
-import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange, reduce
-from tqdm import tqdm
 
 from medjax import files
-from medjax.data.images import decode
-from medjax.data.types import Unreadable
-from medjax.errors import UserError
+from medjax.errors import UserError, suggest
 from medjax.models import build as models, passes
-from medjax.parallel.sharding import make_mesh, replicated, rows_sharding
+from medjax.probes import batches
+from medjax.probes.batches import Batch, Images, LeftOut
 from medjax.types import Tower, Tree
+from medjax.views.colour import normalise
 from medjax.views.make import evaluation_view
-from medjax.weights import export
+from medjax.weights import export, load as weights_load
 
-FITS = ('crop', 'pad')
+FITS = ('crop', 'pad', 'stretch')
 LAYERS = 4  # blocks whose CLS is kept: the linear probe of DINOv2 uses the CLS of the last {1, 4} blocks
-ROWS_PER_DEVICE = 32
 PIXELS = 64  # `raw_pixels` uses the encoder's image size, but at most this one
+OUTPUTS = ('cls', 'layers', 'patches', 'attention')
+
+Forward = Callable[[Tree, jax.Array, Collection[str]], dict[str, jax.Array]]
+"""(params, normalised images float32 [B,size,size,C], outputs) -> those of the outputs that the encoder has."""
 
 
-class Encoder(NamedTuple):
-    """An image encoder: parameters, a pure function of them, and the preprocessing of its training."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class Encoder:
+    """An image encoder: parameters, a pure function of them, and the preprocessing of its training.
 
-    name: int | str  # the step of the export, or 'random' or 'pixels'
+    Outputs, float32, for n images:
+
+    cls        [n,D], the CLS token of the last block, or what the tower has in its place
+    layers     [n,4,D], the CLS token of the last four blocks, the last block at the end
+    patches    [n,h,w,D], the patch tokens of the last block
+    attention  [n,h,w], the attention of the CLS token to the patches in the last block, the mean over heads
+
+    cls, layers and patches come after the final norm. A tower without blocks has one layer. Raw pixels have cls and
+    layers only.
+    """
+
+    name: int | str  # the step of an export, the name of a public encoder, or 'random' or 'pixels'
     digest: str  # changes with the weights and with every setting that the features depend on
     params: Tree  # of the towers that it runs, by name
-    apply: Callable[..., dict[str, jax.Array]]
-    """(params, images uint8|uint16 [B,H,W,C], extent int32 [B,2], size) -> features.
-
-    'cls' [B,layers,D] is the CLS token of the last blocks, the last block at the end. 'patches' [B,h,w,D] are the patch
-    tokens of the last block. Both come after the final norm. Raw pixels have 'cls' only. The function is differentiable
-    by params, for fine-tuning. `size` is static and may differ from the encoder's own size.
-    """
+    forward: Forward
     size: int  # side of the square image that the tower reads, in pixels
-    image: Mapping[str, Any]  # preprocessing: channels, mean, std, and fit ('crop' where it is missing)
+    image: Mapping[str, Any]  # preprocessing: channels, mean, std, and fit and zoom, see `evaluation_view`
     meta: Mapping[str, Any]  # the export's meta.json
     export: Tree | None = None  # all parameters of the export, {'towers', 'heads'}; None for raw pixels
-    folder: pathlib.Path | None = None  # of the export
+    folder: pathlib.Path | None = None  # of the export, or of public weights
+    weights: str = ''  # a digest of the weights alone
+    notes: tuple[str, ...] = ()  # sentences about its files, for the user
+
+    def encode(
+        self,
+        images: Images,
+        outputs: Collection[str] | None = None,
+        fit: str | None = None,
+        batch: int | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Encodes any images; returns the outputs by name, in the order of the images.
+
+        images  a folder (all images in it, sorted by path), or a list of paths of JPEG, PNG and DICOM files and of
+                arrays uint8|uint16 [H,W] or [H,W,C]
+        outputs some of OUTPUTS; None: cls, and patches where the encoder has them
+        fit     what it sees of an image, in place of its own: 'crop', 'pad' or 'stretch', see `load`
+        batch   images that run at once; None: 32 for each device
+
+        UserError for an image that cannot be read. All outputs stay in the host's memory; `encode_batches` gives them
+        batch by batch.
+        """
+        parts = [part.features for part in self.encode_batches(images, outputs, fit, batch)]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def encode_batches(
+        self,
+        images: Images,
+        outputs: Collection[str] | None = None,
+        fit: str | None = None,
+        batch: int | None = None,
+        left_out: LeftOut | None = None,
+    ) -> Iterator[Batch]:
+        """The outputs batch by batch, each with the numbers of its images.
+
+        `left_out(number, reason)` is called for an image that cannot be read, which is then missing. Without it such an
+        image is a UserError.
+        """
+        chosen = ('cls', 'patches') if outputs is None else tuple(outputs)
+        if unknown := [name for name in chosen if name not in OUTPUTS]:
+            raise UserError(f'encode: there is no output {unknown[0]!r}{suggest(unknown[0], OUTPUTS)}')
+        if not chosen:
+            raise UserError(f'encode: name at least one output of {", ".join(OUTPUTS)}')
+        if batch is not None and batch < 1:
+            raise UserError(f'encode: batch={batch}: at least 1 image')
+        one = self.seeing(fit)
+        run = _of_squares(one.forward, json.dumps(dict(one.image)), chosen)
+        for part in batches.of_files(one, run, batches.listed(images), batch, left_out):
+            lacking = [name for name in chosen if name not in part.features]
+            if lacking and outputs is not None:
+                has = ', '.join(part.features) or 'none of them'
+                raise UserError(f'encode: this encoder has no output {lacking[0]!r}; of those asked for it has {has}')
+            yield part
+
+    def apply(
+        self,
+        params: Tree,
+        images: jax.Array,
+        extent: jax.Array,
+        size: int,
+        outputs: Collection[str] = ('cls', 'layers', 'patches'),
+    ) -> dict[str, jax.Array]:
+        """Outputs of images uint8|uint16 [B,H,W,C] that lie top-left on their canvas, with height and width `extent`.
+
+        Differentiable by `params`, for fine-tuning. `size` and `outputs` are static; `size` may differ from the
+        encoder's own. Outputs that the encoder does not have are missing.
+        """
+        return self.forward(params, evaluation_view(images, extent, size, self.image), outputs)
+
+    def seeing(self, fit: str | None) -> Encoder:
+        """This encoder with another fit; itself for None."""
+        if fit not in (None, *FITS):
+            raise UserError(f'fit={fit!r}: an encoder takes {", ".join(map(repr, FITS[:-1]))} or {FITS[-1]!r}')
+        if fit in (None, self.image.get('fit', 'crop')):
+            return self
+        image = dict(self.image) | dict(fit=fit)
+        meta = dict(self.meta) | dict(image=image)
+        return dataclasses.replace(self, image=image, meta=meta, digest=_digest(self.digest, fit))
 
 
 class SplitFeatures(NamedTuple):
@@ -73,24 +157,30 @@ class SplitFeatures(NamedTuple):
     patients: np.ndarray  # int64 [n], consecutive numbers 0…P-1; no identifier
 
 
-class CropWarning(UserWarning):
-    """Images of which the encoder sees less than two thirds."""
+def load(path: str | os.PathLike, fit: str | None = None) -> Encoder:
+    """Loads the encoder of a run (its newest export), of an export, or of public weights in a folder or a file.
 
-
-def load(folder: str | os.PathLike, fit: str | None = None) -> Encoder:
-    """Loads the encoder of an export, RUN/exports/<step>.
-
-    `fit`: 'crop' shows it the centre square of an image, 'pad' the whole image with black beside it. None: as the
-    export says, and 'crop' for an export that says nothing.
+    `fit`: 'crop' shows it the centre square of an image, 'pad' the whole image with black beside it, 'stretch' the
+    whole image, resized to a square. None: as the export or the public folder says, and 'crop' where it says nothing.
     """
-    folder = pathlib.Path(folder)
-    if fit not in (None, *FITS):
-        raise UserError(f'fit={fit!r}: an encoder takes {" or ".join(map(repr, FITS))}')
-    params, meta = export.load(folder)
-    if fit is not None and fit != meta['image'].get('fit', 'crop'):
-        meta = meta | dict(image=meta['image'] | dict(fit=fit))
-    weights = hashlib.sha256((folder / 'weights.safetensors').read_bytes()).hexdigest()
-    return _encoder(meta, int(meta['step']), params, weights, folder)
+    weights = weights_load.open(path)
+    params, meta = weights.as_export()
+    if meta.get('step') is not None:
+        name: int | str = int(meta['step'])
+        identity = hashlib.sha256((weights.path / 'weights.safetensors').read_bytes()).hexdigest()
+    else:
+        name, identity = meta['name'], _hash(params)
+    encoder = _encoder(meta, name, params, identity, weights.path)
+    return dataclasses.replace(encoder, notes=tuple(weights.notes)).seeing(fit)
+
+
+def _hash(params: Tree) -> str:
+    """A digest of nested dicts of arrays."""
+    digest = hashlib.sha256()
+    for name, array in sorted(export.flatten(params).items()):
+        digest.update(f'{name} {array.dtype} {array.shape}'.encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
 
 
 def random_init(trained: Encoder, seed: int = 0) -> Encoder:
@@ -118,11 +208,12 @@ def raw_pixels(trained: Encoder) -> Encoder:
     """Returns the preprocessed image, at most 64 x 64 pixels, as one long feature: a baseline."""
     meta = trained.meta
     image, size = meta['image'], min(int(meta['size']), PIXELS)
+    return Encoder('pixels', _digest('pixels', image, size), {}, _pixels, size, image, meta)
 
-    def apply(params: Tree, images: jax.Array, extent: jax.Array, size: int) -> dict[str, jax.Array]:
-        return {'cls': rearrange(evaluation_view(images, extent, size, image), 'b h w c -> b 1 (h w c)')}
 
-    return Encoder('pixels', _digest('pixels', image, size), {}, apply, size, image, meta)
+def _pixels(params: Tree, images: jax.Array, outputs: Collection[str]) -> dict[str, jax.Array]:
+    cls = rearrange(images, 'b h w c -> b (h w c)')
+    return {name: x for name, x in dict(cls=cls, layers=cls[:, None]).items() if name in outputs}
 
 
 class Baseline(NamedTuple):
@@ -136,8 +227,10 @@ BASELINES = dict(random=Baseline('random init', random_init), pixels=Baseline('r
 
 
 def title(encoder: int | str) -> str:
-    """The name of an encoder for people: 'step 1000', 'random init', 'raw pixels'."""
-    return BASELINES[encoder].title if encoder in BASELINES else f'step {encoder}'
+    """The name of an encoder for people: 'step 1000', 'random init', 'raw pixels', or the name of a public one."""
+    if isinstance(encoder, int):
+        return f'step {encoder}'
+    return BASELINES[encoder].title if encoder in BASELINES else encoder
 
 
 def image_tower(meta: Mapping[str, Any]) -> str:
@@ -160,12 +253,12 @@ def _encoder(
 ) -> Encoder:
     """An encoder from all parameters of an export; `weights` identifies them in the digest."""
     settings = _settings(meta)
-    apply, towers, encoder = _apply(*settings), _towers(*settings), image_tower(meta)
+    forward, towers, encoder = _forward(*settings), _towers(*settings), image_tower(meta)
     used = [one.tower for one in passes.ordered([passes.image_pass(encoder, towers)])]
     shown = meta['towers'][encoder] if used == [encoder] else {name: meta['towers'][name] for name in used}
     digest = _digest(weights, shown, meta['image'], meta['size'])
     own = {name: params['towers'][name] for name in used}
-    return Encoder(name, digest, own, apply, int(meta['size']), meta['image'], meta, params, folder)
+    return Encoder(name, digest, own, forward, int(meta['size']), meta['image'], meta, params, folder, weights)
 
 
 def _digest(*values: Any) -> str:
@@ -175,7 +268,8 @@ def _digest(*values: Any) -> str:
 def _settings(meta: Mapping[str, Any]) -> tuple[str, str, str]:
     """The name of the encoder, the settings of all towers and of the images as JSON: a key of functools.cache."""
     if (name := image_tower(meta)) not in meta['towers']:
-        raise UserError(f'the export of step {meta["step"]} has no tower {name!r}, only {", ".join(meta["towers"])}')
+        which = f'the export of step {meta["step"]}' if meta.get('step') is not None else meta.get('name')
+        raise UserError(f'{which} has no tower {name!r}, only {", ".join(meta["towers"])}')
     return name, json.dumps(meta['towers']), json.dumps(meta['image'])
 
 
@@ -185,30 +279,41 @@ def _towers(encoder: str, cfg: str, image: str) -> dict[str, Tower]:
 
 
 @functools.cache  # all exports of a run share one function, so it is compiled once
-def _apply(encoder: str, cfg: str, image: str) -> Callable[..., dict[str, jax.Array]]:
-    towers, preprocessing = _towers(encoder, cfg, image), json.loads(image)
+def _forward(encoder: str, cfg: str, image: str) -> Forward:
+    towers = _towers(encoder, cfg, image)
     last = passes.image_pass(encoder, towers)
     layers = f'last{LAYERS}/cls'
 
-    def apply(params: Tree, images: jax.Array, extent: jax.Array, size: int) -> dict[str, jax.Array]:
-        x = evaluation_view(images, extent, size, preprocessing)
-        out = passes.encode_images(encoder, towers, params, x, want=(layers,))
+    def forward(params: Tree, images: jax.Array, outputs: Collection[str]) -> dict[str, jax.Array]:
+        want = [name for output, name in (('layers', layers), ('attention', 'attention')) if output in outputs]
+        out = passes.encode_images(encoder, towers, params, images, want)
+        height, width = passes.patch_towers(last, towers)['image'].grid(images.shape[1:3])
+        found = {'cls': out['cls'][:, 0], 'layers': out.get(layers, out['cls'][:, :, None])[:, 0]}
         # a tower over towers may have neither several layers nor a feature for each patch
-        features = {'cls': out.get(layers, out['cls'][:, :, None])[:, 0].astype(jnp.float32)}
-        height, width = passes.patch_towers(last, towers)['image'].grid((size, size))
         if 'patches' in out and out['patches'].shape[2] == height * width:
-            patches = rearrange(out['patches'][:, 0], 'b (h w) d -> b h w d', h=height)
-            features['patches'] = patches.astype(jnp.float32)
-        return features
+            found['patches'] = rearrange(out['patches'][:, 0], 'b (h w) d -> b h w d', h=height)
+        if 'attention' in out and out['attention'].shape[2] == height * width:
+            found['attention'] = rearrange(out['attention'][:, 0], 'b (h w) -> b h w', h=height)
+        return {name: x.astype(jnp.float32) for name, x in found.items() if name in outputs}
 
-    return apply
+    return forward
 
 
 @functools.cache
-def _compiled(apply: Callable[..., dict[str, jax.Array]], size: int, patch_mean: bool) -> jax.stages.Wrapped:
+def _of_squares(forward: Forward, image: str, outputs: tuple[str, ...]) -> jax.stages.Wrapped:
+    """(params, squares float32 [B,size,size,C] in [0,1]) -> outputs."""
+    levels = {key: value for key, value in json.loads(image).items() if key not in ('fit', 'zoom')}
+    return jax.jit(lambda params, squares: forward(params, normalise(squares, **levels), outputs))
+
+
+@functools.cache
+def _of_records(forward: Forward, image: str, size: int) -> jax.stages.Wrapped:
+    """(params, images on canvases, extent) -> 'layers' and 'patches' [B,D], the mean over the patch tokens."""
+    preprocessing = json.loads(image)
+
     def run(params: Tree, images: jax.Array, extent: jax.Array) -> dict[str, jax.Array]:
-        out = apply(params, images, extent, size)
-        if patch_mean and 'patches' in out:
+        out = forward(params, evaluation_view(images, extent, size, preprocessing), ('layers', 'patches'))
+        if 'patches' in out:
             out['patches'] = reduce(out['patches'], 'b h w d -> b d', 'mean')
         return out
 
@@ -217,7 +322,7 @@ def _compiled(apply: Callable[..., dict[str, jax.Array]], size: int, patch_mean:
 
 def compiled_encoder(meta: Mapping[str, Any]) -> jax.stages.Wrapped:
     """(params, images, extent) -> features, as `features` runs it for the encoder with this meta.json."""
-    return _compiled(_apply(*_settings(meta)), int(meta['size']), True)
+    return _of_records(_forward(*_settings(meta)), json.dumps(meta['image']), int(meta['size']))
 
 
 def features(encoder: Encoder, data: Any, split: str, cache: str | os.PathLike | None = None) -> SplitFeatures:
@@ -232,10 +337,10 @@ def features(encoder: Encoder, data: Any, split: str, cache: str | os.PathLike |
     key = _digest(encoder.digest, data.fingerprint, split, LAYERS, encoder.size)
     path = None if cache is None else pathlib.Path(cache) / str(encoder.name) / f'{data.name}.{split}.npz'
     arrays = _read_cache(path, key) if path else None
-    _warn_of_crops(encoder, records.column('shape'), f'{data.name}, {split}: ')
+    batches.warn_of_crops(encoder, records.column('shape'), f'{data.name}, {split}: ')
     if arrays is None:
         progress = f'{encoder.name}: {data.name} {split}'
-        arrays = _encode_all(encoder, records.image, len(records), data.size, True, progress)
+        arrays = _encode_records(encoder, records.image, len(records), data.size, progress)
         if path:
             files.write_npz(path, key=np.array(key), **arrays)
     return SplitFeatures(arrays['cls'], arrays.get('patches'), np.asarray(records.labels_array), patients)
@@ -244,98 +349,19 @@ def features(encoder: Encoder, data: Any, split: str, cache: str | os.PathLike |
 def last_cls(encoder: Encoder, records: Any, numbers: np.ndarray) -> np.ndarray:
     """float32 [n,D]: the CLS token of the last block for n records of a split of a DataSet, given by their numbers."""
     image = lambda k: records.image(int(numbers[k]))  # noqa: E731
-    _warn_of_crops(encoder, records.column('shape')[numbers], f'{records.data.name}, {records.name}: ')
+    batches.warn_of_crops(encoder, records.column('shape')[numbers], f'{records.data.name}, {records.name}: ')
     progress = f'{encoder.name}: {records.name}'
-    return _encode_all(encoder, image, len(numbers), records.data.size, True, progress)['cls'][:, -1]
+    return _encode_records(encoder, image, len(numbers), records.data.size, progress)['cls'][:, -1]
 
 
-def encode(encoder: Encoder, images: Sequence[np.ndarray | str | os.PathLike]) -> dict[str, np.ndarray]:
-    """Encodes any images: arrays uint8|uint16 [H,W] or [H,W,C], or paths of JPEG, PNG or DICOM files.
-
-    Returns 'cls' float32 [n,layers,D] (the last block at the end) and 'patches' [n,h,w,D]. All of them stay in the
-    host's memory. For a data set use `features`, which keeps only the mean of the patches.
-    """
-    arrays = [_array(image) for image in images]
-    if not arrays:
-        raise UserError('encode: no images given')
-    _warn_of_crops(encoder, np.array([x.shape for x in arrays]), '')
-    # One batch has one dtype and one number of channels. Neither change alters the meaning of a grey value.
-    channels, deep = max(x.shape[2] for x in arrays), any(x.dtype == np.uint16 for x in arrays)
-    for i, x in enumerate(arrays):
-        x = x.astype(np.uint16) * 257 if deep and x.dtype == np.uint8 else x
-        arrays[i] = np.repeat(x, channels, axis=2) if x.shape[2] != channels else x
-    canvas = max(max(x.shape[:2]) for x in arrays)
-    return _encode_all(encoder, arrays.__getitem__, len(arrays), canvas, patch_mean=False, progress='images')
-
-
-def _array(image: np.ndarray | str | os.PathLike) -> np.ndarray:
-    """One image as uint8|uint16 [H,W,1|3]."""
-    if not isinstance(image, np.ndarray):
-        path = pathlib.Path(image)
-        if not path.is_file():
-            raise UserError(f'encode: there is no file {path}')
-        try:
-            found = decode.picture(path.read_bytes())
-            image = decode.bounded(found.pixels, None, found.aspect)  # with square pixels, as in a data set
-        except Unreadable as error:
-            raise UserError(f'encode: cannot read {path}: {error}') from None
-    image = image[..., None] if image.ndim == 2 else image
-    if image.ndim != 3 or image.shape[2] not in (1, 3) or image.dtype not in (np.uint8, np.uint16):
-        raise UserError(
-            f'encode: an image must be uint8|uint16 [H,W], [H,W,1] or [H,W,3], not {image.dtype} {image.shape}'
-        )
-    return image
-
-
-def _warn_of_crops(encoder: Encoder, shapes: np.ndarray, where: str) -> None:
-    """Warns, with their number, of images [n,2…] whose centre square loses more than a third of their area."""
-    if encoder.image.get('fit', 'crop') == 'pad':
-        return
-    short, long = shapes[:, :2].min(1), shapes[:, :2].max(1)
-    if count := int((3 * short.astype(np.int64) < 2 * long).sum()):
-        text = (
-            f'{where}the encoder sees the centre square of an image. For {count} of {len(shapes)} images this is less '
-            "than two thirds of their area; fit='pad' shows it whole images"
-        )
-        warnings.warn(text, CropWarning, stacklevel=3)
-
-
-def _encode_all(
-    encoder: Encoder, image: Callable[[int], np.ndarray], n: int, canvas: int, patch_mean: bool, progress: str
+def _encode_records(
+    encoder: Encoder, image: Callable[[int], np.ndarray], n: int, canvas: int, progress: str
 ) -> dict[str, np.ndarray]:
-    """Encodes image(0) … image(n-1) in batches of one shape on all devices; threads decode the next batches."""
-    mesh = make_mesh()
-    run = _compiled(encoder.apply, encoder.size, patch_mean)
-    size = ROWS_PER_DEVICE * mesh.size
-    out: list[Any] = []
-    with jax.set_mesh(mesh), tqdm(total=n, desc=progress, unit='image', disable=None, leave=False) as bar:
-        params = jax.device_put(encoder.params, replicated(mesh))
-        for images, extent in _batches(image, n, canvas, size):
-            out.append(run(params, *jax.device_put((images, extent), rows_sharding(mesh))))
-            if len(out) > 1:  # copy the batch before: the devices work on this one meanwhile
-                out[-2] = jax.tree.map(np.asarray, out[-2])
-            bar.update(min(size, n - bar.n))
-    return {name: np.concatenate([batch[name] for batch in out])[:n] for name in out[0]}
-
-
-def _batches(
-    image: Callable[[int], np.ndarray], n: int, canvas: int, size: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields batches of canvases [size,canvas,canvas,C] and extents [size,2]; the last batch is padded.
-
-    Each image lies top-left on its canvas.
-    """
-    with ThreadPoolExecutor() as pool:
-        ahead = [pool.submit(image, i) for i in range(min(n, 2 * size))]
-        for start in range(0, n, size):
-            arrays = [future.result() for future in ahead[:size]]
-            ahead = ahead[size:] + [pool.submit(image, i) for i in range(start + 2 * size, min(n, start + 3 * size))]
-            images = np.zeros((size, canvas, canvas, arrays[0].shape[2]), arrays[0].dtype)
-            extent = np.ones((size, 2), np.int32)
-            for i, x in enumerate(arrays):
-                images[i, : x.shape[0], : x.shape[1]] = x
-                extent[i] = x.shape[:2]
-            yield images, extent
+    """The arrays of SplitFeatures for image(0) … image(n-1), which fit on a canvas."""
+    run = _of_records(encoder.forward, json.dumps(dict(encoder.image)), encoder.size)
+    parts = [part.features for part in batches.of_canvases(encoder, run, image, n, canvas, progress)]
+    names = {'layers': 'cls', 'patches': 'patches'}  # in files of features since version 1
+    return {names[name]: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def _read_cache(path: pathlib.Path, key: str) -> dict[str, np.ndarray] | None:

@@ -88,6 +88,8 @@ def settings(encoder: Encoder) -> dict[str, Any]:
             f'no term brought the image tower {image_tower(encoder.meta)!r} and a text tower into one space; probe '
             'another tower (export.encoder)'
         )
+    if not encoder.meta.get('tokenizer'):
+        raise UserError(f'{encoder.folder} has no tokenizer, so its text tower cannot read sentences')
     names = {pair[side]['head'] for side in ('image', 'text')} - {None}
     heads = {head: encoder.meta['heads'][head] for head in sorted(names)}
     tower = encoder.meta['towers'][pair['text']['tower']]

@@ -1,8 +1,9 @@
 """The results of probes on disk, and as a table.
 
 RUN/probes/<encoder>/<data>.<probe>.json holds a result, the .npz beside it the scores. <encoder> is the step of an
-export, or 'random' or 'pixels'. <data> is the name of the data set. If the run already has results of another data set
-with this name, <data> is the name and the first digits of the data set's fingerprint: 'shapes-1f0c9a'.
+export, 'random' or 'pixels', or the name of an encoder that was probed beside the run. <data> is the name of the data
+set. If the run already has results of another data set with this name, <data> is the name and the first digits of the
+data set's fingerprint: 'shapes-1f0c9a'.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import numpy as np
 import medjax
 from medjax import files
 from medjax.data.audit.seen import overlap
-from medjax.probes.encode import Encoder, title
+from medjax.probes.encode import BASELINES, Encoder, title
 from medjax.probes.evaluate import ProbeInputs
 
 DIGITS = 6  # of a data set's fingerprint in a file name
@@ -82,10 +83,13 @@ def _with_digits(data: str, fingerprint: str) -> str:
 def provenance(run: pathlib.Path, encoder: Encoder, data: Any) -> dict[str, Any]:
     """The overlap of the test split with the encoder's training data: {'overlap': shares, 'provenance': a sentence}.
 
-    `overlap` is empty for a baseline, and if the overlap is unknown.
+    `run` is the run of the encoder. `overlap` is empty for a baseline, and if the overlap is unknown.
     """
-    if isinstance(encoder.name, str):
+    if encoder.name in BASELINES:
         return dict(overlap={}, provenance='not trained, so no overlap with pretraining')
+    if origin := encoder.meta.get('origin'):
+        sentence = f'overlap with pretraining unknown: these are public weights ({origin})'
+        return dict(overlap={}, provenance=sentence)
     seen = run / 'data' / 'seen.npz'
     if not seen.is_file():
         return dict(overlap={}, provenance='overlap with pretraining unknown: the run has no data/seen.npz')
@@ -112,9 +116,10 @@ def overlap_sentence(shares: Mapping[str, Any]) -> str:
 
 
 def table(run: pathlib.Path, data: Any, probes: Sequence[str]) -> str:
-    """All results on a data set as Markdown: baselines, then steps; means over labels with their intervals.
+    """All results on a data set as Markdown, means over labels with their intervals.
 
-    Probes with one first metric, as a mean over the same labels, share a table.
+    The order is baselines, named encoders, steps. Probes with one first metric, as a mean over the same labels, share
+    a table.
     """
     results = []
     for folder in (run / 'probes').iterdir():
@@ -154,9 +159,9 @@ def _one_table(results: Sequence[Mapping[str, Any]]) -> str:
     return '\n'.join(lines)
 
 
-def _position(step: int | str) -> tuple[bool, str, int]:
-    """Sorts baselines first, then steps by number."""
-    return (False, step, 0) if isinstance(step, str) else (True, '', step)
+def _position(step: int | str) -> tuple[int, str, int]:
+    """Sorts baselines first, then named encoders, then steps by number."""
+    return (int(step not in BASELINES), step, 0) if isinstance(step, str) else (2, '', step)
 
 
 def _cell(estimate: dict[str, Any] | None) -> str:

@@ -21,10 +21,11 @@ def eight_bits(image: np.ndarray) -> Image.Image:
     return Image.fromarray(shades[..., 0] if shades.shape[-1] == 1 else shades)
 
 
-def centre(image: np.ndarray, fit: str = 'crop') -> Image.Image:
-    """The square that an encoder sees, in RGB: the centre of an image, or with fit='pad' all of it."""
-    square = eight_bits(decode.fitted(image, fit)).convert('RGB')
-    return square.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+def centre(image: np.ndarray, fit: str = 'crop', zoom: float = 1.0) -> Image.Image:
+    """The square that an encoder sees, in RGB; `fit` and `zoom` as in `evaluation_view`."""
+    square = eight_bits(image if fit == 'stretch' else decode.fitted(image, fit)).convert('RGB')
+    side, edge = round(SIDE * zoom), (round(SIDE * zoom) - SIDE) // 2
+    return square.resize((side, side), Image.Resampling.BICUBIC).crop((edge, edge, edge + SIDE, edge + SIDE))
 
 
 def whole(image: np.ndarray, side: int) -> str:

@@ -47,7 +47,7 @@ class Shown(NamedTuple):
     captions: list[str]
     cls: np.ndarray  # float32 [n,D] of the last block
     patches: np.ndarray  # float32 [n,h,w,D]
-    fit: str  # what the encoder sees of an image: 'crop' or 'pad'
+    seen: dict[str, Any]  # fit and zoom: what the encoder sees of an image
 
 
 def gather(run: Run, data: OpenedData) -> Pictures:
@@ -63,9 +63,10 @@ def gather(run: Run, data: OpenedData) -> Pictures:
     encoder = encode.load(run.path / 'exports' / str(step))
     chosen = choice.varied(split, IMAGES)
     arrays = [split[i].image for i in chosen]
-    features = encode.encode(encoder, arrays)
+    features = encoder.encode(arrays)
     captions = [images.caption(split.labels_array[i], dataset.labels) for i in chosen]
-    shown = Shown(arrays, captions, features['cls'][:, -1], features['patches'], encoder.image.get('fit', 'crop'))
+    seen = {key: encoder.image[key] for key in ('fit', 'zoom') if key in encoder.image}
+    shown = Shown(arrays, captions, features['cls'], features['patches'], seen)
     source = f'{name} images of {dataset.name}, export of step {step:,}'
     galleries = []
     for make in (neighbours, findings):
@@ -90,7 +91,7 @@ def patch_components(shown: Shown, source: str) -> Gallery:
     colours, shares = components(shown.patches)
     rows = []
     for image, colour, caption in zip(shown.images, colours, shown.captions, strict=True):
-        centre = images.centre(image, shown.fit)
+        centre = images.centre(image, **shown.seen)
         rows.append({'image': images.uri(centre), 'map': images.uri(overlay(centre, colour)), 'caption': caption})
     percent = ', '.join(f'{100 * share:.0f}' for share in shares)
     note = (
@@ -112,11 +113,11 @@ def neighbours(run: Run, encoder: encode.Encoder, data: DataSet, shown: Shown, s
     numbers, cosines = nearest(shown.cls[:QUERIES], features.cls[:, -1], NEIGHBOURS)
     rows = []
     for query, caption, near, values in zip(shown.images, shown.captions, numbers, cosines, strict=False):
-        row = [cell(images.centre(query, shown.fit), caption)]
+        row = [cell(images.centre(query, **shown.seen), caption)]
         for i, cosine in zip(near, values, strict=True):
             other = images.caption(train.labels_array[i], data.labels)
             row.append(
-                cell(images.centre(train[int(i)].image, shown.fit), other, other == caption, f'cosine {cosine:.3f}')
+                cell(images.centre(train[int(i)].image, **shown.seen), other, other == caption, f'cosine {cosine:.3f}')
             )
         rows.append(row)
     note = (
@@ -146,7 +147,7 @@ def findings(run: Run, encoder: encode.Encoder, data: DataSet, shown: Shown, sou
     shade = stretch(cosine)
     rows = []
     for i, (image, caption) in enumerate(zip(shown.images[:QUERIES], shown.captions, strict=False)):
-        centre = images.centre(image, shown.fit)
+        centre = images.centre(image, **shown.seen)
         row = [cell(centre, caption)]
         for j, (name, _) in enumerate(vectors):
             values = cosine[i, :, :, j]

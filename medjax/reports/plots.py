@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 
@@ -107,7 +108,7 @@ def metric_over_steps(
     """A metric with its interval over steps; each baseline is a horizontal line with its interval as a band."""
     with matplotlib.rc_context(STYLE):
         figure, axes = panel()
-        for color, (name, estimate) in zip(SERIES[1:], baselines.items(), strict=False):
+        for color, (name, estimate) in zip(itertools.cycle(SERIES[1:]), baselines.items(), strict=False):
             low, high = interval(estimate)
             axes.axhspan(low, high, color=color, alpha=0.14, linewidth=0)
             value = estimate['value']

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from medjax.probes.encode import BASELINES
+from medjax.probes.encode import title
 from medjax.probes.results import METRIC_TITLES, overlap_sentence
 from medjax.reports import plots
 from medjax.reports.run_files import ResultFile, Run
@@ -50,12 +50,15 @@ def newest_export(results: ResultsByEncoder) -> int | None:
 
 
 def baseline_means(results: ResultsByEncoder, metric: str) -> dict[str, Estimate]:
-    """{title of the baseline: mean}."""
+    """{title: mean} of the encoders that a run is compared with: those beside it, then the baselines."""
     return {
-        baseline.title: estimate
-        for name, baseline in BASELINES.items()
-        if name in results and (estimate := mean(results[name], metric))
+        title(name): estimate for name in compared(results) if (estimate := mean(results[name], metric)) is not None
     }
+
+
+def compared(results: ResultsByEncoder) -> list[str]:
+    """The encoders that are no exports of the run, in the order of the results."""
+    return [name for name in results if isinstance(name, str)]
 
 
 def headlines(run: Run) -> list[dict[str, Any]]:
@@ -111,10 +114,10 @@ def table(data: str, probe: str, results: ResultsByEncoder) -> dict[str, Any]:
     shown = next(iter(results)) if step is None else step
     content = results[shown].content
     metrics = sorted(content['results'], key=lambda metric: ([*METRIC_TITLES, metric]).index(metric))
-    others = [name for name in BASELINES if name in results and name != shown]
+    others = [name for name in compared(results) if name != shown]
     main = main_metric(results)
     columns = [metric_title(metric) for metric in metrics]
-    columns += [f'{metric_title(main)} of {BASELINES[name].title}' for name in others]
+    columns += [f'{metric_title(main)} of {title(name)}' for name in others]
     rows = []
     for label in dict.fromkeys(['mean', *(label for metric in metrics for label in content['results'][metric])]):
         cells = [content['results'][metric].get(label) for metric in metrics]
@@ -123,7 +126,7 @@ def table(data: str, probe: str, results: ResultsByEncoder) -> dict[str, Any]:
         with_value = [c if c and c.get('value') is not None else None for c in cells]
         rows.append({'label': label, 'counts': counts, 'cells': with_value})
     return {
-        'title': f'{data}, {probe}, {BASELINES[shown].title if shown in BASELINES else f"export of step {shown:,}"}',
+        'title': f'{data}, {probe}, {f"export of step {shown:,}" if isinstance(shown, int) else title(shown)}',
         'columns': columns,
         'rows': rows,
         'note': table_note(content),

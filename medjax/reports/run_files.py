@@ -23,7 +23,7 @@ from medjax.probes.encode import BASELINES
 class ResultFile(NamedTuple):
     """A result that `medjax probe` wrote: one probe of one encoder on one data set."""
 
-    encoder: int | str  # the step of the export, or 'random' | 'pixels'
+    encoder: int | str  # the step of the export, 'random' | 'pixels', or the name of an encoder beside the run
     data: str
     probe: str
     content: Mapping[str, Any]  # see `medjax.probes.evaluate.Result`
@@ -62,7 +62,7 @@ class Run(NamedTuple):
         return max((result.encoder for result in self.results if isinstance(result.encoder, int)), default=None)
 
     def results_by_probe(self) -> dict[tuple[str, str], dict[int | str, ResultFile]]:
-        """{(data, probe): {encoder: result}}; encoders are sorted: steps, random, pixels."""
+        """{(data, probe): {encoder: result}}; encoders are sorted: steps, names, random, pixels."""
         table: dict[tuple[str, str], dict[int | str, ResultFile]] = {}
         for result in self.results:
             table.setdefault((result.data, result.probe), {})[result.encoder] = result
@@ -113,12 +113,12 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 def read_results(folder: Path) -> tuple[list[ResultFile], list[str]]:
     """The results in RUN/probes, and a sentence for each damaged one.
 
-    They are sorted by data set, probe and encoder: steps, then random init, then raw pixels.
+    They are sorted by data set, probe and encoder: steps, encoders beside the run, random init, raw pixels.
     """
     results, damaged = [], []
     for encoder_folder in children(folder):
         name = encoder_folder.name
-        if not name.isdecimal() and name not in BASELINES:
+        if name.startswith('.'):
             continue
         for path in children(encoder_folder):
             if path.suffix == '.json' and not path.name.startswith('.'):
@@ -137,9 +137,11 @@ def read_results(folder: Path) -> tuple[list[ResultFile], list[str]]:
     return results, damaged
 
 
-def _position(encoder: int | str) -> tuple[int, int]:
-    """Sorts steps by number, then the baselines."""
-    return (0, encoder) if isinstance(encoder, int) else (1, list(BASELINES).index(encoder))
+def _position(encoder: int | str) -> tuple[int, int, str]:
+    """Sorts steps by number, then encoders beside the run by name, then the baselines."""
+    if isinstance(encoder, int):
+        return 0, encoder, ''
+    return (1, 0, encoder) if encoder not in BASELINES else (2, list(BASELINES).index(encoder), '')
 
 
 def read_result(path: Path) -> dict[str, Any]:

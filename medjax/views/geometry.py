@@ -8,6 +8,8 @@ pixels, pixel j covers [j, j+1), a box is (top, left, height, width).
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax.numpy as jnp
 from jax import Array
 
@@ -37,11 +39,22 @@ def random_box(u: Array, extent: Array, area: tuple[float, float], aspect: tuple
     return jnp.where(fits.any(), drawn, centred)
 
 
-def centre_square(extent: Array) -> Array:
-    """The largest centred square box float32 [4] of an image of `extent` [2]."""
-    height, width = extent[0].astype(jnp.float32), extent[1].astype(jnp.float32)
-    side = jnp.minimum(height, width)
-    return jnp.stack([(height - side) / 2, (width - side) / 2, side, side])
+def seen_box(extent: Any, fit: str, zoom: float = 1.0, xp: Any = jnp) -> Any:
+    """The box float32 [4] that an encoder sees of an image of `extent` [2] (height, width).
+
+    fit   'crop': the centre square. 'pad': the square around the whole image, which lies partly beside it. 'stretch':
+          the whole image, whose height and width are resized each for itself
+    zoom  the encoder sees the centre of this box, 1 / zoom of its height and width
+    xp    jax.numpy, or numpy for a result of numpy
+    """
+    height, width = extent[0].astype(xp.float32), extent[1].astype(xp.float32)
+    if fit == 'stretch':
+        tall, wide = height, width
+    else:
+        tall = wide = (xp.minimum if fit == 'crop' else xp.maximum)(height, width)
+    if zoom != 1:
+        tall, wide = tall / zoom, wide / zoom
+    return xp.stack([(height - tall) / 2, (width - wide) / 2, tall, wide])
 
 
 def crop(image: Array, extent: Array, box: Array, size: tuple[int, int], flip: Array, sigma: Array | None) -> Array:
@@ -65,21 +78,21 @@ def crop(image: Array, extent: Array, box: Array, size: tuple[int, int], flip: A
     return _product('qj,pjc->pqc', blur_matrix(sigma, width), x)
 
 
-def padded(image: Array, extent: Array, size: int) -> Array:
+def padded(image: Array, extent: Array, size: int, zoom: float = 1.0) -> Array:
     """The whole image [H,W,C] in the middle of a black square: float32 [size,size,C], which may overshoot.
 
-    Its longer side is resized to `size`. `extent` [2] is the height and width of the image on its canvas.
+    Its longer side is resized to `size` times `zoom`, and the centre is kept. `extent` [2] is the height and width of
+    the image on its canvas.
     """
-    side, i = extent.max().astype(jnp.float32), jnp.arange(size)
+    box, i = seen_box(extent, 'pad', zoom), jnp.arange(size)
 
-    def axis(length: Array, canvas: int) -> tuple[Array, Array]:
+    def axis(start: Array, side: Array, length: Array, canvas: int) -> tuple[Array, Array]:
         """The weights of an axis [size,canvas], and which output pixels lie on the image [size]."""
-        start = (length - side) / 2
         centre = start + (i + 0.5) * side / size
         return axis_weights(start, side, length, i, size, canvas), (centre >= 0) & (centre < length)
 
-    down, shown_down = axis(extent[0], image.shape[0])
-    across, shown_across = axis(extent[1], image.shape[1])
+    down, shown_down = axis(box[0], box[2], extent[0], image.shape[0])
+    across, shown_across = axis(box[1], box[3], extent[1], image.shape[1])
     x = _product('ih,hwc->iwc', down, image) / jnp.where(shown_down, down.sum(1), 1.0)[:, None, None]
     x = _product('jw,iwc->ijc', across, x) / jnp.where(shown_across, across.sum(1), 1.0)[:, None]
     return jnp.where((shown_down[:, None] & shown_across)[..., None], x, 0.0)
@@ -124,12 +137,12 @@ def blur_matrix(sigma: Array, size: int) -> Array:
     return (tap(i - p) + low + high) / tap(jnp.arange(-half, half + 1)).sum()
 
 
-def cubic(x: Array) -> Array:
-    """Keys' cubic convolution kernel, a = -.5; zero beyond 2."""
-    x = jnp.abs(x)
+def cubic(x: Any, xp: Any = jnp) -> Any:
+    """Keys' cubic convolution kernel, a = -.5; zero beyond 2. `xp` is jax.numpy or numpy."""
+    x = xp.abs(x)
     near = (1.5 * x - 2.5) * x * x + 1
     far = ((-0.5 * x + 2.5) * x - 4) * x + 2
-    return jnp.where(x < 1, near, jnp.where(x < 2, far, 0.0))
+    return xp.where(x < 1, near, xp.where(x < 2, far, 0.0))
 
 
 def between(u: Array, limits: tuple) -> Array:

@@ -168,18 +168,23 @@ def evaluation_view(images: Array, extent: Array, size: int, image: Mapping[str,
     """A square of each image, `size` pixels wide; normalised float32 [B,size,size,C].
 
     `images` uint8 or uint16 [B,H,W,C] lie top-left on their canvas, `extent` [B,2] is their height and width. `image`
-    has channels, mean, std and perhaps fit: 'crop' (the default) shows the centre square, its shorter side resized to
-    `size`, 'pad' the whole image, its longer side resized to `size`, with black beside it. The crop is RAD-DINO's
-    inference (arXiv 2401.10815), without rounding the longer side to whole pixels.
+    has channels, mean, std and perhaps fit and zoom:
+
+    fit   'crop' (the default) shows the centre square, its shorter side resized to `size`. 'pad' shows the whole image,
+          its longer side resized to `size`, with black beside it. 'stretch' resizes height and width to `size`
+    zoom  the image is resized to `size` times zoom (1 by default), and the centre is kept; 256/224 is usual
+
+    The crop is RAD-DINO's inference (arXiv 2401.10815), without rounding the longer side to whole pixels.
+    `host_view.square` computes the same on the host.
     """
     image = dict(image)
-    pad = image.pop('fit', 'crop') == 'pad'
+    fit, zoom = image.pop('fit', 'crop'), float(image.pop('zoom', 1.0))
     never = jnp.zeros((), bool)
 
     def one(picture: Array, extent: Array) -> Array:
-        if pad:
-            return geometry.padded(picture, extent, size)
-        return geometry.crop(picture, extent, geometry.centre_square(extent), (size, size), never, None)
+        if fit == 'pad':
+            return geometry.padded(picture, extent, size, zoom)
+        return geometry.crop(picture, extent, geometry.seen_box(extent, fit, zoom), (size, size), never, None)
 
     x = jax.vmap(one)(to_unit(images, image['channels']), extent)
     return normalise(jnp.clip(x, 0.0, 1.0), **image)

@@ -1,5 +1,6 @@
 """`medjax probe` from end to end, on a data set that medjax build made and exports that a run would have made."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -12,9 +13,11 @@ import warnings
 
 import jax
 import numpy as np
+import published_names
 import pytest
 from image_files import dicom
 from PIL import Image
+from safetensors.numpy import save_file
 
 from medjax import cli, files
 from medjax.data import records
@@ -22,7 +25,8 @@ from medjax.data.audit import seen
 from medjax.data.images import decode
 from medjax.errors import UserError
 from medjax.models import build as models
-from medjax.probes import encode, results, watch
+from medjax.probes import batches, encode, results, watch
+from medjax.reports import result_sections, run_files
 from medjax.weights import export
 
 TOWER = dict(tower='vit', variant='Ti/8', width=32, depth=2, heads=2, native_size=32, layerscale=None)
@@ -137,7 +141,7 @@ def test_nothing_is_computed_twice_and_changed_settings_are(probed, data, capsys
     assert '| random init | linear |' in table and '| raw pixels | knn |' in table and '| step 20 | linear |' in table
     assert table.count('\n|') == 8 and 'balanced accuracy' in table
     with monkeypatch.context() as patch:
-        patch.setattr(encode, '_encode_all', lambda *a, **k: pytest.fail('encoded again in spite of the cache'))
+        patch.setattr(encode, '_encode_records', lambda *a, **k: pytest.fail('encoded again in spite of the cache'))
         assert cli.main([*command[:-1], '40', '--probes', 'knn']) == 0
     name = records.open(data).name
     assert json.loads((probed / 'probes' / '20' / f'{name}.knn.json').read_text())['bootstrap']['draws'] == 40
@@ -178,9 +182,9 @@ def test_features_are_those_of_the_pictures_one_by_one(tmp_path, data):
     whole = encode.features(encoder, records.open(data), 'test')
     assert whole.cls.shape == (len(split), 4, 32) and whole.patches.shape == (len(split), 32)
     for i in (0, 7, len(split) - 1):
-        one = encode.encode(encoder, [split[i].image])
+        one = encoder.encode([split[i].image], outputs=('layers', 'patches'))
         assert one['patches'].shape == (1, 4, 4, 32)
-        np.testing.assert_allclose(one['cls'][0], whole.cls[i], atol=2e-5)
+        np.testing.assert_allclose(one['layers'][0], whole.cls[i], atol=2e-5)
         np.testing.assert_allclose(one['patches'][0].mean((0, 1)), whole.patches[i], atol=2e-5)
     assert len(np.unique(whole.patients)) == whole.patients.max() + 1 == len(np.unique(split.keys('patient')))
 
@@ -191,13 +195,13 @@ def test_encode_takes_paths_and_mixed_pictures(tmp_path, data):
     grey = np.random.default_rng(0).integers(0, 256, (40, 36), dtype=np.uint8)
     Image.fromarray(grey).save(tmp_path / 'a.png')
     deep = grey.astype(np.uint16)[..., None] * 257
-    out = encode.encode(encoder, [tmp_path / 'a.png', grey, deep, np.repeat(grey[..., None], 3, 2)])
+    out = encoder.encode([tmp_path / 'a.png', grey, deep, np.repeat(grey[..., None], 3, 2)])
     for i in (1, 2, 3):
         np.testing.assert_allclose(out['cls'][i], out['cls'][0], atol=2e-3)
-    with pytest.raises(UserError, match='there is no file'):
-        encode.encode(encoder, [tmp_path / 'b.png'])
+    with pytest.raises(UserError, match='b.png: there is no such file'):
+        encoder.encode([tmp_path / 'b.png'])
     with pytest.raises(UserError, match='uint8|uint16'):
-        encode.encode(encoder, [grey.astype(np.float32)])
+        encoder.encode([grey.astype(np.float32)])
 
 
 def test_an_encoder_may_see_the_whole_of_a_long_picture(tmp_path):
@@ -210,22 +214,22 @@ def test_an_encoder_may_see_the_whole_of_a_long_picture(tmp_path):
     square = np.pad(same, ((30, 30), (0, 0)))
     crop, pad = encode.load(folder), encode.load(folder, fit='pad')
     assert crop.digest != pad.digest and encode.load(folder, fit='crop').digest == crop.digest
-    with pytest.warns(encode.CropWarning, match='For 2 of 3 images this is less than two thirds'):
-        a, b, _ = encode.encode(crop, [same, other, square])['cls']
+    with pytest.warns(batches.CropWarning, match='For 2 of 3 images this is less than two thirds'):
+        a, b, _ = crop.encode([same, other, square])['cls']
     np.testing.assert_allclose(a, b, atol=1e-5)
     with warnings.catch_warnings():
         warnings.simplefilter('error')
-        a, b, c = encode.encode(pad, [same, other, square])['cls']
-        encode.encode(crop, [same[:, :30]])  # a third at most
+        a, b, c = pad.encode([same, other, square])['cls']
+        crop.encode([same[:, :30]])  # a third at most
     # `square` is the same picture but for its edges, into which the black reaches
     assert np.abs(a - b).max() > 5 * np.abs(a - c).max()
-    with pytest.raises(UserError, match="fit='whole': an encoder takes 'crop' or 'pad'"):
+    with pytest.raises(UserError, match="fit='whole': an encoder takes 'crop', 'pad' or 'stretch'"):
         encode.load(folder, fit='whole')
     make_export(tmp_path, 2, seed=1, meta=META | dict(image=META['image'] | dict(fit='pad')))
     recorded = encode.load(tmp_path / 'exports' / '2')
-    np.testing.assert_allclose(encode.encode(recorded, [same])['cls'][0], a, atol=1e-4)
+    np.testing.assert_allclose(recorded.encode([same])['cls'][0], a, atol=1e-4)
     pixels = encode.raw_pixels(recorded)
-    assert encode.encode(pixels, [same])['cls'].shape[-1] == pixels.size**2
+    assert pixels.encode([same])['cls'].shape[-1] == pixels.size**2
 
 
 def test_pixels_of_paths_become_square(tmp_path):
@@ -235,7 +239,7 @@ def test_pixels_of_paths_become_square(tmp_path):
     (tmp_path / 'a.dcm').write_bytes(dicom(stored, PixelSpacing=[1.0, 0.5], WindowCenter=128, WindowWidth=256))
     tall = decode.bounded(stored[..., None], None, 2.0)
     assert tall.shape == (40, 40, 1)
-    one, two = encode.encode(encoder, [tmp_path / 'a.dcm', tall])['cls']
+    one, two = encoder.encode([tmp_path / 'a.dcm', tall])['cls']
     np.testing.assert_allclose(one, two, atol=2e-3)
 
 
@@ -246,7 +250,7 @@ def test_params_are_differentiable_at_another_size(tmp_path):
 
     def loss(params):
         out = encoder.apply(params, images, extent, 48)
-        return out['cls'][:, -1, 0].sum(), out['patches']
+        return out['cls'][:, 0].sum(), out['patches']
 
     gradient, patches = jax.jit(jax.grad(loss, has_aux=True))(encoder.params)
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradient))
@@ -363,7 +367,7 @@ def test_seen_records_are_counted(tmp_path, data):
     origin = results.provenance(run, encoder, opened)
     assert origin['overlap']['image'] == pytest.approx(3 / len(test)) and origin['overlap']['pixels'] == 0
     assert f'the image (by its id) of {300 / len(test):.1f} %' in origin['provenance']
-    other = encoder._replace(meta=dict(seen='0' * 64))
+    other = dataclasses.replace(encoder, meta=dict(seen='0' * 64))
     assert 'unknown: data/seen.npz is not the one' in results.provenance(run, other, opened)['provenance']
 
 
@@ -427,3 +431,100 @@ def test_the_page_on_probes_holds(tmp_path, probed, data, monkeypatch):
     assert cli.main([*command, '--draws', '20']) == 0
     file = probed / 'probes' / '20' / f'{records.open(data).name}.centroids.json'
     assert json.loads(file.read_text())['results']['auroc']['left']['value'] > 0.8
+
+
+def make_public(folder, seed=0):
+    """A folder with a DINOv2 in the names of Meta, of the size of TOWER."""
+    tower = dict(tower='vit', variant='Ti/8', width=64, depth=2, heads=1, native_size=32)
+    params = models.tower(tower, 3, where='x').init(jax.random.key(seed))
+    folder.mkdir(parents=True)
+    save_file(published_names.to_meta(params), folder / 'model.safetensors')
+    return folder
+
+
+def test_a_public_encoder_beside_a_run(tmp_path, data, capsys):
+    """It has the results of a baseline, its preprocessing is its own, and the report shows it."""
+    run, name = tmp_path / 'run', records.open(data).name
+    make_export(run, 10)
+    public = make_public(tmp_path / 'dinov2-tiny')
+    command = ['probe', '--run', str(run), '--data', str(data), '--draws', '20', '--probes', 'knn,linear']
+    assert cli.main([*command, '--encoder', str(public)]) == 0
+    folders = ('10', 'random', 'pixels', 'dinov2-tiny')
+    assert result_files(run) == {f'{e}/{name}.{p}.json' for e in folders for p in ('knn', 'linear')}
+    said = capsys.readouterr().out
+    assert said.count('| dinov2-tiny | ') == 2
+    rows = [line.split(' | ')[0] for line in said.splitlines() if ' | knn | ' in line]
+    assert rows == ['| raw pixels', '| random init', '| dinov2-tiny', '| step 10']
+    result = json.loads((run / 'probes' / 'dinov2-tiny' / f'{name}.knn.json').read_text())
+    assert result['encoder']['step'] == 'dinov2-tiny' and 'DINOv2' in result['encoder']['origin']
+    assert result['overlap'] == {} and 'these are public weights (' in result['provenance']
+    encoder = encode.load(public)
+    assert encoder.name == 'dinov2-tiny' and encoder.image['channels'] == 3
+    split = encode.features(encoder, records.open(data), 'test')
+    with np.load(run / 'cache' / 'dinov2-tiny' / f'{name}.test.npz') as cached:
+        np.testing.assert_allclose(cached['cls'], split.cls, atol=1e-5)
+    (run / 'config.json').write_text('{}')
+    read = run_files.read_run(run)
+    assert not read.damaged and read.newest_step() == 10
+    (panels, _), (tables, _) = result_sections.curves_over_steps(read), result_sections.tables(read)
+    assert 'dinov2-tiny' in str(panels) and 'random init' in str(panels)
+    assert 'AUROC of dinov2-tiny' in tables['columns'] and 'step 10' in tables['title']
+    assert any('dinov2-tiny (' in tile['note'] for tile in result_sections.headlines(read))
+
+
+def test_an_encoder_without_a_run_has_a_folder_of_its_own(tmp_path, data, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_public(tmp_path / 'dinov2-tiny')
+    make_export(tmp_path / 'old', 7)
+    args = ['probe', '--data', str(data), '--draws', '20', '--probes', 'knn']
+    assert cli.main([*args, '--encoder', 'dinov2-tiny', '--encoder', 'old/exports/7']) == 0
+    said = capsys.readouterr().out
+    assert 'dinov2-tiny: results lie in runs/dinov2-tiny' in said and 'old-7: results lie in runs/old-7' in said
+    assert said.count('| raw pixels | knn |') == 2 and '| old-7 | knn |' in said
+    for name in ('dinov2-tiny', 'old-7'):
+        assert {path.split('/')[0] for path in result_files(pathlib.Path('runs', name))} == {name, 'random', 'pixels'}
+    assert cli.main([*args, '--encoder', 'mine=dinov2-tiny/model.safetensors', '--baselines', 'none']) == 0
+    assert {path.split('/')[0] for path in result_files(pathlib.Path('runs/mine'))} == {'mine'}
+
+
+def test_an_export_of_another_run_knows_what_it_has_seen(tmp_path, data):
+    make_export(tmp_path / 'other', 7)
+    make_export(tmp_path / 'run', 1)
+    seen.write_seen({'main': records.open(data)}, tmp_path / 'other' / 'data' / 'seen.npz')
+    command = ['probe', '--run', str(tmp_path / 'run'), '--data', str(data), '--draws', '20', '--probes', 'knn']
+    assert cli.main([*command, '--encoder', str(tmp_path / 'other'), '--baselines', 'none']) == 0
+    name = records.open(data).name
+    result = json.loads((tmp_path / 'run' / 'probes' / 'other' / f'{name}.knn.json').read_text())
+    assert result['overlap']['pixels'] == 0 and 'pretraining saw none' in result['provenance']
+    own = json.loads((tmp_path / 'run' / 'probes' / '1' / f'{name}.knn.json').read_text())
+    assert 'unknown: the run has no data/seen.npz' in own['provenance']
+
+
+def test_mistakes_with_encoders_are_sentences(tmp_path, data, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_export(tmp_path / 'run', 1)
+    for seed, folder in enumerate(('a/net', 'b/net', '1000', 'random')):
+        make_public(tmp_path / folder, seed)
+    (tmp_path / 'runs' / 'trained').mkdir(parents=True)
+    (tmp_path / 'runs' / 'trained' / 'config.json').write_text('{}')
+    assert cli.main(['probe', '--data', str(data), '--encoder', 'a/net', '--probes', 'knn', '--baselines', 'none']) == 0
+    for rest, words in (
+        ([], 'nothing to probe: give --run RUN, --encoder PATH'),
+        (['--encoder', 'a/net', '--steps', 'all'], '--steps is for the exports of a run'),
+        (['--encoder', 'a/net', '--follow'], '--follow is for the exports of a run'),
+        (['--encoder', 'nowhere'], 'nowhere: there is no such file or folder'),
+        (['--encoder', '1000'], "the name '1000' means a step of the run; give another: --encoder NAME=1000"),
+        (['--encoder', 'random'], "the name 'random' means the baseline random init"),
+        (['--encoder', 'a/net', '--encoder', 'b/net'], "a/net has the name 'net' too"),
+        (['--encoder', '../x=a/net'], "'../x' can be no name of a folder"),
+        (['--encoder', 'b/net'], 'runs/net/probes/net has results of other weights'),
+        (['--encoder', 'trained=a/net'], 'runs/trained is the folder of a run'),
+        (['--encoder', str(data)], 'no'),
+    ):
+        capsys.readouterr()
+        assert cli.main(['probe', '--data', str(data), *rest]) == 2, rest
+        said = capsys.readouterr().err
+        assert words in said and 'Traceback' not in said, (words, said)
+    assert cli.main(['probe', '--data', str(data), '--encoder', 'a/net', '--probes', 'knn', '--fit', 'stretch']) == 0, (
+        'the same weights with another fit replace their results'
+    )

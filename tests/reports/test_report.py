@@ -321,6 +321,10 @@ def test_pictures_show_the_centre_square(dtype, channels):
     image[:, 20:60] = np.iinfo(dtype).max
     shown = np.asarray(images.centre(image))
     assert shown.shape == (224, 224, 3) and shown.min() == 255
+    wider = np.asarray(images.centre(image[:, 15:65], zoom=1.25))  # the edges of the square are cut
+    assert wider.shape == (224, 224, 3) and wider.min() == 255
+    stretched = np.asarray(images.centre(image, fit='stretch'))
+    assert (stretched[:, :50] == 0).all() and (stretched[:, 60:164] == 255).all()
 
 
 @pytest.fixture(scope='module')

@@ -10,7 +10,7 @@ from PIL import Image
 
 from medjax.errors import UserError
 from medjax.parallel.sharding import make_mesh, replicated, rows_sharding
-from medjax.views import make
+from medjax.views import host_view, make
 
 ROWS_PER_GROUP = 2
 GREY = dict(channels=1, mean=0.5, std=0.25)
@@ -199,6 +199,69 @@ def test_pad_shows_the_whole_image_in_a_black_square(height, width, size):
         np.testing.assert_allclose(
             got[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1], np.clip(small / 255, 0, 1), atol=1e-4
         )
+
+
+def pil(image, width, height):
+    """Antialiased bicubic resizing by Pillow, in [0,1]."""
+    small = Image.fromarray(image.astype(np.float32)).resize((width, height), Image.Resampling.BICUBIC)
+    return np.clip(np.asarray(small) / np.iinfo(image.dtype).max, 0, 1)
+
+
+def seen(image, size, **cfg):
+    """The evaluation view of one grey image on a larger canvas, in [0,1]."""
+    height, width = image.shape
+    canvas = np.full((1, 90, 90, 1), np.iinfo(image.dtype).max, image.dtype)
+    canvas[0, :height, :width, 0] = image
+    cfg = dict(channels=1, mean=0.5, std=0.25) | cfg
+    return np.asarray(make.evaluation_view(canvas, np.array([[height, width]]), size, cfg))[0, ..., 0] * 0.25 + 0.5
+
+
+@pytest.mark.parametrize(('height', 'width'), [(48, 48), (48, 72), (60, 31), (16, 80), (17, 23)])
+@pytest.mark.parametrize('dtype', [np.uint8, np.uint16])
+def test_stretch_resizes_both_sides_as_pillow_does(height, width, dtype):
+    image = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, (height, width), dtype)
+    np.testing.assert_allclose(seen(image, 24, fit='stretch'), pil(image, 24, 24), atol=1e-4)
+    big, cut = pil(image, 32, 32), slice(4, 28)
+    np.testing.assert_allclose(seen(image, 24, fit='stretch', zoom=32 / 24), big[cut, cut], atol=1e-4)
+
+
+@pytest.mark.parametrize(('height', 'width', 'to'), [(64, 64, (32, 32)), (48, 72, (32, 48)), (80, 40, (64, 32))])
+def test_zoom_resizes_the_shorter_side_and_cuts_the_centre(height, width, to):
+    """Resize to 32, then the centre 24, as the processors of ViT and CLIP do with 256 and 224."""
+    image = np.random.default_rng(1).integers(0, 256, (height, width), np.uint8)
+    top, left = (to[0] - 24) // 2, (to[1] - 24) // 2
+    expected = pil(image, to[1], to[0])[top : top + 24, left : left + 24]
+    np.testing.assert_allclose(seen(image, 24, zoom=32 / 24), expected, atol=1e-4)
+
+
+def test_a_zoomed_pad_cuts_the_centre_of_the_padded_square():
+    image = np.random.default_rng(2).integers(0, 256, (32, 64), np.uint8)
+    whole = np.zeros((32, 32))
+    whole[8:24] = pil(image, 32, 16)
+    np.testing.assert_allclose(seen(image, 24, fit='pad', zoom=32 / 24), whole[4:28, 4:28], atol=1e-4)
+
+
+def test_no_zoom_is_zoom_1():
+    image = np.random.default_rng(3).integers(0, 256, (40, 30), np.uint8)
+    for fit in ('crop', 'pad'):
+        np.testing.assert_array_equal(seen(image, 24, fit=fit), seen(image, 24, fit=fit, zoom=1.0))
+    np.testing.assert_array_equal(seen(image, 24), seen(image, 24, fit='crop'))
+
+
+@pytest.mark.parametrize('fit', ['crop', 'pad', 'stretch'])
+@pytest.mark.parametrize('zoom', [1.0, 8 / 7])
+@pytest.mark.parametrize(('shape', 'size'), [((48, 72, 1), 24), ((83, 31, 3), 40), ((17, 23, 3), 56), ((5, 90, 1), 16)])
+@pytest.mark.parametrize(('dtype', 'channels'), [(np.uint8, 1), (np.uint16, 3)])
+def test_the_host_makes_the_same_square(fit, zoom, shape, size, dtype, channels):
+    image = np.random.default_rng(4).integers(0, np.iinfo(dtype).max, shape, dtype)
+    image[: shape[0] // 2] = np.iinfo(dtype).max  # an edge, at which the resize overshoots
+    canvas = np.full((1, 90, 90, shape[2]), 77, dtype)
+    canvas[0, : shape[0], : shape[1]] = image
+    cfg = dict(channels=channels, mean=0.0, std=1.0, fit=fit, zoom=zoom)
+    expected = make.evaluation_view(canvas, np.array([shape[:2]]), size, cfg)[0]
+    got = host_view.square(image, size, cfg)
+    assert got.shape == (size, size, channels) and got.dtype == np.float32
+    np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
 def test_the_gradient_of_a_padded_view_is_finite():

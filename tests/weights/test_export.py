@@ -80,7 +80,7 @@ def test_an_export_of_version_1_gives_the_same_features(tmp_path):
         network=0, towers=0, format=0
     )
     image = np.random.default_rng(0).integers(0, 255, (16, 16), np.uint8)
-    got, expected = (encode.encode(encode.load(folder), [image]) for folder in (old, now))
+    got, expected = (encode.load(folder).encode([image]) for folder in (old, now))
     for name in ('cls', 'patches'):
         np.testing.assert_array_equal(got[name], expected[name])
     # the family of a tower decides how its position embeddings are resized

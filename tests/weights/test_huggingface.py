@@ -144,7 +144,7 @@ def test_padding_changes_nothing():
 def test_eps_replaces_that_of_the_family(tmp_path):
     config = transformers.BertConfig(**TEXT, layer_norm_eps=0.3)
     model, tower = shaken(transformers.BertModel(config)), build.tower(dict(OUR_TEXT, eps=0.3), 1, 'towers.text')
-    params = load(saved(model, tmp_path)).read('towers/text', wanted(tower))
+    params = load.open(saved(model, tmp_path)).read('towers/text', wanted(tower))
     ids, view = texts(None)
     expected = model(torch.from_numpy(ids[:, 0]).long()).last_hidden_state
     close(run(tower.apply, params, Input(view))['tokens'][:, 0], expected)

@@ -1,0 +1,249 @@
+"""Batches of images for encoders: threads read and decode, devices encode, and features come back batch by batch.
+
+of_files       any images; each becomes the square that the encoder sees on the host
+of_canvases    records of a data set, which lie on canvases of one size; the device makes their squares
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import io
+import os
+import pathlib
+import warnings
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from medjax.data.images import decode, dicom, headers
+from medjax.data.types import Unreadable
+from medjax.errors import UserError
+from medjax.parallel.sharding import make_mesh, replicated, rows_sharding
+from medjax.views import host_view
+
+if TYPE_CHECKING:
+    from medjax.probes.encode import Encoder
+
+ROWS_PER_DEVICE = 32
+SUFFIXES = ('.jpg', '.jpeg', '.png', '.dcm', '.dicom')  # of files that a folder shows; others are known by content
+
+KINDS = ('JPEG', 'PNG')
+
+Image = np.ndarray | str | os.PathLike
+Images = str | os.PathLike | np.ndarray | Sequence[Image]
+LeftOut = Callable[[int, str], None]  # (number of the image, reason)
+
+
+class Batch(NamedTuple):
+    """The features of some images."""
+
+    numbers: np.ndarray  # int [n], of the images, ascending
+    features: dict[str, np.ndarray]  # [n,…] by output
+
+
+class Read(NamedTuple):
+    """A decoded image."""
+
+    pixels: np.ndarray  # uint8|uint16 [H,W,1|3]
+    frames: int = 1  # of its file; the pixels are those of the first
+
+
+class FrameWarning(UserWarning):
+    """Files with several frames, of which the first is encoded."""
+
+
+class CropWarning(UserWarning):
+    """Images of which the encoder sees less than two thirds."""
+
+
+def listed(images: Images) -> list[Image]:
+    """The images as a list: those of a folder, or a single one, or the given ones."""
+    if isinstance(images, (str, os.PathLike)):
+        path = pathlib.Path(images)
+        found: list[Image] = [*in_folder(path)] if path.is_dir() else [path]
+        if not found:
+            raise UserError(f'encode: {path} holds no JPEG, PNG or DICOM file')
+        return found
+    if isinstance(images, np.ndarray) and (images.ndim == 2 or (images.ndim == 3 and images.shape[2] in (1, 3))):
+        return [images]
+    found = list(images)
+    if not found:
+        raise UserError('encode: no images given')
+    return found
+
+
+def in_folder(folder: str | os.PathLike) -> list[pathlib.Path]:
+    """The images below a folder, sorted by path: known by their suffix, or by their first bytes.
+
+    Hidden files and folders are passed over, and so is a DICOMDIR.
+    """
+    found = []
+    for parent, folders, names in os.walk(os.fspath(folder)):
+        folders[:] = [name for name in folders if not name.startswith('.')]
+        paths = [pathlib.Path(parent, name) for name in names if not name.startswith('.') and name != 'DICOMDIR']
+        found += [path for path in paths if path.is_file() and _is_image(path)]
+    return sorted(found)
+
+
+def _is_image(path: pathlib.Path) -> bool:
+    if path.suffix.lower() in SUFFIXES:
+        return True
+    try:
+        with path.open('rb') as file:
+            start = file.read(132)
+        return dicom.looks_like(start) or headers.kind(start) in KINDS
+    except (OSError, Unreadable):
+        return False
+
+
+def read(image: Image) -> Read:
+    """Decodes one image. Raises Unreadable."""
+    frames = 1
+    if not isinstance(image, np.ndarray):
+        try:
+            data = pathlib.Path(image).read_bytes()
+        except FileNotFoundError:
+            raise Unreadable('there is no such file') from None
+        except OSError as error:
+            raise Unreadable(f'it cannot be opened: {error.strerror}') from None
+        found = decode.picture(data)
+        frames = dicom.frames(io.BytesIO(data)) if dicom.looks_like(data) else 1
+        image = decode.bounded(found.pixels, None, found.aspect)  # with square pixels, as in a data set
+    image = image[..., None] if image.ndim == 2 else image
+    if image.ndim != 3 or image.shape[2] not in (1, 3) or image.dtype not in (np.uint8, np.uint16) or not image.size:
+        raise Unreadable(
+            f'an image must be uint8|uint16 [H,W], [H,W,1] or [H,W,3], not {image.dtype} {list(image.shape)}'
+        )
+    return Read(image, frames)
+
+
+def of_files(
+    encoder: Encoder, run: jax.stages.Wrapped, images: Sequence[Image], batch: int | None, left_out: LeftOut | None
+) -> Iterator[Batch]:
+    """The features run(params, squares) of images, see `Encoder.encode_batches`."""
+    size, channels, mesh = encoder.size, int(encoder.image['channels']), make_mesh()
+    rows = _rows(batch, mesh.size)
+    shapes: list[tuple[int, ...]] = []  # height, width, frames
+
+    def square(i: int) -> tuple[np.ndarray, tuple[int, ...]] | Unreadable:
+        try:
+            pixels, frames = read(images[i])
+        except Unreadable as error:
+            return error
+        return host_view.square(pixels, size, encoder.image), (*pixels.shape[:2], frames)
+
+    def squares() -> Iterator[tuple[np.ndarray, tuple[np.ndarray, ...]]]:
+        with contextlib.closing(in_threads(square, len(images), 2 * rows)) as results:
+            for start in range(0, len(images), rows):
+                x = np.zeros((rows, size, size, channels), np.float32)
+                numbers: list[int] = []
+                for i in range(start, min(start + rows, len(images))):
+                    result = next(results)
+                    if isinstance(result, Unreadable):
+                        _leave_out(images[i], i, str(result), left_out)
+                        continue
+                    x[len(numbers)], shape = result
+                    numbers.append(i)
+                    shapes.append(shape)
+                yield np.array(numbers, int), (x,)
+
+    yield from _encoded(encoder, run, squares(), len(images), mesh, 'images')
+    if shapes:
+        warn_of_crops(encoder, np.array(shapes), '')
+    if several := sum(frames > 1 for *_, frames in shapes):
+        text = f'{several} of {len(shapes)} images are DICOM files of several frames; only the first frame is encoded'
+        warnings.warn(text, FrameWarning, stacklevel=3)
+
+
+def _leave_out(image: Image, number: int, reason: str, left_out: LeftOut | None) -> None:
+    if left_out is not None:
+        left_out(number, reason)
+        return
+    which = f'image {number}' if isinstance(image, np.ndarray) else os.fspath(image)
+    raise UserError(f'encode: cannot read {which}: {reason}')
+
+
+def of_canvases(
+    encoder: Encoder, run: jax.stages.Wrapped, image: Callable[[int], np.ndarray], n: int, canvas: int, progress: str
+) -> Iterator[Batch]:
+    """The features run(params, images, extent) of image(0) … image(n-1), each top-left on its canvas."""
+    mesh = make_mesh()
+    rows = _rows(None, mesh.size)
+
+    def canvases() -> Iterator[tuple[np.ndarray, tuple[np.ndarray, ...]]]:
+        with contextlib.closing(in_threads(image, n, 2 * rows)) as results:
+            for start in range(0, n, rows):
+                numbers = np.arange(start, min(start + rows, n))
+                arrays = [next(results) for _ in numbers]
+                images = np.zeros((rows, canvas, canvas, arrays[0].shape[2]), arrays[0].dtype)
+                extent = np.ones((rows, 2), np.int32)
+                for i, x in enumerate(arrays):
+                    images[i, : x.shape[0], : x.shape[1]] = x
+                    extent[i] = x.shape[:2]
+                yield numbers, (images, extent)
+
+    yield from _encoded(encoder, run, canvases(), n, mesh, progress)
+
+
+def _rows(batch: int | None, devices: int) -> int:
+    """The rows of a batch: a multiple of the number of devices."""
+    return ROWS_PER_DEVICE * devices if batch is None else -(-batch // devices) * devices
+
+
+def in_threads(function: Callable[[int], Any], n: int, ahead: int) -> Generator[Any, None, None]:
+    """function(0) … function(n-1), in order; threads compute at most `ahead` of them before they are taken."""
+    pool, waiting = ThreadPoolExecutor(), collections.deque[Future]()
+    try:
+        for i in range(n + ahead):
+            if i < n:
+                waiting.append(pool.submit(function, i))
+            if i >= min(ahead, n) and waiting:
+                yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _encoded(
+    encoder: Encoder,
+    run: jax.stages.Wrapped,
+    inputs: Iterable[tuple[np.ndarray, tuple[np.ndarray, ...]]],
+    n: int,
+    mesh: jax.sharding.Mesh,
+    progress: str,
+) -> Iterator[Batch]:
+    """Runs batches of one shape on all devices; the host copies one batch while the devices work on the next."""
+    before: tuple[np.ndarray, dict[str, jax.Array]] | None = None
+
+    def fetched(numbers: np.ndarray, out: dict[str, jax.Array]) -> Batch:
+        return Batch(numbers, {name: np.asarray(x)[: len(numbers)] for name, x in out.items()})
+
+    params = jax.device_put(encoder.params, replicated(mesh))
+    with tqdm(total=n, desc=progress, unit='image', disable=None, leave=False) as bar:
+        for numbers, arrays in inputs:
+            with jax.set_mesh(mesh):
+                out = run(params, *jax.device_put(arrays, rows_sharding(mesh)))
+            if before is not None:
+                yield fetched(*before)
+                bar.update(len(before[0]))
+            before = numbers, out
+        if before is not None:
+            yield fetched(*before)
+            bar.update(len(before[0]))
+
+
+def warn_of_crops(encoder: Encoder, shapes: np.ndarray, where: str) -> None:
+    """Warns, with their number, of images [n,2…] whose centre square loses more than a third of their area."""
+    if encoder.image.get('fit', 'crop') != 'crop':
+        return
+    short, long = shapes[:, :2].min(1), shapes[:, :2].max(1)
+    if count := int((3 * short.astype(np.int64) < 2 * long).sum()):
+        text = (
+            f'{where}the encoder sees the centre square of an image. For {count} of {len(shapes)} images this is less '
+            "than two thirds of their area; fit='pad' shows it whole images"
+        )
+        warnings.warn(text, CropWarning, stacklevel=3)
