@@ -22,7 +22,7 @@ from medjax.models.towers.resnet import ResnetTower
 from medjax.models.towers.text import TextTower
 from medjax.models.towers.vit import VitTower
 from medjax.probes import results as probe_results
-from medjax.probes.encode import BASELINES, pair_of
+from medjax.probes.encode import pair_of
 from medjax.reports import base, data_facts, result_sections, run_files, run_page, usage
 from medjax.reports.base import plain
 from medjax.reports.run_files import Run
@@ -269,10 +269,13 @@ def name_of(path: str) -> str:
 
 
 def result_tables(trained: Trained) -> list[str]:
-    """A table for each data set: this step and the baselines, means over labels with intervals."""
+    """A table for each data set: means over labels with intervals, of this step and of what it is compared with.
+
+    That are the baselines, other encoders beside the run, and step 0, the weights that the run began with.
+    """
     by_data: dict[str, list[Mapping[str, Any]]] = {}
     for result in trained.run.results:
-        if result.encoder == trained.step or result.encoder in BASELINES:
+        if result.encoder in (0, trained.step) or isinstance(result.encoder, str):
             content = dict(result.content) | dict(data=plain(result.data))
             by_data.setdefault(result.data, []).append(content | dict(encoder=dict(step=result.encoder)))
     return [

@@ -161,13 +161,16 @@ def programs(folder: Path, colour: str) -> list[Block]:
             f"encode = jax.export.deserialize(open('{FOLDER}/text.stablehlo', 'rb').read()).call",
             weights,
         ]
-        lines += [
-            opened.line,
-            f'tokenizer.enable_truncation({length})',
-            f'tokenizer.enable_padding(length={length}, pad_id={pad})',
-            "text = tokenizer.encode('No pleural effusion.')",
-            'ids, valid = np.int32([text.ids]), np.bool_([text.attention_mask])',
-        ] if opened else [f'ids, valid = ...  # int32 and bool [texts,{length}], by the tokenizer of the training']  # fmt: skip
+        if opened:
+            lines += [
+                opened.line,
+                f'tokenizer.enable_truncation({length})',
+                f'tokenizer.enable_padding(length={length}, pad_id={pad})',
+                "text = tokenizer.encode('No pleural effusion.')",
+                'ids, valid = np.int32([text.ids]), np.bool_([text.attention_mask])',
+            ]
+        else:
+            lines.append(f'ids, valid = ...  # int32 and bool [texts,{length}], by the tokenizer of the training')
         lines.append("features = encode(weights, ids, valid)['cls']")
         found.append(Block(f'Features of texts, each filled up to {length} tokens:', '\n'.join(lines)))
     return [Block(f'{needs}{versions}\n\n{found[0].text}', found[0].code), *found[1:]]
