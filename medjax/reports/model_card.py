@@ -30,6 +30,7 @@ from medjax.weights import layouts_out
 from medjax.weights.load import ExportWeights
 
 FACTS = ('version', 'licence', 'records', 'patients', 'splits', 'images')  # of a data set, see data_facts.facts
+MARK = 'Written by `medjax convert`'  # the last lines of a card begin with it
 UNKNOWN = 'Not known: the export was converted without the folder of its run.'
 LIBRARIES = dict(huggingface='transformers', timm='timm', stablehlo='jax', meta='pytorch')
 
@@ -72,6 +73,7 @@ def card(weights: ExportWeights, layout: str, notes: Sequence[str], folder: Path
         limits=limits(weights, trained),
         licences=licences(weights, trained, licence),
         has_run=trained is not None,
+        mark=MARK,
     )
 
 
