@@ -28,14 +28,32 @@ def make_run(place: Any) -> Any:
     home = place / 'anna'
     pictures = np.random.default_rng(0).integers(0, 255, (20, 16, 16), np.uint8)
     entries = [Entry(f'{i}', f'p{i // 2}', f's{i}', 'train' if i < 16 else 'test') for i in range(20)]
-    source = Source('clinic|<b>', '3', 'clinic', (), 'CC-BY-4.0; CC0-1.0', entries, lambda i: [],
-                    lambda i: Example(pictures[i], attributes={'license': 'CC0-1.0'} if i % 4 == 0 else {}))  # fmt: skip
+    source = Source(
+        'clinic|<b>',
+        '3',
+        'clinic',
+        (),
+        'CC-BY-4.0; CC0-1.0',
+        entries,
+        lambda i: [],
+        lambda i: Example(pictures[i], attributes={'license': 'CC0-1.0'} if i % 4 == 0 else {}),
+    )
     write.write(source, home / 'data')
     data = records.open(home / 'data')
     run = home / 'runs' / 'chest *1*'
     params = {'towers': {'image': build.tower(VIT, 1, 'x').init(jax.random.key(0))}}
-    meta = dict(step=STEP, network='teacher', encoder=None, towers=dict(image=VIT), heads={}, pairs=[], size=8,
-                image=dict(channels=1, mean=0.25, std=0.5, fit='crop'), config_fingerprint='ab12', seen=None)  # fmt: skip
+    meta = dict(
+        step=STEP,
+        network='teacher',
+        encoder=None,
+        towers=dict(image=VIT),
+        heads={},
+        pairs=[],
+        size=8,
+        image=dict(channels=1, mean=0.25, std=0.5, fit='crop'),
+        config_fingerprint='ab12',
+        seen=None,
+    )
     export.save(run / 'exports' / str(STEP), jax.device_get(params), meta)
     config = dict(
         total_steps=2000, batch_size=32, data_paths=dict(main=str(home / 'data')), towers=dict(image=VIT),
