@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from medjax.errors import UserError, suggest
@@ -203,7 +204,9 @@ class PublishedWeights(Weights):
 
     def sizes(self, module: str, heads: int | None = None) -> dict[str, Any]:
         """The sizes of a module. UserError: config.json says something else than the arrays show."""
-        one, said = self.found[module], self.said(module)
+        one, said, own = self.found[module], self.said(module), self.own(module)
+        if own and 'reads' not in own and heads is None and module.startswith('towers'):
+            heads = heads_in(shapes_of(build.tower(own, 3, module)))
         seen = one.layout.sizes(one.layout.table, one.arrays)
         lies = [
             f'{name}={said[name]} where the weights have {seen[name]}'
@@ -245,9 +248,6 @@ class PublishedWeights(Weights):
         if module in self.heads:
             return {path: self.heads[module][path] for path in self.heads[module]}
         one = self.found[module]
-        own = self.own(module)
-        if own and 'reads' not in own and heads is None and module.startswith('towers'):
-            heads = heads_in(shapes_of(build.tower(own, 3, module)))
         sizes = self.sizes(module, heads)
         wrong, missing = one.arrays.not_floats(), self._missing(module, sizes)
         problems = [f'missing: {listed(missing)}'] if missing else []
@@ -321,8 +321,14 @@ class PublishedWeights(Weights):
                 flat = self.flat(module, once=once)
             except UserError as error:
                 raise UserError(f'{module} of {self.path}: {error}') from None
-            fixed = ('pos_grid', 'pos_cls') if sections[kind][name].get('positions') == 'sincos' else ()
+            section = sections[kind][name]
+            fixed = ('pos_grid', 'pos_cls') if section.get('positions') == 'sincos' else ()
             tree[kind][name] = export.unflatten({path: array for path, array in flat.items() if path not in fixed})
+            if kind == 'towers' and 'reads' not in section:
+                channels = self.sizes(module).get('channels', 1) if module in self.found else 1
+                check_like(
+                    tree[kind][name], tree_of(build.tower(section, channels, module)), f'{module} of {self.path}'
+                )
         if self.facts.own:
             return tree, dict(self.facts.own) | dict(format=export.FORMAT) | sections
         return tree, self.meta(sections)
@@ -370,11 +376,15 @@ class PublishedWeights(Weights):
         channels = self.sizes('towers/image')['channels']
         native = section.get('native_size', 224)
         size = said.pop('size', None) or (native if isinstance(native, int) else max(native))
+        if channels == 1:  # public numbers are for three colours
+            mean, std = [float(np.mean(mean))], [float(np.mean(std))]
         image = dict(channels=channels, mean=mean, std=std, fit='crop') | said
         for name in ('mean', 'std'):
             levels = np.atleast_1d(np.asarray(image[name], float))
-            if len(levels) not in (1, channels):
-                levels = levels[:1] if channels == 1 and len(set(levels)) == 1 else np.resize(levels.mean(), channels)
+            if len(set(levels.tolist())) > 1 and len(levels) != channels:
+                raise UserError(
+                    f'{self.path}: {name} of images has {len(levels)} numbers, and the tower reads {channels} channels'
+                )
             image[name] = float(levels[0]) if len(set(levels.tolist())) == 1 else levels.tolist()
         return image, int(size)
 
@@ -442,11 +452,14 @@ def _differences(theirs: Mapping[str, Any], tower: Tower) -> tuple[str, ...]:
     )
 
 
+def tree_of(tower: Tower) -> Params:
+    """The shapes of a tower's parameters as nested dicts."""
+    return jax.eval_shape(tower.init, jax.random.key(0))
+
+
 def shapes_of(tower: Tower) -> dict[str, tuple[int, ...]]:
     """The shapes of a tower's parameters by path."""
-    import jax
-
-    return export.flatten(jax.eval_shape(tower.init, jax.random.key(0)), shapes=True)
+    return export.flatten(tree_of(tower), shapes=True)
 
 
 # Opening.
@@ -482,6 +495,8 @@ def _published(path: Path, files: Sequence[Path]) -> PublishedWeights:
         notes += [*told, *more]
         scales = [name for name in state if re.fullmatch(r'(?:.*\.)?logit_scale', name)]
         scale = float(state[scales[0]].reshape(-1)[0]) if scales and scale is None else scale
+    if 'towers/image' in found and not {'mean', 'std'} & set(facts.image) and not facts.own and path.is_dir():
+        notes.append(f'{path}: nothing says mean and deviation of images; features are made with those of its family')
     found = {_own_name(module, facts.own): one for module, one in found.items()}
     return PublishedWeights(path, tuple(notes), found, facts, scale, heads)
 
