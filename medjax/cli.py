@@ -26,6 +26,7 @@ COMMANDS = {
     'train': 'a config and data sets -> checkpoints, exports, metrics',
     'config': 'a config -> all its values as JSON; two configs or runs -> the values that differ',
     'encode': 'an encoder and images -> their features in a file',
+    'convert': 'public weights -> an export; an export -> a folder for transformers, timm or Meta, or a program',
     'probe': 'exports and a data set -> results with confidence intervals',
     'report': 'a run -> an HTML page with its curves, results and pictures',
 }

@@ -127,15 +127,20 @@ def table(run: pathlib.Path, data: Any, probes: Sequence[str]) -> str:
             names = (_with_digits(data.name, data.fingerprint), data.name)
             candidates = filter(None, (read(path(run, folder.name, name, probe)) for name in names))
             results += [result for result in candidates if result['data_fingerprint'] == data.fingerprint][:1]
-    results.sort(key=lambda result: (list(probes).index(result['probe']), _position(result['encoder']['step'])))
-    tables: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-    for result in results:
+    return tables(results, probes)
+
+
+def tables(results: Sequence[Mapping[str, Any]], probes: Sequence[str]) -> str:
+    """The contents of results on one data set as Markdown, in the order of `probes`."""
+    ordered = sorted(results, key=lambda r: (list(probes).index(r['probe']), _position(r['encoder']['step'])))
+    tables: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+    for result in ordered:
         metric, rows = next(iter(result['results'].items()))
         tables.setdefault((metric, *rows), []).append(result)
     return '\n\n'.join(map(_one_table, tables.values()))
 
 
-def _one_table(results: list[dict[str, Any]]) -> str:
+def _one_table(results: Sequence[Mapping[str, Any]]) -> str:
     bootstrap, rows = results[0]['bootstrap'], next(iter(results[0]['results'].values()))
     directions = ' and '.join(row for row in rows if row != 'mean')
     averaged = f'{rows["mean"]["labels"]} label(s)' if 'labels' in rows['mean'] else directions

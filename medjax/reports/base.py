@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import re
 from typing import Any
 
 import jinja2
@@ -26,6 +27,24 @@ def render(template: str, **values: Any) -> str:
         lstrip_blocks=True,
     )
     return environment.get_template(template).render(version=medjax.__version__, **values)
+
+
+def markdown(template: str, **values: Any) -> str:
+    """The Markdown of a template. A missing value is an error. Words of the user go through `plain`."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader('medjax.reports', '.'),
+        autoescape=False,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template(template).render(version=medjax.__version__, **values)
+
+
+def plain(text: Any) -> str:
+    """Text for Markdown, also for the cell of a table: one line, in which no character is a mark."""
+    return re.sub(r'([\\`*\[\]<>|#])', r'\\\1', ' '.join(str(text).split()))
 
 
 def target(option: str, path: str | None) -> pathlib.Path | None:

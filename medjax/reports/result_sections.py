@@ -192,11 +192,11 @@ def roc_and_pr(run: Run) -> dict[str, Any]:
     return {'panels': panels, 'note': note}
 
 
-def overlap(run: Run) -> list[str]:
-    """A sentence for each data set: the share of its test records that the newest export was trained on."""
-    sentences = {}
+def overlap(run: Run, step: int | None = None) -> list[str]:
+    """A sentence for each data set: the share of its test records that an export, the newest, was trained on."""
+    sentences, step = {}, run.newest_step() if step is None else step
     for result in run.results:
-        if result.encoder != run.newest_step():
+        if result.encoder != step:
             continue
         if shares := result.content.get('overlap'):
             sentences[result.data] = f'{result.data}: {overlap_sentence(shares)}.'
