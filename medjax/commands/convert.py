@@ -24,7 +24,7 @@ from medjax.errors import UserError
 from medjax.probes import program
 from medjax.reports import model_card
 from medjax.weights import export, load, to_huggingface, to_meta, to_timm
-from medjax.weights.load import ExportWeights
+from medjax.weights.base import ExportWeights
 
 Writer = Callable[[ExportWeights, Path], list[str]]
 LAYOUTS: dict[str, Writer] = dict(

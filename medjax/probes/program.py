@@ -38,8 +38,8 @@ from medjax.probes.encode import image_tower, pair_of
 from medjax.types import Input, Tower, View
 from medjax.views.colour import normalise
 from medjax.weights import export
+from medjax.weights.base import ExportWeights
 from medjax.weights.layouts_out import copy_tokenizer, tokenizer_name
-from medjax.weights.load import ExportWeights
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 WEIGHTS, SIGNATURE = 'weights.safetensors', 'signature.json'

@@ -27,7 +27,7 @@ from medjax.reports import base, data_facts, result_sections, run_files, run_pag
 from medjax.reports.base import plain
 from medjax.reports.run_files import Run
 from medjax.weights import layouts_out
-from medjax.weights.load import ExportWeights
+from medjax.weights.base import ExportWeights
 
 FACTS = ('version', 'licence', 'records', 'patients', 'splits', 'images')  # of a data set, see data_facts.facts
 MARK = 'Written by `medjax convert`'  # the last lines of a card begin with it

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from medjax.models.towers.vit import VitTower
 from medjax.weights import layouts_out
-from medjax.weights.load import ExportWeights
+from medjax.weights.base import ExportWeights
 
 FOLDER = 'FOLDER'  # stands for the place of the folder, or for its name on the hub
 

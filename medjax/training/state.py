@@ -20,7 +20,7 @@ from medjax.plugins import call
 from medjax.training.optimizer import Optimizer, optimizer
 from medjax.types import Tower, TrainState, Tree
 from medjax.weights import export, load
-from medjax.weights.load import Weights, heads_of
+from medjax.weights.base import Weights, heads_of
 
 
 def create(objective: Objective, optimizer: Optimizer, key: Array) -> TrainState:

@@ -23,7 +23,7 @@ from medjax.models.towers.text import TextTower
 from medjax.models.towers.vit import VitTower, sincos_positions
 from medjax.types import Tower
 from medjax.weights import names
-from medjax.weights.load import ExportWeights
+from medjax.weights.base import ExportWeights
 from medjax.weights.names import Flat, Table
 
 # The keys of meta.json that the files of other systems have no place for.

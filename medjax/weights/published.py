@@ -89,8 +89,10 @@ def weight_files(folder: Path) -> list[Path]:
         if stem not in stems or name.endswith('.safetensors'):
             stems[stem] = name
     if not stems:
+        inside = sorted(p.name for p in folder.iterdir() if p.is_dir() and ((p / 'config.json').is_file()))
+        hint = f'; its folders {", ".join(inside)} look like weights: name one of them' if inside else ''
         raise UserError(
-            f'{folder} holds neither an export (meta.json) nor weights (model.safetensors, pytorch_model.bin, …)'
+            f'{folder} holds neither an export (meta.json) nor weights (model.safetensors, pytorch_model.bin, …){hint}'
         )
     return [folder / name for name in sorted(stems.values())]
 
@@ -174,6 +176,8 @@ HUGGING_FACE = dict(
 def of_transformers(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The sizes that a config.json of transformers says, by tower."""
     kind = config.get('model_type', '')
+    if kind in ('roberta', 'xlm-roberta', 'camembert'):
+        raise UserError(f'config.json says model_type={kind!r}, which counts positions from 2; the tower `text` from 0')
     if 'vision_config' in config or 'text_config' in config:
         both = dict(image=config.get('vision_config') or {}, text=config.get('text_config') or {})
         return {name: _transformers_tower(one, kind) for name, one in both.items()}

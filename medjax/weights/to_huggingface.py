@@ -13,9 +13,9 @@ from safetensors.numpy import save_file
 
 from medjax.models.towers.vit import VitTower
 from medjax.weights import layouts_out as out
+from medjax.weights.base import ExportWeights
 from medjax.weights.families import resnet, text, vit
 from medjax.weights.layouts_out import Module
-from medjax.weights.load import ExportWeights
 from medjax.weights.names import Table, linear
 from medjax.weights.published import ACTIVATIONS
 

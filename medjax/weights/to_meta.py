@@ -9,8 +9,8 @@ from safetensors.numpy import save_file
 
 from medjax.models.towers.vit import VitTower
 from medjax.weights import layouts_out as out
+from medjax.weights.base import ExportWeights
 from medjax.weights.families import dino_head, vit
-from medjax.weights.load import ExportWeights
 
 NAME = "Meta's code"
 

@@ -11,9 +11,9 @@ import numpy as np
 from medjax.models.towers.resnet import ResnetTower
 from medjax.models.towers.vit import VitTower
 from medjax.weights import layouts_out as out
+from medjax.weights.base import ExportWeights
 from medjax.weights.families import resnet, vit
 from medjax.weights.layouts_out import Module
-from medjax.weights.load import ExportWeights
 from medjax.weights.names import Table
 
 NAME = 'timm'

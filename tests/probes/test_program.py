@@ -18,7 +18,7 @@ from medjax.models import build
 from medjax.probes import encode, image_text, program
 from medjax.probes.vectors import unit
 from medjax.types import Input, View
-from medjax.weights import export, load
+from medjax.weights import arrays as files_of_arrays, export, load
 
 VIT = dict(tower='vit', variant='S/4', width=16, depth=2, heads=2, mlp_ratio=2.0, native_size=8)
 TEXT = dict(tower='text', width=16, depth=2, heads=2, mlp_ratio=2.0, vocabulary=30, context=9)
@@ -180,7 +180,7 @@ def test_the_signature_says_what_the_program_takes(folders):
     for about in signature['programs'].values():
         exported = jax.export.deserialize((folders / 'pair' / about['file']).read_bytes())
         assert exported.calling_convention_version == about['calling_convention_version'] >= 9
-    stored = load.arrays.of_safetensors([folders / 'pair' / 'weights.safetensors'])
+    stored = files_of_arrays.of_safetensors([folders / 'pair' / 'weights.safetensors'])
     assert {name.split('/')[1] for name in stored} == {'cxr', 'report', 'vi', 'vt'}  # not the tower `other`
 
 
@@ -197,7 +197,7 @@ def test_programs_are_plain_and_for_every_platform(name, folders):
         assert set(re.findall(r'custom_call @(\w+)', text)) == {'shape_assertion'}
         assert 'custom_vjp' not in text and not exported.disabled_safety_checks
         assert re.search(r'tensor<\?x', text)  # a free number of rows
-        arrays = load.arrays.of_safetensors([path.parent / 'weights.safetensors'])
+        arrays = files_of_arrays.of_safetensors([path.parent / 'weights.safetensors'])
         constants = re.findall(r'stablehlo.constant dense<[^>]*> : tensor<([\dx]+)xf32>', text)
         largest = max((np.prod([int(n) for n in shape.split('x')]) for shape in constants), default=0)
         assert largest < max(array.size for array in arrays.values())  # no parameter became a constant

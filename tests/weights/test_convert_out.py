@@ -15,7 +15,7 @@ from public_models import of_resnet, of_timm, pooled
 from medjax.errors import UserError
 from medjax.models import build
 from medjax.types import Input, View
-from medjax.weights import export, load, to_huggingface, to_meta, to_timm
+from medjax.weights import arrays, export, load, to_huggingface, to_meta, to_timm
 
 torch = pytest.importorskip('torch')
 transformers = pytest.importorskip('transformers')
@@ -241,7 +241,7 @@ def test_names_of_meta_come_back(kind, tmp_path):
     heads = {name: (dict(head='dino_head', prototypes=8, hidden=16, bottleneck=4), 16) for name in ('dino', 'ibot')}
     source, tree = exported(tmp_path, dict(image=section), heads)
     assert to_meta.write(load.open(source), tmp_path / 'meta') == []
-    state = load.arrays.of_safetensors([tmp_path / 'meta' / 'model.safetensors'])
+    state = arrays.of_safetensors([tmp_path / 'meta' / 'model.safetensors'])
     prefix = {'cls_token', 'mask_token', 'patch_embed.proj.weight', 'blocks.0.attn.qkv.weight', 'norm.weight'}
     more = {'blocks.0.attn.qkv.bias_mask', 'rope_embed.periods'} if 'dinov3' in kind else {'pos_embed'}
     assert prefix | more <= set(state)

@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 from medjax.models import build
 from medjax.types import Input, View
-from medjax.weights import load
+from medjax.weights import export, load
 
 torch = pytest.importorskip('torch')
 transformers = pytest.importorskip('transformers')
@@ -116,7 +116,7 @@ def test_files_of_open_clip(kind, tmp_path):
     heads = 2 if kind in ('siglip', 'biomedclip') else None
     weights = load.open(tmp_path)
     image, text = (weights.section(f'towers/{name}', heads) for name in ('image', 'text'))
-    params = {module: load.export.unflatten(weights.flat(module, heads)) for module in weights.modules}
+    params = {module: export.unflatten(weights.flat(module, heads)) for module in weights.modules}
     same_embeddings(model, image, text, params, weights, heads)
     if heads is None:
         _, meta = weights.as_export()
