@@ -4,6 +4,7 @@
     folder/text.stablehlo        (parameters, ids, valid) -> cls, embedding
     folder/weights.safetensors   the parameters: what `safetensors.numpy.load_file` gives is their argument
     folder/signature.json        names, shapes, types and meanings of all arguments and results; preprocessing; versions
+    folder/meta.json             with it the folder is also an export, of the towers and heads that the programs run
 
 The parameters are an argument, because as constants those of a large tower would make a program of over 2 GB, which no
 file of this kind can hold. The number of images or texts is free, and one program runs on CPUs, NVIDIA GPUs and TPUs.
@@ -18,7 +19,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,16 +78,29 @@ def write(weights: ExportWeights, folder: Path) -> list[str]:
         (folder / f'{program.name}.stablehlo').write_bytes(exported.serialize())
         entries[program.name] = _entry(program, exported)
     about = signature(weights.meta, entries)
+    used = {module for program in programs for module in program.modules}
+    meta = of_modules(weights.meta, used)
     if 'text' in entries and (tokenizer := weights.meta.get('tokenizer')):
         copy_tokenizer(weights, folder)
         file = tokenizer_name(tokenizer['file'])
         tokens = tokenizers.load(folder / file, tokenizer['pad']).tokens._asdict()
         about['tokenizer'] = dict(file=file, tokens=tokens, fingerprint=tokenizer['fingerprint'])
+        meta['tokenizer'] = dict(tokenizer, file=file)
     (folder / SIGNATURE).write_text(json.dumps(about, indent=1))
+    (folder / 'meta.json').write_text(json.dumps(meta, indent=1))
     save_file({name: np.ascontiguousarray(weights.stored[name]) for name in names}, folder / WEIGHTS)
-    used = {module for program in programs for module in program.modules}
     left = [module for module in weights.modules if module not in used]
     return [f'{", ".join(left)}: not in the program, which encodes images and texts'] if left else []
+
+
+def of_modules(meta: Mapping[str, Any], modules: Collection[str]) -> dict[str, Any]:
+    """meta.json of an export with some of its modules: those of the encoder and of its pair."""
+    kept = {
+        kind: {name: section for name, section in meta[kind].items() if f'{kind}/{name}' in modules}
+        for kind in ('towers', 'heads')
+    }
+    pair = pair_of(meta)
+    return dict(meta) | kept | dict(pairs=[] if pair is None else [pair], format=export.FORMAT)
 
 
 def programs_of(meta: Mapping[str, Any]) -> list[Program]:

@@ -32,8 +32,18 @@ def save(
     tree = {'towers': {name: tower.init(jax.random.key(i)) for i, (name, tower) in enumerate(built.items())}}
     tree['heads'] = {name: build.head(cfg, 16, name).init(jax.random.key(9)) for name, cfg in heads.items()}
     noisy = jax.tree.map(lambda x: np.asarray(x + rng.uniform(0.0, 0.2, x.shape), np.float32), tree)
-    meta = dict(step=40, network='teacher', encoder=None, towers=towers, heads=heads, pairs=[], size=size,
-                image=dict(channels=channels, mean=0.4, std=0.2, fit='crop'), config_fingerprint='x', seen=None)  # fmt: skip
+    meta = dict(
+        step=40,
+        network='teacher',
+        encoder=None,
+        towers=towers,
+        heads=heads,
+        pairs=[],
+        size=size,
+        image=dict(channels=channels, mean=0.4, std=0.2, fit='crop'),
+        config_fingerprint='x',
+        seen=None,
+    )
     if 'text' not in towers:
         return export.save(folder, noisy, meta)
     folder.parent.mkdir(exist_ok=True)

@@ -185,6 +185,24 @@ def test_the_signature_says_what_the_program_takes(folders):
 
 
 @pytest.mark.parametrize('name', CASES)
+def test_the_folder_is_also_an_export(name, folders):
+    """Of the towers and heads that the programs run, with equal arrays and features."""
+    (before, _), (after, meta) = load.as_export(folders / f'{name} export'), load.as_export(folders / name)
+    before, after = export.flatten(before), export.flatten(after)
+    assert {n for n in before if '/other/' not in n} == set(after)
+    for path, array in after.items():
+        np.testing.assert_array_equal(array, before[path], err_msg=path)
+    assert {f'towers/{n}' for n in meta['towers']} | {f'heads/{n}' for n in meta['heads']} == {
+        '/'.join(path.split('/')[:2]) for path in after
+    }
+    assert meta['pairs'] == CASES[name].get('pairs', [])
+    if name != 'bert':
+        images = [np.zeros((9, 9), np.uint8), np.full((9, 9), 200, np.uint8)]
+        a, b = (encode.load(folders / n).encode(images)['cls'] for n in (f'{name} export', name))
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize('name', CASES)
 def test_programs_are_plain_and_for_every_platform(name, folders):
     """Custom calls would have to be there in another version of jax, and on every device.
 
