@@ -194,6 +194,20 @@ def test_a_step_without_results(own, tmp_path):
     assert 'No test of it is known here.' in card and '.533' not in card
 
 
+def test_results_that_lack_a_part(own, tmp_path):
+    """A user's own probe may have no mean, and a file may be damaged: the card is written without them."""
+    folder = own / 'probes' / str(STEP)
+    whole = json.loads((folder / 'other_clinic.knn.json').read_text())
+    for i, lacking in enumerate(
+        (dict(bootstrap={}), dict(records={}), dict(results=dict(auroc=dict(a=dict(value=1))))), 1
+    ):
+        name = f'own{i}'
+        (folder / f'other_clinic.{name}.json').write_text(json.dumps(whole | dict(probe=name) | lacking))
+    (folder / 'other_clinic.linear.json').write_text('{')
+    card = card_of(own, tmp_path / 'out')
+    assert '| step 1000 | knn | .822' in card and '| own' not in card
+
+
 @pytest.mark.parametrize('readme', ['---\nlicense: apache-2.0\ntags:\n- x\n---\n# x', '# license: mit', None])
 def test_public_weights(run, tmp_path, readme):
     """The card says whose they are, and the licence that their publisher states."""
