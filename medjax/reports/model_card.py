@@ -305,8 +305,14 @@ def overlap(trained: Trained | None) -> list[str]:
     """A sentence for each data set of the results: the share of its test records that were in training."""
     if trained is None:
         return ['Not known.']
-    found = result_sections.overlap(trained.run, trained.step)
-    return [plain(sentence) for sentence in found] or ['Not known: no probe has been run on this step.']
+    found = [plain(sentence) for sentence in result_sections.overlap(trained.run, trained.step)]
+    found = found or ['Not known: no probe has been run on this step.']
+    if begun := starts(trained.run.config):
+        names = ', '.join(map(plain, begun))
+        found.append(
+            f'Training started from other weights ({names}). Whether these have seen test data is not known here.'
+        )
+    return found
 
 
 # Limits and licences
