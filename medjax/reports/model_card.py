@@ -62,7 +62,7 @@ def card(weights: ExportWeights, layout: str, notes: Sequence[str], folder: Path
         parts=parts(weights),
         input=sees(meta),
         load=usage.blocks(weights, layout, folder),
-        notes=[plain(note.replace(f'{weights.path}', weights.path.name)) for note in notes],
+        notes=[plain(without_place(note, weights.path)) for note in (*weights.notes, *notes)],
         datasets=[] if trained is None else [data_set(data) for data in trained.datasets],
         data_sentences=data_sentences(weights, trained),
         recipe=[] if trained is None else recipe(weights, trained),
@@ -109,6 +109,12 @@ def origin(meta: Mapping[str, Any]) -> str:
     return (
         f'Not known here: the weights are those of {plain(meta.get("name"))}{what}; see what was published with them.'
     )
+
+
+def without_place(note: str, path: Path) -> str:
+    """A note without the folders in front of the weights: what lies in `path` keeps its name alone."""
+    inside = re.sub(rf'(?<![\w./-]){re.escape(str(path))}/', '', note)
+    return re.sub(rf'(?<![\w./-]){re.escape(str(path))}(?=[:,;\s]|$)', lambda _: path.resolve().name, inside)
 
 
 # The head of the page

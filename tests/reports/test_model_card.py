@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -218,6 +219,7 @@ def test_public_weights(run, tmp_path, readme):
     to_huggingface.write(load.open(run), public)
     config = json.loads((public / 'config.json').read_text())
     config.pop('medjax')  # as somebody else would have written it
+    (public / 'preprocessor_config.json').unlink()
     (public / 'config.json').write_text(json.dumps(config))
     if readme:
         (public / 'README.md').write_text(readme)
@@ -225,11 +227,30 @@ def test_public_weights(run, tmp_path, readme):
     out = tmp_path / 'out'
     out.mkdir()
     card = model_card.card(weights, 'stablehlo', program.write(weights, out), out)
+    assert '- dinov2-base: nothing says mean' in card and str(tmp_path) not in card
     assert '# dinov2-base' in card and 'the weights are those of dinov2-base' in section(card, 'Recipe')
     stated = bool(readme) and 'apache' in readme
     assert ('\nlicense: "apache-2.0"\n' in card) == stated
     assert ('Of the weights: apache-2.0, as their publisher states.' in card) == stated
     assert ('that of the original, which does not lie beside these files' in card) == (not stated)
+
+
+@pytest.mark.parametrize(
+    ('path', 'note', 'expected'),
+    [
+        ('/home/anna/dino', '/home/anna/dino: nothing says', 'dino: nothing says'),
+        (
+            '/home/anna/dino',
+            '/home/anna/dino/model.safetensors: not read are a.b',
+            'model.safetensors: not read are a.b',
+        ),
+        ('/home/anna', '/home/anna/x.pth: not read are a, b', 'x.pth: not read are a, b'),
+        ('.', 'x.pth: not read are blocks.1.x', 'x.pth: not read are blocks.1.x'),
+        ('a', 'timm has a place for a/b and banana', 'timm has a place for b and banana'),
+    ],
+)
+def test_notes_without_folders(path, note, expected):
+    assert model_card.without_place(note, Path(path)) == expected
 
 
 def test_the_class_of_meta_with_the_sizes_of_the_tower(run, tmp_path):
