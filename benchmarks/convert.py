@@ -99,6 +99,7 @@ def main() -> None:
             pass
         steps.append(('export -> Hugging Face', ['export'], 'hf', 'huggingface'))
         steps.append(('Hugging Face -> export', ['hf'], 'again', None))
+        steps.append(('export -> program', ['export'], 'program', 'stablehlo'))
         for title, (source,), target, layout in steps:
             extra = ['--to', layout] if layout else []
             seconds, memory = converted(str(folder / source), '--out', str(folder / target), *extra)

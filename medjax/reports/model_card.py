@@ -277,7 +277,8 @@ def result_tables(trained: Trained) -> list[str]:
     """
     by_data: dict[str, list[Mapping[str, Any]]] = {}
     for result in trained.run.results:
-        if result.encoder in (0, trained.step) or isinstance(result.encoder, str):
+        compared = result.encoder in (0, trained.step) or isinstance(result.encoder, str)
+        if compared and is_complete(result.content):
             content = dict(result.content) | dict(data=plain(result.data))
             by_data.setdefault(result.data, []).append(content | dict(encoder=dict(step=result.encoder)))
     return [
@@ -285,6 +286,15 @@ def result_tables(trained: Trained) -> list[str]:
         for found in by_data.values()
         if any(one['encoder']['step'] == trained.step for one in found)
     ]
+
+
+def is_complete(content: Mapping[str, Any]) -> bool:
+    """Whether a result has what a table needs; those of a user's own probe may lack it."""
+    rows = content['results'].values()
+    counted = 'test' in content.get('records', {}) and {'patients', 'level'} <= set(content.get('bootstrap', {}))
+    return (
+        bool(rows) and counted and all(m and {'value', 'low', 'high'} <= set(m) for m in (r.get('mean') for r in rows))
+    )
 
 
 def of_this_step(trained: Trained) -> list[run_files.ResultFile]:
@@ -295,8 +305,14 @@ def overlap(trained: Trained | None) -> list[str]:
     """A sentence for each data set of the results: the share of its test records that were in training."""
     if trained is None:
         return ['Not known.']
-    found = result_sections.overlap(trained.run, trained.step)
-    return [plain(sentence) for sentence in found] or ['Not known: no probe has been run on this step.']
+    found = [plain(sentence) for sentence in result_sections.overlap(trained.run, trained.step)]
+    found = found or ['Not known: no probe has been run on this step.']
+    if begun := starts(trained.run.config):
+        names = ', '.join(map(plain, begun))
+        found.append(
+            f'Training started from other weights ({names}). Whether these have seen test data is not known here.'
+        )
+    return found
 
 
 # Limits and licences

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from medjax.data.text import tokenizer as tokenizers
 from medjax.models.towers.vit import VitTower
 from medjax.weights import layouts_out
 from medjax.weights.base import ExportWeights
@@ -24,7 +25,7 @@ def blocks(weights: ExportWeights, layout: str, folder: Path) -> list[Block]:
     """The blocks of a card; `folder` holds the files."""
     colour = 'L' if weights.meta['image']['channels'] == 1 else 'RGB'
     if layout == 'huggingface':
-        return hugging_face(folder, colour)
+        return hugging_face(weights, folder, colour)
     if layout == 'timm':
         return [timm(colour)]
     if layout == 'meta':
@@ -32,8 +33,9 @@ def blocks(weights: ExportWeights, layout: str, folder: Path) -> list[Block]:
     return programs(folder, colour)
 
 
-def hugging_face(folder: Path, colour: str) -> list[Block]:
+def hugging_face(weights: ExportWeights, folder: Path, colour: str) -> list[Block]:
     """One model, or one folder for each tower."""
+    length = (weights.meta.get('tokenizer') or {}).get('length')
     single = (folder / 'config.json').is_file()
     places = {'': folder} if single else {f'/{p.name}': p for p in sorted(folder.iterdir()) if p.is_dir()}
     found = []
@@ -53,17 +55,29 @@ def hugging_face(folder: Path, colour: str) -> list[Block]:
             ))  # fmt: skip
         if (opened := tokenizer(place, FOLDER + name)) is not None:
             get = 'model.get_text_features(ids)' if pair else 'model(ids).last_hidden_state'
-            found.append(Block(
-                'Features of a text:' if single else f'`{name[1:]}/` is the encoder of texts:',
-                'import torch\n'
-                f'{opened.imported}\n'
-                'from transformers import AutoModel\n\n'
-                f'{opened.line}\n'
-                f"model = AutoModel.from_pretrained('{FOLDER}{name}')\n"
-                "ids = torch.tensor([tokenizer.encode('No pleural effusion.').ids])\n"
+            full = kind.startswith('siglip')  # it reads padding too
+            lines = [
+                'import torch',
+                opened.imported,
+                'from transformers import AutoModel',
+                '',
+                opened.line,
+                f'tokenizer.enable_truncation({length})',
+                *([f'tokenizer.enable_padding(length={length}, pad_id={padding(weights, place)})'] if full else []),
+                f"model = AutoModel.from_pretrained('{FOLDER}{name}')",
+                "ids = torch.tensor([tokenizer.encode('No pleural effusion.').ids])",
                 f'features = {get}',
-            ))  # fmt: skip
+            ]
+            title = 'Features of a text:' if single else f'`{name[1:]}/` is the encoder of texts:'
+            found.append(Block(title, '\n'.join(lines)))
     return found
+
+
+def padding(weights: ExportWeights, folder: Path) -> int:
+    """The number of the token that fills texts up."""
+    about = weights.meta['tokenizer']
+    file = layouts_out.tokenizer_name(about['file'])
+    return tokenizers.load(folder / file, about['pad']).tokens.pad
 
 
 class Opened(NamedTuple):

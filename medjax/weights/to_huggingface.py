@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
+from medjax.errors import UserError
 from medjax.models.towers.vit import VitTower
 from medjax.weights import layouts_out as out
 from medjax.weights.base import ExportWeights
@@ -46,6 +47,7 @@ def write(weights: ExportWeights, folder: Path) -> list[str]:
     for name, module in known.items():
         place = folder if alone else folder / name
         config, state, told = _tower(module)
+        config = _with_end(weights, config)
         out.write(place, config | dict(medjax=_about_one(weights, name)), state)
         notes += told + _beside(weights, place, {name: module})
     if heads:
@@ -204,6 +206,22 @@ def _text(module: Module) -> tuple[dict[str, Any], Table, Mapping[str, np.ndarra
     return config, text.HF_TEXT, module.params, notes
 
 
+def _with_end(weights: ExportWeights, config: dict[str, Any]) -> dict[str, Any]:
+    """config.json with the end token of the tokenizer, at which transformers pools a text of CLIP.
+
+    Without a tokenizer it is the last of the vocabulary, as in OpenAI's.
+    """
+    last = ((weights.meta.get('tokenizer') or {}).get('tokens') or {}).get('last')
+    if config.get('model_type') != 'clip_text_model' or last is None:
+        return config
+    if last == 2:
+        raise UserError(
+            'the text tower pools at the end token, which is number 2 here; transformers takes the 2 for an error of '
+            'old files and pools at the token of the highest number, so it cannot hold this tower'
+        )
+    return config | dict(eos_token_id=last)
+
+
 def _resnet(module: Module) -> tuple[dict[str, Any], Table, Mapping[str, np.ndarray], list[str]]:
     net: Any = module.tower.module
     bottleneck = net.expansion > 1
@@ -245,7 +263,8 @@ def _pair(
     siglip = not net.family.cls and family.padding and family.pool == 'last'
     scale = np.array(-math.log(pair['temperature']), np.float32)
     sides = {'vision_config': _vit(image), 'text_config': _text(words)}
-    configs = {name: {k: v for k, v in side[0].items() if k != 'architectures'} for name, side in sides.items()}
+    configs = {name: _with_end(weights, side[0]) for name, side in sides.items()}
+    configs = {name: {k: v for k, v in one.items() if k != 'architectures'} for name, one in configs.items()}
     state: dict[str, np.ndarray] = {}
     for (_, table, params, _), prefix in zip(sides.values(), ('vision_model.', 'text_model.'), strict=True):
         state |= out.arrays(table, params, prefix)

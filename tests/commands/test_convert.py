@@ -49,7 +49,8 @@ def save(
     folder.parent.mkdir(exist_ok=True)
     tokenizer = tokenizer_in(folder.parent)
     text = dict(tower='text', head='vt', length=12, sections=['findings'])
-    meta['pairs'] = [dict(term='pair', temperature=0.1, image=dict(tower='image', head='vi'), text=text)]
+    image = dict(tower='image', head='vi' if 'vi' in heads else None)
+    meta['pairs'] = [dict(term='pair', temperature=0.1, image=image, text=text)]
     meta['tokenizer'] = dict(file='vocab.txt', pad=None, length=12, fingerprint=tokenizer.fingerprint,
                              tokens=tokenizer.tokens._asdict())  # fmt: skip
     return export.save(folder, noisy, meta, {'vocab.txt': tokenizer.raw})
@@ -95,21 +96,35 @@ def test_the_code_of_the_card_gives_the_features(layout, channels, tmp_path, mon
     np.testing.assert_allclose(got if layout == 'stablehlo' else got[:, 0], expected, atol=1e-4)
 
 
+def a_pair(family: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Towers and heads of a pair: one that no class of transformers holds, of CLIP, or of SigLIP."""
+    towers = dict(image=dict(VIT, family='vit' if family == 'bert' else family), text=dict(TEXT, family=family))
+    heads = dict(vi=LINEAR, vt=LINEAR)
+    return towers, dict(vt=dict(head='linear', out=16, bias=True)) if family == 'siglip' else heads
+
+
+@pytest.mark.parametrize('family', ['bert', 'clip', 'siglip'])
 @pytest.mark.parametrize('layout', ['huggingface', 'stablehlo'])
-def test_the_code_of_a_card_of_images_and_texts(layout, tmp_path, monkeypatch):
+def test_the_code_of_a_card_of_images_and_texts(layout, family, tmp_path, monkeypatch):
+    """In the layout of transformers, a pair of one class gives vectors of the common space."""
     pytest.importorskip(dict(huggingface='transformers', stablehlo='jax')[layout])
-    towers = dict(image=dict(VIT, family='vit'), text=dict(TEXT, family='bert'))
-    source = save(tmp_path / 'weights' / 'export', towers, dict(vi=LINEAR, vt=LINEAR))
+    source = save(tmp_path / 'weights' / 'export', *a_pair(family), channels=3)
     assert convert(source, '--to', layout, '--out', tmp_path / 'out') == 0
     encoder = encode.load(source)
     pair = image_text.load(encoder)
-    image, (of_image, of_text) = picture(1), blocks(tmp_path / 'out')
-    got = features_of(of_image, tmp_path, monkeypatch, image)
-    np.testing.assert_allclose(got if layout == 'stablehlo' else got[:, 0], encoder.encode([image])['cls'], atol=1e-4)
-    of_text = of_text.replace('No pleural effusion.', 'no effusion one.')
-    expected = image_text._encode_texts(pair.text, [pair.tokens('no effusion one.')], 12, 0)
-    got = features_of(of_text, tmp_path, monkeypatch)
-    np.testing.assert_allclose(got if layout == 'stablehlo' else got[:, 0], expected, atol=1e-4)
+    image, (of_image, of_text) = picture(3), blocks(tmp_path / 'out')
+    got = (
+        features_of(of_image, tmp_path, monkeypatch, image),
+        features_of(of_text.replace('No pleural effusion.', 'no effusion one.'), tmp_path, monkeypatch),
+    )
+    cls = encoder.encode([image])['cls']
+    if layout == 'huggingface' and family != 'bert':
+        expected = pair.image_vectors(cls), pair.text_vectors(['no effusion one.'])
+    else:
+        expected = cls, image_text._encode_texts(pair.text, [pair.tokens('no effusion one.')], 12, 0)
+        got = got if layout == 'stablehlo' else tuple(x[:, 0] for x in got)
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4 * max(1.0, np.abs(b).max()))
 
 
 def test_public_weights_become_an_export_and_go_out_again(tmp_path, capsys):
@@ -133,6 +148,17 @@ def test_public_weights_become_an_export_and_go_out_again(tmp_path, capsys):
         convert(tmp_path / 'hf', '--to', 'timm', '--out', tmp_path / 'timm') == 0
     )  # public weights, without an export
     assert "the tower 'text' is left out: timm has image models" in capsys.readouterr().out
+
+
+def test_an_end_token_that_transformers_would_not_see(tmp_path, capsys):
+    """RoBERTa's end token is number 2, and transformers pools such texts of CLIP at another token."""
+    source = save(tmp_path / 'weights' / 'export', *a_pair('clip'), channels=3)
+    meta = json.loads((source / 'meta.json').read_text())
+    meta['tokenizer']['tokens']['last'] = 2
+    (source / 'meta.json').write_text(json.dumps(meta))
+    assert 'pools at the end token, which is number 2' in refused(
+        capsys, source, '--to', 'huggingface', '--out', tmp_path / 'x'
+    )
 
 
 def test_a_run_gives_its_newest_export(tmp_path, capsys):

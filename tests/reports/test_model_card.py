@@ -143,7 +143,9 @@ def test_results_of_this_step_and_of_what_it_is_compared_with(card):
                          ('raw pixels', '.644 [.594, .694]'), ('rad-dino', '.855 [.805, .905]')):  # fmt: skip
         assert f'| {title} | knn | {value} |' in text
     assert '.911' not in card, 'the result of another step'
-    assert 'other_clinic: pretraining saw the patient of 25.0 %' in section(card, 'Overlap of training and test data')
+    overlap = section(card, 'Overlap of training and test data')
+    assert 'other_clinic: pretraining saw the patient of 25.0 %' in overlap
+    assert 'started from other weights (dinov2-base). Whether these have seen test data is not known' in overlap
     limits = section(card, 'Limits')
     assert (
         'tested on the test split of other_clinic, and on nothing else' in limits and 'hernia (no positive)' in limits
@@ -192,6 +194,20 @@ def test_a_step_without_results(own, tmp_path):
     card = card_of(own, tmp_path / 'out')
     assert section(card, 'Results').startswith('\nNo probe has been run on this step.')
     assert 'No test of it is known here.' in card and '.533' not in card
+
+
+def test_results_that_lack_a_part(own, tmp_path):
+    """A user's own probe may have no mean, and a file may be damaged: the card is written without them."""
+    folder = own / 'probes' / str(STEP)
+    whole = json.loads((folder / 'other_clinic.knn.json').read_text())
+    for i, lacking in enumerate(
+        (dict(bootstrap={}), dict(records={}), dict(results=dict(auroc=dict(a=dict(value=1))))), 1
+    ):
+        name = f'own{i}'
+        (folder / f'other_clinic.{name}.json').write_text(json.dumps(whole | dict(probe=name) | lacking))
+    (folder / 'other_clinic.linear.json').write_text('{')
+    card = card_of(own, tmp_path / 'out')
+    assert '| step 1000 | knn | .822' in card and '| own' not in card
 
 
 @pytest.mark.parametrize('readme', ['---\nlicense: apache-2.0\ntags:\n- x\n---\n# x', '# license: mit', None])
