@@ -177,6 +177,7 @@ def their_tokens(
         return model.norm(x).numpy(), weights.mean(1).numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('grid', GRIDS)
 @pytest.mark.parametrize(
     ('registers', 'options', 'their_options'),
@@ -320,6 +321,7 @@ def test_draws_have_the_stated_distributions():
     assert np.abs(other[1] - shift).min(1).max() > 0.1
 
 
+@pytest.mark.slow
 def test_changes_of_a_group_do_not_depend_on_the_other_rows_or_on_devices():
     """With drop path and a mask of mode 'drop': one group alone, all groups, and all groups on eight devices."""
     if jax.device_count() != 8:
@@ -404,6 +406,7 @@ def test_the_flash_kernel_gets_turned_queries_and_keys(monkeypatch):
     assert set(shapes) == {8}
 
 
+@pytest.mark.slow
 def test_bfloat16_gives_nearly_the_same():
     tower, half = vit.build(3, **OURS), vit.build(3, **OURS, dtype='bfloat16')
     params, given = params_of(tower), view((3, 3))
@@ -411,6 +414,7 @@ def test_bfloat16_gives_nearly_the_same():
     assert 0 < np.abs(got - expected).max() / np.abs(expected).max() < 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('positions', ['rope', 'learned'])
 def test_keys_without_a_bias(positions):
     """They equal keys with the bias zero: features, the attention map, and gradients of all other parameters."""

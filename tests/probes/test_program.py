@@ -134,6 +134,7 @@ def close(got: Any, expected: Any) -> None:
     np.testing.assert_allclose(got, expected, atol=1e-5 * max(1.0, np.abs(expected).max()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', [n for n, case in CASES.items() if n != 'bert'])
 def test_images_are_encoded_as_by_encode(name, folders):
     encoder = encode.load(folders / f'{name} export')
@@ -147,6 +148,7 @@ def test_images_are_encoded_as_by_encode(name, folders):
         close(got['patches'], expected['patches'])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['bert', 'pair', 'siglip'])
 def test_texts_are_encoded_as_by_the_tower(name, folders):
     case, given = CASES[name], np.load(folders / name / 'text_in.npz')
@@ -159,6 +161,7 @@ def test_texts_are_encoded_as_by_the_tower(name, folders):
     close(results(folders / name, 'text')['cls'], np.asarray(expected['cls'][:, 0]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['pair', 'siglip'])
 def test_embeddings_are_those_of_zero_shot(name, folders):
     """The unit vectors of both sides, by the heads of the pair."""
@@ -171,6 +174,7 @@ def test_embeddings_are_those_of_zero_shot(name, folders):
         close(got['embedding'], unit(np.asarray(features)))
 
 
+@pytest.mark.slow
 def test_the_first_text_of_a_pair_is_what_image_text_reads(folders):
     """The padded text that a user gives has the vector that the probes compute from its tokens."""
     encoder = encode.load(folders / 'pair export')
@@ -180,6 +184,7 @@ def test_the_first_text_of_a_pair_is_what_image_text_reads(folders):
     close(results(folders / 'pair', 'text')['cls'], image_text._encode_texts(branch, tokens, 7, 0))
 
 
+@pytest.mark.slow
 def test_the_signature_says_what_the_program_takes(folders):
     signature = json.loads((folders / 'pair' / 'signature.json').read_text())
     image, text = signature['programs']['image'], signature['programs']['text']
@@ -198,6 +203,7 @@ def test_the_signature_says_what_the_program_takes(folders):
     assert {name.split('/')[1] for name in stored} == {'cxr', 'report', 'vi', 'vt'}  # not the tower `other`
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', CASES)
 def test_the_folder_is_also_an_export(name, folders):
     """Of the towers and heads that the programs run, with equal arrays and features."""
@@ -216,6 +222,7 @@ def test_the_folder_is_also_an_export(name, folders):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', CASES)
 def test_programs_are_plain_and_for_every_platform(name, folders):
     """Custom calls would have to be there in another version of jax, and on every device.

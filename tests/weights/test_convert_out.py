@@ -40,6 +40,11 @@ TOWERS: dict[str, dict[str, Any]] = {
 }
 
 
+def few(kinds: list[str], *quick: str) -> list[Any]:
+    """All kinds, of which some run with the quick tests."""
+    return [pytest.param(kind, marks=() if kind in quick else pytest.mark.slow) for kind in kinds]
+
+
 def noisy(params: Any, seed: int = 5) -> Any:
     """Parameters far from zero; variances stay positive."""
     rng = np.random.default_rng(seed)
@@ -111,7 +116,7 @@ def hf_features(kind: str, model: Any, x: np.ndarray) -> tuple[Any, Any]:
         return tokens[:, 0], tokens[:, 1 + registers :]
 
 
-@pytest.mark.parametrize('kind', [k for k in TOWERS if k != 'wide'])
+@pytest.mark.parametrize('kind', few([k for k in TOWERS if k != 'wide'], 'demo', 'dinov3', 'resnet'))
 def test_transformers_opens_what_is_written(kind, tmp_path):
     section = TOWERS[kind]
     source, tree = exported(tmp_path, dict(image=section))
@@ -128,7 +133,7 @@ def test_transformers_opens_what_is_written(kind, tmp_path):
     unchanged(tmp_path / 'hf', tree, source)
 
 
-@pytest.mark.parametrize('kind', [k for k in TOWERS if k != 'resnet'])
+@pytest.mark.parametrize('kind', few([k for k in TOWERS if k != 'resnet'], 'registers', 'wide'))
 def test_timm_opens_what_is_written(kind, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')

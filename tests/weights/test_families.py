@@ -15,7 +15,11 @@ from medjax.weights import load
 torch = pytest.importorskip('torch')
 
 
-@pytest.fixture(scope='module', params=FAMILIES, ids=str)
+QUICK = ('dinov2 registers', 'timm siglip', 'timm dinov3 bias', 'resnet')
+PARAMS = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in FAMILIES]
+
+
+@pytest.fixture(scope='module', params=PARAMS, ids=str)
 def published(request, tmp_path_factory):
     family = FAMILIES[request.param]
     model = shaken(family.make())
