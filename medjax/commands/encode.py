@@ -108,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
         '--patches', action='store_true', help='also the features of the patches: many times as many numbers as cls'
     )
     parser.add_argument(
-        '--batch', type=int, metavar='N', help=f'images that run at once (default: {batches.ROWS_PER_DEVICE} a device)'
+        '--batch', type=int, metavar='N', help='images that run at once (default: 32 a device, fewer on a CPU)'
     )
     parser.add_argument('--overwrite', action='store_true', help='replace an existing file')
     return parser

@@ -23,13 +23,14 @@ from tqdm import tqdm
 from medjax.data.images import decode, dicom, headers
 from medjax.data.types import Unreadable
 from medjax.errors import UserError
-from medjax.parallel.sharding import make_mesh, replicated, rows_sharding
+from medjax.parallel.sharding import make_mesh, platform, replicated, rows_sharding
 from medjax.views import host_view
 
 if TYPE_CHECKING:
     from medjax.probes.encode import Encoder
 
 ROWS_PER_DEVICE = 32
+CPU_PIXELS = 4 * 224 * 224  # of a batch on a CPU: of larger batches the activations leave its caches
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.dcm', '.dicom')  # of files that a folder shows; others are known by content
 
 KINDS = ('JPEG', 'PNG')
@@ -127,7 +128,7 @@ def of_files(
 ) -> Iterator[Batch]:
     """The features run(params, squares) of images, see `Encoder.encode_batches`."""
     size, channels, mesh = encoder.size, int(encoder.image['channels']), make_mesh()
-    rows = _rows(batch, mesh.size)
+    rows = _rows(batch, mesh, size)
     shapes: list[tuple[int, ...]] = []  # height, width, frames
 
     def square(i: int) -> tuple[np.ndarray, tuple[int, ...]] | Unreadable:
@@ -138,7 +139,7 @@ def of_files(
         return host_view.square(pixels, size, encoder.image), (*pixels.shape[:2], frames)
 
     def squares() -> Iterator[tuple[np.ndarray, tuple[np.ndarray, ...]]]:
-        with contextlib.closing(in_threads(square, len(images), 2 * rows)) as results:
+        with contextlib.closing(in_threads(square, len(images), ahead(rows))) as results:
             for start in range(0, len(images), rows):
                 x = np.zeros((rows, size, size, channels), np.float32)
                 numbers: list[int] = []
@@ -173,10 +174,10 @@ def of_canvases(
 ) -> Iterator[Batch]:
     """The features run(params, images, extent) of image(0) … image(n-1), each top-left on its canvas."""
     mesh = make_mesh()
-    rows = _rows(None, mesh.size)
+    rows = _rows(None, mesh, encoder.size)
 
     def canvases() -> Iterator[tuple[np.ndarray, tuple[np.ndarray, ...]]]:
-        with contextlib.closing(in_threads(image, n, 2 * rows)) as results:
+        with contextlib.closing(in_threads(image, n, ahead(rows))) as results:
             for start in range(0, n, rows):
                 numbers = np.arange(start, min(start + rows, n))
                 arrays = [next(results) for _ in numbers]
@@ -190,9 +191,16 @@ def of_canvases(
     yield from _encoded(encoder, run, canvases(), n, mesh, progress)
 
 
-def _rows(batch: int | None, devices: int) -> int:
-    """The rows of a batch: a multiple of the number of devices."""
-    return ROWS_PER_DEVICE * devices if batch is None else -(-batch // devices) * devices
+def _rows(batch: int | None, mesh: jax.sharding.Mesh, size: int) -> int:
+    """The rows of a batch of squares of `size` pixels: a multiple of the number of devices."""
+    if batch is not None:
+        return -(-batch // mesh.size) * mesh.size
+    return (min(ROWS_PER_DEVICE, max(1, CPU_PIXELS // size**2)) if platform() == 'cpu' else ROWS_PER_DEVICE) * mesh.size
+
+
+def ahead(rows: int) -> int:
+    """The number of images that are decoded before they are needed: of two batches, and of 16 at least."""
+    return max(2 * rows, 16)
 
 
 def in_threads(function: Callable[[int], Any], n: int, ahead: int) -> Generator[Any, None, None]:

@@ -85,7 +85,7 @@ class Encoder:
                 arrays uint8|uint16 [H,W] or [H,W,C]
         outputs some of OUTPUTS; None: cls, and patches where the encoder has them
         fit     what it sees of an image, in place of its own: 'crop', 'pad' or 'stretch', see `load`
-        batch   images that run at once; None: 32 for each device
+        batch   images that run at once; None: 32 for each device, fewer on a CPU
 
         UserError for an image that cannot be read. All outputs stay in the host's memory; `encode_batches` gives them
         batch by batch.

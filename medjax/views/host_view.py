@@ -15,7 +15,7 @@ import numpy as np
 from medjax.views import geometry
 from medjax.views.colour import LUMINANCE
 
-ROWS = 16  # output pixels of one matrix product
+ROWS = 8  # output pixels of one matrix product
 
 
 def square(pixels: np.ndarray, size: int, image: Mapping[str, Any]) -> np.ndarray:
