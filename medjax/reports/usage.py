@@ -55,16 +55,17 @@ def hugging_face(weights: ExportWeights, folder: Path, colour: str) -> list[Bloc
             ))  # fmt: skip
         if (opened := tokenizer(place, FOLDER + name)) is not None:
             get = 'model.get_text_features(ids)' if pair else 'model(ids).last_hidden_state'
+            model = 'SiglipTextModel' if kind == 'siglip_text_model' else 'AutoModel'  # which does not know that one
             full = kind.startswith('siglip')  # it reads padding too
             lines = [
                 'import torch',
                 opened.imported,
-                'from transformers import AutoModel',
+                f'from transformers import {model}',
                 '',
                 opened.line,
                 f'tokenizer.enable_truncation({length})',
                 *([f'tokenizer.enable_padding(length={length}, pad_id={padding(weights, place)})'] if full else []),
-                f"model = AutoModel.from_pretrained('{FOLDER}{name}')",
+                f"model = {model}.from_pretrained('{FOLDER}{name}')",
                 "ids = torch.tensor([tokenizer.encode('No pleural effusion.').ids])",
                 f'features = {get}',
             ]

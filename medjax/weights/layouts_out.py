@@ -120,8 +120,16 @@ def with_fixed_positions(params: Mapping[str, np.ndarray], tower: VitTower) -> M
     if tower.module.family.positions != 'sincos':
         return params
     height, width = tower.module.native
-    table = sincos_positions((height, width), tower.width).reshape(height, width, -1)
-    return Changed(params, dict(pos_grid=table, pos_cls=np.zeros(tower.width, np.float32)))
+    table = dict(pos_grid=sincos_positions((height, width), tower.width).reshape(height, width, -1))
+    return Changed(params, table | (dict(pos_cls=np.zeros(tower.width, np.float32)) if tower.module.family.cls else {}))
+
+
+def with_unit_layerscale(params: Mapping[str, np.ndarray], tower: VitTower) -> Mapping[str, np.ndarray]:
+    """Parameters with a LayerScale, 1 where the tower has none, for classes that always have one."""
+    if tower.module.family.layerscale is not None:
+        return params
+    ones = np.ones((tower.module.depth, tower.width), np.float32)
+    return Changed(params, {'blocks/gamma1': ones, 'blocks/gamma2': ones})
 
 
 def without_mask_token(params: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:

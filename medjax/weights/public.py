@@ -111,7 +111,18 @@ class PublishedWeights(Weights):
             raise UserError('; '.join(problems))
         if 'mask_token' not in flat and one.layout.module == 'towers/image' and 'patch' in sizes:
             flat['mask_token'] = np.zeros(sizes['width'], np.float32)  # the public model has none
-        return flat
+        return self._without_unit_layerscale(module, flat, sizes)
+
+    def _without_unit_layerscale(self, module: str, flat: Flat, sizes: Mapping[str, Any]) -> Flat:
+        """Parameters without a LayerScale of 1 that a writer added, because the class of the layout must have one."""
+        if self.own(module) is None or 'blocks/gamma1' not in flat:
+            return flat
+        wanted = self._wanted(module, sizes)
+        return {
+            path: array
+            for path, array in flat.items()
+            if path in wanted or path not in ('blocks/gamma1', 'blocks/gamma2') or (array != 1).any()
+        }
 
     def _grid(self, module: str, sizes: Mapping[str, Any]) -> tuple[int, int] | None:
         """The grid of patches of the stored positions, where config.json says an image size with such a grid."""

@@ -129,12 +129,12 @@ def _vit(module: Module) -> tuple[dict[str, Any], Table, Mapping[str, np.ndarray
                        pos_embed_rescale=rope.rescale, layerscale_value=family.layerscale or 1.0)  # fmt: skip
         gated = net.ffn == 'swiglu'
         config |= dict(use_gated_mlp=True, hidden_act='silu') if gated else {}
-        if family.layerscale is None:
-            ones = np.ones((net.depth, net.width), np.float32)
-            params = out.Changed(params, {'blocks/gamma1': ones, 'blocks/gamma2': ones})
+        params = out.with_unit_layerscale(params, tower)
         if not net.registers:
             params = out.Changed(params, dict(registers=np.zeros((0, net.width), np.float32)))
         return config, vit.HF_DINOV3_GATED if gated else vit.HF_DINOV3, params, notes
+    if net.qkv_bias and not family.key_bias:
+        raise out.refuse(module, NAME, 'only its rotary ViT has keys without bias')
     if not family.cls:
         if net.registers or net.ffn != 'mlp' or family.layerscale is not None or not net.qkv_bias:
             raise out.refuse(module, NAME, 'its SigLIP has no registers, no SwiGLU, no LayerScale, and biases')
@@ -156,9 +156,8 @@ def _vit(module: Module) -> tuple[dict[str, Any], Table, Mapping[str, np.ndarray
     config |= dict(model_type='dinov2_with_registers' if net.registers else 'dinov2', architectures=[f'{name}Model'])
     config |= dict(mlp_ratio=ratio, use_swiglu_ffn=net.ffn == 'swiglu', qkv_bias=net.qkv_bias)
     config |= dict(num_register_tokens=net.registers) if net.registers else {}
+    params = out.with_unit_layerscale(params, tower)
     if family.layerscale is None:
-        ones = np.ones((net.depth, net.width), np.float32)
-        params = out.Changed(params, {'blocks/gamma1': ones, 'blocks/gamma2': ones})
         notes.append('transformers has LayerScale in this class; it is 1 here')
     if not net.registers and (net.antialias or family.offset):
         notes.append(
@@ -191,9 +190,10 @@ def _text(module: Module) -> tuple[dict[str, Any], Table, Mapping[str, np.ndarra
         layer_norm_eps=family.eps,
         dtype='float32',
     )
-    notes = (
-        [] if family.pool in ('cls', 'last') else [f'transformers gives tokens; pool them by {family.pool!r} yourself']
-    )
+    if family.pool == 'attention':
+        raise out.refuse(module, NAME, 'its text towers have no pooling by attention')
+    theirs = 'cls' if family.post_norm else 'last'
+    notes = [] if family.pool == theirs else [f'transformers gives tokens; pool them by {family.pool!r} yourself']
     if family.post_norm:
         config |= dict(model_type='bert', architectures=['BertModel'], type_vocab_size=2)
         return config, text.BERT, module.params, notes

@@ -31,6 +31,11 @@ def write(weights: ExportWeights, folder: Path) -> list[str]:
     if not net.family.cls or net.family.embed_norm or net.family.activation != 'gelu':
         raise out.refuse(module, NAME, "it is no ViT of DINOv2's or DINOv3's kind (CLS token, exact GELU)")
     rope = net.family.positions == 'rope'
+    if net.qkv_bias and rope == net.family.key_bias:
+        kind = (
+            'its rotary ViT has keys without bias' if rope else 'its ViT with a table of positions has keys with bias'
+        )
+        raise out.refuse(module, NAME, kind)
     params = out.with_fixed_positions(module.params, module.tower)
     state = out.arrays(vit.META_DINOV3 if rope else vit.META_DINOV2, params)
     if rope:

@@ -75,6 +75,8 @@ def _vit(module: Module) -> tuple[str, dict[str, Any], Table, Mapping[str, np.nd
     act = {'gelu': 'gelu', 'quick_gelu': 'quick_gelu', 'gelu_tanh': 'gelu_tanh'}[family.activation]
     if family.positions == 'rope':
         return _dinov3(module, args, params)
+    if net.qkv_bias and not family.key_bias:
+        raise out.refuse(module, NAME, 'only its rotary ViT has keys without bias')
     base = 1e-5 if family.embed_norm else 1e-6
     if abs(family.eps - base) > 1.01e-6:
         raise out.refuse(module, NAME, f'its norms have eps={base:g}, and those of this tower {family.eps:g}')
@@ -93,6 +95,8 @@ def _vit(module: Module) -> tuple[str, dict[str, Any], Table, Mapping[str, np.nd
         return name, args, vit.TIMM_CLIP, params
     args |= dict(act_layer=act) if act != 'gelu' and not gated else {}
     args['init_values'] = family.layerscale
+    if family.layerscale is None and (net.registers or gated):
+        params, args['init_values'] = out.with_unit_layerscale(params, tower), 1.0
     if net.registers:
         args |= dict(reg_tokens=net.registers, no_embed_class=True)
         if gated:

@@ -98,12 +98,14 @@ def test_the_code_of_the_card_gives_the_features(layout, channels, tmp_path, mon
 
 def a_pair(family: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Towers and heads of a pair: one that no class of transformers holds, of CLIP, or of SigLIP."""
-    towers = dict(image=dict(VIT, family='vit' if family == 'bert' else family), text=dict(TEXT, family=family))
     heads = dict(vi=LINEAR, vt=LINEAR)
+    if family == 'siglip beside a ViT':
+        return dict(image=dict(VIT, family='vit'), text=dict(TEXT, family='siglip')), heads
+    towers = dict(image=dict(VIT, family='vit' if family == 'bert' else family), text=dict(TEXT, family=family))
     return towers, dict(vt=dict(head='linear', out=16, bias=True)) if family == 'siglip' else heads
 
 
-@pytest.mark.parametrize('family', ['bert', 'clip', 'siglip'])
+@pytest.mark.parametrize('family', ['bert', 'clip', 'siglip', 'siglip beside a ViT'])
 @pytest.mark.parametrize('layout', ['huggingface', 'stablehlo'])
 def test_the_code_of_a_card_of_images_and_texts(layout, family, tmp_path, monkeypatch):
     """In the layout of transformers, a pair of one class gives vectors of the common space."""
@@ -118,11 +120,12 @@ def test_the_code_of_a_card_of_images_and_texts(layout, family, tmp_path, monkey
         features_of(of_text.replace('No pleural effusion.', 'no effusion one.'), tmp_path, monkeypatch),
     )
     cls = encoder.encode([image])['cls']
-    if layout == 'huggingface' and family != 'bert':
+    if layout == 'huggingface' and family in ('clip', 'siglip'):
         expected = pair.image_vectors(cls), pair.text_vectors(['no effusion one.'])
     else:
         expected = cls, image_text._encode_texts(pair.text, [pair.tokens('no effusion one.')], 12, 0)
-        got = got if layout == 'stablehlo' else tuple(x[:, 0] for x in got)
+        at = 0 if family == 'bert' else -1  # where the text is pooled
+        got = got if layout == 'stablehlo' else (got[0][:, 0], got[1][:, at])
     for a, b in zip(got, expected, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4 * max(1.0, np.abs(b).max()))
 
