@@ -13,6 +13,12 @@ unmeasured.
 
 It prints images per second: the median of the rounds with the lowest and the highest, and the ratio in each round. CPU
 seconds an image (of all threads) are printed too. Other work on the machine changes them less.
+
+Measured on two cores that did other work too (torch 2.13, jax 0.10; median [lowest, highest] of the rounds):
+
+    ViT-S/14, JPEG     1.23 x [0.93, 1.82]   CPU 155, 202 ms an image  --models S --images 32 --rounds 5
+    ViT-S/14, DICOM    1.26 x [1.24, 1.33]   CPU 148, 188 ms an image  --models S --images 32 --rounds 3 --kinds dicom
+    ViT-B/14, JPEG     1.09 x [0.98, 1.26]   CPU 494, 537 ms an image  --models B --images 16 --rounds 3
 """
 
 from __future__ import annotations

@@ -286,8 +286,9 @@ def _wrong_grid(said: Mapping[str, Any], seen: Mapping[str, Any]) -> str:
 
 
 def read_files(path: Path, files: Sequence[Path]) -> PublishedWeights:
+    """The weights in the files of a folder `path`, or in the file `path` itself."""
     folder = path if path.is_dir() else path.parent
-    facts = published.facts(folder) if path.is_dir() or _alone(path) else Facts()
+    facts = published.facts(folder, files[0]) if path.is_dir() or _alone(path) else Facts()
     opened = [(file, *_open_file(file)) for file in files]
     found: dict[str, Found] = {}
     notes: list[str] = []
@@ -318,7 +319,30 @@ def read_files(path: Path, files: Sequence[Path]) -> PublishedWeights:
     if 'towers/image' in found and not {'mean', 'std'} & set(facts.image) and not facts.own and path.is_dir():
         notes.append(f'{path}: nothing says mean and deviation of images; features are made with those of its family')
     found = {_own_name(module, facts.own): one for module, one in found.items()}
-    return PublishedWeights(path, tuple(notes), found, facts, scale, heads)
+    weights = PublishedWeights(path, tuple(notes), found, facts, scale, heads)
+    return dataclasses.replace(weights, notes=(*notes, *_guesses(weights), *_other_formats(path, files)))
+
+
+def _guesses(weights: PublishedWeights) -> list[str]:
+    """A sentence for each tower whose number of attention heads nothing says."""
+    notes = []
+    for module, one in weights.found.items():
+        seen = one.layout.sizes(one.layout.table, one.arrays) if module.startswith('towers/') else {}
+        known = seen.get('heads') or weights.said(module).get('heads') or weights.own(module)
+        if 'width' in seen and not known:
+            notes.append(
+                f'{weights.path}: nothing says how many attention heads {module} has; that of the recipe is taken, or '
+                f'width / 64 = {seen["width"] // 64}'
+            )
+    return notes
+
+
+def _other_formats(path: Path, files: Sequence[Path]) -> list[str]:
+    """A sentence about files that hold the same model in another format, by their names."""
+    if not path.is_dir() or not any(file.name in published.STANDARD for file in files):
+        return []
+    others = [name for name in published.STANDARD if (path / name).is_file() and path / name not in files]
+    return [f'{path}: not read are {", ".join(others)}, which hold the same model in another format'] if others else []
 
 
 def _own_heads(state: Arrays) -> dict[str, Arrays]:

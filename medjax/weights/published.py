@@ -112,13 +112,15 @@ def shards(index: Path) -> list[Path]:
     return [index.parent / name for name in files]
 
 
-def facts(folder: Path) -> Facts:
-    """What the files of a folder say of its weights."""
+def facts(folder: Path, file: Path) -> Facts:
+    """What the files of a folder say of the weights in one of its files."""
     sizes: dict[str, Any] = {}
     image: dict[str, Any] = {}
     own: dict[str, Any] = {}
     source = ''
-    if (folder / 'config.json').is_file():
+    if (folder / 'config.json').is_file() and not (
+        file.name in OPEN_CLIP and (folder / 'open_clip_config.json').is_file()
+    ):
         config, source = read_json(folder / 'config.json'), 'config.json'
         own = config.pop('medjax', {})
         try:
