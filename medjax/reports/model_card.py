@@ -88,6 +88,7 @@ def of_run(weights: ExportWeights) -> Trained | None:
     if any(towers.get(name) != section for name, section in weights.meta['towers'].items()):
         return None  # an export of another run was put here
     noted = run_files.read_json(folder / 'data' / 'sources.json')
+    noted = {source: identity for source, identity in noted.items() if isinstance(identity, Mapping)}
     names = {source: noted.get(source, {}).get('name', source) for source in run.config.get('data_paths', {})}
     datasets, missing = [], []
     for source, place in run.config.get('data_paths', {}).items():

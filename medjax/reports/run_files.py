@@ -94,9 +94,12 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except ValueError as error:  # includes files that are not text
         raise UserError(f'{path.parent.name}/{path.name} is not JSON: {error}') from None
+    if not isinstance(content, dict):
+        raise UserError(f'{path.parent.name}/{path.name} is no JSON object')
+    return content
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -147,8 +150,6 @@ def _position(encoder: int | str) -> tuple[int, int, str]:
 def read_result(path: Path) -> dict[str, Any]:
     """The content of a result; UserError if it does not name its data and probe, or its values are no dicts."""
     content, where = read_json(path), f'{path.parent.name}/{path.name}'
-    if not isinstance(content, dict):
-        raise UserError(f'{where} is no JSON object')
     for key, kind in (('data', str), ('probe', str), ('results', dict)):
         if not isinstance(content.get(key), kind):
             raise UserError(f'{where} has no {key!r}')

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from medjax.errors import UserError, suggest
 from medjax.models import build
@@ -103,6 +104,16 @@ class ExportWeights(Weights):
         return cls(path, (), meta, arrays.of_safetensors([path / 'weights.safetensors']))
 
     def exported(self) -> ExportWeights:
+        """UserError: meta.json lacks a key, or describes other towers than the arrays are."""
+        meta, file = self.meta, self.path / 'meta.json'
+        lacking = [key for key in ('towers', 'heads', 'image', 'size') if key not in meta]
+        if lacking:
+            raise UserError(f'{file} lacks {", ".join(lacking)}: the export is not whole; copy it again')
+        for name, tower in build.towers(meta['towers'], meta['image']['channels']).items():
+            at = f'towers/{name}/'
+            stored = {p[len(at) :]: jax.ShapeDtypeStruct(self.stored.shape(p), np.float32) for p in self.stored
+                      if p.startswith(at)}  # fmt: skip
+            check_like(export.unflatten(stored), tree_of(tower), f'towers/{name} of {self.path}, by its meta.json,')
         return self
 
     @property

@@ -49,6 +49,8 @@ def read_meta(folder: str | Path) -> dict[str, Any]:
         raise UserError(f'{folder} is no export: it has no meta.json') from None
     except ValueError:
         raise UserError(f'{path} is no JSON') from None
+    if not isinstance(meta, dict):
+        raise UserError(f'{path} is no JSON object')
     if meta.get('format') == 1:
         return from_format_1(meta)
     if meta.get('format') != FORMAT:

@@ -186,15 +186,44 @@ def test_what_cannot_be_converted(tmp_path, capsys):
     )
     assert 'there is no such file or folder' in refused(capsys, tmp_path / 'no', '--out', tmp_path / 'x')
     assert 'holds neither an export' in refused(capsys, tmp_path, '--out', tmp_path / 'x')
-    decoder = dict(image=dict(VIT, family='mae'), decoder=dict(tower='decoder', reads=['image'], width=16, heads=2))
-    assert not (tmp_path / 'x').exists()
     text = save(tmp_path / 'texts' / 'export', dict(image=VIT, text=TEXT), dict(vi=LINEAR, vt=LINEAR))
     (text / 'vocab.txt').unlink()
     assert 'lacks its tokenizer vocab.txt' in refused(capsys, text, '--to', 'stablehlo', '--out', tmp_path / 'x')
-    meta = json.loads((source / 'meta.json').read_text())
-    (source / 'meta.json').write_text(json.dumps(meta | dict(encoder='fusion', towers=decoder)))
-    assert 'no tower of images or texts' in refused(capsys, source, '--to', 'stablehlo', '--out', tmp_path / 'x')
     assert not (tmp_path / 'x').exists() and not list(tmp_path.glob('.x*'))
+
+
+@pytest.mark.parametrize(
+    ('change', 'words'),
+    [
+        (dict(image=None), 'lacks image: the export is not whole'),
+        (dict(towers=None, size=None), 'lacks towers, size'),
+        (dict(towers=dict(image=dict(VIT, heads=4))), 'of another shape: blocks/attn/out/kernel (2, 2, 8, 16)'),
+        (dict(towers=dict(image=dict(VIT, depth=3))), 'blocks/*, 2 layers in the weights, 3 in this configuration'),
+        (dict(towers=dict(image=dict(VIT, registers=1))), 'missing from the weights: registers'),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize('layout', ['huggingface', 'meta', 'stablehlo'])
+def test_an_export_whose_meta_lies(layout, change, words, tmp_path, capsys):
+    source = save(tmp_path / 'export', dict(image=VIT))
+    meta = json.loads((source / 'meta.json').read_text()) | change
+    (source / 'meta.json').write_text(json.dumps({key: value for key, value in meta.items() if value is not None}))
+    assert words in refused(capsys, source, '--to', layout, '--out', tmp_path / 'x')
+    assert not (tmp_path / 'x').exists()
+
+
+@pytest.mark.parametrize(
+    ('file', 'content'),
+    [('config.json', '{'), ('config.json', '[]'), ('data/sources.json', '[1]'), ('health.json', '3')],
+)
+def test_a_run_with_a_damaged_file(file, content, tmp_path, capsys):
+    """A card from half of the facts would be read as whole, so none is written."""
+    save(tmp_path / 'run' / 'exports' / '40', dict(image=VIT))
+    (tmp_path / 'run' / 'data').mkdir()
+    (tmp_path / 'run' / 'config.json').write_text(json.dumps(dict(towers=dict(image=VIT))))
+    (tmp_path / 'run' / file).write_text(content)
+    sentence = refused(capsys, tmp_path / 'run', '--to', 'meta', '--out', tmp_path / 'x')
+    assert file.rpartition('/')[2] in sentence and 'JSON' in sentence and not (tmp_path / 'x').exists()
 
 
 def test_folders_that_are_there(tmp_path, capsys):
