@@ -35,6 +35,7 @@ from medjax.types import Tower, Tree
 from medjax.views.colour import normalise
 from medjax.views.make import evaluation_view
 from medjax.weights import export, load as weights_load
+from medjax.weights.base import ExportWeights
 
 FITS = ('crop', 'pad', 'stretch')
 LAYERS = 4  # blocks whose CLS is kept: the linear probe of DINOv2 uses the CLS of the last {1, 4} blocks
@@ -164,12 +165,16 @@ def load(path: str | os.PathLike, fit: str | None = None) -> Encoder:
     whole image, resized to a square. None: as the export or the public folder says, and 'crop' where it says nothing.
     """
     weights = weights_load.open(path)
-    params, meta = weights.as_export()
-    if meta.get('step') is not None:
-        name: int | str = int(meta['step'])
+    if isinstance(weights, ExportWeights):
+        params, meta = weights.exported().as_export()  # refuses a meta.json that does not belong to the arrays
+        name: int | str = int(meta['step']) if meta.get('step') is not None else weights.path.resolve().name
         identity = hashlib.sha256((weights.path / 'weights.safetensors').read_bytes()).hexdigest()
     else:
-        name, identity = meta['name'], _hash(params)
+        params, meta = weights.as_export()
+        name, identity = (
+            weights.path.resolve().stem if weights.path.is_file() else weights.path.resolve().name,
+            _hash(params),
+        )
     encoder = _encoder(meta, name, params, identity, weights.path)
     return dataclasses.replace(encoder, notes=tuple(weights.notes)).seeing(fit)
 

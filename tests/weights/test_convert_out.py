@@ -14,6 +14,7 @@ from public_models import of_resnet, of_timm, pooled
 
 from medjax.errors import UserError
 from medjax.models import build
+from medjax.probes import encode
 from medjax.types import Input, View
 from medjax.weights import arrays, export, load, to_huggingface, to_meta, to_timm
 
@@ -287,3 +288,15 @@ def test_towers_that_a_layout_cannot_hold(writer, section, words, tmp_path):
     source, _ = exported(tmp_path, {name: section})
     with pytest.raises(UserError, match=words):
         writer.write(load.open(source), tmp_path / 'out')
+
+
+def test_an_encoder_goes_out_and_comes_back(tmp_path):
+    """A grey encoder of the kind of configs/demo.py: the folder of transformers gives medjax the same features."""
+    section = TOWERS['demo']
+    source, _ = exported(tmp_path, dict(image=section), channels=1)
+    to_huggingface.write(load.open(source), tmp_path / 'demo-hf')
+    image = np.random.default_rng(0).integers(0, 255, (20, 14), np.uint8)
+    first, second = (encode.load(folder) for folder in (source, tmp_path / 'demo-hf'))
+    assert (first.name, second.name) == (300, 'demo-hf')
+    for name, expected in first.encode([image]).items():
+        np.testing.assert_array_equal(second.encode([image])[name], expected)
