@@ -38,8 +38,9 @@ def main(argv: list[str]) -> int:
     out = Path(args.out).expanduser()
     check_out(out, args.overwrite)
     weights = load.open(Path(args.weights).expanduser())
-    if out.resolve() in (weights.path.resolve(), *weights.path.resolve().parents):
-        raise UserError(f'--out {out} holds the weights that are converted; choose another folder')
+    source = weights.path.resolve()
+    if out.resolve() in (source, *source.parents) or source in out.resolve().parents:
+        raise UserError(f'--out {out} holds the weights that are converted, or lies among them; choose another folder')
     if args.to is None and isinstance(weights, ExportWeights):
         raise UserError(f'{args.weights} is an export already; --to {"|".join(LAYOUTS)} writes it in another layout')
     for note in weights.notes:
@@ -64,6 +65,9 @@ def check_out(out: Path, overwrite: bool) -> None:
         return
     card = out / CARD
     converted = card.is_file() and model_card.MARK in card.read_text(encoding='utf-8', errors='replace')
+    run = next((folder for folder in out.resolve().parents if (folder / 'exports').is_dir()), None)
+    if run is not None and out.resolve().parent == run / 'exports':
+        raise UserError(f'--out {out} is an export of the run {run.name}, which is not replaced; choose another folder')
     if not converted and not (out / 'meta.json').is_file():
         raise UserError(
             f'--out {out} exists and was not written by `medjax convert`; choose another, or move it away yourself'

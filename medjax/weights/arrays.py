@@ -54,9 +54,12 @@ class Arrays(Mapping[str, np.ndarray]):
         """The same arrays under other names, {old: new}. Names that are not in it stay."""
         return Arrays({names.get(name, name): stored for name, stored in self.stored.items()})
 
+    def is_float(self, name: str) -> bool:
+        return self.stored[name].dtype in FLOATS
+
     def not_floats(self) -> list[str]:
         """The arrays that hold something else than floating-point numbers, each with its type."""
-        return [f'{name} ({s.dtype})' for name, s in self.stored.items() if s.dtype not in FLOATS]
+        return [f'{name} ({s.dtype})' for name, s in self.stored.items() if not self.is_float(name)]
 
 
 def _gone() -> np.ndarray:
@@ -86,8 +89,22 @@ def of_safetensors(paths: Sequence[Any]) -> Arrays:
         except FileNotFoundError:
             raise UserError(f'{path}: there is no such file') from None
         except (SafetensorError, OSError) as error:
-            raise UserError(f'{path} is no whole safetensors file: {error}') from None
+            raise UserError(f'{path} is no whole safetensors file: {other_content(path) or error}') from None
     return Arrays(stored)
+
+
+def other_content(path: Any) -> str:
+    """What a file is instead of weights, by its first bytes; '' if they say nothing."""
+    try:
+        with open(path, 'rb') as file:
+            begin = file.read(64).lstrip()
+    except OSError:
+        return ''
+    if begin.startswith(b'version https://git-lfs'):
+        return 'it is a pointer of git-lfs; `git lfs pull` gets the file itself'
+    if begin[:1] == b'<':
+        return 'it is a page of HTML; the download went wrong'
+    return 'it is empty' if not begin else ''
 
 
 def _reader(file: Any, name: str) -> Callable[[], np.ndarray]:

@@ -26,6 +26,7 @@ class Layout:
     table     the lines of all our parameters; those of options that a model lacks are left out
     left_out  pattern of names that may be there and are not read: classifiers, poolers
     prefix    pattern of what may stand before all names, such as 'module.' or 'teacher.backbone.'
+    types     the words of transformers' config.json for such models, its `model_type`
     config    which of the settings that lie beside the file speak of this module: 'image' or 'text'; '' if none does
     describe  (sizes seen in the arrays, settings of the config) -> the section of a recipe, dict(tower='vit', …)
     sizes     (table, arrays) -> the sizes that are seen in the arrays
@@ -41,6 +42,7 @@ class Layout:
     when: Callable[[Arrays], bool] = lambda arrays: True
     left_out: str = r'(?!)'
     prefix: str = '.*'
+    types: tuple[str, ...] = ()
     config: str = ''
 
     def matches(self, arrays: Arrays) -> bool:

@@ -42,8 +42,8 @@ def open(path: str | Path) -> Weights:
 
 def of_state(state: Mapping[str, Any], name: str = 'the weights') -> PublishedWeights:
     """The weights in a dict of arrays, such as the state_dict of a torch module as numpy arrays."""
-    found, notes = recognise(renamed(arrays.of_dict(state)), name)
-    return PublishedWeights(Path(name), tuple(notes), found, Facts())
+    found, notes, left = recognise(renamed(arrays.of_dict(state)), name)
+    return PublishedWeights(Path(name), tuple(notes), found, Facts(), left=tuple(left))
 
 
 def as_export(path: str | Path) -> tuple[Params, dict[str, Any]]:

@@ -137,14 +137,21 @@ class Positions:
     def ours(self) -> tuple[str, ...]:
         return ('pos_cls', 'pos_grid') if self.cls else ('pos_grid',)
 
+    def first_rows(self, count: int) -> int:
+        """1 if the first of `count` rows belongs to CLS. Some models of timm have a CLS token without a position."""
+        grid_alone = is_square(count) and not is_square(count - 1)
+        return int(self.cls and not grid_alone)
+
     def read(self, arrays: Arrays, heads: int | None, grid: tuple[int, int] | None = None) -> Flat:
         table = arrays[self.name]
         table = table.reshape(-1, table.shape[-1])
-        first, patches = (table[:1], table[1:]) if self.cls else (table[:0], table)
+        first = self.first_rows(len(table)) if grid is None else len(table) - grid[0] * grid[1]
+        patches = table[first:]
         height, width = grid or square(self.name, len(patches))
         if height * width != len(patches):
             raise UserError(f'{self.name} has {len(patches)} positions of patches, and {height} x {width} are expected')
-        return {'pos_grid': patches.reshape(height, width, -1)} | ({'pos_cls': first[0]} if self.cls else {})
+        cls = table[0] if first else np.zeros_like(table[0])
+        return {'pos_grid': patches.reshape(height, width, -1)} | ({'pos_cls': cls} if self.cls else {})
 
     def write(self, params: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
         if 'pos_grid' not in params:
@@ -153,6 +160,10 @@ class Positions:
         if self.cls:
             table = np.concatenate([np.asarray(params['pos_cls'])[None], table])
         yield self.name, table[None] if self.batch else table
+
+
+def is_square(count: int) -> bool:
+    return round(count**0.5) ** 2 == count
 
 
 def square(name: str, count: int) -> tuple[int, int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import collections
 import pathlib
+import pickletools
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from medjax.errors import UserError
-from medjax.weights.arrays import Arrays, Stored
+from medjax.weights.arrays import Arrays, Stored, other_content
 
 # Classes that hold settings beside the weights in well-known files. To make one runs no code of the file.
 HARMLESS = (argparse.Namespace, collections.Counter, collections.defaultdict, pathlib.PosixPath, pathlib.PurePosixPath)
@@ -39,7 +40,7 @@ def read(paths: Sequence[Any]) -> tuple[Arrays, list[str]]:
     notes: list[str] = []
     for path in paths:
         state, inside = _state(_load(path), str(path))
-        notes += [f'{path}: the weights are under {inside!r}'] if inside else []
+        notes += [f'{path}: the weights are those under {inside}'] if inside else []
         arrays |= {name: _stored(tensor) for name, tensor in state.items()}
     return Arrays(arrays), notes
 
@@ -67,7 +68,7 @@ def _refusal(path: Any, error: str) -> str:
     found = re.search(r'(?:Unsupported|unsupported) (?:global: GLOBAL|GLOBAL|class) ([\w.]+)', error)
     if found:
         return (
-            f'{path} holds {found[1]}, a class that could run code, so the file is not opened; save the weights alone, '
+            f'{path} holds {found[1]}, which could run code, so the file is not opened; save the weights alone, '
             'safetensors.torch.save_file(state_dict, "weights.safetensors")'
         )
     if 'TorchScript' in error or 'torch.jit' in error:
@@ -75,8 +76,21 @@ def _refusal(path: Any, error: str) -> str:
             f'{path} is a program of TorchScript, which holds code, so it is not opened; save its state_dict() as '
             'safetensors, or take the file of the same model from Hugging Face or open_clip'
         )
-    first = error.strip().splitlines()[0] if error.strip() else 'no reason given'
-    return f'{path} is damaged or no file of torch: {first}'
+    what = other_content(path) or _pickled(path) or 'it is damaged, or no file of torch'
+    return f'{path} cannot be opened: {what}'
+
+
+def _pickled(path: Any) -> str:
+    """What a plain pickle would call, found without running it; '' for other files."""
+    try:
+        with open(path, 'rb') as file:
+            operations = [(code.name, argument) for code, argument, _ in pickletools.genops(file)]
+    except (ValueError, OSError):
+        return ''
+    named = [argument.replace(' ', '.') for name, argument in operations if name == 'GLOBAL']
+    texts = [argument for name, argument in operations if 'UNICODE' in name]
+    called = named or ['.'.join(texts[:2])] * any(name == 'STACK_GLOBAL' for name, _ in operations)
+    return f'it is a pickle of another program, which would run {called[0]}' if called else ''
 
 
 def _state(content: Any, path: str) -> tuple[Mapping[str, Any], str]:
@@ -87,15 +101,27 @@ def _state(content: Any, path: str) -> tuple[Mapping[str, Any], str]:
     while isinstance(content, Mapping):
         tensors = {str(k): v for k, v in content.items() if isinstance(v, torch.Tensor)}
         nested = [key for key in INSIDE if isinstance(content.get(key), Mapping)]
+        others = [key for key, value in content.items() if isinstance(value, Mapping) and _has_tensors(value)]
+        nested = nested or (others if len(others) == 1 else [])
         if tensors and not (nested and len(tensors) < 3):
             return tensors, '.'.join(inside)
         if not nested:
             break
-        inside.append(nested[0])
+        passed_over = [str(key) for key in others if key != nested[0]]
+        inside.append(
+            f'{nested[0]} ({", ".join(passed_over)} beside it is not read)' if passed_over else str(nested[0])
+        )
         content = content[nested[0]]
     kind = type(content).__name__
-    held = f'a dict of {", ".join(map(str, list(content)[:5]))}' if isinstance(content, Mapping) else f'a {kind}'
-    raise UserError(f'{path} holds {held} and no weights by name')
+    keys = ', '.join(map(str, list(content)[:5])) if isinstance(content, Mapping) else ''
+    held = f'a dict of {keys}' if keys else f'an object of the kind {kind}'
+    raise UserError(f'{path} holds {held}, and no arrays with names')
+
+
+def _has_tensors(content: Mapping[Any, Any]) -> bool:
+    import torch
+
+    return any(isinstance(value, torch.Tensor) for value in content.values())
 
 
 def _stored(tensor: Any) -> Stored:

@@ -17,6 +17,7 @@ from medjax.types import Tower, Tree
 from medjax.weights import arrays, export, published
 from medjax.weights.arrays import Arrays, listed
 from medjax.weights.base import ExportWeights, Weights, differences, heads_in, settings_of, shapes_of, tree_of
+from medjax.weights.families import LAYOUTS
 from medjax.weights.fit import Params, check_like
 from medjax.weights.names import Flat, Line, Positions
 from medjax.weights.published import Facts
@@ -31,6 +32,7 @@ class PublishedWeights(Weights):
     facts: Facts
     scale: float | None = None  # logit_scale of a pair
     heads: Mapping[str, Arrays] = dataclasses.field(default_factory=dict)  # in our own names, by module
+    left: tuple[str, ...] = ()  # arrays without a place: to read a module is an error
 
     @property
     def modules(self) -> tuple[str, ...]:
@@ -49,6 +51,9 @@ class PublishedWeights(Weights):
     def sizes(self, module: str, heads: int | None = None) -> dict[str, Any]:
         """The sizes of a module. UserError: config.json says something else than the arrays show."""
         one, said, own = self.found[module], self.said(module), self.own(module)
+        kind, types = self.facts.kind, one.layout.types
+        if own is None and types and kind not in types and any(kind in layout.types for layout in LAYOUTS):
+            raise UserError(f'{self.facts.source} says model_type={kind!r}, and the weights are {one.layout.title}')
         if own and 'reads' not in own and heads is None and module.startswith('towers'):
             heads = heads_in(shapes_of(build.tower(own, 3, module)))
         seen = one.layout.sizes(one.layout.table, one.arrays)
@@ -95,18 +100,26 @@ class PublishedWeights(Weights):
         sizes = self.sizes(module, heads)
         wrong, missing = one.arrays.not_floats(), self._missing(module, sizes)
         problems = [f'missing: {listed(missing)}'] if missing else []
+        problems += [f'no place for {listed(self.left)} in {one.layout.title}'] if self.left else []
         problems += [f'of another type: {listed(wrong)}'] if wrong else []
+        damaged = {*missing, *(name.split(' ')[0] for name in wrong)}
         flat: Flat = {}
         grid = self._grid(module, sizes)
-        for line in one.layout.table if not problems else ():
-            if line.there(one.arrays):
-                try:
-                    given = (grid,) if isinstance(line, Positions) else ()
-                    flat |= line.read(one.arrays, sizes.get('heads'), *given)
-                    if once and not given:  # positions are small, and sizes are seen in them again
-                        one.arrays.forget(line.all_names(one.arrays))
-                except UserError as error:
-                    problems.append(str(error))
+        for line in one.layout.table:
+            names = line.all_names(one.arrays)
+            if not line.there(one.arrays) or damaged & set(names):
+                continue
+            try:
+                given = (grid,) if isinstance(line, Positions) else ()
+                parameters = line.read(one.arrays, sizes.get('heads'), *given)
+            except UserError as error:
+                problems.append(str(error))
+                continue
+            if not all(np.isfinite(np.sum(array, dtype=np.float64)) for array in parameters.values()):
+                problems.append(f'{listed(names)}: not all numbers are finite')
+            flat |= parameters
+            if once and not given:  # positions are small, and sizes are seen in them again
+                one.arrays.forget(names)
         if problems:
             raise UserError('; '.join(problems))
         if 'mask_token' not in flat and one.layout.module == 'towers/image' and 'patch' in sizes:
@@ -231,7 +244,7 @@ class PublishedWeights(Weights):
         channels = self.sizes('towers/image')['channels']
         native = section.get('native_size', 224)
         size = said.pop('size', None) or (native if isinstance(native, int) else max(native))
-        if channels == 1:  # public numbers are for three colours
+        if channels != len(mean):  # public numbers are for three colours
             mean, std = [float(np.mean(mean))], [float(np.mean(std))]
         image = dict(channels=channels, mean=mean, std=std, fit='crop') | said
         for name in ('mean', 'std'):
@@ -296,18 +309,24 @@ def read_files(path: Path, files: Sequence[Path]) -> PublishedWeights:
     beside = _heads_beside(folder, files) if path.is_dir() else []
     owners: dict[str, Path] = {}
     heads: dict[str, Arrays] = {}
+    left: list[str] = []
     for file, state, told in [*opened, *beside]:
         if file not in files and all(re.fullmatch(r'heads/[^/]+/.+', name) for name in state):
             heads |= _own_heads(state)
             continue
         try:
-            modules, more = recognise(state, str(file))
+            modules, more, over = recognise(state, str(file))
         except UserError as error:
             if file in files:
                 raise
             notes.append(f'left out: {error}')
             continue
+        left += over if file in files else []
         for module, one in modules.items():
+            if file not in files and module.startswith('towers/') and module not in found:
+                raise UserError(
+                    f'{folder} holds two models, {files[0].name} and {file.name}; name the file that you mean'
+                )
             if module in found:
                 _same_module(folder, module, owners[module], found[module], file, one)
                 notes.append(f'{file} holds the same {module} as {owners[module].name}, in other names')
@@ -319,8 +338,8 @@ def read_files(path: Path, files: Sequence[Path]) -> PublishedWeights:
     if 'towers/image' in found and not {'mean', 'std'} & set(facts.image) and not facts.own and path.is_dir():
         notes.append(f'{path}: nothing says mean and deviation of images; features are made with those of its family')
     found = {_own_name(module, facts.own): one for module, one in found.items()}
-    weights = PublishedWeights(path, tuple(notes), found, facts, scale, heads)
-    return dataclasses.replace(weights, notes=(*notes, *_guesses(weights), *_other_formats(path, files)))
+    weights = PublishedWeights(path, (*notes, *facts.notes), found, facts, scale, heads, tuple(left))
+    return dataclasses.replace(weights, notes=(*weights.notes, *_guesses(weights), *_other_formats(path, files)))
 
 
 def _guesses(weights: PublishedWeights) -> list[str]:
@@ -338,11 +357,12 @@ def _guesses(weights: PublishedWeights) -> list[str]:
 
 
 def _other_formats(path: Path, files: Sequence[Path]) -> list[str]:
-    """A sentence about files that hold the same model in another format, by their names."""
-    if not path.is_dir() or not any(file.name in published.STANDARD for file in files):
+    """A sentence about files of weights beside those that are read, in a format that is not compared with them."""
+    if not path.is_dir():
         return []
-    others = [name for name in published.STANDARD if (path / name).is_file() and path / name not in files]
-    return [f'{path}: not read are {", ".join(others)}, which hold the same model in another format'] if others else []
+    read = {file.name for file in files}
+    others = [name for name in published.loose_files(path) if name not in read and not name.endswith('.safetensors')]
+    return [f'{path}: {", ".join(others)} beside {", ".join(sorted(read))} is not read'] if others else []
 
 
 def _own_heads(state: Arrays) -> dict[str, Arrays]:

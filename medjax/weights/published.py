@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from medjax.errors import UserError
 from medjax.types import is_number, is_whole
 
+LARGEST = 4096  # px of an image side
 PICKLES = ('.bin', '.pth', '.pt', '.ckpt', '.pkl')
 # The file names of Hugging Face's hub, the preferred ones first: transformers and timm, then open_clip.
 STANDARD = (
@@ -44,6 +48,8 @@ class Facts:
     tokenizer      the file of the tokenizer
     pad            the token that fills texts up, where a file says it
     source         the file that says the sizes
+    notes          sentences about what the files say and we do not do
+    kind           the word of config.json for the model: its `model_type`
     own            the entry `medjax` of a config.json that medjax wrote: sections of towers and heads, `image`, …
     """
 
@@ -53,6 +59,8 @@ class Facts:
     pad: str | None = None
     source: str = ''
     own: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    kind: str = ''
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -64,6 +72,12 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f'{path}: a JSON object is expected, not {type(content).__name__}')
     return content
+
+
+def loose_files(folder: Path) -> list[str]:
+    """The names of all files of weights in a folder, without the states of optimizers."""
+    names = sorted(path.name for path in folder.iterdir() if path.name.endswith(('.safetensors', *PICKLES)))
+    return [name for name in names if not name.startswith(('optimizer', 'scheduler', 'training_args', 'rng_state'))]
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -81,8 +95,7 @@ def weight_files(folder: Path) -> list[Path]:
         standard, other = (standard, []) if config == {'config.json'} else ([], other)
     if standard or other:
         return [folder / (standard or other)[0]]
-    loose = sorted(name for name in there if name.endswith(('.safetensors', *PICKLES)))
-    loose = [name for name in loose if not name.startswith(('optimizer', 'scheduler', 'training_args', 'rng_state'))]
+    loose = [name for name in loose_files(folder) if name in there]
     stems: dict[str, str] = {}
     for name in loose:  # the same name as .safetensors and as a pickle is one model in two formats
         stem = name.rpartition('.')[0]
@@ -117,12 +130,15 @@ def facts(folder: Path, file: Path) -> Facts:
     sizes: dict[str, Any] = {}
     image: dict[str, Any] = {}
     own: dict[str, Any] = {}
-    source = ''
+    notes: list[str] = []
+    source = kind = ''
     if (folder / 'config.json').is_file() and not (
         file.name in OPEN_CLIP and (folder / 'open_clip_config.json').is_file()
     ):
         config, source = read_json(folder / 'config.json'), 'config.json'
-        own = config.pop('medjax', {})
+        own, kind = config.pop('medjax', {}), str(config.get('model_type', ''))
+        if not isinstance(own, dict) or not all(isinstance(own.get(key, {}), dict) for key in ('towers', 'heads')):
+            raise UserError(f'{folder / "config.json"}: the entry `medjax` is none that medjax wrote')
         try:
             if 'architecture' in config and 'model_type' not in config:
                 sizes, image = of_timm(config)
@@ -137,13 +153,13 @@ def facts(folder: Path, file: Path) -> Facts:
         except (TypeError, ValueError, AttributeError) as error:
             raise UserError(f'{folder / source}: it cannot be read ({error})') from None
     if (folder / 'preprocessor_config.json').is_file():
-        image = preprocessor(folder / 'preprocessor_config.json')
+        image, notes = preprocessor(folder / 'preprocessor_config.json')
     for tower, said in sizes.items():
         for name, value in said.items():
             if not _is_size(name, value):
-                raise UserError(f'{folder / source} says {name}={value!r} of the {tower} tower, which is no such size')
+                raise UserError(f'{folder / source}: {name}={value!r} of the {tower} tower fits no tower')
     tokenizers = [folder / name for name in ('tokenizer.json', 'vocab.txt') if (folder / name).is_file()]
-    return Facts(sizes, image, tokenizers[0] if tokenizers else None, _pad(folder), source, own)
+    return Facts(sizes, image, tokenizers[0] if tokenizers else None, _pad(folder), source, own, tuple(notes), kind)
 
 
 def _pad(folder: Path) -> str | None:
@@ -164,6 +180,17 @@ def _is_size(name: str, value: Any) -> bool:
         return is_number(value) and value > 0
     numbers = value if isinstance(value, (list, tuple)) and name in ('size', 'patch', 'depths') else [value]
     return all(is_whole(n) and n >= (0 if name == 'registers' else 1) for n in numbers)
+
+
+# Arguments of timm's models that are seen in the arrays, are read, or change nothing in a forward pass.
+TIMM_ARGUMENTS = (
+    'embed_dim', 'depth', 'num_heads', 'patch_size', 'in_chans', 'img_size', 'act_layer', 'mlp_ratio', 'qkv_bias',
+    'init_values', 'class_token', 'reg_tokens', 'num_reg_tokens', 'no_embed_class', 'num_classes', 'global_pool',
+    'layers',
+    'rope_temperature', 'dynamic_img_size', 'strict_img_size', 'dynamic_img_pad', 'fc_norm', 'drop_rate',
+    'drop_path_rate', 'proj_drop_rate', 'attn_drop_rate', 'patch_drop_rate', 'pos_drop_rate', 'drop_block_rate',
+    'weight_init', 'fix_init', 'zero_init_last', 'pretrained_cfg', 'stem_width',
+)  # fmt: skip
 
 
 # What config.json says.
@@ -198,6 +225,12 @@ def _transformers_tower(config: Mapping[str, Any], kind: str) -> dict[str, Any]:
     act = config.get('hidden_act')
     if kind == 'resnet':
         return _transformers_resnet(config)
+    if config.get('is_decoder') or config.get('add_cross_attention'):
+        raise UserError(
+            'config.json says is_decoder: tokens that see earlier tokens alone are not built for this tower'
+        )
+    if config.get('use_gated_mlp') and act not in (None, 'silu'):
+        raise UserError(f'config.json says hidden_act={act!r} in a gated FFN, which is built with silu')
     if act is not None and not config.get('use_swiglu_ffn') and not config.get('use_gated_mlp'):
         if act not in ACTIVATIONS:
             raise UserError(f'config.json says hidden_act={act!r}; known are {", ".join(ACTIVATIONS)}')
@@ -226,6 +259,8 @@ def _transformers_resnet(config: Mapping[str, Any]) -> dict[str, Any]:
         said['stem'] = config['embedding_size']
     if 'num_channels' in config:
         said['channels'] = config['num_channels']
+    if config.get('hidden_act', 'relu') != 'relu':
+        raise UserError(f'config.json says hidden_act={config["hidden_act"]!r}; the tower `resnet` has relu')
     if config.get('downsample_in_first_stage') or config.get('downsample_in_bottleneck'):
         raise UserError('config.json: a ResNet that halves the image in another place than version 1.5 cannot be built')
     return said
@@ -237,8 +272,21 @@ def of_timm(config: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[
     words = dict(embed_dim='width', depth='depth', num_heads='heads', patch_size='patch', in_chans='channels',
                  img_size='size')  # fmt: skip
     said = {ours: args[theirs] for theirs, ours in words.items() if args.get(theirs) is not None}
-    if act := args.get('act_layer') or _timm_activation(str(config['architecture'])):
-        said['activation'] = ACTIVATIONS.get(act, act)
+    name = str(config['architecture']).split('.')[0]
+    strange = [f'{key}={value!r}' for key, value in args.items() if key not in TIMM_ARGUMENTS]
+    if strange:
+        raise UserError(f'config.json has the model_args {", ".join(strange)}, which the towers of medjax do not have')
+    if 'resnet' in name or 'resnext' in name:
+        if not re.fullmatch(r'(tv_)?resnet\d+', name):
+            raise UserError(f'config.json: the architecture {name!r} is no plain ResNet; the tower `resnet` is')
+        if args.get('act_layer', 'relu') != 'relu':
+            raise UserError(f'config.json says act_layer={args["act_layer"]!r}; the tower `resnet` has relu')
+    elif act := args.get('act_layer') or _timm_activation(name):
+        if act not in ACTIVATIONS:
+            raise UserError(f'config.json says act_layer={act!r}; known are {", ".join(ACTIVATIONS)}')
+        said['activation'] = ACTIVATIONS[act]
+    if 'rope_temperature' in args:
+        said['rope_base'] = args['rope_temperature']
     image: dict[str, Any] = {}
     size = cfg.get('input_size')
     if size:
@@ -291,14 +339,48 @@ def of_open_clip(config: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], 
 # What preprocessor_config.json says.
 
 
-def preprocessor(path: Path) -> dict[str, Any]:
-    """mean, std, fit, zoom and size of an image processor of transformers."""
+def preprocessor(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """mean, std, fit, zoom and size of an image processor of transformers, and notes on what we do in another way."""
     config = read_json(path)
     config = config.get('image_processor', config)
     try:
-        return _preprocessor(config)
-    except (TypeError, ValueError, KeyError, AttributeError, ZeroDivisionError) as error:
-        raise UserError(f'{path}: its sizes cannot be read ({error!r})') from None
+        image = _preprocessor(config)
+        check_image(image, path)
+        return image, [f'{path}: {note}' for note in _differences(config)]
+    except (TypeError, ValueError, KeyError, AttributeError, ZeroDivisionError):
+        raise UserError(f'{path}: a mean, a deviation or a size in it cannot be read') from None
+
+
+def check_image(image: Mapping[str, Any], path: Path) -> None:
+    """UserError for a size, mean or deviation that no image can have."""
+    for name, above in (('mean', -np.inf), ('std', 0)):
+        levels = np.atleast_1d(np.asarray(image.get(name, 0.5), float))
+        if not (np.isfinite(levels) & (levels > above)).all():
+            raise UserError(
+                f'{path}: {name} of images is {image[name]}; finite numbers{" above 0" * (not above)} are needed'
+            )
+    size = image.get('size', 224)
+    if not is_whole(size) or not 1 <= size <= LARGEST:
+        raise UserError(f'{path}: images of {size} px; a side has 1 to {LARGEST} px')
+
+
+def _differences(config: Mapping[str, Any]) -> list[str]:
+    """What a processor of transformers does and medjax does not, in sentences."""
+    notes = []
+    size = config.get('size')
+    if config.get('do_resize') is False:
+        notes.append('it does not resize images; medjax does')
+    if isinstance(size, Mapping) and size.get('height') != size.get('width'):
+        notes.append(f'its images are {size["height"]} x {size["width"]}; medjax makes squares')
+    if (
+        isinstance(size, Mapping)
+        and 'shortest_edge' in size
+        and not config.get('do_center_crop', 'crop_size' in config)
+    ):
+        notes.append('it keeps the whole of an image whose sides differ; medjax shows the centre square')
+    if config.get('resample', 3) not in (3, 'bicubic'):
+        notes.append('it resizes by another rule than bicubic, which medjax takes')
+    return notes
 
 
 def _preprocessor(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -307,6 +389,10 @@ def _preprocessor(config: Mapping[str, Any]) -> dict[str, Any]:
         image |= dict(mean=config['image_mean'], std=config['image_std'])
     elif config.get('do_normalize') is False:
         image |= dict(mean=0.0, std=1.0)
+    # values of pixels are from 0 to 1 here; a processor may leave them from 0 to 255, or scale them in another way
+    scale = 255.0 * (config.get('rescale_factor', 1 / 255) if config.get('do_rescale', True) else 1.0)
+    if abs(scale - 1) > 1e-6 and 'mean' in image:
+        image |= {name: (np.asarray(image[name], float) / scale).tolist() for name in ('mean', 'std')}
     size, crop = config.get('size'), config.get('crop_size')
     if isinstance(crop, Mapping):
         crop = crop['height']
@@ -315,7 +401,7 @@ def _preprocessor(config: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(size, Mapping) and 'shortest_edge' in size:
         size, fit = size['shortest_edge'], 'crop'
     elif isinstance(size, Mapping):
-        size, fit = size['height'], 'stretch'
+        size, fit = max(size['height'], size['width']), 'stretch'
     else:
         fit = 'crop' if crop is not None else 'stretch'
     if config.get('do_pad'):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from typing import NamedTuple
 
 from medjax.errors import UserError
 from medjax.weights.arrays import Arrays, listed
@@ -17,7 +18,9 @@ from medjax.weights.names import Line
 
 # Arrays that no tower or head of ours has, wherever they lie: buffers, the scale and bias of pairs, and classifiers.
 BUFFERS = r'(?:.*\.)?(?:position_ids|num_batches_tracked|attn_mask|logit_scale|logit_bias|bias_mask|periods)'
-CLASSIFIERS = r'(?:(?:module|model)\.)*(?:classifier|cls_classifier|distillation_classifier|cls|lm_head|fc|head)\..*'
+CLASSIFIERS = (
+    r'(?:(?:module|model)\.)*(?:classifier|cls_classifier|distillation_classifier|cls|lm_head|fc|head|decoder\.\d+)\..*'
+)
 # Names of other versions -> those of the layouts.
 RENAMED = (
     (r'LayerNorm\.gamma$', 'LayerNorm.weight'),
@@ -61,8 +64,16 @@ def _current(name: str) -> str:
     return name
 
 
-def recognise(state: Arrays, where: str) -> tuple[dict[str, Found], list[str]]:
-    """The modules in the arrays of a file, and notes. UserError: nothing is known, or something is left over."""
+class Recognised(NamedTuple):
+    """What was found in a file: modules by name, sentences for the user, and arrays without a place."""
+
+    found: dict[str, Found]
+    notes: list[str]
+    left: list[str]
+
+
+def recognise(state: Arrays, where: str) -> Recognised:
+    """The modules in the arrays of a file. UserError: nothing is known, or there are two modules of one name."""
     candidates = _candidates(state)
     if not candidates:
         raise UserError(_unknown(state, where))
@@ -83,19 +94,16 @@ def recognise(state: Arrays, where: str) -> tuple[dict[str, Found], list[str]]:
     owned = {one.prefix + name for one in candidates for name in one.layout.owned(one.arrays)}
     spare = rf'{BUFFERS}|{CLASSIFIERS}'
     left = [name for name in state if name not in owned and not re.fullmatch(spare, name)]
-    if left:
-        titles = ' and '.join(dict.fromkeys(one.layout.title for one in found.values()))
-        raise UserError(f'{where} is {titles}, and {len(left)} of its arrays have no place in that: {listed(left)}')
     read = {one.prefix + name for one in candidates for line in one.layout.table for name in line.all_names(one.arrays)}
-    unread = [name for name in state if name not in read and not re.fullmatch(BUFFERS, name)]
+    unread = [name for name in state if name not in {*read, *left} and not re.fullmatch(BUFFERS, name)]
     if unread:
-        notes.append(f'{where}: not read are {listed(unread)}')
+        notes.append(f'{where}: the tower has no place for {listed(unread)}, which is not read')
     prefixes = dict.fromkeys(one.prefix for one in found.values() if one.prefix)
     usual = ('vision_model.', 'text_model.', 'visual.', 'visual.trunk.', 'text.', 'text.transformer.')
     told = [prefix for prefix in prefixes if prefix not in usual]
     if told:
         notes.append(f'{where}: the names have the prefix {", ".join(told)}')
-    return found, list(dict.fromkeys(notes))
+    return Recognised(found, list(dict.fromkeys(notes)), left)
 
 
 def _candidates(state: Arrays) -> list[Found]:
@@ -139,12 +147,8 @@ def _unknown(state: Arrays, where: str) -> str:
             best, score, lacks = layout, mine, lacking
     nearest = 'no known family is near'
     if best is not None and score[0] > 0.2:
-        why = (
-            f', which also has {listed(lacks)}'
-            if lacks
-            else f', which has no {listed(list(best.absent))}'
-            if best.absent
-            else ''
-        )
+        extra = [name for name in best.absent if any(n == name or n.endswith(f'.{name}') for n in state)]
+        why = f'; this file lacks {listed(lacks)}' if lacks else ''
+        why += f'; this file has {listed(extra)}, which such files do not have' if extra else ''
         nearest = f'the nearest is {best.title}{why}'
     return f'{where} holds {len(state)} arrays of no known family; the first are {first}; {nearest}'

@@ -33,16 +33,15 @@ def write(weights: ExportWeights, folder: Path) -> list[str]:
     architecture, args, table, params = _vit(module) if isinstance(module.tower, VitTower) else _resnet(module)
     image, size = weights.meta['image'], int(weights.meta['size'])
     channels = image['channels']
-    native = args.get('img_size', size)
     cfg = dict(
         num_classes=0,
-        input_size=[channels, *(native if isinstance(native, list) else [native, native])],
+        input_size=[channels, size, size],
         mean=out.per_channel(image['mean'], channels),
         std=out.per_channel(image['std'], channels),
         interpolation='bicubic',
         crop_pct=1 / image.get('zoom', 1),
         crop_mode=dict(crop='center', stretch='squash', pad='border')[image.get('fit', 'crop')],
-        fixed_input_size=isinstance(module.tower, VitTower),
+        fixed_input_size=False,
         first_conv='conv1' if isinstance(module.tower, ResnetTower) else 'patch_embed.proj',
         classifier='fc' if isinstance(module.tower, ResnetTower) else 'head',
     )

@@ -174,9 +174,9 @@ def test_mistakes_get_a_sentence(state, tmp_path):
     for changed, message in (
         (
             state | {'neck.weight': np.zeros(1)},
-            "DINOv2 backbone in Meta's names, and 1 of its arrays have no place.*neck",
+            "no place for neck.weight in a DINOv2 backbone in Meta's names",
         ),
-        (without('cls_token'), r"no known family.*nearest is a DINOv2 backbone in Meta's names.*also has cls_token"),
+        (without('cls_token'), r'no known family.*nearest is a DINOv2 backbone in .* names; this file lacks cls_token'),
         (without('blocks.0.norm1.bias', 'norm.bias'), r'missing: blocks\.0\.norm1\.bias, norm\.bias'),
         (without('norm.bias', 'blocks.1.norm2.weight'), r'missing: blocks\.1\.norm2\.weight, norm.bias'),
         (
@@ -185,6 +185,12 @@ def test_mistakes_get_a_sentence(state, tmp_path):
         ),
         (state | {'mask_token': np.zeros(3)}, r"mask_token has shape \(3,\), which does not fit '1 d -> d'"),
         (state | {'norm.bias': np.zeros(WIDTH, np.int8)}, r'of another type: norm\.bias \(int8\)'),
+        (state | {'norm.bias': np.full(WIDTH, np.nan)}, 'norm.bias: not all numbers are finite'),
+        (
+            without('blocks.0.norm1.bias')
+            | {'neck.weight': np.zeros(1), 'norm.bias': np.zeros(2, np.int8), 'mask_token': np.zeros(3)},
+            r'missing: blocks\.0\.norm1\.bias; no place for neck\.weight.*; of another type: norm\.bias.*; mask_token',
+        ),
     ):
         with pytest.raises(UserError, match=message):
             backbone(changed, heads=HEADS)

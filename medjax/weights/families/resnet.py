@@ -74,7 +74,8 @@ def describe(found: Sizes, config: Mapping[str, Any]) -> dict[str, Any]:
 
 LAYOUTS = (
     Layout(title="a ResNet in Hugging Face's names", module='towers/image', table=hugging_face(), config='image',
-           signs=('embedder.embedder.convolution.weight',), left_out=r'classifier\.', sizes=sizes, describe=describe),
+           signs=('embedder.embedder.convolution.weight',), left_out=r'classifier\.',
+           types=('resnet',), sizes=sizes, describe=describe),
     Layout(title="a ResNet in torchvision's and timm's names", module='towers/image', table=torchvision(),
            signs=('conv1.weight', 'bn1.running_mean', 'layer1.0.conv1.weight'), left_out=r'fc\.', config='image',
            sizes=sizes, describe=describe),

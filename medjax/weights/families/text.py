@@ -160,14 +160,26 @@ def cxr_bert_section(found: Sizes, config: Mapping[str, Any]) -> dict[str, Any]:
     return mlp_section(found, config) | dict(norm=True)
 
 
-def _text(title: str, table: Table, family: str, signs: str, absent: str = '', left_out: str = r'(?!)') -> Layout:
-    return Layout(title=title, module='towers/text', signs=tuple(signs.split()), absent=tuple(absent.split()),
-                  table=table, left_out=left_out, config='text', sizes=sizes, describe=section(family))  # fmt: skip
+def _text(
+    title: str, table: Table, family: str, signs: str, absent: str = '', left_out: str = r'(?!)', types: str = ''
+) -> Layout:
+    return Layout(
+        title=title,
+        module='towers/text',
+        signs=tuple(signs.split()),
+        absent=tuple(absent.split()),
+        table=table,
+        left_out=left_out,
+        config='text',
+        types=tuple(types.split()),
+        sizes=sizes,
+        describe=section(family),
+    )
 
 
-def _image(title: str, table: Table, family: str, signs: str) -> Layout:
+def _image(title: str, table: Table, family: str, signs: str, types: str) -> Layout:
     return Layout(title=title, module='towers/image', signs=tuple(signs.split()), table=table, config='image',
-                  sizes=vit.sizes, describe=vit.section(family))  # fmt: skip
+                  sizes=vit.sizes, describe=vit.section(family), types=tuple(types.split()))  # fmt: skip
 
 
 def _head(title: str, module: str, table: Table, signs: str, describe: Any = linear_section) -> Layout:
@@ -183,20 +195,22 @@ def _head(title: str, module: str, table: Table, signs: str, describe: Any = lin
 
 LAYOUTS = (
     _text('BERT', BERT, 'bert', 'embeddings.word_embeddings.weight encoder.layer.0.attention.self.query.weight', '',
-          r'pooler\.|cls\.|classifier\.'),
+          r'pooler\.|cls\.|classifier\.', 'bert'),
     # SigLIP's text tower has its projection inside, CLIP's has it outside
     _text("CLIP's text tower in Hugging Face's names", HF_TEXT, 'clip',
-          'embeddings.token_embedding.weight encoder.layers.0.layer_norm1.weight', 'head.weight'),
+          'embeddings.token_embedding.weight encoder.layers.0.layer_norm1.weight', 'head.weight',
+          types='clip clip_text_model'),
     _text("SigLIP's text tower in Hugging Face's names", HF_TEXT, 'siglip',
-          'embeddings.token_embedding.weight encoder.layers.0.layer_norm1.weight head.weight', '', r'head\.'),
+          'embeddings.token_embedding.weight encoder.layers.0.layer_norm1.weight head.weight', '', r'head\.',
+          'siglip siglip_text_model'),
     _text("CLIP's text tower in OpenAI's names", OPENAI_TEXT, 'clip', 'token_embedding.weight ln_final.weight',
           'text_projection.bias', r'text_projection$|attn_mask$'),
     _text("SigLIP's text tower in open_clip's names", OPENAI_TEXT, 'siglip',
           'token_embedding.weight ln_final.weight text_projection.bias', '', r'text_projection\.|attn_mask$'),
     _image("CLIP's ViT in Hugging Face's names", HF_CLIP, 'clip',
-           'embeddings.class_embedding pre_layrnorm.weight'),
+           'embeddings.class_embedding pre_layrnorm.weight', 'clip clip_vision_model'),
     _image("SigLIP's ViT in Hugging Face's names", HF_SIGLIP, 'siglip',
-           'embeddings.patch_embedding.weight head.probe'),
+           'embeddings.patch_embedding.weight head.probe', 'siglip siglip_vision_model'),
     Layout(title="CLIP's ViT in OpenAI's names", module='towers/image', table=OPENAI_VISION, config='image',
            signs=('class_embedding', 'ln_pre.weight'), left_out=r'proj$', sizes=vit.sizes,
            describe=vit.section('clip')),

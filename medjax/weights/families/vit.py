@@ -35,8 +35,9 @@ def sizes(table: Table, arrays: Arrays) -> Sizes:
         if first:
             joined = next(len(line.names) for line in table if isinstance(line, Line) and line.path == path)
             found |= dict(hidden=first['o'] * joined // parts, ffn='mlp' if parts == 1 else 'swiglu')
-    registers = axes(table, arrays, 'registers')
-    found['registers'] = registers['r'] if registers else 0
+    registers = [line for line in table if isinstance(line, Line) and line.path == 'registers' and line.there(arrays)]
+    shape = arrays.shape(registers[0].names[0]) if registers else ()
+    found['registers'] = shape[1] if len(shape) == 3 else 0
     found['layerscale'] = layers(table, arrays, 'blocks/gamma1') > 0
     found['qkv_bias'] = layers(table, arrays, 'blocks/attn/qkv/bias') > 0
     for name in arrays:  # DINOv3's own code stores the rates of rotation, a quarter of the size of a head
@@ -44,12 +45,12 @@ def sizes(table: Table, arrays: Arrays) -> Sizes:
             found['heads'] = found['width'] // (4 * arrays.shape(name)[-1])
     if at := positions(table, arrays):
         line, count = at
-        found['positions'] = count - line.cls
-        table = arrays[line.name].reshape(count, -1)
-        side = round((count - line.cls) ** 0.5)
-        if side * side == count - line.cls:
-            grid = table[int(line.cls) :].reshape(side, side, -1)
-            found['fixed_positions'] = is_sincos(grid, table[0] if line.cls else None)
+        first = line.first_rows(count)
+        found['positions'] = count - first
+        side = round(found['positions'] ** 0.5)
+        if side * side == found['positions'] and arrays.is_float(line.name):
+            rows = arrays[line.name].reshape(count, -1)
+            found['fixed_positions'] = is_sincos(rows[first:].reshape(side, side, -1), rows[0] if first else None)
     return found
 
 
@@ -378,11 +379,13 @@ def _vit(
     absent: str = '',
     left_out: str = '',
     when: Callable[[Arrays], bool] = lambda arrays: True,
+    types: str = '',
     **fixed: Any,
 ) -> Layout:
     return Layout(
         title=title,
         when=when,
+        types=tuple(types.split()),
         module='towers/image',
         signs=tuple(signs.split()),
         absent=tuple(absent.split()),
@@ -432,17 +435,18 @@ LAYOUTS = (
          f'{PLAIN} blocks.0.gamma_1 blocks.0.mlp.fc1_g.weight', 'pos_embed', CLASSIFIER),
     _vit("a DINOv2 backbone in Hugging Face's names", HF_DINOV2, 'dinov2',
          'embeddings.cls_token encoder.layer.0.norm1.weight encoder.layer.0.layer_scale1.lambda1',
-         'embeddings.register_tokens', r'classifier\.', offset=0.0),
+         'embeddings.register_tokens', r'classifier\.', types='dinov2', offset=0.0),
     _vit("a DINOv2 backbone with registers in Hugging Face's names", HF_DINOV2, 'dinov2',
-         'embeddings.cls_token encoder.layer.0.layer_scale1.lambda1 embeddings.register_tokens', '', r'classifier\.'),
+         'embeddings.cls_token encoder.layer.0.layer_scale1.lambda1 embeddings.register_tokens', '', r'classifier\.',
+         types='dinov2_with_registers'),
     _vit("a ViT in Hugging Face's names", HF_VIT, 'vit', 'embeddings.cls_token encoder.layer.0.layernorm_before.weight',
-         '', r'(pooler|classifier|cls_classifier|distillation_classifier|decoder)\.'),
+         '', r'(pooler|classifier|cls_classifier|distillation_classifier|decoder)\.', types='vit vit_mae vit_msn deit'),
     _vit("a DINOv3 backbone in Hugging Face's names", HF_DINOV3, 'dinov3',
          'embeddings.cls_token embeddings.patch_embeddings.weight layer.0.norm1.weight',
-         'layer.0.mlp.gate_proj.weight', r'rope_embeddings\.|classifier\.'),
+         'layer.0.mlp.gate_proj.weight', r'rope_embeddings\.|classifier\.', types='dinov3_vit'),
     _vit("a DINOv3 backbone with a gated FFN in Hugging Face's names", HF_DINOV3_GATED, 'dinov3',
          'embeddings.cls_token embeddings.patch_embeddings.weight layer.0.mlp.gate_proj.weight', '',
-         r'rope_embeddings\.|classifier\.'),
+         r'rope_embeddings\.|classifier\.', types='dinov3_vit'),
     Layout(title='the decoder of a masked autoencoder', module='towers/decoder', table=MAE_DECODER,
            signs=('decoder_embed.weight', 'decoder_pred.weight'), prefix=r'(?!.*decoder\.$).*',
            left_out='decoder_pos_embed$', config='decoder',
