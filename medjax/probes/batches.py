@@ -33,6 +33,7 @@ ROWS_PER_DEVICE = 32
 CPU_PIXELS = 4 * 224 * 224  # of a batch on a CPU: of larger batches the activations leave its caches
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.dcm', '.dicom')  # of files that a folder shows; others are known by content
 
+OTHER_PICTURES = ('.tif', '.tiff', '.bmp', '.webp', '.gif', '.nii', '.gz', '.mha', '.nrrd', '.jp2')  # are not read
 KINDS = ('JPEG', 'PNG')
 
 Image = np.ndarray | str | os.PathLike
@@ -58,6 +59,10 @@ class FrameWarning(UserWarning):
     """Files with several frames, of which the first is encoded."""
 
 
+class OtherKinds(UserWarning):
+    """Pictures of other kinds in a folder."""
+
+
 class CropWarning(UserWarning):
     """Images of which the encoder sees less than two thirds."""
 
@@ -72,9 +77,15 @@ def listed(images: Images) -> list[Image]:
         return found
     if isinstance(images, np.ndarray) and (images.ndim == 2 or (images.ndim == 3 and images.shape[2] in (1, 3))):
         return [images]
-    found = list(images)
+    found = list(images) if isinstance(images, (Sequence, np.ndarray)) and not isinstance(images, bytes) else [images]
     if not found:
         raise UserError('encode: no images given')
+    for image in found:
+        if not isinstance(image, (np.ndarray, str, os.PathLike)):
+            raise UserError(
+                f'encode: an image is a path or an array, not an object of the kind {type(image).__name__}; '
+                'numpy.asarray(picture) makes an array of a picture of PIL'
+            )
     return found
 
 
@@ -83,11 +94,18 @@ def in_folder(folder: str | os.PathLike) -> list[pathlib.Path]:
 
     Hidden files and folders are passed over, and so is a DICOMDIR.
     """
-    found = []
+    found, others = [], []
     for parent, folders, names in os.walk(os.fspath(folder)):
         folders[:] = [name for name in folders if not name.startswith('.')]
         paths = [pathlib.Path(parent, name) for name in names if not name.startswith('.') and name != 'DICOMDIR']
-        found += [path for path in paths if path.is_file() and _is_image(path)]
+        files = [path for path in paths if path.is_file()]
+        found += [path for path in files if _is_image(path)]
+        others += [path for path in files if path.suffix.lower() in OTHER_PICTURES]
+    if others:
+        kinds = ', '.join(sorted({path.suffix.lower() for path in others}))
+        warnings.warn(
+            f'{len(others)} picture(s) of a kind that is not read ({kinds}) are left out', OtherKinds, stacklevel=2
+        )
     return sorted(found)
 
 

@@ -107,7 +107,8 @@ class Encoder:
         `left_out(number, reason)` is called for an image that cannot be read, which is then missing. Without it such an
         image is a UserError.
         """
-        chosen = ('cls', 'patches') if outputs is None else tuple(outputs)
+        asked = (outputs,) if isinstance(outputs, str) else outputs
+        chosen = ('cls', 'patches') if asked is None else tuple(asked)
         if unknown := [name for name in chosen if name not in OUTPUTS]:
             raise UserError(f'encode: there is no output {unknown[0]!r}{suggest(unknown[0], OUTPUTS)}')
         if not chosen:

@@ -222,3 +222,19 @@ def test_a_public_folder_with_its_own_preprocessing(tmp_path):
         got = encoder.encode(images)
     np.testing.assert_allclose(got['cls'], cls.numpy(), atol=2e-4)
     np.testing.assert_allclose(got['patches'].reshape(3, 9, -1), patches.numpy(), atol=2e-4)
+
+
+def test_other_pictures_in_a_folder_are_told(tmp_path):
+    for name in ('a.png', 'b.tif', 'c.webp', 'notes.txt'):
+        (tmp_path / name).write_bytes(b'x')
+    with pytest.warns(
+        batches.OtherKinds, match=r'2 picture\(s\) of a kind that is not read \(\.tif, \.webp\) are left out'
+    ):
+        assert [path.name for path in batches.in_folder(tmp_path)] == ['a.png']
+
+
+@pytest.mark.parametrize('image', [object(), 5, None, b'x'])
+def test_other_objects_are_no_images(image):
+    for given in (image, [image]):
+        with pytest.raises(UserError, match='an image is a path or an array, not an object of the kind'):
+            batches.listed(given)
