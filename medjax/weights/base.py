@@ -106,7 +106,7 @@ class ExportWeights(Weights):
     def exported(self) -> ExportWeights:
         """UserError: meta.json lacks a key, or describes other towers than the arrays are."""
         meta, file = self.meta, self.path / 'meta.json'
-        lacking = [key for key in ('towers', 'heads', 'image', 'size') if key not in meta]
+        lacking = [key for key in ('towers', 'image', 'size') if key not in meta]
         if lacking:
             raise UserError(f'{file} lacks {", ".join(lacking)}: the export is not whole; copy it again')
         for name, tower in build.towers(meta['towers'], meta['image']['channels']).items():

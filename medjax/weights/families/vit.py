@@ -83,7 +83,7 @@ def section(family: str, **fixed: Any) -> Any:
             cfg['layerscale'] = None
         if not found['qkv_bias']:
             cfg['qkv_bias'] = False
-        if found.get('fixed_positions'):
+        if found.get('fixed_positions') or (family == 'mae' and 'positions' not in found):
             cfg['positions'] = 'sincos'
         if FAMILIES[family].positions != 'rope' or config.get('size'):
             cfg['native_size'] = _native_size(found, config)

@@ -235,7 +235,7 @@ def test_mistakes_are_one_sentence_and_leave_nothing(data, tmp_path, capsys):
     for argv, message in (
         ([here, *out, '--by', 'hahs'], "no 'hahs'; did you mean 'hash'"),
         ([here, *out, '--by', 'embedding'], '--export RUN/exports/STEP'),
-        ([here, *out, '--by', 'embedding', '--export', str(tmp_path)], 'is no export'),
+        ([here, *out, '--by', 'embedding', '--export', str(tmp_path)], 'holds neither an export'),
         ([here, *out, *by, '--export', 'x'], '--by hash needs no encoder'),
         ([here, *out, *by, '--threshold', '64'], 'a whole number of bits from 0 to 63'),
         ([here, *out, *by, '--threshold', '1.5'], 'a whole number of bits from 0 to 63'),
