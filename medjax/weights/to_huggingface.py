@@ -65,6 +65,8 @@ def _about_one(weights: ExportWeights, name: str) -> dict[str, Any]:
     kept = dict(
         pairs=pairs if alone else [], towers={name: about['towers'][name]}, heads=about['heads'] if alone else {}
     )
+    if not alone:  # then nothing else says which tower it is: the pair is left out
+        kept['encoder'] = name
     return about | kept
 
 
