@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from medjax.data.text import tokenizer as tokenizers
 from medjax.models.towers.vit import VitTower
+from medjax.probes.encode import image_tower
 from medjax.weights import layouts_out
 from medjax.weights.base import ExportWeights
 
@@ -25,12 +26,31 @@ def blocks(weights: ExportWeights, layout: str, folder: Path) -> list[Block]:
     """The blocks of a card; `folder` holds the files."""
     colour = 'L' if weights.meta['image']['channels'] == 1 else 'RGB'
     if layout == 'huggingface':
-        return hugging_face(weights, folder, colour)
-    if layout == 'timm':
-        return [timm(colour)]
-    if layout == 'meta':
-        return [meta(weights)]
-    return programs(folder, colour)
+        found = hugging_face(weights, folder, colour)
+    elif layout == 'timm':
+        found = [timm(colour)]
+    elif layout == 'meta':
+        found = [meta(weights)]
+    else:
+        found = programs(folder, colour)
+    return [*found, *own(weights, layout, folder)]
+
+
+def own(weights: ExportWeights, layout: str, folder: Path) -> list[Block]:
+    """medjax itself, with the preprocessing of the encoder; no block if the encoder of images is not in the folder."""
+    name = image_tower(weights.meta)
+    module = layouts_out.modules(weights, 'towers').get(name)
+    if module is None or (layout != 'stablehlo' and layouts_out.kinds(module.tower) not in ('vit', 'resnet')):
+        return []
+    single = layout != 'huggingface' or (folder / 'config.json').is_file()
+    return [
+        Block(
+            'With medjax, from JPEG, PNG and DICOM files, with the preprocessing of the encoder:',
+            'import medjax\n\n'
+            f"encoder = medjax.load('{FOLDER}{'' if single else f'/{name}'}')\n"
+            "features = encoder.encode(['image.png'])['cls']",
+        )
+    ]
 
 
 def hugging_face(weights: ExportWeights, folder: Path, colour: str) -> list[Block]:

@@ -89,7 +89,7 @@ def test_the_code_of_the_card_gives_the_features(layout, channels, tmp_path, mon
     source = save(tmp_path / 'export', dict(image=dict(VIT, family='vit')), channels=channels)
     assert convert(source, '--to', layout, '--out', tmp_path / 'out') == 0
     assert f'wrote {tmp_path / "out"}, from towers/image' in capsys.readouterr().out
-    (code,) = blocks(tmp_path / 'out')
+    code, _ = blocks(tmp_path / 'out')
     image = picture(channels)
     got = features_of(code, tmp_path, monkeypatch, image)
     expected = encode.load(source).encode([image])['cls']
@@ -114,7 +114,7 @@ def test_the_code_of_a_card_of_images_and_texts(layout, family, tmp_path, monkey
     assert convert(source, '--to', layout, '--out', tmp_path / 'out') == 0
     encoder = encode.load(source)
     pair = image_text.load(encoder)
-    image, (of_image, of_text) = picture(3), blocks(tmp_path / 'out')
+    image, (of_image, of_text, _) = picture(3), blocks(tmp_path / 'out')
     got = (
         features_of(of_image, tmp_path, monkeypatch, image),
         features_of(of_text.replace('No pleural effusion.', 'no effusion one.'), tmp_path, monkeypatch),
@@ -128,6 +128,39 @@ def test_the_code_of_a_card_of_images_and_texts(layout, family, tmp_path, monkey
         got = got if layout == 'stablehlo' else (got[0][:, 0], got[1][:, at])
     for a, b in zip(got, expected, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4 * max(1.0, np.abs(b).max()))
+
+
+@pytest.mark.parametrize(
+    ('case', 'layout'),
+    [(case, layout) for case in ('one', 'pair') for layout in ('huggingface', 'timm', 'meta', 'stablehlo')]
+    + [('two images', 'huggingface'), ('two images', 'stablehlo')],  # the others hold one tower
+)
+def test_the_code_for_medjax_gives_the_features(case, layout, tmp_path, monkeypatch):
+    """In every layout, also where a folder of transformers holds a folder for each tower, of any name."""
+    vit = dict(VIT, family='vit')
+    towers: dict[str, Any] = dict(one=dict(cxr=vit), pair=dict(cxr=vit, report=dict(TEXT, family='bert')))
+    towers['two images'] = dict(lateral=vit, cxr=vit)
+    source = save(tmp_path / 'export', towers[case])
+    meta = json.loads((source / 'meta.json').read_text())
+    if case == 'pair':
+        sides = dict(image=dict(tower='cxr', head=None), text=dict(tower='report', head=None, length=12, sections=[]))
+        meta['pairs'] = [dict(term='pair', temperature=0.1, **sides)]
+    else:
+        meta['encoder'] = 'cxr'
+    (source / 'meta.json').write_text(json.dumps(meta))
+    assert convert(source, '--to', layout, '--out', tmp_path / 'out') == 0
+    image = picture(1, 12)
+    got = features_of(blocks(tmp_path / 'out')[-1], tmp_path, monkeypatch, image)
+    np.testing.assert_allclose(got, encode.load(source).encode([image])['cls'], atol=1e-6)
+
+
+def test_a_card_without_an_encoder_of_images_has_no_code_for_medjax(tmp_path):
+    source = save(tmp_path / 'weights' / 'export', dict(text=dict(TEXT, family='bert')))
+    meta = json.loads((source / 'meta.json').read_text())
+    (source / 'meta.json').write_text(json.dumps(meta | dict(pairs=[])))
+    assert convert(source, '--to', 'stablehlo', '--out', tmp_path / 'out') == 0
+    (code,) = blocks(tmp_path / 'out')
+    assert 'medjax' not in code and 'text.stablehlo' in code
 
 
 def test_public_weights_become_an_export_and_go_out_again(tmp_path, capsys):

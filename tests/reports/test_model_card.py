@@ -255,7 +255,7 @@ def test_notes_without_folders(path, note, expected):
 
 def test_the_class_of_meta_with_the_sizes_of_the_tower(run, tmp_path):
     card = card_of(run, tmp_path / 'out', to_meta.write, 'meta')
-    (code,) = re.findall(r'```python\n(.*?)```', card, re.DOTALL)
+    code, _ = re.findall(r'```python\n(.*?)```', card, re.DOTALL)
     compile(code, 'card', 'exec')
     for text in ('embed_dim=16', 'depth=2', 'num_heads=2', 'patch_size=4', 'img_size=8', 'in_chans=1', 'mlp_ratio=2.0',
                  'num_register_tokens=3', "ffn_layer='mlp'"):  # fmt: skip
