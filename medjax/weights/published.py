@@ -101,8 +101,10 @@ def weight_files(folder: Path) -> list[Path]:
         stem = name.rpartition('.')[0]
         if stem not in stems or name.endswith('.safetensors'):
             stems[stem] = name
-    if not stems:
-        inside = sorted(p.name for p in folder.iterdir() if p.is_dir() and ((p / 'config.json').is_file()))
+    inside = sorted(p.name for p in folder.iterdir() if p.is_dir() and (p / 'config.json').is_file())
+    if not stems or (
+        inside and list(stems) == ['heads']
+    ):  # a pair that `medjax convert` wrote has a folder for each tower
         hint = f'; its folders {", ".join(inside)} look like weights: name one of them' if inside else ''
         raise UserError(
             f'{folder} holds neither an export (meta.json) nor weights (model.safetensors, pytorch_model.bin, …){hint}'
