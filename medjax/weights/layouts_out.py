@@ -149,13 +149,17 @@ def about(weights: ExportWeights) -> dict[str, Any]:
     return kept
 
 
-def write(
-    folder: Path, config: Mapping[str, Any], state: Mapping[str, np.ndarray], file: str = 'model.safetensors'
-) -> None:
-    """config.json and the arrays."""
+def image_size(tower: VitTower) -> int | list[int]:
+    """The image side whose grid the position embeddings of a ViT have; [height, width] if the sides differ."""
+    height, width = (side * tower.module.patch for side in tower.module.native)
+    return height if height == width else [height, width]
+
+
+def write(folder: Path, config: Mapping[str, Any], state: Mapping[str, np.ndarray]) -> None:
+    """config.json and model.safetensors."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / 'config.json').write_text(json.dumps(config, indent=1))
-    save_file(dict(state), folder / file, metadata=dict(format='pt'))
+    save_file(dict(state), folder / 'model.safetensors', metadata=dict(format='pt'))
 
 
 def preprocessor(weights: ExportWeights) -> tuple[dict[str, Any], list[str]]:

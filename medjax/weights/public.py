@@ -60,7 +60,7 @@ class PublishedWeights(Weights):
         lies = [
             f'{name}={said[name]} where the weights have {seen[name]}'
             for name in said
-            if name in seen and name != 'ffn' and said[name] != seen[name] and not _same_patch(name, said, seen)
+            if name in seen and name != 'ffn' and said[name] != seen[name] and not _is_patch(name, said[name], seen)
         ]
         if 'ffn' in said and 'ffn' in seen and said['ffn'] != seen['ffn']:
             lies.append(f'an FFN of the kind {said["ffn"]!r} where the weights have {seen["ffn"]!r}')
@@ -240,7 +240,7 @@ class PublishedWeights(Weights):
         if section is None:
             return dict(channels=1, mean=0.0, std=1.0, fit='crop'), 0
         said = dict(self.facts.image)
-        mean, std, _ = published.default_levels(section)
+        mean, std = published.default_levels(section)
         channels = self.sizes('towers/image')['channels']
         native = section.get('native_size', 224)
         size = said.pop('size', None) or (native if isinstance(native, int) else max(native))
@@ -274,11 +274,9 @@ class PublishedWeights(Weights):
         ]  # fmt: skip
 
 
-def _same_patch(name: str, said: Mapping[str, Any], seen: Mapping[str, Any]) -> bool:
-    """Whether a patch said as [16, 16] is the patch 16; the size is compared by its grid."""
-    if name == 'patch':
-        return isinstance(said[name], (list, tuple)) and set(said[name]) == {seen[name]}
-    return name in ('size', 'positions', 'layerscale', 'qkv_bias', 'mask_token')
+def _is_patch(name: str, said: Any, seen: Mapping[str, Any]) -> bool:
+    """Whether a patch that config.json gives as [16, 16] is the patch 16 of the weights."""
+    return name == 'patch' and isinstance(said, (list, tuple)) and set(said) == {seen['patch']}
 
 
 def _wrong_grid(said: Mapping[str, Any], seen: Mapping[str, Any]) -> str:

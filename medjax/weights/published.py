@@ -102,9 +102,8 @@ def weight_files(folder: Path) -> list[Path]:
         if stem not in stems or name.endswith('.safetensors'):
             stems[stem] = name
     inside = sorted(p.name for p in folder.iterdir() if p.is_dir() and (p / 'config.json').is_file())
-    if not stems or (
-        inside and list(stems) == ['heads']
-    ):  # a pair that `medjax convert` wrote has a folder for each tower
+    # `medjax convert` may write a folder for each tower of a pair, and heads.safetensors beside them
+    if not stems or (inside and list(stems) == ['heads']):
         hint = f'; its folders {", ".join(inside)} look like weights: name one of them' if inside else ''
         raise UserError(
             f'{folder} holds neither an export (meta.json) nor weights (model.safetensors, pytorch_model.bin, …){hint}'
@@ -188,8 +187,7 @@ def _is_size(name: str, value: Any) -> bool:
 TIMM_ARGUMENTS = (
     'embed_dim', 'depth', 'num_heads', 'patch_size', 'in_chans', 'img_size', 'act_layer', 'mlp_ratio', 'qkv_bias',
     'init_values', 'class_token', 'reg_tokens', 'num_reg_tokens', 'no_embed_class', 'num_classes', 'global_pool',
-    'layers',
-    'rope_temperature', 'dynamic_img_size', 'strict_img_size', 'dynamic_img_pad', 'fc_norm', 'drop_rate',
+    'layers', 'rope_temperature', 'dynamic_img_size', 'strict_img_size', 'dynamic_img_pad', 'fc_norm', 'drop_rate',
     'drop_path_rate', 'proj_drop_rate', 'attn_drop_rate', 'patch_drop_rate', 'pos_drop_rate', 'drop_block_rate',
     'weight_init', 'fix_init', 'zero_init_last', 'pretrained_cfg', 'stem_width',
 )  # fmt: skip
@@ -419,11 +417,6 @@ def _preprocessor(config: Mapping[str, Any]) -> dict[str, Any]:
     return image
 
 
-def default_levels(module_section: Mapping[str, Any]) -> tuple[Sequence[float], Sequence[float], str]:
-    """Mean and deviation of images where nothing says them: those of the family's public models, and their name."""
-    family = module_section.get('family', 'resnet')
-    if family == 'clip':
-        return *CLIP, "OpenAI's CLIP"
-    if family in ('siglip', 'vit'):
-        return *HALF, 'SigLIP and ViT'
-    return *IMAGENET, 'ImageNet'
+def default_levels(section: Mapping[str, Any]) -> tuple[Sequence[float], Sequence[float]]:
+    """Mean and deviation of images where nothing says them: those of public models of the tower's family."""
+    return dict(clip=CLIP, siglip=HALF, vit=HALF).get(section.get('family'), IMAGENET)

@@ -86,14 +86,13 @@ def _tower(module: Module) -> tuple[dict[str, Any], dict[str, np.ndarray], list[
     """config.json, arrays and notes of a model of one tower."""
     kind = out.kinds(module.tower)
     config, table, params, notes = dict(vit=_vit, text=_text, resnet=_resnet)[kind](module)
-    return config, out.arrays(table, params) | _buffers(module, table), notes
+    state = out.arrays(table, params)
+    return config, state | _counters(state), notes
 
 
-def _buffers(module: Module, table: Table) -> dict[str, np.ndarray]:
-    """Counters of batch norms, which torch expects in a file."""
-    if out.kinds(module.tower) != 'resnet':
-        return {}
-    means = [name for name in out.arrays(table, module.params) if name.endswith('running_mean')]
+def _counters(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The counters of batch norms, which torch expects in a file beside their running statistics."""
+    means = [name for name in state if name.endswith('running_mean')]
     return {name.replace('running_mean', 'num_batches_tracked'): np.zeros((), np.int64) for name in means}
 
 
@@ -107,7 +106,7 @@ def _vit(module: Module) -> tuple[dict[str, Any], Table, Mapping[str, np.ndarray
         num_hidden_layers=net.depth,
         num_attention_heads=net.heads,
         intermediate_size=net.hidden,
-        image_size=height if height == width else [height, width],
+        image_size=out.image_size(tower),
         patch_size=net.patch,
         num_channels=net.channels,
         hidden_act=THEIRS.get(family.activation),

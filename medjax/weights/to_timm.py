@@ -57,13 +57,12 @@ def _vit(module: Module) -> tuple[str, dict[str, Any], Table, Mapping[str, np.nd
     tower = module.tower
     assert isinstance(tower, VitTower)
     net, family = tower.module, tower.module.family
-    height, width = (side * net.patch for side in net.native)
     args: dict[str, Any] = dict(
         patch_size=net.patch,
         embed_dim=net.width,
         depth=net.depth,
         num_heads=net.heads,
-        img_size=height if height == width else [height, width],
+        img_size=out.image_size(tower),
         dynamic_img_size=True,
     )
     params = out.without_mask_token(out.with_fixed_positions(module.params, tower))
