@@ -132,7 +132,9 @@ def transformers_side(weights: Path, batch: int) -> Callable[[list[str]], np.nda
     import transformers
 
     torch.set_num_threads(os.cpu_count() or 1)
-    model = transformers.Dinov2Model.from_pretrained(weights).eval()
+    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    torch.set_float32_matmul_precision('high')  # on a GPU jax multiplies float32 in TF32 too
+    model = transformers.Dinov2Model.from_pretrained(weights).eval().to(device)
     processor = transformers.BitImageProcessorPil.from_pretrained(weights)
 
     def batches(files: list[str]) -> Iterator[torch.Tensor]:
@@ -150,7 +152,7 @@ def transformers_side(weights: Path, batch: int) -> Callable[[list[str]], np.nda
         cls, patches = [], []
         with torch.inference_mode():
             for images in batches(files):
-                tokens = model(images).last_hidden_state
+                tokens = model(images.to(device)).last_hidden_state.cpu()
                 cls.append(tokens[:, 0].numpy())
                 patches.append(tokens[:, 1:].numpy())
         np.concatenate(patches)

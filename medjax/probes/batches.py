@@ -9,8 +9,10 @@ from __future__ import annotations
 import collections
 import contextlib
 import io
+import itertools
 import os
 import pathlib
+import threading
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -242,24 +244,28 @@ def _encoded(
     mesh: jax.sharding.Mesh,
     progress: str,
 ) -> Iterator[Batch]:
-    """Runs batches of one shape on all devices; the host copies one batch while the devices work on the next."""
-    before: tuple[np.ndarray, dict[str, jax.Array]] | None = None
+    """Runs batches of one shape on all devices, two of them at once.
 
-    def fetched(numbers: np.ndarray, out: dict[str, jax.Array]) -> Batch:
+    One copies its arrays while the other computes. On a CPU both compute: one alone leaves cores idle between its
+    products.
+    """
+    params = jax.device_put(encoder.params, replicated(mesh))
+    order = threading.Lock()  # programs of several devices must start in one order on all of them
+
+    def encode(numbers: np.ndarray, arrays: tuple[np.ndarray, ...]) -> Batch:
+        with jax.set_mesh(mesh), order:
+            out = run(params, *jax.device_put(arrays, rows_sharding(mesh)))
         return Batch(numbers, {name: np.asarray(x)[: len(numbers)] for name, x in out.items()})
 
-    params = jax.device_put(encoder.params, replicated(mesh))
-    with tqdm(total=n, desc=progress, unit='image', disable=None, leave=False) as bar:
-        for numbers, arrays in inputs:
-            with jax.set_mesh(mesh):
-                out = run(params, *jax.device_put(arrays, rows_sharding(mesh)))
-            if before is not None:
-                yield fetched(*before)
-                bar.update(len(before[0]))
-            before = numbers, out
-        if before is not None:
-            yield fetched(*before)
-            bar.update(len(before[0]))
+    waiting = collections.deque[Future]()
+    with tqdm(total=n, desc=progress, unit='image', disable=None, leave=False) as bar, ThreadPoolExecutor(2) as pool:
+        for batch in itertools.chain(inputs, [None]):
+            while waiting and (batch is None or len(waiting) == 2):
+                done = waiting.popleft().result()
+                yield done
+                bar.update(len(done.numbers))
+            if batch is not None:
+                waiting.append(pool.submit(encode, *batch))
 
 
 def warn_of_crops(encoder: Encoder, shapes: np.ndarray, where: str) -> None:
