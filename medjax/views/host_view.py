@@ -7,15 +7,15 @@ make the whole batch large. So the threads that decode files also make their squ
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import scipy.sparse
 
 from medjax.views import geometry
 from medjax.views.colour import LUMINANCE
-
-ROWS = 8  # output pixels of one matrix product
 
 
 def square(pixels: np.ndarray, size: int, image: Mapping[str, Any]) -> np.ndarray:
@@ -26,9 +26,11 @@ def square(pixels: np.ndarray, size: int, image: Mapping[str, Any]) -> np.ndarra
     height, width = pixels.shape[:2]
     extent = np.array([height, width])
     box = geometry.seen_box(extent, image.get('fit', 'crop'), float(image.get('zoom', 1.0)), np)
-    x = _resampled(pixels.reshape(height, -1), box[0], box[2], size)  # [size,W*C]
+    down = _matrix(height, float(box[0]), float(box[2]), size)
+    along = _matrix(width, float(box[1]), float(box[3]), size)
+    x = down @ pixels.reshape(height, -1).astype(np.float32)  # [size,W*C]
     across = np.ascontiguousarray(x.reshape(size, width, -1).swapaxes(0, 1)).reshape(width, -1)
-    x = _resampled(across, box[1], box[3], size).reshape(size, size, -1).swapaxes(0, 1)
+    x = (along @ across).reshape(size, size, -1).swapaxes(0, 1)
     x /= np.iinfo(pixels.dtype).max
     if image['channels'] == 1 and x.shape[2] == 3:
         x = (x @ np.array(LUMINANCE, np.float32))[..., None]
@@ -36,26 +38,21 @@ def square(pixels: np.ndarray, size: int, image: Mapping[str, Any]) -> np.ndarra
     return np.ascontiguousarray(np.broadcast_to(x, (size, size, image['channels'])))
 
 
-def _resampled(x: np.ndarray, start: float, length: float, size: int) -> np.ndarray:
-    """The piece [start, start + length) of the first axis: [n,m] -> float32 [size,m].
+@functools.lru_cache(maxsize=64)  # files of one data set often have one size
+def _matrix(n: int, start: float, length: float, size: int) -> scipy.sparse.csr_array:
+    """The weights [size,n] that resample the piece [start, start + length) of n pixels, as `geometry.axis_weights`.
 
-    The weights are those of `geometry.axis_weights`. Output pixels whose centre lies beside the image are 0. An output
-    pixel reads few input pixels, so the matrix is a narrow band. ROWS output pixels are one small dense product.
+    Output pixels whose centre lies beside the image are 0. An output pixel reads few input pixels, so most weights are
+    0 and are not stored.
     """
-    n, scale = len(x), length / size
+    scale = length / size
     centre = start + (np.arange(size) + 0.5) * scale
     reach = 2 * max(scale, 1.0)
-    low = np.clip(np.floor(centre - reach).astype(int), 0, n)
-    high = np.clip(np.ceil(centre + reach).astype(int) + 1, 0, n)
-    shown = (centre >= 0) & (centre < n)
-    out = np.zeros((size, x.shape[1]), np.float32)
-    for i in range(0, size, ROWS):
-        rows = slice(i, min(i + ROWS, size))
-        first, last = low[rows].min(), high[rows].max()
-        if not shown[rows].any():
-            continue
-        j = np.arange(first, last)
-        weights = geometry.cubic((j + 0.5 - centre[rows, None]) / max(scale, 1.0), np) * shown[rows, None]
-        weights = weights / np.where(shown[rows], weights.sum(1), 1.0)[:, None]
-        out[rows] = weights.astype(np.float32) @ x[first:last].astype(np.float32, copy=False)
-    return out
+    j = np.floor(centre - reach)[:, None] + np.arange(int(2 * reach) + 3)
+    weights = geometry.cubic((j + 0.5 - centre[:, None]) / max(scale, 1.0), np)
+    weights *= (j >= 0) & (j < n) & ((centre >= 0) & (centre < n))[:, None]
+    total = weights.sum(1, keepdims=True)
+    weights /= np.where(total == 0, 1.0, total)
+    row, column = np.nonzero(weights)
+    entries = weights[row, column].astype(np.float32)
+    return scipy.sparse.csr_array((entries, (row, j[row, column].astype(int))), shape=(size, n))
