@@ -34,6 +34,7 @@ It returns a dict or an `ml_collections.ConfigDict` with these keys:
                  square; 'pad', all of it with black beside)
     checkpoint   every, keep          log   every
     init_from    None, dict(path=..., take=[...]) or a list of these: weights to start from, see medjax.train
+    stages       list of dict(at=STEP, change={'optim.lr': 1e-5, ...}): what changes at some steps, see medjax.stages
 
 Builders check the keys of their own sections. Every mistake is a `UserError` that names the key.
 """
@@ -47,7 +48,7 @@ import json
 import math
 import runpy
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -56,6 +57,7 @@ from ml_collections import ConfigDict
 from medjax import plugins, recipes
 from medjax.data.text import tokenizer, views as text_views
 from medjax.errors import UserError, suggest
+from medjax.objectives.schedules import is_rule, with_ends
 from medjax.overrides import override, place_tower, split_overrides
 from medjax.parallel.groups import check_rows
 from medjax.types import is_number, is_whole
@@ -94,6 +96,7 @@ DEFAULTS: dict[str, Any] = dict(
     log=dict(every=10),
     mesh=dict(data=-1, fsdp=1, tensor=1),
     init_from=None,
+    stages=[],
 )
 PART: dict[str, Any] = dict(rows=None, canvas=None, sources=dict(main=1.0))
 LEAST_VARIANCE = 1e-12  # of pixels in units of [0,1]; rounding leaves up to 1e-16 of a constant data set
@@ -108,8 +111,9 @@ SECTIONS = dict(
 )
 FITS = ('crop', 'pad')  # how the encoder of an export makes an image square
 CLOSED = ('image', 'tokenizer', 'export', 'checkpoint', 'log', 'mesh')  # sections with exactly the keys above
-# Keys that do not change what a run computes: where and how often things are read, written and placed.
-NOT_IN_FINGERPRINT = ('data_paths', 'mesh', 'log', 'checkpoint', 'micro_batches')
+# Keys that do not change what a run computes: where and how often things are read, written and placed. `total_steps`
+# changes it through the schedules that end with the run. `life` is what happened to the run, see `training/life.py`.
+NOT_IN_FINGERPRINT = ('data_paths', 'mesh', 'log', 'checkpoint', 'micro_batches', 'total_steps', 'life')
 
 
 class Config(dict):
@@ -129,11 +133,40 @@ def load(spec: str, data: Sequence[str] = (), overrides: Sequence[str] = ()) -> 
     data       'PATH' for the only source of the config, or 'source=PATH', one for each
     overrides  'optim.lr=1e-3', 'terms.2.weight=.05', 'views.global.area=(.4, 1.)'
     """
+    opened = _opened(data)
+    config = read(spec, overrides, opened[0][1] if opened else None)
+    datasets = _by_source(opened, config)
+    return check(resolve(config, datasets)), datasets
+
+
+def _opened(data: Sequence[str]) -> list[tuple[str, Any]]:
+    """The data sets of 'PATH' or 'source=PATH', each with its source, or with ''."""
     from medjax.data import records
 
     paths = [item.partition('=')[::2] if '=' in item else ('', item) for item in data]
-    opened = [(source, records.open(path)) for source, path in paths]
-    config = read(spec, overrides, opened[0][1] if opened else None)
+    return [(source, records.open(path)) for source, path in paths]
+
+
+def load_run(
+    before: Mapping[str, Any], data: Sequence[str] = (), overrides: Sequence[str] = ()
+) -> tuple[Config, dict[str, Any]]:
+    """The config.json of a run with overrides, ready for a branch of it, and its open data sets.
+
+    Without `data` they are those of the run. Other data bring their own labels and canvas. Mean and deviation of the
+    images stay, because the weights were trained with them.
+    """
+    config = thawed({name: value for name, value in before.items() if name != 'life'})
+    for name, default in DEFAULTS.items():  # the run may be older than a key
+        if name not in config:
+            config[name] = ConfigDict(copy.deepcopy(default)) if isinstance(default, dict) else default
+    if data:
+        config.labels = None
+        for part in config.data.values():
+            part.canvas = None
+    if len(config.data) == 1:  # then an override of batch_size needs no second one
+        next(iter(config.data.values())).rows = None
+    _override(config, overrides)
+    opened = _opened(data or [f'{source}={path}' for source, path in before['data_paths'].items()])
     datasets = _by_source(opened, config)
     return check(resolve(config, datasets)), datasets
 
@@ -161,13 +194,17 @@ def read(spec: str, overrides: Sequence[str] = (), data: Any = None) -> ConfigDi
         for name, tower in config.towers.items():
             if isinstance(tower, str):
                 place_tower(config, name, tower, f'towers.{name}')
+    _override(config, overrides)
+    return config
+
+
+def _override(config: ConfigDict, overrides: Sequence[str]) -> None:
     for item in overrides:
         key, equals, text = item.partition('=')
         if not equals:
             raise UserError(f'--config.{key}: write it with its value, --config.{key}=VALUE')
         override(config, key, text)
     _check_sections(config)
-    return config
 
 
 def _check_sections(config: ConfigDict) -> None:
@@ -281,19 +318,19 @@ def resolve(config: ConfigDict, datasets: Mapping[str, Any]) -> Config:
             if part['canvas'] is None:
                 part['canvas'] = max(int(datasets[source].size) for source in part['sources'])
         resolved['image'] = _resolve_image(resolved['image'], parts, datasets)
-        labels = records.label_vocabulary(_frozen(parts), datasets)
+        labels = records.label_vocabulary(frozen(parts), datasets)
         if resolved['labels'] is not None and tuple(resolved['labels']) != labels:
             raise UserError(f'labels={resolved["labels"]!r}: the data have {list(labels)}; leave this key out')
         resolved['labels'] = labels
         for name, given in resolved['columns'].items():
-            resolved['columns'][name] = records.column_words(name, given, _frozen(parts), datasets)
+            resolved['columns'][name] = records.column_words(name, given, frozen(parts), datasets)
     texts = text_views.from_config(resolved['views'])
     for name, text in texts.items():
         if text.prompts:
             resolved['views'][name]['prompts'] = text.prompts
     if texts:
         resolved['tokenizer'] = _resolve_tokenizer(resolved['tokenizer'], datasets)
-    return _frozen(resolved)
+    return frozen(resolved)
 
 
 def _resolve_tokenizer(given: dict[str, Any], datasets: Mapping[str, Any]) -> dict[str, Any]:
@@ -455,10 +492,17 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def _frozen(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return Config({name: _frozen(value[name]) for name in sorted(value)})
-    return tuple(_frozen(item) for item in value) if isinstance(value, (list, tuple)) else value
+def frozen(value: Any) -> Any:
+    """A `Config` of nested dicts and lists; `thawed` is its inverse."""
+    if isinstance(value, (ConfigDict, Mapping)):
+        value = _plain(value)
+        return Config({name: frozen(value[name]) for name in sorted(value)})
+    return tuple(frozen(item) for item in value) if isinstance(value, (list, tuple)) else value
+
+
+def thawed(config: Mapping[str, Any]) -> ConfigDict:
+    """A copy of a resolved config that takes changes."""
+    return ConfigDict(_plain(config))
 
 
 def to_json(config: Mapping[str, Any]) -> str:
@@ -471,7 +515,7 @@ def load_json(path: str | Path) -> Config:
     from etils import epath
 
     try:
-        return _frozen(json.loads(epath.Path(path).read_text()))
+        return frozen(json.loads(epath.Path(path).read_text()))
     except (OSError, ValueError) as error:
         raise UserError(f'{path}: is not the config.json of a run: {error}') from None
 
@@ -489,19 +533,46 @@ def fingerprint(config: Mapping[str, Any]) -> str:
 
 def difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     """The dotted keys in which two configs differ, as far as the keys count for the fingerprint."""
-
-    def leaves(value: Any, key: str = '') -> dict[str, Any]:
-        if isinstance(value, (Mapping, tuple)) and value:
-            items = value.items() if isinstance(value, Mapping) else enumerate(value)
-            return {k: v for name, item in items for k, v in leaves(item, f'{key}.{name}').items()}
-        return {key[1:]: value}
-
-    of_a, of_b, nothing = leaves(_computed(a)), leaves(_computed(b)), object()
+    of_a, of_b, nothing = _leaves(_computed(a)), _leaves(_computed(b)), object()
     return sorted(key for key in of_a | of_b if of_a.get(key, nothing) != of_b.get(key, nothing))
 
 
+def difference_on_resuming(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The keys in which the config of a run and a new one differ, as far as the steps to come depend on them.
+
+    Weights are read at the first step alone. Another `total_steps` is judged apart, see `ends_with_run`.
+    """
+    return difference(_started(before), _started(now) | {'total_steps': before['total_steps']})
+
+
+def _started(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config without the weights that a run starts from."""
+    teachers = {
+        name: {key: value for key, value in cfg.items() if key != 'init_from'}
+        for name, cfg in config['teachers'].items()
+    }
+    return {**config, 'init_from': None, 'teachers': teachers}
+
+
+def ends_with_run(config: Mapping[str, Any]) -> list[str]:
+    """The dotted keys of the rules that end at `total_steps`, because they have no `steps` of their own."""
+    rules = _leaves({**config, 'life': None}, until=is_rule)
+    return sorted(key for key, value in rules.items() if is_rule(value) and 'steps' not in value)
+
+
+def _leaves(value: Any, key: str = '', until: Callable[[Any], bool] = lambda value: False) -> dict[str, Any]:
+    """The values in nested dicts and lists by their dotted keys. Values for which `until` holds are not entered."""
+    if isinstance(value, (Mapping, tuple)) and value and not until(value):
+        items = value.items() if isinstance(value, Mapping) else enumerate(value)
+        return {k: v for name, item in items for k, v in _leaves(item, f'{key}.{name}', until).items()}
+    return {key[1:]: value}
+
+
 def _computed(config: Mapping[str, Any]) -> dict[str, Any]:
-    computed = {name: value for name, value in config.items() if name not in NOT_IN_FINGERPRINT}
+    ended = with_ends(config, config['total_steps'])
+    computed = {name: value for name, value in ended.items() if name not in NOT_IN_FINGERPRINT}
+    if not computed.get('stages'):  # runs may be older than stages
+        computed.pop('stages', None)
     export = computed.get('export', {}).items()  # runs that are older than `fit` have its default
     computed['export'] = {name: value for name, value in export if name != 'every' and (name, value) != ('fit', 'crop')}
     tokenizer = computed.pop('tokenizer', {})

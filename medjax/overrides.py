@@ -46,6 +46,11 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def override(config: ConfigDict, key: str, text: str) -> None:
     """Sets `config.<key>` to the value that `text` writes. 'terms.0.weight' enters lists."""
+    put(config, key, _literal(text), text)
+
+
+def put(config: ConfigDict, key: str, value: Any, text: str) -> None:
+    """Sets `config.<key>` to a value, which a message shows as `text`."""
     *path, last = names = re.split(r'[.\[\]]+', key.rstrip(']'))
     where, place = 'config', config
     for i, name in enumerate(path):
@@ -57,7 +62,6 @@ def override(config: ConfigDict, key: str, text: str) -> None:
     more = keywords(config, tuple(path))
     entry = _entry(place, names, len(path), where, more)
     now = place[entry] if not isinstance(place, (ConfigDict, dict)) or entry in place else more[last].default
-    value = _literal(text)
     if isinstance(value, str) and _matches(tuple(names), ('towers', '*')):
         place_tower(config, last, value, f'--config.{key}')
         return

@@ -1,8 +1,8 @@
 """The one train loop of every recipe: a config and records -> checkpoints, exports, metrics.
 
-    setup(config, datasets, mesh)    makes the objects of a run
-    initial_state(training, …)       the last checkpoint, or a new state with given weights
-    run(config, datasets, folder)    opens the files of the run and calls loop(), which trains
+    run(config, datasets, folder)    opens the files of the run and calls loop() for each of its stages
+    setup(config, datasets, mesh)    makes the objects of a stage
+    initial_state(training, …)       the last checkpoint, or a new state, with given weights or the state of a parent
 
 The same command continues a stopped run: the position in the data, the random keys and every schedule are functions of
 the step alone. Ctrl-C and SIGTERM stop the run after saving its step; a second Ctrl-C ends it at once.
@@ -17,7 +17,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +34,12 @@ from medjax.objectives.compose import Objective, compose
 from medjax.parallel import runtime, sharding
 from medjax.parallel.groups import check_rows
 from medjax.plugins import call
-from medjax.training import checkpoint, health, metrics
+from medjax.stages import Stage, stages
+from medjax.training import branch as branches, checkpoint, health, life, metrics
 from medjax.training.checkpoint import Checkpoints
 from medjax.training.export import Exporter
 from medjax.training.flops import step_flops
+from medjax.training.rehearsal import rehearse
 from medjax.training.state import abstract_state, copies_of_sources, create, make_optimizer, start_from, state_shardings
 from medjax.training.step import Step, make_step
 from medjax.types import Batch, TrainState
@@ -48,7 +50,7 @@ MAX_SKIPPED = 20  # a run stops after this number of steps in a row with NaN or 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Training:
-    """The objects of a run, made from its config and data: stream, objective, step, shardings."""
+    """The objects of a stage, made from its config and the data: stream, objective, step, shardings."""
 
     config: Mapping[str, Any]
     mesh: Mesh
@@ -93,22 +95,44 @@ def open_tokenizer(config: Mapping[str, Any]) -> tokenizers.Tokenizer | None:
     return tokenizers.load(cfg['path'], cfg['pad']) if cfg['path'] else None
 
 
-def initial_state(training: Training, checkpoints: Checkpoints) -> TrainState:
-    """The state of the last checkpoint, or a new one, with the weights of `init_from` if the config names some."""
+def initial_state(
+    training: Training, checkpoints: Checkpoints, branch: branches.Branch | None
+) -> tuple[TrainState, dict[str, Any] | None]:
+    """The state of the last checkpoint, or a new one, and what config.json says of the parent of a branch."""
     if (last := checkpoints.latest()) is not None:
         say(f'resuming from step {last:,} in {checkpoints.folder}')
-        return checkpoints.restore(last, checkpoint.abstract(training.abstract, training.shardings))
+        return checkpoints.restore(last, checkpoint.abstract(training.abstract, training.shardings)), None
+    if branch is None:
+        return new_state(training), None
+    parent, keep = branch
+    branches.check_keep(keep, training.objective)
+    theirs = branches.abstract_parent(parent, training.mesh)
+    plan = branches.plan(parent, training.abstract, theirs, keep)
+    say(f'branching from {parent.run} at step {parent.step:,}')
+    for sentence in plan.sentences(training.objective):
+        say(sentence)
+    state = branches.inherit(
+        parent, plan, theirs, training.objective, training.shardings, training.config['seed'],
+        lambda: new_state(training, plan),
+    )  # fmt: skip
+    return state, parent.described(plan.kept)
+
+
+def new_state(training: Training, plan: branches.Plan | None = None) -> TrainState:
+    """A new state with the weights that the config names. Those that the plan of a branch replaces are not read."""
     new = jax.jit(
         lambda key: create(training.objective, training.step.optimizer, key), out_shardings=training.shardings
     )
     state = new(jax.random.key(training.config['seed']))
-    starts = training.config['init_from'] or ()
+    starts = (training.config['init_from'] or ()) if plan is None else ()
     one = isinstance(starts, Mapping)
     given: list[tuple[str, Any, str | None]] = [
         ('init_from' if one else f'init_from[{i}]', cfg, None) for i, cfg in enumerate([starts] if one else starts)
     ]
     for name, teacher in training.objective.teachers.items():
-        given += [] if teacher.init_from is None else [(f'teachers.{name}.init_from', teacher.init_from, name)]
+        kept = plan is not None and any(module.startswith(f'teachers/{name}/') for module in plan.kept)
+        if teacher.init_from is not None and not kept:
+            given.append((f'teachers.{name}.init_from', teacher.init_from, name))
     for where, cfg, network in given:
         state, notes = call(start_from, cfg, where, state=state, towers=training.objective.towers, network=network)
         for note in notes:
@@ -122,37 +146,74 @@ def begins_with_weights(training: Training) -> bool:
     return bool(training.config['init_from']) or any(teacher.init_from is not None for teacher in teachers)
 
 
-def run(config: Mapping[str, Any], datasets: dict[str, records.DataSet], folder: Path) -> int:
-    """Trains to config['total_steps'], or until the run is stopped; returns the exit code."""
+def run(
+    config: configs.Config,
+    datasets: dict[str, records.DataSet],
+    folder: Path,
+    branch: branches.Branch | None = None,
+) -> int:
+    """Trains to config['total_steps'], or until the run is stopped; returns the exit code.
+
+    `branch`: the run begins with the state of another one. It is not read once the run has a checkpoint of its own.
+    """
+    total, main = config['total_steps'], runtime.is_main()
     check_folder(folder, config, datasets)
-    if (folder / 'DONE').exists():
-        say(f'{folder} is finished: {config["total_steps"]:,} steps are done')
+    if (folder / 'DONE').exists() and total == int((folder / 'DONE').read_text()):
+        say(f'{folder} is finished: {total:,} steps are done')
         return 0
     peak = metrics.peak_flops(jax.devices(), config['dtype'])  # measured on a CPU, so before a mesh is in use
     mesh = sharding.make_mesh(**config['mesh'])
     jax.set_mesh(mesh)
-    training = setup(config, datasets, mesh)
-    total, main = config['total_steps'], runtime.is_main()
+    plan = stages(config)
+    trainings = all_set_up(plan, datasets, mesh)
 
     with contextlib.ExitStack() as at_the_end:
         checkpoints = Checkpoints(folder / 'checkpoints', **config['checkpoint'])
         at_the_end.callback(checkpoints.close)  # waits until the last save is whole
-        state = initial_state(training, checkpoints)
-        start = int(state.step)
-        batches = at_the_end.enter_context(contextlib.closing(training.batches(start)))
-        first = next(batches)
-        flops = step_flops(training.objective, training.step.make_views, state, first)
-        claim_folder(folder, config, datasets)  # nothing has refused the config, so the folder becomes this run's
-        writer = metrics.Writer(folder, total, config['log']['every'], start, flops=flops, peak=peak, enabled=main)
-        at_the_end.callback(writer.close)
-        exporter = Exporter(folder, training.objective, config, configs.fingerprint(config), training.tokenizer, main)
-        at_the_end.enter_context(stop_on_interrupt())
-        if start == 0 and begins_with_weights(training):
-            exporter.write(0, state)
-        done = loop(training, state, itertools.chain([first], batches), checkpoints, writer, exporter)
+        state, parent = initial_state(trainings[0], checkpoints, branch)
+        done = start = int(state.step)
+        if start > total or (parent is not None and start == total):
+            raise UserError(f'total_steps={total:,}: the run begins at step {start:,}; give a larger number')
+        identity, writer = configs.fingerprint(config), None
+        for stage, training in zip(plan, trainings, strict=True):
+            if done >= stage.end and stage is not plan[-1]:
+                continue
+            with contextlib.closing(training.batches(done)) as batches:
+                first = next(batches)
+                flops = step_flops(training.objective, training.step.make_views, state, first)
+                if writer is None:  # nothing has refused the config, so the folder becomes this run's
+                    claim_folder(folder, config, datasets, start, parent)
+                    writer = metrics.Writer(folder, total, config['log']['every'], start, peak=peak, enabled=main)
+                    at_the_end.callback(writer.close)
+                    at_the_end.enter_context(stop_on_interrupt())
+                writer.begin_stage(flops)
+                if done == stage.begin > 0:
+                    writer.say(f'step {done:,}: the next stage begins')
+                exporter = Exporter(folder, training.objective, stage.config, identity, training.tokenizer, main)
+                if done == start == 0 and (parent is not None or begins_with_weights(training)):
+                    exporter.write(0, state)
+                batches = itertools.chain([first], batches)
+                state, done, stopped = loop(training, state, batches, checkpoints, writer, exporter, stage.end)
+            if stopped:
+                break
 
     finish(folder, done, total, writer)
     return 0
+
+
+def all_set_up(plan: Sequence[Stage], datasets: Mapping[str, records.DataSet], mesh: Mesh) -> list[Training]:
+    """The objects of each stage. UserError for a mistake in any of them, so that no run meets it after days."""
+    trainings = [setup(stage.config, datasets, mesh) for stage in plan]
+    for i, (stage, training) in enumerate(zip(plan[1:], trainings[1:], strict=True)):
+        ours, first = checkpoint.leaves(training.abstract), checkpoint.leaves(trainings[0].abstract)
+        for name in sorted(ours.keys() | first.keys()):
+            if getattr(ours.get(name), 'shape', None) != getattr(first.get(name), 'shape', None):
+                raise UserError(
+                    f'stages.{i}.change: all stages have one state, and this one changes {name}; what changes the '
+                    'state is a branch: medjax train --from RUN'
+                )
+        rehearse(training.objective, training.step.make_views, stage.config)
+    return trainings
 
 
 def loop(
@@ -162,8 +223,12 @@ def loop(
     checkpoints: Checkpoints,
     writer: metrics.Writer,
     exporter: Exporter,
-) -> int:
-    """Runs steps until the last one or until the run is stopped; returns the number of steps that are done."""
+    end: int,
+) -> tuple[TrainState, int, bool]:
+    """Runs the steps of a stage up to `end`, or until the run is stopped.
+
+    Returns the state, the number of steps that are done, and whether the run was stopped.
+    """
     config, folder = training.config, exporter.folder
     total, images = config['total_steps'], config['batch_size']
     train_step = jax.jit(
@@ -174,10 +239,10 @@ def loop(
     )
     start = done = int(state.step)
     batch, stopped = next(batches), False
-    while done < total and not stopped:
+    while done < end and not stopped:
         state, numbers = train_step(state, batch)
         done += 1
-        if done < total:
+        if done < end:
             batch = next(batches)
         if writer.step(done, numbers, images):
             health.write(folder, health.verdict(writer.history, total))
@@ -190,7 +255,7 @@ def loop(
             checkpoints.save(done, state)
     if writer.flush(images):  # a log interval that the stop cut short
         health.write(folder, health.verdict(writer.history, total))
-    return done
+    return state, done, stopped
 
 
 # Before and after the loop.
@@ -210,10 +275,10 @@ def check_folder(folder: Path, config: Mapping[str, Any], datasets: Mapping[str,
             f'{folder} holds a run of medjax 0.1, whose checkpoints this version cannot read. Start a new run from its '
             f"""export in another --workdir: --config.init_from='dict(path="{folder}/exports/STEP")'"""
         )
-    if configs.fingerprint(before) != configs.fingerprint(config):
-        keys = ', '.join(configs.difference(before, config))
+    if keys := configs.difference_on_resuming(before, config):
         raise UserError(
-            f'{folder} holds a run with another config (they differ in {keys}); use another --workdir, or that config'
+            f'{folder} holds a run with another config (they differ in {", ".join(keys)}). Give that config, or branch '
+            f'from the run: medjax train --from {folder} --workdir OTHER, with these overrides'
         )
     file = folder / 'data' / 'sources.json'
     recorded = json.loads(file.read_text()) if file.exists() else {}
@@ -223,15 +288,39 @@ def check_folder(folder: Path, config: Mapping[str, Any], datasets: Mapping[str,
                 f'{folder} holds a run of other data: {source} was {recorded.get(source)} and is {now}; use another '
                 '--workdir, or give it the data that it began with'
             )
+    for note in life.check_end(folder, before, config, max(checkpoint.steps(folder / 'checkpoints'), default=0)):
+        say(note)
 
 
-def claim_folder(folder: Path, config: Mapping[str, Any], datasets: Mapping[str, records.DataSet]) -> None:
-    """Makes the folder this run's: hashes of the training data, the identity of the data sets, and config.json last."""
-    if (folder / 'config.json').exists() or not runtime.is_main():
+def claim_folder(
+    folder: Path,
+    config: Mapping[str, Any],
+    datasets: Mapping[str, records.DataSet],
+    start: int,
+    parent: Mapping[str, Any] | None,
+) -> None:
+    """Makes the folder this run's: hashes of the training data, the identity of the data sets, and config.json last.
+
+    For a resumed run, config.json takes what may change on resuming, as `total_steps`.
+    """
+    if not runtime.is_main():
         return
-    seen.write_seen(datasets, folder / 'data' / 'seen.npz')
+    file = folder / 'config.json'
+    if file.exists():
+        before = configs.load_json(file)
+        weights = {key: before[key] for key in ('init_from', 'teachers')}  # those that the run really began with
+        now = {**config, **weights, 'life': life.lengthened(before, config, start)}
+        if now != before | {'life': life.of(before)}:
+            files.write_text(file, configs.to_json(now))
+        (folder / 'DONE').unlink(missing_ok=True)
+        return
+    earlier = None if parent is None else Path(parent['run'], 'data', 'seen.npz')
+    if earlier is not None and not earlier.exists():
+        say(f'{earlier} is missing, so this run cannot tell which test images its parent was trained on')
+        earlier = None
+    seen.write_seen(datasets, folder / 'data' / 'seen.npz', earlier)
     files.write_json(folder / 'data' / 'sources.json', identities(datasets))
-    files.write_text(folder / 'config.json', configs.to_json(config))
+    files.write_text(file, configs.to_json({**config, 'life': life.begun(config, start, parent)}))
 
 
 def identities(datasets: Mapping[str, records.DataSet]) -> dict[str, dict[str, str]]:

@@ -5,7 +5,8 @@ In a config a schedule is a number, a list of values by step (the last value sta
     dict(rule='cosine', start=1., end=.01, warmup=500)      # rises in 500 steps, then half a cosine from 1 to .01
     dict(rule='linear', start=.04, end=.07, steps=3_000)    # a line from .04 to .07 in 3,000 steps, then .07
 
-A rule ends at the run's `total_steps`, or at its own `steps` if it has them. Steps count from 0.
+A rule ends at the run's `total_steps`, or at its own `steps` if it has them. Steps count from 0, or from the rule's
+`begin`; before it, the rule has its first value.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def schedule(spec: Any, total_steps: int, where: str) -> Schedule:
 
 
 def cosine(
-    start: float, end: float, steps: int, warmup: int = 0, warmup_start: float = 0.0, frozen: int = 0
+    start: float, end: float, steps: int, warmup: int = 0, warmup_start: float = 0.0, frozen: int = 0, begin: int = 0
 ) -> Schedule:
     """DINOv2's schedule (arXiv 2304.07193): frozen, a linear warm-up, then half a cosine.
 
@@ -55,10 +56,12 @@ def cosine(
     2. A line from `warmup_start` to `start` over `warmup` steps; the first and the last of them have these values.
     3. end + (start - end) * (1 + cos(pi i / n)) / 2, i of the n steps after the warm-up.
     4. `end` from step `steps` on.
+
+    Steps count from `begin`.
     """
 
     def value(step: Array) -> Array:
-        t = step.astype(jnp.float32)
+        t = _since(step, begin)
         rising = _line(t - frozen, warmup_start, start, warmup)
         n = max(steps - warmup - frozen, 1)
         falling = end + 0.5 * (start - end) * (1 + jnp.cos(jnp.pi * (t - frozen - warmup) / n))
@@ -68,9 +71,14 @@ def cosine(
     return value
 
 
-def linear(start: float, end: float, steps: int) -> Schedule:
-    """A line from `start` at step 0 to `end` at step `steps` - 1, then `end`."""
-    return lambda step: _line(step.astype(jnp.float32), start, end, steps).astype(jnp.float32)
+def linear(start: float, end: float, steps: int, begin: int = 0) -> Schedule:
+    """A line from `start` at step 0 to `end` at step `steps` - 1, then `end`. Steps count from `begin`."""
+    return lambda step: _line(_since(step, begin), start, end, steps).astype(jnp.float32)
+
+
+def _since(step: Array, begin: int) -> Array:
+    """The number of steps since `begin`, 0 before it; float32."""
+    return jnp.maximum(step - begin, 0).astype(jnp.float32)
 
 
 def _line(t: Array, start: float, end: float, steps: int) -> Array:
@@ -78,5 +86,21 @@ def _line(t: Array, start: float, end: float, steps: int) -> Array:
     return start + (end - start) * jnp.clip(t / max(steps - 1, 1), 0.0, 1.0)
 
 
-STEPS = ('steps', 'warmup', 'frozen')  # the parameters that count steps
+STEPS = ('steps', 'warmup', 'frozen', 'begin')  # the parameters that count steps
 RULES = {'cosine': cosine, 'linear': linear}
+
+
+def is_rule(value: Any) -> bool:
+    """Whether a value of a config is a named rule."""
+    return isinstance(value, Mapping) and value.get('rule') in RULES
+
+
+def with_ends(value: Any, steps: int, begin: int = 0) -> Any:
+    """A value of a config in which every rule, at any depth, states where it begins and ends.
+
+    A rule without `steps` gets `steps`. With `begin`, a rule without its own begins there.
+    """
+    if isinstance(value, Mapping):
+        known = {name: with_ends(item, steps, begin) for name, item in value.items()}
+        return {'steps': steps} | ({'begin': begin} if begin else {}) | known if is_rule(value) else known
+    return tuple(with_ends(item, steps, begin) for item in value) if isinstance(value, (list, tuple)) else value

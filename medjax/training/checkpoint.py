@@ -33,9 +33,12 @@ class _Manager(ocp.CheckpointManager):
 
 
 class Checkpoints:
-    """RUN/checkpoints/<step>. The state is saved every `every` steps; the last `keep` checkpoints stay."""
+    """RUN/checkpoints/<step>. The state is saved every `every` steps; the last `keep` checkpoints stay.
 
-    def __init__(self, folder: Path, every: int, keep: int) -> None:
+    `read_only`: of another run, which may be training; nothing is written or removed.
+    """
+
+    def __init__(self, folder: Path, every: int, keep: int, read_only: bool = False) -> None:
         logging.getLogger('absl').setLevel(logging.ERROR)  # orbax narrates every save
         self.folder = folder
         self.manager = _Manager(
@@ -43,7 +46,8 @@ class Checkpoints:
             options=ocp.CheckpointManagerOptions(
                 save_decision_policy=policies.FixedIntervalPolicy(every),
                 preservation_policy=policies.LatestN(keep),
-                enable_async_checkpointing=True,
+                enable_async_checkpointing=not read_only,
+                read_only=read_only,
             ),
         )
 
@@ -72,8 +76,7 @@ class Checkpoints:
     def _compare(self, step: int, like: TrainState) -> None:
         with ocp.StandardCheckpointer() as checkpointer:
             saved = checkpointer.metadata(self.folder.absolute() / str(step) / 'default').item_metadata
-        stored = {_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(dict(saved))[0]}
-        wanted = {_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(like._asdict())[0]}
+        stored, wanted = leaves(dict(saved)), leaves(like._asdict())
         advice = 'the config is not that of the run; use another --workdir, or start from its export by init_from'
         for name in sorted(stored.keys() ^ wanted.keys()):
             state = 'lacks' if name in wanted else 'holds, unlike the config,'
@@ -105,5 +108,16 @@ def abstract(state: TrainState, shardings: Any) -> TrainState:
     return jax.tree.map(one, state, shardings)
 
 
-def _name(path: tuple[Any, ...]) -> str:
+def steps(folder: Path) -> list[int]:
+    """The steps of the checkpoints in RUN/checkpoints, ascending."""
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal()) if folder.is_dir() else []
+
+
+def leaves(state: Any) -> dict[str, Any]:
+    """The arrays of a state by their paths: 'params/towers/image/cls'."""
+    return {name_of(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]}
+
+
+def name_of(path: tuple[Any, ...]) -> str:
+    """A path of jax as text."""
     return '/'.join(str(getattr(k, 'key', getattr(k, 'name', getattr(k, 'idx', k)))) for k in path)

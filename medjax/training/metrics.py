@@ -107,6 +107,8 @@ class Writer:
         self.enabled, self.total_steps, self.every = enabled, total_steps, every
         self.flops, self.peak, self._peak_exceeded = flops, peak, False
         self.history: list[dict[str, Any]] = []
+        self._images = 0  # since the clock was started
+        self._clock: float | None = None
         if not enabled:
             return
         import tensorboardX
@@ -120,9 +122,11 @@ class Writer:
         self._board = tensorboardX.SummaryWriter(os.fspath(folder / 'tensorboard'), purge_step=start_step + 1)
         self._bar = tqdm(total=total_steps, initial=start_step, unit='step', disable=None, dynamic_ncols=True)
         self._waiting: list[Mapping[str, Array]] = []  # the steps of this interval, still on the device
-        self._images = 0  # since the clock was started
-        self._clock: float | None = None
         self._step = start_step
+
+    def begin_stage(self, flops: float | None) -> None:
+        """The next step is the first of a stage: it compiles, and its steps have other FLOPs."""
+        self.flops, self._images, self._clock = flops, 0, None
 
     def step(self, step: int, metrics: Mapping[str, Array], images: int) -> dict[str, Any] | None:
         """Takes the metrics of one step (scalars on the device), the number of steps so far, and its global images.

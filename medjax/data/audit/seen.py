@@ -12,7 +12,9 @@ from medjax.data.audit import near_duplicates
 from medjax.data.records import DataSet, Split
 
 
-def write_seen(datasets: Mapping[str, DataSet], path: str | os.PathLike) -> None:
+def write_seen(
+    datasets: Mapping[str, DataSet], path: str | os.PathLike, earlier: str | os.PathLike | None = None
+) -> None:
     """Writes hashes of the train splits of `datasets` to `path` (seen.npz). They are sorted, without order or content.
 
     Arrays of the file:
@@ -22,27 +24,46 @@ def write_seen(datasets: Mapping[str, DataSet], path: str | os.PathLike) -> None
     hash: uint8 [n,32], perceptual hashes.
     split: 'train'.
 
-    Equal data give an equal file.
+    `earlier` is the file of the run's parent, whose training data are added. Equal data give an equal file.
     """
     splits = [data.split('train') for data in datasets.values()]
-    keys = sorted({data.key_fingerprint for data in datasets.values()})
+    before = _read(earlier) if earlier is not None else {}
+    keys = sorted({data.key_fingerprint for data in datasets.values()} | set(before.get('keys', np.array([])).tolist()))
     arrays = {'keys': np.array(keys), 'split': np.array(['train'])}
     for kind in ('patient', 'image'):
         by_key = [
             _unique(
-                hashed[hashed != 0]
-                for split in splits
-                if split.data.key_fingerprint == key
-                for hashed in hashed_ids(split, kind)
+                [
+                    *(
+                        hashed[hashed != 0]
+                        for split in splits
+                        if split.data.key_fingerprint == key
+                        for hashed in hashed_ids(split, kind)
+                    ),
+                    _of_key(before, kind, key),
+                ]
             )
             for key in keys
         ]
         key_number = np.repeat(np.arange(len(keys), dtype=np.uint8), [len(hashed) for hashed in by_key])
         order = np.argsort(np.concatenate(by_key), kind='stable')
         arrays[kind], arrays[f'{kind}/key'] = np.concatenate(by_key)[order], key_number[order]
-    arrays['pixels'] = _unique(split.keys('pixels') for split in splits)
-    arrays['hash'] = np.unique(np.concatenate([split.column('hash') for split in splits]), axis=0)
+    old = {name: [before[name]] if name in before else [] for name in ('pixels', 'hash')}
+    arrays['pixels'] = _unique([*(split.keys('pixels') for split in splits), *old['pixels']])
+    arrays['hash'] = np.unique(np.concatenate([*(split.column('hash') for split in splits), *old['hash']]), axis=0)
     files.write_npz(path, **arrays)
+
+
+def _read(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
+
+
+def _of_key(arrays: Mapping[str, np.ndarray], kind: str, key: str) -> np.ndarray:
+    """The hashes of a kind that were made with an id key; none if no hash was."""
+    if key not in arrays.get('keys', ()):
+        return np.zeros(0, np.uint64)
+    return arrays[kind][arrays[f'{kind}/key'] == arrays['keys'].tolist().index(key)]
 
 
 def overlap(seen: str | os.PathLike, split: Split) -> dict[str, float | bool | None]:
