@@ -112,7 +112,7 @@ SECTIONS = dict(
 FITS = ('crop', 'pad')  # how the encoder of an export makes an image square
 CLOSED = ('image', 'tokenizer', 'export', 'checkpoint', 'log', 'mesh')  # sections with exactly the keys above
 # Keys that do not change what a run computes: where and how often things are read, written and placed. `total_steps`
-# changes it through the schedules that end with the run. `life` is what happened to the run, see `training/life.py`.
+# changes it through the schedules that end with the run. `life` is what happened to the run, see `life.py`.
 NOT_IN_FINGERPRINT = ('data_paths', 'mesh', 'log', 'checkpoint', 'micro_batches', 'total_steps', 'life')
 
 

@@ -24,7 +24,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from medjax import config as configs, files
+from medjax import branch as branches, config as configs, files, life
 from medjax.data import records
 from medjax.data.audit import seen
 from medjax.data.stream import Stream
@@ -35,7 +35,7 @@ from medjax.parallel import runtime, sharding
 from medjax.parallel.groups import check_rows
 from medjax.plugins import call
 from medjax.stages import Stage, stages
-from medjax.training import branch as branches, checkpoint, health, life, metrics
+from medjax.training import checkpoint, health, metrics
 from medjax.training.checkpoint import Checkpoints
 from medjax.training.export import Exporter
 from medjax.training.flops import step_flops

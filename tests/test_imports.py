@@ -17,6 +17,9 @@ COMMANDS = {
     'config',
     'overrides',
     'train',
+    'stages',
+    'branch',
+    'life',
     'commands',
 }
 

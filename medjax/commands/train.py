@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from medjax import config as configs
+from medjax import branch as branches, config as configs
 from medjax.errors import UserError
 from medjax.parallel import runtime
 from medjax.train import run
-from medjax.training import branch as branches
 
 
 def main(argv: list[str]) -> int:

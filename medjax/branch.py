@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from medjax import config as configs
+from medjax import config as configs, life
 from medjax.errors import UserError, suggest
 from medjax.objectives.compose import Objective, compose
-from medjax.training import checkpoint, life
+from medjax.training import checkpoint
 from medjax.training.checkpoint import Checkpoints
 from medjax.training.state import abstract_state, make_optimizer, state_shardings
 from medjax.types import TrainState
