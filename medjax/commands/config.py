@@ -18,6 +18,7 @@ from typing import Any
 
 from medjax import config as configs, recipes
 from medjax.errors import UserError
+from medjax.stages import stages
 from medjax.training.rehearsal import rehearse, without_data
 from medjax.training.state import make_optimizer
 
@@ -42,7 +43,7 @@ def main(argv: list[str]) -> int:
     if rows:
         print('\n'.join(_table([('key', *names), *rows])))
         if configs.fingerprint(resolved[0]) == configs.fingerprint(resolved[1]):
-            print('None of these keys changes what a run computes.')
+            print('None of these keys changes what a step computes.')
     return 1 if rows else 0
 
 
@@ -105,9 +106,10 @@ def _recipe(name: str, data: Sequence[str], overrides: Sequence[str]) -> configs
 
 def _built(config: configs.Config) -> configs.Config:
     """The config itself, after all its builders took it: a UserError here is one that `medjax train` would give."""
-    given, objective, make_views = without_data(config)
-    make_optimizer(objective, config['optim'], config['total_steps'])
-    rehearse(objective, make_views, given)
+    for stage in stages(config):
+        given, objective, make_views = without_data(stage.config)
+        make_optimizer(objective, stage.config['optim'], config['total_steps'])
+        rehearse(objective, make_views, given)
     return config
 
 

@@ -235,7 +235,7 @@ def recipe(weights: ExportWeights, trained: Trained) -> list[tuple[str, str]]:
     total, batch = config.get('total_steps'), config.get('batch_size')
     rows = [('step', f'{trained.step:,}' + (f' of {total:,}' if total else ''))]
     if batch:
-        rows.append(('batch', f'{batch:,}; {trained.step * batch:,} examples until this step'))
+        rows.append(('batch', f'{batch:,}; {run_page.images_seen(config, trained.step):,} examples until this step'))
     views = [f'{v.get("count", 1)} x {name} {v["size"]} px' for name, v in run_page.section(config, 'views')
              if 'size' in v]  # fmt: skip
     texts = [f'{name} of {v["length"]} tokens' for name, v in run_page.section(config, 'views') if 'length' in v]
@@ -246,6 +246,7 @@ def recipe(weights: ExportWeights, trained: Trained) -> list[tuple[str, str]]:
              for key, name in (('lr', 'learning rate'), ('weight_decay', 'weight decay')) if key in optim]  # fmt: skip
     rows.append(('weights', f'of the {meta.get("network")}'))
     rows.append(('started from', ', '.join(starts(config)) or 'random weights'))
+    rows += [(name, '; '.join(values)) for name, values in run_page.history(config) if values]
     if meta.get('config_fingerprint'):
         rows.append(('fingerprint of the configuration', meta['config_fingerprint']))
     return [(key, plain(value)) for key, value in rows if value]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -75,6 +76,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
         ('heads', [f'{n}, {h["prototypes"]:,} prototypes' for n, h in section(config, 'heads') if 'prototypes' in h]),
         ('terms', [term_title(term) for term in config.get('terms', [])]),
         ('sources', [name for _, part in section(config, 'data') for name in part.get('sources', {})]),
+        *history(config),
     ):
         if values:
             rows.append((name, ', '.join(values)))
@@ -92,8 +94,44 @@ def progress(run: Run) -> str:
     step = run.log[-1]['step'] if run.log else 0
     text = f'{step:,} of {total:,} steps' if total else f'{step:,} steps'
     if batch:
-        text += f', {step * batch:,} images (batches of {batch:,})'
+        sizes = [batch, *(stage['change']['batch_size'] for stage in resized(run.config))]
+        text += f', {images_seen(run.config, step):,} images (batches of {", then ".join(f"{n:,}" for n in sizes)})'
     return text + (', done' if run.done else '')
+
+
+def history(config: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+    """What happened to the run: its parent, other ends, its stages."""
+    life = config.get('life') or {'parent': None, 'ends': []}
+    parent, ends = life['parent'], life['ends']
+    return [
+        ('branch of', [] if parent is None else [f'{PurePath(parent["run"]).name}, step {parent["step"]:,}']),
+        ('length', [f'{ends[0][1]:,} steps', *map(lengthened, ends, ends[1:])] if len(ends) > 1 else []),
+        ('stages', [f'from step {stage["at"]:,} on: {changes(stage)}' for stage in config.get('stages', ())]),
+    ]
+
+
+def lengthened(before: Sequence[int], now: Sequence[int]) -> str:
+    """'lengthened at step 40 to 200', from two ends [step, total_steps]."""
+    return f'{"lengthened" if now[1] > before[1] else "shortened"} at step {now[0]:,} to {now[1]:,}'
+
+
+def changes(stage: Mapping[str, Any]) -> str:
+    """'views.global.size 518 and optim': values of a stage that are numbers or names, and the keys of others."""
+    return ' and '.join(
+        f'{key} {value}' if isinstance(value, (int, float, str)) else key for key, value in stage['change'].items()
+    )
+
+
+def resized(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The stages that change the batch size."""
+    return [stage for stage in config.get('stages', ()) if 'batch_size' in stage['change']]
+
+
+def images_seen(config: Mapping[str, Any], step: int) -> int:
+    """The number of rows in the batches of the first `step` steps."""
+    parts = [(0, config['batch_size']), *((stage['at'], stage['change']['batch_size']) for stage in resized(config))]
+    ends = [*(at for at, _ in parts[1:]), step]
+    return sum(max(min(end, step) - begin, 0) * rows for (begin, rows), end in zip(parts, ends, strict=True))
 
 
 def mfu(log: Log) -> str:

@@ -126,7 +126,7 @@ def test_a_key_of_one_config_alone(medjax, tmp_path):
 
 def test_keys_that_change_no_number_are_called_so(medjax, run):
     code, out, _ = medjax('tiny', run('a', 'log.every=7', 'checkpoint.keep=5'))
-    assert code == 1 and out.endswith('None of these keys changes what a run computes.\n')
+    assert code == 1 and out.endswith('None of these keys changes what a step computes.\n')
     assert medjax('tiny', run('b', 'seed=7'))[1].count('None of these') == 0
 
 

@@ -1,0 +1,357 @@
+"""The life of a run: the same run after other paths, longer, as a branch, over the border of stages."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from test_train import data, lines, medjax, train  # noqa: F401  (data is a fixture)
+
+from medjax import branch, config as configs, life
+from medjax.data.audit import seen
+from medjax.errors import UserError
+from medjax.objectives.compose import compose
+from medjax.objectives.schedules import schedule
+from medjax.stages import at_step, stages
+from medjax.training.state import abstract_state, make_optimizer
+
+COSINE = "dict(rule='cosine',start=1.,end=0.,warmup=2)"
+OFTEN = ('--config.checkpoint.every=4', '--config.export.every=4', '--config.log.every=2')
+CONSTANT = ('--config.optim.schedule=1.0', *OFTEN)
+
+
+def tiny(*overrides: str) -> configs.Config:
+    config = configs.read('tiny', overrides)
+    config.image.update(dict(channels=1, mean=0.5, std=0.2))
+    return configs.check(configs.resolve(config, {}))
+
+
+def state_of(config: configs.Config):
+    objective = compose(config)
+    return abstract_state(objective, make_optimizer(objective, config['optim'], config['total_steps']))
+
+
+def staged(change: str, at: int = 4, *more: str) -> tuple:
+    return stages(tiny(f'stages=[dict(at={at},change={change})]', *more))
+
+
+# What counts as another config.
+
+
+@pytest.mark.parametrize(
+    'override',
+    ['export.every=7', 'log.every=7', 'checkpoint.every=7', 'checkpoint.keep=7', 'mesh.fsdp=2', 'micro_batches=2',
+     "tokenizer.path='x'"],
+)  # fmt: skip
+def test_what_changes_no_number_is_not_in_the_fingerprint(override):
+    assert configs.fingerprint(tiny(override)) == configs.fingerprint(tiny())
+    assert not configs.difference_on_resuming(tiny(), tiny(override))
+
+
+@pytest.mark.parametrize(
+    'override', ['optim.lr=2e-3', 'batch_size=16', 'seed=1', 'terms.2.weight=0.2', 'export.fit=pad']
+)
+def test_what_changes_numbers_is_in_it(override):
+    assert configs.fingerprint(tiny(override)) != configs.fingerprint(tiny())
+    assert configs.difference_on_resuming(tiny(), tiny(override))
+
+
+def test_the_length_counts_through_the_schedules_that_end_with_the_run():
+    constant, longer = (tiny('optim.schedule=1.0', f'total_steps={n}') for n in (8, 80))
+    assert configs.fingerprint(constant) == configs.fingerprint(longer)
+    assert configs.ends_with_run(constant) == []
+    own = [tiny("optim.schedule=dict(rule='cosine',start=1.,end=0.,steps=5)", f'total_steps={n}') for n in (8, 80)]
+    assert configs.fingerprint(own[0]) == configs.fingerprint(own[1])
+    shaped = [tiny(f'optim.schedule={COSINE}', f'total_steps={n}') for n in (8, 80)]
+    assert configs.fingerprint(shaped[0]) != configs.fingerprint(shaped[1])
+    assert configs.ends_with_run(shaped[0]) == ['optim.schedule']
+    in_a_term = tiny('optim.schedule=1.0', "terms.2.weight=dict(rule='linear',start=0.,end=1.)")
+    assert configs.ends_with_run(in_a_term) == ['terms.2.weight']
+    # another length alone is judged by `check_end`, not as another config
+    assert not configs.difference_on_resuming(*shaped)
+
+
+def test_weights_to_begin_with_are_not_read_on_resuming():
+    with_weights = tiny("init_from=dict(path='a.safetensors')")
+    assert not configs.difference_on_resuming(with_weights, tiny("init_from=dict(path='b.safetensors')"))
+    assert not configs.difference_on_resuming(with_weights, tiny())
+
+
+def test_ends_of_a_run():
+    folder = Path('RUN')
+    constant = [tiny('optim.schedule=1.0', f'total_steps={n}') for n in (8, 12)]
+    shaped = [tiny(f'optim.schedule={COSINE}', f'total_steps={n}') for n in (8, 12, 6)]
+    assert life.check_end(folder, constant[0], constant[0], 8) == ()
+    assert life.check_end(folder, constant[0], constant[1], 8) == (
+        'RUN is lengthened at step 8: it ends at step 12, not 8',
+    )
+    told = life.check_end(folder, shaped[0], shaped[1], 5)
+    rates = [1e-3 * 0.5 * (1 + np.cos(np.pi * 3 / n)) for n in (6, 10)]
+    assert told[1] == (
+        'optim.schedule now ends there too, so values jump at step 5: the learning rate from '
+        f'{rates[0]:.3g} to {rates[1]:.3g}'
+    )
+    assert 'is shortened at step 5: it ends at step 6' in life.check_end(folder, shaped[0], shaped[2], 5)[0]
+    with pytest.raises(
+        UserError, match='optim.schedule ended with the run at step 8. Branch from it: medjax train --f'
+    ):
+        life.check_end(folder, shaped[0], shaped[1], 8)
+    with pytest.raises(UserError, match='total_steps=6: RUN has 7 steps already'):
+        life.check_end(folder, shaped[0], shaped[2], 7)
+    once = {**shaped[1], 'life': life.lengthened(shaped[0], shaped[1], 5)}
+    assert life.lengthened(once, shaped[0], 6) == dict(parent=None, ends=[[0, 8], [5, 12], [6, 8]])
+
+
+# Stages.
+
+
+def test_stages_change_from_their_step_on():
+    first, second, third = stages(
+        tiny(
+            'total_steps=20',
+            "stages=[dict(at=4,change={'optim.lr':1e-4,'views.global.size':48}),dict(at=12,change={'optim.lr':1e-5})]",
+        )
+    )
+    assert [(s.begin, s.end) for s in (first, second, third)] == [(0, 4), (4, 12), (12, 20)]
+    assert [s.config['optim']['lr'] for s in (first, second, third)] == [1e-3, 1e-4, 1e-5]
+    assert [s.config['views']['global']['size'] for s in (first, second, third)] == [32, 48, 48]
+    found = (first, second, third)
+    assert [at_step(found, step) for step in (0, 3, 4, 11, 12, 20)] == [first, first, second, second, third, third]
+
+
+def test_a_rule_of_a_stage_begins_and_ends_with_it():
+    *_, stage = staged(f"{{'optim.schedule':{COSINE},'terms.2.weight':dict(rule='linear',start=0.,end=1.)}}", 4)
+    rule = stage.config['optim']['schedule']
+    assert (rule['begin'], rule['steps']) == (4, 4)
+    of_stage, alone = schedule(dict(rule), 8, 'x'), schedule(dict(rule='cosine', start=1.0, end=0.0, warmup=2), 4, 'x')
+    for step in range(10):
+        assert of_stage(jnp.int32(step)) == alone(jnp.int32(max(step - 4, 0)))
+    line = schedule(dict(stage.config['terms'][2]['weight']), 8, 'x')
+    np.testing.assert_allclose([line(jnp.int32(t)) for t in (0, 4, 5, 7, 9)], [0, 0, 1 / 3, 1, 1], rtol=1e-6)
+
+
+def test_a_stage_with_another_batch_needs_no_rows():
+    assert staged("{'batch_size':16}")[1].config['data']['cxr']['rows'] == 16
+
+
+@pytest.mark.parametrize(
+    ('text', 'sentence'),
+    [
+        ('[dict(at=4)]', 'stages.0=.*must be a dict, as dict'),
+        ("[dict(at=0,change={'optim.lr':1.})]", 'stages.0.at=0: must be a step between 0 and total_steps=8'),
+        ("[dict(at=8,change={'optim.lr':1.})]", 'stages.0.at=8: must be a step'),
+        ("[dict(at='4',change={'optim.lr':1.})]", "stages.0.at='4': must be a step"),
+        ('[dict(at=4,change={})]', 'stages.0.change={}: must be a dict of keys and values'),
+        ("[dict(at=4,change={'optim.lr':1.}),dict(at=4,change={'optim.lr':1.})]", 'stages.1.at=4: stages stand in'),
+        ("[dict(at=4,change={'seed':1})]", "stages.0.change: 'seed' is one for all stages"),
+        ("[dict(at=4,change={'optm.lr':1})]", "stages.0.change: there is no key 'optm.lr'; did you mean 'optim'"),
+        ("[dict(at=4,change={'towers.imag.depth':1})]", "stages.0.change.towers.imag.depth: .* 'imag'; did you mean"),
+        ("[dict(at=4,change={'optim.lr':'much'})]", "stages.0.change.optim.lr: .* it takes a number"),
+        ("[dict(at=4,change={'views.global.part':'mri'})]", "stages.0: views.global.part: there is no 'mri'"),
+    ],
+)  # fmt: skip
+def test_a_wrong_stage_is_one_sentence(text, sentence):
+    with pytest.raises(UserError, match=sentence):
+        stages(tiny(f'stages={text}'))
+
+
+# What a branch keeps.
+
+
+def plan(ours: configs.Config, theirs: configs.Config, keep=None) -> branch.Plan:
+    return branch.plan(branch.Parent(Path('RUN'), 4, theirs), state_of(ours), state_of(theirs), keep)
+
+
+def test_a_branch_with_nothing_changed_keeps_everything():
+    found = plan(tiny(), tiny())
+    assert not found.new and {'towers/image', 'heads/dino', 'teachers/teacher/heads/dino', 'moments', 'clock'} <= {
+        *found.kept
+    }
+
+
+def test_a_head_of_another_size_is_new_and_so_are_all_moments():
+    found = plan(tiny('heads.dino.prototypes=32'), tiny())
+    assert found.kept == ('towers/image', 'teachers/teacher/towers/image', 'clock')
+    assert found.new['moments'] == 'Adam counts its steps once for all parameters, and heads/dino is new'
+    told = found.sentences(compose(tiny('heads.dino.prototypes=32')))
+    assert any(text.startswith('a copy of the student: teachers/teacher/heads/dino') for text in told)
+    assert any(text.startswith('new: heads/dino (params/heads/dino/prototypes') for text in told)
+
+
+@pytest.mark.parametrize(
+    ('ours', 'theirs', 'keep', 'sentence'),
+    [
+        (['towers.image.width=16'], [], None, r'--from RUN: its towers/image does not fit .*\[2, 32\] there and'),
+        (['heads.dino.prototypes=32'], [], ('towers', 'heads'), '--from RUN: its heads/dino does not fit'),
+        ([], [], ('towers', 'moments'), '--keep moments: Adam counts .* heads/dino is new'),
+    ],
+)
+def test_what_does_not_fit_is_one_sentence(ours, theirs, keep, sentence):
+    with pytest.raises(UserError, match=sentence):
+        plan(tiny(*ours), tiny(*theirs), keep)
+
+
+def test_parts_and_modules_can_be_chosen():
+    found = plan(tiny(), tiny(), ('towers/image', 'teachers'))
+    assert {'towers/image', 'teachers/teacher/towers/image', 'teachers/teacher/heads/dino'} == {*found.kept}
+    assert {'heads/dino', 'moments', 'clock'} <= found.new.keys()
+    with pytest.raises(UserError, match="--keep tower: there is no such part; did you mean 'towers'"):
+        branch.check_keep(['tower'], compose(tiny()))
+
+
+# As people run it.
+
+
+@pytest.fixture(scope='module')
+def parent(data, tmp_path_factory):  # noqa: F811
+    """A run of 12 steps with checkpoints of step 4, 8 and 12."""
+    run = tmp_path_factory.mktemp('life') / 'parent'
+    medjax(*train(data, run, '--config.total_steps=12', '--config.checkpoint.keep=3', *CONSTANT)[3:])
+    return run
+
+
+def equal(one: Path, other: Path, step: int) -> None:
+    a, b = (load_file(run / 'exports' / str(step) / 'weights.safetensors') for run in (one, other))
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def numbers(run: Path, after: int) -> list[dict]:
+    timed = ('time', 'images_per_s', 'mfu')
+    return [{k: v for k, v in line.items() if k not in timed} for line in lines(run) if line['step'] > after]
+
+
+@pytest.mark.slow
+def test_a_lengthened_run_equals_a_long_one(parent, data, tmp_path):  # noqa: F811
+    run = tmp_path / 'run'
+    medjax(*train(data, run, '--config.total_steps=8', *CONSTANT)[3:])
+    told = medjax(*train(data, run, '--config.total_steps=12', *CONSTANT)[3:])
+    assert 'is lengthened at step 8: it ends at step 12, not 8' in told
+    equal(parent, run, 12)
+    assert numbers(parent, 0) == numbers(run, 0)
+    config = json.loads((run / 'config.json').read_text())
+    assert config['total_steps'] == 12 and config['life'] == dict(parent=None, ends=[[0, 8], [8, 12]])
+    assert (run / 'DONE').read_text() == '12\n'
+    # what changes no number may change too; the run is finished, so the folder stays as it is
+    assert 'is finished' in medjax(*train(data, run, '--config.total_steps=12', *CONSTANT, '--config.log.every=3')[3:])
+
+
+@pytest.mark.slow
+def test_a_schedule_that_has_ended_is_not_lengthened(data, tmp_path):  # noqa: F811
+    run = tmp_path / 'run'
+    medjax(*train(data, run, *OFTEN)[3:])
+    before = (run / 'config.json').read_bytes()
+    told = medjax(*train(data, run, '--config.total_steps=16', *OFTEN)[3:], code=2)
+    assert f'optim.schedule ended with the run at step 8. Branch from it: medjax train --from {run}' in told
+    assert (run / 'config.json').read_bytes() == before and (run / 'DONE').exists()
+
+
+@pytest.mark.slow
+def test_a_branch_with_nothing_changed_equals_its_parent(parent, tmp_path):
+    medjax('train', '--from', f'{parent}@4', '--workdir', tmp_path / 'run')
+    equal(parent, tmp_path / 'run', 12)
+    assert numbers(parent, 4) == numbers(tmp_path / 'run', 4)
+    named = json.loads((tmp_path / 'run/config.json').read_text())['life']['parent']
+    assert (named['run'], named['step'], named['total_steps']) == (str(parent), 4, 12)
+    again = medjax('train', '--from', f'{parent}@4', '--workdir', tmp_path / 'run')
+    assert 'is finished' in again
+
+
+@pytest.mark.slow
+def test_a_branch_with_other_heads_and_its_resumption(parent, data, tmp_path):  # noqa: F811
+    command = [
+        'train', '--from', f'{parent}@8', '--config', 'tiny', '--data', data, '--workdir', tmp_path / 'run', *CONSTANT,
+        '--config.total_steps=16', '--config.heads.dino.prototypes=32', '--config.optim.lr=1e-4',
+    ]  # fmt: skip
+    told = medjax(*command)
+    assert 'new: moments (Adam counts its steps once' in told and 'kept: towers/image' in told
+    for name in ('12', '16'):  # as if the run had been killed before its first checkpoint
+        shutil.rmtree(tmp_path / 'run/checkpoints' / name)
+    (tmp_path / 'run/DONE').unlink()
+    shutil.move(tmp_path / 'run/exports/16', tmp_path / 'first')
+    assert 'branching from' in medjax(*command)
+    a, b = (load_file(folder / 'weights.safetensors') for folder in (tmp_path / 'first', tmp_path / 'run/exports/16'))
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+    # the branch knows what its parent was trained on
+    assert seen_patients(tmp_path / 'run') >= seen_patients(parent) > set()
+
+
+def seen_patients(run: Path) -> set[int]:
+    with np.load(run / 'data/seen.npz') as file:
+        return set(file['patient'].tolist())
+
+
+def test_a_parent_that_is_not_there_is_one_sentence(tmp_path):
+    run = tmp_path / 'run'
+    for name in ('checkpoints/4', 'checkpoints/12', 'exports/8'):
+        (run / name).mkdir(parents=True)
+    with pytest.raises(UserError, match='is no run: it has no config.json'):
+        branch.parent(str(run))
+    (run / 'config.json').write_text(configs.to_json(tiny()))
+    assert branch.parent(str(run)).step == 12 and branch.parent(f'{run}@4').step == 4
+    for spec, sentence in (
+        (f'{run}@7', 'there is no checkpoint of step 7; there are 4, 12$'),
+        (f'{run}@8', "there are 4, 12; of step 8 there is an export: --config.init_from='dict\\(path="),
+        (f'{run}@last', "'last' is no step; write --from .*@STEP"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            branch.parent(spec)
+    with pytest.raises(UserError, match='holds a run that is no branch; continue it without --from'):
+        branch.again(run)
+    shutil.rmtree(run / 'checkpoints')
+    with pytest.raises(UserError, match='has no checkpoint'):
+        branch.parent(str(run))
+
+
+@pytest.mark.slow
+def test_a_branch_without_steps_to_do_leaves_no_folder(parent, tmp_path):
+    told = medjax('train', '--from', parent, '--workdir', tmp_path / 'run', code=2)
+    assert 'total_steps=12: the run begins at step 12; give a larger number' in told
+    assert not (tmp_path / 'run/config.json').exists()
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_over_the_border_of_a_stage(data, tmp_path):  # noqa: F811
+    change = "{'views.global.size':48,'optim.lr':1e-4,'batch_size':16}"
+    options = [f'--config.stages=[dict(at=5,change={change})]', '--config.total_steps=10', *CONSTANT]
+    medjax(*train(data, tmp_path / 'whole', *options)[3:])
+    rates = {line['step']: line['lr'] for line in lines(tmp_path / 'whole')}
+    assert rates[5] == pytest.approx(1e-3) and rates[6] == pytest.approx(1e-4)
+    assert json.loads((tmp_path / 'whole/exports/4/meta.json').read_text())['size'] == 32
+    assert json.loads((tmp_path / 'whole/exports/8/meta.json').read_text())['size'] == 48
+    shutil.copytree(tmp_path / 'whole', tmp_path / 'cut')
+    (tmp_path / 'cut/DONE').unlink()
+    for name in ('8', '10'):
+        shutil.rmtree(tmp_path / 'cut/exports' / name)
+    shutil.rmtree(tmp_path / 'cut/checkpoints/10')
+    told = medjax(*train(data, tmp_path / 'cut', *options)[3:])
+    assert 'resuming from step 8' in told
+    equal(tmp_path / 'whole', tmp_path / 'cut', 10)
+    assert numbers(tmp_path / 'whole', 8) == numbers(tmp_path / 'cut', 8)
+
+
+def test_seen_data_of_a_parent_are_added(tmp_path, monkeypatch):
+    from types import SimpleNamespace
+
+    def data_set(key: str, *numbers: int) -> SimpleNamespace:
+        values = {name: np.array(numbers, np.uint64) for name in ('patient', 'image', 'origin', 'via', 'pixels')}
+        split = SimpleNamespace(
+            keys=values.__getitem__, column=lambda name: np.array([[n] * 32 for n in numbers], np.uint8)
+        )
+        split.data = SimpleNamespace(key_fingerprint=key)
+        return SimpleNamespace(key_fingerprint=key, split=lambda name: split)
+
+    seen.write_seen({'a': data_set('one', 3, 5)}, tmp_path / 'a.npz')
+    seen.write_seen({'b': data_set('two', 4, 5)}, tmp_path / 'b.npz', tmp_path / 'a.npz')
+    with np.load(tmp_path / 'b.npz') as file:
+        of = dict(zip(zip(file['patient'].tolist(), file['patient/key'].tolist(), strict=True), [True] * 9))
+        assert file['keys'].tolist() == ['one', 'two']
+        assert set(of) == {(3, 0), (5, 0), (4, 1), (5, 1)}
+        assert set(file['pixels'].tolist()) == {3, 4, 5} and len(file['hash']) == 3
