@@ -14,7 +14,7 @@ import traceback
 import warnings
 from typing import NoReturn
 
-from medjax import __version__
+from medjax import __version__, files
 from medjax.errors import UserError, suggest
 
 COMMANDS = {
@@ -24,6 +24,7 @@ COMMANDS = {
     'show': 'a data set -> an HTML page with its images, labels and records',
     'tokenizer': 'data sets -> a tokenizer trained on their texts',
     'train': 'a config and data sets -> checkpoints, exports, metrics',
+    'export': 'a checkpoint -> its export again',
     'config': 'a config -> all its values as JSON; two configs or runs -> the values that differ',
     'encode': 'an encoder and images -> their features in a file',
     'convert': 'public weights -> an export; an export -> a folder for transformers, timm or Meta, or a program',
@@ -73,6 +74,9 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if name_of_backend := missing_backend(error):
             print(f'medjax: {no_backend(name_of_backend)}', file=sys.stderr)
+            code = 2
+        elif isinstance(error, OSError) and files.reason(error):  # a full disk, or no permission
+            print(f'medjax: {error.filename or name}: {error.strerror}', file=sys.stderr)
             code = 2
         else:
             traceback.print_exc()

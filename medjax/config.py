@@ -404,6 +404,8 @@ def _check_numbers(config: Config) -> None:
     for key, value in counts.items():
         if not is_whole(value) or value < 1:
             raise UserError(f'{key}={value!r}: must be a whole number of at least 1')
+    if config['checkpoint']['keep'] < 2:
+        raise UserError('checkpoint.keep=1: must be at least 2; if the newest is damaged, the one before it is taken')
     if not is_whole(config['seed']) or not 0 <= config['seed'] < 2**32:
         raise UserError(f'seed={config["seed"]!r}: must be a whole number from 0 to 2**32 - 1')
     _check_choice(config['dtype'], ('float32', 'bfloat16'), 'dtype')
@@ -515,9 +517,12 @@ def load_json(path: str | Path) -> Config:
     from etils import epath
 
     try:
-        return frozen(json.loads(epath.Path(path).read_text()))
+        found = frozen(json.loads(epath.Path(path).read_text()))
     except (OSError, ValueError) as error:
         raise UserError(f'{path}: is not the config.json of a run: {error}') from None
+    if not isinstance(found, Config) or any(name not in found for name in REQUIRED):
+        raise UserError(f'{path}: is not the config.json of a run: it lacks some of {", ".join(REQUIRED)}')
+    return found
 
 
 def is_version_1(config: Mapping[str, Any]) -> bool:

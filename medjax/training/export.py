@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 import medjax
+from medjax import files
 from medjax.data.text.tokenizer import Tokenizer
 from medjax.data.text.views import FALLBACKS
 from medjax.objectives.compose import Objective
@@ -42,8 +43,10 @@ class Exporter:
         temperatures = self._temperatures(state.params['terms'], state.step)
         tree, temperatures = jax.device_get(sharding.gather((tree, temperatures)))
         if self.is_main:
-            meta, files = self.meta(step, temperatures)
-            export.save(self.folder / 'exports' / str(step), tree, meta, files)
+            meta, others = self.meta(step, temperatures)
+            folder = self.folder / 'exports' / str(step)
+            with files.writing(f'the export {folder}'):
+                export.save(folder, tree, meta, others)
 
     @functools.cached_property
     def _temperatures(self) -> Callable:
