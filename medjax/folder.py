@@ -136,12 +136,13 @@ def read_config(folder: Path) -> configs.Config | None:
 
 
 def check_data(folder: Path, before: Mapping[str, Any], datasets: Mapping[str, records.DataSet]) -> tuple[str, ...]:
-    """Sentences about lost files of RUN/data, which `write_data` makes again.
+    """Sentences about a config that was written again, and about lost files of RUN/data, which `write_data` makes again.
 
     UserError where the run began with other data, or where nothing tells with which.
     """
     recorded, file = _sources(folder), folder / 'data' / 'seen.npz'
     now = identities(datasets)
+    notes = _other_exports(folder, before)
     for source, identity in now.items() if recorded is not None else ():
         if recorded.get(source) != identity:  # type: ignore[union-attr]
             raise UserError(
@@ -150,8 +151,9 @@ def check_data(folder: Path, before: Mapping[str, Any], datasets: Mapping[str, r
             )
     whole = _is_whole(file)
     if recorded is not None:
-        return () if whole else (f'{file} is lost or damaged; it is made again from the data, which are the same',)
-    known = _digest(file) if whole else _exported_digest(folder)
+        lost = f'{file} is lost or damaged; it is made again from the data, which are the same'
+        return notes if whole else (*notes, lost)
+    known = _digest(file) if whole else _newest_meta(folder).get('seen')
     if known is None:
         raise UserError(
             f'{folder / "data"} is lost or damaged, and the run has no export, so nothing tells whether these are the '
@@ -167,6 +169,7 @@ def check_data(folder: Path, before: Mapping[str, Any], datasets: Mapping[str, r
                 'or give it the data that it began with'
             )
     return (
+        *notes,
         f'{folder / "data"}: files are lost or damaged; they are made again, because the hashes of the training images '
         'show that the data are the same',
     )
@@ -223,9 +226,20 @@ def _digest(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def _exported_digest(folder: Path) -> str | None:
-    """The digest of data/seen.npz that the newest readable export holds."""
+def _other_exports(folder: Path, before: Mapping[str, Any]) -> tuple[str, ...]:
+    """A sentence if the config.json of a run was written by hand, and is not the one that its exports name."""
+    meta = _newest_meta(folder)
+    if 'life' in before or meta.get('config_fingerprint') in (None, configs.fingerprint(before)):
+        return ()
+    return (
+        f'{folder / "config.json"} is not the config that the export of step {meta["step"]:,} was made with: if you wrote '
+        'it again, compare recipe, data and overrides with those of the run',
+    )
+
+
+def _newest_meta(folder: Path) -> dict[str, Any]:
+    """meta.json of the newest readable export of a run; {} if there is none."""
     for step in reversed(export.steps(folder)):
         with contextlib.suppress(UserError):
-            return export.read_meta(folder / 'exports' / str(step)).get('seen')
-    return None
+            return export.read_meta(folder / 'exports' / str(step))
+    return {}

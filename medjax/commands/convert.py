@@ -47,7 +47,8 @@ def main(argv: list[str]) -> int:
         print(note, flush=True)
     exported = weights.exported()
     try:
-        notes = write_export(exported, out) if args.to is None else write_layout(exported, args.to, out)
+        with files.writing(f'--out {out}'):
+            notes = write_export(exported, out) if args.to is None else write_layout(exported, args.to, out)
     except (OSError, SafetensorError) as error:
         raise UserError(f'--out {out}: cannot be written: {getattr(error, "strerror", None) or error}') from None
     for note in notes:

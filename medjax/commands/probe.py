@@ -28,6 +28,7 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
+from medjax import files
 from medjax.data import records
 from medjax.data.text import prompts
 from medjax.errors import UserError, suggest
@@ -73,6 +74,9 @@ def main(argv: list[str]) -> int:
 
     failures = 0
     folders = dict.fromkeys([run] if run else (RUNS / name for name in encoders))
+    for folder in folders:  # before hours of encoding
+        for inside in ('probes', 'cache'):
+            files.check_writable(folder / inside, f'the results of the probes in {folder}')
     for name, path in encoders.items():
         encoder = _load_named(name, path, args.fit)
         folder = run or RUNS / name

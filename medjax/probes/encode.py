@@ -348,7 +348,8 @@ def features(encoder: Encoder, data: Any, split: str, cache: str | os.PathLike |
         progress = f'{encoder.name}: {data.name} {split}'
         arrays = _encode_records(encoder, records.image, len(records), data.size, progress)
         if path:
-            files.write_npz(path, key=np.array(key), **arrays)
+            with files.writing(f'the features {path}'):
+                files.write_npz(path, key=np.array(key), **arrays)
     return SplitFeatures(arrays['cls'], arrays.get('patches'), np.asarray(records.labels_array), patients)
 
 

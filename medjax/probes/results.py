@@ -66,8 +66,9 @@ def write(file: pathlib.Path, content: dict[str, Any], arrays: dict[str, np.ndar
         file = file.with_name(longer + file.name.removeprefix(data))
         content = content | {'data': longer}
     scores = file.with_suffix('.npz')
-    files.write_npz(scores, **arrays)
-    files.write_json(file, content | {'scores': scores.name})
+    with files.writing(f'the result {file}'):
+        files.write_npz(scores, **arrays)
+        files.write_json(file, content | {'scores': scores.name})
 
 
 def _is_taken(probes: pathlib.Path, data: str, fingerprint: str) -> bool:

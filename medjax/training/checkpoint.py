@@ -3,18 +3,18 @@
 A save returns at once and is committed by one rename, so a kill at any moment leaves the previous checkpoint. A state
 can be restored on another number of processes and devices than it was saved on.
 
-A checkpoint holds a list of its files with their sizes and CRC-32, see `whole.py`. A checkpoint that does not match its
+A checkpoint holds a list of its files with their sizes and CRC-32, see `file_list.py`. A checkpoint that does not match its
 list is damaged, and the one before it is taken.
 """
 
 from __future__ import annotations
 
 import contextlib
-import gc
-import io
+import functools
 import logging
 import shutil
-import time
+import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,11 +28,10 @@ from orbax.checkpoint import checkpoint_managers as policies
 from medjax import files
 from medjax.errors import UserError
 from medjax.parallel import runtime
-from medjax.training import whole
+from medjax.training import file_list
 from medjax.types import TrainState
 
 TEMPORARY = '*.orbax-checkpoint-tmp*'  # a checkpoint that is being saved
-LATE = 1.0  # seconds in which the reads that were under way end, after one has failed
 OF_DEVICES = (MemoryError, jax.errors.JaxRuntimeError)  # errors that say nothing about the files
 
 
@@ -54,7 +53,7 @@ class _Manager(ocp.CheckpointManager):
     def _finalize_checkpoint(self, step: int) -> None:
         super()._finalize_checkpoint(step)
         if runtime.is_main() and (folder := Path(self.directory, str(step))).is_dir():
-            whole.write_list(folder)
+            file_list.write(folder)
 
     def _finalize(self, step: int, steps_to_remove: list[int]) -> None:
         try:
@@ -71,7 +70,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, every: int, keep: int, read_only: bool = False) -> None:
-        logging.getLogger('absl').setLevel(logging.CRITICAL)  # orbax narrates every save, and every error twice
+        quiet()
         self.folder, self.read_only, self._saving = folder, read_only, 0
         self._sweep()
         self.manager = _Manager(
@@ -123,14 +122,13 @@ class Checkpoints:
         """The state of a step, or why it cannot be used."""
         folder, why = self.folder / str(step), ''
         if runtime.is_main():
-            why = whole.damage(folder) or ''
+            why = file_list.damage(folder) or ''
         if runtime.from_main(int(bool(why))):
             return None, why or 'it is damaged'
-        listed, state = runtime.from_main(int(whole.is_listed(folder))), None
+        listed, state = runtime.from_main(int(file_list.exists(folder))), None
         try:
-            with contextlib.nullcontext() if listed else _quiet():
-                why = self._misfit(step, like) or ''
-                state = None if why else self._read(step, like)
+            why = self._misfit(step, like) or ''
+            state = None if why else self._read(step, like)
         except OF_DEVICES:
             raise
         except Exception as error:
@@ -175,7 +173,7 @@ class Checkpoints:
         UserError where it is damaged, or where they do not fit; orbax would cast dtypes silently.
         """
         folder = self.folder / str(step)
-        if why := whole.damage(folder):
+        if why := file_list.damage(folder):
             others = ', '.join(str(other) for other in steps(self.folder) if other != step)
             more = f'; there are also checkpoints of step {others}' if others else ''
             raise UserError(f'{folder}: the checkpoint cannot be used: {why}{more}')
@@ -240,16 +238,22 @@ class Checkpoints:
                 shutil.rmtree(left, ignore_errors=True)
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps tensorstore from printing a traceback for each array that it cannot read, and for each read after that."""
-    with contextlib.redirect_stderr(io.StringIO()):
-        try:
-            yield
-        except Exception:
-            time.sleep(LATE)
-            gc.collect()
-            raise
+@functools.cache
+def quiet() -> None:
+    """Keeps orbax from narrating every save, and from printing a traceback for each array after an error.
+
+    After the first error of a read or write, which is raised, the others end without anybody who waits for them.
+    """
+    for name in ('absl', 'asyncio'):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    warnings.filterwarnings('ignore', message='coroutine .* was never awaited')
+    show = sys.unraisablehook
+
+    def shown(about: Any) -> None:
+        if not any(words in str(about.exc_value) for words in ('Event loop is closed', 'reading array index')):
+            show(about)
+
+    sys.unraisablehook = shown
 
 
 def abstract(state: TrainState, shardings: Any) -> TrainState:

@@ -147,7 +147,7 @@ def test_a_full_disk_is_a_sentence(run, images, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(feature_files.Npz, 'write', full)
     assert encode(run, images, '--out', tmp_path / 'f.npz') == 2
-    assert 'f.npz: cannot be written: No space left on device' in capsys.readouterr().err
+    assert 'f.npz cannot be written: no space is left on the disk' in capsys.readouterr().err
     assert not list(tmp_path.glob('*f.npz*'))
 
 

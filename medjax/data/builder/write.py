@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import errno
 import fcntl
 import hashlib
 import json
@@ -291,20 +290,15 @@ def work_folder(out: pathlib.Path, overwrite: bool, identity: Sequence[Any]) -> 
             check_out(out, overwrite)  # another build may have published `out` since the first check
             yield work
         except (OSError, RuntimeError) as error:
-            if not _is_disk_full(error):
+            why = None if isinstance(error, PermissionError) else files.reason(error)  # a source may be unreadable
+            if why is None:
                 raise
             raise UserError(
-                f'no space is left in {out.parent}; free some, and run the same command again: it continues with the '
-                'finished chunks'
+                f'the records of {out} cannot be written: {why}. It continues with the finished chunks'
             ) from None
         finally:
             if work.exists() and not any((work / 'chunks').glob('*.npz')):
                 shutil.rmtree(work, ignore_errors=True)
-
-
-def _is_disk_full(error: Exception) -> bool:
-    """ArrayRecord's writer has no error number for it, only the text."""
-    return getattr(error, 'errno', None) in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(error)
 
 
 def publish(work: pathlib.Path, out: pathlib.Path, overwrite: bool) -> None:

@@ -20,7 +20,7 @@ CHUNK = 1 << 24  # bytes
 THREADS = 4  # zlib lets other threads run
 
 
-def write_list(folder: Path) -> None:
+def write(folder: Path) -> None:
     """Lists the files of a checkpoint that is whole."""
     names = sorted(str(path.relative_to(folder)) for path in folder.rglob('*') if path.is_file() and path.name != NAME)
     with ThreadPoolExecutor(THREADS) as pool:
@@ -28,13 +28,13 @@ def write_list(folder: Path) -> None:
     files.write_json(folder / NAME, listed)
 
 
-def is_listed(folder: Path) -> bool:
+def exists(folder: Path) -> bool:
     return (folder / NAME).exists()
 
 
 def damage(folder: Path) -> str | None:
     """In what a checkpoint differs from its list; None if it does not, or has no list."""
-    if not is_listed(folder):
+    if not exists(folder):
         return None
     try:
         listed = {str(name): (int(size), int(crc)) for name, (size, crc) in json.loads((folder / NAME).read_bytes()).items()}
