@@ -14,7 +14,7 @@ import traceback
 import warnings
 from typing import NoReturn
 
-from medjax import __version__, files
+from medjax import __version__
 from medjax.errors import UserError, suggest
 
 COMMANDS = {
@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
         if name_of_backend := missing_backend(error):
             print(f'medjax: {no_backend(name_of_backend)}', file=sys.stderr)
             code = 2
-        elif isinstance(error, OSError) and files.reason(error):  # a full disk, or no permission
+        elif isinstance(error, OSError) and is_of_the_disk(error):
             print(f'medjax: {error.filename or name}: {error.strerror}', file=sys.stderr)
             code = 2
         else:
@@ -99,6 +99,13 @@ def run(name: str, argv: list[str]) -> int:
     if name not in COMMANDS:
         raise UserError(f'there is no command {name!r}{suggest(name, COMMANDS)}')
     return importlib.import_module(f'medjax.commands.{name}').main(argv)
+
+
+def is_of_the_disk(error: OSError) -> bool:
+    """Whether a disk is full or read-only, or a file is not for this user."""
+    from medjax import files
+
+    return files.reason(error) is not None
 
 
 def missing_backend(error: BaseException) -> str | None:

@@ -520,7 +520,8 @@ def load_json(path: str | Path) -> Config:
         found = frozen(json.loads(epath.Path(path).read_text()))
     except (OSError, ValueError) as error:
         raise UserError(f'{path}: is not the config.json of a run: {error}') from None
-    if not isinstance(found, Config) or any(name not in found for name in REQUIRED):
+    lacks = not isinstance(found, Config) or any(name not in found for name in REQUIRED)
+    if lacks and not (isinstance(found, Config) and is_version_1(found)):
         raise UserError(f'{path}: is not the config.json of a run: it lacks some of {", ".join(REQUIRED)}')
     return found
 

@@ -92,7 +92,7 @@ def check_writable(path: str | os.PathLike, what: str) -> None:
             raise UserError(f'{what} cannot be written: {place} is no folder')
         place = place.parent
     probe = _hidden(place / 'probe')
-    with writing(f'{what} ({place})'):
+    with writing(what):
         try:
             probe.write_text('.')
         finally:

@@ -101,9 +101,7 @@ def _locked(folder: Path) -> Iterator[None]:
         except OSError:  # this file system has no locks
             ours = True
         if not ours:
-            raise UserError(
-                f'another process trains in {folder}; wait for it, stop it, or choose another --workdir'
-            )
+            raise UserError(f'another process trains in {folder}; wait for it, stop it, or choose another --workdir')
         try:
             yield
         finally:
@@ -130,13 +128,13 @@ def read_config(folder: Path) -> configs.Config | None:
     else:
         return None
     raise UserError(
-        f'{damage}. Write it again with the recipe, the data and the overrides of the run, then train on: medjax config '
-        f'RECIPE --data DATA --config.KEY=VALUE > {path}'
+        f'{damage}. Write it again with the recipe, the data and the overrides of the run, then train on: medjax '
+        f'config RECIPE --data DATA --config.KEY=VALUE > {path}'
     )
 
 
 def check_data(folder: Path, before: Mapping[str, Any], datasets: Mapping[str, records.DataSet]) -> tuple[str, ...]:
-    """Sentences about a config that was written again, and about lost files of RUN/data, which `write_data` makes again.
+    """Sentences about a config that was written again, and about lost files of RUN/data, which `write_data` makes.
 
     UserError where the run began with other data, or where nothing tells with which.
     """
@@ -232,8 +230,8 @@ def _other_exports(folder: Path, before: Mapping[str, Any]) -> tuple[str, ...]:
     if 'life' in before or meta.get('config_fingerprint') in (None, configs.fingerprint(before)):
         return ()
     return (
-        f'{folder / "config.json"} is not the config that the export of step {meta["step"]:,} was made with: if you wrote '
-        'it again, compare recipe, data and overrides with those of the run',
+        f'{folder / "config.json"} is not the config that the export of step {meta["step"]:,} was made with: if you '
+        'wrote it again, compare recipe, data and overrides with those of the run',
     )
 
 

@@ -66,7 +66,7 @@ def test_all_checkpoints_are_damaged(made, run):
     for step in (4, 8):
         shutil.rmtree(run / 'checkpoints' / str(step) / NEWEST)
     assert 'none of the checkpoints can be used (step 8: default/d/' in (sentence := refused(made, run))
-    assert f'exports/8")' in sentence and '--from OTHER' in sentence
+    assert 'exports/8")' in sentence and '--from OTHER' in sentence
 
 
 def test_a_finished_run_without_checkpoints_is_not_lengthened(made, whole, tmp_path):
@@ -78,7 +78,9 @@ def test_a_finished_run_without_checkpoints_is_not_lengthened(made, whole, tmp_p
 
 def test_one_checkpoint_is_not_enough():
     with pytest.raises(UserError, match='checkpoint.keep=1: must be at least 2; if the newest is damaged'):
-        configs.check(configs.resolve(configs.read('tiny', ['checkpoint.keep=1', 'image.mean=0.5', 'image.std=1.0']), {}))
+        configs.check(
+            configs.resolve(configs.read('tiny', ['checkpoint.keep=1', 'image.mean=0.5', 'image.std=1.0']), {})
+        )
 
 
 # config.json.
@@ -91,7 +93,7 @@ def test_a_lost_config_is_refused(made, run, left):
         if path.name != left:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     sentence = refused(made, run)
-    assert 'holds a run' in sentence and left in sentence and f'medjax config RECIPE --data DATA' in sentence
+    assert 'holds a run' in sentence and left in sentence and 'medjax config RECIPE --data DATA' in sentence
     assert f'> {run}/config.json' in sentence
     assert os.listdir(run) == [left]
 
@@ -169,7 +171,8 @@ def files_below(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    'override', ['batch_size=9', 'views.global.size=15', "init_from=dict(path='nowhere')", 'mesh.fsdp=3', 'total_steps=0']
+    'override',
+    ['batch_size=9', 'views.global.size=15', "init_from=dict(path='nowhere')", 'mesh.fsdp=3', 'total_steps=0'],
 )
 def test_a_refused_run_leaves_nothing(made, tmp_path, override):
     (tmp_path / 'mine').mkdir()
@@ -213,6 +216,39 @@ def test_two_processes_on_one_folder(made, run, whole):
     assert small_runs.run(made, run) == 0
     same_end(run, whole)
     assert not (run / '.lock').exists()
+
+
+LAUNCH = Path(__file__).parents[1] / 'launch' / 'local.sh'
+
+
+def of_two(made: Path, run: Path) -> tuple[int, str]:
+    """The exit code of `medjax train` on two processes, and what it says."""
+    argv = ['train', '--config', made / 'recipe.py', '--data', made / 'data', '--workdir', run]
+    done = subprocess.run(
+        [LAUNCH, '2', '--', sys.executable, '-m', 'medjax', *map(str, argv)],
+        capture_output=True, text=True, timeout=300, env={**os.environ, 'MEDJAX_DEVICES_PER_PROCESS': '1'},
+    )  # fmt: skip
+    return done.returncode, done.stderr
+
+
+@pytest.mark.slow
+def test_two_processes_of_a_run_decide_alike(made, whole, run):
+    """They take the same checkpoint. Where another run holds the folder, both are refused."""
+    os.truncate(next((run / 'checkpoints' / '8' / NEWEST).iterdir()), 100)
+    with folders.held(run):
+        code, told = of_two(made, run)
+    assert code == 2 and 'another process trains in' in told and 'Traceback' not in told, told
+    code, told = of_two(made, run)
+    assert code == 0 and 'Traceback' not in told, told
+    assert told.count('the one of step 4 is taken') == told.count('resuming from step 4') == 1, told
+    assert sorted(os.listdir(run / 'checkpoints')) == ['4', '8', '8.damaged']
+    for step, loss in small_runs.losses(whole).items():
+        assert small_runs.losses(run)[step] == pytest.approx(loss, rel=1e-3)  # KoLeo on another mesh
+    os.truncate(next((run / 'checkpoints' / '8' / NEWEST).iterdir()), 100)
+    shutil.rmtree(run / 'checkpoints' / '4')
+    unfinished(run)
+    code, told = of_two(made, run)
+    assert code == 2 and 'none of the checkpoints can be used' in told and 'Traceback' not in told, told
 
 
 def test_a_folder_is_held_by_one(tmp_path, monkeypatch):

@@ -3,8 +3,8 @@
     medjax export RUN              # of the newest checkpoint -> RUN/exports/STEP
     medjax export RUN@2000         # of the checkpoint of this step
 
-The export is equal to the one that the run wrote at this step, to the bit. It needs no data. The checkpoint may have been
-saved on other devices.
+The export is equal to the one that the run wrote at this step, to the bit. It needs no data. The checkpoint may have
+been saved on other devices.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ def write(run: Path, step: int) -> Path:
     tokenizer = open_tokenizer(stage.config)
     if tokenizer is not None and tokenizer.fingerprint != config['tokenizer']['fingerprint']:
         raise UserError(
-            f'{tokenizer.path} is another tokenizer than the one that {run} began with, which the export must hold; put '
-            'the old file in its place (other exports of the run hold it too)'
+            f'{tokenizer.path} is another tokenizer than the one that {run} began with, which the export must hold; '
+            'put the old file in its place (other exports of the run hold it too)'
         )
     Exporter(run, objective, stage.config, configs.fingerprint(config), tokenizer, is_main=True).write(step, state)
     return run / 'exports' / str(step)

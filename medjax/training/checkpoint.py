@@ -3,8 +3,8 @@
 A save returns at once and is committed by one rename, so a kill at any moment leaves the previous checkpoint. A state
 can be restored on another number of processes and devices than it was saved on.
 
-A checkpoint holds a list of its files with their sizes and CRC-32, see `file_list.py`. A checkpoint that does not match its
-list is damaged, and the one before it is taken.
+A checkpoint holds a list of its files with their sizes and CRC-32, see `file_list.py`. A checkpoint that does not match
+its list is damaged, and the one before it is taken.
 """
 
 from __future__ import annotations
@@ -163,8 +163,8 @@ class Checkpoints:
         way = f"""or from an export: --config.init_from='dict(path="{run}/exports/{exports[-1]}")'""" if exports else ''
         reasons = '; '.join(f'step {step}: {why}' for step, why in bad.items())
         return (
-            f'{self.folder}: none of the checkpoints can be used ({reasons}). Nothing is changed there. Begin a new run '
-            f'in another --workdir, from another run: --from OTHER{", " + way if way else ""}'
+            f'{self.folder}: none of the checkpoints can be used ({reasons}). Nothing is changed there. Begin a new '
+            f'run in another --workdir, from another run: --from OTHER{", " + way if way else ""}'
         )
 
     def restore(self, step: int, like: TrainState) -> TrainState:

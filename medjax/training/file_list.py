@@ -37,7 +37,9 @@ def damage(folder: Path) -> str | None:
     if not exists(folder):
         return None
     try:
-        listed = {str(name): (int(size), int(crc)) for name, (size, crc) in json.loads((folder / NAME).read_bytes()).items()}
+        listed = {
+            str(name): (int(size), int(crc)) for name, (size, crc) in json.loads((folder / NAME).read_bytes()).items()
+        }
     except (OSError, ValueError, TypeError, AttributeError):
         return f'its list of files, {NAME}, is damaged'
     for name, (size, _) in listed.items():

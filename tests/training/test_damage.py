@@ -144,9 +144,11 @@ def test_all_checkpoints_are_damaged(folder):
     (folder.parent / 'exports' / '4').mkdir(parents=True)
     for step in (4, 8):
         half(next((folder / str(step) / 'default' / 'd').iterdir()))
-    with pytest.raises(UserError, match=r'none of the checkpoints can be used \(step 8: .* bytes of .*; step 4: ') as told:
+    with pytest.raises(
+        UserError, match=r'none of the checkpoints can be used \(step 8: .* bytes of .*; step 4: '
+    ) as told:
         resumed(folder)
-    assert '--from OTHER' in str(told.value) and "/run/exports/4\")'" in str(told.value)
+    assert '--from OTHER' in str(told.value) and '/run/exports/4")\'' in str(told.value)
     assert sorted(os.listdir(folder)) == ['4', '8']  # nothing is changed
 
 

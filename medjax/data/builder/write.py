@@ -282,11 +282,10 @@ def work_folder(out: pathlib.Path, overwrite: bool, identity: Sequence[Any]) -> 
             shutil.rmtree(path) if path.is_dir() else path.unlink()  # another source, or a half-published data set
         for path in work.glob('chunks/.*'):  # unfinished files of a killed process
             path.unlink()
-        lock.truncate(0)
-        lock.write(digest)
-        lock.flush()
         files.sweep(out)  # a build that was killed while it published may have set the old data set aside
         try:
+            lock.truncate(0)
+            os.write(lock.fileno(), digest.encode())  # without a buffer, which closing the file would write again
             check_out(out, overwrite)  # another build may have published `out` since the first check
             yield work
         except (OSError, RuntimeError) as error:
