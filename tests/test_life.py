@@ -251,9 +251,7 @@ def test_a_schedule_that_has_ended_is_not_lengthened(tmp_path):
         check_folder(tmp_path, tiny('total_steps=16'), {})
     with pytest.raises(UserError, match='total_steps=6: .* has 8 steps already; give at least that number'):
         check_folder(tmp_path, tiny('total_steps=6'), {})
-    with pytest.raises(
-        UserError, match=r'config .(they differ in optim.lr\). Give that config, or branch from'
-    ):
+    with pytest.raises(UserError, match=r'config \(they differ in optim.lr\). Give that config, or branch from'):
         check_folder(tmp_path, tiny('total_steps=16', 'optim.lr=1.0'), {})
 
 

@@ -117,8 +117,8 @@ def test_a_run_that_goes_on_does_not_need_its_public_weights_any_more(dinov2, tm
     before = configs.frozen(configs.read('configs/tiny.py', overrides))
     shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
     assert configs.frozen(configs.read('configs/tiny.py', overrides, before=before)) == before
-    with pytest.raises(UserError, match='there is no such file or folder'):  # a tower that the run never had
-        configs.read('configs/tiny.py', [f'towers.other={folder}'], before=before)
+    with pytest.raises(UserError, match='there is no such file or folder'):  # weights that the run never had
+        configs.read('configs/tiny.py', [f'towers.image={folder}-2'], before=before)
 
 
 def test_a_recipe_file_may_name_the_path(dinov2, tmp_path):
