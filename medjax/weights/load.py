@@ -18,7 +18,8 @@ from medjax.errors import UserError
 from medjax.weights import arrays, export, published
 from medjax.weights.base import ExportWeights, Weights
 from medjax.weights.fit import Params
-from medjax.weights.public import PublishedWeights, read_files
+from medjax.weights.opening import read_files
+from medjax.weights.public import PublishedWeights
 from medjax.weights.published import Facts
 from medjax.weights.recognise import recognise, renamed
 
@@ -37,6 +38,8 @@ def open(path: str | Path) -> Weights:
         return read_files(path, published.weight_files(path))
     if not path.exists():
         raise UserError(f'{path}: there is no such file or folder')
+    if path.name == 'weights.safetensors' and (path.parent / 'meta.json').is_file():
+        return ExportWeights.of(path.parent)
     return read_files(path, [path])
 
 

@@ -67,7 +67,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON file that holds an object."""
     try:
         content = json.loads(path.read_text(encoding='utf-8'))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f'{path} is no JSON: {error}') from None
     if not isinstance(content, dict):
         raise UserError(f'{path}: a JSON object is expected, not {type(content).__name__}')
@@ -111,12 +111,17 @@ def weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in sorted(stems.values())]
 
 
-def shards(index: Path) -> list[Path]:
-    """The files that an index (model.safetensors.index.json) names, all in its folder."""
+def named(index: Path) -> dict[str, str]:
+    """The arrays that an index (model.safetensors.index.json) names, and the file of each."""
     content = read_json(index).get('weight_map')
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content.values()):
         raise UserError(f'{index} is no index of weights: it has no `weight_map` of names and files')
-    files = sorted(set(content.values()))
+    return content
+
+
+def shards(index: Path) -> list[Path]:
+    """The files that an index names, all in its folder."""
+    files = sorted(set(named(index).values()))
     outside = [name for name in files if Path(name).name != name]
     if outside:
         raise UserError(f'{index} names {outside[0]!r}, which is not a file of its folder')
@@ -138,20 +143,20 @@ def facts(folder: Path, file: Path) -> Facts:
     ):
         config, source = read_json(folder / 'config.json'), 'config.json'
         own, kind = config.pop('medjax', {}), str(config.get('model_type', ''))
-        if not isinstance(own, dict) or not all(isinstance(own.get(key, {}), dict) for key in ('towers', 'heads')):
+        if own != {} and not _is_own(own):
             raise UserError(f'{folder / "config.json"}: the entry `medjax` is none that medjax wrote')
         try:
             if 'architecture' in config and 'model_type' not in config:
                 sizes, image = of_timm(config)
             else:
                 sizes = of_transformers(config)
-        except (TypeError, ValueError, AttributeError) as error:
+        except (TypeError, ValueError, AttributeError, OverflowError, KeyError) as error:
             raise UserError(f'{folder / "config.json"}: it cannot be read ({error})') from None
     elif (folder / 'open_clip_config.json').is_file():
         source = 'open_clip_config.json'
         try:
             sizes, image = of_open_clip(read_json(folder / source))
-        except (TypeError, ValueError, AttributeError) as error:
+        except (TypeError, ValueError, AttributeError, OverflowError, KeyError) as error:
             raise UserError(f'{folder / source}: it cannot be read ({error})') from None
     if (folder / 'preprocessor_config.json').is_file():
         image, notes = preprocessor(folder / 'preprocessor_config.json')
@@ -161,6 +166,27 @@ def facts(folder: Path, file: Path) -> Facts:
                 raise UserError(f'{folder / source}: {name}={value!r} of the {tower} tower fits no tower')
     tokenizers = [folder / name for name in ('tokenizer.json', 'vocab.txt') if (folder / name).is_file()]
     return Facts(sizes, image, tokenizers[0] if tokenizers else None, _pad(folder), source, own, tuple(notes), kind)
+
+
+def _is_own(own: Any) -> bool:
+    """Whether the entry `medjax` of a config.json has the form that `layouts_out.about` gives it."""
+    if not isinstance(own, dict):
+        return False
+    sections = [own.get(key, {}) for key in ('towers', 'heads')]
+    pairs, image = own.get('pairs') or [], own.get('image')
+    return (
+        all(isinstance(one, dict) and all(isinstance(section, dict) for section in one.values()) for one in sections)
+        and isinstance(pairs, list)
+        and all(isinstance(pair, dict) and _is_side(pair.get('image')) and _is_side(pair.get('text')) for pair in pairs)
+        and isinstance(image, dict)
+        and is_whole(image.get('channels'))
+        and {'mean', 'std'} <= set(image)
+        and is_whole(own.get('size'))
+    )
+
+
+def _is_side(side: Any) -> bool:
+    return isinstance(side, dict) and isinstance(side.get('tower'), str) and 'head' in side
 
 
 def _pad(folder: Path) -> str | None:
@@ -180,6 +206,8 @@ def _is_size(name: str, value: Any) -> bool:
     if name == 'eps' or name.startswith('rope_'):
         return is_number(value) and value > 0
     numbers = value if isinstance(value, (list, tuple)) and name in ('size', 'patch', 'depths') else [value]
+    if numbers is value and len(value) != 2 and name != 'depths':
+        return False
     return all(is_whole(n) and n >= (0 if name == 'registers' else 1) for n in numbers)
 
 
@@ -205,7 +233,7 @@ HUGGING_FACE = dict(
 def of_transformers(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The sizes that a config.json of transformers says, by tower."""
     kind = config.get('model_type', '')
-    if kind in ('roberta', 'xlm-roberta', 'camembert'):
+    if kind in ('roberta', 'xlm-roberta', 'camembert', 'data2vec-text', 'xmod', 'ibert', 'yoso', 'nystromformer'):
         raise UserError(f'config.json says model_type={kind!r}, which counts positions from 2; the tower `text` from 0')
     if 'vision_config' in config or 'text_config' in config:
         both = dict(image=config.get('vision_config') or {}, text=config.get('text_config') or {})
@@ -355,7 +383,7 @@ def check_image(image: Mapping[str, Any], path: Path) -> None:
     """UserError for a size, mean or deviation that no image can have."""
     for name, above in (('mean', -np.inf), ('std', 0)):
         levels = np.atleast_1d(np.asarray(image.get(name, 0.5), float))
-        if not (np.isfinite(levels) & (levels > above)).all():
+        if levels.ndim > 1 or not (np.isfinite(levels) & (levels > above)).all():
             raise UserError(
                 f'{path}: {name} of images is {image[name]}; finite numbers{" above 0" * (not above)} are needed'
             )
