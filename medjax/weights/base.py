@@ -113,7 +113,7 @@ class ExportWeights(Weights):
             at = f'towers/{name}/'
             stored = {p[len(at) :]: jax.ShapeDtypeStruct(self.stored.shape(p), np.float32) for p in self.stored
                       if p.startswith(at)}  # fmt: skip
-            check_like(export.unflatten(stored), tree_of(tower), f'towers/{name} of {self.path}', 'its meta.json')
+            check_like(export.unflatten(stored), tree_of(tower), f'towers/{name} of {self.path}, by its meta.json,')
         return self
 
     @property

@@ -26,6 +26,8 @@ from medjax.weights.recognise import recognise, renamed
 
 def open(path: str | Path) -> Weights:
     """Opens an export, a run (its newest export), a published folder or a file."""
+    if not str(path):
+        raise UserError('weights: an empty name, perhaps from a variable that is not set')
     path = Path(path)
     if path.is_dir():
         if (path / 'meta.json').is_file():

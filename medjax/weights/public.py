@@ -223,6 +223,7 @@ class PublishedWeights(Weights):
             config_fingerprint=None,
             seen=None,
             **self._tokenizer(sections),
+            **self._end(sections),
         )
 
     def _tokenizer(self, sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -233,6 +234,12 @@ class PublishedWeights(Weights):
         digest = hashlib.sha256(file.read_bytes()).hexdigest()[:16]  # as medjax.data.text.tokenizer.fingerprint
         length = self.sizes('towers/text')['context']
         return dict(tokenizer=dict(file=file.name, pad=self.facts.pad, length=length, fingerprint=digest))
+
+    def _end(self, sections: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
+        """The entry `end_token` of meta.json: where transformers takes the feature of a text of CLIP."""
+        if 'text' not in sections['towers'] or 'end' not in self.said('towers/text'):
+            return {}
+        return dict(end_token=self.said('towers/text')['end'])
 
     def preprocessing(self, section: Mapping[str, Any] | None) -> tuple[dict[str, Any], int]:
         """The section `image` (channels, mean, std, fit, zoom) and the image size of the image tower."""
