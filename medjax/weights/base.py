@@ -16,6 +16,7 @@ from medjax.types import Tower
 from medjax.weights import arrays, export
 from medjax.weights.arrays import Arrays
 from medjax.weights.fit import Params, check_like, fit
+from medjax.weights.meta import problem
 from medjax.weights.names import Flat
 
 
@@ -101,6 +102,8 @@ class ExportWeights(Weights):
     @classmethod
     def of(cls, path: Path) -> ExportWeights:
         meta = export.read_meta(path)
+        if why := problem(meta):
+            raise UserError(f'{path / "meta.json"}: {why}')
         return cls(path, (), meta, arrays.of_safetensors([path / 'weights.safetensors']))
 
     def exported(self) -> ExportWeights:

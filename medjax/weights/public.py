@@ -40,7 +40,11 @@ class PublishedWeights(Weights):
         """The section of a module in a folder that medjax wrote."""
         kind, name = module.split('/')
         section = (self.facts.own.get(kind) or {}).get(name)
-        return None if section is None else dict(section)
+        if section is None:
+            return None
+        if '.' in (code := str(section.get(kind.removesuffix('s')))):
+            raise UserError(f'{self.facts.source} names the code {code!r}; of a public folder no code is imported')
+        return dict(section)
 
     def said(self, module: str) -> Mapping[str, Any]:
         """What config.json says of a module."""
@@ -192,6 +196,8 @@ class PublishedWeights(Weights):
             tree[kind][name] = export.unflatten({path: array for path, array in flat.items() if path not in fixed})
             if kind == 'towers' and 'reads' not in section:
                 channels = self.sizes(module).get('channels', 1) if module in self.found else 1
+                if self.own(module) is not None:
+                    channels = self.facts.own['image']['channels']
                 where, here = f'{module} of {self.path}', 'its config.json'
                 if self.own(module) is None:
                     where, here = f'{where}, by its names {self.found[module].layout.title},', 'such a tower'

@@ -16,9 +16,9 @@ import numpy as np
 
 from medjax.errors import UserError
 from medjax.types import is_number, is_whole
-from medjax.weights import configs
+from medjax.weights import configs, meta
+from medjax.weights.meta import LARGEST
 
-LARGEST = 4096  # px of an image side
 PICKLES = ('.bin', '.pth', '.pt', '.ckpt', '.pkl')
 # The file names of Hugging Face's hub, the preferred ones first: transformers and timm, then open_clip.
 STANDARD = (
@@ -138,8 +138,10 @@ def facts(folder: Path, file: Path) -> Facts:
     ):
         config, source = read_json(folder / 'config.json'), 'config.json'
         own, kind = config.pop('medjax', {}), str(config.get('model_type', ''))
-        if own != {} and not _is_own(own):
-            raise UserError(f'{folder / "config.json"}: the entry `medjax` is none that medjax wrote')
+        if own != {}:
+            whole = isinstance(own, dict) and {'towers', 'image', 'size'} <= set(own)
+            if why := meta.problem(own) if whole else 'it lacks towers, image or size':
+                raise UserError(f'{folder / "config.json"}: the entry `medjax` is none that medjax wrote: {why}')
         try:
             if 'architecture' in config and 'model_type' not in config:
                 sizes, image = configs.of_timm(config)
@@ -161,27 +163,6 @@ def facts(folder: Path, file: Path) -> Facts:
                 raise UserError(f'{folder / source}: {name}={value!r} of the {tower} tower fits no tower')
     tokenizers = [folder / name for name in ('tokenizer.json', 'vocab.txt') if (folder / name).is_file()]
     return Facts(sizes, image, tokenizers[0] if tokenizers else None, _pad(folder), source, own, tuple(notes), kind)
-
-
-def _is_own(own: Any) -> bool:
-    """Whether the entry `medjax` of a config.json has the form that `layouts_out.about` gives it."""
-    if not isinstance(own, dict):
-        return False
-    sections = [own.get(key, {}) for key in ('towers', 'heads')]
-    pairs, image = own.get('pairs') or [], own.get('image')
-    return (
-        all(isinstance(one, dict) and all(isinstance(section, dict) for section in one.values()) for one in sections)
-        and isinstance(pairs, list)
-        and all(isinstance(pair, dict) and _is_side(pair.get('image')) and _is_side(pair.get('text')) for pair in pairs)
-        and isinstance(image, dict)
-        and is_whole(image.get('channels'))
-        and {'mean', 'std'} <= set(image)
-        and is_whole(own.get('size'))
-    )
-
-
-def _is_side(side: Any) -> bool:
-    return isinstance(side, dict) and isinstance(side.get('tower'), str) and 'head' in side
 
 
 def _pad(folder: Path) -> str | None:
