@@ -13,6 +13,12 @@ LARGEST = 4096  # px of an image side
 FITS = ('crop', 'pad', 'stretch')
 
 
+def lacking(meta: Mapping[str, Any]) -> list[str]:
+    """The keys that an encoder needs and that are not there."""
+    image = [f'image.{key}' for key in ('mean', 'std') if key not in meta.get('image', {})]
+    return [key for key in ('towers', 'image', 'size') if key not in meta] or image
+
+
 def problem(meta: Mapping[str, Any]) -> str:
     """The first thing that is wrong with the keys that are there; '' if nothing is."""
     for kind in ('towers', 'heads'):
@@ -38,13 +44,14 @@ def _is_pair(pair: Mapping[str, Any]) -> bool:
 
 
 def _image_problem(image: Any) -> str:
-    if not isinstance(image, dict) or not {'channels', 'mean', 'std'} <= set(image):
+    if not isinstance(image, dict) or 'channels' not in image:
         return '`image` is no object with channels, mean and std'
     channels = image['channels']
     if not is_whole(channels) or channels < 1:
         return f'image.channels={channels!r} is no whole number of at least 1'
     for name in ('mean', 'std'):
-        levels = image[name] if isinstance(image[name], list) else [image[name]]
+        levels = image.get(name, 1)
+        levels = levels if isinstance(levels, list) else [levels]
         numbers = all(is_number(x) and np.isfinite(x) and (name == 'mean' or x > 0) for x in levels)
         if not numbers or len(levels) not in (1, channels):
             above = ' above 0' * (name == 'std')

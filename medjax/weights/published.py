@@ -139,8 +139,11 @@ def facts(folder: Path, file: Path) -> Facts:
         config, source = read_json(folder / 'config.json'), 'config.json'
         own, kind = config.pop('medjax', {}), str(config.get('model_type', ''))
         if own != {}:
-            whole = isinstance(own, dict) and {'towers', 'image', 'size'} <= set(own)
-            if why := meta.problem(own) if whole else 'it lacks towers, image or size':
+            if isinstance(own, dict):
+                why = meta.problem(own) or ', '.join(f'it lacks {key}' for key in meta.lacking(own))
+            else:
+                why = 'it is no object'
+            if why:
                 raise UserError(f'{folder / "config.json"}: the entry `medjax` is none that medjax wrote: {why}')
         try:
             if 'architecture' in config and 'model_type' not in config:

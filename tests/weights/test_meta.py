@@ -26,7 +26,7 @@ LIES = [
     (dict(heads=dict(a=3)), '`heads` is no object'),
     (dict(pairs=[{}]), '`pairs` is no list of image and text towers'),
     (dict(image=None), '`image` is no object with channels'),
-    (dict(image=dict(channels=1, std=1.0)), '`image` is no object with channels'),
+    (dict(image=dict(mean=0.5, std=1.0)), '`image` is no object with channels'),
     (dict(image=IMAGE | dict(channels='1')), "channels='1'"),
     (dict(image=IMAGE | dict(mean='x')), "mean='x'"),
     (dict(image=IMAGE | dict(mean=[0.1, 0.2])), r'mean=\[0\.1, 0\.2\]'),
@@ -50,6 +50,13 @@ def test_an_export_whose_meta_has_another_form(change, words, source):
     file = source / 'meta.json'
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     with pytest.raises(UserError, match=rf'meta\.json: .*{words}'):
+        encode.load(source)
+
+
+def test_an_encoder_needs_mean_and_deviation(source):
+    file = source / 'meta.json'
+    file.write_text(json.dumps(json.loads(file.read_text()) | dict(image=dict(channels=1, mean=0.5))))
+    with pytest.raises(UserError, match=r'meta\.json lacks image\.std: the export is not whole'):
         encode.load(source)
 
 

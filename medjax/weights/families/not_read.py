@@ -78,7 +78,7 @@ NOT_READ = (
           has=(r'blocks\.0\.attn\.qkv\.weight', r'fc_norm\.weight'), lacks=(r'norm\.weight',), instead=VITS),
     Other(title='a ViT of timm without a CLS token',
           has=(r'blocks\.0\.attn\.qkv\.weight', r'patch_embed\.proj\.weight'),
-          lacks=('cls_token', r'attn_pool\.latent', r'layers\.0\..*'), instead=VITS),
+          lacks=('cls_token', 'mask_token', r'attn_pool\.latent', r'layers\.0\..*'), instead=VITS),
     Other(title='a ResNet with another stem (ResNet-C or ResNet-D)',
           has=(r'conv1\.0\.weight', r'layer1\.0\.conv1\.weight'), instead=RESNETS),
     Other(title='a ResNet whose blocks have another width or groups (Wide-ResNet, ResNeXt)',
