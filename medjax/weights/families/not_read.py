@@ -64,7 +64,7 @@ NOT_READ = (
           instead='SigLIP and SigLIP 2 of one resolution are read, such as siglip2-base-patch16-224'),
     Other(title='an EVA model', has=(r'blocks\.0\.attn\.(?:q_bias|q_proj\.weight)', 'pos_embed'),
           instead='ViT, DINOv2, DINOv3, CLIP and SigLIP of timm are read'),
-    Other(title='a BEiT or Data2Vec of images',
+    Other(title='a BEiT, or a model with its names (Data2Vec of images, InternVL)',
           has=(r'relative_position_bias(?:\.relative_position_bias)?_table|lambda_1|attn\.relative_position_bias_table',),
           lacks=(r'(?:layers\.0\.blocks|features\.1)\.0\..*',), instead='ViT and DINOv2 are read'),
     Other(title='a Swin transformer (attention in windows)',
