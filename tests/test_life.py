@@ -203,6 +203,8 @@ def test_parts_and_modules_can_be_chosen():
     assert {'heads/dino', 'moments', 'clock'} <= found.new.keys()
     with pytest.raises(UserError, match="--keep tower: there is no such part; did you mean 'towers'"):
         branch.check_keep(['tower'], compose(tiny()))
+    with pytest.raises(UserError, match='--keep names no part; it takes towers, heads'):
+        branch.check_keep([], compose(tiny()))
 
 
 # As people run it.
