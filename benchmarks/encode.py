@@ -14,11 +14,16 @@ unmeasured.
 It prints images per second: the median of the rounds with the lowest and the highest, and the ratio in each round. CPU
 seconds an image (of all threads) are printed too. Other work on the machine changes them less.
 
-Measured on two cores that did other work too (torch 2.13, jax 0.10; median [lowest, highest] of the rounds):
+Measured (median [lowest, highest] of 3 rounds):
 
-    ViT-S/14, JPEG     1.23 x [0.93, 1.82]   CPU 155, 202 ms an image  --models S --images 32 --rounds 5
-    ViT-S/14, DICOM    1.26 x [1.24, 1.33]   CPU 148, 188 ms an image  --models S --images 32 --rounds 3 --kinds dicom
-    ViT-B/14, JPEG     1.09 x [0.98, 1.26]   CPU 494, 537 ms an image  --models B --images 16 --rounds 3
+    two idle cores, torch 2.13, jax 0.10, --batch 8: both get batches of their own best size
+    ViT-S/14, JPEG     1.11 x [1.03, 1.30]   CPU 136, 151 ms an image
+    ViT-B/14, JPEG     0.92 x [0.78, 1.12]   CPU 488, 435 ms an image
+
+    one NVIDIA H100 and 16 cores, torch 2.11, jax 0.11.2, 512 images: images per second of medjax and transformers
+    ViT-S/14, JPEG     3.12 x [3.04, 3.33]   451, 142
+    ViT-B/14, JPEG     2.50 x [2.48, 2.85]   382, 151
+    ViT-B/14, DICOM    1.11 x [1.10, 1.20]   165, 149
 """
 
 from __future__ import annotations

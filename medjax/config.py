@@ -126,15 +126,18 @@ class Config(dict):
     update = pop = popitem = clear = setdefault = _refuse  # type: ignore[assignment]
 
 
-def load(spec: str, data: Sequence[str] = (), overrides: Sequence[str] = ()) -> tuple[Config, dict[str, Any]]:
+def load(
+    spec: str, data: Sequence[str] = (), overrides: Sequence[str] = (), before: Mapping[str, Any] | None = None
+) -> tuple[Config, dict[str, Any]]:
     """A recipe that is ready to train, and its open data sets by source.
 
     spec       'configs/demo.py', or the name of a shipped recipe, 'demo'; with an argument 'x.py:ARG'
     data       'PATH' for the only source of the config, or 'source=PATH', one for each
     overrides  'optim.lr=1e-3', 'terms.2.weight=.05', 'views.global.area=(.4, 1.)'
+    before     the config.json of the run that goes on: public weights that it began with may be gone
     """
     opened = _opened(data)
-    config = read(spec, overrides, opened[0][1] if opened else None)
+    config = read(spec, overrides, opened[0][1] if opened else None, before)
     datasets = _by_source(opened, config)
     return check(resolve(config, datasets)), datasets
 
@@ -171,7 +174,9 @@ def load_run(
     return check(resolve(config, datasets)), datasets
 
 
-def read(spec: str, overrides: Sequence[str] = (), data: Any = None) -> ConfigDict:
+def read(
+    spec: str, overrides: Sequence[str] = (), data: Any = None, before: Mapping[str, Any] | None = None
+) -> ConfigDict:
     """The config of a file, with its overrides and all defaults. Values that depend on the data are still None."""
     config = ConfigDict(_unshared(_call_get_config(spec, data)))
     for name in config:
@@ -193,17 +198,17 @@ def read(spec: str, overrides: Sequence[str] = (), data: Any = None) -> ConfigDi
     if isinstance(config.towers, ConfigDict):
         for name, tower in config.towers.items():
             if isinstance(tower, str):
-                place_tower(config, name, tower, f'towers.{name}')
-    _override(config, overrides)
+                place_tower(config, name, tower, f'towers.{name}', before)
+    _override(config, overrides, before)
     return config
 
 
-def _override(config: ConfigDict, overrides: Sequence[str]) -> None:
+def _override(config: ConfigDict, overrides: Sequence[str], before: Mapping[str, Any] | None = None) -> None:
     for item in overrides:
         key, equals, text = item.partition('=')
         if not equals:
             raise UserError(f'--config.{key}: write it with its value, --config.{key}=VALUE')
-        override(config, key, text)
+        override(config, key, text, before)
     _check_sections(config)
 
 

@@ -12,6 +12,7 @@ import inspect
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -44,12 +45,15 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     return others, overrides
 
 
-def override(config: ConfigDict, key: str, text: str) -> None:
-    """Sets `config.<key>` to the value that `text` writes. 'terms.0.weight' enters lists."""
-    put(config, key, _literal(text), text)
+def override(config: ConfigDict, key: str, text: str, before: Mapping[str, Any] | None = None) -> None:
+    """Sets `config.<key>` to the value that `text` writes. 'terms.0.weight' enters lists.
+
+    `before`: the config.json of the run that goes on, see `place_tower`.
+    """
+    put(config, key, _literal(text), text, before)
 
 
-def put(config: ConfigDict, key: str, value: Any, text: str) -> None:
+def put(config: ConfigDict, key: str, value: Any, text: str, before: Mapping[str, Any] | None = None) -> None:
     """Sets `config.<key>` to a value, which a message shows as `text`."""
     *path, last = names = re.split(r'[.\[\]]+', key.rstrip(']'))
     where, place = 'config', config
@@ -63,7 +67,7 @@ def put(config: ConfigDict, key: str, value: Any, text: str) -> None:
     entry = _entry(place, names, len(path), where, more)
     now = place[entry] if not isinstance(place, (ConfigDict, dict)) or entry in place else more[last].default
     if isinstance(value, str) and _matches(tuple(names), ('towers', '*')):
-        place_tower(config, last, value, f'--config.{key}')
+        place_tower(config, last, value, f'--config.{key}', before)
         return
     free = _may_be_none(tuple(names), now, more.get(last)) if value is None else _other_form(now, value, more.get(last))
     if not free:
@@ -77,11 +81,17 @@ def put(config: ConfigDict, key: str, value: Any, text: str) -> None:
         place[entry] = value
 
 
-def place_tower(config: ConfigDict, name: str, path: str, where: str) -> None:
+def place_tower(config: ConfigDict, name: str, path: str, where: str, before: Mapping[str, Any] | None = None) -> None:
     """Puts the tower that published weights describe into the recipe, and its weights into `init_from`.
 
-    `path` is a folder or a file: config.towers.image = 'dinov2-base/'.
+    `path` is a folder or a file: config.towers.image = 'dinov2-base/'. A run that goes on does not need it any more: if
+    it is gone, `before`, the config.json of the run, knows the tower.
     """
+    if before is not None and not Path(path).exists():
+        for start in _starts(before.get('init_from')):
+            if start['path'] == path and any(item.startswith(f'towers/{name}=') for item in start.get('take') or ()):
+                _place(config, name, before['towers'][name], start)
+                return
     try:
         weights = load.open(path)
         module = _tower_in(weights, name, config.towers.get(name))
@@ -90,12 +100,20 @@ def place_tower(config: ConfigDict, name: str, path: str, where: str) -> None:
         raise UserError(
             f'{where}={path!r}: a tower is a dict, such as dict(tower=…), or a path of weights; {error}'
         ) from None
+    _place(config, name, section, dict(path=path, take=[f'towers/{name}={module}']))
+
+
+def _place(config: ConfigDict, name: str, section: Mapping[str, Any], start: Mapping[str, Any]) -> None:
+    """Puts the section of a tower and the weights that it begins with into a config."""
     with config.towers.ignore_type(), config.towers.unlocked():
-        config.towers[name] = ConfigDict(section)
-    given = config.get('init_from')
-    starts = [] if given is None else list(given) if isinstance(given, (list, tuple)) else [given]
+        config.towers[name] = ConfigDict(dict(section))
     with config.ignore_type(), config.unlocked():
-        config.init_from = [*starts, dict(path=path, take=[f'towers/{name}={module}'])]
+        config.init_from = [*_starts(config.get('init_from')), dict(start)]
+
+
+def _starts(given: Any) -> list[Any]:
+    """The entries of `init_from`: None, one dict, or a list of dicts."""
+    return [] if given is None else list(given) if isinstance(given, (list, tuple)) else [given]
 
 
 def _tower_in(weights: load.Weights, name: str, now: Any) -> str:

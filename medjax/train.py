@@ -167,7 +167,7 @@ def _run(
     """`run`, in a folder that no other run writes."""
     total, main = config['total_steps'], runtime.is_main()
     check_folder(folder, config, datasets)
-    if (folder / 'DONE').exists() and total == int((folder / 'DONE').read_text()):
+    if (folder / 'DONE').exists() and (folder / 'DONE').read_text().strip() == str(total):
         say(f'{folder} is finished: {total:,} steps are done')
         return 0
     peak = metrics.peak_flops(jax.devices(), config['dtype'])  # measured on a CPU, so before a mesh is in use

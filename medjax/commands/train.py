@@ -37,7 +37,9 @@ def main(argv: list[str]) -> int:
     runtime.start()
     try:
         if args.parent is None:
-            return run(*configs.load(args.config, args.data, overrides), args.workdir)
+            own = args.workdir / 'config.json'
+            before = configs.load_json(own) if own.exists() else None
+            return run(*configs.load(args.config, args.data, overrides, before), args.workdir)
         branch, config, datasets = _branch(args, overrides)
         return run(config, datasets, args.workdir, branch)
     finally:

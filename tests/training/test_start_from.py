@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import jax
 import numpy as np
 import pytest
@@ -106,6 +108,17 @@ def test_a_tower_is_the_path_of_a_folder(dinov2):
     assert [dict(start) for start in config.init_from] == [dict(path=str(dinov2), take=['towers/image=towers/image'])]
     more = configs.read('configs/tiny.py', ['init_from=dict(path="first/")', f'towers.image={dinov2}'])
     assert [start['path'] for start in more.init_from] == ['first/', str(dinov2)]
+
+
+def test_a_run_that_goes_on_does_not_need_its_public_weights_any_more(dinov2, tmp_path):
+    folder = tmp_path / 'public'
+    shutil.copytree(dinov2, folder) if dinov2.is_dir() else shutil.copy(dinov2, folder)
+    overrides = [f'towers.image={folder}', 'towers.image.unroll=2']
+    before = configs.frozen(configs.read('configs/tiny.py', overrides))
+    shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
+    assert configs.frozen(configs.read('configs/tiny.py', overrides, before=before)) == before
+    with pytest.raises(UserError, match='there is no such file or folder'):  # weights that the run never had
+        configs.read('configs/tiny.py', [f'towers.image={folder}-2'], before=before)
 
 
 def test_a_recipe_file_may_name_the_path(dinov2, tmp_path):
