@@ -152,6 +152,8 @@ def check_data(folder: Path, before: Mapping[str, Any], datasets: Mapping[str, r
         lost = f'{file} is lost or damaged; it is made again from the data, which are the same'
         return notes if whole else (*notes, lost)
     known = _digest(file) if whole else _newest_meta(folder).get('seen')
+    if known is None and not checkpoint.steps(folder / 'checkpoints'):
+        return notes  # nothing is trained yet
     if known is None:
         raise UserError(
             f'{folder / "data"} is lost or damaged, and the run has no export, so nothing tells whether these are the '
@@ -226,11 +228,13 @@ def _digest(file: Path) -> str:
 
 def _other_exports(folder: Path, before: Mapping[str, Any]) -> tuple[str, ...]:
     """A sentence if the config.json of a run was written by hand, and is not the one that its exports name."""
-    meta = _newest_meta(folder)
+    meta, file = _newest_meta(folder), folder / 'config.json'
+    if file.read_text() == configs.to_json(before):  # as a run writes it
+        return ()
     if 'life' in before or meta.get('config_fingerprint') in (None, configs.fingerprint(before)):
         return ()
     return (
-        f'{folder / "config.json"} is not the config that the export of step {meta["step"]:,} was made with: if you '
+        f'{file} is not the config that the export of step {meta["step"]:,} was made with: if you '
         'wrote it again, compare recipe, data and overrides with those of the run',
     )
 

@@ -285,18 +285,17 @@ def check_folder(folder: Path, config: Mapping[str, Any], datasets: Mapping[str,
             f'{folder} holds a run with another config (they differ in {", ".join(keys)}). Give that config, or branch '
             f'from the run: medjax train --from {folder} --workdir OTHER, with these overrides'
         )
-    for note in folders.check_data(folder, before, datasets):
-        say(note)
     saved = checkpoint.steps(folder / 'checkpoints')
     if not saved and (folder / 'DONE').exists() and config['total_steps'] != before['total_steps']:
         raise UserError(
             f'{folder} is finished, but its checkpoints are lost, so it cannot be lengthened; start a new run from its '
             f"""export in another --workdir: --config.init_from='dict(path="{folder}/exports/STEP")'"""
         )
+    notes = life.check_end(folder, before, config, max(saved, default=0))
+    for note in (*folders.check_data(folder, before, datasets), *notes):
+        say(note)
     if not saved and (folder / 'metrics.jsonl').exists():
         say(f'{folder} has no checkpoint: it begins again')
-    for note in life.check_end(folder, before, config, max(saved, default=0)):
-        say(note)
 
 
 def claim_folder(
