@@ -22,7 +22,9 @@ from medjax.weights import export
 # The figures on validation of the probes of medjax. Accuracies choose their thresholds there, so they are none.
 # `zero_shot` and `retrieval` learn nothing and choose nothing, so they read the test split alone.
 FIGURES = dict(knn=('auroc', 'auprc'), linear=('auroc', 'auprc'), zero_shot=(), retrieval=())
-KINDS = dict(step=int, probe=str, metric=str, data=str, value=(int, float), low=(int, float), high=(int, float))
+KINDS = dict(step=int, probe=str, metric=str, data=str, steps=dict) | dict.fromkeys(
+    ('value', 'low', 'high'), (int, float)
+)
 
 
 class Figure(NamedTuple):
