@@ -50,7 +50,7 @@ def main(argv: list[str]) -> int:
 
     base.write(out, html)
     for name, run in runs.items():
-        for note in compare_page.notes(name, run):
+        for note in compare_page.notes(run):
             print(f'{name}: {note}', file=sys.stderr)
     print(compare_page.markdown(runs))
     print(f'\n{args.out}: {len(html) / 1e6:.1f} MB')

@@ -67,7 +67,7 @@ def render(runs: Mapping[str, Run], differences: Differences) -> str:
         name=f'{len(runs)} runs',
         sections=SECTIONS,
         runs=[
-            dict(name=name, line=compare_plots.line(i), health=run.health, notes=notes(name, run))
+            dict(name=name, line=compare_plots.line(i), health=run.health, notes=notes(run))
             for i, (name, run) in enumerate(runs.items())
         ],
         facts=facts(listed),
@@ -88,7 +88,7 @@ def render(runs: Mapping[str, Run], differences: Differences) -> str:
 # The runs
 
 
-def notes(name: str, run: Run) -> list[str]:
+def notes(run: Run) -> list[str]:
     """Sentences on what a run does not have yet."""
     found = [] if run.done else ['It is not finished: it is being trained, or it was stopped.']
     if not run.log:
