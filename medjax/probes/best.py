@@ -84,12 +84,22 @@ def choose(run: pathlib.Path, found: Mapping[int, Mapping[str, Any]], figure: Fi
         level=result['bootstrap']['level'],
         data=result['data'],
         data_fingerprint=result['data_fingerprint'],
+        labels=_labels(result['validation_results'][figure.metric]),
+        left_out=[
+            label
+            for label in _labels(result['results'].get(figure.metric, {}))
+            if label not in result['validation_results'][figure.metric]
+        ],
         validation=result['validation'],
         policy=result['policy'],
         steps={str(other): {key: one[key] for key in ('value', 'low', 'high')} for other, one in values.items()},
     )
     files.write_json(run / export.BEST, content)
     return content
+
+
+def _labels(rows: Mapping[str, Any]) -> list[str]:
+    return [row for row in rows if row != 'mean']
 
 
 def result_of(run: pathlib.Path, inputs: ProbeInputs, figure: Figure) -> dict[str, Any] | None:
@@ -120,7 +130,8 @@ def sentence(best: Mapping[str, Any]) -> str:
     count = len(best.get('steps', ()))
     which = f'the best of {count} exports' if count > 1 else 'the best export, the only one that was probed,'
     interval = f'{best["value"]:.3f} [{best["low"]:.3f}, {best["high"]:.3f}]'
-    return f'step {best["step"]} is {which} by {title(best)} on validation of {best["data"]}, {interval}'
+    without = f'; {", ".join(best["left_out"])} left out: one class is missing there' if best.get('left_out') else ''
+    return f'step {best["step"]} is {which} by {title(best)} on validation of {best["data"]}, {interval}{without}'
 
 
 def title(best: Mapping[str, Any]) -> str:

@@ -45,6 +45,16 @@ def test_the_test_split_has_no_part_in_it_and_ties_go_to_the_earlier(tmp_path):
     )
 
 
+def test_labels_without_both_classes_on_validation_are_told(tmp_path):
+    exports(tmp_path, 10)
+    given = result(0.7)
+    given['results']['auroc'] |= {'nodule': {}, 'rare': {}}
+    given['validation_results']['auroc'] |= {'nodule': {}}
+    chosen = best.choose(tmp_path, {10: given}, FIGURE)
+    assert (chosen['labels'], chosen['left_out']) == (['nodule'], ['rare'])
+    assert best.sentence(chosen).endswith('0.700 [0.600, 0.800]; rare left out: one class is missing there')
+
+
 def test_an_export_that_is_gone_is_not_chosen(tmp_path):
     exports(tmp_path, 10)
     assert best.choose(tmp_path, {10: result(0.7), 20: result(0.8)}, FIGURE)['step'] == 10
