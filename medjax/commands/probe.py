@@ -82,6 +82,8 @@ def main(argv: list[str]) -> int:
     for folder in folders:  # before hours of encoding
         for inside in ('probes', 'cache'):
             files.check_writable(folder / inside, f'the results of the probes in {folder}')
+    if figure:
+        files.check_writable(run, f'the choice {run / export.BEST}')
     for name, path in encoders.items():
         encoder = _load_named(name, path, args.fit)
         folder = run or RUNS / name
@@ -121,11 +123,9 @@ def _choose(run: pathlib.Path, found: dict[int, dict[str, Any]], figure: choice.
     """Notes the best export in RUN/best.json and says it; returns the number of failures."""
     try:
         best = choice.choose(run, found, figure)
-    except (UserError, OSError) as error:
+    except UserError as error:
         return _failed(f'the choice in {run / export.BEST}', error)
-    print(
-        f'{choice.sentence(best)}: {run / export.BEST}; its files are {run / "exports" / str(best["step"])}', flush=True
-    )
+    print(f'{choice.sentence(best)}. It lies in {run / "exports" / str(best["step"])}, as best.json says', flush=True)
     return 0
 
 

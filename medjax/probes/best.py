@@ -94,7 +94,8 @@ def choose(run: pathlib.Path, found: Mapping[int, Mapping[str, Any]], figure: Fi
         policy=result['policy'],
         steps={str(other): {key: one[key] for key in ('value', 'low', 'high')} for other, one in values.items()},
     )
-    files.write_json(run / export.BEST, content)
+    with files.writing(f'the choice {run / export.BEST}'):
+        files.write_json(run / export.BEST, content)
     return content
 
 
@@ -130,7 +131,8 @@ def sentence(best: Mapping[str, Any]) -> str:
     count = len(best.get('steps', ()))
     which = f'the best of {count} exports' if count > 1 else 'the best export, the only one that was probed,'
     interval = f'{best["value"]:.3f} [{best["low"]:.3f}, {best["high"]:.3f}]'
-    without = f'; {", ".join(best["left_out"])} left out: one class is missing there' if best.get('left_out') else ''
+    left_out = best.get('left_out')
+    without = f'; left out, with one class there: {", ".join(left_out)}' if left_out else ''
     return f'step {best["step"]} is {which} by {title(best)} on validation of {best["data"]}, {interval}{without}'
 
 

@@ -118,8 +118,7 @@ def delete_old(run: str | Path, newest: int, keep: int) -> None:
     for step in [step for step in steps(run) if step <= newest][:-keep]:
         if step not in kept:
             files.remove_folder(folder / str(step))
-    for left in folder.glob('.*'):  # by a process that was killed while it deleted
-        files.sweep(folder / left.name.split('.')[1])
+    files.sweep_below(folder)  # what a process left that was killed while it deleted
 
 
 def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from medjax import files
+from medjax import config as configs, files
+from medjax.commands.export import ending
 from medjax.errors import UserError
 from medjax.probes import best
 from medjax.weights import export
@@ -52,7 +53,7 @@ def test_labels_without_both_classes_on_validation_are_told(tmp_path):
     given['validation_results']['auroc'] |= {'nodule': {}}
     chosen = best.choose(tmp_path, {10: given}, FIGURE)
     assert (chosen['labels'], chosen['left_out']) == (['nodule'], ['rare'])
-    assert best.sentence(chosen).endswith('0.700 [0.600, 0.800]; rare left out: one class is missing there')
+    assert best.sentence(chosen).endswith('0.700 [0.600, 0.800]; left out, with one class there: rare')
 
 
 def test_an_export_that_is_gone_is_not_chosen(tmp_path):
@@ -114,3 +115,9 @@ def test_a_deletion_that_was_killed_is_ended_by_the_next(tmp_path, monkeypatch):
     monkeypatch.undo()
     export.delete_old(tmp_path, newest=30, keep=1)
     assert [path.name for path in (tmp_path / 'exports').iterdir()] == ['30']
+
+
+def test_an_export_that_is_made_again_deletes_no_other():
+    config = configs.frozen(dict(total_steps=8, export=dict(every=2, keep=1)))
+    again = ending(config, 4)
+    assert again['export']['keep'] is None and config['export']['keep'] == 1
