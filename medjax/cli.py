@@ -30,6 +30,7 @@ COMMANDS = {
     'convert': 'public weights -> an export; an export -> a folder for transformers, timm or Meta, or a program',
     'probe': 'exports and a data set -> results with confidence intervals',
     'report': 'a run -> an HTML page with its curves, results and pictures',
+    'compare': 'runs -> an HTML page and a table with their settings, curves and results side by side',
 }
 HELP = f"""medjax {__version__}: pretraining of medical image encoders; every method is a configuration.
 

@@ -156,6 +156,14 @@ def replace_folder(new: str | os.PathLike, path: str | os.PathLike) -> None:
     _remove(aside)
 
 
+def remove_folder(path: str | os.PathLike) -> None:
+    """Deletes a folder. For readers it is gone at once, whole; `sweep` ends a deletion that was killed."""
+    path = Path(path)
+    hidden = _hidden(path)
+    path.rename(hidden)
+    _remove(hidden)
+
+
 def write_text(path: str | os.PathLike, text: str) -> None:
     with whole(path) as file:
         file.write(text)

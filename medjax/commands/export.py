@@ -80,10 +80,10 @@ def write(run: Path, step: int) -> Path:
 
 
 def ending(config: configs.Config, step: int) -> configs.Config:
-    """The config of a run with the `total_steps` that it had when it reached a step."""
+    """The config of a run with the `total_steps` that it had when it reached a step. No other export is deleted."""
     ends = life.of(config)['ends']
     total = next((end for begin, end in reversed(ends) if begin < step), ends[0][1])
-    return configs.frozen({**config, 'total_steps': total})
+    return configs.frozen({**config, 'total_steps': total, 'export': {**config['export'], 'keep': None}})
 
 
 def _stage(config: configs.Config, step: int) -> Stage:
