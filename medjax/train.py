@@ -190,7 +190,7 @@ def run(
                     if resumed:
                         gauge = resumed_gauge(plan, trainings, folder)
                     elif parent is not None or begins_with_weights(training):
-                        gauge = forgetting.begin(training.objective, training.config, folder, state, first, main)
+                        gauge = forgetting.begin(training.objective, stage.config, mesh, folder, state, first, main)
                 writer.begin_stage(flops)
                 if done == stage.begin > 0:
                     writer.say(f'step {done:,}: the next stage begins')
@@ -215,7 +215,7 @@ def resumed_gauge(plan: Sequence[Stage], trainings: Sequence[Training], folder: 
         return None
     training = trainings[plan.index(at_step(tuple(plan), step))]
     with contextlib.closing(training.batches(step)) as batches:
-        return forgetting.resume(training.objective, training.config, folder, next(batches))
+        return forgetting.resume(training.objective, training.config, training.mesh, folder, next(batches))
 
 
 def all_set_up(plan: Sequence[Stage], datasets: Mapping[str, records.DataSet], mesh: Mesh) -> list[Training]:

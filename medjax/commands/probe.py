@@ -32,7 +32,7 @@ from medjax.data import records
 from medjax.data.text import prompts
 from medjax.errors import UserError, suggest
 from medjax.plugins import find
-from medjax.probes import encode, methods, policy, results, statistics, watch
+from medjax.probes import drop, encode, methods, policy, results, statistics, watch
 from medjax.probes.encode import BASELINES, Encoder
 from medjax.probes.evaluate import ProbeInputs
 
@@ -95,6 +95,8 @@ def main(argv: list[str]) -> int:
     for folder in folders:
         if (folder / 'probes').is_dir():  # missing if a run with --follow ended before its first export
             print(results.table(folder, data, list(probes)), flush=True)
+            for sentence in drop.sentences(results.of_data(folder, data, list(probes))):
+                print(sentence, flush=True)
     if failures:
         print(f'medjax: {failures} failure(s), see above', file=sys.stderr)
     return 1 if failures else 0

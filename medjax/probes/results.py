@@ -121,13 +121,18 @@ def table(run: pathlib.Path, data: Any, probes: Sequence[str]) -> str:
     The order is baselines, named encoders, steps. Probes with one first metric, as a mean over the same labels, share
     a table.
     """
+    return tables(of_data(run, data, probes), probes)
+
+
+def of_data(run: pathlib.Path, data: Any, probes: Sequence[str]) -> list[dict[str, Any]]:
+    """The contents of all results of some probes on a data set."""
     results = []
     for folder in (run / 'probes').iterdir():
         for probe in probes:
             names = (_with_digits(data.name, data.fingerprint), data.name)
             candidates = filter(None, (read(path(run, folder.name, name, probe)) for name in names))
             results += [result for result in candidates if result['data_fingerprint'] == data.fingerprint][:1]
-    return tables(results, probes)
+    return results
 
 
 def tables(results: Sequence[Mapping[str, Any]], probes: Sequence[str]) -> str:
@@ -154,7 +159,7 @@ def _one_table(results: Sequence[Mapping[str, Any]]) -> str:
         '|---|---|' + '---|' * len(metrics),
     ]
     for result in results:
-        cells = [_cell(result['results'].get(metric, {}).get('mean')) for metric in metrics]
+        cells = [cell(result['results'].get(metric, {}).get('mean')) for metric in metrics]
         lines.append(f'| {title(result["encoder"]["step"])} | {result["probe"]} | ' + ' | '.join(cells) + ' |')
     return '\n'.join(lines)
 
@@ -164,7 +169,8 @@ def _position(step: int | str) -> tuple[int, str, int]:
     return (int(step not in BASELINES), step, 0) if isinstance(step, str) else (2, '', step)
 
 
-def _cell(estimate: dict[str, Any] | None) -> str:
+def cell(estimate: dict[str, Any] | None) -> str:
+    """An estimate with its interval, as .842 [.820, .864]; an empty text for None."""
     if estimate is None:
         return ''
     interval = '' if estimate['low'] is None else f' [{_short(estimate["low"])}, {_short(estimate["high"])}]'

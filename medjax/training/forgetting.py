@@ -65,7 +65,8 @@ class Encoder:
         seen = dict(self.config['image']) | dict(fit=self.config['export'].get('fit', 'crop'))
 
         def encode(_: None, share: tuple[Array, Array]) -> tuple[None, Array]:
-            x = evaluation_view(*map(sharding.constrain_rows, share), self.size, seen)
+            images, extent = map(sharding.constrain_rows, share)
+            x = evaluation_view(images, extent, self.size, seen)
             out = passes.encode_images(self.tower, self.objective.towers, weights, x)['cls'][:, 0]
             return None, sharding.constrain_rows(out.astype(jnp.float32))
 
@@ -138,7 +139,13 @@ def encoder_of(objective: Objective, config: Mapping[str, Any]) -> Encoder | Non
 
 
 def begin(
-    objective: Objective, config: Mapping[str, Any], run: Path, state: TrainState, batch: Batch, is_main: bool
+    objective: Objective,
+    config: Mapping[str, Any],
+    mesh: jax.sharding.Mesh,
+    run: Path,
+    state: TrainState,
+    batch: Batch,
+    is_main: bool,
 ) -> Gauge | None:
     """The gauge of a run at its first step, and its file. None where there is no start to compare with.
 
@@ -151,8 +158,7 @@ def begin(
     def measure(state: TrainState, rows: Rows) -> tuple[Array, Array, Array]:
         return encoder.features(state, rows), rows['image/present'][:IMAGES, 0], encoder.is_new(state)
 
-    out = sharding.replicated(rows['image'].sharding.mesh)
-    start, present, new = jax.jit(measure, out_shardings=out)(state, rows)
+    start, present, new = jax.jit(measure, out_shardings=sharding.replicated(mesh))(state, rows)
     kept = np.asarray(start)
     if bool(new) or spread(kept[np.asarray(present)]) < SPREAD:
         return None
@@ -166,13 +172,15 @@ def first_step(run: Path) -> int | None:
     return None if (found := _read(run)) is None else found[0]
 
 
-def resume(objective: Objective, config: Mapping[str, Any], run: Path, batch: Batch) -> Gauge | None:
+def resume(
+    objective: Objective, config: Mapping[str, Any], mesh: jax.sharding.Mesh, run: Path, batch: Batch
+) -> Gauge | None:
     """The gauge of a resumed run, with the batch of `first_step`."""
     encoder, found = encoder_of(objective, config), _read(run)
     if encoder is None or found is None:
         return None
     rows = {field: batch[encoder.part][field] for field in FIELDS}
-    return Gauge(encoder, rows, jax.device_put(found[1], sharding.replicated(rows['image'].sharding.mesh)))
+    return Gauge(encoder, rows, jax.device_put(found[1], sharding.replicated(mesh)))
 
 
 def _read(run: Path) -> tuple[int, np.ndarray] | None:
