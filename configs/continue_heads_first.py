@@ -21,8 +21,8 @@ last layer that is frozen at first.
 Ours: the two stages and their lengths; drop path .25, where DINOv2 has .3 or .4; radiographs as in `rad_dino_vitb14`:
 no flips, exposure and contrast instead of colours, milder blur; mean and deviation of your data.
 
-Cost at 224 px: .46 TFLOP an image. At 30 % of the peak of H100s 1.1 hours on one GPU, 1.1 on a node, 40 minutes on a pod. Not
-run at this size. Expect `similarity/start` in metrics.jsonl to stay 1 in stage 1, and to fall slowly after the release.
+Cost: .46 TFLOP an image. At 30 % of the peak of H100s 1.1 hours on one GPU, 1.1 on a node, 40 minutes on a pod. Not run
+at this size. Expect `similarity/start` in metrics.jsonl to stay 1 in stage 1, and to fall slowly after that.
 """
 
 from ml_collections import ConfigDict

@@ -18,8 +18,8 @@ Recalled: .65 to .75 in supervised fine-tuning of a ViT-B by BEiT and MAE.
 Ours: .8, between the two; drop path .25, where DINOv2 has .3 or .4; radiographs as in `rad_dino_vitb14`: no flips,
 exposure and contrast instead of colours, milder blur; mean and deviation of your data.
 
-Cost at 224 px: .46 TFLOP an image. At 30 % of the peak of H100s 1.1 hours on one GPU, 1.1 on a node, 40 minutes on a pod. Not
-run at this size. Expect `similarity/start` in metrics.jsonl to fall more slowly than without the decay.
+Cost: .46 TFLOP an image. At 30 % of the peak of H100s 1.1 hours on one GPU, 1.1 on a node, 40 minutes on a pod. Not run
+at this size. Expect `similarity/start` in metrics.jsonl to fall more slowly than without the decay.
 """
 
 from ml_collections import ConfigDict
