@@ -185,8 +185,8 @@ def forgetting(history: Sequence[Mapping[str, Any]]) -> str:
     return (
         f' It forgets its start: since step {measured[first][0]:,} it finds other images alike than at the start '
         f'({SIMILARITY} {measured[-1][1]:.2f}; 1 at the start, 0 when nothing is left). If that start was good, a '
-        'lower optim.lr, layer-wise decay of it (layerwise in optim.groups) or a longer warm-up of new heads would keep '
-        'more. Probes of the start and of now decide.'
+        'lower optim.lr, layer-wise decay of it (layerwise in optim.groups) or a longer warm-up of new heads would '
+        'keep more. Probes of the start and of now decide.'
     )
 
 
