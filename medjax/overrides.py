@@ -104,16 +104,25 @@ def place_tower(config: ConfigDict, name: str, path: str, where: str, before: Ma
 
 
 def _place(config: ConfigDict, name: str, section: Mapping[str, Any], start: Mapping[str, Any]) -> None:
-    """Puts the section of a tower and the weights that it begins with into a config."""
+    """Puts the section of a tower and the weights that it begins with into a config.
+
+    An entry of `init_from` that loads nothing but this tower is replaced.
+    """
     with config.towers.ignore_type(), config.towers.unlocked():
         config.towers[name] = ConfigDict(dict(section))
     with config.ignore_type(), config.unlocked():
-        config.init_from = [*_starts(config.get('init_from')), dict(start)]
+        config.init_from = [*(one for one in _starts(config.get('init_from')) if not _only(one, name)), dict(start)]
 
 
 def _starts(given: Any) -> list[Any]:
     """The entries of `init_from`: None, one dict, or a list of dicts."""
     return [] if given is None else list(given) if isinstance(given, (list, tuple)) else [given]
+
+
+def _only(start: Mapping[str, Any], name: str) -> bool:
+    """Whether an entry of `init_from` loads the whole of this tower and nothing else."""
+    take = start.get('take')
+    return bool(take) and {item.partition('=')[0] for item in take} == {f'towers/{name}'}
 
 
 def _tower_in(weights: load.Weights, name: str, now: Any) -> str:

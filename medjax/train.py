@@ -32,8 +32,8 @@ from medjax.objectives.compose import Objective, compose
 from medjax.parallel import runtime, sharding
 from medjax.parallel.groups import check_rows
 from medjax.plugins import call
-from medjax.stages import Stage, stages
-from medjax.training import checkpoint, health, metrics
+from medjax.stages import Stage, at_step, stages
+from medjax.training import checkpoint, forgetting, health, metrics
 from medjax.training.checkpoint import Checkpoints
 from medjax.training.export import Exporter
 from medjax.training.flops import step_flops
@@ -179,11 +179,12 @@ def _run(
     with contextlib.ExitStack() as at_the_end:
         checkpoints = Checkpoints(folder / 'checkpoints', **config['checkpoint'])
         at_the_end.callback(checkpoints.close)  # waits until the last save is whole
+        resumed = checkpoints.latest() is not None
         state, parent = initial_state(trainings[0], checkpoints, branch)
         done = start = int(state.step)
         if start > total or (parent is not None and start == total):
             raise UserError(f'total_steps={total:,}: the run begins at step {start:,}; give a larger number')
-        identity, writer = configs.fingerprint(config), None
+        identity, writer, gauge = configs.fingerprint(config), None, None
         for stage, training in zip(plan, trainings, strict=True):
             if done >= stage.end and stage is not plan[-1]:
                 continue
@@ -195,6 +196,10 @@ def _run(
                     writer = metrics.Writer(folder, total, config['log']['every'], start, peak=peak, enabled=main)
                     at_the_end.callback(writer.close)
                     at_the_end.enter_context(stop_on_interrupt())
+                    if resumed:
+                        gauge = resumed_gauge(plan, trainings, folder)
+                    elif parent is not None or begins_with_weights(training):
+                        gauge = forgetting.begin(training.objective, stage.config, mesh, folder, state, first, main)
                 writer.begin_stage(flops)
                 if done == stage.begin > 0:
                     writer.say(f'step {done:,}: the next stage begins')
@@ -202,12 +207,24 @@ def _run(
                 if done == start == 0 and (parent is not None or begins_with_weights(training)):
                     exporter.write(0, state)
                 batches = itertools.chain([first], batches)
-                state, done, stopped = loop(training, state, batches, checkpoints, writer, exporter, stage.end)
+                state, done, stopped = loop(
+                    training, state, batches, checkpoints, writer, exporter, gauge, stage.end
+                )  # fmt: skip
             if stopped:
                 break
 
     finish(folder, done, total, writer)
     return 0
+
+
+def resumed_gauge(plan: Sequence[Stage], trainings: Sequence[Training], folder: Path) -> forgetting.Gauge | None:
+    """The gauge of a run that goes on: it encodes the images of the run's first step again."""
+    step = forgetting.first_step(folder)
+    if step is None:
+        return None
+    training = trainings[plan.index(at_step(tuple(plan), step))]
+    with contextlib.closing(training.batches(step)) as batches:
+        return forgetting.resume(training.objective, training.config, training.mesh, folder, next(batches))
 
 
 def all_set_up(plan: Sequence[Stage], datasets: Mapping[str, records.DataSet], mesh: Mesh) -> list[Training]:
@@ -232,6 +249,7 @@ def loop(
     checkpoints: Checkpoints,
     writer: metrics.Writer,
     exporter: Exporter,
+    gauge: forgetting.Gauge | None,
     end: int,
 ) -> tuple[TrainState, int, bool]:
     """Runs the steps of a stage up to `end`, or until the run is stopped.
@@ -251,6 +269,8 @@ def loop(
     while done < end and not stopped:
         state, numbers = train_step(state, batch)
         done += 1
+        if gauge is not None and gauge.due(done):
+            numbers = numbers | gauge(state)
         if done < end:
             batch = next(batches)
         if writer.step(done, numbers, images):

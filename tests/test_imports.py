@@ -54,6 +54,7 @@ LAYERS = {
     'files': BASE,
     'plugins': BASE,
     'recipes': BASE,
+    'presets': BASE,
     'parallel': BASE,
     'data': BASE | {'parallel'},
     'views': BASE | {'parallel', 'data'},  # the view `text` takes the options of the host's text views

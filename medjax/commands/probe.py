@@ -37,7 +37,7 @@ from medjax.data import records
 from medjax.data.text import prompts
 from medjax.errors import UserError, suggest
 from medjax.plugins import find
-from medjax.probes import best as choice, encode, methods, policy, results, statistics, watch
+from medjax.probes import best as choice, drop, encode, methods, policy, results, statistics, watch
 from medjax.probes.encode import BASELINES, Encoder
 from medjax.probes.evaluate import ProbeInputs
 from medjax.weights import export
@@ -112,7 +112,8 @@ def main(argv: list[str]) -> int:
     for folder in folders:
         if (folder / 'probes').is_dir():  # missing if a run with --follow ended before its first export
             print(results.table(folder, data, list(probes)), flush=True)
-            for sentence in results.left_out(results.on_data(folder, data, list(probes))):
+            contents = results.on_data(folder, data, list(probes))
+            for sentence in [*results.left_out(contents), *drop.sentences(contents)]:
                 print(sentence, flush=True)
     if failures:
         print(f'medjax: {failures} failure(s), see above', file=sys.stderr)

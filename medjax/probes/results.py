@@ -192,7 +192,7 @@ def _one_table(results: Sequence[Mapping[str, Any]]) -> str:
         '|---|---|' + '---|' * len(metrics),
     ]
     for result in results:
-        cells = [_cell(result['results'].get(metric, {}).get('mean')) for metric in metrics]
+        cells = [cell(result['results'].get(metric, {}).get('mean')) for metric in metrics]
         lines.append(f'| {title(result["encoder"]["step"])} | {result["probe"]} | ' + ' | '.join(cells) + ' |')
     return '\n'.join(lines)
 
@@ -202,7 +202,8 @@ def _position(step: int | str) -> tuple[int, str, int]:
     return (int(step not in BASELINES), step, 0) if isinstance(step, str) else (2, '', step)
 
 
-def _cell(estimate: dict[str, Any] | None) -> str:
+def cell(estimate: dict[str, Any] | None) -> str:
+    """An estimate with its interval, as .842 [.820, .864]; an empty text for None."""
     if estimate is None:
         return ''
     interval = '' if estimate['low'] is None else f' [{_short(estimate["low"])}, {_short(estimate["high"])}]'

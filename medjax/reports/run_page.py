@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from medjax.probes import best
+from medjax.probes import best, drop
 from medjax.reports import base, plots, result_sections
 from medjax.reports.pictures import Pictures
 from medjax.reports.run_files import Run
@@ -51,7 +51,12 @@ def render(run: Run, pictures: Pictures, datasets: Sequence[Mapping[str, Any]], 
         name=run.name,
         sections=SECTIONS,
         status=run.health.get('status', 'too early'),
-        verdict=run.health.get('verdict', 'No verdict yet: the run has not written health.json.'),
+        verdict=' '.join(
+            [
+                run.health.get('verdict', 'No verdict yet: the run has not written health.json.'),
+                *drop.sentences([result.content for result in run.results]),
+            ]
+        ),
         facts=facts(run),
         headlines=result_sections.headlines(run),
         level=result_sections.level(run),
@@ -217,6 +222,9 @@ def gauges(log: Log) -> list[Markup]:
         ranks[f'{name} (at most {most[-1]:.0f})' if len(most) else name] = column(log, key)
     if ranks:
         panels.append(plots.curves('effective rank of CLS features', ranks, legend=True))
+    if keys(log, 'similarity/start'):
+        kept = {'similarity': column(log, 'similarity/start')}
+        panels.append(plots.curves('similarity to the start of the run', kept, {'1 at the start': 1.0}))
     norms = {key.removeprefix('grad_norm/'): column(log, key) for key in keys(log, 'grad_norm/')}
     if norms:
         wide = all(0 < 10 * y.min() < y.max() for _, y in norms.values())

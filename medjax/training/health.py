@@ -37,6 +37,11 @@ ROWS = 16  # with fewer rows, few prototypes are no sign of collapse
 UNIFORM = 0.99  # above this share of ln K the teacher's outputs are uniform
 FLAT = 0.8  # above this share of ln K the targets hold little information
 MATCHED = 0.02  # below this share of ln K of divergence the student equals its targets
+# A continued run keeps less than a quarter (the square) of which images its start found alike. Measured on small ViTs,
+# see BUILD_NOTES.md: at their own rate they keep .6 and more, at ten times that rate .45 and less.
+FORGOTTEN = 0.5
+SIMILARITY = 'similarity/start'  # see `forgetting.py`
+MEASURED = 2  # measurements in a row for a sentence: the images are the same each time, so the number has no noise
 SKIPPED = 0.01  # largest share of recent steps that may be skipped; single skipped steps happen in sound runs
 
 
@@ -170,7 +175,21 @@ def notes(history: Sequence[Mapping[str, Any]], terms: Mapping[str, Any], gauges
     for name, gauge in gauges.items():
         if name.startswith('rank/') and gauge['value'] and gauge['value'] < SINKING * gauge['peak']:
             sentences += f' Effective rank fell from {gauge["peak"]:.1f} to {gauge["value"]:.1f} ({name[5:]}).'
-    return sentences
+    return sentences + forgetting(history)
+
+
+def forgetting(history: Sequence[Mapping[str, Any]]) -> str:
+    """A sentence where a run that began with given weights forgets them: which images they found alike."""
+    measured = [(line['step'], line[SIMILARITY]) for line in history if line.get(SIMILARITY) is not None]
+    first = trailing(np.array([value < FORGOTTEN for _, value in measured])) if measured else None
+    if first is None or len(measured) - first < MEASURED:
+        return ''
+    return (
+        f' It forgets its start: since step {measured[first][0]:,} it finds other images alike than at the start '
+        f'({SIMILARITY} {measured[-1][1]:.2f}; 1 at the start, 0 when nothing is left). If that start was good, a '
+        'lower optim.lr, layer-wise decay of it (layerwise in optim.groups) or a longer warm-up of new heads would '
+        'keep more. Probes of the start and of now decide.'
+    )
 
 
 # The numbers
@@ -210,7 +229,10 @@ def terms_with_start(history: Sequence[Mapping[str, Any]]) -> dict[str, dict[str
 
 
 def gauges_of(history: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float | None]]:
-    """Teacher entropy, prototypes in use, rank: the smoothed value now, the largest possible value, the peak so far."""
+    """Teacher entropy, prototypes in use, rank: the smoothed value now, the largest possible value, the peak so far.
+
+    The similarity to the start: its last value.
+    """
     gauges = {}
     for key in sorted({key for line in history for key in line}):
         last = key.rsplit('/', 1)[-1]
@@ -219,6 +241,9 @@ def gauges_of(history: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float
             if np.isfinite(values).any():
                 most = number(series(history, maximum_key(key))[-1])
                 gauges[key] = dict(value=number(values[-1]), max=most, peak=number(np.nanmax(values)))
+    measured = series(history, SIMILARITY)
+    if np.isfinite(measured).any():
+        gauges[SIMILARITY] = dict(value=number(measured[np.isfinite(measured)][-1]), max=1.0, peak=None)
     if any('skipped' in line for line in history):
         gauges['skipped'] = dict(value=number(series(history, 'skipped')[-1]), max=None, peak=None)
     return gauges
