@@ -163,6 +163,19 @@ def test_other_data_are_refused_whatever_is_lost(made, run, tmp_path):
         assert 'nothing tells whether these are the data' in sentence and 'medjax train --from' in sentence
 
 
+@pytest.mark.parametrize(
+    'text', [b'', b'\x00' * 300 + b'\n', b'\xff\xfe{\n', b'5\nnull\n[]\n{"step": "x"}\n{"loss": 1}\n', None]
+)
+def test_damaged_metrics(made, whole, run, text, capsys):
+    """Lines that can be read stay. If all are lost, that is said."""
+    path, kept = run / 'metrics.jsonl', (run / 'metrics.jsonl').read_bytes()
+    path.unlink() if text is None else path.write_bytes(text + kept)
+    (run / 'health.json').write_text('{')
+    assert small_runs.run(made, run) == 0
+    assert ('metrics.jsonl is lost: the curves begin at step 8' in capsys.readouterr().err) == (text is None)
+    assert small_runs.losses(run) == ({} if text is None else small_runs.losses(whole))
+
+
 # Refused runs, and two at once.
 
 

@@ -105,11 +105,13 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_log(path: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl. While the run goes on, the last line may be half written."""
     log = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_bytes().decode(errors='replace').splitlines() if path.exists() else []:
         try:
-            log.append(json.loads(line))
+            found = json.loads(line)
         except json.JSONDecodeError:
             continue
+        if isinstance(found, dict) and isinstance(found.get('step'), int):
+            log.append(found)
     return log
 
 
