@@ -55,6 +55,7 @@ REASONS = {
     errno.ENOSPC: f'no space is left on the disk; {_SPACE}',
     errno.EDQUOT: f'your quota of the disk is used up; {_SPACE}',
     errno.EFBIG: 'it is larger than a file may be here (`ulimit -f` shows the limit of the shell)',
+    errno.EIO: 'the disk reports an error; look at it before you go on',
     errno.EROFS: f'the file system is read-only; {_PLACE}',
     errno.EACCES: f'permission denied; {_PLACE}',
     errno.EPERM: f'permission denied; {_PLACE}',

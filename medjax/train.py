@@ -314,8 +314,11 @@ def check_folder(folder: Path, config: Mapping[str, Any], datasets: Mapping[str,
     notes = life.check_end(folder, before, config, max(saved, default=0))
     for note in (*folders.check_data(folder, before, datasets), *notes):
         say(note)
-    if not saved and (folder / 'metrics.jsonl').exists():
+    has_lines = (folder / 'metrics.jsonl').exists()
+    if not saved and has_lines:
         say(f'{folder} has no checkpoint: it begins again')
+    if saved and not has_lines:
+        say(f'{folder}/metrics.jsonl is lost: the curves begin at step {saved[-1]:,}')
 
 
 def claim_folder(

@@ -43,8 +43,8 @@ def whole(made, tmp_path_factory):
 
 
 @contextlib.contextmanager
-def disk(folder: Path, kilobytes: int):
-    """A small disk at a folder; the function that makes it large."""
+def disk(folder: Path, kilobytes: int, of_a_file: int):
+    """A small disk at a folder, or else a limit on the size of a file; the function that makes it large."""
     folder.mkdir()
     mount = ['mount', '-t', 'tmpfs', '-o', f'size={kilobytes}k', 'tmpfs', str(folder)]
     if shutil.which('mount') and subprocess.run(mount, capture_output=True).returncode == 0:
@@ -53,19 +53,19 @@ def disk(folder: Path, kilobytes: int):
         finally:
             subprocess.run(['umount', '-l', str(folder)], check=True)
     else:
-        with limit(kilobytes) as lift:
+        with limit(of_a_file << 10) as lift:
             yield lift
 
 
 @contextlib.contextmanager
-def limit(kilobytes: int):
-    """No file of this process may be larger; the function that lifts the limit."""
+def limit(size: int):
+    """No file of this process may have more bytes; the function that lifts the limit."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def lift() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
-    resource.setrlimit(resource.RLIMIT_FSIZE, (kilobytes << 10, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
         yield lift
     finally:
@@ -86,22 +86,23 @@ def hidden(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ('kilobytes', 'what'),
+    ('kilobytes', 'of_a_file', 'what'),
     [
-        (4, 'the record of the data'),
-        (16, 'the '),
-        (120, 'the checkpoint of step 4'),
-        (None, 'the checkpoint of step 8'),
+        (4, 1, 'the record of the data'),
+        (16, 6, 'the '),
+        (120, 30, 'the checkpoint of step 4'),
+        (None, 30, 'the checkpoint of step 8'),
     ],
 )
-def test_a_run_on_a_full_disk(made, whole, tmp_path, kilobytes, what, capsys):
+def test_a_run_on_a_full_disk(made, whole, tmp_path, kilobytes, of_a_file, what, capsys):
     """It stops with a sentence, leaves nothing half there, and goes on to the same bits once there is space."""
     begun = shutil.copytree(whole, tmp_path / 'begun')
     unfinished(begun, 4)
-    with disk(tmp_path / 'disk', kilobytes or used(begun) + 60) as enlarge:
+    with disk(tmp_path / 'disk', kilobytes or used(begun) + 60, of_a_file) as enlarge:
         run = tmp_path / 'disk' / 'run'
         if kilobytes is None:
-            shutil.copytree(begun, run)
+            same = begun.stat().st_dev == run.parent.stat().st_dev  # a link writes nothing
+            shutil.copytree(begun, run, copy_function=os.link if same else shutil.copy2)
         with pytest.raises(UserError, match=f'^{what}.* cannot be written: (no space|it is larger than a file may be)'):
             small_runs.run(made, run)
         assert not hidden(tmp_path / 'disk') and not (run / '.lock').exists()
@@ -120,9 +121,9 @@ def test_a_run_on_a_full_disk(made, whole, tmp_path, kilobytes, what, capsys):
 def test_a_disk_that_is_full_for_each_kind_of_file(made, whole, tmp_path, capsys):
     """The command says what does not fit, and leaves nothing."""
     pictures(tmp_path / 'images')
-    with disk(tmp_path / 'disk', 8):
+    with disk(tmp_path / 'disk', 8, 1):
         at = tmp_path / 'disk'
-        (at / 'ballast').write_bytes(bytes(4096))
+        (at / 'ballast').write_bytes(bytes(1000))
         for words, argv in {
             'the records of': ['build', 'phantom', '--records', '20', '--size', '32', '--out', at / 'data'],
             'the page': ['show', made / 'data', '--out', at / 'page.html'],
@@ -170,8 +171,7 @@ def test_a_torn_line_of_metrics(tmp_path):
     writer.step(1, {'loss': np.float32(1)}, images=8)
     before = (tmp_path / 'metrics.jsonl').read_bytes()
     assert before.endswith(b'\n')
-    with limit(0) as lift:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 20, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    with limit(len(before) + 20) as lift:
         with pytest.raises(UserError, match='the metrics .*metrics.jsonl cannot be written: it is larger'):
             writer.step(2, {'loss': np.float32(1)}, images=8)
         lift()

@@ -14,6 +14,7 @@ import functools
 import logging
 import shutil
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -229,13 +230,16 @@ class Checkpoints:
             with self._writing():
                 self.manager.close()
         finally:
-            self._sweep()
+            end = time.monotonic() + 5
+            while self._sweep() and time.monotonic() < end:
+                time.sleep(0.25)  # after an error, threads of tensorstore may still write, and make their folders again
 
-    def _sweep(self) -> None:
-        """Removes what killed processes, and saves that failed, have left."""
-        if runtime.is_main() and not self.read_only:
-            for left in self.folder.glob(TEMPORARY):
-                shutil.rmtree(left, ignore_errors=True)
+    def _sweep(self) -> bool:
+        """Removes what killed processes, and saves that failed, have left. Whether there was anything."""
+        found = [] if self.read_only or not runtime.is_main() else [*self.folder.glob(TEMPORARY)]
+        for left in found:
+            shutil.rmtree(left, ignore_errors=True)
+        return bool(found)
 
 
 @functools.cache

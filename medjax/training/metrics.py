@@ -279,14 +279,14 @@ def cut(path: epath.Path, step: int) -> list[dict[str, Any]]:
     """Removes from metrics.jsonl the lines after `step` and a torn last line; returns the other lines."""
     if not path.exists():
         return []
-    text = path.read_text()
+    text = path.read_bytes().decode(errors='replace')
     lines = []
     for raw in text.splitlines():
         try:
             line = json.loads(raw)
         except json.JSONDecodeError:
-            continue  # torn
-        if line['step'] <= step:
+            continue  # torn, or damaged
+        if isinstance(line, dict) and isinstance(line.get('step'), int) and line['step'] <= step:
             lines.append(line)
     kept = ''.join(json.dumps(line) + '\n' for line in lines)
     if kept != text:
