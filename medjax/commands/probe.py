@@ -61,7 +61,8 @@ def main(argv: list[str]) -> int:
     encoders = _named_encoders(args.encoder or [])
 
     def inputs_of(folder: pathlib.Path, encoder: Encoder) -> ProbeInputs:
-        return ProbeInputs(encoder, data, folder / 'cache', label_policy, zero_shot, args.seed, args.draws)
+        cache, chosen_by = folder / 'cache', figure.probe if figure else ''
+        return ProbeInputs(encoder, data, cache, label_policy, zero_shot, args.seed, args.draws, chosen_by)
 
     def probe_one(folder: pathlib.Path, encoder: Encoder, baselines: list[str]) -> int:
         """Probes an encoder and its baselines, with results in a folder; returns the number of failures."""

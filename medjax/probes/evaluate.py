@@ -41,6 +41,7 @@ class ProbeInputs:
     prompts: ZeroShot | None  # --prompts
     seed: int
     draws: int  # of the bootstrap
+    chosen_by: str = ''  # --best: the probe whose figure chooses an export, so it must have metrics on validation
     _splits: dict[str, SplitFeatures] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
     def features(self, split: str) -> SplitFeatures:
@@ -190,7 +191,7 @@ def evaluate(score: Callable[[], Scores], splits: LabelSplits, seed: int, draws:
         seed=seed,
         chosen=scores.chosen,
         results=statistics.intervals(scores.test, test.labels, splits.names, thresholds, bootstrap),
-        validation_results=_on_validation(scores, splits, seed, draws),
+        validation_results=on_validation(scores.val, splits.val, splits.names, seed, draws),
         others={name: mean_auroc(other, test.labels) for name, other in scores.others.items()},
         thresholds={metric: dict(zip(splits.names, t.tolist(), strict=True)) for metric, t in thresholds.items()},
         details=scores.details,
@@ -211,22 +212,21 @@ def evaluate(score: Callable[[], Scores], splits: LabelSplits, seed: int, draws:
     return Result(content, arrays)
 
 
-def _on_validation(scores: Scores, splits: LabelSplits, seed: int, draws: int) -> statistics.Results:
-    """Metrics on validation with intervals over its patients; {} if the probe scores no validation records.
+def on_validation(
+    scores: np.ndarray | None, val: SplitFeatures | None, names: tuple[str, ...], seed: int, draws: int
+) -> statistics.Results:
+    """Metrics of scores [n,L] on validation with intervals over its patients; {} without scores.
 
     A label without a positive or a negative record there is left out. There is no accuracy, because its thresholds are
     chosen on the same records.
     """
-    val = splits.val
-    if val is None or scores.val is None:
+    if val is None or scores is None:
         return {}
-    kept = [j for j in range(len(splits.names)) if not missing_class(val.labels[:, j], 'val')]
+    kept = [j for j in range(len(names)) if not missing_class(val.labels[:, j], 'val')]
     if not kept:
         return {}
-    names = tuple(splits.names[j] for j in kept)
-    return statistics.intervals(
-        scores.val[:, kept], val.labels[:, kept], names, {}, Bootstrap(val.patients, seed, draws)
-    )
+    bootstrap = Bootstrap(val.patients, seed, draws)
+    return statistics.intervals(scores[:, kept], val.labels[:, kept], tuple(names[j] for j in kept), {}, bootstrap)
 
 
 def _thresholds(scores: Scores, val: SplitFeatures | None, count: int) -> dict[str, np.ndarray]:

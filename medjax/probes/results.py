@@ -45,7 +45,7 @@ def key(inputs: ProbeInputs, probe: ModuleType, dependencies: Mapping[str, Any])
 def exists(file: pathlib.Path, key: str, needs: Sequence[str] = ()) -> bool:
     """True if a whole result with this key exists: in `file`, or in one with a fingerprint in its name.
 
-    `needs` are entries that it must have; results of earlier versions lack some.
+    `needs` are entries that it must have and that are not empty; a result may lack some.
     """
     data, _, probe = file.stem.rpartition('.')
     longer = sorted(file.parent.glob(f'{glob.escape(data)}-{"?" * DIGITS}.{glob.escape(probe)}.json'))
@@ -53,7 +53,7 @@ def exists(file: pathlib.Path, key: str, needs: Sequence[str] = ()) -> bool:
     return any(
         result.get('key') == key
         and (file.parent / result['scores']).is_file()
-        and all(name in result for name in needs)
+        and all(result.get(name) for name in needs)
         for result in results
     )
 

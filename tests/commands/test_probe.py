@@ -472,7 +472,7 @@ def mistakes(tmp_path, data):
         [run, data, '--best', 'zero_shot.auroc'],
         'reads the test split alone, which is not for choosing',
     )
-    yield 'nothing', [run, data, '--probes', 'retrieval', '--best', 'retrieval.R@5'], 'add --probes linear'
+    yield 'no recall', [run, data, '--best', 'retrieval.R@2'], "retrieval has no figure 'R@2' on validation"
     yield 'no draws', [run, data, '--draws', '0'], 'at least 1 bootstrap draw'
     yield 'no seed', [run, data, '--seed', '-1'], '--seed: 0 or more, not -1'
 

@@ -67,7 +67,7 @@ def test_an_export_that_is_gone_is_not_chosen(tmp_path):
     ('found', 'metric', 'words'),
     [
         ({}, 'auroc', 'no export has a result of linear'),
-        ({10: result(None)}, 'auroc', 'no label has positives and negatives'),
+        ({10: result(None)}, 'auroc', 'no label has both classes there, or there is no val split'),
         ({10: result(0.7)}, 'f1', 'they have auroc'),
     ],
 )

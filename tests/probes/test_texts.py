@@ -18,6 +18,7 @@ from medjax.data import records
 from medjax.data.text import prompts, views as text_views
 from medjax.errors import UserError
 from medjax.probes import encode, image_text, statistics, vectors
+from medjax.probes.evaluate import ProbeInputs
 from medjax.probes.methods import retrieval, zero_shot
 from medjax.training.export import Exporter
 from medjax.weights import export
@@ -139,6 +140,45 @@ def test_defaults_are_what_export_and_data_allow(run, data, capsys, monkeypatch)
     assert cli.main(['report', '--run', str(run), '--data', str(data)]) == 0
     page = (run / 'report.html').read_text()
     assert 'Maps of findings' in page and page.count('similarity to nodule') == 6 and 'image to text' in page
+
+
+def test_the_best_export_by_probes_that_read_texts(run, data, tmp_path, capsys):
+    """Their metrics on validation are those that the same records would have as the test split."""
+    copy = shutil.copytree(run, tmp_path / 'run', ignore=shutil.ignore_patterns('probes'))
+    options = ('--probes', 'zero_shot,retrieval', '--prompts', PROMPTS, '--baselines', 'none')
+    assert probe(copy, data, *options) == 0
+    assert not result(copy, data, 'retrieval').get('validation_results'), 'nobody chooses, so validation is not encoded'
+    for figure in ('retrieval.R@5', 'zero_shot.auroc'):
+        assert probe(copy, data, *options, '--best', figure) == 0
+        best = json.loads((copy / 'best.json').read_text())
+        assert (best['step'], best['figure'], best['validation']) == (4, figure, 'the val split')
+        title = figure.replace('.', ' ').replace('auroc', 'AUROC')
+        assert f'the only one that was probed, by {title}' in capsys.readouterr().out
+        name, metric = figure.split('.')
+        estimate = result(copy, data, name)['validation_results'][metric]['mean']
+        assert best['value'] == estimate['value'] != result(copy, data, name)['results'][metric]['mean']['value']
+
+    opened = records.open(data)
+    inputs = ProbeInputs(encode.load(copy / 'exports' / '4'), opened, None, {}, prompts.zero_shot(PROMPTS, ''), 0, 20)
+    encoder, val = image_text.load(inputs.encoder), inputs.features('val')
+    texts = retrieval.record_texts(opened.split('val'), encoder)
+    images = unit(encoder.image_vectors(val.cls[:, -1]))
+    has, study = np.array([bool(text) for text in texts]), opened.split('val').keys('study')
+    folded = [text.casefold() for text in texts if text]
+    vectors_of = dict(zip(folded, unit(encoder.text_vectors([text for text in texts if text])), strict=True))
+    recall, _ = brute(images[has], np.stack([vectors_of[text] for text in folded]), folded, study[has], 5)
+    found = result(copy, data, 'retrieval')['validation_results']['R@5']['image to text']['value']
+    assert found == pytest.approx(recall.mean())
+    scores = zero_shot.score(images, inputs.prompts, encoder)
+    areas = {}
+    for name, score in scores.items():
+        truth = val.labels[:, opened.labels.index(name)]
+        if {0, 1} <= set(truth.tolist()):
+            areas[name] = roc_auc_score(truth[truth >= 0], score[truth >= 0])
+    rows = result(copy, data, 'zero_shot')['validation_results']['auroc']
+    assert len(rows) > 1, 'labels with both classes in val and in test'
+    for name in rows.keys() - {'mean'}:
+        assert rows[name]['value'] == pytest.approx(areas[name])
 
 
 def test_zero_shot_equals_sentences_one_by_one(run, data, encoder):

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -42,44 +42,74 @@ def requirements(inputs: ProbeInputs) -> dict[str, Any]:
 
 def run(inputs: ProbeInputs) -> Result:
     begun = time.perf_counter()
-    encoder, split, features = image_text.load(inputs.encoder), inputs.data.split('test'), inputs.features('test')
-    all_texts = record_texts(split, encoder)
-    has_text = np.array([bool(encoder.tokens(text)) for text in all_texts])
-    if has_text.sum() < 2:
-        raise UserError(f'{inputs.data.name}: {has_text.sum()} test record(s) have a text; retrieval needs two or more')
-    texts = [text for text, usable in zip(all_texts, has_text, strict=True) if usable]
-    # Texts that differ only in capitals count as equal, as they do for positives in training.
-    _, first, text = np.unique([text.casefold() for text in texts], return_index=True, return_inverse=True)
-    distinct = [texts[i] for i in first]
-    study, patient = split.keys('study')[has_text], np.unique(features.patients[has_text], return_inverse=True)[1]
-    image_vectors = unit(encoder.image_vectors(features.cls[has_text, -1]))
-    text_vectors = unit(encoder.text_vectors(distinct))[text]
-
-    k = min(max(RECALL), len(text))
-    values = query_metrics(
-        {
-            'image to text': hits(nearest(image_vectors, text_vectors, k), text, study),
-            'text to image': hits(nearest(text_vectors, image_vectors, k), text, study),
-        }
-    )
-    chance = chance_metrics(text, study)
-    bootstrap = Bootstrap(patient, inputs.seed, inputs.draws)
+    encoder, found = image_text.load(inputs.encoder), queries_of(inputs, 'test')
+    values, bootstrap = metrics_of(found), Bootstrap(found.patient, inputs.seed, inputs.draws)
+    chance = chance_metrics(found.text, found.study)
     content = dict(
-        records=dict(test=len(all_texts)),
+        records=dict(test=len(found.has_text)),
         seed=inputs.seed,
-        chosen=dict(queries=len(text), distinct_texts=len(distinct), records_without_text=int((~has_text).sum()))
+        chosen=dict(
+            queries=len(found.text),
+            distinct_texts=len(found.distinct),
+            records_without_text=int((~found.has_text).sum()),
+        )
         | {f'chance of {metric}': chance[metric] for metric in values if metric.startswith('R')},
         results=statistics.intervals_of_means(values, bootstrap),
-        details=dict(chance=chance, cut_texts=sum(not encoder.fits(text) for text in distinct)),
+        details=dict(chance=chance, cut_texts=sum(not encoder.fits(text) for text in found.distinct)),
         bootstrap=bootstrap.facts() | dict(candidates='every draw has all candidates'),
         seconds=round(time.perf_counter() - begun, 2),
     )
+    if inputs.chosen_by == name and inputs.data.splits.get('val'):
+        val = queries_of(inputs, 'val')
+        on_val = statistics.intervals_of_means(metrics_of(val), Bootstrap(val.patient, inputs.seed, inputs.draws))
+        content.update(validation_results=on_val, validation='the val split')
     arrays = {
         f'{metric}/{direction}': x.astype(np.float32)
         for metric, rows in values.items()
         for direction, x in rows.items()
     }
-    return Result(content, arrays | dict(record=np.flatnonzero(has_text), patient=patient))
+    return Result(content, arrays | dict(record=np.flatnonzero(found.has_text), patient=found.patient))
+
+
+class Queries(NamedTuple):
+    """The n records of a split that have a text, in the space of the image-text term."""
+
+    has_text: np.ndarray  # bool, for each record of the split
+    distinct: list[str]  # the different texts
+    text: np.ndarray  # int [n], the text of each query, as a number of `distinct`
+    study: np.ndarray  # uint64 [n]
+    patient: np.ndarray  # int [n], 0…P-1
+    images: np.ndarray  # unit vectors [n,d]
+    texts: np.ndarray  # unit vectors [n,d]
+
+
+def queries_of(inputs: ProbeInputs, name: str) -> Queries:
+    """The queries of a split; UserError if fewer than two records have a text."""
+    encoder, split, features = image_text.load(inputs.encoder), inputs.data.split(name), inputs.features(name)
+    all_texts = record_texts(split, encoder)
+    has_text = np.array([bool(encoder.tokens(text)) for text in all_texts])
+    if has_text.sum() < 2:
+        raise UserError(
+            f'{inputs.data.name}: {has_text.sum()} {name} record(s) have a text; retrieval needs two or more'
+        )
+    texts = [text for text, usable in zip(all_texts, has_text, strict=True) if usable]
+    # Texts that differ only in capitals count as equal, as they do for positives in training.
+    _, first, text = np.unique([text.casefold() for text in texts], return_index=True, return_inverse=True)
+    distinct = [texts[i] for i in first]
+    study, patient = split.keys('study')[has_text], np.unique(features.patients[has_text], return_inverse=True)[1]
+    images = unit(encoder.image_vectors(features.cls[has_text, -1]))
+    return Queries(has_text, distinct, text, study, patient, images, unit(encoder.text_vectors(distinct))[text])
+
+
+def metrics_of(found: Queries) -> dict[str, dict[str, np.ndarray]]:
+    """{metric: {direction: float [n]}} of queries in both directions."""
+    k = min(max(RECALL), len(found.text))
+    return query_metrics(
+        {
+            'image to text': hits(nearest(found.images, found.texts, k), found.text, found.study),
+            'text to image': hits(nearest(found.texts, found.images, k), found.text, found.study),
+        }
+    )
 
 
 def record_texts(split: Split, encoder: ImageTextEncoder) -> list[str]:

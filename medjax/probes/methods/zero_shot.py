@@ -21,7 +21,8 @@ import numpy as np
 from medjax.data.text.prompts import ENSEMBLES, SCORES, ZeroShot
 from medjax.errors import UserError
 from medjax.probes import image_text
-from medjax.probes.evaluate import LabelSplits, ProbeInputs, Result, Scores, evaluate, missing_class
+from medjax.probes.encode import SplitFeatures
+from medjax.probes.evaluate import LabelSplits, ProbeInputs, Result, Scores, evaluate, missing_class, on_validation
 from medjax.probes.image_text import ImageTextEncoder
 from medjax.probes.vectors import unit
 
@@ -48,13 +49,21 @@ def run(inputs: ProbeInputs) -> Result:
     test = test._replace(labels=test.labels[:, columns])
     splits = LabelSplits(None, None, test, names, skipped, validation='nothing is chosen')
 
-    def score_test() -> Scores:
-        scores = score(unit(encoder.image_vectors(test.cls[:, -1])), prompts, encoder)
-        threshold = None if prompts.score == 'cosine' else 0.0
-        array = np.stack([scores[name] for name in names], 1)
-        return Scores(array, None, threshold, _settings(prompts, encoder), {}, _details(prompts, encoder))
+    def score_split(split: SplitFeatures) -> np.ndarray:
+        scores = score(unit(encoder.image_vectors(split.cls[:, -1])), prompts, encoder)
+        return np.stack([scores[name] for name in names], 1)
 
-    return evaluate(score_test, splits, inputs.seed, inputs.draws)
+    def score_test() -> Scores:
+        threshold = None if prompts.score == 'cosine' else 0.0
+        return Scores(score_split(test), None, threshold, _settings(prompts, encoder), {}, _details(prompts, encoder))
+
+    result = evaluate(score_test, splits, inputs.seed, inputs.draws)
+    if inputs.chosen_by == name and inputs.data.splits.get('val'):
+        val = inputs.features('val')
+        val = val._replace(labels=val.labels[:, columns])
+        metrics = on_validation(score_split(val), val, names, inputs.seed, inputs.draws)
+        result.content.update(validation_results=metrics, validation='the val split')
+    return result
 
 
 def _settings(prompts: ZeroShot, encoder: ImageTextEncoder) -> dict[str, Any]:
