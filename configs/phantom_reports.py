@@ -79,7 +79,7 @@ def get_config() -> ConfigDict:
                 ],
             ),
             export=dict(network='student', towers=['image', 'text'], heads=['vi', 'vt'], every=500),
-            checkpoint=dict(every=500, keep=1),
+            checkpoint=dict(every=500, keep=2),
             log=dict(every=50),
         )
     )

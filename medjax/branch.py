@@ -105,6 +105,8 @@ def check_keep(keep: Sequence[str] | None, objective: Objective) -> None:
     """UserError if --keep names something that the branch does not have."""
     modules = [f'towers/{name}' for name in objective.towers] + [f'heads/{name}' for name in objective.heads]
     modules += [f'terms/{name}' for name in objective.terms] + [f'teachers/{name}' for name in objective.teachers]
+    if keep is not None and not keep:
+        raise UserError(f'--keep names no part; it takes {", ".join(PARTS)}, and without --keep all that fits is kept')
     for name in keep or ():
         if name not in (*PARTS, *modules):
             choices = [*PARTS, *modules]

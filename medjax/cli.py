@@ -24,11 +24,13 @@ COMMANDS = {
     'show': 'a data set -> an HTML page with its images, labels and records',
     'tokenizer': 'data sets -> a tokenizer trained on their texts',
     'train': 'a config and data sets -> checkpoints, exports, metrics',
+    'export': 'a checkpoint -> its export again',
     'config': 'a config -> all its values as JSON; two configs or runs -> the values that differ',
     'encode': 'an encoder and images -> their features in a file',
     'convert': 'public weights -> an export; an export -> a folder for transformers, timm or Meta, or a program',
     'probe': 'exports and a data set -> results with confidence intervals',
     'report': 'a run -> an HTML page with its curves, results and pictures',
+    'compare': 'runs -> an HTML page and a table with their settings, curves and results side by side',
 }
 HELP = f"""medjax {__version__}: pretraining of medical image encoders; every method is a configuration.
 
@@ -74,6 +76,9 @@ def main(argv: list[str] | None = None) -> int:
         if name_of_backend := missing_backend(error):
             print(f'medjax: {no_backend(name_of_backend)}', file=sys.stderr)
             code = 2
+        elif isinstance(error, OSError) and is_of_the_disk(error):
+            print(f'medjax: {error.filename or name}: {error.strerror}', file=sys.stderr)
+            code = 2
         else:
             traceback.print_exc()
             code = 70  # a bug; 1 is a result of a command, such as a leak or a failed probe
@@ -95,6 +100,13 @@ def run(name: str, argv: list[str]) -> int:
     if name not in COMMANDS:
         raise UserError(f'there is no command {name!r}{suggest(name, COMMANDS)}')
     return importlib.import_module(f'medjax.commands.{name}').main(argv)
+
+
+def is_of_the_disk(error: OSError) -> bool:
+    """Whether a disk is full or read-only, or a file is not for this user."""
+    from medjax import files
+
+    return files.reason(error) is not None
 
 
 def missing_backend(error: BaseException) -> str | None:

@@ -31,7 +31,8 @@ It returns a dict or an `ml_collections.ConfigDict` with these keys:
                  read beside the labels; None: from the data
     export       network, towers, heads, every, encoder (the tower that probes run; None: 'image', or the image tower of
                  the first contrastive term), fit (what readers of the export show it of an image: 'crop', the centre
-                 square; 'pad', all of it with black beside)
+                 square; 'pad', all of it with black beside), keep (None: all; n: the last n, the one of step 0 and the
+                 best one, see `medjax probe --best`)
     checkpoint   every, keep          log   every
     init_from    None, dict(path=..., take=[...]) or a list of these: weights to start from, see medjax.train
     stages       list of dict(at=STEP, change={'optim.lr': 1e-5, ...}): what changes at some steps, see medjax.stages
@@ -91,7 +92,7 @@ DEFAULTS: dict[str, Any] = dict(
     teachers={},
     labels=None,
     columns={},
-    export=dict(network='student', towers=['image'], heads=[], encoder=None, every=1_000, fit='crop'),
+    export=dict(network='student', towers=['image'], heads=[], encoder=None, every=1_000, keep=None, fit='crop'),
     checkpoint=dict(every=1_000, keep=2),
     log=dict(every=10),
     mesh=dict(data=-1, fsdp=1, tensor=1),
@@ -405,10 +406,14 @@ def _check_numbers(config: Config) -> None:
     counts = {name: config[name] for name in ('total_steps', 'batch_size', 'rows_per_group', 'micro_batches')}
     counts |= {f'{name}.every': config[name]['every'] for name in ('export', 'checkpoint', 'log')}
     counts |= {'checkpoint.keep': config['checkpoint']['keep']}
+    if config['export'].get('keep') is not None:  # runs may be older than this key
+        counts |= {'export.keep': config['export']['keep']}
     counts |= {f'data.{name}.rows': part['rows'] for name, part in config['data'].items()}
     for key, value in counts.items():
         if not is_whole(value) or value < 1:
             raise UserError(f'{key}={value!r}: must be a whole number of at least 1')
+    if config['checkpoint']['keep'] < 2:
+        raise UserError('checkpoint.keep=1: must be at least 2; if the newest is damaged, the one before it is taken')
     if not is_whole(config['seed']) or not 0 <= config['seed'] < 2**32:
         raise UserError(f'seed={config["seed"]!r}: must be a whole number from 0 to 2**32 - 1')
     _check_choice(config['dtype'], ('float32', 'bfloat16'), 'dtype')
@@ -520,9 +525,13 @@ def load_json(path: str | Path) -> Config:
     from etils import epath
 
     try:
-        return frozen(json.loads(epath.Path(path).read_text()))
+        found = frozen(json.loads(epath.Path(path).read_text()))
     except (OSError, ValueError) as error:
         raise UserError(f'{path}: is not the config.json of a run: {error}') from None
+    lacks = not isinstance(found, Config) or any(name not in found for name in REQUIRED)
+    if lacks and not (isinstance(found, Config) and is_version_1(found)):
+        raise UserError(f'{path}: is not the config.json of a run: it lacks some of {", ".join(REQUIRED)}')
+    return found
 
 
 def is_version_1(config: Mapping[str, Any]) -> bool:
@@ -578,8 +587,10 @@ def _computed(config: Mapping[str, Any]) -> dict[str, Any]:
     computed = {name: value for name, value in ended.items() if name not in NOT_IN_FINGERPRINT}
     if not computed.get('stages'):  # runs may be older than stages
         computed.pop('stages', None)
-    export = computed.get('export', {}).items()  # runs that are older than `fit` have its default
-    computed['export'] = {name: value for name, value in export if name != 'every' and (name, value) != ('fit', 'crop')}
+    export = {key: value for key, value in computed.get('export', {}).items() if key not in ('every', 'keep')}
+    if export.get('fit') == 'crop':  # the default, which older runs lack
+        del export['fit']
+    computed['export'] = export
     tokenizer = computed.pop('tokenizer', {})
     if 'tokens' in tokenizer:  # the content of the file counts, not its path, and only for a config with texts
         computed['tokenizer'] = {name: value for name, value in tokenizer.items() if name != 'path'}

@@ -18,3 +18,9 @@ def suggest(name: str, choices: Iterable[str]) -> str:
     choices = sorted(map(str, choices))
     near = difflib.get_close_matches(str(name), choices, n=1)
     return f'; did you mean {near[0]!r}?' if near else f'; known: {", ".join(choices) or "(none)"}'
+
+
+def multiples(number: int, unit: int) -> str:
+    """The multiples of `unit` beside a number that is none: '32 or 48' for 40 and 16, '16' for 8 and 16."""
+    below = number // unit * unit
+    return f'{below} or {below + unit}' if below > 0 else f'{unit}'

@@ -15,11 +15,17 @@ killed between, the next write to the place puts it back.
     with files.whole_folder(path) as folder:     # a folder: appears under its name when the block ends
         (folder / 'meta.json').write_text(…)
     files.replace_folder(folder, path)           # a finished folder takes the place of another one
+
+A full or read-only disk is no bug. These functions raise the OSError; `writing` makes it a sentence:
+
+    with files.writing(f'the export {path}'):
+        …
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
 import itertools
 import json
@@ -34,10 +40,64 @@ from typing import IO, Any
 
 import numpy as np
 
+from medjax.errors import UserError
+
 SUFFIX = '.part'
 ASIDE = '.old'  # of a folder that is being replaced
 DAY = 24 * 60 * 60  # seconds; nobody writes one file for so long
 _numbers = itertools.count()  # threads of one process may write to one place
+_HIDDEN = re.compile(r'\.(.+)\.([^.]+)\.(\d+)\.\d+(\.part|\.old)')  # name, host, process, suffix
+
+_SPACE = 'free some, and run the same command again'
+_PLACE = 'make it writable, or choose another folder'
+# Why a disk takes no file, and what would help.
+REASONS = {
+    errno.ENOSPC: f'no space is left on the disk; {_SPACE}',
+    errno.EDQUOT: f'your quota of the disk is used up; {_SPACE}',
+    errno.EFBIG: 'it is larger than a file may be here (`ulimit -f` shows the limit of the shell)',
+    errno.EROFS: f'the file system is read-only; {_PLACE}',
+    errno.EACCES: f'permission denied; {_PLACE}',
+    errno.EPERM: f'permission denied; {_PLACE}',
+}
+
+
+def reason(error: BaseException) -> str | None:
+    """Why the disk does not take a file, and what would help; None for every other error.
+
+    Libraries in C++ raise errors of their own, which hold only the words of the operating system.
+    """
+    if isinstance(error, OSError) and error.errno is not None:
+        return REASONS.get(error.errno)
+    return next((why for number, why in REASONS.items() if os.strerror(number) in str(error)), None)
+
+
+@contextlib.contextmanager
+def writing(what: str) -> Iterator[None]:
+    """Makes a UserError of an error of the disk. `what` names what is written: 'the export runs/a/exports/8'."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if (why := reason(error)) is None:
+            raise
+        raise UserError(f'{what} cannot be written: {why}') from error
+
+
+def check_writable(path: str | os.PathLike, what: str) -> None:
+    """UserError if nothing can be made at `path`, a folder that may not be there yet. Nothing stays behind."""
+    place = Path(path).absolute()
+    while not place.is_dir():
+        if place.exists() or place == place.parent:
+            raise UserError(f'{what} cannot be written: {place} is no folder')
+        place = place.parent
+    probe = _hidden(place / 'probe')
+    with writing(what):
+        try:
+            probe.write_text('.')
+        finally:
+            with contextlib.suppress(OSError):
+                probe.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -96,6 +156,14 @@ def replace_folder(new: str | os.PathLike, path: str | os.PathLike) -> None:
     _remove(aside)
 
 
+def remove_folder(path: str | os.PathLike) -> None:
+    """Deletes a folder. For readers it is gone at once, whole; `sweep` ends a deletion that was killed."""
+    path = Path(path)
+    hidden = _hidden(path)
+    path.rename(hidden)
+    _remove(hidden)
+
+
 def write_text(path: str | os.PathLike, text: str) -> None:
     with whole(path) as file:
         file.write(text)
@@ -114,13 +182,25 @@ def write_npz(path: str | os.PathLike, compressed: bool = False, **arrays: np.nd
 def sweep(path: Path) -> None:
     """Removes what killed processes left behind while they wrote `path`, and puts back a folder that they set aside."""
     for left in sorted(path.parent.glob(f'.{glob.escape(path.name)}.*')):
-        parts = re.fullmatch(r'([^.]+)\.(\d+)\.\d+(\.part|\.old)', left.name[len(path.name) + 2 :])
-        if parts is None or not _is_left(left, parts[1], int(parts[2])):
+        parts = _HIDDEN.fullmatch(left.name)
+        if parts is None or parts[1] != path.name or not _is_left(left, parts[2], int(parts[3])):
             continue
-        if parts[3] == ASIDE and not path.exists():
+        if parts[4] == ASIDE and not path.exists():
             left.rename(path)
         else:
             _remove(left)
+
+
+def sweep_below(folder: Path) -> None:
+    """The same for everything in a folder and below it."""
+    found = {
+        Path(at, parts[1])
+        for at, folders, names in os.walk(folder)
+        for name in (*folders, *names)
+        if (parts := _HIDDEN.fullmatch(name))
+    }
+    for path in sorted(found):
+        sweep(path)
 
 
 def _is_left(hidden: Path, host: str, process: int) -> bool:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-import json
 import os
 import signal
 import sys
@@ -24,9 +23,8 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from medjax import branch as branches, config as configs, files, life
+from medjax import branch as branches, config as configs, files, folder as folders, life
 from medjax.data import records
-from medjax.data.audit import seen
 from medjax.data.stream import Stream
 from medjax.data.text import tokenizer as tokenizers
 from medjax.errors import UserError
@@ -99,9 +97,12 @@ def initial_state(
     training: Training, checkpoints: Checkpoints, branch: branches.Branch | None
 ) -> tuple[TrainState, dict[str, Any] | None]:
     """The state of the last checkpoint, or a new one, and what config.json says of the parent of a branch."""
-    if (last := checkpoints.latest()) is not None:
-        say(f'resuming from step {last:,} in {checkpoints.folder}')
-        return checkpoints.restore(last, checkpoint.abstract(training.abstract, training.shardings)), None
+    state, notes = checkpoints.resume(checkpoint.abstract(training.abstract, training.shardings))
+    for note in notes:
+        say(note)
+    if state is not None:
+        say(f'resuming from step {int(state.step):,} in {checkpoints.folder}')
+        return state, None
     if branch is None:
         return new_state(training), None
     parent, keep = branch
@@ -156,6 +157,14 @@ def run(
 
     `branch`: the run begins with the state of another one. It is not read once the run has a checkpoint of its own.
     """
+    with folders.held(folder):
+        return _run(config, datasets, folder, branch)
+
+
+def _run(
+    config: configs.Config, datasets: dict[str, records.DataSet], folder: Path, branch: branches.Branch | None
+) -> int:
+    """`run`, in a folder that no other run writes."""
     total, main = config['total_steps'], runtime.is_main()
     check_folder(folder, config, datasets)
     if (folder / 'DONE').exists() and (folder / 'DONE').read_text().strip() == str(total):
@@ -282,14 +291,10 @@ def loop(
 
 
 def check_folder(folder: Path, config: Mapping[str, Any], datasets: Mapping[str, records.DataSet]) -> None:
-    """A UserError if the folder cannot be written, or holds a run with another config or of other data."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f'--workdir {folder}: is no folder, and none can be made there: {error.strerror}') from None
-    if not (folder / 'config.json').exists():
+    """A UserError if the folder holds a run with another config or of other data, or has lost what tells it."""
+    before = folders.read_config(folder)
+    if before is None:
         return
-    before = configs.load_json(folder / 'config.json')
     if configs.is_version_1(before):
         raise UserError(
             f'{folder} holds a run of medjax 0.1, whose checkpoints this version cannot read. Start a new run from its '
@@ -300,16 +305,17 @@ def check_folder(folder: Path, config: Mapping[str, Any], datasets: Mapping[str,
             f'{folder} holds a run with another config (they differ in {", ".join(keys)}). Give that config, or branch '
             f'from the run: medjax train --from {folder} --workdir OTHER, with these overrides'
         )
-    file = folder / 'data' / 'sources.json'
-    recorded = json.loads(file.read_text()) if file.exists() else {}
-    for source, now in identities(datasets).items():
-        if recorded.get(source) != now:
-            raise UserError(
-                f'{folder} holds a run of other data: {source} was {recorded.get(source)} and is {now}; use another '
-                '--workdir, or give it the data that it began with'
-            )
-    for note in life.check_end(folder, before, config, max(checkpoint.steps(folder / 'checkpoints'), default=0)):
+    saved = checkpoint.steps(folder / 'checkpoints')
+    if not saved and (folder / 'DONE').exists() and config['total_steps'] != before['total_steps']:
+        raise UserError(
+            f'{folder} is finished, but its checkpoints are lost, so it cannot be lengthened; start a new run from its '
+            f"""export in another --workdir: --config.init_from='dict(path="{folder}/exports/STEP")'"""
+        )
+    notes = life.check_end(folder, before, config, max(saved, default=0))
+    for note in (*folders.check_data(folder, before, datasets), *notes):
         say(note)
+    if not saved and (folder / 'metrics.jsonl').exists():
+        say(f'{folder} has no checkpoint: it begins again')
 
 
 def claim_folder(
@@ -331,24 +337,15 @@ def claim_folder(
         weights = {key: before[key] for key in ('init_from', 'teachers')}  # those that the run really began with
         now = {**config, **weights, 'life': life.lengthened(before, config, start)}
         if now != before | {'life': life.of(before)}:
-            files.write_text(file, configs.to_json(now))
+            with files.writing(f'the config {file}'):
+                files.write_text(file, configs.to_json(now))
+        folders.write_data(folder, life.of(before)['parent'], datasets)
         (folder / 'DONE').unlink(missing_ok=True)
         return
-    earlier = None if parent is None else Path(parent['run'], 'data', 'seen.npz')
-    if earlier is not None and not earlier.exists():
-        say(f'{earlier} is missing, so this run cannot tell which test images its parent was trained on')
-        earlier = None
-    seen.write_seen(datasets, folder / 'data' / 'seen.npz', earlier)
-    files.write_json(folder / 'data' / 'sources.json', identities(datasets))
-    files.write_text(file, configs.to_json({**config, 'life': life.begun(config, start, parent)}))
-
-
-def identities(datasets: Mapping[str, records.DataSet]) -> dict[str, dict[str, str]]:
-    """Name, content and id key of each data set. A resumed run must have equal ones."""
-    return {
-        source: dict(name=data.name, fingerprint=data.fingerprint, key=data.key_fingerprint)
-        for source, data in datasets.items()
-    }
+    if note := folders.write_data(folder, parent, datasets):
+        say(note)
+    with files.writing(f'the config {file}'):
+        files.write_text(file, configs.to_json({**config, 'life': life.begun(config, start, parent)}))
 
 
 def finish(folder: Path, done: int, total: int, writer: metrics.Writer) -> None:
@@ -356,7 +353,8 @@ def finish(folder: Path, done: int, total: int, writer: metrics.Writer) -> None:
     if done < total:
         say(f'stopped at step {done:,}, which is saved; the same command resumes from it')
     elif runtime.is_main():
-        files.write_text(folder / 'DONE', f'{done}\n')
+        with files.writing(f'the end of the run, {folder / "DONE"}'):
+            files.write_text(folder / 'DONE', f'{done}\n')
         say(f'done: {done:,} steps. {health.verdict(writer.history, total)["verdict"]}')
         say(f'next: medjax probe --run {folder} --data DATA, then medjax report --run {folder}')
 

@@ -323,8 +323,16 @@ def test_a_suggestion_lists_each_key_once():
 
 
 def test_how_often_a_run_exports_is_not_in_its_fingerprint():
-    assert configs.fingerprint(resolved()) == configs.fingerprint(resolved('export.every=3'))
+    for same in ('export.every=3', 'export.keep=3'):
+        assert configs.fingerprint(resolved()) == configs.fingerprint(resolved(same))
+        assert not configs.difference_on_resuming(resolved(), resolved(same))
     assert configs.fingerprint(resolved()) != configs.fingerprint(resolved('export.network=student'))
+
+
+@pytest.mark.parametrize('keep', ['0', '-2', '1.5', 'all', 'True'])
+def test_the_number_of_exports_to_keep(keep):
+    with pytest.raises(UserError, match=r'export\.keep=.*: must be a whole number of at least 1'):
+        resolved(f'export.keep={keep}')
 
 
 @pytest.mark.parametrize('momentum', [1.01, -0.5, [0.9, 2.0], dict(rule='linear', start=0.9, end=1.5)])

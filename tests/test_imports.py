@@ -20,6 +20,7 @@ COMMANDS = {
     'stages',
     'branch',
     'life',
+    'folder',
     'commands',
 }
 

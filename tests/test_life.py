@@ -203,6 +203,8 @@ def test_parts_and_modules_can_be_chosen():
     assert {'heads/dino', 'moments', 'clock'} <= found.new.keys()
     with pytest.raises(UserError, match="--keep tower: there is no such part; did you mean 'towers'"):
         branch.check_keep(['tower'], compose(tiny()))
+    with pytest.raises(UserError, match='--keep names no part; it takes towers, heads'):
+        branch.check_keep([], compose(tiny()))
 
 
 # As people run it.
@@ -245,6 +247,8 @@ def test_a_lengthened_run_equals_a_long_one(parent, data, tmp_path):  # noqa: F8
 
 def test_a_schedule_that_has_ended_is_not_lengthened(tmp_path):
     (tmp_path / 'checkpoints/8').mkdir(parents=True)
+    (tmp_path / 'data').mkdir()
+    (tmp_path / 'data/sources.json').write_text('{}')
     (tmp_path / 'config.json').write_text(configs.to_json(tiny()))
     check_folder(tmp_path, tiny(), {})
     with pytest.raises(UserError, match='schedule ended with the run at step 8. Branch from it: medjax train --from'):

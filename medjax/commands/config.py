@@ -60,12 +60,12 @@ def pretty(value: Any, key: str = '', indent: str = '') -> str:
     return f'{start}{brackets[0]}\n' + ',\n'.join(items) + f'\n{indent}{brackets[1]}'
 
 
-def difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """The dotted keys in which two configs differ, with both values as JSON: [('optim.lr', '0.001', '0.002')]."""
-    values_a, values_b = _leaves(a), _leaves(b)
-    keys = sorted(values_a | values_b, key=_by_number)
-    rows = [(key, values_a.get(key, ABSENT), values_b.get(key, ABSENT)) for key in keys]
-    return [row for row in rows if row[1] != row[2]]
+def difference(*given: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """The dotted keys in which configs differ, with all values as JSON: [('optim.lr', '0.001', '0.002')]."""
+    values = [_leaves(config) for config in given]
+    keys = sorted({key for one in values for key in one}, key=_by_number)
+    rows = [(key, *(one.get(key, ABSENT) for one in values)) for key in keys]
+    return [row for row in rows if len(set(row[1:])) > 1]
 
 
 def _leaves(value: Any, key: str = '') -> dict[str, str]:

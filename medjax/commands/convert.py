@@ -13,6 +13,7 @@ before you give the folder to others. The folder appears whole or not at all.
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,13 +32,19 @@ LAYOUTS: dict[str, Writer] = dict(
     huggingface=to_huggingface.write, timm=to_timm.write, meta=to_meta.write, stablehlo=program.write
 )
 CARD = 'README.md'
+# The files that conversions and exports write, in a folder or in its folders image/ and text/.
+OWN = (
+    CARD, 'config.json', 'preprocessor_config.json', 'model.safetensors', 'heads.safetensors', 'dino_head.safetensors',
+    'ibot_head.safetensors', 'tokenizer.json', 'vocab.txt', 'meta.json', 'weights.safetensors', program.SIGNATURE,
+    'image.stablehlo', 'text.stablehlo',
+)  # fmt: skip
 
 
 def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
     out = Path(args.out).expanduser()
     check_out(out, args.overwrite)
-    weights = load.open(Path(args.weights).expanduser())
+    weights = load.open(os.path.expanduser(args.weights))
     source = weights.path.resolve()
     if out.resolve() in (source, *source.parents) or source in out.resolve().parents:
         raise UserError(f'--out {out} holds the weights that are converted, or lies among them; choose another folder')
@@ -47,7 +54,8 @@ def main(argv: list[str]) -> int:
         print(note, flush=True)
     exported = weights.exported()
     try:
-        notes = write_export(exported, out) if args.to is None else write_layout(exported, args.to, out)
+        with files.writing(f'--out {out}'):
+            notes = write_export(exported, out) if args.to is None else write_layout(exported, args.to, out)
     except (OSError, SafetensorError) as error:
         raise UserError(f'--out {out}: cannot be written: {getattr(error, "strerror", None) or error}') from None
     for note in notes:
@@ -60,7 +68,7 @@ def main(argv: list[str]) -> int:
 
 
 def check_out(out: Path, overwrite: bool) -> None:
-    """UserError where `out` exists and `overwrite` is not set, or where it holds something else than weights."""
+    """UserError where `out` exists and `overwrite` is not set, or where it holds something that is not replaced."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     card = out / CARD
@@ -74,6 +82,28 @@ def check_out(out: Path, overwrite: bool) -> None:
         )
     if not overwrite:
         raise UserError(f'--out {out} exists; choose another, or add --overwrite to replace it')
+    if others := _others(out):
+        more = f' and {len(others) - 3} more' if len(others) > 3 else ''
+        raise UserError(
+            f'--out {out} holds {", ".join(others[:3])}{more}, which `medjax convert` did not write, and a folder is '
+            'replaced as a whole; move this away, or choose another folder'
+        )
+
+
+def _others(out: Path) -> list[str]:
+    """The files of a folder, at any depth, that no conversion wrote."""
+    own: set[str] = set(OWN)
+    if (out / 'meta.json').is_file():
+        own.add(str((export.read_meta(out).get('tokenizer') or {}).get('file')))
+    found = []
+    for path in sorted(out.rglob('*')):
+        name = path.relative_to(out)
+        place = name.parts[:-1]
+        if path.is_dir() and not path.is_symlink():
+            continue
+        if name.name not in own or place not in ((), ('image',), ('text',)):
+            found.append(str(name))
+    return found
 
 
 def write_export(weights: ExportWeights, out: Path) -> list[str]:

@@ -29,7 +29,9 @@ def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
     out = pathlib.Path(args.out)
     feature_files.check(out)
-    if out.exists() and not args.overwrite:
+    if out.is_dir():
+        raise UserError(f'--out {out} is a folder; name a file')
+    if os.path.lexists(out) and not args.overwrite:
         raise UserError(f'--out {out} exists; choose another name, or add --overwrite to replace it')
     if args.batch is not None and args.batch < 1:
         raise UserError(f'--batch {args.batch}: at least 1 image')
@@ -66,6 +68,8 @@ def named(given: Sequence[str]) -> dict[str, pathlib.Path]:
     """The images of some files and folders, by the name that the column `path` gives them."""
     found: dict[str, pathlib.Path] = {}
     for text in given:
+        if not text:
+            raise UserError('IMAGES: an empty name, perhaps from a variable that is not set')
         path = pathlib.Path(text)
         if not path.exists():
             raise UserError(f'there is no file or folder {path}')

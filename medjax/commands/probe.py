@@ -3,6 +3,7 @@
     medjax probe --run RUN --data DATA                  # the newest export
     medjax probe --run RUN --data DATA --steps all      # or 1000,2000
     medjax probe --run RUN --data DATA --follow         # beside a training, until it is done or long silent
+    medjax probe --run RUN --data DATA --best linear.auroc   # all exports; RUN/best.json names the best
     medjax probe --run RUN --data DATA --probes zero_shot,retrieval --prompts configs/prompts/phantom.json
     medjax probe --run RUN --data DATA --encoder dinov2-base/        # a public encoder beside the run
     medjax probe --data DATA --encoder dinov2-base/ --encoder rad=other/model.safetensors
@@ -15,6 +16,9 @@ raw pixels ('pixels'). Without --probes, it runs all probes that the export and 
 --encoder takes all that `medjax encode` takes: a public folder, a file of weights, an export, another run. With --run,
 its results lie in RUN/probes/NAME, and the report of the run shows them as a baseline. Without --run, the results of
 each encoder lie in a folder of its own, runs/NAME. NAME is the name of its folder or file; NAME=PATH gives another.
+
+--best PROBE.FIGURE compares the exports by a figure on validation, never on the test split, and writes RUN/best.json.
+Of equal exports the earliest is chosen. With --follow, the choice is made anew after each export.
 """
 
 from __future__ import annotations
@@ -28,13 +32,15 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
+from medjax import files
 from medjax.data import records
 from medjax.data.text import prompts
 from medjax.errors import UserError, suggest
 from medjax.plugins import find
-from medjax.probes import drop, encode, methods, policy, results, statistics, watch
+from medjax.probes import best as choice, drop, encode, methods, policy, results, statistics, watch
 from medjax.probes.encode import BASELINES, Encoder
 from medjax.probes.evaluate import ProbeInputs
+from medjax.weights import export
 
 DEFAULT_PROBES = 'knn,linear,zero_shot,retrieval'
 RUNS = pathlib.Path('runs')  # results of encoders without a run
@@ -51,16 +57,16 @@ def main(argv: list[str]) -> int:
     if zero_shot:
         prompts.check_classes(zero_shot._asdict(), data.labels, f'--prompts {args.prompts}')
     _check(run, data, args)
+    figure = None if args.best is None else choice.parse(args.best, list(probes))
     encoders = _named_encoders(args.encoder or [])
+
+    def inputs_of(folder: pathlib.Path, encoder: Encoder) -> ProbeInputs:
+        return ProbeInputs(encoder, data, folder / 'cache', label_policy, zero_shot, args.seed, args.draws)
 
     def probe_one(folder: pathlib.Path, encoder: Encoder, baselines: list[str]) -> int:
         """Probes an encoder and its baselines, with results in a folder; returns the number of failures."""
-
-        def inputs_of(encoder: Encoder) -> ProbeInputs:
-            return ProbeInputs(encoder, data, folder / 'cache', label_policy, zero_shot, args.seed, args.draws)
-
         failures, title = 0, encode.title(encoder.name)
-        possible, reasons = _possible_probes(inputs_of(encoder), probes)
+        possible, reasons = _possible_probes(inputs_of(folder, encoder), probes)
         if args.probes:
             failures += sum(_failed(f'{name} on {title}', error) for name, error in reasons.items())
         elif not possible:
@@ -68,11 +74,16 @@ def main(argv: list[str]) -> int:
             why = '; '.join(f'{name}: {reason}' for reason, name in by_reason.items())
             failures += _failed(title, UserError(f'no probe can run on {args.data} ({why})'))
         for baseline in baselines:
-            failures += _probe_encoder(folder, inputs_of(BASELINES[baseline].make(encoder)), possible)
-        return failures + _probe_encoder(folder, inputs_of(encoder), possible)
+            failures += _probe_encoder(folder, inputs_of(folder, BASELINES[baseline].make(encoder)), possible)
+        return failures + _probe_encoder(folder, inputs_of(folder, encoder), possible, figure)
 
     failures = 0
     folders = dict.fromkeys([run] if run else (RUNS / name for name in encoders))
+    for folder in folders:  # before hours of encoding
+        for inside in ('probes', 'cache'):
+            files.check_writable(folder / inside, f'the results of the probes in {folder}')
+    if figure:
+        files.check_writable(run, f'the choice {run / export.BEST}')
     for name, path in encoders.items():
         encoder = _load_named(name, path, args.fit)
         folder = run or RUNS / name
@@ -82,24 +93,41 @@ def main(argv: list[str]) -> int:
         failures += probe_one(folder, encoder, [] if run else baselines)
     if run:
         load = functools.partial(encode.load, fit=args.fit)
-        exports = (
-            watch.follow(run, load) if args.follow else watch.load_each(run, watch.select_steps(run, args.steps), load)
-        )
+        steps = 'all' if figure and args.steps is None else args.steps
+        exports = watch.follow(run, load) if args.follow else watch.load_each(run, watch.select_steps(run, steps), load)
+        found: dict[int, dict[str, Any]] = {}  # the results by which the best export is chosen
         for step, encoder in exports:
             if isinstance(encoder, Exception):
                 failures += _failed(f'export {step}', encoder)
                 continue
             failures += probe_one(run, encoder, baselines)
             baselines = []  # all exports of a run have the same towers and preprocessing
+            if figure and (result := choice.result_of(run, inputs_of(run, encoder), figure)):
+                found[step] = result
+                if args.follow:  # at once, so that a training with `export.keep` does not delete the best export
+                    failures += _choose(run, found, figure)
+        if figure and not (args.follow and found):
+            failures += _choose(run, found, figure)
 
     for folder in folders:
         if (folder / 'probes').is_dir():  # missing if a run with --follow ended before its first export
             print(results.table(folder, data, list(probes)), flush=True)
-            for sentence in drop.sentences(results.of_data(folder, data, list(probes))):
+            contents = results.on_data(folder, data, list(probes))
+            for sentence in [*results.left_out(contents), *drop.sentences(contents)]:
                 print(sentence, flush=True)
     if failures:
         print(f'medjax: {failures} failure(s), see above', file=sys.stderr)
     return 1 if failures else 0
+
+
+def _choose(run: pathlib.Path, found: dict[int, dict[str, Any]], figure: choice.Figure) -> int:
+    """Notes the best export in RUN/best.json and says it; returns the number of failures."""
+    try:
+        best = choice.choose(run, found, figure)
+    except UserError as error:
+        return _failed(f'the choice in {run / export.BEST}', error)
+    print(f'{choice.sentence(best)}. It lies in {run / "exports" / str(best["step"])}, as best.json says', flush=True)
+    return 0
 
 
 def _named_encoders(given: Sequence[str]) -> dict[str, pathlib.Path]:
@@ -172,8 +200,13 @@ def _requirements(probe: ModuleType, inputs: ProbeInputs) -> dict[str, Any]:
     return probe.requirements(inputs) if hasattr(probe, 'requirements') else {}
 
 
-def _probe_encoder(run: pathlib.Path, inputs: ProbeInputs, probes: dict[str, ModuleType]) -> int:
-    """Runs all probes without a result; a failing probe does not stop the others. Returns the number of failures."""
+def _probe_encoder(
+    run: pathlib.Path, inputs: ProbeInputs, probes: dict[str, ModuleType], figure: choice.Figure | None = None
+) -> int:
+    """Runs all probes without a result; a failing probe does not stop the others. Returns the number of failures.
+
+    A result without metrics on validation is none if `figure` needs them.
+    """
     encoder, data = inputs.encoder, inputs.data
     title = encode.title(encoder.name)
     origin = results.provenance(_run_of(encoder) or run, encoder, data) | {'policy': inputs.policy}
@@ -185,7 +218,8 @@ def _probe_encoder(run: pathlib.Path, inputs: ProbeInputs, probes: dict[str, Mod
         try:
             key = results.key(inputs, probe, origin | _requirements(probe, inputs))
             file = results.path(run, encoder.name, data.name, name)
-            if results.exists(file, key):
+            needs = ('validation_results',) if figure and figure.probe == name else ()
+            if results.exists(file, key, needs):
                 continue
             runs += 1
             content, arrays = probe.run(inputs)
@@ -208,6 +242,9 @@ def _probe_encoder(run: pathlib.Path, inputs: ProbeInputs, probes: dict[str, Mod
             interval = f'[{mean["low"]:.3f}, {mean["high"]:.3f}]'
             print(f'{title}, {name}: mean {metric} {mean["value"]:.3f} {interval}', flush=True)
         except Exception as error:  # also a bug of this probe: the other probes still run, and the exit code is 1
+            if isinstance(error, (UserError, OSError)) and _run_of(encoder) and watch.is_deleted(encoder.folder):
+                watch.say_deleted(encoder.folder)
+                break
             failures += _failed(f'{name} on {title} and {data.name}', error)
     if runs:
         print(f'{title}: {origin["provenance"]}', flush=True)
@@ -232,8 +269,9 @@ def _check(run: pathlib.Path | None, data: records.DataSet, args: argparse.Names
     """UserError if nothing can be probed with these options."""
     if run is None and not args.encoder:
         raise UserError('nothing to probe: give --run RUN, --encoder PATH, or both')
-    if run is None and (args.steps or args.follow):
-        raise UserError(f'{"--follow" if args.follow else "--steps"} is for the exports of a run: give --run RUN')
+    if run is None and (args.steps or args.follow or args.best):
+        option = '--follow' if args.follow else '--steps' if args.steps else '--best'
+        raise UserError(f'{option} is for the exports of a run: give --run RUN')
     if run and not run.is_dir() and (run.exists() or not args.follow):
         raise UserError(f'--run {args.run}: there is no such folder; give the --workdir of a `medjax train`')
     if not data.splits.get('test'):
@@ -283,6 +321,12 @@ def _parser() -> argparse.ArgumentParser:
         '--follow',
         action='store_true',
         help='wait for exports and probe each one; ends when the run is done, or silent for an hour',
+    )
+    parser.add_argument(
+        '--best',
+        metavar='PROBE.FIGURE',
+        help='note the best export in RUN/best.json, by a figure on validation such as linear.auroc or knn.auprc; '
+        'without --steps, all exports are compared',
     )
     parser.add_argument(
         '--probes',

@@ -40,7 +40,8 @@ def main(argv: list[str]) -> int:
 
     content = vocabulary.train([records.open(path) for path in args.data], args.size)
     try:
-        files.write_text(out, content)
+        with files.writing(f'the tokenizer {out}'):
+            files.write_text(out, content)
     except OSError as error:
         raise UserError(f'{out}: cannot be written: {error.strerror}') from None
     loaded = tokenizer.load(out)

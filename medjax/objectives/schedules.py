@@ -78,7 +78,8 @@ def linear(start: float, end: float, steps: int, begin: int = 0) -> Schedule:
 
 def _since(step: Array, begin: int) -> Array:
     """The number of steps since `begin`, 0 before it; float32."""
-    return jnp.maximum(step - begin, 0).astype(jnp.float32)
+    t = step.astype(jnp.float32)
+    return jnp.maximum(t - begin, 0.0) if begin else t
 
 
 def _line(t: Array, start: float, end: float, steps: int) -> Array:

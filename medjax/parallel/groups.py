@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from medjax.errors import UserError
+from medjax.errors import UserError, multiples
 
 
 def check_rows(rows: dict[str, int], rows_per_group: int, micro_batches: int, shards: int) -> None:
@@ -13,5 +13,5 @@ def check_rows(rows: dict[str, int], rows_per_group: int, micro_batches: int, sh
             raise UserError(
                 f'data.{part}.rows = {b} (batch_size is the sum of the rows) must be a multiple of {unit} = '
                 f'rows_per_group {rows_per_group} x micro_batches {micro_batches} x {shards} device(s) that split the '
-                f'rows; {b // unit * unit or unit} or {(b // unit + 1) * unit} would work'
+                f'rows; {multiples(b, unit)} would work'
             )

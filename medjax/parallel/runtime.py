@@ -12,6 +12,8 @@ import sys
 import warnings
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from medjax.errors import UserError
 
@@ -83,6 +85,16 @@ def free_port() -> int:
 def is_main() -> bool:
     """Whether this is the process that writes metrics, exports, health and messages."""
     return jax.process_index() == 0
+
+
+def from_main(value: int) -> int:
+    """The value of the main process. All processes call it at the same point, and none goes on before."""
+    return int(multihost_utils.broadcast_one_to_all(np.int64(value))) if jax.process_count() > 1 else value
+
+
+def all_agree(yes: bool) -> bool:
+    """Whether every process says yes. All processes call it at the same point."""
+    return bool(np.all(multihost_utils.process_allgather(np.bool_(yes)))) if jax.process_count() > 1 else yes
 
 
 def several() -> bool:

@@ -36,8 +36,8 @@ from medjax.views.colour import normalise
 from medjax.views.make import evaluation_view
 from medjax.weights import export, load as weights_load
 from medjax.weights.base import ExportWeights
+from medjax.weights.meta import FITS
 
-FITS = ('crop', 'pad', 'stretch')
 LAYERS = 4  # blocks whose CLS is kept: the linear probe of DINOv2 uses the CLS of the last {1, 4} blocks
 PIXELS = 64  # `raw_pixels` uses the encoder's image size, but at most this one
 OUTPUTS = ('cls', 'layers', 'patches', 'attention')
@@ -259,6 +259,8 @@ def _encoder(
 ) -> Encoder:
     """An encoder from all parameters of an export; `weights` identifies them in the digest."""
     settings = _settings(meta)
+    if not meta['size']:
+        raise UserError(f'{folder}: nothing says the size of images for the tower {image_tower(meta)!r}')
     forward, towers, encoder = _forward(*settings), _towers(*settings), image_tower(meta)
     used = [one.tower for one in passes.ordered([passes.image_pass(encoder, towers)])]
     shown = meta['towers'][encoder] if used == [encoder] else {name: meta['towers'][name] for name in used}
@@ -348,7 +350,8 @@ def features(encoder: Encoder, data: Any, split: str, cache: str | os.PathLike |
         progress = f'{encoder.name}: {data.name} {split}'
         arrays = _encode_records(encoder, records.image, len(records), data.size, progress)
         if path:
-            files.write_npz(path, key=np.array(key), **arrays)
+            with files.writing(f'the features {path}'):
+                files.write_npz(path, key=np.array(key), **arrays)
     return SplitFeatures(arrays['cls'], arrays.get('patches'), np.asarray(records.labels_array), patients)
 
 

@@ -57,7 +57,8 @@ class Result(NamedTuple):
     content: dict[str, Any]
     """The JSON file. `results` is {metric: {row: {value, low, high, …}}}. A row is 'mean', a label or a direction of
     retrieval. Reports put the first metric into headlines and curves. Further keys are `records` (their number in each
-    split), `chosen` (the settings, as short texts and numbers), `bootstrap`, …"""
+    split), `validation_results` (metrics on validation, by which an export can be chosen), `chosen` (the settings, as
+    short texts and numbers), `bootstrap`, …"""
     arrays: dict[str, np.ndarray]  # the .npz file; reports draw ROC and PR curves from `scores`, `labels`, `names`
 
 
@@ -189,6 +190,7 @@ def evaluate(score: Callable[[], Scores], splits: LabelSplits, seed: int, draws:
         seed=seed,
         chosen=scores.chosen,
         results=statistics.intervals(scores.test, test.labels, splits.names, thresholds, bootstrap),
+        validation_results=_on_validation(scores, splits, seed, draws),
         others={name: mean_auroc(other, test.labels) for name, other in scores.others.items()},
         thresholds={metric: dict(zip(splits.names, t.tolist(), strict=True)) for metric, t in thresholds.items()},
         details=scores.details,
@@ -207,6 +209,24 @@ def evaluate(score: Callable[[], Scores], splits: LabelSplits, seed: int, draws:
         patient=test.patients.astype(np.int64),
     )
     return Result(content, arrays)
+
+
+def _on_validation(scores: Scores, splits: LabelSplits, seed: int, draws: int) -> statistics.Results:
+    """Metrics on validation with intervals over its patients; {} if the probe scores no validation records.
+
+    A label without a positive or a negative record there is left out. There is no accuracy, because its thresholds are
+    chosen on the same records.
+    """
+    val = splits.val
+    if val is None or scores.val is None:
+        return {}
+    kept = [j for j in range(len(splits.names)) if not missing_class(val.labels[:, j], 'val')]
+    if not kept:
+        return {}
+    names = tuple(splits.names[j] for j in kept)
+    return statistics.intervals(
+        scores.val[:, kept], val.labels[:, kept], names, {}, Bootstrap(val.patients, seed, draws)
+    )
 
 
 def _thresholds(scores: Scores, val: SplitFeatures | None, count: int) -> dict[str, np.ndarray]:

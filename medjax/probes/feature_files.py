@@ -42,7 +42,7 @@ def create(path: pathlib.Path, about: Mapping[str, Any]) -> Iterator[Table]:
     """A table to write, by the suffix of `path`; the file gets its name when the block ends without an error."""
     kind = KINDS[check(path)]
     try:
-        with files.whole_path(path) as hidden:
+        with files.writing(f'the features {path}'), files.whole_path(path) as hidden:
             table = kind(hidden, about)
             yield table
             table.close()

@@ -42,12 +42,20 @@ def key(inputs: ProbeInputs, probe: ModuleType, dependencies: Mapping[str, Any])
     return hashlib.sha256(json.dumps([*values, medjax.__version__], sort_keys=True).encode()).hexdigest()[:32]
 
 
-def exists(file: pathlib.Path, key: str) -> bool:
-    """True if a whole result with this key exists: in `file`, or in one with a fingerprint in its name."""
+def exists(file: pathlib.Path, key: str, needs: Sequence[str] = ()) -> bool:
+    """True if a whole result with this key exists: in `file`, or in one with a fingerprint in its name.
+
+    `needs` are entries that it must have; results of earlier versions lack some.
+    """
     data, _, probe = file.stem.rpartition('.')
     longer = sorted(file.parent.glob(f'{glob.escape(data)}-{"?" * DIGITS}.{glob.escape(probe)}.json'))
     results = filter(None, map(read, (file, *longer)))
-    return any(result.get('key') == key and (file.parent / result['scores']).is_file() for result in results)
+    return any(
+        result.get('key') == key
+        and (file.parent / result['scores']).is_file()
+        and all(name in result for name in needs)
+        for result in results
+    )
 
 
 def read(file: pathlib.Path) -> dict[str, Any] | None:
@@ -66,8 +74,9 @@ def write(file: pathlib.Path, content: dict[str, Any], arrays: dict[str, np.ndar
         file = file.with_name(longer + file.name.removeprefix(data))
         content = content | {'data': longer}
     scores = file.with_suffix('.npz')
-    files.write_npz(scores, **arrays)
-    files.write_json(file, content | {'scores': scores.name})
+    with files.writing(f'the result {file}'):
+        files.write_npz(scores, **arrays)
+        files.write_json(file, content | {'scores': scores.name})
 
 
 def _is_taken(probes: pathlib.Path, data: str, fingerprint: str) -> bool:
@@ -121,18 +130,42 @@ def table(run: pathlib.Path, data: Any, probes: Sequence[str]) -> str:
     The order is baselines, named encoders, steps. Probes with one first metric, as a mean over the same labels, share
     a table.
     """
-    return tables(of_data(run, data, probes), probes)
+    return tables(on_data(run, data, probes), probes)
 
 
-def of_data(run: pathlib.Path, data: Any, probes: Sequence[str]) -> list[dict[str, Any]]:
-    """The contents of all results of some probes on a data set."""
-    results = []
-    for folder in (run / 'probes').iterdir():
-        for probe in probes:
-            names = (_with_digits(data.name, data.fingerprint), data.name)
-            candidates = filter(None, (read(path(run, folder.name, name, probe)) for name in names))
-            results += [result for result in candidates if result['data_fingerprint'] == data.fingerprint][:1]
-    return results
+def on_data(run: pathlib.Path, data: Any, probes: Sequence[str]) -> list[dict[str, Any]]:
+    """The contents of all results on a data set."""
+    encoders = sorted(folder.name for folder in (run / 'probes').iterdir())
+    found = [of_encoder(run, encoder, data, probe) for encoder in encoders for probe in probes]
+    return [result for result in found if result is not None]
+
+
+def of_encoder(run: pathlib.Path, encoder: int | str, data: Any, probe: str) -> dict[str, Any] | None:
+    """The content of the result of one encoder on a data set; None if there is none."""
+    names = (_with_digits(data.name, data.fingerprint), data.name)
+    candidates = filter(None, (read(path(run, encoder, name, probe)) for name in names))
+    return next((result for result in candidates if result['data_fingerprint'] == data.fingerprint), None)
+
+
+def left_out(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A sentence for each reason why probes leave out labels: 'knn, linear leave out rare: no positive record in test'.
+
+    Labels with one reason share a sentence. The reasons depend on the data, so all encoders of a probe have the same.
+    """
+    labels_by_reason: dict[str, dict[str, list[str]]] = {}  # probe -> reason -> labels
+    for result in results:
+        by_reason: dict[str, list[str]] = {}
+        for label, reason in result.get('skipped_labels', {}).items():
+            by_reason.setdefault(reason, []).append(label)
+        labels_by_reason[result['probe']] = by_reason
+    probes: dict[tuple[str, str], list[str]] = {}  # (reason, labels) -> probes
+    for probe, by_reason in labels_by_reason.items():
+        for reason, labels in by_reason.items():
+            probes.setdefault((reason, ', '.join(labels)), []).append(probe)
+    return [
+        f'{", ".join(names)} leave{"s" if len(names) == 1 else ""} out {labels}: {reason}'
+        for (reason, labels), names in probes.items()
+    ]
 
 
 def tables(results: Sequence[Mapping[str, Any]], probes: Sequence[str]) -> str:

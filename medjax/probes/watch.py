@@ -55,7 +55,8 @@ def follow(
     It also ends, with a message, after `patience_s` without a new export and without a change of metrics.jsonl. A run
     without a folder is waited for without limit, because its job may be in a queue.
     An export that cannot be read is tried again at every poll, because it may still be copied. If it is unreadable at
-    the end, its error is yielded.
+    the end, its error is yielded. An export that the training deletes while it is read (`export.keep`) is told and left
+    out.
     """
     yielded: set[int] = set()
     if not run.is_dir():
@@ -71,7 +72,9 @@ def follow(
         for step in _exported(run):
             if step not in yielded:
                 loaded = _load(run, step, load)
-                if ended or not isinstance(loaded, Exception):
+                if isinstance(loaded, Exception) and is_deleted(run / 'exports' / str(step)):
+                    say_deleted(run / 'exports' / str(step))
+                elif ended or not isinstance(loaded, Exception):
                     yielded.add(step)
                     yield step, loaded
         if ended:
@@ -81,6 +84,15 @@ def follow(
                 print(f'{run}: {silence}; {advice}', file=sys.stderr, flush=True)
             return
         time.sleep(every_s)
+
+
+def is_deleted(export: pathlib.Path) -> bool:
+    """Whether an export that was there is no longer."""
+    return not (export / 'meta.json').exists()
+
+
+def say_deleted(export: pathlib.Path) -> None:
+    print(f'{export} was deleted while it was read, so it is left out (export.keep)', file=sys.stderr, flush=True)
 
 
 def _signs_of_life(run: pathlib.Path) -> tuple[object, ...]:

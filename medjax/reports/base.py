@@ -63,4 +63,5 @@ def target(option: str, path: str | None) -> pathlib.Path | None:
 
 def write(file: pathlib.Path, html: str) -> None:
     """Writes a page. If the process is killed, the page that was there before stays."""
-    files.write_text(file, html)
+    with files.writing(f'the page {file}'):
+        files.write_text(file, html)

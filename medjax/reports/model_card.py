@@ -245,7 +245,8 @@ def recipe(weights: ExportWeights, trained: Trained) -> list[tuple[str, str]]:
     rows += [(name.replace('_', ' '), setting(optim[key]))
              for key, name in (('lr', 'learning rate'), ('weight_decay', 'weight decay')) if key in optim]  # fmt: skip
     rows.append(('weights', f'of the {meta.get("network")}'))
-    rows.append(('started from', ', '.join(starts(config)) or 'random weights'))
+    is_branch = (config.get('life') or {}).get('parent') is not None
+    rows.append(('started from', ', '.join(starts(config)) or ('' if is_branch else 'random weights')))
     rows += [(name, '; '.join(values)) for name, values in run_page.history(config) if values]
     if meta.get('config_fingerprint'):
         rows.append(('fingerprint of the configuration', meta['config_fingerprint']))

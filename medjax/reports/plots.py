@@ -104,8 +104,12 @@ def metric_over_steps(
     title: str,
     points: Sequence[tuple[int, Mapping[str, float]]],
     baselines: Mapping[str, Mapping[str, float]],
+    best: int | None = None,
 ) -> Markup:
-    """A metric with its interval over steps; each baseline is a horizontal line with its interval as a band."""
+    """A metric with its interval over steps; each baseline is a horizontal line with its interval as a band.
+
+    A star marks the step `best`.
+    """
     with matplotlib.rc_context(STYLE):
         figure, axes = panel()
         for color, (name, estimate) in zip(itertools.cycle(SERIES[1:]), baselines.items(), strict=False):
@@ -119,6 +123,8 @@ def metric_over_steps(
             label = f'this run {y[-1]:.3f}'
             bars = (y - low, high - y)
             axes.errorbar(steps, y, bars, color=SERIES[0], label=label, fmt='-o', ms=3.5, capsize=2, lw=1.2)
+            if best in steps:
+                axes.plot(best, y[steps == best], '*', color=SERIES[0], ms=9, label='best on validation')
             if len(points) == 1:
                 axes.set_xlim(steps[0] * 0.5, steps[0] * 1.5 + 1)
         finish(axes, title, 'step of the export')

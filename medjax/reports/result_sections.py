@@ -100,7 +100,7 @@ def curves_over_steps(run: Run) -> list[Markup]:
         baselines = baseline_means(results, metric)
         if points or baselines:
             title = f'{data}, {probe}: mean {metric_title(metric)}'
-            panels.append(plots.metric_over_steps(title, points, baselines))
+            panels.append(plots.metric_over_steps(title, points, baselines, run.best.get('step')))
     return panels
 
 

@@ -1,7 +1,7 @@
 """Reads the files of a run for its report.
 
-A missing file gives an empty value. A line of metrics.jsonl that a kill cut short is left out. A damaged result is left
-out too, with a sentence in `Run.damaged`.
+A missing file gives an empty value. A line of metrics.jsonl that a kill cut short is left out. Other damaged files are
+left out too, each with a sentence in `Run.damaged`; config.json alone must be whole.
 """
 
 from __future__ import annotations
@@ -9,15 +9,16 @@ from __future__ import annotations
 import json
 import os
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from medjax.errors import UserError
-from medjax.probes import policy
+from medjax.probes import best, policy
 from medjax.probes.encode import BASELINES
+from medjax.types import is_number
 
 
 class ResultFile(NamedTuple):
@@ -49,9 +50,10 @@ class Run(NamedTuple):
     log: Sequence[Mapping[str, Any]]  # the lines of metrics.jsonl
     health: Mapping[str, Any]
     results: Sequence[ResultFile]
-    damaged: Sequence[str]  # a sentence for each damaged result
+    damaged: Sequence[str]  # a sentence for each damaged file
     exports: Sequence[int]  # steps
     done: bool
+    best: Mapping[str, Any]  # best.json, see `medjax.probes.best`
 
     @property
     def name(self) -> str:
@@ -69,23 +71,32 @@ class Run(NamedTuple):
         return dict(sorted(table.items()))
 
 
-def read_run(run: str | os.PathLike) -> Run:
-    """Reads the folder of a run; UserError if it has no config.json."""
+def read_run(run: str | os.PathLike, option: str = '--run ') -> Run:
+    """Reads the folder of a run; UserError if it has no config.json. `option` stands before the folder in messages."""
     path = Path(run).resolve()
     if not path.is_dir():
-        raise UserError(f'--run {os.fspath(run)}: there is no such folder')
+        raise UserError(f'{option}{os.fspath(run)}: there is no such folder')
     if not (path / 'config.json').exists():
-        raise UserError(f'--run {os.fspath(run)}: no config.json in it; is it the --workdir of a `medjax train`?')
+        raise UserError(f'{option}{os.fspath(run)}: no config.json in it; is it the --workdir of a `medjax train`?')
     results, damaged = read_results(path / 'probes')
+
+    def read(reader: Callable[[Path], dict[str, Any]], place: Path) -> dict[str, Any]:
+        try:
+            return reader(place)
+        except (UserError, OSError) as error:
+            damaged.append(f'A damaged file is left out: {error}.')
+            return {}
+
     return Run(
         path=path,
         config=read_json(path / 'config.json'),
         log=read_log(path / 'metrics.jsonl'),
-        health=read_json(path / 'health.json'),
+        health=read(read_json, path / 'health.json'),
         results=results,
         damaged=damaged,
         exports=sorted(int(p.name) for p in children(path / 'exports') if p.name.isdecimal()),
         done=(path / 'DONE').exists(),
+        best=read(best.read, path),
     )
 
 
@@ -105,11 +116,13 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_log(path: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl. While the run goes on, the last line may be half written."""
     log = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for text in path.read_text(errors='replace').splitlines() if path.exists() else []:
         try:
-            log.append(json.loads(line))
+            line = json.loads(text)
         except json.JSONDecodeError:
             continue
+        if isinstance(line, dict) and is_number(line.get('step')):
+            log.append(line)
     return log
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from medjax.probes import drop
+from medjax.probes import best, drop
 from medjax.reports import base, plots, result_sections
 from medjax.reports.pictures import Pictures
 from medjax.reports.run_files import Run
@@ -31,6 +31,13 @@ SECTIONS = (
     ('data', 'Data'),
     ('config', 'Configuration'),
 )
+
+RATES = {
+    'lr': 'learning rate',
+    'weight_decay': 'weight decay',
+    'momentum': 'teacher momentum',
+    'images_per_s': 'images per second',
+}
 
 Log = Sequence[Mapping[str, Any]]  # the lines of metrics.jsonl
 
@@ -91,6 +98,9 @@ def facts(run: Run) -> list[tuple[str, str]]:
         rows.append(('speed', f'{np.median(speeds):,.4g} images/s{mfu(run.log)} (median)'))
     if run.exports:
         rows.append(('exports', f'{len(run.exports)}; the newest is of step {run.exports[-1]:,}'))
+    if run.best:
+        gone = '' if run.best['step'] in run.exports else '; it is no longer there'
+        rows.append(('best export', f'{best.sentence(run.best)}{gone}'))
     return rows
 
 
@@ -232,12 +242,9 @@ def skipped(log: Log) -> str:
 
 def rates(log: Log) -> list[Markup]:
     """Panels of the schedules and of the speed. The MFU is left out if it is unknown."""
-    titles = {
-        'lr': 'learning rate',
-        'weight_decay': 'weight decay',
-        'momentum': 'teacher momentum',
-        'images_per_s': 'images per second',
-    }
-    if not is_mfu_unknown(log):
-        titles['mfu'] = 'MFU (share of the peak FLOPs)'
-    return [plots.curves(title, {title: column(log, key)}) for key, title in titles.items() if keys(log, key)]
+    return [plots.curves(title, {title: column(log, key)}) for key, title in rate_titles(log).items() if keys(log, key)]
+
+
+def rate_titles(log: Log) -> dict[str, str]:
+    """The titles of the panels of `rates` by the key of their values."""
+    return RATES | ({} if is_mfu_unknown(log) else {'mfu': 'MFU (share of the peak FLOPs)'})

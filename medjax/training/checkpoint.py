@@ -2,11 +2,20 @@
 
 A save returns at once and is committed by one rename, so a kill at any moment leaves the previous checkpoint. A state
 can be restored on another number of processes and devices than it was saved on.
+
+A checkpoint holds a list of its files with their sizes and CRC-32, see `file_list.py`. A checkpoint that does not match
+its list is damaged, and the one before it is taken.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
+import shutil
+import sys
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +25,42 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 from orbax.checkpoint import checkpoint_managers as policies
 
+from medjax import files
 from medjax.errors import UserError
+from medjax.parallel import runtime
+from medjax.training import file_list
 from medjax.types import TrainState
+
+TEMPORARY = '*.orbax-checkpoint-tmp*'  # a checkpoint that is being saved
+OF_DEVICES = (MemoryError, jax.errors.JaxRuntimeError)  # errors that say nothing about the files
 
 
 class _Manager(ocp.CheckpointManager):
-    """A manager that never asks jax about preemption.
+    """A manager that lists the files of each checkpoint, keeps the error of a save, and never asks about preemption.
+
+    The thread that finishes a save calls the two methods after the first.
 
     All processes stop at one step: the last step that any process asked jax about. Orbax also asks, from the thread
     that finishes a save, and about an earlier step. If SIGTERM comes at that moment, jax chooses a step that is already
     over, and the run never stops. So this manager answers orbax itself.
     """
 
+    failure: BaseException | None = None
+
     def reached_preemption(self, step: int) -> bool:
         return False
+
+    def _finalize_checkpoint(self, step: int) -> None:
+        super()._finalize_checkpoint(step)
+        if runtime.is_main() and (folder := Path(self.directory, str(step))).is_dir():
+            file_list.write(folder)
+
+    def _finalize(self, step: int, steps_to_remove: list[int]) -> None:
+        try:
+            super()._finalize(step, steps_to_remove)
+        except BaseException as error:
+            self.failure = error
+            raise
 
 
 class Checkpoints:
@@ -39,8 +70,9 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, every: int, keep: int, read_only: bool = False) -> None:
-        logging.getLogger('absl').setLevel(logging.ERROR)  # orbax narrates every save
-        self.folder = folder
+        quiet()
+        self.folder, self.read_only, self._saving = folder, read_only, 0
+        self._sweep()
         self.manager = _Manager(
             folder.absolute(),
             options=ocp.CheckpointManagerOptions(
@@ -52,6 +84,7 @@ class Checkpoints:
         )
 
     def latest(self) -> int | None:
+        """The step of the newest checkpoint."""
         return self.manager.latest_step()
 
     def due(self, step: int) -> bool:
@@ -60,43 +93,167 @@ class Checkpoints:
     def save(self, step: int, state: TrainState) -> None:
         """Starts saving `state` as step `step`. A step that is saved already is left alone."""
         if self.manager.latest_step() != step:
-            self.manager.save(step, args=ocp.args.StandardSave(state._asdict()), force=True)
+            with self._writing():  # it waits for the save before, and gives its error
+                self.manager.save(step, args=ocp.args.StandardSave(state._asdict()), force=True)
+            self._saving = step
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        with files.writing(f'the checkpoint of step {self._saving:,} in {self.folder}'):
+            yield
+
+    def resume(self, like: TrainState) -> tuple[TrainState | None, tuple[str, ...]]:
+        """The newest state that is whole and has the shapes of `like`, and sentences about newer ones; None: no state.
+
+        Damaged checkpoints are set aside as '<step>.damaged'. UserError where there are checkpoints and none is usable.
+        All processes take the same one.
+        """
+        left, bad = steps(self.folder) if runtime.is_main() else [], dict[int, str]()
+        while (step := runtime.from_main(left.pop() if left else -1)) >= 0:
+            state, why = self._try(step, like)
+            if state is not None:
+                return state, self._set_aside(bad, step)
+            bad[step] = why
+        if bad:
+            raise UserError(self._none_left(bad))
+        return None, ()
+
+    def _try(self, step: int, like: TrainState) -> tuple[TrainState | None, str]:
+        """The state of a step, or why it cannot be used."""
+        folder, why = self.folder / str(step), ''
+        if runtime.is_main():
+            why = file_list.damage(folder) or ''
+        if runtime.from_main(int(bool(why))):
+            return None, why or 'it is damaged'
+        listed, state = runtime.from_main(int(file_list.exists(folder))), None
+        try:
+            why = self._misfit(step, like) or ''
+            state = None if why else self._read(step, like)
+        except OF_DEVICES:
+            raise
+        except Exception as error:
+            if listed:  # its bytes are right, so the error is of another kind
+                raise
+            why = f'it cannot be read: {" ".join(str(error).split())[:100]}'
+        return (state, '') if runtime.all_agree(state is not None) else (None, why or 'a process cannot read it')
+
+    def _set_aside(self, bad: dict[int, str], taken: int) -> tuple[str, ...]:
+        """Renames checkpoints that cannot be used, and gives a sentence for each."""
+        told = []
+        for step, why in bad.items():
+            folder = self.folder / str(step)
+            new = folder.with_name(f'{step}.damaged')
+            if runtime.is_main():
+                with files.writing(str(self.folder)):
+                    if new.exists():
+                        shutil.rmtree(new)
+                    folder.rename(new)
+            told.append(
+                f'the checkpoint of step {step:,} cannot be used ({why}), so the one of step {taken:,} is taken; '
+                f'{folder} is now {new.name}'
+            )
+        if bad:
+            runtime.from_main(0)  # until all are renamed
+            self.manager.reload()
+        return tuple(told)
+
+    def _none_left(self, bad: dict[int, str]) -> str:
+        run = self.folder.parent
+        exports = steps(run / 'exports')
+        way = f"""or from an export: --config.init_from='dict(path="{run}/exports/{exports[-1]}")'""" if exports else ''
+        reasons = '; '.join(f'step {step}: {why}' for step, why in bad.items())
+        return (
+            f'{self.folder}: none of the checkpoints can be used ({reasons}). Nothing is changed there. Begin a new '
+            f'run in another --workdir, from another run: --from OTHER{", " + way if way else ""}'
+        )
 
     def restore(self, step: int, like: TrainState) -> TrainState:
         """The state of `step` with the shapes, dtypes and shardings of `like` (abstract arrays).
 
-        UserError where they do not fit; orbax would cast dtypes silently.
+        UserError where it is damaged, or where they do not fit; orbax would cast dtypes silently.
         """
-        self._compare(step, like)
+        folder = self.folder / str(step)
+        if why := file_list.damage(folder):
+            others = ', '.join(str(other) for other in steps(self.folder) if other != step)
+            more = f'; there are also checkpoints of step {others}' if others else ''
+            raise UserError(f'{folder}: the checkpoint cannot be used: {why}{more}')
         try:
-            return TrainState(**self.manager.restore(step, args=ocp.args.StandardRestore(like._asdict())))
-        except (ValueError, KeyError) as error:
-            raise UserError(f'{self.folder / str(step)}: cannot be read: {str(error).splitlines()[0]}') from error
+            if why := self._misfit(step, like):
+                raise UserError(
+                    f'{folder}: {why}; the config is not that of the run; use another --workdir, or start from its '
+                    'export by init_from'
+                )
+            return self._read(step, like)
+        except (UserError, *OF_DEVICES):
+            raise
+        except Exception as error:
+            raise UserError(f'{folder}: cannot be read: {str(error).splitlines()[0]}') from error
 
-    def _compare(self, step: int, like: TrainState) -> None:
+    def _read(self, step: int, like: TrainState) -> TrainState:
+        return TrainState(**self.manager.restore(step, args=ocp.args.StandardRestore(like._asdict())))
+
+    def _misfit(self, step: int, like: TrainState) -> str | None:
+        """In what a checkpoint differs from the state `like`; None where it fits. ValueError where it is unreadable."""
         with ocp.StandardCheckpointer() as checkpointer:
             saved = checkpointer.metadata(self.folder.absolute() / str(step) / 'default').item_metadata
+        if saved is None:
+            raise ValueError('its description of the arrays is missing or damaged')
         stored, wanted = leaves(dict(saved)), leaves(like._asdict())
-        advice = 'the config is not that of the run; use another --workdir, or start from its export by init_from'
         for name in sorted(stored.keys() ^ wanted.keys()):
             state = 'lacks' if name in wanted else 'holds, unlike the config,'
-            raise UserError(f'{self.folder / str(step)}: the checkpoint {state} {name}; {advice}')
+            return f'the checkpoint {state} {name}'
         for name, leaf in wanted.items():
             have = stored[name]
             if have.shape is None or jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
                 continue
             if tuple(have.shape) != leaf.shape or have.dtype != leaf.dtype:
-                raise UserError(
-                    f'{self.folder / str(step)}: {name} is {have.dtype}{list(have.shape)} in the checkpoint and '
-                    f'{leaf.dtype}{list(leaf.shape)} by the config; {advice}'
+                return (
+                    f'{name} is {have.dtype}{list(have.shape)} in the checkpoint and {leaf.dtype}{list(leaf.shape)} by '
+                    'the config'
                 )
+        return None
 
     def stopping(self, step: int) -> bool:
-        """True, on every process at the same step, after a SIGTERM to any of them. Call it every step."""
+        """True, on every process at the same step, after a SIGTERM to any of them. Call it every step.
+
+        UserError where the last save has failed, for example on a full disk.
+        """
+        if self.manager.failure is not None:
+            with self._writing():
+                raise self.manager.failure
         return multihost_utils.reached_preemption_sync_point(step)
 
     def close(self) -> None:
-        self.manager.close()
+        """Waits until the last save is whole. UserError where it has failed; nothing half saved stays then."""
+        try:
+            with self._writing():
+                self.manager.close()
+        finally:
+            self._sweep()
+
+    def _sweep(self) -> None:
+        """Removes what killed processes, and saves that failed, have left."""
+        if runtime.is_main() and not self.read_only:
+            for left in self.folder.glob(TEMPORARY):
+                shutil.rmtree(left, ignore_errors=True)
+
+
+@functools.cache
+def quiet() -> None:
+    """Keeps orbax from narrating every save, and from printing a traceback for each array after an error.
+
+    After the first error of a read or write, which is raised, the others end without anybody who waits for them.
+    """
+    for name in ('absl', 'asyncio'):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    warnings.filterwarnings('ignore', message='coroutine .* was never awaited')
+    show = sys.unraisablehook
+
+    def shown(about: Any) -> None:
+        if not any(words in str(about.exc_value) for words in ('Event loop is closed', 'reading array index')):
+            show(about)
+
+    sys.unraisablehook = shown
 
 
 def abstract(state: TrainState, shardings: Any) -> TrainState:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ import jax
 import numpy as np
 
 import medjax
+from medjax import files
 from medjax.data.text.tokenizer import Tokenizer
 from medjax.data.text.views import FALLBACKS
+from medjax.errors import UserError
 from medjax.objectives.compose import Objective
 from medjax.objectives.features import Feature
 from medjax.objectives.terms import Alignment
@@ -35,15 +38,26 @@ class Exporter:
     is_main: bool  # whether this process writes; all processes take part in gathering
 
     def write(self, step: int, state: TrainState) -> None:
-        """RUN/exports/<step>."""
+        """RUN/exports/<step>. Once it is whole, deletes the exports that `export.keep` does not keep."""
         cfg = self.config['export']
         paths = tuple(f'{kind}/{name}' for kind in ('towers', 'heads') for name in cfg[kind])
         tree = self.objective.export(state.params, state.aux, cfg['network'], paths)
         temperatures = self._temperatures(state.params['terms'], state.step)
         tree, temperatures = jax.device_get(sharding.gather((tree, temperatures)))
         if self.is_main:
-            meta, files = self.meta(step, temperatures)
-            export.save(self.folder / 'exports' / str(step), tree, meta, files)
+            meta, others = self.meta(step, temperatures)
+            folder = self.folder / 'exports' / str(step)
+            with files.writing(f'the export {folder}'):
+                export.save(folder, tree, meta, others)
+            if cfg.get('keep') is not None:  # runs may be older than this key
+                self.delete_old(step, cfg['keep'])
+
+    def delete_old(self, step: int, keep: int) -> None:
+        """Deletes older exports. What prevents it is a warning, because training can go on."""
+        try:
+            export.delete_old(self.folder, step, keep)
+        except (OSError, UserError) as error:
+            warnings.warn(f'export.keep={keep}: older exports stay: {error}', stacklevel=2)
 
     @functools.cached_property
     def _temperatures(self) -> Callable:

@@ -76,7 +76,9 @@ def verdict(history: Sequence[Mapping[str, Any]], total_steps: int) -> dict[str,
 
 def write(run: str | os.PathLike, health: Mapping[str, Any]) -> None:
     """RUN/health.json, whole or not at all."""
-    files.write_json(Path(run) / 'health.json', health)
+    path = Path(run) / 'health.json'
+    with files.writing(f'the health of the run, {path}'):
+        files.write_json(path, health)
 
 
 # Findings: None, or (status, the number of the line where it began, a sentence)

@@ -23,6 +23,7 @@ from jax import Array
 
 from medjax import files
 
+FLUSH = 30  # seconds; a flush of TensorBoard's file waits for the disk
 COUNTS = ('skipped', 'skipped_in_a_row')  # a line holds the last value of a count, and the mean of other numbers
 
 # Dense bf16 FLOP/s of one jax device, from the makers' data sheets. The first name that device_kind contains counts.
@@ -111,15 +112,15 @@ class Writer:
         self._clock: float | None = None
         if not enabled:
             return
-        import tensorboardX
         from tqdm import tqdm
 
         folder = epath.Path(run)
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / 'metrics.jsonl'
-        self.history = cut(path, start_step)
-        self._file = path.open('a')
-        self._board = tensorboardX.SummaryWriter(os.fspath(folder / 'tensorboard'), purge_step=start_step + 1)
+        self.path = folder / 'metrics.jsonl'
+        with files.writing(f'the metrics {self.path}'):
+            folder.mkdir(parents=True, exist_ok=True)
+            self.history = cut(self.path, start_step)
+            self._file = open(self.path, 'ab', buffering=0)  # noqa: SIM115
+            self._board = Board(folder / 'tensorboard', start_step)
         self._bar = tqdm(total=total_steps, initial=start_step, unit='step', disable=None, dynamic_ncols=True)
         self._waiting: list[Mapping[str, Array]] = []  # the steps of this interval, still on the device
         self._step = start_step
@@ -160,14 +161,22 @@ class Writer:
         line = {name: finite(value) for name, value in line.items()}
         self._waiting, self._images, self._clock = [], 0, now
 
-        self._file.write(json.dumps(line, allow_nan=False) + '\n')  # one write a line: a kill tears the last at most
-        self._file.flush()
-        for name, value in line.items():
-            if value is not None and name not in ('step', 'time'):
-                self._board.add_scalar(name, value, self._step)
+        with files.writing(f'the metrics {self.path}'):
+            self._append(json.dumps(line, allow_nan=False) + '\n')
+            self._board.add(self._step, {k: v for k, v in line.items() if v is not None and k not in ('step', 'time')})
         self.history.append(line)
         self._show(line, images_per_step)
         return line
+
+    def _append(self, line: str) -> None:
+        """Writes a line whole or not at all, in one write: a kill tears the last at most, a full disk none."""
+        end, content = os.fstat(self._file.fileno()).st_size, line.encode()
+        try:
+            while content:
+                content = content[self._file.write(content) :]  # what still fits; the next write gives the error
+        except OSError:
+            self._file.truncate(end)
+            raise
 
     def say(self, text: str) -> None:
         """Prints a sentence without breaking the progress bar."""
@@ -177,8 +186,9 @@ class Writer:
     def close(self) -> None:
         if self.enabled:
             self._bar.close()
-            self._board.close()
             self._file.close()
+            with files.writing(f'the metrics {self.path.parent / "tensorboard"}'):
+                self._board.close()
 
     def _mfu(self, flops_per_s: float) -> float | None:
         """The share of the peak, or None if the peak is too low: once a line exceeds it, for the rest of the run.
@@ -207,6 +217,37 @@ class Writer:
             left = (self.total_steps - self._step) * images_per_step / line['images_per_s']
             fields += [f'{duration(left)} left']
         print(f'step {self._step}/{self.total_steps}: ' + ', '.join(fields), file=sys.stderr, flush=True)
+
+
+class Board:
+    """RUN/tensorboard: the numbers of each line, without a thread.
+
+    tensorboardX's own writer has a thread. On a full disk the thread ends, and the run would wait for it forever.
+    """
+
+    def __init__(self, folder: epath.Path, start_step: int) -> None:
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self._writer = EventsWriter(os.fspath(folder / 'events'))
+        log = SessionLog(status=SessionLog.START)  # a viewer leaves out what a killed run wrote after this step
+        self._writer.write_event(Event(wall_time=time.time(), step=start_step + 1, session_log=log))
+        self._writer.flush()
+        self._flushed = time.monotonic()
+
+    def add(self, step: int, numbers: Mapping[str, float]) -> None:
+        from tensorboardX import summary
+        from tensorboardX.proto.event_pb2 import Event
+
+        for name, value in numbers.items():
+            self._writer.write_event(Event(wall_time=time.time(), step=step, summary=summary.scalar(name, value)))
+        if time.monotonic() > self._flushed + FLUSH:
+            self._writer.flush()
+            self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        self._writer.close()
 
 
 def means(steps: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -77,12 +77,14 @@ def of_dict(state: Mapping[str, Any]) -> Arrays:
 
 
 def of_safetensors(paths: Sequence[Any]) -> Arrays:
-    """The arrays of one or several .safetensors files. UserError: a file that is missing or is cut off."""
+    """The arrays of one or several .safetensors files. UserError: one is missing or cut off, or two hold one array."""
     stored: dict[str, Stored] = {}
+    owners: dict[str, Any] = {}
     for path in paths:
         try:
             file = safe_open(path, 'numpy', backend='pread')  # pages of a map would count as memory
             for name in list(file.keys()):
+                check_once(name, path, owners)
                 part = file.get_slice(name)
                 dtype = TYPES.get(part.get_dtype(), part.get_dtype())
                 stored[name] = Stored(tuple(part.get_shape()), dtype, _reader(file, name))
@@ -91,6 +93,13 @@ def of_safetensors(paths: Sequence[Any]) -> Arrays:
         except (SafetensorError, OSError) as error:
             raise UserError(f'{path} is no whole safetensors file: {other_content(path) or error}') from None
     return Arrays(stored)
+
+
+def check_once(name: str, path: Any, owners: dict[str, Any]) -> None:
+    """UserError if another file of the same model holds an array of this name too."""
+    if name in owners:
+        raise UserError(f'{name} is both in {owners[name]} and in {path}: they are not parts of one model')
+    owners[name] = path
 
 
 def other_content(path: Any) -> str:

@@ -16,6 +16,7 @@ from medjax.types import Tower
 from medjax.weights import arrays, export
 from medjax.weights.arrays import Arrays
 from medjax.weights.fit import Params, check_like, fit
+from medjax.weights.meta import lacking, problem
 from medjax.weights.names import Flat
 
 
@@ -101,14 +102,15 @@ class ExportWeights(Weights):
     @classmethod
     def of(cls, path: Path) -> ExportWeights:
         meta = export.read_meta(path)
+        if why := problem(meta):
+            raise UserError(f'{path / "meta.json"}: {why}')
         return cls(path, (), meta, arrays.of_safetensors([path / 'weights.safetensors']))
 
     def exported(self) -> ExportWeights:
         """UserError: meta.json lacks a key, or describes other towers than the arrays are."""
         meta, file = self.meta, self.path / 'meta.json'
-        lacking = [key for key in ('towers', 'image', 'size') if key not in meta]
-        if lacking:
-            raise UserError(f'{file} lacks {", ".join(lacking)}: the export is not whole; copy it again')
+        if lacks := lacking(meta):
+            raise UserError(f'{file} lacks {", ".join(lacks)}: the export is not whole; copy it again')
         for name, tower in build.towers(meta['towers'], meta['image']['channels']).items():
             at = f'towers/{name}/'
             stored = {p[len(at) :]: jax.ShapeDtypeStruct(self.stored.shape(p), np.float32) for p in self.stored

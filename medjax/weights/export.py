@@ -18,8 +18,10 @@ from safetensors.numpy import load_file, save_file
 
 from medjax import files
 from medjax.errors import UserError
+from medjax.types import is_whole
 
 FORMAT = 2
+BEST = 'best.json'  # in RUN, by `medjax probe --best`
 
 
 def save(folder: str | Path, params: Any, meta: dict[str, Any], others: Mapping[str, bytes] | None = None) -> Path:
@@ -83,6 +85,40 @@ def steps(run: str | Path) -> list[int]:
     """The steps at which a run wrote exports, sorted."""
     folder = Path(run) / 'exports'
     return sorted(int(p.parent.name) for p in folder.glob('*/meta.json') if p.parent.name.isdecimal())
+
+
+def read_best(run: str | Path) -> dict[str, Any]:
+    """The content of RUN/best.json, which names the best export as `step`; {} if there is none.
+
+    UserError if the file is damaged.
+    """
+    try:
+        content = json.loads((Path(run) / BEST).read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError):
+        raise damaged_best(run) from None
+    if not isinstance(content, dict) or not is_whole(content.get('step')):
+        raise damaged_best(run)
+    return content
+
+
+def damaged_best(run: str | Path) -> UserError:
+    return UserError(f'{Path(run) / BEST} is damaged; delete it, or choose again with `medjax probe --best`')
+
+
+def delete_old(run: str | Path, newest: int, keep: int) -> None:
+    """Deletes the exports before the last `keep` up to step `newest`, but for step 0 and the one in best.json.
+
+    Later exports, of a run that was continued from an earlier checkpoint, stay. UserError if best.json is damaged, and
+    an OSError where the folder cannot be changed.
+    """
+    folder = Path(run) / 'exports'
+    kept = (0, read_best(run).get('step'))
+    for step in [step for step in steps(run) if step <= newest][:-keep]:
+        if step not in kept:
+            files.remove_folder(folder / str(step))
+    files.sweep_below(folder)  # what a process left that was killed while it deleted
 
 
 def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:

@@ -62,17 +62,20 @@ def adapt_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
     return np.repeat(grey, channels, axis=2) / np.float32(channels)
 
 
-def check_like(params: Params, wanted: Params, where: str) -> None:
-    """A UserError that names all arrays that are missing, are not in `wanted` or have another shape."""
+def check_like(params: Params, wanted: Params, where: str, here: str = 'this configuration') -> None:
+    """A UserError that names all arrays that are missing, are not in `wanted` or have another shape.
+
+    `here` is a name for what `wanted` belongs to.
+    """
     shapes, wanted_shapes = export.flatten(params, shapes=True), export.flatten(wanted, shapes=True)
     missing = [name for name in wanted_shapes if name not in shapes]
     left = [name for name in shapes if name not in wanted_shapes]
     differ = {name: (shapes[name], shape) for name, shape in wanted_shapes.items() if shapes.get(name, shape) != shape}
     # a stack of another depth: one sentence for all of its arrays
     depths = {(a[0], b[0]) for name, (a, b) in differ.items() if name.startswith('blocks/') and a[1:] == b[1:]}
-    other = [f'blocks/*, {a} layers in the weights, {b} in this configuration' for a, b in sorted(depths)]
+    other = [f'blocks/*, {a} layers in the weights, {b} in {here}' for a, b in sorted(depths)]
     other += [
-        f'{name} {a} in the weights, {b} in this configuration'
+        f'{name} {a} in the weights, {b} in {here}'
         for name, (a, b) in differ.items()
         if not (name.startswith('blocks/') and a[1:] == b[1:])
     ]
@@ -80,7 +83,7 @@ def check_like(params: Params, wanted: Params, where: str) -> None:
         f'{title}: {", ".join(names)}'
         for title, names in (
             ('missing from the weights', missing),
-            ('not in this configuration', left),
+            (f'not in {here}', left),
             ('of another shape', other),
         )
         if names

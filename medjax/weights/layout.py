@@ -84,5 +84,7 @@ def positions(table: Table, arrays: Arrays) -> tuple[Positions, int] | None:
     """The line of position embeddings and their number, CLS included; None if the file has none."""
     for line in table:
         if isinstance(line, Positions) and line.there(arrays):
-            return line, arrays.shape(line.name)[-2]
+            if len(shape := arrays.shape(line.name)) not in (2, 3):
+                raise UserError(f'{line.name} has shape {shape}, and a table of positions has 2 or 3 axes')
+            return line, shape[-2]
     return None

@@ -39,6 +39,7 @@ KEPT = (
     'medjax',
     'origin',
     'name',
+    'end_token',
 )
 
 

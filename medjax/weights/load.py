@@ -18,13 +18,16 @@ from medjax.errors import UserError
 from medjax.weights import arrays, export, published
 from medjax.weights.base import ExportWeights, Weights
 from medjax.weights.fit import Params
-from medjax.weights.public import PublishedWeights, read_files
+from medjax.weights.opening import read_files
+from medjax.weights.public import PublishedWeights
 from medjax.weights.published import Facts
 from medjax.weights.recognise import recognise, renamed
 
 
 def open(path: str | Path) -> Weights:
     """Opens an export, a run (its newest export), a published folder or a file."""
+    if not str(path):
+        raise UserError('weights: an empty name, perhaps from a variable that is not set')
     path = Path(path)
     if path.is_dir():
         if (path / 'meta.json').is_file():
@@ -37,6 +40,8 @@ def open(path: str | Path) -> Weights:
         return read_files(path, published.weight_files(path))
     if not path.exists():
         raise UserError(f'{path}: there is no such file or folder')
+    if path.name == 'weights.safetensors' and (path.parent / 'meta.json').is_file():
+        return ExportWeights.of(path.parent)
     return read_files(path, [path])
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from medjax.errors import UserError
-from medjax.weights.arrays import Arrays, Stored, other_content
+from medjax.weights.arrays import Arrays, Stored, check_once, other_content
 
 # Classes that hold settings beside the weights in well-known files. To make one runs no code of the file.
 HARMLESS = (argparse.Namespace, collections.Counter, collections.defaultdict, pathlib.PosixPath, pathlib.PurePosixPath)
@@ -38,9 +38,12 @@ def read(paths: Sequence[Any]) -> tuple[Arrays, list[str]]:
     """
     arrays: dict[str, Stored] = {}
     notes: list[str] = []
+    owners: dict[str, Any] = {}
     for path in paths:
         state, inside = _state(_load(path), str(path))
         notes += [f'{path}: the weights are those under {inside}'] if inside else []
+        for name in state:
+            check_once(name, path, owners)
         arrays |= {name: _stored(tensor) for name, tensor in state.items()}
     return Arrays(arrays), notes
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import re
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -21,7 +19,7 @@ from medjax.weights.families import LAYOUTS
 from medjax.weights.fit import Params, check_like
 from medjax.weights.names import Flat, Line, Positions
 from medjax.weights.published import Facts
-from medjax.weights.recognise import Found, recognise, renamed
+from medjax.weights.recognise import Found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +40,11 @@ class PublishedWeights(Weights):
         """The section of a module in a folder that medjax wrote."""
         kind, name = module.split('/')
         section = (self.facts.own.get(kind) or {}).get(name)
-        return None if section is None else dict(section)
+        if section is None:
+            return None
+        if '.' in (code := str(section.get(kind.removesuffix('s')))):
+            raise UserError(f'{self.facts.source} names the code {code!r}; of a public folder no code is imported')
+        return dict(section)
 
     def said(self, module: str) -> Mapping[str, Any]:
         """What config.json says of a module."""
@@ -194,9 +196,12 @@ class PublishedWeights(Weights):
             tree[kind][name] = export.unflatten({path: array for path, array in flat.items() if path not in fixed})
             if kind == 'towers' and 'reads' not in section:
                 channels = self.sizes(module).get('channels', 1) if module in self.found else 1
-                check_like(
-                    tree[kind][name], tree_of(build.tower(section, channels, module)), f'{module} of {self.path}'
-                )
+                if self.own(module) is not None:
+                    channels = self.facts.own['image']['channels']
+                where, here = f'{module} of {self.path}', 'its config.json'
+                if self.own(module) is None:
+                    where, here = f'{where}, by its names {self.found[module].layout.title},', 'such a tower'
+                check_like(tree[kind][name], tree_of(build.tower(section, channels, module)), where, here)
         if self.facts.own:
             return tree, dict(self.facts.own) | dict(format=export.FORMAT) | sections
         return tree, self.meta(sections)
@@ -224,6 +229,7 @@ class PublishedWeights(Weights):
             config_fingerprint=None,
             seen=None,
             **self._tokenizer(sections),
+            **self._end(sections),
         )
 
     def _tokenizer(self, sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -234,6 +240,12 @@ class PublishedWeights(Weights):
         digest = hashlib.sha256(file.read_bytes()).hexdigest()[:16]  # as medjax.data.text.tokenizer.fingerprint
         length = self.sizes('towers/text')['context']
         return dict(tokenizer=dict(file=file.name, pad=self.facts.pad, length=length, fingerprint=digest))
+
+    def _end(self, sections: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
+        """The entry `end_token` of meta.json: where transformers takes the feature of a text of CLIP."""
+        if 'text' not in sections['towers'] or 'end' not in self.said('towers/text'):
+            return {}
+        return dict(end_token=self.said('towers/text')['end'])
 
     def preprocessing(self, section: Mapping[str, Any] | None) -> tuple[dict[str, Any], int]:
         """The section `image` (channels, mean, std, fit, zoom) and the image size of the image tower."""
@@ -291,138 +303,3 @@ def _wrong_grid(said: Mapping[str, Any], seen: Mapping[str, Any]) -> str:
     return (
         f'images of {height} x {width}, so {patches} patches, where the weights have positions for {seen["positions"]}'
     )
-
-
-# Opening.
-
-
-def read_files(path: Path, files: Sequence[Path]) -> PublishedWeights:
-    """The weights in the files of a folder `path`, or in the file `path` itself."""
-    folder = path if path.is_dir() else path.parent
-    facts = published.facts(folder, files[0]) if path.is_dir() or _alone(path) else Facts()
-    opened = [(file, *_open_file(file)) for file in files]
-    found: dict[str, Found] = {}
-    notes: list[str] = []
-    scale = None
-    beside = _heads_beside(folder, files) if path.is_dir() else []
-    owners: dict[str, Path] = {}
-    heads: dict[str, Arrays] = {}
-    left: list[str] = []
-    for file, state, told in [*opened, *beside]:
-        if file not in files and all(re.fullmatch(r'heads/[^/]+/.+', name) for name in state):
-            heads |= _own_heads(state)
-            continue
-        try:
-            modules, more, over = recognise(state, str(file))
-        except UserError as error:
-            if file in files:
-                raise
-            notes.append(f'left out: {error}')
-            continue
-        left += over if file in files else []
-        for module, one in modules.items():
-            if file not in files and module.startswith('towers/') and module not in found:
-                raise UserError(
-                    f'{folder} holds two models, {files[0].name} and {file.name}; name the file that you mean'
-                )
-            if module in found:
-                _same_module(folder, module, owners[module], found[module], file, one)
-                notes.append(f'{file} holds the same {module} as {owners[module].name}, in other names')
-                continue
-            found[module], owners[module] = one, file
-        notes += [*told, *more]
-        scales = [name for name in state if re.fullmatch(r'(?:.*\.)?logit_scale', name)]
-        scale = float(state[scales[0]].reshape(-1)[0]) if scales and scale is None else scale
-    if 'towers/image' in found and not {'mean', 'std'} & set(facts.image) and not facts.own and path.is_dir():
-        notes.append(f'{path}: nothing says mean and deviation of images; features are made with those of its family')
-    found = {_own_name(module, facts.own): one for module, one in found.items()}
-    weights = PublishedWeights(path, (*notes, *facts.notes), found, facts, scale, heads, tuple(left))
-    return dataclasses.replace(weights, notes=(*weights.notes, *_guesses(weights), *_other_formats(path, files)))
-
-
-def _guesses(weights: PublishedWeights) -> list[str]:
-    """A sentence for each tower whose number of attention heads nothing says."""
-    notes = []
-    for module, one in weights.found.items():
-        seen = one.layout.sizes(one.layout.table, one.arrays) if module.startswith('towers/') else {}
-        known = seen.get('heads') or weights.said(module).get('heads') or weights.own(module)
-        if 'width' in seen and not known:
-            notes.append(
-                f'{weights.path}: nothing says how many attention heads {module} has; that of the recipe is taken, or '
-                f'width / 64 = {seen["width"] // 64}'
-            )
-    return notes
-
-
-def _other_formats(path: Path, files: Sequence[Path]) -> list[str]:
-    """A sentence about files of weights beside those that are read, in a format that is not compared with them."""
-    if not path.is_dir():
-        return []
-    read = {file.name for file in files}
-    others = [name for name in published.loose_files(path) if name not in read and not name.endswith('.safetensors')]
-    return [f'{path}: {", ".join(others)} beside {", ".join(sorted(read))} is not read'] if others else []
-
-
-def _own_heads(state: Arrays) -> dict[str, Arrays]:
-    """The heads of a file in the names of medjax, heads/NAME/…, by module."""
-    found: dict[str, dict[str, Any]] = {}
-    for name, stored in state.stored.items():
-        kind, head, path = name.split('/', 2)
-        found.setdefault(f'{kind}/{head}', {})[path] = stored
-    return {module: Arrays(stored) for module, stored in found.items()}
-
-
-def _own_name(module: str, own: Mapping[str, Any]) -> str:
-    """The name that a module has in the export from which medjax wrote the folder."""
-    pair = next(iter(own.get('pairs') or ()), None)
-    if module in ('heads/image', 'heads/text') and pair:
-        return f'heads/{pair[module.split("/")[1]]["head"] or module.split("/")[1]}'
-    kinds = {'towers/image': ('vit', 'resnet'), 'towers/text': ('text',)}.get(module, ())
-    fitting = [name for name, section in (own.get('towers') or {}).items() if section.get('tower') in kinds]
-    return f'towers/{fitting[0]}' if len(fitting) == 1 else module
-
-
-def _alone(path: Path) -> bool:
-    """Whether the files beside a weight file speak of it: it has a standard name, or it is the only one."""
-    if path.name in (*published.STANDARD, *published.OPEN_CLIP):
-        return True
-    others = [p for p in path.parent.iterdir() if p.suffix in ('.safetensors', *published.PICKLES)]
-    return others == [path]
-
-
-def _open_file(file: Path) -> tuple[Arrays, list[str]]:
-    """The arrays of a file, or of all files that an index names, under the names of the layouts; notes."""
-    files = published.shards(file) if file.name.endswith('.index.json') else [file]
-    notes: list[str] = []
-    if all(f.suffix == '.safetensors' for f in files):
-        state = arrays.of_safetensors(files)
-    elif all(f.suffix in published.PICKLES for f in files):
-        from medjax.weights import pickled
-
-        state, notes = pickled.read(files)
-    else:
-        known = ', '.join(('.safetensors', *published.PICKLES))
-        raise UserError(f'{file}: weights are a folder, or a file of the kinds {known}')
-    if not state:
-        raise UserError(f'{file} holds no arrays')
-    return renamed(state), notes
-
-
-def _heads_beside(folder: Path, files: Sequence[Path]) -> list[tuple[Path, Arrays, list[str]]]:
-    """Files with heads alone, as RAD-DINO's dino_head.safetensors, and with the same tower in other names."""
-    there = sorted(folder.glob('*.safetensors'))
-    if any(f.name.endswith('.index.json') for f in files):
-        return []
-    return [(file, *_open_file(file)) for file in there if file not in files]
-
-
-def _same_module(folder: Path, module: str, first: Path, one: Found, second: Path, other: Found) -> None:
-    """UserError if two files of a folder hold different towers."""
-
-    def read(found: Found, file: Path) -> Flat:
-        return PublishedWeights(file, (), {module: found}, Facts()).flat(module, 1)
-
-    a, b = read(one, first), read(other, second)
-    paths = {path for path in {*a, *b} if path != 'mask_token'}
-    if not all(path in a and path in b and np.array_equal(a[path], b[path]) for path in paths):
-        raise UserError(f'{folder} holds two models, {first.name} and {second.name}; name the file that you mean')

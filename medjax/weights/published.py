@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,9 @@ import numpy as np
 
 from medjax.errors import UserError
 from medjax.types import is_number, is_whole
+from medjax.weights import configs, meta
+from medjax.weights.meta import LARGEST
 
-LARGEST = 4096  # px of an image side
 PICKLES = ('.bin', '.pth', '.pt', '.ckpt', '.pkl')
 # The file names of Hugging Face's hub, the preferred ones first: transformers and timm, then open_clip.
 STANDARD = (
@@ -31,11 +31,6 @@ OPEN_CLIP = ('open_clip_model.safetensors', 'open_clip_pytorch_model.bin')
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 CLIP = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])
 HALF = ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5])
-# The words of transformers and timm for activations.
-ACTIVATIONS = dict(
-    gelu='gelu', quick_gelu='quick_gelu', gelu_pytorch_tanh='gelu_tanh', gelu_new='gelu_tanh', gelu_fast='gelu_tanh',
-    gelu_tanh='gelu_tanh',
-)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +38,7 @@ class Facts:
     """What the files beside the weights say. Empty where there are none.
 
     sizes          'image', 'text' or 'decoder' -> width, depth, heads, hidden, patch, channels, registers, size, eps,
-                   activation, vocabulary, context; only what is said
+                   activation, vocabulary, context, end (the number of CLIP's end token); only what is said
     image          mean, std, fit, zoom and the image size `size`, of the preprocessor; only what is said
     tokenizer      the file of the tokenizer
     pad            the token that fills texts up, where a file says it
@@ -67,7 +62,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON file that holds an object."""
     try:
         content = json.loads(path.read_text(encoding='utf-8'))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f'{path} is no JSON: {error}') from None
     if not isinstance(content, dict):
         raise UserError(f'{path}: a JSON object is expected, not {type(content).__name__}')
@@ -111,12 +106,17 @@ def weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in sorted(stems.values())]
 
 
-def shards(index: Path) -> list[Path]:
-    """The files that an index (model.safetensors.index.json) names, all in its folder."""
+def named(index: Path) -> dict[str, str]:
+    """The arrays that an index (model.safetensors.index.json) names, and the file of each."""
     content = read_json(index).get('weight_map')
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content.values()):
         raise UserError(f'{index} is no index of weights: it has no `weight_map` of names and files')
-    files = sorted(set(content.values()))
+    return content
+
+
+def shards(index: Path) -> list[Path]:
+    """The files that an index names, all in its folder."""
+    files = sorted(set(named(index).values()))
     outside = [name for name in files if Path(name).name != name]
     if outside:
         raise UserError(f'{index} names {outside[0]!r}, which is not a file of its folder')
@@ -138,20 +138,25 @@ def facts(folder: Path, file: Path) -> Facts:
     ):
         config, source = read_json(folder / 'config.json'), 'config.json'
         own, kind = config.pop('medjax', {}), str(config.get('model_type', ''))
-        if not isinstance(own, dict) or not all(isinstance(own.get(key, {}), dict) for key in ('towers', 'heads')):
-            raise UserError(f'{folder / "config.json"}: the entry `medjax` is none that medjax wrote')
+        if own != {}:
+            if isinstance(own, dict):
+                why = meta.problem(own) or ', '.join(f'it lacks {key}' for key in meta.lacking(own))
+            else:
+                why = 'it is no object'
+            if why:
+                raise UserError(f'{folder / "config.json"}: the entry `medjax` is none that medjax wrote: {why}')
         try:
             if 'architecture' in config and 'model_type' not in config:
-                sizes, image = of_timm(config)
+                sizes, image = configs.of_timm(config)
             else:
-                sizes = of_transformers(config)
-        except (TypeError, ValueError, AttributeError) as error:
+                sizes = configs.of_transformers(config)
+        except (TypeError, ValueError, AttributeError, OverflowError, KeyError) as error:
             raise UserError(f'{folder / "config.json"}: it cannot be read ({error})') from None
     elif (folder / 'open_clip_config.json').is_file():
         source = 'open_clip_config.json'
         try:
-            sizes, image = of_open_clip(read_json(folder / source))
-        except (TypeError, ValueError, AttributeError) as error:
+            sizes, image = configs.of_open_clip(read_json(folder / source))
+        except (TypeError, ValueError, AttributeError, OverflowError, KeyError) as error:
             raise UserError(f'{folder / source}: it cannot be read ({error})') from None
     if (folder / 'preprocessor_config.json').is_file():
         image, notes = preprocessor(folder / 'preprocessor_config.json')
@@ -180,160 +185,9 @@ def _is_size(name: str, value: Any) -> bool:
     if name == 'eps' or name.startswith('rope_'):
         return is_number(value) and value > 0
     numbers = value if isinstance(value, (list, tuple)) and name in ('size', 'patch', 'depths') else [value]
+    if numbers is value and len(value) != 2 and name != 'depths':
+        return False
     return all(is_whole(n) and n >= (0 if name == 'registers' else 1) for n in numbers)
-
-
-# Arguments of timm's models that are seen in the arrays, are read, or change nothing in a forward pass.
-TIMM_ARGUMENTS = (
-    'embed_dim', 'depth', 'num_heads', 'patch_size', 'in_chans', 'img_size', 'act_layer', 'mlp_ratio', 'qkv_bias',
-    'init_values', 'class_token', 'reg_tokens', 'num_reg_tokens', 'no_embed_class', 'num_classes', 'global_pool',
-    'layers', 'rope_temperature', 'dynamic_img_size', 'strict_img_size', 'dynamic_img_pad', 'fc_norm', 'drop_rate',
-    'drop_path_rate', 'proj_drop_rate', 'attn_drop_rate', 'patch_drop_rate', 'pos_drop_rate', 'drop_block_rate',
-    'weight_init', 'fix_init', 'zero_init_last', 'pretrained_cfg', 'stem_width',
-)  # fmt: skip
-
-
-# What config.json says.
-
-HUGGING_FACE = dict(
-    hidden_size='width', num_hidden_layers='depth', num_attention_heads='heads', intermediate_size='hidden',
-    patch_size='patch', num_channels='channels', num_register_tokens='registers', image_size='size',
-    layer_norm_eps='eps', vocab_size='vocabulary', max_position_embeddings='context',
-)  # fmt: skip
-
-
-def of_transformers(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The sizes that a config.json of transformers says, by tower."""
-    kind = config.get('model_type', '')
-    if kind in ('roberta', 'xlm-roberta', 'camembert'):
-        raise UserError(f'config.json says model_type={kind!r}, which counts positions from 2; the tower `text` from 0')
-    if 'vision_config' in config or 'text_config' in config:
-        both = dict(image=config.get('vision_config') or {}, text=config.get('text_config') or {})
-        return {name: _transformers_tower(one, kind) for name, one in both.items()}
-    said = _transformers_tower(config, kind)
-    if kind == 'vit_mae':
-        prefix = 'decoder_'
-        inner = {key[len(prefix) :]: value for key, value in config.items() if key.startswith(prefix)}
-        return dict(image=said, decoder=_transformers_tower(inner, kind))
-    text = 'vocab_size' in config or kind.endswith('text_model')
-    return {'text' if text else 'image': said}
-
-
-def _transformers_tower(config: Mapping[str, Any], kind: str) -> dict[str, Any]:
-    kind = config.get('model_type', kind)
-    said = {ours: config[theirs] for theirs, ours in HUGGING_FACE.items() if config.get(theirs) is not None}
-    act = config.get('hidden_act')
-    if kind == 'resnet':
-        return _transformers_resnet(config)
-    if config.get('is_decoder') or config.get('add_cross_attention'):
-        raise UserError(
-            'config.json says is_decoder: tokens that see earlier tokens alone are not built for this tower'
-        )
-    if config.get('use_gated_mlp') and act not in (None, 'silu'):
-        raise UserError(f'config.json says hidden_act={act!r} in a gated FFN, which is built with silu')
-    if act is not None and not config.get('use_swiglu_ffn') and not config.get('use_gated_mlp'):
-        if act not in ACTIVATIONS:
-            raise UserError(f'config.json says hidden_act={act!r}; known are {", ".join(ACTIVATIONS)}')
-        said['activation'] = ACTIVATIONS[act]
-    if kind in ('dinov2', 'dinov2_with_registers'):  # there the FFN has its width by mlp_ratio
-        said.pop('hidden', None)
-        if 'mlp_ratio' in config and 'width' in said and not config.get('use_swiglu_ffn'):
-            said['hidden'] = int(said['width'] * config['mlp_ratio'])
-    for name in ('use_swiglu_ffn', 'use_gated_mlp'):
-        if name in config:
-            said['ffn'] = 'swiglu' if config[name] else 'mlp'
-    for theirs, ours in dict(rope_theta='rope_base', pos_embed_rescale='rope_rescale', pos_embed_shift='rope_shift',
-                             pos_embed_jitter='rope_jitter').items():  # fmt: skip
-        if kind == 'dinov3_vit' and config.get(theirs) is not None:
-            said[ours] = config[theirs]
-    if isinstance(said.get('size'), list):
-        said['size'] = tuple(said['size'])
-    return said
-
-
-def _transformers_resnet(config: Mapping[str, Any]) -> dict[str, Any]:
-    said: dict[str, Any] = {}
-    if 'depths' in config:
-        said['depths'] = tuple(config['depths'])
-    if 'embedding_size' in config:
-        said['stem'] = config['embedding_size']
-    if 'num_channels' in config:
-        said['channels'] = config['num_channels']
-    if config.get('hidden_act', 'relu') != 'relu':
-        raise UserError(f'config.json says hidden_act={config["hidden_act"]!r}; the tower `resnet` has relu')
-    if config.get('downsample_in_first_stage') or config.get('downsample_in_bottleneck'):
-        raise UserError('config.json: a ResNet that halves the image in another place than version 1.5 cannot be built')
-    return said
-
-
-def of_timm(config: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
-    """The sizes and the preprocessing that a config.json of timm says."""
-    args, cfg = config.get('model_args') or {}, config.get('pretrained_cfg') or config
-    words = dict(embed_dim='width', depth='depth', num_heads='heads', patch_size='patch', in_chans='channels',
-                 img_size='size')  # fmt: skip
-    said = {ours: args[theirs] for theirs, ours in words.items() if args.get(theirs) is not None}
-    name = str(config['architecture']).split('.')[0]
-    strange = [f'{key}={value!r}' for key, value in args.items() if key not in TIMM_ARGUMENTS]
-    if strange:
-        raise UserError(f'config.json has the model_args {", ".join(strange)}, which the towers of medjax do not have')
-    if 'resnet' in name or 'resnext' in name:
-        if not re.fullmatch(r'(tv_)?resnet\d+', name):
-            raise UserError(f'config.json: the architecture {name!r} is no plain ResNet; the tower `resnet` is')
-        if args.get('act_layer', 'relu') != 'relu':
-            raise UserError(f'config.json says act_layer={args["act_layer"]!r}; the tower `resnet` has relu')
-    elif act := args.get('act_layer') or _timm_activation(name):
-        if act not in ACTIVATIONS:
-            raise UserError(f'config.json says act_layer={act!r}; known are {", ".join(ACTIVATIONS)}')
-        said['activation'] = ACTIVATIONS[act]
-    if 'rope_temperature' in args:
-        said['rope_base'] = args['rope_temperature']
-    image: dict[str, Any] = {}
-    size = cfg.get('input_size')
-    if size:
-        image['size'] = size[-1]
-        said.setdefault('channels', size[0])
-    image |= dict(mean=cfg['mean'], std=cfg['std']) if 'mean' in cfg and 'std' in cfg else {}
-    mode, share = cfg.get('crop_mode', 'center'), cfg.get('crop_pct', 1.0)
-    image['fit'] = {'center': 'crop', 'squash': 'stretch', 'border': 'pad'}.get(mode, 'crop')
-    if image['fit'] == 'crop' and share != 1:
-        image['zoom'] = 1 / share
-    return dict(image=said), image
-
-
-def _timm_activation(name: str) -> str:
-    """The activation of models of timm whose name says it."""
-    if 'quickgelu' in name:
-        return 'quick_gelu'
-    tanh = ('so400m_patch16', 'giantopt', 'base_patch32', 'siglip_512', 'siglip_gap_512')
-    if 'siglip' in name and 'base_patch16' not in name and any(one in name for one in tanh):
-        return 'gelu_tanh'
-    return 'gelu' if name.startswith('vit') else ''
-
-
-def of_open_clip(config: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
-    """The sizes and the preprocessing that an open_clip_config.json says."""
-    model, prep = config.get('model_cfg') or {}, config.get('preprocess_cfg') or {}
-    vision, text = model.get('vision_cfg') or {}, model.get('text_cfg') or {}
-    image: dict[str, Any] = {'size': vision['image_size']} if 'image_size' in vision else {}
-    said = dict(image)
-    quick = 'quick_gelu' if model.get('quick_gelu') else 'gelu'
-    if name := vision.get('timm_model_name'):
-        said['activation'] = ACTIVATIONS[_timm_activation(name) or 'gelu']
-    else:
-        shape = dict(width='width', layers='depth', patch_size='patch')
-        said |= {ours: vision[theirs] for theirs, ours in shape.items() if isinstance(vision.get(theirs), int)}
-        said['activation'] = quick
-        if 'width' in said:
-            said['heads'] = said['width'] // vision.get('head_width', 64)
-    words = dict(width='width', layers='depth', heads='heads', vocab_size='vocabulary', context_length='context')
-    texts: dict[str, Any] = {}
-    if not text.get('hf_model_name'):
-        texts = {ours: text[theirs] for theirs, ours in words.items() if text.get(theirs) is not None}
-        act = (text.get('act_kwargs') or {}).get('approximate')
-        texts['activation'] = 'gelu_tanh' if act == 'tanh' else quick
-    image |= {name: prep[name] for name in ('mean', 'std') if name in prep}
-    image['fit'] = {'shortest': 'crop', 'squash': 'stretch', 'longest': 'pad'}.get(prep.get('resize_mode'), 'crop')
-    return dict(image=said, text=texts), image
 
 
 # What preprocessor_config.json says.
@@ -355,7 +209,7 @@ def check_image(image: Mapping[str, Any], path: Path) -> None:
     """UserError for a size, mean or deviation that no image can have."""
     for name, above in (('mean', -np.inf), ('std', 0)):
         levels = np.atleast_1d(np.asarray(image.get(name, 0.5), float))
-        if not (np.isfinite(levels) & (levels > above)).all():
+        if levels.ndim > 1 or not (np.isfinite(levels) & (levels > above)).all():
             raise UserError(
                 f'{path}: {name} of images is {image[name]}; finite numbers{" above 0" * (not above)} are needed'
             )

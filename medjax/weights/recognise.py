@@ -6,13 +6,14 @@ layout: `module.`, `model.`, `teacher.backbone.`, `visual.trunk.`, …
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import re
 from typing import NamedTuple
 
 from medjax.errors import UserError
 from medjax.weights.arrays import Arrays, listed
-from medjax.weights.families import LAYOUTS
+from medjax.weights.families import LAYOUTS, not_read
 from medjax.weights.layout import Layout
 from medjax.weights.names import Line
 
@@ -53,9 +54,14 @@ class Found:
 
 
 def renamed(state: Arrays) -> Arrays:
-    """The arrays under the names of the layouts, where other versions have other names."""
+    """The arrays under the names of the layouts, where other versions have other names.
+
+    Arrays that would get one name keep their own: they are of a model in which these names mean something else.
+    """
     there = Arrays({name: stored for name, stored in state.stored.items() if 0 not in stored.shape})
-    return there.renamed({name: _current(name) for name in there})
+    current = {name: _current(name) for name in there}
+    times = collections.Counter(current.values())
+    return there.renamed({name: new for name, new in current.items() if times[new] == 1})
 
 
 def _current(name: str) -> str:
@@ -74,6 +80,8 @@ class Recognised(NamedTuple):
 
 def recognise(state: Arrays, where: str) -> Recognised:
     """The modules in the arrays of a file. UserError: nothing is known, or there are two modules of one name."""
+    if (other := not_read.which(state)) is not None:
+        raise UserError(f'{where} holds {other.title}, which medjax does not read; {other.instead}')
     candidates = _candidates(state)
     if not candidates:
         raise UserError(_unknown(state, where))

@@ -15,10 +15,10 @@ from medjax.errors import UserError
 from medjax.models.towers.vit import VitTower
 from medjax.weights import layouts_out as out
 from medjax.weights.base import ExportWeights
+from medjax.weights.configs import ACTIVATIONS
 from medjax.weights.families import resnet, text, vit
 from medjax.weights.layouts_out import Module
 from medjax.weights.names import Table, linear
-from medjax.weights.published import ACTIVATIONS
 
 NAME = 'transformers'
 THEIRS = dict(gelu='gelu', quick_gelu='quick_gelu', gelu_tanh='gelu_pytorch_tanh')
@@ -47,7 +47,8 @@ def write(weights: ExportWeights, folder: Path) -> list[str]:
     for name, module in known.items():
         place = folder if alone else folder / name
         config, state, told = _tower(module)
-        config = _with_end(weights, config)
+        config, guessed = _with_end(weights, config)
+        told = told + guessed
         out.write(place, config | dict(medjax=_about_one(weights, name)), state)
         notes += told + _beside(weights, place, {name: module})
     if heads:
@@ -207,20 +208,29 @@ def _text(module: Module) -> tuple[dict[str, Any], Table, Mapping[str, np.ndarra
     return config, text.HF_TEXT, module.params, notes
 
 
-def _with_end(weights: ExportWeights, config: dict[str, Any]) -> dict[str, Any]:
-    """config.json with the end token of the tokenizer, at which transformers pools a text of CLIP.
+def _with_end(weights: ExportWeights, config: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """config.json with the end token, at which transformers pools a text of CLIP; notes.
 
-    Without a tokenizer it is the last of the vocabulary, as in OpenAI's.
+    It is that of the tokenizer, or that of the public files that the export comes from. Where nothing says it, it is
+    the last of the vocabulary, as in OpenAI's, and a note tells it.
     """
+    if config.get('model_type') != 'clip_text_model':
+        return config, []
     last = ((weights.meta.get('tokenizer') or {}).get('tokens') or {}).get('last')
-    if config.get('model_type') != 'clip_text_model' or last is None:
-        return config
+    if last is None and (public := weights.meta.get('end_token')) is not None:
+        return config | dict(eos_token_id=public), []
+    if last is None:
+        return config, [
+            f'nothing says the end token of texts: config.json has eos_token_id={config["eos_token_id"]}, the last of '
+            "the vocabulary, as in OpenAI's CLIP; transformers takes the feature of a text at this token, so correct "
+            'the number if your tokenizer has another'
+        ]
     if last == 2:
         raise UserError(
             'the text tower pools at the end token, which is number 2 here; transformers takes the 2 for an error of '
             'old files and pools at the token of the highest number, so it cannot hold this tower'
         )
-    return config | dict(eos_token_id=last)
+    return config | dict(eos_token_id=last), []
 
 
 def _resnet(module: Module) -> tuple[dict[str, Any], Table, Mapping[str, np.ndarray], list[str]]:
@@ -264,8 +274,9 @@ def _pair(
     siglip = not net.family.cls and family.padding and family.pool == 'last'
     scale = np.array(-math.log(pair['temperature']), np.float32)
     sides = {'vision_config': _vit(image), 'text_config': _text(words)}
-    configs = {name: _with_end(weights, side[0]) for name, side in sides.items()}
-    configs = {name: {k: v for k, v in one.items() if k != 'architectures'} for name, one in configs.items()}
+    ended = {name: _with_end(weights, side[0]) for name, side in sides.items()}
+    notes = [note for _, told in ended.values() for note in told]
+    configs = {name: {k: v for k, v in one.items() if k != 'architectures'} for name, (one, _) in ended.items()}
     state: dict[str, np.ndarray] = {}
     for (_, table, params, _), prefix in zip(sides.values(), ('vision_model.', 'text_model.'), strict=True):
         state |= out.arrays(table, params, prefix)
@@ -274,7 +285,7 @@ def _pair(
         state |= out.arrays(linear('fc1', 'visual_projection', bias=False), a.params)
         state |= out.arrays(linear('fc1', 'text_projection', bias=False), b.params)
         config = dict(model_type='clip', architectures=['CLIPModel'], projection_dim=a.section['out'], dtype='float32')
-        return config | configs, state | dict(logit_scale=scale), []
+        return config | configs, state | dict(logit_scale=scale), notes
     if siglip and a is None and b is not None and b.section.get('bias') and b.section['out'] == net.width:
         configs['text_config']['projection_size'] = b.section['out']
         state |= out.arrays(linear('fc1', 'text_model.head'), b.params)

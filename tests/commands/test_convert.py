@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from typing import Any
 
@@ -278,6 +279,44 @@ def test_folders_that_are_there(tmp_path, capsys):
         assert 'holds the weights' in refused(capsys, source, '--to', 'timm', '--out', out, '--overwrite')
     assert 'cannot be written' in refused(capsys, source, '--to', 'timm', '--out', tmp_path / 'file' / 'x')
     assert (source / 'weights.safetensors').is_file() and (tmp_path / 'photos' / 'README.md').is_file()
+
+
+@pytest.mark.parametrize(
+    ('layout', 'name'),
+    [
+        (None, 'notes.txt'),
+        ('huggingface', '.git/HEAD'),
+        ('huggingface', 'image/holiday.png'),
+        ('stablehlo', 'figures/config.json'),
+        ('huggingface', 'link'),
+    ],
+)
+def test_files_that_the_user_added_are_not_deleted(layout, name, tmp_path, capsys):
+    source = save(tmp_path / 'export', dict(image=VIT))
+    assert convert(source, '--to', 'huggingface', '--out', tmp_path / 'public') == 0
+    out, first = tmp_path / 'out', ('--to', layout) if layout else ()
+    assert convert(tmp_path / 'public', *first, '--out', out) == 0
+    assert convert(tmp_path / 'public', *first, '--out', out, '--overwrite') == 0
+    added = out / name
+    added.parent.mkdir(exist_ok=True)
+    if name == 'link':
+        added.symlink_to(tmp_path)
+    else:
+        added.write_text('mine')
+    before = {path: path.read_bytes() for path in out.rglob('*') if path.is_file()}
+    sentence = refused(capsys, source, '--to', 'timm', '--out', out, '--overwrite')
+    assert f'holds {name}, which `medjax convert` did not write' in sentence and 'move this away' in sentence
+    assert before == {path: path.read_bytes() for path in out.rglob('*') if path.is_file()} and os.path.lexists(added)
+    added.unlink()
+    assert convert(source, '--to', 'timm', '--out', out, '--overwrite') == 0
+
+
+def test_a_pair_is_replaced_with_its_folders_and_its_tokenizer(tmp_path):
+    towers = dict(image=VIT, text=dict(TEXT, family='bert'))
+    source = save(tmp_path / 'export', towers, dict(vi=LINEAR, vt=LINEAR))
+    for layout in ('huggingface', 'stablehlo', 'huggingface'):
+        assert convert(source, '--to', layout, '--out', tmp_path / 'out', '--overwrite') == 0
+    assert (tmp_path / 'out' / 'text' / 'vocab.txt').is_file()
 
 
 @pytest.mark.parametrize('part', ['weights', 'card', 'full disk'])

@@ -147,7 +147,7 @@ def test_a_full_disk_is_a_sentence(run, images, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(feature_files.Npz, 'write', full)
     assert encode(run, images, '--out', tmp_path / 'f.npz') == 2
-    assert 'f.npz: cannot be written: No space left on device' in capsys.readouterr().err
+    assert 'f.npz cannot be written: no space is left on the disk' in capsys.readouterr().err
     assert not list(tmp_path.glob('*f.npz*'))
 
 
@@ -169,6 +169,12 @@ def mistakes(run, images, tmp_path):
     yield [run, tmp_path / 'torn', *ok], 'none of the 1 images can be read'
     yield [tmp_path / 'nowhere', images, *ok], 'no such file or folder'
     yield [run, images, '--out', tmp_path / 'file' / 'x.npz'], 'cannot be written'
+    (tmp_path / 'folder.npz').mkdir()
+    (tmp_path / 'link.npz').symlink_to(tmp_path / 'nowhere.npz')
+    yield [run, images, '--out', tmp_path / 'folder.npz', '--overwrite'], 'is a folder; name a file'
+    yield [run, images, '--out', tmp_path / 'link.npz'], 'link.npz exists'
+    yield ['', images, *ok], 'an empty name'
+    yield [run, '', *ok], 'an empty name'
 
 
 def test_mistakes_are_sentences(run, images, tmp_path, capsys):

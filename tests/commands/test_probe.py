@@ -25,7 +25,8 @@ from medjax.data.audit import seen
 from medjax.data.images import decode
 from medjax.errors import UserError
 from medjax.models import build as models
-from medjax.probes import batches, encode, results, watch
+from medjax.probes import batches, encode, evaluate, metrics, results, watch
+from medjax.probes.methods import knn
 from medjax.reports import result_sections, run_files
 from medjax.weights import export
 
@@ -155,6 +156,80 @@ def test_steps(probed, data):
         watch.select_steps(probed, '15')
     with pytest.raises(UserError, match="'all' or numbers"):
         watch.select_steps(probed, 'last')
+
+
+def test_the_best_export_is_chosen_on_validation(tmp_path, data, capsys):
+    """Exports 1 and 2 are equal, so the first of them wins or loses against 3; results of `test` have no part in it."""
+    for step, seed in ((1, 1), (2, 1), (3, 3)):
+        make_export(tmp_path, step, seed=seed)
+    command = ['probe', '--run', str(tmp_path), '--data', str(data), '--draws', '20', '--baselines', 'none']
+    assert cli.main([*command, '--steps', '1', '--probes', 'knn']) == 0
+    file = tmp_path / 'probes' / '1' / f'{records.open(data).name}.knn.json'
+    old = {name: value for name, value in json.loads(file.read_text()).items() if name != 'validation_results'}
+    files.write_json(file, old)  # as an earlier version wrote it
+
+    assert cli.main([*command, '--best', 'knn.auprc']) == 0
+    best, output = json.loads((tmp_path / 'best.json').read_text()), capsys.readouterr().out
+    found = {step: json.loads((tmp_path / 'probes' / str(step) / file.name).read_text()) for step in (1, 2, 3)}
+    means = {step: result['validation_results']['auprc']['mean'] for step, result in found.items()}
+    assert means[1]['value'] == means[2]['value'] != means[3]['value']
+    assert best['step'] == max((1, 3), key=lambda step: means[step]['value'])
+    assert {int(step): one['value'] for step, one in best['steps'].items()} == {s: m['value'] for s, m in means.items()}
+    assert best['low'] < best['value'] == means[best['step']]['value'] < best['high']
+    assert (best['figure'], best['data'], best['validation']) == ('knn.auprc', records.open(data).name, 'the val split')
+    assert f'step {best["step"]} is the best of 3 exports by knn AUPRC on validation of' in output
+
+    opened = records.open(data)
+    inputs = evaluate.ProbeInputs(encode.load(tmp_path / 'exports' / '3'), opened, None, {}, None, 0, 20)
+    train, val = inputs.features('train'), inputs.features('val')
+    scores = knn.score(train, val, (20,))[20]
+    known = [val.labels[:, j] >= 0 for j in range(2)]
+    expected = [metrics.auprc(metrics.curve(scores[k, j], val.labels[k, j]))[0] for j, k in enumerate(known)]
+    assert means[3]['value'] == pytest.approx(np.mean(expected))
+
+
+def test_follow_chooses_before_the_training_deletes(tmp_path, data, monkeypatch, capsys):
+    """A training with `export.keep=1` beside the command: the export of step 2 goes while it is read."""
+    make_export(tmp_path, 1)
+    make_export(tmp_path, 2)
+    (tmp_path / 'DONE').touch()
+    load = encode.load
+
+    def deleting(path, *args, **kwargs):
+        if path.name == '2':
+            assert json.loads((tmp_path / 'best.json').read_text())['step'] == 1, 'noted before the next one is read'
+            make_export(tmp_path, 3)
+            export.delete_old(tmp_path, newest=3, keep=1)
+        return load(path, *args, **kwargs)
+
+    monkeypatch.setattr(encode, 'load', deleting)
+    command = ['probe', '--run', str(tmp_path), '--data', str(data), '--draws', '20', '--probes', 'knn']
+    assert cli.main([*command, '--follow', '--best', 'knn.auroc', '--baselines', 'none']) == 0
+    output = capsys.readouterr()
+    assert 'exports/2 was deleted while it was read, so it is left out' in output.err and 'failed' not in output.err
+    assert export.steps(tmp_path) == [1, 3], 'the best one and the last one'
+    assert set(json.loads((tmp_path / 'best.json').read_text())['steps']) <= {'1', '3'}
+
+
+def test_an_export_that_goes_while_it_is_probed(tmp_path, data, monkeypatch, capsys):
+    make_export(tmp_path, 1)
+    (tmp_path / 'DONE').touch()
+
+    def read_late(inputs):
+        shutil.rmtree(inputs.encoder.folder)
+        return (inputs.encoder.folder / 'tokenizer.json').read_text()
+
+    monkeypatch.setattr(knn, 'run', read_late)
+    monkeypatch.setattr(results, 'key', lambda *_: 'any')
+    command = ['probe', '--run', str(tmp_path), '--data', str(data), '--probes', 'knn', '--baselines', 'none']
+    assert cli.main([*command, '--follow']) == 0
+    assert 'exports/1 was deleted while it was read' in capsys.readouterr().err
+
+
+def test_labels_that_are_left_out_are_told(probed, data, capsys):
+    assert cli.main(['probe', '--run', str(probed), '--data', str(data), '--draws', '50']) == 0
+    (said,) = [line for line in capsys.readouterr().out.splitlines() if 'leave' in line]
+    assert said == 'knn, linear leave out rare: no positive record in train; no positive record in test'
 
 
 def test_the_cache_follows_weights_and_preprocessing(tmp_path, data):
@@ -385,6 +460,19 @@ def mistakes(tmp_path, data):
     yield 'no test', [run, trainless], 'no record in test'
     yield 'no probe', [run, data, '--probes', 'lineer'], "did you mean 'linear'?"
     yield 'no baseline', [run, data, '--baselines', 'pixel'], "did you mean 'pixels'?"
+    yield (
+        'no figure',
+        [run, data, '--best', 'linear'],
+        'write PROBE.FIGURE; figures on validation: knn.auroc, knn.auprc',
+    )
+    yield 'no metric', [run, data, '--best', 'linear.accuracy'], "linear has no figure 'accuracy' on validation"
+    yield 'no probe of it', [run, data, '--probes', 'knn', '--best', 'linear.auroc'], 'the probes that run are knn;'
+    yield (
+        'not on test',
+        [run, data, '--best', 'zero_shot.auroc'],
+        'reads the test split alone, which is not for choosing',
+    )
+    yield 'nothing', [run, data, '--probes', 'retrieval', '--best', 'retrieval.R@5'], 'add --probes linear'
     yield 'no draws', [run, data, '--draws', '0'], 'at least 1 bootstrap draw'
     yield 'no seed', [run, data, '--seed', '-1'], '--seed: 0 or more, not -1'
 

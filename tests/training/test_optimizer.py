@@ -176,7 +176,7 @@ def test_a_checkpoint_of_other_shapes_or_dtypes_is_refused(tmp_path):
     zero = jnp.zeros((), jnp.int32)
     state = TrainState(zero, {'w': jnp.ones((2, 3))}, {'m': jnp.ones(3)}, {}, jax.random.key(0), {'total': zero})
     shardings = jax.tree.map(lambda x: x.sharding, state)
-    checkpoints = Checkpoints(tmp_path / 'checkpoints', every=1, keep=1)
+    checkpoints = Checkpoints(tmp_path / 'checkpoints', every=1, keep=2)
     checkpoints.save(1, state)
     checkpoints.manager.wait_until_finished()
     back = checkpoints.restore(1, abstract(state, shardings))

@@ -198,3 +198,5 @@ def test_rows_that_do_not_divide():
     check_rows({'cxr': 16}, 2, 2, 4)
     with pytest.raises(UserError, match='multiple of 16.* 16 or 32 would work'):
         check_rows({'cxr': 24}, 2, 2, 4)
+    with pytest.raises(UserError, match=r'; 16 would work$'):
+        check_rows({'cxr': 15}, 2, 2, 4)

@@ -1,4 +1,4 @@
-"""A run that begins with weights exports them as step 0."""
+"""A run that begins with weights exports them as step 0, which `export.keep` keeps."""
 
 from __future__ import annotations
 
@@ -68,6 +68,14 @@ def test_probes_and_reports_see_step_zero(runs):
     assert watch.select_steps(second, 'all') == [0, 4] and watch.select_steps(second, None) == [4]
     assert [step for step, _ in watch.follow(second, str)] == [0, 4]
     assert run_files.read_run(second).exports == [0, 4]
+
+
+def test_step_zero_the_best_and_the_last_are_kept(runs, tmp_path):
+    data, first, _ = runs
+    (tmp_path / 'best.json').write_text('{"step": 2}')  # as a `medjax probe --follow --best` would beside the training
+    train(data, tmp_path, start(first), '--config.export.every=1', '--config.export.keep=1')
+    assert export.steps(tmp_path) == [0, 2, 4]
+    assert sorted(path.name for path in (tmp_path / 'exports').iterdir()) == ['0', '2', '4']
 
 
 @pytest.mark.slow

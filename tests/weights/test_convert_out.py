@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 from programs import run
-from public_models import of_resnet, of_timm, pooled
+from public_models import of_resnet, of_timm, pooled, shaken
 
 from medjax.errors import UserError
 from medjax.models import build
@@ -189,6 +189,34 @@ def test_transformers_opens_text_towers(family, tmp_path):
     cls, tokens = our_text(section, tree['towers']['text'], ids)
     compare((cls, tokens), (hidden[:, 0 if family == 'bert' else -1], hidden))
     unchanged(tmp_path / 'hf', tree, source)
+
+
+@pytest.mark.parametrize('kind', ['one tower', 'pair'])
+def test_an_end_token_that_nothing_says_is_told(kind, tmp_path):
+    pair = pair_of('clip')
+    towers, heads = (dict(text=dict(TEXT, family='clip')), None) if kind == 'one tower' else pair[:2]
+    more = {} if kind == 'one tower' else dict(pairs=pair[2], encoder='cxr')
+    source, _ = exported(tmp_path, towers, heads, size=12, **more)
+    notes = ' '.join(to_huggingface.write(load.open(source), tmp_path / 'hf'))
+    assert 'nothing says the end token of texts' in notes and f'eos_token_id={TEXT["vocabulary"] - 1}' in notes
+
+
+@pytest.mark.parametrize('end', [2, 7])
+def test_the_end_token_of_a_public_clip_comes_back(end, tmp_path):
+    """transformers pools at it, and for the 2 of old files at the token of the highest number."""
+    config = transformers.CLIPTextConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, vocab_size=30,
+        max_position_embeddings=9, bos_token_id=1, eos_token_id=end,
+    )  # fmt: skip
+    model = shaken(transformers.CLIPTextModel(config))
+    model.save_pretrained(tmp_path / 'public')
+    notes = to_huggingface.write(load.open(tmp_path / 'public').exported(), tmp_path / 'hf')
+    assert not [note for note in notes if 'end token' in note]
+    again = transformers.CLIPTextModel.from_pretrained(tmp_path / 'hf').eval()
+    ids = torch.tensor([[1, 20, 12, 7, 7, 7, 3, 3, 3], [1, 29, 7, 5, 5, 5, 5, 5, 5]])
+    with torch.no_grad():
+        a, b = model(ids).pooler_output, again(ids).pooler_output
+    np.testing.assert_allclose(b, a, atol=1e-5)
 
 
 def pair_of(family: str) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]:

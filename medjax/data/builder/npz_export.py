@@ -40,7 +40,8 @@ def write(data: DataSet, file: str) -> None:
             arrays[f'{name}_images'] = np.stack(images)
             # MedMNIST has uint8; codes below 0 (uncertain, blank, conflicting) need a signed type
             arrays[f'{name}_labels'] = labels.astype(np.uint8) if (labels >= 0).all() else labels
-    files.write_npz(path, compressed=True, **arrays)
+    with files.writing(f'--npz {file}'):
+        files.write_npz(path, compressed=True, **arrays)
 
 
 def check_sizes(source: Source, file: str) -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import errno
 import fcntl
 import hashlib
 import json
@@ -283,28 +282,22 @@ def work_folder(out: pathlib.Path, overwrite: bool, identity: Sequence[Any]) -> 
             shutil.rmtree(path) if path.is_dir() else path.unlink()  # another source, or a half-published data set
         for path in work.glob('chunks/.*'):  # unfinished files of a killed process
             path.unlink()
-        lock.truncate(0)
-        lock.write(digest)
-        lock.flush()
         files.sweep(out)  # a build that was killed while it published may have set the old data set aside
         try:
+            lock.truncate(0)
+            os.write(lock.fileno(), digest.encode())  # without a buffer, which closing the file would write again
             check_out(out, overwrite)  # another build may have published `out` since the first check
             yield work
         except (OSError, RuntimeError) as error:
-            if not _is_disk_full(error):
+            why = None if isinstance(error, PermissionError) else files.reason(error)  # a source may be unreadable
+            if why is None:
                 raise
             raise UserError(
-                f'no space is left in {out.parent}; free some, and run the same command again: it continues with the '
-                'finished chunks'
+                f'the records of {out} cannot be written: {why}. It continues with the finished chunks'
             ) from None
         finally:
             if work.exists() and not any((work / 'chunks').glob('*.npz')):
                 shutil.rmtree(work, ignore_errors=True)
-
-
-def _is_disk_full(error: Exception) -> bool:
-    """ArrayRecord's writer has no error number for it, only the text."""
-    return getattr(error, 'errno', None) in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(error)
 
 
 def publish(work: pathlib.Path, out: pathlib.Path, overwrite: bool) -> None:

@@ -17,7 +17,7 @@ from einops import rearrange
 from flax import linen as nn
 from jax import Array
 
-from medjax.errors import UserError
+from medjax.errors import UserError, multiples
 from medjax.models import rotary
 from medjax.models.drop_path import draw_kept, kept_count
 from medjax.models.flax_tower import FlaxTower, logical_axes
@@ -324,10 +324,9 @@ def patch_grid(size: tuple[int, int], patch: int) -> tuple[int, int]:
     """Rows and columns of patches of an image of height and width `size`."""
     for side in size:
         if side < patch or side % patch:
-            below = side // patch * patch
-            sizes = f'{below} or {below + patch}' if below else f'{patch}'
             raise UserError(
-                f'vit: an image side of {side} px is no multiple of the patch side {patch} px; {sizes} would work'
+                f'vit: an image side of {side} px is no multiple of the patch side {patch} px; '
+                f'{multiples(side, patch)} would work'
             )
     return size[0] // patch, size[1] // patch
 

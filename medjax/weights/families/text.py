@@ -195,7 +195,7 @@ def _head(title: str, module: str, table: Table, signs: str, describe: Any = lin
 
 LAYOUTS = (
     _text('BERT', BERT, 'bert', 'embeddings.word_embeddings.weight encoder.layer.0.attention.self.query.weight', '',
-          r'pooler\.|cls\.|classifier\.', 'bert'),
+          r'pooler\.|cls\.|classifier\.', 'bert cxr-bert'),
     # SigLIP's text tower has its projection inside, CLIP's has it outside
     _text("CLIP's text tower in Hugging Face's names", HF_TEXT, 'clip',
           'embeddings.token_embedding.weight encoder.layers.0.layer_norm1.weight', 'head.weight',

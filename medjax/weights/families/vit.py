@@ -35,6 +35,8 @@ def sizes(table: Table, arrays: Arrays) -> Sizes:
         if first:
             joined = next(len(line.names) for line in table if isinstance(line, Line) and line.path == path)
             found |= dict(hidden=first['o'] * joined // parts, ffn='mlp' if parts == 1 else 'swiglu')
+    if 'hidden' not in found:
+        raise UserError('its blocks have no FFN in the names of such a ViT')
     registers = [line for line in table if isinstance(line, Line) and line.path == 'registers' and line.there(arrays)]
     shape = arrays.shape(registers[0].names[0]) if registers else ()
     found['registers'] = shape[1] if len(shape) == 3 else 0

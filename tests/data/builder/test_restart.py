@@ -154,7 +154,9 @@ def test_a_data_set_that_cannot_be_replaced_stays(tmp_path, monkeypatch):
     [OSError(errno.ENOSPC, 'No space left on device'), RuntimeError('write() failed: No space left on device; x')],
 )
 def test_a_full_disk_is_one_sentence(tmp_path, error):
-    with pytest.raises(UserError, match='no space is left in .*; free some, and run the same command again'):
+    with pytest.raises(
+        UserError, match='the records of .* no space is left on the disk; free some, and run the same command'
+    ):
         write.write(source(stopping(58, error)), tmp_path / 'data')
     write.write(source(), tmp_path / 'data')
 

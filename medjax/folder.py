@@ -1,0 +1,247 @@
+"""The folder of a run: who may write it, whose run it holds, and what of it is lost.
+
+    with held(folder):                one run at a time; a run that is refused leaves nothing that it made
+        before = read_config(folder)  its config.json; UserError where it is lost while the run is there
+        check_data(folder, datasets)  UserError where the run had other data, or where nothing tells which
+
+What can be made again is made again: data/sources.json from data/seen.npz, and data/seen.npz from the data. Only what
+the run cannot know is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medjax import config as configs, files
+from medjax.data import records
+from medjax.data.audit import seen
+from medjax.errors import UserError
+from medjax.parallel import runtime
+from medjax.training import checkpoint
+from medjax.weights import export
+
+LOCK = '.lock'
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keeps other runs out of RUN, and sweeps what killed ones left in it.
+
+    UserError where another process trains there, or where nothing can be written. Folders that are new and empty at the
+    end are removed, and so is all that a run made which was refused before it had a config.json.
+    """
+    if not runtime.is_main():
+        _agree(None)
+        yield
+        return
+    with contextlib.ExitStack() as at_the_end:
+        refusal = None
+        try:
+            at_the_end.enter_context(_cleared(folder))
+            at_the_end.enter_context(_locked(folder))
+            files.sweep_below(folder)
+        except UserError as error:
+            refusal = str(error)
+        _agree(refusal)
+        yield
+
+
+def _agree(refusal: str | None) -> None:
+    """UserError on all processes if the main one has a reason."""
+    if runtime.from_main(int(refusal is not None)):
+        raise UserError(refusal or 'the main process cannot use the folder of the run')
+
+
+@contextlib.contextmanager
+def _cleared(folder: Path) -> Iterator[None]:
+    """Makes RUN, and removes at the end what is new and of no use."""
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        before = set(folder.iterdir())
+    except OSError as error:
+        why = files.reason(error) or f'{error.strerror}; choose another folder'
+        raise UserError(f'--workdir {folder}: is no folder, and none can be made there: {why}') from None
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            for path in set(folder.iterdir()) - before:
+                if path.name in ('checkpoints', 'data') and not (folder / 'config.json').exists():
+                    shutil.rmtree(path)
+                elif path.is_dir() and not any(path.iterdir()):
+                    path.rmdir()
+            for path in new:  # the deepest first
+                path.rmdir()
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Holds RUN/.lock, which the system frees when the process ends, however it ends."""
+    path = folder / LOCK
+    with contextlib.ExitStack() as at_the_end:
+        with files.writing(str(folder)):
+            lock = at_the_end.enter_context(path.open('a'))
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            ours = os.path.samestat(os.fstat(lock.fileno()), path.stat())  # not if the last run removed it just now
+        except (BlockingIOError, FileNotFoundError):
+            ours = False
+        except OSError:  # this file system has no locks
+            ours = True
+        if not ours:
+            raise UserError(f'another process trains in {folder}; wait for it, stop it, or choose another --workdir')
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def read_config(folder: Path) -> configs.Config | None:
+    """The config.json of a run; None for a folder without a run. UserError where it is lost or damaged.
+
+    A run without it would train on with whatever config it is given.
+    """
+    path = folder / 'config.json'
+    left = [
+        f'{kind}/{steps[-1]}' for kind in ('checkpoints', 'exports') if (steps := checkpoint.steps(folder / kind))
+    ] + [name for name in ('metrics.jsonl',) if (folder / name).exists()]
+    if path.exists():
+        try:
+            return configs.load_json(path)
+        except UserError as error:
+            damage = str(error)
+    elif left:
+        damage = f'{folder} holds a run ({", ".join(left)}) without its config.json'
+    else:
+        return None
+    raise UserError(
+        f'{damage}. Write it again with the recipe, the data and the overrides of the run, then train on: medjax '
+        f'config RECIPE --data DATA --config.KEY=VALUE > {path}'
+    )
+
+
+def check_data(folder: Path, before: Mapping[str, Any], datasets: Mapping[str, records.DataSet]) -> tuple[str, ...]:
+    """Sentences about a config that was written again, and about lost files of RUN/data, which `write_data` makes.
+
+    UserError where the run began with other data, or where nothing tells with which.
+    """
+    recorded, file = _sources(folder), folder / 'data' / 'seen.npz'
+    now = identities(datasets)
+    notes = _other_exports(folder, before)
+    for source, identity in now.items() if recorded is not None else ():
+        if recorded.get(source) != identity:  # type: ignore[union-attr]
+            raise UserError(
+                f'{folder} holds a run of other data: {source} was {recorded.get(source)} and is {identity}; use '  # type: ignore[union-attr]
+                'another --workdir, or give it the data that it began with'
+            )
+    whole = _is_whole(file)
+    if recorded is not None:
+        lost = f'{file} is lost or damaged; it is made again from the data, which are the same'
+        return notes if whole else (*notes, lost)
+    known = _digest(file) if whole else _newest_meta(folder).get('seen')
+    if known is None and not checkpoint.steps(folder / 'checkpoints'):
+        return notes  # nothing is trained yet
+    if known is None:
+        raise UserError(
+            f'{folder / "data"} is lost or damaged, and the run has no export, so nothing tells whether these are the '
+            f'data that it began with. If they are, branch from it: medjax train --from {folder} --workdir OTHER'
+        )
+    with tempfile.TemporaryDirectory() as scratch:
+        again = Path(scratch, 'seen.npz')
+        seen.write_seen(datasets, again, _earlier(before))
+        if _digest(again) != known:
+            raise UserError(
+                f'{folder} holds a run of other data: the hashes of the training images differ from '
+                f'{file if whole else "those in its exports"}, and data/sources.json is lost; use another --workdir, '
+                'or give it the data that it began with'
+            )
+    return (
+        *notes,
+        f'{folder / "data"}: files are lost or damaged; they are made again, because the hashes of the training images '
+        'show that the data are the same',
+    )
+
+
+def write_data(folder: Path, parent: Mapping[str, Any] | None, datasets: Mapping[str, records.DataSet]) -> str | None:
+    """Writes the files of RUN/data that are not there or are damaged; a sentence if the parent's are lost."""
+    earlier = _earlier({'life': dict(parent=parent, ends=[])})
+    with files.writing(f'the record of the data, {folder / "data"}'):
+        if not _is_whole(folder / 'data' / 'seen.npz'):
+            seen.write_seen(datasets, folder / 'data' / 'seen.npz', earlier)
+        if _sources(folder) is None:
+            files.write_json(folder / 'data' / 'sources.json', identities(datasets))
+    if parent is not None and earlier is None:
+        file = Path(parent['run'], 'data', 'seen.npz')
+        return f'{file} is missing, so this run cannot tell which test images its parent was trained on'
+    return None
+
+
+def identities(datasets: Mapping[str, records.DataSet]) -> dict[str, dict[str, str]]:
+    """Name, content and id key of each data set. A resumed run must have equal ones."""
+    return {
+        source: dict(name=data.name, fingerprint=data.fingerprint, key=data.key_fingerprint)
+        for source, data in datasets.items()
+    }
+
+
+def _earlier(config: Mapping[str, Any]) -> Path | None:
+    """The hashes of the data of a run's parent; None without a parent, or where they are lost."""
+    parent = (config.get('life') or {}).get('parent')
+    file = None if parent is None else Path(parent['run'], 'data', 'seen.npz')
+    return file if file is not None and file.exists() else None
+
+
+def _sources(folder: Path) -> dict[str, Any] | None:
+    """data/sources.json; None if it is lost or damaged."""
+    try:
+        found = json.loads((folder / 'data' / 'sources.json').read_bytes())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _is_whole(file: Path) -> bool:
+    """Whether every array of an .npz file can be read; each has a CRC-32 in it."""
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            return all(arrays[name] is not None for name in arrays.files) and 'split' in arrays.files
+    except Exception:  # numpy and zipfile raise many kinds for damaged files
+        return False
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _other_exports(folder: Path, before: Mapping[str, Any]) -> tuple[str, ...]:
+    """A sentence if the config.json of a run was written by hand, and is not the one that its exports name."""
+    meta, file = _newest_meta(folder), folder / 'config.json'
+    if file.read_text() == configs.to_json(before):  # as a run writes it
+        return ()
+    if 'life' in before or meta.get('config_fingerprint') in (None, configs.fingerprint(before)):
+        return ()
+    return (
+        f'{file} is not the config that the export of step {meta["step"]:,} was made with: if you '
+        'wrote it again, compare recipe, data and overrides with those of the run',
+    )
+
+
+def _newest_meta(folder: Path) -> dict[str, Any]:
+    """meta.json of the newest readable export of a run; {} if there is none."""
+    for step in reversed(export.steps(folder)):
+        with contextlib.suppress(UserError):
+            return export.read_meta(folder / 'exports' / str(step))
+    return {}

@@ -1,0 +1,64 @@
+"""Runs of a few steps in this process, for tests of what happens to the folder of a run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from medjax import cli, config as configs, train
+
+RECIPE = """
+def get_config():
+    return dict(
+        total_steps=8,
+        batch_size=8,
+        image=dict(channels=1, mean=0.5, std=0.25),
+        views={'global': dict(view='crop', part='images', count=1, size=16, area=(0.5, 1.0))},
+        towers=dict(image=dict(tower='vit', variant='Ti/8', width=16, depth=1, heads=1, native_size=16)),
+        terms=[dict(term='koleo', of='student/image/global/cls')],
+        optim=dict(lr=1e-3),
+        log=dict(every=2),
+        checkpoint=dict(every=4),
+        export=dict(every=4),
+    )
+"""
+
+
+def build(folder: Path, seed: int = 0) -> Path:
+    """The recipe and a data set."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / 'recipe.py').write_text(RECIPE)
+    made = ['phantom', '--records', '48', '--size', '32', '--seed', str(seed), '--out', str(folder / 'data')]
+    assert cli.main(['build', *made]) == 0
+    return folder
+
+
+def run(made: Path, folder: Path, *overrides: str, data: Path | None = None) -> int:
+    """Trains, in this process."""
+    config, datasets = configs.load(str(made / 'recipe.py'), [str(data or made / 'data')], overrides)
+    return train.run(config, datasets, folder)
+
+
+def unfinished(folder: Path, step: int = 8) -> None:
+    """Makes a finished run one that was killed after it had saved `step`."""
+    (folder / 'DONE').unlink()
+    if step < 8:
+        for later in ('checkpoints/8', 'exports/8'):
+            shutil.rmtree(folder / later)
+
+
+def losses(folder: Path) -> dict[int, float]:
+    lines = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
+    return {line['step']: line['loss'] for line in lines}
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """The files of a folder by their path."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob('*') if path.is_file()}
+
+
+def same_end(one: Path, other: Path) -> None:
+    """Two runs have equal losses and exports, to the bit."""
+    assert losses(one) == losses(other)
+    assert content(one / 'exports') == content(other / 'exports')

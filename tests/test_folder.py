@@ -1,0 +1,281 @@
+"""The folder of a run: lost files, two runs at once, runs that are refused."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import small_runs
+from small_runs import content, same_end, unfinished
+
+from medjax import cli, config as configs, folder as folders
+from medjax.errors import UserError
+
+NEWEST = 'default/d'
+
+
+@pytest.fixture(scope='module')
+def made(tmp_path_factory):
+    return small_runs.build(tmp_path_factory.mktemp('made'))
+
+
+@pytest.fixture(scope='module')
+def whole(made, tmp_path_factory):
+    """A finished run."""
+    folder = tmp_path_factory.mktemp('runs') / 'whole'
+    assert small_runs.run(made, folder) == 0
+    return folder
+
+
+@pytest.fixture
+def run(whole, tmp_path):
+    """A copy of it that was killed after its last save."""
+    copy = shutil.copytree(whole, tmp_path / 'run')
+    unfinished(copy)
+    return copy
+
+
+def refused(made: Path, run: Path, *overrides: str, data: Path | None = None) -> str:
+    """The sentence of a run that does not begin, and that changes nothing."""
+    before = content(run)
+    with pytest.raises(UserError) as told:
+        small_runs.run(made, run, *overrides, data=data)
+    assert content(run) == before
+    return str(told.value)
+
+
+# Checkpoints.
+
+
+def test_a_run_with_a_damaged_checkpoint_resumes_from_the_one_before_to_the_same_bits(made, whole, run, capsys):
+    os.truncate(next((run / 'checkpoints' / '8' / NEWEST).iterdir()), 100)
+    assert small_runs.run(made, run) == 0
+    told = capsys.readouterr().err
+    assert 'the checkpoint of step 8 cannot be used' in told and 'resuming from step 4' in told
+    assert sorted(os.listdir(run / 'checkpoints')) == ['4', '8', '8.damaged']
+    same_end(run, whole)
+    assert (run / 'DONE').exists() and not (run / '.lock').exists()
+
+
+def test_all_checkpoints_are_damaged(made, run):
+    for step in (4, 8):
+        shutil.rmtree(run / 'checkpoints' / str(step) / NEWEST)
+    assert 'none of the checkpoints can be used (step 8: default/d/' in (sentence := refused(made, run))
+    assert 'exports/8")' in sentence and '--from OTHER' in sentence
+
+
+def test_a_finished_run_without_checkpoints_is_not_lengthened(made, whole, tmp_path):
+    run = shutil.copytree(whole, tmp_path / 'run')
+    shutil.rmtree(run / 'checkpoints')
+    assert 'its checkpoints are lost, so it cannot be lengthened' in refused(made, run, 'total_steps=12')
+    assert not (run / 'checkpoints').exists()
+
+
+def test_one_checkpoint_is_not_enough():
+    with pytest.raises(UserError, match='checkpoint.keep=1: must be at least 2; if the newest is damaged'):
+        configs.check(
+            configs.resolve(configs.read('tiny', ['checkpoint.keep=1', 'image.mean=0.5', 'image.std=1.0']), {})
+        )
+
+
+# config.json.
+
+
+@pytest.mark.parametrize('left', ['checkpoints', 'metrics.jsonl', 'exports'])
+def test_a_lost_config_is_refused(made, run, left):
+    """Whatever else is lost: a new run would write over what is left."""
+    for path in run.iterdir():
+        if path.name != left:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    sentence = refused(made, run)
+    assert 'holds a run' in sentence and left in sentence and 'medjax config RECIPE --data DATA' in sentence
+    assert f'> {run}/config.json' in sentence
+    assert os.listdir(run) == [left]
+
+
+@pytest.mark.parametrize('text', ['{"total_steps": 8', '', '{}', 'null', '[1]', '\x80'])
+def test_a_damaged_config_is_refused(made, run, text):
+    (run / 'config.json').write_text(text, encoding='latin-1')
+    sentence = refused(made, run)
+    assert 'is not the config.json of a run' in sentence and 'medjax config RECIPE' in sentence
+
+
+def test_a_lost_config_is_written_again_as_the_sentence_says(made, whole, tmp_path, capsys):
+    """The run goes on to the same bits. With another recipe, that is said."""
+    run = shutil.copytree(whole, tmp_path / 'run')
+    unfinished(run, 4)
+    (run / 'config.json').unlink()
+    recipe = [str(made / 'recipe.py'), '--data', str(made / 'data')]
+    capsys.readouterr()
+    assert cli.main(['config', *recipe]) == 0
+    (run / 'config.json').write_text(capsys.readouterr().out)
+    recovered = configs.load_json(run / 'config.json')
+    assert configs.fingerprint(recovered) == configs.fingerprint(configs.load_json(whole / 'config.json'))
+    assert small_runs.run(made, run) == 0
+    told = capsys.readouterr().err
+    assert 'resuming from step 4' in told and 'compare recipe' not in told
+    same_end(run, whole)
+
+    assert cli.main(['config', *recipe, '--config.optim.lr=0.01']) == 0
+    (run / 'config.json').write_text(capsys.readouterr().out)
+    unfinished(run)
+    assert small_runs.run(made, run, 'optim.lr=0.01') == 0
+    told = capsys.readouterr().err
+    assert 'is not the config that the export of step 8 was made with' in told and 'compare recipe' in told
+
+
+# RUN/data.
+
+
+@pytest.mark.parametrize(
+    ('lost', 'words'),
+    [
+        (['sources.json'], 'hashes of the training images show that the data are the same'),
+        (['seen.npz'], 'it is made again from the data, which are the same'),
+        (['seen.npz', 'sources.json'], 'hashes of the training images show that the data are the same'),
+    ],
+)
+@pytest.mark.parametrize('damage', ['removed', 'cut'])
+def test_lost_records_of_the_data_are_made_again(made, run, lost, words, damage, capsys):
+    before = content(run / 'data')
+    for name in lost:
+        (run / 'data' / name).unlink() if damage == 'removed' else os.truncate(run / 'data' / name, 50)
+    assert small_runs.run(made, run) == 0
+    assert words in capsys.readouterr().err
+    assert content(run / 'data') == before
+
+
+def test_other_data_are_refused_whatever_is_lost(made, run, tmp_path):
+    other = small_runs.build(tmp_path / 'other', seed=1) / 'data'
+    assert 'holds a run of other data: main was' in refused(made, run, data=other)
+    (run / 'data' / 'sources.json').unlink()
+    assert 'holds a run of other data: the hashes of the training images differ' in refused(made, run, data=other)
+    (run / 'data' / 'seen.npz').unlink()
+    assert 'differ from those in its exports' in refused(made, run, data=other)
+    shutil.rmtree(run / 'exports')
+    for data in (other, made / 'data'):  # nothing tells which are right
+        sentence = refused(made, run, data=data)
+        assert 'nothing tells whether these are the data' in sentence and 'medjax train --from' in sentence
+
+
+# Refused runs, and two at once.
+
+
+def files_below(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob('*'))
+
+
+@pytest.mark.parametrize(
+    'override',
+    ['batch_size=9', 'views.global.size=15', "init_from=dict(path='nowhere')", 'mesh.fsdp=3', 'total_steps=0'],
+)
+def test_a_refused_run_leaves_nothing(made, tmp_path, override):
+    (tmp_path / 'mine').mkdir()
+    (tmp_path / 'mine' / 'notes.txt').write_text('what the user put there')
+    for folder in (tmp_path / 'new' / 'deep' / 'run', tmp_path / 'mine'):
+        with pytest.raises(UserError):
+            small_runs.run(made, folder, override)
+        assert files_below(tmp_path) == ['mine', 'mine/notes.txt']
+
+
+def test_a_workdir_that_cannot_be_a_folder(made, tmp_path):
+    (tmp_path / 'file').touch()
+    for folder in (tmp_path / 'file', tmp_path / 'file' / 'run'):
+        with pytest.raises(UserError, match='is no folder, and none can be made there: .*choose another'):
+            small_runs.run(made, folder)
+    assert files_below(tmp_path) == ['file']
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from medjax import folder
+with folder.held(Path(sys.argv[1])):
+    print('held', flush=True)
+    time.sleep(600)
+"""
+
+
+def test_two_processes_on_one_folder(made, run, whole):
+    """The second is refused; a killed one holds nothing."""
+    holder = subprocess.Popen([sys.executable, '-c', HOLD, str(run)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == 'held\n'
+        before = content(run)
+        assert f'another process trains in {run}; wait for it' in refused(made, run)
+        assert content(run) == before
+    finally:
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+    assert (run / '.lock').exists()
+    assert small_runs.run(made, run) == 0
+    same_end(run, whole)
+    assert not (run / '.lock').exists()
+
+
+LAUNCH = Path(__file__).parents[1] / 'launch' / 'local.sh'
+
+
+def of_two(made: Path, run: Path) -> tuple[int, str]:
+    """The exit code of `medjax train` on two processes, and what it says."""
+    argv = ['train', '--config', made / 'recipe.py', '--data', made / 'data', '--workdir', run]
+    done = subprocess.run(
+        [LAUNCH, '2', '--', sys.executable, '-m', 'medjax', *map(str, argv)],
+        capture_output=True, text=True, timeout=300, env={**os.environ, 'MEDJAX_DEVICES_PER_PROCESS': '1'},
+    )  # fmt: skip
+    return done.returncode, done.stderr
+
+
+@pytest.mark.slow
+def test_two_processes_of_a_run_decide_alike(made, whole, run):
+    """They take the same checkpoint. Where another run holds the folder, both are refused."""
+    os.truncate(next((run / 'checkpoints' / '8' / NEWEST).iterdir()), 100)
+    with folders.held(run):
+        code, told = of_two(made, run)
+    assert code == 2 and 'another process trains in' in told and 'Traceback' not in told, told
+    code, told = of_two(made, run)
+    assert code == 0 and 'Traceback' not in told, told
+    assert told.count('the one of step 4 is taken') == told.count('resuming from step 4') == 1, told
+    assert sorted(os.listdir(run / 'checkpoints')) == ['4', '8', '8.damaged']
+    for step, loss in small_runs.losses(whole).items():
+        assert small_runs.losses(run)[step] == pytest.approx(loss, rel=1e-3)  # KoLeo on another mesh
+    os.truncate(next((run / 'checkpoints' / '8' / NEWEST).iterdir()), 100)
+    shutil.rmtree(run / 'checkpoints' / '4')
+    unfinished(run)
+    code, told = of_two(made, run)
+    assert code == 2 and 'none of the checkpoints can be used' in told and 'Traceback' not in told, told
+
+
+def test_a_folder_is_held_by_one(tmp_path, monkeypatch):
+    with folders.held(tmp_path / 'run'):
+        with pytest.raises(UserError, match='another process trains'), folders.held(tmp_path / 'run'):
+            raise AssertionError('both hold it')
+        assert (tmp_path / 'run' / '.lock').exists()
+    assert not (tmp_path / 'run').exists()
+
+    def without_locks(*_):
+        raise OSError(95, 'Operation not supported')
+
+    monkeypatch.setattr(folders.fcntl, 'flock', without_locks)
+    with folders.held(tmp_path / 'run'):
+        (tmp_path / 'run' / 'config.json').write_text('{}')
+    assert files_below(tmp_path) == ['run', 'run/config.json']
+
+
+def test_what_a_killed_process_leaves_is_swept(tmp_path):
+    gone = subprocess.Popen([sys.executable, '-c', ''])
+    gone.wait()
+    host = folders.files._host()
+    dead, alive = f'{host}.{gone.pid}.0', f'{host}.{os.getpid()}.0'
+    for name in (f'exports/.8.{dead}.part/meta.json', f'.health.json.{dead}.part', f'exports/.4.{dead}.old/meta.json',
+                 f'probes/8/.x.knn.npz.{dead}.part', f'exports/.12.{alive}.part/meta.json', 'config.json'):  # fmt: skip
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text('{}')
+    with folders.held(tmp_path):
+        pass
+    assert sorted(content(tmp_path)) == ['config.json', f'exports/.12.{alive}.part/meta.json', 'exports/4/meta.json']
