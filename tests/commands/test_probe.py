@@ -127,6 +127,21 @@ def test_the_newest_export_and_both_baselines(probed, data):
     assert square['positives'] + square['negatives'] == (split.labels_array[:, 0] >= 0).sum() < len(split)
 
 
+def test_an_export_that_is_worse_than_step_0_is_said_after_the_results(probed, data, tmp_path, capsys):
+    name, run = records.open(data).name, tmp_path / 'run'
+    shutil.copytree(probed, run)
+    start = json.loads((run / 'probes' / '20' / f'{name}.knn.json').read_text())
+    start['encoder']['step'] = 0
+    start['results']['auroc']['mean'] |= dict(value=1.09, low=1.05, high=1.1)  # above any that a probe can have
+    shutil.copytree(run / 'probes' / '20', run / 'probes' / '0')
+    (run / 'probes' / '0' / f'{name}.knn.json').write_text(json.dumps(start))
+    assert cli.main(['probe', '--run', str(run), '--data', str(data), '--draws', '50', '--baselines', 'none']) == 0
+    out = capsys.readouterr().out
+    assert out.splitlines()[-1].startswith(f'Worse than its start: knn on {name}, mean AUROC ')
+    assert 'at step 20, 1.090 [1.050, 1.100] at step 0.' in out
+    assert out.count('Worse than its start') == 1, 'the linear probe of step 0 says the same as that of step 20'
+
+
 def test_pixels_are_probed_like_an_encoder(probed, data):
     result = json.loads((probed / 'probes' / 'pixels' / f'{records.open(data).name}.linear.json').read_text())
     assert result['encoder']['step'] == 'pixels' and result['overlap'] == {}

@@ -133,6 +133,21 @@ def test_one_step_and_one_export_without_intervals(run):
     assert 'no baseline yet' in parsed.sections['header']
 
 
+def test_an_export_that_is_worse_than_the_start_is_said_beside_the_verdict(run):
+    write_result(run, 0, 'knn', skill=1.6)
+    write_result(run, 0, 'linear', skill=1.25)  # a little better than step 2,000, with intervals that overlap
+    text = ' '.join(Page(write(run)).sections['header'].split())
+    assert 'Worse than its start: knn on phantom, mean AUROC .800 [.770, .830] at step 2,000, .900' in text
+    assert 'Worse than its start: linear' not in text
+
+
+def test_the_similarity_to_the_start_is_a_curve(run):
+    assert Page(write(run)).figures['health'] == 4
+    rows = [row | {'similarity/start': 1 - i / 100} for i, row in enumerate(lines())]
+    (run / 'metrics.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    assert Page(write(run)).figures['health'] == 5
+
+
 def test_baselines_alone(run):
     for step in ('500', '1000', '2000'):
         shutil.rmtree(run / 'probes' / step)
