@@ -70,6 +70,8 @@ def main(argv: list[str]) -> int:
         possible, reasons = _possible_probes(inputs_of(folder, encoder), probes)
         if args.probes:
             failures += sum(_failed(f'{name} on {title}', error) for name, error in reasons.items())
+        elif figure and figure.probe in reasons:
+            failures += _failed(f'{figure.probe} on {title}', reasons[figure.probe])
         elif not possible:
             by_reason = {str(error): name for name, error in reasons.items()}
             why = '; '.join(f'{name}: {reason}' for reason, name in by_reason.items())

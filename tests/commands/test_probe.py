@@ -241,6 +241,15 @@ def test_an_export_that_goes_while_it_is_probed(tmp_path, data, monkeypatch, cap
     assert 'exports/1 was deleted while it was read' in capsys.readouterr().err
 
 
+def test_a_figure_of_a_probe_that_cannot_run_says_why(tmp_path, data, capsys):
+    make_export(tmp_path, 1)
+    command = ['probe', '--run', str(tmp_path), '--data', str(data), '--draws', '20', '--baselines', 'none']
+    assert cli.main([*command, '--best', 'zero_shot.auroc']) == 1
+    output = capsys.readouterr().err
+    assert 'zero_shot on step 1 failed: zero_shot needs sentences for the classes' in output
+    assert 'no export has a result of zero_shot' in output and not (tmp_path / 'best.json').exists()
+
+
 def test_labels_that_are_left_out_are_told(probed, data, capsys):
     assert cli.main(['probe', '--run', str(probed), '--data', str(data), '--draws', '50']) == 0
     (said,) = [line for line in capsys.readouterr().out.splitlines() if 'leave' in line]
@@ -482,11 +491,6 @@ def mistakes(tmp_path, data):
     )
     yield 'no metric', [run, data, '--best', 'linear.accuracy'], "linear has no figure 'accuracy' on validation"
     yield 'no probe of it', [run, data, '--probes', 'knn', '--best', 'linear.auroc'], 'the probes that run are knn;'
-    yield (
-        'not on test',
-        [run, data, '--best', 'zero_shot.auroc'],
-        'reads the test split alone, which is not for choosing',
-    )
     yield 'no recall', [run, data, '--best', 'retrieval.R@2'], "retrieval has no figure 'R@2' on validation"
     yield 'no draws', [run, data, '--draws', '0'], 'at least 1 bootstrap draw'
     yield 'no seed', [run, data, '--seed', '-1'], '--seed: 0 or more, not -1'
