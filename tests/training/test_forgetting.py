@@ -128,6 +128,7 @@ OFTEN = ('--config.log.every=10', '--config.export.every=1000', '--config.checkp
 LEARNS = (
     '--config.batch_size=16',
     '--config.towers.image.width=64',
+    '--config.terms.0.student=student/image/global~block/cls>dino',
     "--config.optim.schedule=dict(rule='cosine',start=1.,end=1.,warmup=20)",
     '--config.terms.0.teacher_temperature=0.02',
     '--config.terms.1.teacher_temperature=0.02',
@@ -136,18 +137,18 @@ LEARNS = (
 
 @pytest.mark.slow
 def test_ten_times_the_rate_forgets_and_its_own_does_not(tmp_path):
-    """A small encoder, pretrained for 300 steps, continued for 200. Figures of other seeds are in BUILD_NOTES.md."""
+    """A small encoder, pretrained for 250 steps, continued for 150. Figures of other seeds are in BUILD_NOTES.md."""
     records = tmp_path / 'data'
     medjax('build', 'phantom', '--records', '256', '--size', '32', '--out', records)
-    medjax(*train(records, tmp_path / 'first', '--config.total_steps=300', *LEARNS, *OFTEN)[3:])
-    start = f"--config.init_from=dict(path='{tmp_path}/first/exports/300')"
+    medjax(*train(records, tmp_path / 'first', '--config.total_steps=250', *LEARNS, *OFTEN)[3:])
+    start = f"--config.init_from=dict(path='{tmp_path}/first/exports/250')"
     for rate, forgets in ((1e-3, False), (1e-2, True)):
         run = tmp_path / f'{rate}'
         told = medjax(
-            *train(records, run, '--config.total_steps=200', f'--config.optim.lr={rate}', start, *LEARNS, *OFTEN)[3:]
+            *train(records, run, '--config.total_steps=150', f'--config.optim.lr={rate}', start, *LEARNS, *OFTEN)[3:]
         )
         found = [line['similarity/start'] for line in lines(run) if 'similarity/start' in line]
-        assert len(found) == 4, 'every 50 steps'
+        assert len(found) == 3, 'every 50 steps'
         said = json.loads((run / 'health.json').read_text())['verdict']
         assert ('It forgets its start' in said) == forgets, (found, said)
         assert ('It forgets its start' in told) == forgets, 'printed at the end'
