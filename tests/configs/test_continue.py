@@ -28,7 +28,7 @@ SMALL = (
     'towers.image.variant=Ti/8', 'towers.image.width=64', 'towers.image.depth=2', 'towers.image.heads=1',
     'towers.image.native_size=32', 'towers.image.unroll=1', 'heads.dino.prototypes=32', 'heads.dino.hidden=32',
     'heads.dino.bottleneck=16', 'export.every=4', 'checkpoint.every=8', 'log.every=2',
-    'optim.lr=2e-3', 'towers.image.drop_path=0.0',
+    'optim.lr=2e-3', 'towers.image.drop_path=0.0', 'terms.0.student=student/image/global~block/cls>dino',
 )  # fmt: skip
 OF = dict(
     continue_heads_first=(
