@@ -68,6 +68,6 @@ def test_what_is_refused(run, tmp_path):
 
 
 def test_the_end_that_a_run_had_at_a_step():
-    config = configs.Config(total_steps=30, life=dict(parent=None, ends=((0, 10), (10, 20), (15, 30))))
+    config = configs.Config(total_steps=30, export={}, life=dict(parent=None, ends=((0, 10), (10, 20), (15, 30))))
     ends = {step: export.ending(config, step)['total_steps'] for step in (0, 5, 10, 11, 15, 16, 20, 30)}
     assert ends == {0: 10, 5: 10, 10: 10, 11: 20, 15: 20, 16: 30, 20: 30, 30: 30}
