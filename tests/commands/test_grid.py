@@ -136,7 +136,7 @@ def test_a_signal_saves_the_present_run_and_ends_the_grid(tmp_path, sent):
     assert (tmp_path / 'calls.saved').exists() and len(calls(tmp_path)) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_grid_of_real_runs_that_grows(tmp_path):
     """The first run is finished when the second is stated; it is not repeated, and both are compared."""
     given = dict(program=f'#!/bin/sh\nexec {sys.executable} -m medjax "$@"\n', data='data')

@@ -165,7 +165,7 @@ def public(tmp_path_factory):
     return path
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_gauge_changes_no_number_of_the_training(data, public, tmp_path, monkeypatch):  # noqa: F811
     """Also with features in micro-batches. Without its file, or with half of it, a run that goes on says so."""
 
