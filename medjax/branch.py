@@ -60,9 +60,7 @@ class Branch(NamedTuple):
 
 def parent(spec: str) -> Parent:
     """The parent that 'RUN' (its newest checkpoint) or 'RUN@STEP' names. UserError where there is none."""
-    run, at, text = spec.rpartition('@')
-    if not at or Path(spec).is_dir():
-        run, text = spec, ''
+    run, text = _split(spec)
     folder = Path(run).expanduser()
     if not (folder / 'config.json').is_file():
         raise UserError(f'--from {spec}: {folder} is no run: it has no config.json')
@@ -88,17 +86,33 @@ def parent(spec: str) -> Parent:
     return Parent(folder, step, config)
 
 
-def again(run: Path) -> Parent | None:
+def _split(spec: str) -> tuple[str, str]:
+    """'RUN@2000' -> ('RUN', '2000'); without a step ('RUN', '')."""
+    run, at, text = spec.rpartition('@')
+    return (spec, '') if not at or Path(spec).is_dir() else (run, text)
+
+
+def again(run: Path, spec: str) -> Parent | None:
     """The parent of a branch that was stopped before its first checkpoint. None for a run with checkpoints.
 
-    UserError for a run that is no branch.
+    UserError for a run that is no branch, or a branch of another parent than `spec` names. A parent may have moved.
     """
     named = life.of(configs.load_json(run / 'config.json'))['parent']
     if named is None:
         raise UserError(
             f'--from: {run} holds a run that is no branch; continue it without --from, or use another folder'
         )
-    return None if checkpoint.steps(run / 'checkpoints') else parent(f'{named["run"]}@{named["step"]}')
+    given, step = _split(spec)
+    folder = Path(given).expanduser()
+    is_it = folder.resolve() == Path(named['run']).resolve()
+    if not is_it and (folder / 'config.json').is_file():
+        is_it = configs.fingerprint(configs.load_json(folder / 'config.json')) == named['fingerprint']
+    if not is_it or (step and step != str(named['step'])):
+        raise UserError(
+            f'--from {spec}: {run} is a branch of {named["run"]}@{named["step"]}; give this one to continue it, or '
+            'another --workdir for a new branch'
+        )
+    return None if checkpoint.steps(run / 'checkpoints') else parent(f'{given}@{named["step"]}')
 
 
 def check_keep(keep: Sequence[str] | None, objective: Objective) -> None:

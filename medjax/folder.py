@@ -159,6 +159,12 @@ def check_data(folder: Path, before: Mapping[str, Any], datasets: Mapping[str, r
             f'{folder / "data"} is lost or damaged, and the run has no export, so nothing tells whether these are the '
             f'data that it began with. If they are, branch from it: medjax train --from {folder} --workdir OTHER'
         )
+    parent = (before.get('life') or {}).get('parent')
+    if parent is not None and _earlier(before) is None:
+        raise UserError(
+            f'{folder / "data"} is lost or damaged, and so is {Path(parent["run"], "data", "seen.npz")}, the list of '
+            'what its parent was trained on. Put one of them back, then train on'
+        )
     with tempfile.TemporaryDirectory() as scratch:
         again = Path(scratch, 'seen.npz')
         seen.write_seen(datasets, again, _earlier(before))
@@ -176,16 +182,17 @@ def check_data(folder: Path, before: Mapping[str, Any], datasets: Mapping[str, r
 
 
 def write_data(folder: Path, parent: Mapping[str, Any] | None, datasets: Mapping[str, records.DataSet]) -> str | None:
-    """Writes the files of RUN/data that are not there or are damaged; a sentence if the parent's are lost."""
+    """Writes the files of RUN/data that are not there or are damaged; a sentence if it needs the parent's in vain."""
     earlier = _earlier({'life': dict(parent=parent, ends=[])})
+    had = _is_whole(folder / 'data' / 'seen.npz')
     with files.writing(f'the record of the data, {folder / "data"}'):
-        if not _is_whole(folder / 'data' / 'seen.npz'):
+        if not had:
             seen.write_seen(datasets, folder / 'data' / 'seen.npz', earlier)
         if _sources(folder) is None:
             files.write_json(folder / 'data' / 'sources.json', identities(datasets))
-    if parent is not None and earlier is None:
+    if parent is not None and earlier is None and not had:
         file = Path(parent['run'], 'data', 'seen.npz')
-        return f'{file} is missing, so this run cannot tell which test images its parent was trained on'
+        return f'{file} is missing or damaged, so this run cannot tell which test images its parent was trained on'
     return None
 
 
@@ -198,10 +205,10 @@ def identities(datasets: Mapping[str, records.DataSet]) -> dict[str, dict[str, s
 
 
 def _earlier(config: Mapping[str, Any]) -> Path | None:
-    """The hashes of the data of a run's parent; None without a parent, or where they are lost."""
+    """The hashes of the data of a run's parent; None without a parent, or where they are lost or damaged."""
     parent = (config.get('life') or {}).get('parent')
     file = None if parent is None else Path(parent['run'], 'data', 'seen.npz')
-    return file if file is not None and file.exists() else None
+    return file if file is not None and _is_whole(file) else None
 
 
 def _sources(folder: Path) -> dict[str, Any] | None:

@@ -7,7 +7,8 @@ again. The first stage is the recipe itself. All stages have one state: towers, 
 terms are the same, so a run goes on over a border as over any other step.
 
 A named rule in `change`, as a schedule of the learning rate, begins at the stage and ends with it. Rules outside of
-`change` go on: they run over the whole run. Data, seed, what is written and when, and the length of the run are one
+`change` go on: they run over the whole run. A list of values by step counts from the first step of the run, in a stage
+too. Data, seed, what is written and when, and the length of the run are one
 for all stages.
 """
 
@@ -58,7 +59,8 @@ def stages(config: configs.Config) -> tuple[Stage, ...]:
     for i, (begin, end) in enumerate(zip(begins, [*begins[1:], total])):
         for key, value in entries[i - 1]['change'].items() if i else ():
             _change(now, f'stages.{i - 1}', key, with_ends(value, end - begin, begin))
-        if len(now.data) == 1:  # then a stage with another batch_size need not name the rows too
+        changed = entries[i - 1]['change'] if i else ()
+        if len(now.data) == 1 and 'batch_size' in changed and not any(key.startswith('data.') for key in changed):
             next(iter(now.data.values())).rows = now.batch_size
         try:
             found.append(Stage(begin, end, configs.check(configs.frozen(now))))
@@ -86,6 +88,8 @@ def _change(config: Any, where: str, key: str, value: Any) -> None:
             if section in config
             else f'{where}.change: there is no key {key!r}{configs.suggest(section, CHANGEABLE)}'
         )
+    if key == 'data':
+        raise UserError(f"{where}.change: 'data' is changed by key, as data.{next(iter(config.data))}.rows")
     try:
         put(config, key, value, repr(value))
     except UserError as error:

@@ -166,8 +166,8 @@ def _run(
 ) -> int:
     """`run`, in a folder that no other run writes."""
     total, main = config['total_steps'], runtime.is_main()
-    check_folder(folder, config, datasets)
-    if (folder / 'DONE').exists() and (folder / 'DONE').read_text().strip() == str(total):
+    check_folder(folder, config, datasets, branch)
+    if (folder / 'DONE').exists() and (folder / 'DONE').read_text(errors='replace').strip() == str(total):
         say(f'{folder} is finished: {total:,} steps are done')
         return 0
     peak = metrics.peak_flops(jax.devices(), config['dtype'])  # measured on a CPU, so before a mesh is in use
@@ -229,7 +229,12 @@ def resumed_gauge(plan: Sequence[Stage], trainings: Sequence[Training], folder: 
 
 def all_set_up(plan: Sequence[Stage], datasets: Mapping[str, records.DataSet], mesh: Mesh) -> list[Training]:
     """The objects of each stage. UserError for a mistake in any of them, so that no run meets it after days."""
-    trainings = [setup(stage.config, datasets, mesh) for stage in plan]
+    trainings = [setup(plan[0].config, datasets, mesh)]
+    for i, stage in enumerate(plan[1:]):
+        try:
+            trainings.append(setup(stage.config, datasets, mesh))
+        except UserError as error:
+            raise UserError(f'stages.{i}: {error}') from None
     for i, (stage, training) in enumerate(zip(plan[1:], trainings[1:], strict=True)):
         ours, first = checkpoint.leaves(training.abstract), checkpoint.leaves(trainings[0].abstract)
         for name in sorted(ours.keys() | first.keys()):
@@ -266,6 +271,8 @@ def loop(
     )
     start = done = int(state.step)
     batch, stopped = next(batches), False
+    if done == total:  # the end was moved to this step, or the run was killed before its last export
+        exporter.write(done, state)
     while done < end and not stopped:
         state, numbers = train_step(state, batch)
         done += 1
@@ -290,7 +297,12 @@ def loop(
 # Before and after the loop.
 
 
-def check_folder(folder: Path, config: Mapping[str, Any], datasets: Mapping[str, records.DataSet]) -> None:
+def check_folder(
+    folder: Path,
+    config: Mapping[str, Any],
+    datasets: Mapping[str, records.DataSet],
+    branch: branches.Branch | None = None,
+) -> None:
     """A UserError if the folder holds a run with another config or of other data, or has lost what tells it."""
     before = folders.read_config(folder)
     if before is None:
@@ -306,6 +318,12 @@ def check_folder(folder: Path, config: Mapping[str, Any], datasets: Mapping[str,
             f'from the run: medjax train --from {folder} --workdir OTHER, with these overrides'
         )
     saved = checkpoint.steps(folder / 'checkpoints')
+    parent = life.of(before)['parent']
+    if not saved and parent is not None and branch is None:
+        raise UserError(
+            f'{folder} is a branch without a checkpoint of its own; it begins again by medjax train --from '
+            f'{parent["run"]}@{parent["step"]} --workdir {folder}, with its other options'
+        )
     if not saved and (folder / 'DONE').exists() and config['total_steps'] != before['total_steps']:
         raise UserError(
             f'{folder} is finished, but its checkpoints are lost, so it cannot be lengthened; start a new run from its '
@@ -342,7 +360,8 @@ def claim_folder(
         if now != before | {'life': life.of(before)}:
             with files.writing(f'the config {file}'):
                 files.write_text(file, configs.to_json(now))
-        folders.write_data(folder, life.of(before)['parent'], datasets)
+        if note := folders.write_data(folder, life.of(before)['parent'], datasets):
+            say(note)
         (folder / 'DONE').unlink(missing_ok=True)
         return
     if note := folders.write_data(folder, parent, datasets):

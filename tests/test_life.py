@@ -149,6 +149,8 @@ def test_a_stage_with_another_batch_needs_no_rows():
         ("[dict(at='4',change={'optim.lr':1.})]", "stages.0.at='4': must be a step"),
         ('[dict(at=4,change={})]', 'stages.0.change={}: must be a dict of keys and values'),
         ("[dict(at=4,change={'optim.lr':1.}),dict(at=4,change={'optim.lr':1.})]", 'stages.1.at=4: stages stand in'),
+        ("[dict(at=4,change={'data':dict(cxr=dict(rows=4))})]", "stages.0.change: 'data' is changed by key, as data"),
+        ("[dict(at=4,change={'data.cxr.rows':4})]", 'stages.0: batch_size 8 must be the sum of the rows'),
         ("[dict(at=4,change={'seed':1})]", "stages.0.change: 'seed' is one for all stages"),
         ("[dict(at=4,change={'optm.lr':1})]", "stages.0.change: there is no key 'optm.lr'; did you mean 'optim'"),
         ("[dict(at=4,change={'towers.imag.depth':1})]", "stages.0.change.towers.imag.depth: .* 'imag'; did you mean"),
@@ -309,10 +311,39 @@ def test_a_parent_that_is_not_there_is_one_sentence(tmp_path):
         with pytest.raises(UserError, match=sentence):
             branch.parent(spec)
     with pytest.raises(UserError, match='holds a run that is no branch; continue it without --from'):
-        branch.again(run)
+        branch.again(run, str(run))
     shutil.rmtree(run / 'checkpoints')
     with pytest.raises(UserError, match='has no checkpoint'):
         branch.parent(str(run))
+
+
+def test_a_branch_is_continued_with_its_own_parent(tmp_path):
+    parent, own = tmp_path / 'parent', tmp_path / 'own'
+    (parent / 'checkpoints/4').mkdir(parents=True)
+    (parent / 'config.json').write_text(configs.to_json(tiny()))
+    own.mkdir()
+    named = branch.parent(f'{parent}@4').described(['clock'])
+    (own / 'config.json').write_text(configs.to_json({**tiny(), 'life': life.begun(tiny(), 4, named)}))
+    assert branch.again(own, f'{parent}@4').step == branch.again(own, str(parent)).step == 4
+    for spec in (f'{parent}@8', str(tmp_path / 'nowhere')):
+        with pytest.raises(UserError, match=f'--from {spec}: .* is a branch of .*parent@4; give this one to continue'):
+            branch.again(own, spec)
+    with pytest.raises(
+        UserError, match='is a branch without a checkpoint of its own; it begins again by .*--from .*@4'
+    ):
+        check_folder(own, tiny(), {})  # never from random weights
+    parent.rename(tmp_path / 'moved')
+    assert branch.again(own, str(tmp_path / 'moved')).run == tmp_path / 'moved'
+
+
+def test_only_rules_of_the_last_stage_end_with_the_run():
+    change = "{'optim.schedule':dict(rule='linear',start=1.,end=0.)}"
+    constant = "{'optim.schedule':1.0}"
+    both = tiny('optim.schedule=1.0', f'stages=[dict(at=2,change={change}),dict(at=6,change={constant})]')
+    assert configs.ends_with_run(both) == []
+    assert configs.ends_with_run(tiny('optim.schedule=1.0', f'stages=[dict(at=2,change={change})]')) == [
+        'stages.0.change.optim.schedule'
+    ]
 
 
 @pytest.mark.slow

@@ -62,6 +62,6 @@ def _branch(args: argparse.Namespace, overrides: list[str]) -> tuple[branches.Br
             configs.load_json(own) if parent is None else parent.config, args.data, overrides
         )
     if parent is None:  # killed before its first checkpoint, it begins again from its parent
-        parent = branches.again(args.workdir)
+        parent = branches.again(args.workdir, args.parent)
     keep = None if args.keep is None else tuple(name.strip() for name in args.keep.split(',') if name.strip())
     return None if parent is None else branches.Branch(parent, keep), config, datasets
