@@ -60,12 +60,13 @@ class Branch(NamedTuple):
 
 def parent(spec: str) -> Parent:
     """The parent that 'RUN' (its newest checkpoint) or 'RUN@STEP' names. UserError where there is none."""
-    run, text = _split(spec)
-    folder = Path(run).expanduser()
+    folder, text = checkpoint.named(spec)
     if not (folder / 'config.json').is_file():
         raise UserError(f'--from {spec}: {folder} is no run: it has no config.json')
     if text and not text.isdecimal():
-        raise UserError(f'--from {spec}: {text!r} is no step; write --from {run}@STEP, or --from {run} for its newest')
+        raise UserError(
+            f'--from {spec}: {text!r} is no step; write --from {folder}@STEP, or --from {folder} for its newest'
+        )
     config = configs.load_json(folder / 'config.json')
     if configs.is_version_1(config):
         raise UserError(
@@ -86,12 +87,6 @@ def parent(spec: str) -> Parent:
     return Parent(folder, step, config)
 
 
-def _split(spec: str) -> tuple[str, str]:
-    """'RUN@2000' -> ('RUN', '2000'); without a step ('RUN', '')."""
-    run, at, text = spec.rpartition('@')
-    return (spec, '') if not at or Path(spec).is_dir() else (run, text)
-
-
 def again(run: Path, spec: str) -> Parent | None:
     """The parent of a branch that was stopped before its first checkpoint. None for a run with checkpoints.
 
@@ -102,8 +97,7 @@ def again(run: Path, spec: str) -> Parent | None:
         raise UserError(
             f'--from: {run} holds a run that is no branch; continue it without --from, or use another folder'
         )
-    given, step = _split(spec)
-    folder = Path(given).expanduser()
+    folder, step = checkpoint.named(spec)
     is_it = folder.resolve() == Path(named['run']).resolve()
     if not is_it and (folder / 'config.json').is_file():
         is_it = configs.fingerprint(configs.load_json(folder / 'config.json')) == named['fingerprint']
@@ -112,7 +106,7 @@ def again(run: Path, spec: str) -> Parent | None:
             f'--from {spec}: {run} is a branch of {named["run"]}@{named["step"]}; give this one to continue it, or '
             'another --workdir for a new branch'
         )
-    return None if checkpoint.steps(run / 'checkpoints') else parent(f'{given}@{named["step"]}')
+    return None if checkpoint.steps(run / 'checkpoints') else parent(f'{folder}@{named["step"]}')
 
 
 def check_keep(keep: Sequence[str] | None, objective: Objective) -> None:

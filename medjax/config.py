@@ -163,6 +163,8 @@ def load_run(
     for name, default in DEFAULTS.items():  # the run may be older than a key
         if name not in config:
             config[name] = ConfigDict(copy.deepcopy(default)) if isinstance(default, dict) else default
+        elif name in CLOSED:
+            config[name] = ConfigDict({**copy.deepcopy(default), **config[name]})
     if data:
         config.labels = None
         for part in config.data.values():

@@ -160,14 +160,14 @@ def check_data(folder: Path, before: Mapping[str, Any], datasets: Mapping[str, r
             f'data that it began with. If they are, branch from it: medjax train --from {folder} --workdir OTHER'
         )
     parent = (before.get('life') or {}).get('parent')
-    if parent is not None and _earlier(before) is None:
+    if parent is not None and _earlier(parent) is None:
         raise UserError(
             f'{folder / "data"} is lost or damaged, and so is {Path(parent["run"], "data", "seen.npz")}, the list of '
             'what its parent was trained on. Put one of them back, then train on'
         )
     with tempfile.TemporaryDirectory() as scratch:
         again = Path(scratch, 'seen.npz')
-        seen.write_seen(datasets, again, _earlier(before))
+        seen.write_seen(datasets, again, _earlier(parent))
         if _digest(again) != known:
             raise UserError(
                 f'{folder} holds a run of other data: the hashes of the training images differ from '
@@ -183,7 +183,7 @@ def check_data(folder: Path, before: Mapping[str, Any], datasets: Mapping[str, r
 
 def write_data(folder: Path, parent: Mapping[str, Any] | None, datasets: Mapping[str, records.DataSet]) -> str | None:
     """Writes the files of RUN/data that are not there or are damaged; a sentence if it needs the parent's in vain."""
-    earlier = _earlier({'life': dict(parent=parent, ends=[])})
+    earlier = _earlier(parent)
     had = _is_whole(folder / 'data' / 'seen.npz')
     with files.writing(f'the record of the data, {folder / "data"}'):
         if not had:
@@ -204,9 +204,8 @@ def identities(datasets: Mapping[str, records.DataSet]) -> dict[str, dict[str, s
     }
 
 
-def _earlier(config: Mapping[str, Any]) -> Path | None:
+def _earlier(parent: Mapping[str, Any] | None) -> Path | None:
     """The hashes of the data of a run's parent; None without a parent, or where they are lost or damaged."""
-    parent = (config.get('life') or {}).get('parent')
     file = None if parent is None else Path(parent['run'], 'data', 'seen.npz')
     return file if file is not None and _is_whole(file) else None
 

@@ -19,9 +19,10 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from medjax import config as configs
-from medjax.errors import UserError
+from medjax.errors import UserError, suggest
 from medjax.objectives.schedules import with_ends
 from medjax.overrides import put
+from medjax.types import is_whole
 
 # Sections that may differ between stages.
 CHANGEABLE = (
@@ -74,7 +75,7 @@ def _begin(entry: Any, where: str, total: int) -> int:
     if not isinstance(entry, Mapping) or set(entry) != {'at', 'change'}:
         raise UserError(f"{where}={entry!r}: must be a dict, as dict(at=1_000, change={{'optim.lr': 1e-5}})")
     at, change = entry['at'], entry['change']
-    if not configs.is_whole(at) or not 0 < at < total:
+    if not is_whole(at) or not 0 < at < total:
         raise UserError(f'{where}.at={at!r}: must be a step between 0 and total_steps={total}')
     if not isinstance(change, Mapping) or not change:
         raise UserError(f"{where}.change={change!r}: must be a dict of keys and values, as {{'optim.lr': 1e-5}}")
@@ -86,7 +87,7 @@ def _change(config: Any, where: str, key: str, value: Any) -> None:
         raise UserError(
             f'{where}.change: {key!r} is one for all stages; what may differ lies in {", ".join(CHANGEABLE)}'
             if section in config
-            else f'{where}.change: there is no key {key!r}{configs.suggest(section, CHANGEABLE)}'
+            else f'{where}.change: there is no key {key!r}{suggest(section, CHANGEABLE)}'
         )
     if key == 'data':
         raise UserError(f"{where}.change: 'data' is changed by key, as data.{next(iter(config.data))}.rows")

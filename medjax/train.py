@@ -230,13 +230,13 @@ def resumed_gauge(plan: Sequence[Stage], trainings: Sequence[Training], folder: 
 def all_set_up(plan: Sequence[Stage], datasets: Mapping[str, records.DataSet], mesh: Mesh) -> list[Training]:
     """The objects of each stage. UserError for a mistake in any of them, so that no run meets it after days."""
     trainings = [setup(plan[0].config, datasets, mesh)]
+    first = checkpoint.leaves(trainings[0].abstract)
     for i, stage in enumerate(plan[1:]):
         try:
-            trainings.append(setup(stage.config, datasets, mesh))
+            training = setup(stage.config, datasets, mesh)
         except UserError as error:
             raise UserError(f'stages.{i}: {error}') from None
-    for i, (stage, training) in enumerate(zip(plan[1:], trainings[1:], strict=True)):
-        ours, first = checkpoint.leaves(training.abstract), checkpoint.leaves(trainings[0].abstract)
+        ours = checkpoint.leaves(training.abstract)
         for name in sorted(ours.keys() | first.keys()):
             if getattr(ours.get(name), 'shape', None) != getattr(first.get(name), 'shape', None):
                 raise UserError(
@@ -244,6 +244,7 @@ def all_set_up(plan: Sequence[Stage], datasets: Mapping[str, records.DataSet], m
                     'state is a branch: medjax train --from RUN'
                 )
         rehearse(training.objective, training.step.make_views, stage.config)
+        trainings.append(training)
     return trainings
 
 

@@ -42,17 +42,14 @@ def main(argv: list[str]) -> int:
 
 def _named(spec: str) -> tuple[Path, int]:
     """The folder of a run and the step of a checkpoint in it."""
-    run, at, text = spec.rpartition('@')
-    if not at or Path(spec).expanduser().is_dir():
-        run, text = spec, ''
-    folder = Path(run).expanduser()
+    folder, text = checkpoint.named(spec)
     if not folder.is_dir():
         raise UserError(f'{spec}: there is no folder {folder}; give the --workdir of a `medjax train`')
     there = checkpoint.steps(folder / 'checkpoints')
     if not there:
         raise UserError(f'{spec}: {folder} has no checkpoint, so no export can be made of it')
     if text and not text.isdecimal():
-        raise UserError(f'{spec}: {text!r} is no step; write {run}@STEP, or {run} for its newest checkpoint')
+        raise UserError(f'{spec}: {text!r} is no step; write {folder}@STEP, or {folder} for its newest checkpoint')
     step = int(text) if text else there[-1]
     if step not in there:
         raise UserError(f'{spec}: there is no checkpoint of step {step}; there are {", ".join(map(str, there))}')

@@ -114,8 +114,8 @@ def main(argv: list[str]) -> int:
 
     for folder in folders:
         if (folder / 'probes').is_dir():  # missing if a run with --follow ended before its first export
-            print(results.table(folder, data, list(probes)), flush=True)
             contents = results.on_data(folder, data, list(probes))
+            print(results.tables(contents, list(probes)), flush=True)
             for sentence in [*results.left_out(contents), *drop.sentences(contents)]:
                 print(sentence, flush=True)
     if failures:

@@ -124,15 +124,6 @@ def overlap_sentence(shares: Mapping[str, Any]) -> str:
     return sentence
 
 
-def table(run: pathlib.Path, data: Any, probes: Sequence[str]) -> str:
-    """All results on a data set as Markdown, means over labels with their intervals.
-
-    The order is baselines, named encoders, steps. Probes with one first metric, as a mean over the same labels, share
-    a table.
-    """
-    return tables(on_data(run, data, probes), probes)
-
-
 def on_data(run: pathlib.Path, data: Any, probes: Sequence[str]) -> list[dict[str, Any]]:
     """The contents of all results on a data set."""
     encoders = sorted(folder.name for folder in (run / 'probes').iterdir())
@@ -169,7 +160,11 @@ def left_out(results: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def tables(results: Sequence[Mapping[str, Any]], probes: Sequence[str]) -> str:
-    """The contents of results on one data set as Markdown, in the order of `probes`."""
+    """The contents of results on one data set as Markdown, means over labels with their intervals.
+
+    Probes come in the order of `probes`, and encoders as baselines, named encoders, steps. Probes with one first metric,
+    as a mean over the same labels, share a table.
+    """
     ordered = sorted(results, key=lambda r: (list(probes).index(r['probe']), _position(r['encoder']['step'])))
     tables: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
     for result in ordered:

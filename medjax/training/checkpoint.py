@@ -274,6 +274,14 @@ def steps(folder: Path) -> list[int]:
     return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal()) if folder.is_dir() else []
 
 
+def named(spec: str) -> tuple[Path, str]:
+    """The folder and the step that a user names: 'RUN@2000' -> (RUN, '2000'); without a step (RUN, '')."""
+    run, at, text = spec.rpartition('@')
+    if not at or Path(spec).expanduser().is_dir():
+        run, text = spec, ''
+    return Path(run).expanduser(), text
+
+
 def leaves(state: Any) -> dict[str, Any]:
     """The arrays of a state by their paths: 'params/towers/image/cls'."""
     return {name_of(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]}

@@ -25,7 +25,8 @@ def put(run, fingerprint, value, step=10):
 
 
 def table(run, fingerprint):
-    return results.table(run, SimpleNamespace(name='clinic', fingerprint=fingerprint), ['knn'])
+    data = SimpleNamespace(name='clinic', fingerprint=fingerprint)
+    return results.tables(results.on_data(run, data, ['knn']), ['knn'])
 
 
 def test_two_data_sets_of_one_name_are_kept_apart(tmp_path):
