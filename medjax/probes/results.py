@@ -162,8 +162,8 @@ def left_out(results: Sequence[Mapping[str, Any]]) -> list[str]:
 def tables(results: Sequence[Mapping[str, Any]], probes: Sequence[str]) -> str:
     """The contents of results on one data set as Markdown, means over labels with their intervals.
 
-    Probes come in the order of `probes`, and encoders as baselines, named encoders, steps. Probes with one first metric,
-    as a mean over the same labels, share a table.
+    Probes come in the order of `probes`, and encoders as baselines, named encoders, steps. Probes whose first metric is
+    one, as a mean over the same labels, share a table.
     """
     ordered = sorted(results, key=lambda r: (list(probes).index(r['probe']), _position(r['encoder']['step'])))
     tables: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
