@@ -103,9 +103,13 @@ def result_of(run: pathlib.Path, inputs: ProbeInputs, figure: Figure) -> dict[st
     result = results.of_encoder(run, inputs.encoder.name, inputs.data, figure.probe)
     if result is None or result['encoder']['export_digest'] != inputs.encoder.digest:
         return None
-    bootstrap = result.get('bootstrap', {})
-    options = result.get('policy'), bootstrap.get('seed'), bootstrap.get('draws')
-    return result if options == (dict(inputs.policy), inputs.seed, inputs.draws) else None
+    bootstrap, unit = result.get('bootstrap', {}), result.get('unit', {})
+    wanted = dict(seed=inputs.seed, draws=inputs.draws, interval=inputs.interval)
+    if result.get('policy') != dict(inputs.policy) or any(bootstrap.get(key) != x for key, x in wanted.items()):
+        return None
+    if unit.get('unit', inputs.unit) != inputs.unit or unit.get('pool', inputs.pool) != inputs.pool:
+        return None
+    return result
 
 
 def value(result: Mapping[str, Any], metric: str) -> Mapping[str, Any] | None:

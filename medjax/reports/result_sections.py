@@ -9,7 +9,7 @@ import numpy as np
 from markupsafe import Markup
 
 from medjax.probes.encode import title
-from medjax.probes.results import METRIC_TITLES, overlap_sentence
+from medjax.probes.results import METRIC_TITLES, NOT_IN_TABLES, overlap_sentence
 from medjax.reports import plots
 from medjax.reports.run_files import ResultFile, Run
 
@@ -113,7 +113,8 @@ def table(data: str, probe: str, results: ResultsByEncoder) -> dict[str, Any]:
     step = newest_export(results)
     shown = next(iter(results)) if step is None else step
     content = results[shown].content
-    metrics = sorted(content['results'], key=lambda metric: ([*METRIC_TITLES, metric]).index(metric))
+    metrics = [metric for metric in [*METRIC_TITLES, *content['results']] if metric in content['results']]
+    metrics = [metric for metric in dict.fromkeys(metrics) if metric not in NOT_IN_TABLES]
     others = [name for name in compared(results) if name != shown]
     main = main_metric(results)
     columns = [metric_title(metric) for metric in metrics]

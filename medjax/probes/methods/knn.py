@@ -37,6 +37,7 @@ def learn(train: SplitFeatures, val: SplitFeatures, test: SplitFeatures, seed: i
         chosen=dict(k=k, temperature=TEMPERATURE, by='nobody, k is fixed', scores='votes'),
         others={f'k={other}': scores for other, scores in test_scores.items() if other != k},
         details=dict(validation_auroc={f'k={k}': mean_auroc(scores, val.labels) for k, scores in val_scores.items()}),
+        scale='probability',
     )
 
 

@@ -74,7 +74,7 @@ def learn(
     }
     chosen = dict(entry, by='mean AUROC over labels on validation', scores='log-odds')
     details = dict(grid=grid, steps=regressions.steps, residual=regressions.residual)
-    return Scores(scores['test'], scores['val'], THRESHOLD, chosen, {}, details)
+    return Scores(scores['test'], scores['val'], THRESHOLD, chosen, {}, details, scale='log-odds')
 
 
 def _feature_sets(split: SplitFeatures) -> dict[str, np.ndarray]:

@@ -26,7 +26,6 @@ from medjax.errors import UserError
 from medjax.probes import image_text, statistics
 from medjax.probes.evaluate import ProbeInputs, Result
 from medjax.probes.image_text import ImageTextEncoder
-from medjax.probes.statistics import Bootstrap
 from medjax.probes.vectors import unit
 
 name = 'retrieval'
@@ -43,7 +42,7 @@ def requirements(inputs: ProbeInputs) -> dict[str, Any]:
 def run(inputs: ProbeInputs) -> Result:
     begun = time.perf_counter()
     encoder, found = image_text.load(inputs.encoder), queries_of(inputs, 'test')
-    values, bootstrap = metrics_of(found), Bootstrap(found.patient, inputs.seed, inputs.draws)
+    values, bootstrap = metrics_of(found), inputs.options.bootstrap(found.patient)
     chance = chance_metrics(found.text, found.study)
     content = dict(
         records=dict(test=len(found.has_text)),
@@ -61,7 +60,7 @@ def run(inputs: ProbeInputs) -> Result:
     )
     if inputs.chosen_by == name and inputs.data.splits.get('val'):
         val = queries_of(inputs, 'val')
-        on_val = statistics.intervals_of_means(metrics_of(val), Bootstrap(val.patient, inputs.seed, inputs.draws))
+        on_val = statistics.intervals_of_means(metrics_of(val), inputs.options.bootstrap(val.patient))
         content.update(validation_results=on_val, validation='the val split')
     arrays = {
         f'{metric}/{direction}': x.astype(np.float32)

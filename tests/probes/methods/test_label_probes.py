@@ -7,8 +7,9 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from medjax.probes import evaluate
+from medjax.probes import evaluate, label_splits
 from medjax.probes.encode import SplitFeatures
+from medjax.probes.evaluate import Options
 from medjax.probes.methods import knn, linear
 
 
@@ -114,16 +115,18 @@ def test_labels_without_a_class_are_skipped_with_a_reason():
     train, val, test = examples(0), examples(1), examples(2)
     train.labels[:, 0] = np.where(train.labels[:, 0] == 1, -1, 0)
     test.labels[:, 2] = 1
-    splits = evaluate.label_splits(train, val, test, ('a', 'b', 'c'), 0, 'data')
+    splits = label_splits.label_splits(train, val, test, ('a', 'b', 'c'), 0, 'data')
     assert splits.names == ('b',) and splits.train.labels.shape[1] == splits.test.labels.shape[1] == 1
     assert splits.skipped == {'a': 'no positive record in train', 'c': 'no negative record in test'}
     with pytest.raises(Exception, match='no label to probe: each needs positives and negatives'):
-        evaluate.label_splits(train, val, test._replace(labels=np.ones_like(test.labels)), ('a', 'b', 'c'), 0, 'data')
+        label_splits.label_splits(
+            train, val, test._replace(labels=np.ones_like(test.labels)), ('a', 'b', 'c'), 0, 'data'
+        )
 
 
 def test_without_validation_a_tenth_of_the_patients_is_held_out():
     train, test = examples(0, n=300, patients=60), examples(2)
-    splits = evaluate.label_splits(train, None, test, ('a', 'b', 'c'), 0, 'data')
+    splits = label_splits.label_splits(train, None, test, ('a', 'b', 'c'), 0, 'data')
     assert 'a tenth of the patients' in splits.validation
     assert len(splits.train.labels) + len(splits.val.labels) == 300
     assert splits.val.patients.max() + 1 == 6
@@ -138,14 +141,14 @@ def test_without_validation_a_tenth_of_the_patients_is_held_out():
 
 @pytest.mark.parametrize('probe', [knn, linear])
 def test_a_result_is_json_and_deterministic(probe):
-    splits = evaluate.label_splits(
+    splits = label_splits.label_splits(
         examples(0), examples(1), examples(2, n=120, patients=50), ('a', 'b', 'c'), 0, 'data'
     )
-    result, arrays = evaluate.evaluate(lambda: probe.learn(*splits[:3], 0), splits, seed=0, draws=50)
-    second, _ = evaluate.evaluate(lambda: probe.learn(*splits[:3], 0), splits, seed=0, draws=50)
+    result, arrays = evaluate.evaluate(lambda: probe.learn(*splits[:3], 0), splits, Options(seed=0, draws=50))
+    second, _ = evaluate.evaluate(lambda: probe.learn(*splits[:3], 0), splits, Options(seed=0, draws=50))
     json.dumps(result, allow_nan=False)
     assert result['results'] == second['results']
-    assert set(result['results']) == {'auroc', 'auprc', 'accuracy', 'balanced_accuracy'}
+    assert set(result['results']) == {'auroc', 'auprc', 'adjusted_auprc', 'accuracy', 'balanced_accuracy', 'mcc'}
     assert result['results']['auroc']['mean']['value'] > 0.6
     assert result['records'] == dict(train=300, val=300, test=120) and result['bootstrap']['unit'] == 'patient'
     assert arrays['scores'].shape == arrays['labels'].shape == (120, 3) and arrays['patient'].max() < 50
