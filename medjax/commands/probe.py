@@ -36,10 +36,11 @@ from medjax import files
 from medjax.data import records
 from medjax.data.text import prompts
 from medjax.errors import UserError, suggest
-from medjax.plugins import find
+from medjax.plugins import find, names as names_of_plugins
 from medjax.probes import (
     aggregate,
     best as choice,
+    columns,
     comparison,
     drop,
     encode,
@@ -70,6 +71,7 @@ def main(argv: list[str]) -> int:
     if zero_shot:
         prompts.check_classes(zero_shot._asdict(), data.labels, f'--prompts {args.prompts}')
     _check(run, data, args)
+    asked, outside = columns.parse(args.columns), tuple(map(records.open, args.outside or []))
     groups = subgroups.parse(args.groups, data.split('test').attribute_names)
     figure = None if args.best is None else choice.parse(args.best, list(probes))
     encoders = _named_encoders(args.encoder or [])
@@ -89,6 +91,8 @@ def main(argv: list[str]) -> int:
             unit=args.unit,
             pool=args.pool,
             groups=groups,
+            columns=asked,
+            outside=outside,
         )
 
     def probe_one(folder: pathlib.Path, encoder: Encoder, baselines: list[str]) -> int:
@@ -376,7 +380,21 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--probes',
         metavar='NAMES',
-        help=f'some of {DEFAULT_PROBES}, or your own mypkg.myprobe; default: all that the export and the data allow',
+        help=f'some of {", ".join(names_of_plugins(methods.__name__))}, or your own mypkg.myprobe; default: those of '
+        f'{DEFAULT_PROBES} that the export and the data allow',
+    )
+    parser.add_argument(
+        '--columns',
+        default='',
+        metavar='age,grade=none<mild',
+        help='the columns that metadata, regression, ordinal and shortcut take, the words of ordinal from low to high; '
+        f'default of metadata and regression: those of {", ".join(columns.USUAL)} that the data have',
+    )
+    parser.add_argument(
+        '--outside',
+        action='append',
+        metavar='DATA',
+        help='a data set of other images, which out_of_distribution must tell from this one; may be given several times',
     )
     parser.add_argument(
         '--prompts',

@@ -340,7 +340,11 @@ def features(encoder: Encoder, data: Any, split: str, cache: str | os.PathLike |
     encoder's digest (weights, preprocessing, size) and the data's fingerprint are unchanged, else computed again.
     The labels are those of the records; `--policy` is not applied.
     """
-    records = data.split(split)
+    return features_of(encoder, data.split(split), cache)
+
+
+def features_of(encoder, records, cache=None):  # A's version comes
+    data, split = records.data, records.name
     patients = np.unique(records.keys('patient'), return_inverse=True)[1].astype(np.int64)
     key = _digest(encoder.digest, data.fingerprint, split, LAYERS, encoder.size)
     path = None if cache is None else pathlib.Path(cache) / str(encoder.name) / f'{data.name}.{split}.npz'

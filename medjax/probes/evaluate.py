@@ -49,6 +49,8 @@ class ProbeInputs:
     unit: str = 'image'  # --unit: what the metrics of label probes count
     pool: str = 'mean'  # --pool: how the scores of a unit's images become one
     groups: tuple[str, ...] = ()  # --groups: columns, such as sex, or intersections, such as sex*age
+    columns: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)  # --columns, see `probes.columns`
+    outside: tuple[DataSet, ...] = ()  # --outside: sets of other images
     _splits: dict[str, SplitFeatures] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
     def features(self, split: str) -> SplitFeatures:

@@ -68,12 +68,11 @@ def label_splits(
 
     `cases` are those of 'val' (of 'train' if there is no val) and of 'test'; default: each record is a unit.
     """
-    cases, validation = cases or {}, 'the val split'
+    cases = cases or {}
     if val is None:
-        validation = 'a tenth of the patients of train, held out, as there is no val split'
         rows = held_out_rows(train.patients, 0.1, seed)
         cases = cases | dict(val=cases.get('train', aggregate.plain(train.patients)).take(rows))
-        train, val = _take(train, ~rows), _take(train, rows)
+    train, val, validation = with_validation(train, val, seed)
     skipped = {}
     for j, name in enumerate(names):
         reasons = [
@@ -91,6 +90,16 @@ def label_splits(
     whole_val = divided(val.labels, cases.get('val', aggregate.plain(val.patients)), kept_names, seed)
     val = val._replace(labels=whole_val.halves.choosing(val.labels))
     return LabelSplits(train, val, test, kept_names, skipped, validation, test_cases, whole_val)
+
+
+def with_validation(
+    train: SplitFeatures, val: SplitFeatures | None, seed: int
+) -> tuple[SplitFeatures, SplitFeatures, str]:
+    """(train, val, where val comes from): without a val split, a tenth of the patients of train is held out."""
+    if val is not None:
+        return train, val, 'the val split'
+    rows = held_out_rows(train.patients, 0.1, seed)
+    return take(train, ~rows), take(train, rows), 'a tenth of the patients of train, held out, as there is no val split'
 
 
 def divided(labels: np.ndarray, cases: Cases, names: Sequence[str], seed: int) -> Validation:
@@ -113,7 +122,7 @@ def held_out_rows(patients: np.ndarray, share: float, seed: int) -> np.ndarray:
     return np.isin(patients, drawn)
 
 
-def _take(split: SplitFeatures, rows: np.ndarray) -> SplitFeatures:
+def take(split: SplitFeatures, rows: np.ndarray) -> SplitFeatures:
     """Some records of a split, given as bool [n]."""
     return SplitFeatures(
         split.cls[rows],

@@ -113,6 +113,13 @@ def adjusted_auprc(c: Curve) -> np.ndarray:
     return 1 - np.log(auprc(c)) / np.log(prevalence)
 
 
+def fpr_at_sensitivity(c: Curve, sensitivity: float = 0.95) -> np.ndarray:
+    """The false positive rate at the highest threshold that reaches this sensitivity: FPR95; [R], nan without a class."""
+    reached = c.true >= sensitivity * c.positives[:, None]
+    at = np.take_along_axis(c.false, reached.argmax(1)[:, None], 1)[:, 0] if c.true.shape[1] else c.negatives
+    return np.where(c.positives > 0, ratio(at, c.negatives), np.nan)
+
+
 RANKED = dict(auroc=auroc, auprc=auprc, adjusted_auprc=adjusted_auprc)
 
 

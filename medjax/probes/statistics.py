@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -278,6 +278,28 @@ def intervals(
             counts = dict(positives=int((labels[:, j] == 1).sum()), negatives=int((labels[:, j] == 0).sum()))
             results[metric][name] = bootstrap.estimate(sample.at(j)) | counts
     return results
+
+
+def stack(samples: Sequence[Sample]) -> Sample:
+    """One sample of shape [K] from K samples of numbers, from the same draws."""
+    left = [sample.left_out for sample in samples]
+    return Sample(
+        np.stack([sample.value for sample in samples]),
+        np.stack([sample.drawn for sample in samples], 1),
+        None if left[0] is None else np.stack(left, 1),
+    )
+
+
+def mean(samples: Sequence[Sample]) -> Sample:
+    """The sample of the mean of numbers, from the same draws."""
+    return stack(samples).map(lambda x: x.mean(1))
+
+
+def rows(samples: Mapping[str, Sample], bootstrap: Bootstrap) -> dict[str, dict[str, Any]]:
+    """{'mean': …, row: …}: estimates of numbers by row, and of their mean, from samples of the same draws."""
+    return {'mean': mean_estimate(stack([*samples.values()]), bootstrap)} | {
+        row: bootstrap.estimate(sample) for row, sample in samples.items()
+    }
 
 
 def mean_estimate(sample: Sample, bootstrap: Bootstrap) -> dict[str, Any]:

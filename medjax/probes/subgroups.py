@@ -65,7 +65,7 @@ def parse(text: str | None, available: Sequence[str]) -> tuple[str, ...]:
 
 def column(name: str, columns: Mapping[str, np.ndarray], patients: np.ndarray) -> Column:
     """The groups of 'sex', or of 'sex*age', from columns [n] and patients int [n]."""
-    parts = [_values(one, columns[one]) for one in name.split('*')]
+    parts = [values_of(one, columns[one]) for one in name.split('*')]
     unknown = np.any([values == '' for values in parts], 0)
     values = parts[0]
     for more in parts[1:]:
@@ -87,7 +87,7 @@ def _rank(group: str) -> tuple[Any, ...]:
     return tuple((0, bands.index(part), '') if part in bands else (1, 0, part) for part in group.split(', '))
 
 
-def _values(name: str, values: np.ndarray) -> np.ndarray:
+def values_of(name: str, values: np.ndarray) -> np.ndarray:
     """The group [n] of each record as a word, '' if unknown."""
     if values.dtype.kind != 'f':
         return values.astype(str)

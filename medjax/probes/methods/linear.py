@@ -45,22 +45,36 @@ def run(inputs: ProbeInputs) -> Result:
     return run_label_probe(inputs, learn)
 
 
-def learn(
-    train: SplitFeatures,
-    val: SplitFeatures,
-    test: SplitFeatures,
-    seed: int,
-    penalties: tuple[float, ...] = PENALTIES,
-) -> Scores:
-    """Fits the grid on train, chooses one entry for all labels by mean AUROC on val, scores test in log-odds.
+class Classifier(NamedTuple):
+    """The regressions of one setting of the grid."""
+
+    features: str  # name of the feature set
+    regressions: Regressions
+    number: int  # of the penalty
+    chosen: dict[str, Any]
+    details: dict[str, Any]
+
+    def log_odds(self, split: SplitFeatures) -> np.ndarray:
+        """float32 [n,L]."""
+        return log_odds(self.regressions, feature_sets(split)[self.features])[:, self.number]
+
+
+def learn(train: SplitFeatures, val: SplitFeatures, test: SplitFeatures, seed: int) -> Scores:
+    """Fits the grid on train, chooses on val, scores test in log-odds."""
+    one = choose(train, val)
+    return Scores(one.log_odds(test), one.log_odds(val), THRESHOLD, one.chosen, {}, one.details, 'log-odds')
+
+
+def choose(train: SplitFeatures, val: SplitFeatures, penalties: tuple[float, ...] = PENALTIES) -> Classifier:
+    """Fits the grid on train and chooses one entry for all labels by mean AUROC on val.
 
     Of equally good entries the first is chosen: fewer features, then the stronger penalty.
     """
     grid: list[dict[str, Any]] = []
     best: tuple[float, int, Regressions] | None = None
-    for features, x in _feature_sets(train).items():
+    for features, x in feature_sets(train).items():
         regressions = fit(x, train.labels, penalties)
-        val_scores = log_odds(regressions, _feature_sets(val)[features])
+        val_scores = log_odds(regressions, feature_sets(val)[features])
         for r, penalty in enumerate(penalties):
             auroc = mean_auroc(val_scores[:, r], val.labels)
             grid.append(dict(features=features, penalty=penalty, validation_auroc=auroc))
@@ -68,16 +82,12 @@ def learn(
                 best, entry = (auroc or 0.0, r, regressions), grid[-1]
     assert best is not None
     _, r, regressions = best
-    scores = {
-        split: log_odds(regressions, _feature_sets(x)[entry['features']])[:, r]
-        for split, x in dict(val=val, test=test).items()
-    }
     chosen = dict(entry, by='mean AUROC over labels on validation', scores='log-odds')
     details = dict(grid=grid, steps=regressions.steps, residual=regressions.residual)
-    return Scores(scores['test'], scores['val'], THRESHOLD, chosen, {}, details, scale='log-odds')
+    return Classifier(entry['features'], regressions, r, chosen, details)
 
 
-def _feature_sets(split: SplitFeatures) -> dict[str, np.ndarray]:
+def feature_sets(split: SplitFeatures) -> dict[str, np.ndarray]:
     """The feature sets of the grid, each [n,D]."""
     if split.patches is None:
         return {'pixels': split.cls[:, -1]}

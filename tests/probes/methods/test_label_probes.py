@@ -73,7 +73,7 @@ def test_validation_chooses_and_the_result_has_the_grid():
 
 def test_pixels_have_one_feature_set():
     train = examples()
-    assert list(linear._feature_sets(train)) == ['pixels']
+    assert list(linear.feature_sets(train)) == ['pixels']
 
 
 def test_knn_equals_a_loop():
