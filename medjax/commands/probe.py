@@ -394,7 +394,8 @@ def _parser() -> argparse.ArgumentParser:
         '--outside',
         action='append',
         metavar='DATA',
-        help='a data set of other images, which out_of_distribution must tell from this one; may be given several times',
+        help='a data set of other images, which out_of_distribution must tell from this one; may be given several '
+        'times',
     )
     parser.add_argument(
         '--prompts',

@@ -114,7 +114,7 @@ def adjusted_auprc(c: Curve) -> np.ndarray:
 
 
 def fpr_at_sensitivity(c: Curve, sensitivity: float = 0.95) -> np.ndarray:
-    """The false positive rate at the highest threshold that reaches this sensitivity: FPR95; [R], nan without a class."""
+    """False positive rate at the highest threshold with this sensitivity (FPR95); [R], nan if a class is missing."""
     reached = c.true >= sensitivity * c.positives[:, None]
     at = np.take_along_axis(c.false, reached.argmax(1)[:, None], 1)[:, 0] if c.true.shape[1] else c.negatives
     return np.where(c.positives > 0, ratio(at, c.negatives), np.nan)

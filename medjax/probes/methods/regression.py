@@ -20,7 +20,6 @@ import numpy as np
 
 from medjax.probes import columns, logistic, metrics
 from medjax.probes.columns import Column, Prediction
-from medjax.probes.encode import SplitFeatures
 from medjax.probes.evaluate import ProbeInputs, Result
 from medjax.probes.methods import linear
 from medjax.probes.statistics import Bootstrap, Sample

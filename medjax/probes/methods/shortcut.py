@@ -29,7 +29,6 @@ import numpy as np
 from medjax.data.types import BLANK
 from medjax.errors import UserError
 from medjax.probes import columns, metrics, policy, statistics, subgroups
-from medjax.probes.columns import Column
 from medjax.probes.evaluate import ProbeInputs, Result, label_requirements
 from medjax.probes.label_splits import label_splits
 from medjax.probes.methods import linear

@@ -11,7 +11,7 @@ from medjax.errors import UserError
 from medjax.probes import columns, statistics
 from medjax.probes.encode import SplitFeatures
 from medjax.probes.evaluate import Options
-from medjax.probes.methods import linear, metadata, ordinal, regression, search
+from medjax.probes.methods import metadata, ordinal, regression, search
 
 SIZES = dict(train=240, val=80, test=120)
 
