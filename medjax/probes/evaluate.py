@@ -27,6 +27,7 @@ from medjax.data.text.prompts import ZeroShot
 from medjax.errors import UserError
 from medjax.probes import encode, metrics, policy, statistics
 from medjax.probes.encode import Encoder, SplitFeatures
+from medjax.probes.features import Mapped
 from medjax.probes.statistics import Bootstrap
 
 
@@ -50,6 +51,10 @@ class ProbeInputs:
             features = encode.features(self.encoder, self.data, split, self.cache)
             self._splits[split] = features._replace(labels=policy.apply(features.labels, self.policy))
         return self._splits[split]
+
+    def grids(self, split: str) -> np.ndarray | Mapped:
+        """float16 [n,h,w,D]: the patch tokens of a split. A probe that calls this before `features` encodes once."""
+        return encode.grids(self.encoder, self.data, split, self.cache)
 
 
 class Result(NamedTuple):
@@ -149,10 +154,13 @@ def hold_out(split: SplitFeatures, share: float, seed: int) -> tuple[SplitFeatur
     drawn = np.random.default_rng(seed).permutation(patients)[: max(1, round(share * patients))]
     held_out = np.isin(split.patients, drawn)
 
+    def some(x: np.ndarray | Mapped, rows: np.ndarray) -> np.ndarray | Mapped:
+        return x.take(rows) if isinstance(x, Mapped) else x[rows]
+
     def take(rows: np.ndarray) -> SplitFeatures:
         return SplitFeatures(
-            split.cls[rows],
-            None if split.patches is None else split.patches[rows],
+            some(split.cls, rows),
+            None if split.patches is None else some(split.patches, rows),
             split.labels[rows],
             np.unique(split.patients[rows], return_inverse=True)[1],
         )
