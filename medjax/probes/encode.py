@@ -30,7 +30,7 @@ from medjax.errors import UserError, suggest
 from medjax.models import build as models, passes
 from medjax.probes import batches, features as feature_cache
 from medjax.probes.batches import Batch, Images, LeftOut
-from medjax.probes.features import Mapped
+from medjax.probes.features import Stored
 from medjax.types import Tower, Tree
 from medjax.views.colour import normalise
 from medjax.views.make import evaluation_view
@@ -153,11 +153,11 @@ class Encoder:
 class SplitFeatures(NamedTuple):
     """The input of a probe from one split: features, labels and patients of n records, with L labels.
 
-    Features from a cache lie on disk, see `Mapped`.
+    Features from a cache lie on disk, see `Stored`.
     """
 
-    cls: np.ndarray | Mapped  # float32 [n,layers,D], the last block at the end
-    patches: np.ndarray | Mapped | None  # float32 [n,D], the mean over the last block's patch tokens; None for pixels
+    cls: np.ndarray | Stored  # float32 [n,layers,D], the last block at the end
+    patches: np.ndarray | Stored | None  # float32 [n,D], the mean over the last block's patch tokens; None for pixels
     labels: np.ndarray  # int8 [n,L]: 1 or 0; a negative number does not count, see `policy.known`
     patients: np.ndarray  # int64 [n], consecutive numbers 0…P-1; no identifier
 
@@ -355,7 +355,7 @@ def features(encoder: Encoder, data: DataSet, split: str, cache: str | os.PathLi
     return SplitFeatures(arrays['cls'], arrays.get('patches'), np.asarray(records.labels_array), patients)
 
 
-def grids(encoder: Encoder, data: DataSet, split: str, cache: str | os.PathLike | None = None) -> np.ndarray | Mapped:
+def grids(encoder: Encoder, data: DataSet, split: str, cache: str | os.PathLike | None = None) -> np.ndarray | Stored:
     """float16 [n,h,w,D]: the patch tokens of the last block for every record of a split, kept as `features` are.
 
     Features that are not in the cache yet are encoded in the same pass. UserError if the encoder has no patch tokens.
@@ -380,7 +380,7 @@ def last_cls(encoder: Encoder, records: Split, numbers: np.ndarray) -> np.ndarra
 
 def _encoded_part(
     encoder: Encoder, records: Split, cache: str | os.PathLike | None, part: str
-) -> Mapping[str, np.ndarray | Mapped]:
+) -> Mapping[str, np.ndarray | Stored]:
     """The arrays of one of `feature_cache.PARTS`: from the cache, or encoded now."""
     batches.warn_of_crops(encoder, records.column('shape'), f'{records.data.name}, {records.name}: ')
     if cache is None:

@@ -27,7 +27,7 @@ from medjax.data.text.prompts import ZeroShot
 from medjax.errors import UserError
 from medjax.probes import encode, metrics, policy, statistics
 from medjax.probes.encode import Encoder, SplitFeatures
-from medjax.probes.features import Mapped
+from medjax.probes.features import Stored
 from medjax.probes.statistics import Bootstrap
 
 
@@ -52,7 +52,7 @@ class ProbeInputs:
             self._splits[split] = features._replace(labels=policy.apply(features.labels, self.policy))
         return self._splits[split]
 
-    def grids(self, split: str) -> np.ndarray | Mapped:
+    def grids(self, split: str) -> np.ndarray | Stored:
         """float16 [n,h,w,D]: the patch tokens of a split. A probe that calls this before `features` encodes once."""
         return encode.grids(self.encoder, self.data, split, self.cache)
 
@@ -154,8 +154,8 @@ def hold_out(split: SplitFeatures, share: float, seed: int) -> tuple[SplitFeatur
     drawn = np.random.default_rng(seed).permutation(patients)[: max(1, round(share * patients))]
     held_out = np.isin(split.patients, drawn)
 
-    def some(x: np.ndarray | Mapped, rows: np.ndarray) -> np.ndarray | Mapped:
-        return x.take(rows) if isinstance(x, Mapped) else x[rows]
+    def some(x: np.ndarray | Stored, rows: np.ndarray) -> np.ndarray | Stored:
+        return x.take(rows) if isinstance(x, Stored) else x[rows]
 
     def take(rows: np.ndarray) -> SplitFeatures:
         return SplitFeatures(

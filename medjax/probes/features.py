@@ -23,7 +23,6 @@ import dataclasses
 import fcntl
 import json
 import math
-import mmap
 import os
 import time
 import warnings
@@ -34,11 +33,12 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from medjax import files
+from medjax.errors import UserError
 
 FORMAT = 1  # of the folder
 SHARD = 512  # rows
 PARTS = {'features': ('cls', 'patches'), 'grid': ('grid',)}  # the columns of shards.npy, with their arrays
-READ = 1 << 26  # bytes that are mapped at once
+READ = 1 << 26  # bytes that are read at once
 POLL = 0.5  # seconds between two looks at the shards that other jobs encode
 
 Rows = Mapping[str, tuple[tuple[int, ...], str]]  # arrays by name: the shape of one row, and the dtype
@@ -49,16 +49,19 @@ class CacheWarning(UserWarning):
     """A damaged cache, or one that another job fills."""
 
 
-class Mapped:
+class Stored:
     """An array on disk, of which parts are read into memory: `x[:, -1]`, `x[a:b]`, `x[rows]`.
 
     It is not held in memory. So a probe reads it in blocks of rows, or only the layer that it needs. `numpy.asarray(x)`
-    reads all of it. `rows` are the rows of the file that it has; None: all.
+    reads all of it. The file is read and not mapped: of a map, the pages that were read count as memory of the process,
+    and a file that becomes shorter kills it.
     """
 
-    def __init__(self, array: np.ndarray, rows: np.ndarray | None = None) -> None:
-        self._array, self._rows = array, range(len(array)) if rows is None else rows
-        self.shape, self.dtype = (len(self._rows), *array.shape[1:]), array.dtype
+    def __init__(self, file: IO[bytes], start: int, shape: tuple[int, ...], dtype: np.dtype, rows: Any = None) -> None:
+        """`start` is where the numbers begin in the file, `shape` [n,…]; `rows` are those that it has, None: all."""
+        self._of_file = file, start, shape, dtype
+        self._rows = range(shape[0]) if rows is None else rows
+        self.shape, self.dtype = (len(self._rows), *shape[1:]), dtype
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -67,9 +70,13 @@ class Mapped:
     def ndim(self) -> int:
         return len(self.shape)
 
-    def take(self, rows: np.ndarray) -> Mapped:
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def take(self, rows: np.ndarray) -> Stored:
         """Some of its rows, given by their numbers or by a mask. Reads nothing."""
-        return Mapped(self._array, np.asarray(self._rows)[rows])
+        return Stored(*self._of_file, np.asarray(self._rows)[rows])
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.asarray(self[:], dtype)
@@ -78,32 +85,34 @@ class Mapped:
         first, *rest = key if isinstance(key, tuple) else (key,)
         if any(each is Ellipsis or each is None for each in (first, *rest)):
             return np.asarray(self)[key]
-        if isinstance(first, int | np.integer):
-            return np.array(self._array[(self._rows[first], *rest)])
-        rows = self._rows[first] if isinstance(first, slice) else np.asarray(self._rows)[first]
-        if isinstance(rows, np.ndarray) and rows.ndim != 1:
+        rows = np.asarray(self._rows[first] if isinstance(first, slice) else np.asarray(self._rows)[first], np.intp)
+        if rows.ndim > 1:
             return np.asarray(self)[key]
-        step, out = max(1, READ // max(1, self._array[:1].nbytes)), None
+        if rows.ndim == 0:
+            return self._read(rows[None])[(0, *rest)]
+        step, out = max(1, READ // max(1, math.prod(self.shape[1:]) * self.dtype.itemsize)), None
         for start in range(0, max(len(rows), 1), step):
             part = self._read(rows[start : start + step])[(slice(None), *rest)]
+            if len(part) == len(rows):
+                return part
             out = np.empty((len(rows), *part.shape[1:]), part.dtype) if out is None else out
             out[start : start + len(part)] = part
-            _release(self._array)
         return out
 
-    def _read(self, rows: range | np.ndarray) -> np.ndarray:
-        if isinstance(rows, range) and rows.step == 1:
-            return self._array[rows.start : rows.stop]
-        return self._array[np.asarray(rows, np.intp)]
-
-
-def _release(array: np.ndarray) -> None:
-    """Takes the pages of a mapped file out of the memory of this process. They stay in the system's cache of files."""
-    base: Any = array
-    while isinstance(base, np.ndarray):
-        base = base.base
-    if isinstance(base, mmap.mmap):
-        base.madvise(mmap.MADV_DONTNEED)
+    def _read(self, rows: np.ndarray) -> np.ndarray:
+        """Rows of the file; those that follow each other in one piece."""
+        file, start, shape, dtype = self._of_file
+        out = np.empty((len(rows), *shape[1:]), dtype)
+        begins = np.flatnonzero(np.diff(rows, prepend=-2) != 1)
+        for begin, end in zip(begins, [*begins[1:], len(rows)], strict=False):
+            view = memoryview(out[begin:end]).cast('B') if out.nbytes else memoryview(b'')
+            at = start + int(rows[begin]) * math.prod(shape[1:]) * dtype.itemsize
+            while view:
+                count = os.preadv(file.fileno(), [view], at)
+                if not count:
+                    raise UserError(f'{file.name} is shorter than it was; run again to encode its records anew')
+                view, at = view[count:], at + count
+        return out
 
 
 def not_finite(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -114,7 +123,7 @@ def not_finite(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
 class Content(NamedTuple):
     """The arrays of a part of a whole cache."""
 
-    arrays: dict[str, Mapped]
+    arrays: dict[str, Stored]
     bad: int  # records with a feature that is not finite
 
 
@@ -126,36 +135,42 @@ def read(folder: Path, key: str, n: int, part: str) -> Content | None:
     marks = opened.marks[:, [*PARTS].index(part)]
     if not marks.all():
         return None
-    arrays = {name: Mapped(opened.arrays[name]) for name in PARTS[part] if name in opened.arrays}
+    arrays = {name: opened.arrays[name] for name in PARTS[part] if name in opened.arrays}
     return Content(arrays, int((marks - 1).sum()))
 
 
 class _Opened(NamedTuple):
     marks: np.ndarray  # shards.npy
-    arrays: Arrays
+    arrays: dict[str, Stored]
 
 
 def _open(folder: Path, key: str, n: int) -> _Opened | str:
-    """Maps all files of a cache; otherwise the damage, or '' if there is none with this key."""
+    """Opens all files of a cache; otherwise the damage, or '' if there is no cache with this key."""
     try:
         about = json.loads((folder / 'about.json').read_bytes())
         if (about['key'], about['records'], about['shard'], about['format']) != (key, n, SHARD, FORMAT):
             return ''
-        marks = np.load(folder / 'shards.npy', mmap_mode='r')
-        if marks.shape != (-(-n // SHARD), len(PARTS)) or marks.dtype != np.int32:
-            return 'shards.npy has another shape'
-        arrays = {}
-        for name, (shape, dtype) in about['arrays'].items():
-            arrays[name] = np.load(folder / f'{name}.npy', mmap_mode='r')
-            if arrays[name].shape != tuple(shape) or arrays[name].dtype != dtype:
-                return f'{name}.npy has another shape'
+        marks = _stored(folder / 'shards.npy', (-(-n // SHARD), len(PARTS)), 'int32')
+        arrays = {name: _stored(folder / f'{name}.npy', *about['arrays'][name]) for name in about['arrays']}
         if json.loads((folder / 'about.json').read_bytes()) != about:  # it is being replaced
             return ''
-        return _Opened(marks, arrays)
+        return _Opened(np.asarray(marks), arrays)
     except FileNotFoundError as error:
         return '' if Path(error.filename).name == 'about.json' else f'{Path(error.filename).name} is missing'
     except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
         return str(error)
+
+
+def _stored(path: Path, shape: Sequence[int], dtype: str) -> Stored:
+    """The array of a .npy file; ValueError if it has another shape or dtype, or is cut off."""
+    file = path.open('rb', buffering=0)  # closed with the last array of it
+    np.lib.format.read_magic(file)
+    found, by_column, kind = np.lib.format.read_array_header_1_0(file)
+    start = file.tell()
+    size = start + math.prod(shape) * kind.itemsize
+    if (found, kind, by_column) != (tuple(shape), np.dtype(dtype), False) or os.fstat(file.fileno()).st_size != size:
+        raise ValueError(f'{path.name} has not {list(shape)} numbers of the type {dtype}')
+    return Stored(file, start, found, kind)
 
 
 Encode = Callable[[Iterator[int], int], Iterable[tuple[np.ndarray, Arrays]]]
@@ -192,7 +207,7 @@ class _Cache:
     folder: Path
     n: int
     files: Mapping[str, IO[bytes]]  # shards.npy and the arrays, by name
-    arrays: Arrays  # mapped
+    arrays: Mapping[str, Stored]
 
     def marks(self) -> np.ndarray:
         """int32 [shards,2], as other jobs left it just now."""
