@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from medjax.aot.programs import STORED_CHANNELS, Recipe
 from medjax.models import passes
 from medjax.parallel import sharding
-from medjax.probes import batches, encode, image_text
-from medjax.probes.methods import knn, linear, retrieval
+from medjax.probes import batches, encode, image_text, logistic
+from medjax.probes.methods import knn, retrieval
 
 FITS = ('linear', 'knn', 'retrieval')
 ENCODERS = ('images', 'texts')
@@ -49,8 +49,10 @@ def _fit(program: str, records: int, where: jax.sharding.Sharding) -> Any:
     queries = max(records // 10, 1)
     with jax.default_matmul_precision('highest'):
         if program == 'linear':
-            features, labels = array(records, min(records, WIDTH)), array(records, LABELS)
-            return linear.minimise.lower(features, labels, labels, array(len(linear.PENALTIES)), array())
+            rows, regressions = logistic.rows_of_block(records, WIDTH), logistic.AT_ONCE * LABELS
+            labels, label = array(rows, LABELS, dtype=jnp.int8), array(regressions, dtype=jnp.int32)
+            weights, bias = array(regressions, WIDTH), array(regressions)
+            return logistic.sums_of_block.lower(array(rows, WIDTH), labels, label, weights, bias)
         if program == 'knn':
             labels = array(records, LABELS, dtype=jnp.bool_)
             ks = tuple(k for k in knn.ALL_K if k <= records)

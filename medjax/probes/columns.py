@@ -137,6 +137,7 @@ def predict(
             for metric in metrics
         },
         details={name: prediction.facts for name, prediction in predictions.items()},
+        rows='column',
         skipped_labels=skipped,
         bootstrap=bootstrap.facts(),
     )

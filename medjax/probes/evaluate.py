@@ -28,6 +28,7 @@ from medjax.errors import UserError
 from medjax.probes import aggregate, encode, metrics, policy, statistics, trust
 from medjax.probes.aggregate import Cases, Units
 from medjax.probes.encode import Encoder, SplitFeatures
+from medjax.probes.features import Stored
 from medjax.probes.label_splits import LabelSplits, label_splits, missing_class
 from medjax.probes.statistics import Bootstrap
 from medjax.probes.thresholds import choose_thresholds
@@ -64,6 +65,10 @@ class ProbeInputs:
         """The patients, units and group columns of a split."""
         columns = {name for group in self.groups for name in group.split('*')} if split == 'test' else set()
         return aggregate.cases(self.data.split(split), self.unit, sorted(columns))
+
+    def grids(self, split: str) -> np.ndarray | Stored:
+        """float16 [n,h,w,D]: the patch tokens of a split. A probe that calls this before `features` encodes once."""
+        return encode.grids(self.encoder, self.data, split, self.cache)
 
     @property
     def options(self) -> Options:

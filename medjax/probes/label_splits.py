@@ -15,6 +15,7 @@ from medjax.errors import UserError
 from medjax.probes import aggregate, halves
 from medjax.probes.aggregate import Cases
 from medjax.probes.encode import SplitFeatures
+from medjax.probes.features import Stored
 from medjax.probes.halves import Halves
 
 
@@ -123,10 +124,14 @@ def held_out_rows(patients: np.ndarray, share: float, seed: int) -> np.ndarray:
 
 
 def take(split: SplitFeatures, rows: np.ndarray) -> SplitFeatures:
-    """Some records of a split, given as bool [n]."""
+    """Some records of a split, given as bool [n]. Features on disk are not read."""
+
+    def some(x: np.ndarray | Stored) -> np.ndarray | Stored:
+        return x.take(rows) if isinstance(x, Stored) else x[rows]
+
     return SplitFeatures(
-        split.cls[rows],
-        None if split.patches is None else split.patches[rows],
+        some(split.cls),
+        None if split.patches is None else some(split.patches),
         split.labels[rows],
         np.unique(split.patients[rows], return_inverse=True)[1],
     )

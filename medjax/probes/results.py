@@ -34,6 +34,13 @@ METRIC_TITLES = {
     'balanced_accuracy': 'balanced accuracy',
     'adjusted_auprc': 'adjusted AUPRC',
     'mcc': 'MCC',
+    'r2': 'R2',
+    'mae': 'MAE',
+    'quadratic_kappa': 'quadratic kappa',
+    'mean_error': 'mean error',
+    'conflicting_auroc': 'conflicting AUROC',
+    'aligned_auroc': 'aligned AUROC',
+    'column_auroc': 'AUROC of the column',
 }
 NOT_IN_TABLES = ('adjusted_auprc', 'mcc')  # the JSON has them; tables stay narrow
 SEEN = dict(patient='the patient', image='the image (by its id)', pixels='the pixels', near='a near-duplicate')
@@ -186,7 +193,9 @@ def tables(results: Sequence[Mapping[str, Any]], probes: Sequence[str]) -> str:
 def _one_table(results: Sequence[Mapping[str, Any]]) -> str:
     bootstrap, rows = results[0]['bootstrap'], next(iter(results[0]['results'].values()))
     directions = ' and '.join(row for row in rows if row != 'mean')
-    averaged = f'{rows["mean"]["labels"]} label(s)' if 'labels' in rows['mean'] else directions
+    averaged = (
+        f'{rows["mean"]["labels"]} {results[0].get("rows", "label")}(s)' if 'labels' in rows['mean'] else directions
+    )
     if skipped := len(results[0].get('skipped_labels', ())):
         averaged += f' ({skipped} left out, see below)'
     metrics = dict.fromkeys(m for result in results for m in result['results'] if m not in NOT_IN_TABLES)

@@ -17,7 +17,7 @@ import published_names
 import pytest
 from image_files import dicom
 from PIL import Image
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from medjax import cli, files
 from medjax.data import records
@@ -25,7 +25,7 @@ from medjax.data.audit import seen
 from medjax.data.images import decode
 from medjax.errors import UserError
 from medjax.models import build as models
-from medjax.probes import batches, encode, evaluate, metrics, results, watch
+from medjax.probes import batches, encode, evaluate, features, metrics, results, watch
 from medjax.probes.methods import knn
 from medjax.reports import result_sections, run_files
 from medjax.weights import export
@@ -262,16 +262,70 @@ def test_the_cache_follows_weights_and_preprocessing(tmp_path, data):
     first = encode.features(encode.load(tmp_path / 'exports' / '1'), opened, 'test', tmp_path / 'cache')
     again = encode.features(encode.load(tmp_path / 'exports' / '1'), opened, 'test', tmp_path / 'cache')
     assert np.array_equal(first.cls, again.cls)
+    first = first._replace(cls=np.asarray(first.cls))
     make_export(tmp_path, 1, seed=2)
     other = encode.features(encode.load(tmp_path / 'exports' / '1'), opened, 'test', tmp_path / 'cache')
-    assert np.abs(first.cls - other.cls).max() > 0.1
+    assert np.abs(first.cls - np.asarray(other.cls)).max() > 0.1
     make_export(tmp_path, 1, seed=2, meta=META | dict(image=dict(channels=1, mean=0.4, std=0.25)))
     lighter = encode.features(encode.load(tmp_path / 'exports' / '1'), opened, 'test', tmp_path / 'cache')
-    assert np.abs(other.cls - lighter.cls).max() > 1e-3
-    (cached,) = (tmp_path / 'cache').rglob('*.npz')
-    cached.write_bytes(cached.read_bytes()[:100])
-    healed = encode.features(encode.load(tmp_path / 'exports' / '1'), opened, 'test', tmp_path / 'cache')
+    assert np.abs(np.asarray(other.cls) - np.asarray(lighter.cls)).max() > 1e-3
+    (cached,) = (tmp_path / 'cache').rglob('cls.npy')
+    cached.write_bytes(cached.read_bytes()[:1000])
+    with pytest.warns(features.CacheWarning, match='is damaged .* its records are encoded anew'):
+        healed = encode.features(encode.load(tmp_path / 'exports' / '1'), opened, 'test', tmp_path / 'cache')
     np.testing.assert_allclose(healed.cls, lighter.cls, atol=1e-6)
+
+
+@pytest.mark.parametrize('cached', [True, False])
+def test_features_that_are_not_finite_are_refused(tmp_path, data, cached, capsys):
+    """The sentence names the encoder and the number of records; raw pixels are probed all the same."""
+    make_export(tmp_path, 1)
+    path = tmp_path / 'exports' / '1' / 'weights.safetensors'
+    weights = load_file(path)
+    weights = {name: np.full_like(x, np.nan) if name.endswith('norm/bias') else x for name, x in weights.items()}
+    save_file(weights, path)
+    encoder, opened = encode.load(tmp_path / 'exports' / '1'), records.open(data)
+    n = len(opened.split('test'))
+    sentence = f'the features of step 1 are not finite numbers for {n} of {n} records of {opened.name}, test'
+    for _ in range(2):  # also from the cache
+        with pytest.raises(UserError, match=sentence):
+            encode.features(encoder, opened, 'test', tmp_path / 'cache' if cached else None)
+    if cached:
+        command = ['probe', '--run', str(tmp_path), '--data', str(data), '--draws', '20', '--probes', 'knn']
+        assert cli.main([*command, '--baselines', 'pixels']) == 1
+        assert 'knn on step 1' in (said := capsys.readouterr()).err and 'are not finite numbers for' in said.err
+        assert '| raw pixels | knn |' in said.out
+
+
+@pytest.mark.parametrize('cached', [True, False])
+def test_grids_are_the_patch_tokens_of_the_records(tmp_path, data, cached, monkeypatch):
+    make_export(tmp_path, 1)
+    encoder, opened = encode.load(tmp_path / 'exports' / '1'), records.open(data)
+    split, cache = opened.split('test'), tmp_path / 'cache' if cached else None
+    inputs = evaluate.ProbeInputs(encoder, opened, cache, {}, None, 0, 20)
+    grids = inputs.grids('test')
+    assert grids.shape == (len(split), 4, 4, 32) and grids.dtype == np.float16
+    expected = encoder.encode([split.image(i) for i in range(len(split))], outputs=('patches', 'layers'))
+    np.testing.assert_allclose(np.asarray(grids), expected['patches'], atol=4e-3)
+    if cached:
+        monkeypatch.setattr(encode, '_encode_records', lambda *a, **k: pytest.fail('encoded twice'))
+    np.testing.assert_allclose(np.asarray(inputs.features('test').cls), expected['layers'], atol=2e-5)
+    with pytest.raises(UserError, match='the encoder raw pixels has no feature for each patch'):
+        encode.grids(encode.raw_pixels(encoder), opened, 'test', cache)
+
+
+def test_probes_read_the_cache_without_a_val_split(tmp_path, data):
+    """The rows that are held out are read from the disk as they are from memory."""
+    make_export(tmp_path, 1)
+    encoder, opened = encode.load(tmp_path / 'exports' / '1'), records.open(data)
+    found = []
+    for cache in (tmp_path / 'cache', None):
+        train = encode.features(encoder, opened, 'train', cache)
+        splits = evaluate.hold_out(train, 0.1, 0)
+        assert isinstance(splits[0].cls, features.Stored) == (cache is not None)
+        found.append([np.asarray(x) for split in splits for x in split])
+    for a, b in zip(*found, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
 
 
 def test_features_are_those_of_the_pictures_one_by_one(tmp_path, data):
@@ -568,8 +622,7 @@ def test_a_public_encoder_beside_a_run(tmp_path, data, capsys):
     encoder = encode.load(public)
     assert encoder.name == 'dinov2-tiny' and encoder.image['channels'] == 3
     split = encode.features(encoder, records.open(data), 'test')
-    with np.load(run / 'cache' / 'dinov2-tiny' / f'{name}.test.npz') as cached:
-        np.testing.assert_allclose(cached['cls'], split.cls, atol=1e-5)
+    np.testing.assert_allclose(np.load(run / 'cache/dinov2-tiny' / f'{name}.test/cls.npy'), split.cls, atol=1e-5)
     (run / 'config.json').write_text('{}')
     read = run_files.read_run(run)
     assert not read.damaged and read.newest_step() == 10

@@ -62,7 +62,7 @@ def run(inputs: ProbeInputs) -> Result:
         chosen=dict(
             features='cls of the last block', draws=DRAWS, C='1 / number of features', by='nobody, all is fixed'
         ),
-        results=dict(sorted(results.items(), key=lambda item: item[0].startswith('auprc'))),
+        results=dict(sorted(results.items(), key=lambda item: item[0].startswith('AUPRC'))),
         skipped_labels=skipped,
         bootstrap=bootstrap.facts(),
         seconds=round(time.perf_counter() - begun, 2),
@@ -110,8 +110,8 @@ def _rows(
     """{metric: rows}: means over draws of the metrics of scores [n,L], with their deviation over draws."""
     ranked = statistics.ranked_sample(np.concatenate(scores, 1), np.tile(labels, len(scores)), bootstrap)
     found = {}
-    for metric in ('auroc', 'auprc'):
-        sample = ranked.at([*metrics.RANKED].index(metric))
+    for metric in ('AUROC', 'AUPRC'):
+        sample = ranked.at([*metrics.RANKED].index(metric.lower()))
         of_draws = sample.value.reshape(len(scores), len(names))
         means = sample.map(lambda x: x.reshape(len(x), len(scores), len(names)).mean(1))
         found[metric] = statistics.rows({name: _at(means, j) for j, name in enumerate(names)}, bootstrap)

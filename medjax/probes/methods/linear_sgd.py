@@ -94,14 +94,16 @@ def feature_sets(split: SplitFeatures) -> dict[str, Columns]:
 
 def row(split: SplitFeatures, numbers: np.ndarray | slice) -> np.ndarray:
     """float32 [n,F]: CLS of the last blocks, the last one at the end, then the mean patch, of some records."""
-    cls = np.asarray(split.cls[numbers]).reshape(len(split.cls[numbers]), -1)
+    cls = split.cls[numbers]
+    cls = cls.reshape(len(cls), -1)
     return cls if split.patches is None else np.concatenate([cls, split.patches[numbers]], 1)
 
 
 def log_odds(heads: Heads, split: SplitFeatures, columns: Columns, block: int = 4096) -> np.ndarray:
     """float32 [n,R*L] of all records of a split."""
     blocks = (slice(i, i + block) for i in range(0, len(split.labels), block))
-    return np.concatenate([row(split, b)[:, slice(*columns)] @ heads.kernel + heads.bias for b in blocks])
+    with np.errstate(over='ignore', invalid='ignore'):  # a rate may be too great
+        return np.concatenate([row(split, b)[:, slice(*columns)] @ heads.kernel + heads.bias for b in blocks])
 
 
 def fit(

@@ -82,10 +82,7 @@ def run(inputs: ProbeInputs) -> Result:
         other[: count[1]] = np.where(policy.known(queries[0].labels[:, j]), queries[0].labels[:, j], BLANK)
         without, kinds = train.labels[:, j] == 0, [(other == value).sum() for value in (0, 1)]
         if min(without.sum(), *kinds) < FEWEST:
-            skipped[label] = (
-                f'{without.sum()} records of train and {kinds[0]} of test without it, {kinds[1]} of test with it; '
-                f'{FEWEST} of each are needed'
-            )
+            skipped[label] = f'fewer than {FEWEST} records without it in train, or with it or without it in test'
             continue
         rest = [i for i in range(len(names)) if i != j]
         add(label, _some(train, without, rest), _some(val, val.labels[:, j] == 0, rest), other)
@@ -102,6 +99,7 @@ def run(inputs: ProbeInputs) -> Result:
         seed=inputs.seed,
         chosen=dict(neighbour=min(NEIGHBOUR, len(train.labels)), by='nobody, all is fixed'),
         results={metric: statistics.rows(samples[metric], bootstrap) for metric in order},
+        rows='held-out label or set',
         skipped_labels=skipped,
         bootstrap=bootstrap.facts(),
         seconds=round(time.perf_counter() - begun, 2),
@@ -125,10 +123,16 @@ def distances(known: SplitFeatures, val: SplitFeatures, queries: Sequence[SplitF
     found = dict(mahalanobis=mahalanobis(x, np.concatenate(asked)), knn=neighbour(x, np.concatenate(asked)))
     kept = [j for j in range(known.labels.shape[1]) if not missing_class(known.labels[:, j], 'train')]
     if kept:
-        known, val = (one._replace(labels=one.labels[:, kept]) for one in (known, val))
+        known, val = (_last_block(one)._replace(labels=one.labels[:, kept]) for one in (known, val))
         classifier = linear.choose(known, val)
+        queries = [*map(_last_block, queries)]
         found['energy'] = np.concatenate([-np.logaddexp(0, classifier.log_odds(one)).sum(1) for one in queries])
     return found
+
+
+def _last_block(split: SplitFeatures) -> SplitFeatures:
+    """A split with the CLS of the last block alone."""
+    return split._replace(cls=split.cls[:, -1:], patches=None)
 
 
 def mahalanobis(known: np.ndarray, queries: np.ndarray) -> np.ndarray:

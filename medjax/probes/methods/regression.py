@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from medjax.probes import columns, logistic, metrics
+from medjax.probes import columns, label_splits, logistic, metrics
 from medjax.probes.columns import Column, Prediction
 from medjax.probes.evaluate import ProbeInputs, Result
 from medjax.probes.methods import linear
@@ -55,15 +55,16 @@ def _columns(inputs: ProbeInputs) -> columns.Columns:
 def predict(inputs: ProbeInputs, column: Column, bootstrap: Bootstrap) -> Prediction | str:
     """Predicts one column of numbers, or says why it cannot."""
     train, val, test = columns.splits_with(inputs, column, lambda values: values[:, None])
+    train = label_splits.take(train, np.isfinite(train.labels[:, 0]))
     y, truth = train.labels[:, 0], val.labels[:, 0]
-    if np.isfinite(y).sum() < 2 or np.ptp(y[np.isfinite(y)]) == 0:
+    if len(y) < 2 or np.ptp(y) == 0:
         return 'all known values in train are equal'
     if not np.isfinite(truth).any():
         return 'no record of validation has a value'
     grid: list[dict[str, Any]] = []
     best: tuple[float, Ridge, int] | None = None
     for features, x in linear.feature_sets(train).items():
-        ridge = fit(x[np.isfinite(y)], y[np.isfinite(y)], PENALTIES)
+        ridge = fit(x, y, PENALTIES)
         errors = np.abs(answers(ridge, linear.feature_sets(val)[features]) - truth[:, None])
         for r, penalty in enumerate(PENALTIES):
             mae = float(np.nanmean(errors[:, r]))
@@ -73,19 +74,18 @@ def predict(inputs: ProbeInputs, column: Column, bootstrap: Bootstrap) -> Predic
     assert best is not None
     answer = answers(best[1], linear.feature_sets(test)[entry['features']])[:, best[2]]
     samples = errors_of(answer, test.labels[:, 0], bootstrap)
-    known = np.isfinite(y)
-    constant = np.nanmean(np.abs(test.labels[:, 0] - np.median(y[known])))
+    constant = np.nanmean(np.abs(test.labels[:, 0] - np.median(y)))
     facts = dict(
         chosen=entry | dict(by='mean absolute error on validation'),
         constant_mae=float(constant),  # of the median of train
-        known=dict(train=int(known.sum()), test=int(np.isfinite(test.labels[:, 0]).sum())),
+        known=dict(train=len(y), test=int(np.isfinite(test.labels[:, 0]).sum())),
         grid=grid,
     )
     arrays = dict(answer=answer.astype(np.float32), truth=test.labels[:, 0].astype(np.float32))
     return Prediction(samples, f'{entry["features"]}, penalty {entry["penalty"]:.3g}', facts, arrays)
 
 
-def fit(x: np.ndarray, y: np.ndarray, penalties: tuple[float, ...]) -> Ridge:
+def fit(x: logistic.Features, y: np.ndarray, penalties: tuple[float, ...]) -> Ridge:
     """Fits the regressions of all penalties to features [n,D] and values [n], in closed form along principal axes."""
     mean, std = logistic.moments(x)
     variances, axes = logistic.principal_axes(x, mean, std)
@@ -98,7 +98,7 @@ def fit(x: np.ndarray, y: np.ndarray, penalties: tuple[float, ...]) -> Ridge:
     return Ridge(mean, std, kernel, centre)
 
 
-def answers(ridge: Ridge, x: np.ndarray) -> np.ndarray:
+def answers(ridge: Ridge, x: logistic.Features) -> np.ndarray:
     """Features [n,D] -> float64 [n,R]."""
     out = [(x[rows] - ridge.mean) / ridge.std @ ridge.kernel + ridge.bias for rows in logistic.blocks(x)]
     return np.concatenate(out)

@@ -77,6 +77,7 @@ def run(inputs: ProbeInputs) -> Result:
         results={metric: statistics.rows(of_kind, bootstrap) for metric, of_kind in rows.items()},
         clean={metric: bootstrap.estimate(sample) for metric, sample in clean.items()},
         details=details,
+        rows='corruption',
         threshold_notes=notes,
         skipped_labels=splits.skipped,
         bootstrap=bootstrap.facts(),

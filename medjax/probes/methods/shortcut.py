@@ -14,9 +14,10 @@ with this value than among all. Then, for the linear probe:
     column AUROC       how well the value of the column alone orders the records, by its prevalence in train
 
 Sources: chest drains (arXiv 2507.21291 measures the AUROC with and without), confounded sets of KnoBo (2405.14839). A
-gap is no proof: records with a tube can also be the clearer cases. A row is a label and a column, 'pneumothorax, tube'.
-A row needs FEWEST records of each of the four kinds in test, otherwise it is left out by name. Numbers, such as age,
-are put into bands.
+gap is no proof: records with a tube can also be the clearer cases.
+
+A row is a label and a column, 'pneumothorax by tube'. A row needs FEWEST records of each of the four kinds in test,
+otherwise it is left out by name. Numbers, such as age, are put into bands.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def run(inputs: ProbeInputs) -> Result:
     for column in found:
         groups = {split: subgroups.values_of(column.name, column.values[split]) for split in ('train', 'test')}
         for j, label in enumerate(splits.names):
-            row, truth = f'{label}, {column.name}', splits.test.labels[:, j]
+            row, truth = f'{label} by {column.name}', splits.test.labels[:, j]
             suggestion = suggested(groups['train'], whole[:, j], groups['test'])
             if reason := too_few(suggestion, truth):
                 skipped[row] = reason
@@ -77,6 +78,7 @@ def run(inputs: ProbeInputs) -> Result:
         chosen=scores.chosen,
         results={metric: statistics.rows(rows, bootstrap) for metric, rows in samples.items()},
         details=facts,
+        rows='label and column',
         skipped_labels=splits.skipped | skipped,
         bootstrap=bootstrap.facts(),
         seconds=round(time.perf_counter() - begun, 2),
@@ -113,11 +115,9 @@ def kinds(suggestion: np.ndarray, truth: np.ndarray) -> dict[str, int]:
 def too_few(suggestion: np.ndarray, truth: np.ndarray) -> str:
     """Why a label and a column cannot be audited; '' if they can."""
     kind, count = min(kinds(suggestion, truth).items(), key=lambda item: item[1])
-    return (
-        ''
-        if count >= FEWEST
-        else f'{count} test records are {kind.replace("_", " and ", 1).replace("_", " ")}, {FEWEST} are needed'
-    )
+    truth_of, _, suggested_or_not = kind.partition('_')
+    kind = f'{truth_of} and {suggested_or_not.replace("_", " ")}'
+    return '' if count >= FEWEST else f'fewer than {FEWEST} test records are {kind} by the column'
 
 
 def compare(scores: np.ndarray, truth: np.ndarray, suggestion: np.ndarray, bootstrap: Bootstrap) -> dict[str, Sample]:

@@ -15,6 +15,8 @@ from medjax.probes.methods import metadata, ordinal, regression, search
 
 SIZES = dict(train=240, val=80, test=120)
 
+pytestmark = pytest.mark.usefixtures('few_strengths')
+
 
 class Split:
     def __init__(self, values):

@@ -69,20 +69,20 @@ def test_the_result_is_the_mean_over_draws():
     test.labels[:, 1] = 1
     result = few_shot.run(inputs_of(train, test))
     rows = result.content['results']
-    assert [metric for metric in rows if 'auroc' in metric] == [f'auroc@{k}' for k in (50, 20, 10, 5, 1)]
+    assert [metric for metric in rows if 'AUROC' in metric] == [f'AUROC@{k}' for k in (50, 20, 10, 5, 1)]
     assert result.content['skipped_labels'] == {'finding 1': 'no negative record in test'}
-    assert set(rows['auroc@50']) == {'mean', 'finding 0'} and set(rows['auroc@1']) == {'mean', 'finding 0', 'finding 2'}
-    assert rows['auroc@1']['mean']['labels'] == 2
+    assert set(rows['AUROC@50']) == {'mean', 'finding 0'} and set(rows['AUROC@1']) == {'mean', 'finding 0', 'finding 2'}
+    assert rows['AUROC@1']['mean']['labels'] == 2
     for k in (50, 1):
         scores = result.arrays[f'scores@{k}']
         aurocs = [roc_auc_score(test.labels[:, 0], scores[i, :, 0]) for i in range(5)]
-        row = rows[f'auroc@{k}']['finding 0']
+        row = rows[f'AUROC@{k}']['finding 0']
         assert row['value'] == pytest.approx(np.mean(aurocs)) and row['deviation'] == pytest.approx(
             np.std(aurocs, ddof=1)
         )
         assert row['low'] < row['value'] < row['high']
         assert result.arrays[f'drawn@{k}/finding 0'].shape == (5, 2 * k)
-    assert rows['auroc@50']['mean']['value'] > rows['auroc@1']['finding 0']['value'], 'more records teach more'
+    assert rows['AUROC@50']['mean']['value'] > rows['AUROC@1']['finding 0']['value'], 'more records teach more'
 
 
 def test_labels_that_cannot_be_learned_are_named():

@@ -13,6 +13,8 @@ from medjax.probes.evaluate import Options
 from medjax.probes.methods import out_of_distribution as ood
 from medjax.probes.statistics import Bootstrap
 
+pytestmark = pytest.mark.usefixtures('few_strengths')
+
 
 def features(seed, n, shift=3.0, d=6):
     """Records with two labels; those with the first one lie elsewhere."""
@@ -110,7 +112,7 @@ def test_fpr95_counts_weights_and_ties():
 
 def test_what_cannot_be_held_out_is_named():
     few = features(2, 20)
-    with pytest.raises(UserError, match='no label can be held out .strange: .* records of train'):
+    with pytest.raises(UserError, match='no label can be held out .strange: fewer than 20 records without it'):
         ood.run(inputs_of(train=features(0, 50), val=features(1, 50), test=few))
     inputs = inputs_of(train=features(0, 50), test=few)
     inputs.data.labels = ()

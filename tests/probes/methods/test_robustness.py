@@ -11,6 +11,8 @@ from medjax.probes.encode import SplitFeatures
 from medjax.probes.evaluate import Options
 from medjax.probes.methods import robustness
 
+pytestmark = pytest.mark.usefixtures('few_strengths')
+
 
 def features(seed, n, noise=0.0):
     rng = np.random.default_rng(seed)

@@ -11,6 +11,8 @@ from medjax.probes.encode import SplitFeatures
 from medjax.probes.evaluate import Options
 from medjax.probes.methods import shortcut
 
+pytestmark = pytest.mark.usefixtures('few_strengths')
+
 
 def inputs_of(sees_tube, columns=('tube',), seed=0):
     """A finding that is hard to see and a tube that is easy to see and mostly comes with it."""
@@ -39,10 +41,10 @@ def inputs_of(sees_tube, columns=('tube',), seed=0):
 
 def test_it_finds_the_classifier_that_uses_the_tube():
     rows = {sees: shortcut.run(inputs_of(sees)).content['results'] for sees in (False, True)}
-    gaps = {sees: results['gap']['finding, tube'] for sees, results in rows.items()}
+    gaps = {sees: results['gap']['finding by tube'] for sees, results in rows.items()}
     assert gaps[True]['low'] > 0.2
     assert gaps[False]['low'] < 0 < gaps[False]['high']
-    assert rows[True]['column_auroc']['finding, tube']['value'] > 0.8
+    assert rows[True]['column_auroc']['finding by tube']['value'] > 0.8
 
 
 def test_each_metric_equals_a_loop():
@@ -51,18 +53,18 @@ def test_each_metric_equals_a_loop():
     scores, truth = result.arrays['scores'][:, 0], inputs.features('test').labels[:, 0]
     tube = inputs.data.split('test').column('tube') == 'left'
     aligned, conflicting = tube == (truth == 1), tube != (truth == 1)
-    rows = {metric: row['finding, tube']['value'] for metric, row in result.content['results'].items()}
+    rows = {metric: row['finding by tube']['value'] for metric, row in result.content['results'].items()}
     assert rows['aligned_auroc'] == pytest.approx(roc_auc_score(truth[aligned], scores[aligned]))
     assert rows['conflicting_auroc'] == pytest.approx(roc_auc_score(truth[conflicting], scores[conflicting]))
     assert rows['gap'] == pytest.approx(rows['aligned_auroc'] - rows['conflicting_auroc'])
     assert rows['column_auroc'] == pytest.approx(roc_auc_score(truth, tube))
-    kinds = result.content['details']['finding, tube']['kinds']
+    kinds = result.content['details']['finding by tube']['kinds']
     assert kinds['positive_suggested'] == (tube & (truth == 1)).sum() and sum(kinds.values()) == 400
 
 
 def test_a_column_of_numbers_is_put_into_bands():
     rows = shortcut.run(inputs_of(False, ('age',))).content['results']
-    assert rows['gap']['finding, age']['low'] < 0 < rows['gap']['finding, age']['high']
+    assert rows['gap']['finding by age']['low'] < 0 < rows['gap']['finding by age']['high']
 
 
 def test_suggestions_come_from_train():
@@ -76,7 +78,7 @@ def test_too_few_records_of_a_kind_are_named():
     inputs = inputs_of(True)
     column = inputs.data.split('test').column('tube')
     column[inputs.features('test').labels[:, 0] == 1] = 'left'
-    with pytest.raises(UserError, match='0 test records are positive and not suggested, 10 are needed'):
+    with pytest.raises(UserError, match='fewer than 10 test records are positive and not suggested by the column'):
         shortcut.run(inputs)
     inputs.columns = {}
     with pytest.raises(UserError, match='name the columns that should not matter: --columns tube,site'):
