@@ -198,7 +198,7 @@ def evaluate(score: Callable[[], Scores], splits: LabelSplits, options: Options)
             'no label has positive and negative records on validation, so nothing could be chosen there: settings are '
             'the first of the grid, and thresholds are as threshold_notes says'
         )
-    found, arrays = trust.judge(scores, splits, test, thresholds, options)
+    found, arrays = trust.judge(scores, splits, test, thresholds, bootstrap, options)
     arrays |= dict(
         scores=test.scores.astype(np.float32),
         labels=test.labels.astype(np.int8),

@@ -18,6 +18,7 @@ Decisions use the threshold of balanced accuracy, which validation chose. All gr
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -138,7 +139,8 @@ def _compare(
     """The metrics of each group, and the distances between groups."""
     everyone = column.together()
     samples = {group: _samples(test, members, thresholds, bootstrap) for group, members in column.groups.items()}
-    together = _samples(test, everyone, thresholds, bootstrap)
+    plain = dataclasses.replace(bootstrap, draws=1, interval=statistics.PERCENTILE)  # only the value is used
+    together = _samples(test, everyone, thresholds, plain)
     counts = {  # whether each label has enough records of both classes in each group
         group: np.minimum((test.labels[members] == 1).sum(0), (test.labels[members] == 0).sum(0)) >= FEWEST_RECORDS
         for group, members in column.groups.items()
