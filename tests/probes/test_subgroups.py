@@ -136,3 +136,11 @@ def test_the_option_names_columns_that_the_records_have():
     assert subgroups.parse('dose,sex*age', available) == ('dose', 'sex*age')
     with pytest.raises(UserError, match="no column 'sx'; they have age, sex, dose; did you mean 'sex'"):
         subgroups.parse('age*sx', available)
+
+
+def test_a_column_with_very_many_values_keeps_the_largest_groups():
+    patients = np.arange(3000)
+    site = np.array([f's{i}' for i in np.minimum(patients // 25, 90)])
+    found = subgroups.column('site', dict(site=site), patients)
+    assert len(found.groups) == subgroups.MOST_GROUPS and 's90' in found.groups
+    assert len(found.skipped) == subgroups.MOST_NAMED + 1 and found.skipped['21 more'] == 21 * 25
