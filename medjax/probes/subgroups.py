@@ -61,8 +61,7 @@ def parse(text: str | None, available: Sequence[str]) -> tuple[str, ...]:
     for name in names:
         for one in name.split('*'):
             if one not in available:
-                has = f'they have {", ".join(available)}' if available else 'they have no columns'
-                raise UserError(f'--groups {text}: the records have no column {one!r}; {has}{suggest(one, available)}')
+                raise UserError(f'--groups {text}: the records have no column {one!r}{suggest(one, available)}')
     return names
 
 

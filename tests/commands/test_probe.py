@@ -199,7 +199,7 @@ def test_patients_can_be_scored_in_place_of_images(grouped, capsys):
 
 def test_groups_that_the_records_do_not_have_are_refused(grouped, capsys):
     assert cli.main([*grouped[2], '--groups', 'sexx']) == 2
-    assert "--groups sexx: the records have no column 'sexx'; they have" in capsys.readouterr().err
+    assert "--groups sexx: the records have no column 'sexx'; did you mean" in capsys.readouterr().err
 
 
 def test_pixels_are_probed_like_an_encoder(probed, data):

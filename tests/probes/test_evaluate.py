@@ -19,7 +19,7 @@ def test_scores_and_labels_are_pooled_by_unit():
     cases = Cases(np.array([7, 7, 9, 9, 7], np.uint64), unit, {})
     mean, top = (aggregate.pool(scores, labels, cases, how) for how in ('mean', 'max'))
     assert mean.scores[:, 0].tolist() == [1.5, 2.0, 4.0] and top.scores[:, 0].tolist() == [5.0, 3.0, 4.0]
-    assert mean.labels[:, 0].tolist() == [-2, 1, 0], 'unknown, any positive, negative'
+    assert mean.labels[:, 0].tolist() == [-1, 1, 0], 'unknown, any positive, negative'
     assert mean.patients.tolist() == [1, 0, 0] and mean.keys.tolist() == [9, 7, 7]
     assert aggregate.disagreeing(labels, unit, ['x']) == {'x': 1}
 
