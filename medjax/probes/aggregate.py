@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from medjax.data.records import Split
-from medjax.data.types import BLANK, NEGATIVE, POSITIVE
+from medjax.data.types import NEGATIVE, POSITIVE
 
 UNITS, POOLS = ('image', 'study', 'patient'), ('mean', 'max')
 
@@ -81,10 +81,8 @@ def pool_scores(scores: np.ndarray, unit: np.ndarray, how: str) -> np.ndarray:
 
 
 def pool_labels(labels: np.ndarray, unit: np.ndarray) -> np.ndarray:
-    """int8 [m,L]: 1 if any label [n,L] of the unit is positive, else 0 if any is negative, else unknown (blank)."""
-    positive = _reduce(np.logical_or, labels == POSITIVE, unit)
-    negative = _reduce(np.logical_or, labels == NEGATIVE, unit)
-    return np.where(positive, POSITIVE, np.where(negative, NEGATIVE, BLANK)).astype(np.int8)
+    """int8 [m,L]: the greatest code of each unit: positive (1), negative (0), or the codes of unknown labels below."""
+    return _reduce(np.maximum, labels, unit)
 
 
 def disagreeing(labels: np.ndarray, unit: np.ndarray, names: Sequence[str]) -> dict[str, int]:

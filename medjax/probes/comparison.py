@@ -14,6 +14,7 @@ DeLong's test checks the p-value of each AUROC without draws (DeLong et al. 1988
 from __future__ import annotations
 
 import pathlib
+import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -54,9 +55,13 @@ def read(file: pathlib.Path) -> Scored | None:
     try:
         with np.load(file.with_suffix('.npz'), allow_pickle=False) as arrays:
             scores, labels, names, patient = (arrays[key] for key in KEYS)
-    except (OSError, ValueError, KeyError, EOFError):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
-    return None if content is None else Scored(content, scores, labels, tuple(map(str, names)), patient)
+    return (
+        None
+        if content is None or 'bootstrap' not in content
+        else Scored(content, scores, labels, tuple(map(str, names)), patient)
+    )
 
 
 def paired(encoder: Scored, other: Scored) -> dict[str, Any]:
@@ -73,7 +78,9 @@ def paired(encoder: Scored, other: Scored) -> dict[str, Any]:
         )
     if not np.array_equal(a.patient, b.patient):
         raise UserError(f'{title(a.encoder)} and {title(b.encoder)} cannot be compared: their patients differ')
-    first, second = _samples(a), _samples(b)
+    facts = a.content['bootstrap']
+    bootstrap = Bootstrap(a.patient, facts.get('seed', 0), facts.get('draws', statistics.DRAWS), statistics.PERCENTILE)
+    first, second = _samples(a, bootstrap), _samples(b, bootstrap)
     found = {
         metric: _rows(first[metric].minus(second[metric]), names, len(a.labels))
         for metric in first
@@ -92,14 +99,12 @@ def _aligned(result: Scored, names: Sequence[str]) -> Scored:
     return result._replace(scores=result.scores[:, columns], labels=result.labels[:, columns], names=tuple(names))
 
 
-def _samples(result: Scored) -> dict[str, Sample]:
-    """The metrics of a result in the draws of its bootstrap."""
-    facts = result.content['bootstrap']
+def _samples(result: Scored, bootstrap: Bootstrap) -> dict[str, Sample]:
+    """{metric: Sample [L]} of a result."""
     thresholds = {
         metric: np.array([chosen[name] for name in result.names])
         for metric, chosen in result.content.get('thresholds', {}).items()
     }
-    bootstrap = Bootstrap(result.patient, facts['seed'], facts['draws'], statistics.PERCENTILE)
     return statistics.samples(result.scores, result.labels, thresholds, bootstrap)
 
 
@@ -183,7 +188,7 @@ def of_run(run: pathlib.Path, data: Any, probe: str) -> dict[str, Any] | None:
     keys = {str(name): contents[name].get('key') for name in (chosen, *others)}
     file = run / 'comparisons' / f'{contents[chosen]["data"]}.{probe}.json'
     before = results.read(file)
-    if before and before.get('keys') == keys:
+    if isinstance(before, dict) and before.get('keys') == keys:
         return before
     main = read(results.path(run, chosen, contents[chosen]['data'], probe))
     if main is None:
@@ -234,6 +239,11 @@ def _first(pair: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _sentence(probe: str, pair: Mapping[str, Any]) -> str:
     """'linear: step 20 - raw pixels, mean AUROC +.031 [+.010, +.052], p .004 (Holm .008); …'"""
+    return f'{probe}: {title(pair["encoder"])} - {title(pair["other"])}, {in_words(pair)}'
+
+
+def in_words(pair: Mapping[str, Any]) -> str:
+    """'mean AUROC +.031 [+.010, +.052], p .004 (Holm .008); of 3 label(s) 1 better, 0 worse (Holm)'."""
     metric, rows = next(iter(pair['results'].items()))
     mean, labels = rows['mean'], [row for name, row in rows.items() if name != 'mean']
     better, worse = (
@@ -241,7 +251,7 @@ def _sentence(probe: str, pair: Mapping[str, Any]) -> str:
     )
     interval = f'[{_signed(mean["low"])}, {_signed(mean["high"])}]'
     return (
-        f'{probe}: {title(pair["encoder"])} - {title(pair["other"])}, mean {results.METRIC_TITLES.get(metric, metric)} '
+        f'mean {results.METRIC_TITLES.get(metric, metric)} '
         f'{_signed(mean["value"])} {interval}, p {_short_p(mean["p"])} (Holm {_short_p(mean["p_holm"])}); of '
         f'{len(labels)} label(s) {better} better, {worse} worse (Holm)'
     )

@@ -202,10 +202,10 @@ def evaluate(score: Callable[[], Scores], splits: LabelSplits, options: Options)
     )
     if notes and len(notes) == len(splits.names):
         content['unjudged'] = (
-            'no label has positive and negative records on validation, so nothing could be chosen there: settings are '
-            'the first of the grid, and thresholds are as threshold_notes says'
+            'no label has positive and negative records on validation, so nothing could be chosen there: a grid keeps '
+            'its first settings, and thresholds are as threshold_notes says'
         )
-    found, arrays = trust.judge(scores, splits, test, thresholds, options)
+    found, arrays = trust.judge(scores, splits, test, thresholds, bootstrap, options)
     arrays |= dict(
         scores=test.scores.astype(np.float32),
         labels=test.labels.astype(np.int8),

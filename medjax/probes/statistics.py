@@ -6,13 +6,15 @@ the seed only, so two encoders on one test set are compared on the same patients
 
 Two kinds of intervals are there. 'percentile' takes the percentiles of the draws. 'bca' (bias-corrected and
 accelerated, Efron 1987) shifts these percentiles by the bias and the skewness of the metric. The skewness comes from a
-jackknife: the metric with one patient left out, for each patient.
+jackknife: the metric with one patient left out, for each patient (with one of 250 groups of patients left out, if
+there are more patients).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -26,7 +28,9 @@ DRAWS, LEVEL = 1000, 0.95
 PERCENTILE, BCA = INTERVALS = 'percentile', 'bca'
 TAILS = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
 CHUNK = 32  # draws at once: their weights stay in the processor's cache
-JACKKNIFE = 1000  # groups of patients that are left out in turn; with fewer patients each group is one patient
+JACKKNIFE = 250  # groups of patients that are left out in turn; with fewer patients each group is one patient
+PRODUCT = 1 << 23  # weights in one product of matrices: small products wait for their threads
+KEPT = 1 << 24  # draws are kept for the next statistic if they are at most so many numbers
 FEW_PATIENTS = 20  # intervals over fewer patients are said to be too narrow
 
 Results = dict[str, dict[str, dict[str, Any]]]  # {metric: {row: {value, low, high, …}}}
@@ -73,6 +77,13 @@ class Bootstrap:
 
     def counts(self) -> Iterator[np.ndarray]:
         """Yields int32 [r,P] until all draws are done: how often each draw contains each patient."""
+        return iter(self._kept) if self.draws * self.patient_count <= KEPT else self._draw()
+
+    @functools.cached_property
+    def _kept(self) -> list[np.ndarray]:
+        return list(self._draw())
+
+    def _draw(self) -> Iterator[np.ndarray]:
         rng, count = np.random.default_rng(self.seed), self.patient_count
         for start in range(0, self.draws, CHUNK):
             drawn = rng.integers(count, size=(min(CHUNK, self.draws - start), count))
@@ -89,20 +100,23 @@ class Bootstrap:
         """The sample of statistic(weights of patients int [r,P]) -> float64 [r,*S]."""
         value = statistic(np.ones((1, self.patient_count), np.int32))[0]
         drawn = np.concatenate([statistic(weights) for weights in self.counts()])
-        if self.interval != BCA:
-            return Sample(value, drawn, None)
-        return Sample(value, drawn, np.concatenate([statistic(weights) for weights in self.left_out()]))
-
-    def by_patient(self, columns: np.ndarray) -> np.ndarray:
-        """float64 [P,*S]: the sum over each patient's records of columns [n,*S]."""
-        n = len(self.patients)
-        membership = sparse.csr_array((np.ones(n), (self.patients, np.arange(n))), (self.patient_count, n))
-        return (membership @ columns.reshape(n, -1)).reshape(self.patient_count, *columns.shape[1:])
+        left_out = [statistic(weights) for weights in self.left_out()] if self.interval == BCA else []
+        return Sample(value, drawn, np.concatenate(left_out) if left_out else None)
 
     def sums(self, columns: np.ndarray) -> Sample:
         """The sample of the sums over records of columns [n,K]."""
-        table = self.by_patient(columns)
-        return self.sample(lambda weights: weights @ table)
+        n = len(self.patients)
+        membership = sparse.csr_array((np.ones(n), (self.patients, np.arange(n))), (self.patient_count, n))
+        table = membership @ columns
+        rows = max(1, PRODUCT // self.patient_count // CHUNK)  # chunks that are multiplied at once
+
+        def total(chunks: Iterator[np.ndarray]) -> np.ndarray:
+            parts = []
+            while batch := list(itertools.islice(chunks, rows)):
+                parts.append(np.concatenate(batch).astype(np.float64) @ table)
+            return np.concatenate(parts)
+
+        return Sample(table.sum(0), total(self.counts()), total(self.left_out()) if self.interval == BCA else None)
 
     def estimate(self, sample: Sample) -> dict[str, Any]:
         """{value, low, high, undefined} of a sample of a number.
@@ -225,8 +239,8 @@ def decision_sample(scores: np.ndarray, labels: np.ndarray, thresholds: np.ndarr
         metrics.decisions(scores[:, j], labels[:, j], threshold)  # [n,4]
         for j, threshold in enumerate(thresholds)
     ]
-    table = bootstrap.by_patient(np.stack(columns, 2)).reshape(bootstrap.patient_count, -1)
-    return bootstrap.sample(lambda weights: (weights @ table).reshape(len(weights), 4, -1))
+    sums = bootstrap.sums(np.stack(columns, 2).reshape(len(scores), -1))
+    return sums.map(lambda x: x.reshape(len(x), 4, -1))
 
 
 def rates(sample: Sample, metric: Callable[[metrics.Confusion], np.ndarray]) -> Sample:

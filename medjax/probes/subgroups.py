@@ -2,8 +2,9 @@
 
 A group is a value of a column. Ages are put into bands, other numbers with more than ten values into quarters. An
 intersection, sex*age, has a group for each pair of values. Records with an unknown value are in no group of the column.
-A group with fewer than FEWEST patients is skipped by name. A label counts in a group with FEWEST_RECORDS positive and
-as many negative records or more, and distances are over labels and groups that count.
+A group with fewer than FEWEST patients is skipped by name, and so are all but the MOST_GROUPS largest. A label counts
+in a group with FEWEST_RECORDS positive and as many negative records or more, and distances are over labels and groups
+that count.
 
 For a metric M in [0,1], with M_g of group g and M of all records of the column's groups:
 
@@ -18,6 +19,7 @@ Decisions use the threshold of balanced accuracy, which validation chose. All gr
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -32,6 +34,7 @@ from medjax.probes.statistics import Bootstrap, Sample, distance_interval, mean_
 DEFAULT = ('sex', 'age', 'view', 'site')  # those that the data have
 FEWEST, FEWEST_RECORDS = 20, 5
 AGES = (18, 25, 50, 65, 80)  # years; a band has its lower limit
+MOST_GROUPS, MOST_NAMED = 20, 50  # groups of a column, the largest ones; skipped groups that are named
 MOST_VALUES = 10  # of a column of numbers whose values are groups
 METRICS = ('auroc', 'auprc', 'sensitivity', 'false_positive_rate', 'positive_rate', 'balanced_accuracy')
 SCALED = ('auroc', 'balanced_accuracy')  # metrics for which a gap, equity scaling and disparity are computed
@@ -58,8 +61,7 @@ def parse(text: str | None, available: Sequence[str]) -> tuple[str, ...]:
     for name in names:
         for one in name.split('*'):
             if one not in available:
-                has = f'they have {", ".join(available)}' if available else 'they have no columns'
-                raise UserError(f'--groups {text}: the records have no column {one!r}; {has}{suggest(one, available)}')
+                raise UserError(f'--groups {text}: the records have no column {one!r}{suggest(one, available)}')
     return names
 
 
@@ -70,14 +72,16 @@ def column(name: str, columns: Mapping[str, np.ndarray], patients: np.ndarray) -
     values = parts[0]
     for more in parts[1:]:
         values = np.char.add(np.char.add(values, ', '), more)
-    groups, skipped = {}, {}
-    for value in sorted(set(values[~unknown].tolist()), key=_rank):
-        members = (values == value) & ~unknown
-        count = len(np.unique(patients[members]))
-        if count < FEWEST:
-            skipped[value] = count
-        else:
-            groups[value] = members
+    words, code = np.unique(values[~unknown], return_inverse=True)
+    pairs = np.unique(np.stack([code, patients[~unknown]]), axis=1)
+    count = dict(zip(words.tolist(), np.bincount(pairs[0], minlength=len(words)).tolist(), strict=True))
+    by_size = sorted(count, key=lambda word: (-count[word], word))
+    kept = [word for word in by_size if count[word] >= FEWEST][:MOST_GROUPS]
+    others = [word for word in by_size if word not in kept]
+    skipped = {word: count[word] for word in others[:MOST_NAMED]}
+    if more := others[MOST_NAMED:]:
+        skipped[f'{len(more)} more'] = sum(count[word] for word in more)
+    groups = {word: (values == word) & ~unknown for word in sorted(kept, key=_rank)}
     return Column(name, groups, skipped, int(unknown.sum()))
 
 
@@ -138,7 +142,8 @@ def _compare(
     """The metrics of each group, and the distances between groups."""
     everyone = column.together()
     samples = {group: _samples(test, members, thresholds, bootstrap) for group, members in column.groups.items()}
-    together = _samples(test, everyone, thresholds, bootstrap)
+    plain = dataclasses.replace(bootstrap, draws=1, interval=statistics.PERCENTILE)  # only the value is used
+    together = _samples(test, everyone, thresholds, plain)
     counts = {  # whether each label has enough records of both classes in each group
         group: np.minimum((test.labels[members] == 1).sum(0), (test.labels[members] == 0).sum(0)) >= FEWEST_RECORDS
         for group, members in column.groups.items()

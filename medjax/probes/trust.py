@@ -15,6 +15,7 @@ from medjax.probes import aggregate, calibration, calibration_errors, conformal,
 from medjax.probes.aggregate import Units
 from medjax.probes.halves import FEWEST
 from medjax.probes.label_splits import LabelSplits
+from medjax.probes.statistics import Bootstrap
 
 if TYPE_CHECKING:
     from medjax.probes.evaluate import Options, Scores
@@ -23,10 +24,14 @@ Arrays = dict[str, np.ndarray]
 
 
 def judge(
-    scores: Scores, splits: LabelSplits, test: Units, thresholds: Mapping[str, np.ndarray], options: Options
+    scores: Scores,
+    splits: LabelSplits,
+    test: Units,
+    thresholds: Mapping[str, np.ndarray],
+    bootstrap: Bootstrap,
+    options: Options,
 ) -> tuple[dict[str, Any], Arrays]:
     """(further keys of a result, further arrays) from scores and the units of test."""
-    bootstrap = options.bootstrap(test.patients)
     columns = [subgroups.column(name, test.columns, test.patients) for name in options.groups]
     found: dict[str, Any] = {}
     chosen = thresholds.get('balanced_accuracy')

@@ -142,6 +142,66 @@ def test_an_export_that_is_worse_than_step_0_is_said_after_the_results(probed, d
     assert out.count('Worse than its start') == 1, 'the linear probe of step 0 says the same as that of step 20'
 
 
+@pytest.fixture(scope='module')
+def grouped(tmp_path_factory):
+    """A run and a data set of 150 patients with sex and age, enough of them in val to calibrate."""
+    folder = tmp_path_factory.mktemp('grouped')
+    table = make_table(folder / 'people', n=300, splits=('train', 'val', 'test'))
+    lines = (table / 'metadata.csv').read_text().splitlines()
+    people = [f'{line},{"FM"[i // 6 % 2]},{20 + i // 2 % 60},p{i // 2}' for i, line in enumerate(lines[1:])]
+    (table / 'metadata.csv').write_text('\n'.join([f'{lines[0]},sex,age,study_id', *people]) + '\n')
+    make_export(folder / 'run', 10)
+    data = build(table, folder / 'built')
+    command = ['probe', '--run', str(folder / 'run'), '--data', str(data), '--draws', '40', '--probes', 'linear']
+    assert cli.main(command) == 0
+    return folder / 'run', data, command
+
+
+def test_a_result_has_calibration_conformal_sets_groups_and_a_comparison(grouped, capsys):
+    run, data, command = grouped
+    name = records.open(data).name
+    result = json.loads((run / 'probes' / '10' / f'{name}.linear.json').read_text())
+    assert result['bootstrap']['interval'] == 'bca' and result['unit'] == dict(unit='image', units=100)
+    assert set(result['calibration']['results']) == {'none', 'temperature', 'platt', 'isotonic', 'venn_abers'}
+    assert set(result['conformal']['groups']['marginal']['sex']) == {'F', 'M'}
+    assert set(result['subgroups']) == {'sex', 'age'} and result['subgroups']['sex']['groups']['F']['records'] == 50
+    assert result['subgroups']['sex']['distances']['dpd']['left']['value'] >= 0
+    assert len(result['retained']['accuracy']['left']) == 10
+    comparison = json.loads((run / 'comparisons' / f'{name}.linear.json').read_text())
+    assert [(pair['encoder'], pair['other']) for pair in comparison['pairs']] == [(10, 'random'), (10, 'pixels')]
+    row = comparison['pairs'][0]['results']['auroc']['left']
+    assert {'value', 'low', 'high', 'p', 'p_holm', 'p_delong'} == set(row)
+    assert cli.main(command) == 0
+    output = capsys.readouterr().out
+    assert 'linear: step 10 - ' in output and 'of 2 label(s)' in output and ', p ' in output
+    assert 'linear, step 10: calibration error (ECE) .' in output and 'after Platt' in output
+    assert 'linear, step 10: largest gap in mean AUROC' in output
+    assert '(1 left out, see below)' in output and 'bootstrap, BCa' in output
+
+
+def test_patients_can_be_scored_in_place_of_images(grouped, capsys):
+    run, data, command = grouped
+    assert (
+        cli.main([*command, '--unit', 'patient', '--pool', 'max', '--interval', 'percentile', '--groups', 'none']) == 0
+    )
+    output = capsys.readouterr().out
+    assert 'scored by patient (50 of them, max over records)' in output and 'bootstrap percentiles' in output
+    name = records.open(data).name
+    result = json.loads((run / 'probes' / '10' / f'{name}.linear.json').read_text())
+    row = result['results']['auroc']['left']
+    assert row['positives'] + row['negatives'] == 50 and result['records']['test'] == 100
+    assert result['subgroups'] == {} and result['unit']['disagreeing']['left'] > 0
+    before = json.loads((run / 'comparisons' / f'{name}.linear.json').read_text())['pairs']
+    assert cli.main([*command, '--unit', 'study']) == 0
+    assert 'scored by study (50 of them, mean over records)' in capsys.readouterr().out
+    assert json.loads((run / 'comparisons' / f'{name}.linear.json').read_text())['pairs'] != before
+
+
+def test_groups_that_the_records_do_not_have_are_refused(grouped, capsys):
+    assert cli.main([*grouped[2], '--groups', 'sexx']) == 2
+    assert "--groups sexx: the records have no column 'sexx'; did you mean" in capsys.readouterr().err
+
+
 def test_pixels_are_probed_like_an_encoder(probed, data):
     result = json.loads((probed / 'probes' / 'pixels' / f'{records.open(data).name}.linear.json').read_text())
     assert result['encoder']['step'] == 'pixels' and result['overlap'] == {}
