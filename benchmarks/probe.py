@@ -35,7 +35,7 @@ import numpy as np
 
 WIDTH, BLOCKS = 768, 4
 FILMS = 377_000  # as MIMIC-CXR has
-PREVALENCE = (0.1, 0.025, 0.12, 0.17, 0.05, 0.056, 0.012, 0.047, 0.04, 0.02, 0.022, 0.015, 0.03, 0.002)  # as of NIH's
+PREVALENCE = (0.17, 0.12, 0.1, 0.056, 0.05, 0.047, 0.04, 0.03, 0.025, 0.022, 0.02, 0.015, 0.012, 0.002)  # as of NIH's
 HIDDEN = 256  # directions in which films differ
 NEAR = 1e-6  # to the best objective, relatively
 
@@ -197,8 +197,8 @@ def fit(place: Path, films: int) -> None:
     from medjax.probes.methods import linear
 
     def split(name: str, n: int) -> SplitFeatures:
-        cls = features._stored(place / f'{name}.cls.npy', (n, BLOCKS, WIDTH), 'float32')
-        patches = features._stored(place / f'{name}.patches.npy', (n, WIDTH), 'float32')
+        cls = features.stored(place / f'{name}.cls.npy', (n, BLOCKS, WIDTH), 'float32')
+        patches = features.stored(place / f'{name}.patches.npy', (n, WIDTH), 'float32')
         return SplitFeatures(cls, patches, np.load(place / f'{name}.labels.npy'), np.arange(n))
 
     fit_one = logistic.fit
