@@ -150,8 +150,8 @@ def _open(folder: Path, key: str, n: int) -> _Opened | str:
         about = json.loads((folder / 'about.json').read_bytes())
         if (about['key'], about['records'], about['shard'], about['format']) != (key, n, SHARD, FORMAT):
             return ''
-        marks = _stored(folder / 'shards.npy', (-(-n // SHARD), len(PARTS)), 'int32')
-        arrays = {name: _stored(folder / f'{name}.npy', *about['arrays'][name]) for name in about['arrays']}
+        marks = stored(folder / 'shards.npy', (-(-n // SHARD), len(PARTS)), 'int32')
+        arrays = {name: stored(folder / f'{name}.npy', *about['arrays'][name]) for name in about['arrays']}
         if json.loads((folder / 'about.json').read_bytes()) != about:  # it is being replaced
             return ''
         return _Opened(np.asarray(marks), arrays)
@@ -161,7 +161,7 @@ def _open(folder: Path, key: str, n: int) -> _Opened | str:
         return str(error)
 
 
-def _stored(path: Path, shape: Sequence[int], dtype: str) -> Stored:
+def stored(path: Path, shape: Sequence[int], dtype: str) -> Stored:
     """The array of a .npy file; ValueError if it has another shape or dtype, or is cut off."""
     file = path.open('rb', buffering=0)  # closed with the last array of it
     np.lib.format.read_magic(file)

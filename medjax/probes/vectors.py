@@ -1,4 +1,4 @@
-"""Unit vectors, whose products are cosines, and the nearest of them."""
+"""Unit vectors: the cosine of two features is the product of their unit vectors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-CHUNK_ELEMENTS = 1 << 24  # cosines in memory at once
+COSINES = 1 << 24  # in memory at once
 
 
 def unit(x: np.ndarray) -> np.ndarray:
@@ -17,16 +17,27 @@ def unit(x: np.ndarray) -> np.ndarray:
     return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
-def nearest(queries: np.ndarray, candidates: np.ndarray, k: int) -> np.ndarray:
-    """int [n,k]: for each query the numbers of the k candidates with the greatest cosine, the greatest first.
+def nearest(queries: np.ndarray, candidates: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k candidates with the greatest cosine to each query: cosines float32 [n,k] and numbers int32 [n,k].
 
-    Args: unit vectors [n,d] and [m,d]. Of equal candidates the first comes first.
+    The greatest comes first, and of equal candidates the first. Args: unit vectors [n,d] and [m,d].
     """
-    chunk = max(1, min(len(queries), CHUNK_ELEMENTS // len(candidates)))
+    rows = block_rows(len(queries), len(candidates))
+    on_device, found = jnp.asarray(candidates), []
     with jax.default_matmul_precision('highest'):
-        return np.asarray(nearest_in_chunks(jnp.asarray(queries), jnp.asarray(candidates), k, chunk))
+        for start in range(0, len(queries), rows):
+            block = queries[start : start + rows]
+            filled = np.pad(block, ((0, rows - len(block)), (0, 0)))  # all blocks have one shape, so one program
+            found.append([np.asarray(x)[: len(block)] for x in nearest_of_block(filled, on_device, k)])
+    return np.concatenate([cosines for cosines, _ in found]), np.concatenate([numbers for _, numbers in found])
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3))
-def nearest_in_chunks(queries: jax.Array, candidates: jax.Array, k: int, chunk: int) -> jax.Array:
-    return jax.lax.map(lambda query: jax.lax.top_k(candidates @ query, k)[1], queries, batch_size=chunk)
+def block_rows(queries: int, candidates: int) -> int:
+    """Queries of a block: as many in each as can be."""
+    most = max(1, COSINES // candidates)
+    return -(-queries // -(-queries // most))
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def nearest_of_block(queries: jax.Array, candidates: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    return jax.lax.top_k(queries @ candidates.T, k)

@@ -139,7 +139,7 @@ def test_a_stored_array_is_read_like_an_array(cache, log, monkeypatch, key, byte
 def test_reading_a_layer_takes_little_more_memory_than_the_layer(tmp_path, monkeypatch):
     monkeypatch.setattr(features, 'READ', 1 << 16)
     np.save(tmp_path / 'x.npy', np.zeros((4_000, 16, 64), np.float32))
-    stored = features._stored(tmp_path / 'x.npy', (4_000, 16, 64), 'float32')
+    stored = features.stored(tmp_path / 'x.npy', (4_000, 16, 64), 'float32')
     before = resident()
     layer = stored[:, -1]
     assert layer.nbytes == 4_000 * 64 * 4

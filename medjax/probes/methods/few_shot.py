@@ -114,12 +114,8 @@ def _rows(
         sample = ranked.at([*metrics.RANKED].index(metric.lower()))
         of_draws = sample.value.reshape(len(scores), len(names))
         means = sample.map(lambda x: x.reshape(len(x), len(scores), len(names)).mean(1))
-        found[metric] = statistics.rows({name: _at(means, j) for j, name in enumerate(names)}, bootstrap)
+        found[metric] = statistics.rows({name: means.at(j) for j, name in enumerate(names)}, bootstrap)
         for j, name in enumerate(names):
             found[metric][name]['deviation'] = float(of_draws[:, j].std(ddof=1))
         found[metric]['mean']['deviation'] = float(of_draws.mean(1).std(ddof=1))
     return found
-
-
-def _at(sample: Sample, j: int) -> Sample:
-    return sample.map(lambda x: x[:, j])

@@ -89,7 +89,7 @@ def predict(inputs: ProbeInputs, column: Column, bootstrap: Bootstrap) -> Predic
 
 def one_hot(values: np.ndarray, words: tuple[str, ...]) -> np.ndarray:
     """int8 [n,C]: 1 in the column of the word, 0 elsewhere; BLANK for unknown values and for other words."""
-    found = values[:, None] == np.array(words)
+    found = np.equal(values[:, None], np.array(words))
     return np.where(found.any(1, keepdims=True), found, BLANK).astype(np.int8)
 
 

@@ -148,8 +148,7 @@ def mahalanobis(known: np.ndarray, queries: np.ndarray) -> np.ndarray:
 def neighbour(known: np.ndarray, queries: np.ndarray) -> np.ndarray:
     """1 - the cosine [n] of queries [n,D] with the NEIGHBOUR-th nearest of the known records [m,D]."""
     known, queries = unit(known), unit(queries)
-    k = min(NEIGHBOUR, len(known))
-    return 1 - np.einsum('nd,nd->n', queries, known[nearest(queries, known, k)[:, -1]])
+    return 1 - nearest(queries, known, min(NEIGHBOUR, len(known)))[0][:, -1]
 
 
 def judge(distances: np.ndarray, other: np.ndarray, bootstrap: Bootstrap) -> dict[str, Sample]:

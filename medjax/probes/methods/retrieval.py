@@ -101,8 +101,8 @@ def metrics_of(found: Queries) -> dict[str, dict[str, np.ndarray]]:
     k = min(max(RECALL), len(found.text))
     return query_metrics(
         {
-            'image to text': hits(nearest(found.images, found.texts, k), found.text, found.study),
-            'text to image': hits(nearest(found.texts, found.images, k), found.text, found.study),
+            'image to text': hits(nearest(found.images, found.texts, k)[1], found.text, found.study),
+            'text to image': hits(nearest(found.texts, found.images, k)[1], found.text, found.study),
         }
     )
 

@@ -76,4 +76,4 @@ def relevant(gallery: np.ndarray, positive: np.ndarray, queries: np.ndarray) -> 
 
     Args: unit vectors [m,D] of the candidates, whether they are positive [m], unit vectors [n,D] of the queries.
     """
-    return positive[nearest(queries, gallery, max(K))]
+    return positive[nearest(queries, gallery, max(K))[1]]

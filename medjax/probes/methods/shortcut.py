@@ -127,7 +127,7 @@ def compare(scores: np.ndarray, truth: np.ndarray, suggestion: np.ndarray, boots
     labels = np.where(subsets, truth[:, None], BLANK).astype(np.int8)
     table = np.stack([scores, scores, np.nan_to_num(suggestion)], 1)
     ranked = statistics.ranked_sample(table, labels, bootstrap).at([*metrics.RANKED].index('auroc'))
-    aligned, conflicting, column = (ranked.map(lambda x, k=k: x[:, k]) for k in range(3))
+    aligned, conflicting, column = map(ranked.at, range(3))
     return dict(
         conflicting_auroc=conflicting, aligned_auroc=aligned, gap=aligned.minus(conflicting), column_auroc=column
     )

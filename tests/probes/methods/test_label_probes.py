@@ -8,7 +8,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from medjax.probes import evaluate, label_splits, logistic
+from medjax.probes import evaluate, label_splits, logistic, vectors
 from medjax.probes.encode import SplitFeatures
 from medjax.probes.evaluate import Options
 from medjax.probes.methods import knn, linear
@@ -194,8 +194,8 @@ def test_knn_equals_a_loop():
 def test_knn_in_chunks_and_with_few_records(monkeypatch):
     train, val, test = examples(0, n=150), examples(1, n=30), examples(2, n=41)
     whole = knn.learn(train, val, test, 0)
-    monkeypatch.setattr(knn, 'CHUNK_ELEMENTS', 150 * 7)
-    knn.score_arrays.clear_cache()
+    monkeypatch.setattr(vectors, 'COSINES', 150 * 7)
+    monkeypatch.setattr(knn, 'BLOCK', 11)
     np.testing.assert_allclose(knn.learn(train, val, test, 0).test, whole.test, atol=1e-5)
     assert whole.chosen['k'] == 20 and set(whole.others) == {'k=10', 'k=100'}
     few = knn.learn(examples(0, n=7), val, test, 0)
