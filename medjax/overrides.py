@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 from medjax import plugins
 from medjax.errors import UserError, suggest
+from medjax.objectives.label_policy import label_policy
 from medjax.objectives.pair_options import learned_scale
 from medjax.objectives.positives import soft_positives
 from medjax.objectives.schedules import RULES
@@ -157,6 +158,7 @@ FUNCTIONS: dict[tuple[str, ...], tuple[Callable, tuple[str, ...]]] = {
     ('terms', '*', 'positives'): (soft_positives, ('total_steps', 'where')),
     ('terms', '*', 'positives', '*'): (soft_positives, ('total_steps', 'where')),
     ('terms', '*', 'temperature'): (learned_scale, ('where',)),
+    ('terms', '*', 'policy'): (label_policy, ('labels', 'where')),
 }
 EVERY = dict(
     term=dict(name=None, weight=1.0), head=dict(tie=None)
@@ -259,13 +261,14 @@ def _may_be_none(names: tuple[str, ...], now: Any, parameter: inspect.Parameter 
 # Forms of a value, with the names that annotations give them.
 FORMS: tuple[tuple[tuple[type, ...], set[str]], ...] = (
     ((str,), {'str'}),
+    ((float, int), {'float', 'int'}),
     ((dict, ConfigDict), {'dict', 'Mapping'}),
     ((list, tuple), {'list', 'tuple', 'Sequence'}),
 )
 
 
 def _other_form(now: Any, new: Any, parameter: inspect.Parameter | None) -> bool:
-    """Whether `new` is a text, dict or list in the place of another of these, as the builder's annotation allows."""
+    """Whether `new` is a text, number, dict or list in the place of another one, as the builder's annotation allows."""
     if parameter is None or (isinstance(now, (dict, ConfigDict)) and 'rule' in now):
         return False
     forms = [next((form for form in FORMS if isinstance(value, form[0])), None) for value in (now, new)]
