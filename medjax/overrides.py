@@ -261,16 +261,20 @@ def _may_be_none(names: tuple[str, ...], now: Any, parameter: inspect.Parameter 
 # Forms of a value, with the names that annotations give them.
 FORMS: tuple[tuple[tuple[type, ...], set[str]], ...] = (
     ((str,), {'str'}),
-    ((float, int), {'float', 'int'}),
     ((dict, ConfigDict), {'dict', 'Mapping'}),
     ((list, tuple), {'list', 'tuple', 'Sequence'}),
 )
 
 
 def _other_form(now: Any, new: Any, parameter: inspect.Parameter | None) -> bool:
-    """Whether `new` is a text, number, dict or list in the place of another one, as the builder's annotation allows."""
+    """Whether `new` is a text, dict or list in the place of another of these, as the builder's annotation allows.
+
+    A number may stand in the place of a text as well.
+    """
     if parameter is None or (isinstance(now, (dict, ConfigDict)) and 'rule' in now):
         return False
+    if isinstance(now, str) and is_number(new):
+        return 'float' in _alternatives(parameter)
     forms = [next((form for form in FORMS if isinstance(value, form[0])), None) for value in (now, new)]
     return None not in forms and forms[0] != forms[1] and bool(_alternatives(parameter) & {*forms[1][1], 'Any'})
 

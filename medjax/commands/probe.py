@@ -42,7 +42,7 @@ from medjax.probes.encode import BASELINES, Encoder
 from medjax.probes.evaluate import ProbeInputs
 from medjax.weights import export
 
-DEFAULT_PROBES = 'knn,linear,zero_shot,retrieval'
+DEFAULT_PROBES = 'knn,linear,classifier,zero_shot,retrieval'
 RUNS = pathlib.Path('runs')  # results of encoders without a run
 
 
