@@ -30,13 +30,13 @@ class TrainRecords(NamedTuple):
         return np.concatenate([_codes(split, label) for split in self.splits])
 
     def column(self, name: str) -> np.ndarray:
-        """[n]: a column of numbers (nan: unknown) or of words ('': unknown)."""
-        known = next(split.column(name).dtype for split in self.splits if name in split.attribute_names)
-        empty: Any = np.nan if known.kind == 'f' else ''
-        columns = (
-            split.column(name) if name in split.attribute_names else np.full(len(split), empty) for split in self.splits
+        """[n]: a column of numbers (nan: unknown) or of words ('': unknown). None stands where a source lacks it."""
+        return np.concatenate(
+            [
+                split.column(name) if name in split.attribute_names else np.full(len(split), None)
+                for split in self.splits
+            ]
         )
-        return np.concatenate(list(columns))
 
     def patients(self) -> np.ndarray:
         """uint32 [n,2]: the two halves of the hashed id of each record's patient, as `key/patient` of a batch."""

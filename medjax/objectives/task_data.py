@@ -101,7 +101,8 @@ def _of_levels(task: Levels, options: Mapping[str, Any], train: Train) -> dict[s
         )
     found: dict[str, Any] = {}
     if options.get('levels') is None:
-        levels = found['levels'] = np.unique(train.numbers(name)[0]).tolist()
+        levels = [int(x) if x.is_integer() else x for x in np.unique(train.numbers(name)[0]).tolist()]
+        found['levels'] = levels
         if not 2 <= len(levels) <= MOST_WORDS:
             raise UserError(
                 f'{context.where}.ordered: the train records have {len(levels)} different numbers in {name!r}, and a '

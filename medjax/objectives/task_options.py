@@ -52,6 +52,8 @@ def labels(
     """Labels of the data, each for itself; None: all of them."""
     columns = _label_columns(context, labels, 'labels')
     names = tuple(column.name for column in columns)
+    if policy is not None and not isinstance(policy, Mapping):
+        raise UserError(f"{context.where}.policy={policy!r}: must be a dict, such as dict(uncertain='negative')")
     return Labels(
         names,
         _weights(context, weights, names, stand_ins, pairs=True),
@@ -157,7 +159,8 @@ KINDS: dict[str, Callable[..., Task]] = dict(labels=labels, classes=classes, num
 def level_values(context: TermContext, column: TargetColumn, levels: Any) -> tuple[tuple[Any, ...], np.ndarray]:
     """The levels, and the value that a batch has for each: the level itself, or the number of the word."""
     where = f'{context.where}.levels'
-    if not isinstance(levels, (list, tuple)) or len(levels) < 2 or len(set(levels)) < len(levels):
+    plain = isinstance(levels, (list, tuple)) and all(isinstance(level, str) or is_number(level) for level in levels)
+    if not plain or len(levels) < 2 or len(set(levels)) < len(levels):
         raise UserError(f'{where}={levels!r}: must be a list of at least two different levels, the lowest first')
     for level in levels:
         if column.words and level not in column.words:

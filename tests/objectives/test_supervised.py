@@ -450,6 +450,8 @@ def test_micro_batches_give_one_loss_and_one_gradient():
         (dict(focal=9.0), r'focal=9.0: must be a number from 0'),
         (dict(smoothing=1), r'smoothing=1: must be a number from 0 to below 1'),
         (dict(share=0), r'share=0: must be above 0 and at most 1'),
+        (dict(ordered='grade', levels=[['low'], 'high']), 'must be a list of at least two different levels'),
+        (dict(policy='negative'), r"policy='negative': must be a dict, such as dict\(uncertain='negative'\)"),
         (dict(seed=-1), r'seed=-1: must be a whole number'),
     ],
 )

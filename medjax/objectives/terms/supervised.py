@@ -79,6 +79,8 @@ def build(
     _check_share(context, share, seed)
     task = task_options.task(context, options, stand_ins=context.labels is None)
     feature = context.feature(of, 'of', outputs=len(task.names))
+    if feature.network != 'student':
+        raise UserError(f'{context.where}.of: {of!r} has no gradient; name the feature of the student')
     width = context.width(of)
     if width != len(task.names) and context.labels is not None:
         raise UserError(
