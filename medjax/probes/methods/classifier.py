@@ -80,6 +80,11 @@ def log_odds(encoder: Encoder, classifier: dict[str, Any], cls: np.ndarray) -> n
     name = classifier['head']
     head = models.head(encoder.meta['heads'][name], cls.shape[-1], f'heads.{name}')
     s = np.asarray(head.apply(encoder.export['heads'][name], cls), np.float64)
+    if s.shape[1] != len(classifier['names']):
+        raise UserError(
+            f'{encoder.folder}: the head {name!r} has {s.shape[1]} outputs, and `classifiers` in meta.json names '
+            f'{len(classifier["names"])}; copy the export again'
+        )
     if classifier['predicts'] == 'classes':
         # ln p - ln (1-p) of a softmax; the sum over the other classes is taken without the class itself
         others = np.stack([np.logaddexp.reduce(np.delete(s, k, 1), axis=1) for k in range(s.shape[1])], 1)

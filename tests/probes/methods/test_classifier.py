@@ -13,6 +13,7 @@ from scipy import special
 from medjax import cli
 from medjax.errors import UserError
 from medjax.probes.methods import classifier
+from medjax.weights.meta import problem
 
 SECTION = dict(head='linear', bias=True, out=3)
 NAMES = ['normal', 'bacteria', 'virus']
@@ -55,6 +56,15 @@ def test_scores_are_log_odds(predicts):
 def test_what_a_classifier_cannot_be_judged_by_is_a_sentence(encoder, labels, sentence):
     with pytest.raises(UserError, match=sentence):
         classifier.requirements(inputs(encoder, labels))
+
+
+def test_names_that_do_not_belong_to_the_head_are_refused():
+    one = encoder('labels', NAMES[:2])
+    one.folder = 'RUN/exports/8'
+    with pytest.raises(UserError, match="the head 'classifier' has 3 outputs, and .classifiers. in meta.json names 2"):
+        classifier.log_odds(one, one.meta['classifiers'][0], np.zeros((2, 8), np.float32))
+    assert 'classifiers' in problem(dict(classifiers=[dict(term='a', tower='image', head='x', predicts='labels')]))
+    assert not problem(dict(classifiers=one.meta['classifiers'])) and not problem({})
 
 
 @pytest.mark.slow
