@@ -29,9 +29,7 @@ def problem(meta: Mapping[str, Any]) -> str:
     if not isinstance(pairs, list) or not all(isinstance(pair, dict) and _is_pair(pair) for pair in pairs):
         return '`pairs` is no list of image and text towers'
     classifiers = meta.get('classifiers') or []
-    if not isinstance(classifiers, list) or not all(
-        isinstance(one, dict) and _is_classifier(one) for one in classifiers
-    ):
+    if not isinstance(classifiers, list) or not all(map(_is_classifier, classifiers)):
         return '`classifiers` is no list of heads with what they predict'
     if not (meta.get('step') is None or is_whole(meta['step'])):
         return f'step={meta["step"]!r} is no whole number'
@@ -48,9 +46,10 @@ def _is_pair(pair: Mapping[str, Any]) -> bool:
     return there and is_number(pair.get('temperature')) and pair['temperature'] > 0
 
 
-def _is_classifier(one: Mapping[str, Any]) -> bool:
-    named = all(isinstance(one.get(key), str) for key in ('term', 'tower', 'predicts'))
-    return named and isinstance(one.get('head'), str | None) and isinstance(one.get('names'), list)
+def _is_classifier(one: Any) -> bool:
+    if not isinstance(one, dict) or not all(isinstance(one.get(key), str) for key in ('term', 'tower', 'predicts')):
+        return False
+    return isinstance(one.get('head'), str | None) and isinstance(one.get('names'), list)
 
 
 def _image_problem(image: Any) -> str:
