@@ -27,8 +27,9 @@ def requirements(inputs: ProbeInputs) -> dict[str, Any]:
     """The classifier; UserError where the export has none that predicts a label of the data."""
     if inputs.encoder.export is None or not inputs.encoder.export.get('heads'):
         raise UserError('it has no trained classifier')
-    tower = image_tower(inputs.encoder.meta)
-    there = [one for one in inputs.encoder.meta.get('classifiers') or () if one['tower'] == tower and one['head']]
+    tower, heads = image_tower(inputs.encoder.meta), inputs.encoder.export['heads']
+    listed = inputs.encoder.meta.get('classifiers') or ()
+    there = [one for one in listed if one['tower'] == tower and one['head'] in heads]
     if not there:
         raise UserError(
             'the export has no classifier; a recipe with the term supervised exports one if its `export` names the '
