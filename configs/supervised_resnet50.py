@@ -18,7 +18,8 @@ flips images; set `flip` to 0 if left and right matter.
 
 Cost: .05 TFLOP an image, .13 EFLOP in all: less than an hour of one H100.
 Expect (published for NIH, recalled): mean AUROC about .80 to .82 on the official test split at this size. Not run at
-this size. Measured small: BUILD_NOTES.md, and docs/learn_from_labels.md has the command.
+this size. Measured small, at 64 px in 900 steps: .929 on paediatric radiographs, where raw pixels have .902
+(docs/learn_from_labels.md).
 """
 
 from ml_collections import ConfigDict
