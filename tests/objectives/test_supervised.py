@@ -397,6 +397,7 @@ def test_without_data_any_number_of_labels_will_do():
     compose(recipe(ordered='grade') | dict(labels=None))
 
 
+@pytest.mark.slow
 def test_micro_batches_give_one_loss_and_one_gradient():
     cfg = recipe(policy=dict(uncertain=[0.2, 0.8]), share=0.6)
     rows = recipes.batch(8)
