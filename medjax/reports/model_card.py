@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from medjax import run_config
 from medjax.data import records
 from medjax.errors import UserError
 from medjax.models.towers.resnet import ResnetTower
@@ -84,6 +85,8 @@ def of_run(weights: ExportWeights) -> Trained | None:
     if step is None or path.parent.name != 'exports' or path.name != str(step) or not (folder / 'config.json').exists():
         return None
     run = run_files.read_run(folder)
+    for sentence in run_config.damaged(run_files.read_json(folder / 'config.json')).values():
+        raise UserError(f'{folder / "config.json"} is damaged: {sentence}')
     towers = run.config.get('towers', {})
     if any(towers.get(name) != section for name, section in weights.meta['towers'].items()):
         return None  # an export of another run was put here
