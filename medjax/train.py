@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import os
 import signal
@@ -210,9 +211,11 @@ def _run(
                 writer.begin_stage(flops)
                 if done == stage.begin > 0:
                     writer.say(f'step {done:,}: the next stage begins')
-                exporter = Exporter(folder, training.objective, stage.config, identity, training.tokenizer, main)
+                exporter = Exporter(
+                    folder, training.objective, stage.config, identity, training.tokenizer, main,
+                    check=functools.partial(folders.check_there, folder),
+                )  # fmt: skip
                 if done == start == 0 and (parent is not None or begins_with_weights(training)):
-                    folders.check_there(folder)
                     exporter.write(0, state)
                 batches = itertools.chain([first], batches)
                 state, done, stopped = loop(
@@ -281,7 +284,6 @@ def loop(
     start = done = int(state.step)
     batch, stopped = next(batches), False
     if done == total:  # the end was moved to this step, or the run was killed before its last export
-        folders.check_there(folder)
         exporter.write(done, state)
     while done < end and not stopped:
         state, numbers = train_step(state, batch)
@@ -290,20 +292,16 @@ def loop(
             numbers = numbers | gauge(state)
         if done < end:
             batch = next(batches)
-        line = writer.step(done, numbers, images)
-        stopped = checkpoints.stopping(done)
-        exports = done % config['export']['every'] == 0 or done == total
-        saves = checkpoints.due(done) or stopped or done == total
-        if line or exports or saves:
+        if writer.step(done, numbers, images):
             folders.check_there(folder)
-        if line:
             health.write(folder, health.verdict(writer.history, total))
         if done % MAX_SKIPPED == 0 or done == total:
             check_finite(int(state.skipped['in_a_row']), done, start, checkpoints.latest(), folder)
-        if exports:
+        if done % config['export']['every'] == 0 or done == total:
             exporter.write(done, state)
-        if saves:
-            folders.check_there(folder)  # an export may take minutes
+        stopped = checkpoints.stopping(done)
+        if checkpoints.due(done) or stopped or done == total:
+            folders.check_there(folder)
             checkpoints.save(done, state)
     if writer.flush(images):  # a log interval that the stop cut short
         folders.check_there(folder)
