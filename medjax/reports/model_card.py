@@ -22,7 +22,7 @@ from medjax.errors import UserError
 from medjax.models.towers.resnet import ResnetTower
 from medjax.models.towers.text import TextTower
 from medjax.models.towers.vit import VitTower
-from medjax.probes import results as probe_results
+from medjax.probes import best, results as probe_results
 from medjax.probes.encode import pair_of
 from medjax.reports import base, data_facts, result_sections, run_files, run_page, usage
 from medjax.reports.base import plain
@@ -248,6 +248,7 @@ def recipe(weights: ExportWeights, trained: Trained) -> list[tuple[str, str]]:
     rows += [(name.replace('_', ' '), setting(optim[key]))
              for key, name in (('lr', 'learning rate'), ('weight_decay', 'weight decay')) if key in optim]  # fmt: skip
     rows.append(('weights', f'of the {meta.get("network")}'))
+    rows += [('chosen', best.sentence(trained.run.best))] if trained.run.best.get('step') == trained.step else []
     is_branch = (config.get('life') or {}).get('parent') is not None
     rows.append(('started from', ', '.join(starts(config)) or ('' if is_branch else 'random weights')))
     rows += [(name, '; '.join(values)) for name, values in run_page.history(config) if values]

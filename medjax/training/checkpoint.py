@@ -16,7 +16,7 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -127,16 +127,23 @@ class Checkpoints:
         if runtime.from_main(int(bool(why))):
             return None, why or 'it is damaged'
         listed, state = runtime.from_main(int(file_list.exists(folder))), None
-        try:
-            why = self._misfit(step, like) or ''
-            state = None if why else self._read(step, like)
-        except OF_DEVICES:
-            raise
-        except Exception as error:
-            if listed and folder.exists():  # its bytes are right, so the error is of another kind
+
+        def tried(function: Callable[[int, TrainState], Any]) -> tuple[Any, str]:
+            try:
+                return function(step, like), ''
+            except OF_DEVICES:
                 raise
-            why = f'it cannot be read: {" ".join(str(error).split())[:100]}'
-        return (state, '') if runtime.all_agree(state is not None) else (None, why or 'a process cannot read it')
+            except Exception as error:
+                if listed and folder.exists():  # its bytes are right, so the error is of another kind
+                    raise
+                return None, f'it cannot be read: {" ".join(str(error).split())[:100]}'
+
+        misfit, why = tried(self._misfit)
+        if runtime.all_agree(not (misfit or why)):  # before reading, in which all processes wait for each other
+            state, why = tried(self._read)
+            if runtime.all_agree(state is not None):
+                return state, ''
+        return None, misfit or why or 'a process cannot read it'
 
     def _set_aside(self, bad: dict[int, str], taken: int) -> tuple[str, ...]:
         """Renames checkpoints that cannot be used, and gives a sentence for each."""
