@@ -392,6 +392,7 @@ def test_only_rules_of_the_last_stage_end_with_the_run():
     ]
 
 
+@pytest.mark.slow
 def test_a_branch_begins_again_as_its_command_says(tmp_path, monkeypatch):
     """Without a checkpoint of its own: what is left out or different is refused. With one, what is left out stays."""
     made = small_runs.build(tmp_path)
@@ -426,6 +427,7 @@ def test_a_branch_begins_again_as_its_command_says(tmp_path, monkeypatch):
         cli.run('train', [*command[1:], '--keep', 'heads'])
 
 
+@pytest.mark.slow
 def test_damaged_checkpoints_of_a_parent_and_of_a_run_that_is_lengthened(tmp_path, capsys):
     """`--from RUN` takes the one before, `--from RUN@STEP` is refused. The end is judged at the step that is taken."""
     made = small_runs.build(tmp_path)
