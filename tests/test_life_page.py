@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from medjax import cli
+from medjax.parallel import runtime
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / 'docs' / 'life_of_a_run.md'
@@ -23,8 +24,10 @@ def commands() -> list[str]:
 
 @pytest.mark.slow
 def test_the_commands_of_the_page_run(tmp_path, monkeypatch, capsys):
-    """Those of medjax run in this process, which saves a start of jax for each."""
+    """Those of medjax run in this process, without jax's service of processes, which starts once in a process."""
     monkeypatch.chdir(tmp_path)
+    for name in ('start', 'shutdown'):
+        monkeypatch.setattr(runtime, name, lambda: None)
     found = commands()
     assert len(found) >= 6
     for command in found:

@@ -72,7 +72,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, every: int, keep: int, read_only: bool = False) -> None:
         quiet()
-        self.folder, self.read_only, self._saving = folder, read_only, 0
+        self.folder, self.read_only, self._saving, self._first = folder, read_only, 0, None
         self._sweep()
         self.manager = _Manager(
             folder.absolute(),
@@ -223,12 +223,15 @@ class Checkpoints:
     def stopping(self, step: int) -> bool:
         """True, on every process at the same step, after a SIGTERM to any of them. Call it every step.
 
-        UserError where the last save has failed, for example on a full disk.
+        jax stops at the number after the greatest one that it was asked about, and at no later one. Before the first
+        step this is 1, so it is asked about the steps of this session: a run that goes on at step 1,000, and gets a
+        SIGTERM while it compiles, would never reach 1. UserError where the last save has failed, as on a full disk.
         """
         if self.manager.failure is not None:
             with self._writing():
                 raise self.manager.failure
-        return multihost_utils.reached_preemption_sync_point(step)
+        self._first = step if self._first is None else self._first
+        return multihost_utils.reached_preemption_sync_point(step - self._first + 1)
 
     def close(self) -> None:
         """Waits until the last save is whole. UserError where it has failed; nothing half saved stays then."""
