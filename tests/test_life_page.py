@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
-import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-
-from medjax import cli
-from medjax.parallel import runtime
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / 'docs' / 'life_of_a_run.md'
@@ -23,21 +21,18 @@ def commands() -> list[str]:
 
 
 @pytest.mark.slow
-def test_the_commands_of_the_page_run(tmp_path, monkeypatch, capsys):
-    """Those of medjax run in this process, without jax's service of processes, which starts once in a process."""
-    monkeypatch.chdir(tmp_path)
-    for name in ('start', 'shutdown'):
-        monkeypatch.setattr(runtime, name, lambda: None)
+def test_the_commands_of_the_page_run(tmp_path):
     found = commands()
     assert len(found) >= 6
+    (tmp_path / 'bin').mkdir()
+    script = tmp_path / 'bin' / 'medjax'
+    script.write_text(f'#!/bin/sh\nexec {sys.executable} -m medjax "$@"\n')
+    script.chmod(0o755)
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get('PYTHONPATH'))))
+    environment = {**os.environ, 'PATH': f'{script.parent}:{os.environ["PATH"]}', 'JAX_PLATFORMS': 'cpu'}
     for command in found:
-        name, *argv = shlex.split(command)
-        if name != 'medjax':
-            subprocess.run(command, shell=True, check=True)
-            continue
-        argv, file = (argv[:-2], argv[-1]) if argv[-2:-1] == ['>'] else (argv, None)
-        code = cli.main(argv)
-        told = capsys.readouterr()
-        assert code == 0 and 'Traceback' not in told.err, f'{command}\n{told.out}{told.err}'
-        if file is not None:
-            Path(file).write_text(told.out)
+        done = subprocess.run(
+            command, shell=True, cwd=tmp_path, env={**environment, 'PYTHONPATH': path}, capture_output=True, text=True
+        )
+        assert done.returncode == 0, f'{command}\n{done.stdout}{done.stderr}'
+        assert 'Traceback' not in done.stderr, f'{command}\n{done.stderr}'
