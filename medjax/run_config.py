@@ -111,7 +111,7 @@ ENTRIES: dict[str, Form] = dict(
     tokenizer=section(path=optional(TEXT), fingerprint=TEXT, tokens=section()),
     views=sections(section(view=TEXT, part=TEXT, count=whole(1), size=NUMBERS, length=whole(1))),
     masks=sections(section(mask=TEXT)),
-    towers=sections(section(tower=TEXT, variant=TEXT)),
+    towers=sections(section(tower=TEXT)),
     heads=sections(section(head=TEXT, prototypes=whole(1))),
     teachers=sections(section(rule=TEXT, of=listed(TEXT), init_from=optional(START))),
     terms=listed(section(term=TEXT, name=optional(TEXT))),
