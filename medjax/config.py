@@ -55,7 +55,7 @@ from typing import Any, NoReturn
 
 from ml_collections import ConfigDict
 
-from medjax import plugins, recipes
+from medjax import plugins, recipes, run_config
 from medjax.data.text import tokenizer, views as text_views
 from medjax.errors import UserError, suggest
 from medjax.objectives import from_data
@@ -525,7 +525,7 @@ def to_json(config: Mapping[str, Any]) -> str:
 
 
 def load_json(path: str | Path) -> Config:
-    """The inverse of `to_json`: the config in a file."""
+    """The inverse of `to_json`: the config in a file. UserError where an entry has a form that no run wrote."""
     from etils import epath
 
     try:
@@ -535,6 +535,8 @@ def load_json(path: str | Path) -> Config:
     lacks = not isinstance(found, Config) or any(name not in found for name in REQUIRED)
     if lacks and not (isinstance(found, Config) and is_version_1(found)):
         raise UserError(f'{path}: is not the config.json of a run: it lacks some of {", ".join(REQUIRED)}')
+    for sentence in () if is_version_1(found) else run_config.damaged(found).values():
+        raise UserError(f'{path} is damaged: {sentence}')
     return found
 
 

@@ -36,6 +36,7 @@ class Exporter:
     fingerprint: str  # of the config
     tokenizer: Tokenizer | None
     is_main: bool  # whether this process writes; all processes take part in gathering
+    check: Callable[[], None] = lambda: None  # called before it writes; UserError where RUN is no longer there
 
     def write(self, step: int, state: TrainState) -> None:
         """RUN/exports/<step>. Once it is whole, deletes the exports that `export.keep` does not keep."""
@@ -47,6 +48,7 @@ class Exporter:
         if self.is_main:
             meta, others = self.meta(step, temperatures)
             folder = self.folder / 'exports' / str(step)
+            self.check()
             with files.writing(f'the export {folder}'):
                 export.save(folder, tree, meta, others)
             if cfg.get('keep') is not None:  # runs may be older than this key
