@@ -39,8 +39,9 @@ class Parent(NamedTuple):
     run: Path
     step: int
     config: configs.Config
+    is_newest: bool = False  # the user names no step: if this checkpoint is damaged, the one before it is taken
 
-    def described(self, kept: Iterable[str]) -> dict[str, Any]:
+    def described(self, kept: Iterable[str], keep: Sequence[str] | None = None) -> dict[str, Any]:
         """The entry in the config.json of the branch."""
         return dict(
             run=str(self.run.absolute()),
@@ -48,6 +49,7 @@ class Parent(NamedTuple):
             total_steps=self.config['total_steps'],
             fingerprint=configs.fingerprint(self.config),
             kept=list(kept),
+            keep=keep if keep is None else sorted(keep),
         )
 
 
@@ -84,13 +86,14 @@ def parent(spec: str) -> Parent:
         raise UserError(
             f'--from {spec}: there is no checkpoint of step {step}; there are {", ".join(map(str, there))}{more}'
         )
-    return Parent(folder, step, config)
+    return Parent(folder, step, config, is_newest=not text)
 
 
-def again(run: Path, spec: str) -> Parent | None:
+def again(run: Path, spec: str, keep: Sequence[str] | None = None) -> Parent | None:
     """The parent of a branch that was stopped before its first checkpoint. None for a run with checkpoints.
 
-    UserError for a run that is no branch, or a branch of another parent than `spec` names. A parent may have moved.
+    UserError for a run that is no branch, for another parent than `spec` names, and for another `keep`, which the first
+    start has settled. A parent may have moved.
     """
     named = life.of(configs.load_json(run / 'config.json'))['parent']
     if named is None:
@@ -106,7 +109,12 @@ def again(run: Path, spec: str) -> Parent | None:
             f'--from {spec}: {run} is a branch of {named["run"]}@{named["step"]}; give this one to continue it, or '
             'another --workdir for a new branch'
         )
-    return None if checkpoint.steps(run / 'checkpoints') else parent(f'{folder}@{named["step"]}')
+    saved = checkpoint.steps(run / 'checkpoints')
+    settled = named.get('keep', keep) and tuple(named.get('keep', keep))  # runs may be older than this entry
+    if keep != settled and set(keep or ()) != set(settled or ()) and not (saved and keep is None):
+        first = 'without --keep' if settled is None else f'with --keep {",".join(settled)}'
+        raise UserError(f'--keep: {run} began {first}; give the same, or another --workdir for a new branch')
+    return None if saved else parent(f'{folder}@{named["step"]}')
 
 
 def check_keep(keep: Sequence[str] | None, objective: Objective) -> None:
@@ -228,17 +236,29 @@ def abstract_parent(parent: Parent, mesh: jax.sharding.Mesh) -> TrainState:
     return checkpoint.abstract(abstract, state_shardings(objective, abstract, mesh))
 
 
+def read(parent: Parent, theirs: TrainState) -> tuple[Parent, TrainState, tuple[str, ...]]:
+    """The parent with the step that is taken, its state, and sentences about newer checkpoints, which are damaged.
+
+    `theirs` is `abstract_parent`. UserError where the named step, or every checkpoint, is damaged.
+    """
+    checkpoints = Checkpoints(parent.run / 'checkpoints', every=1, keep=2, read_only=True)
+    if not parent.is_newest:
+        return parent, checkpoints.restore(parent.step, theirs), ()
+    state, notes = checkpoints.resume(theirs)
+    if state is None:
+        raise UserError(f'--from {parent.run}: its checkpoints were deleted just now')
+    return parent._replace(step=int(state.step)), state, notes
+
+
 def inherit(
-    parent: Parent,
+    old: TrainState,
     chosen: Plan,
-    theirs: TrainState,
     objective: Objective,
     shardings: TrainState,
     seed: int,
     new: Callable[[], TrainState],
 ) -> TrainState:
-    """The first state of a branch. `theirs` is `abstract_parent`; `new` makes the state of a new run."""
-    old = Checkpoints(parent.run / 'checkpoints', every=1, keep=2, read_only=True).restore(parent.step, theirs)
+    """The first state of a branch. `old` is the state of the parent; `new` makes the state of a new run."""
     key = jax.jit(lambda: jax.random.key(seed), out_shardings=shardings.key)()
     if not chosen.new:
         return old._replace(key=key)  # equal in all shapes: a new state would only take memory

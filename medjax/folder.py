@@ -1,6 +1,7 @@
 """The folder of a run: who may write it, whose run it holds, and what of it is lost.
 
     with held(folder):                one run at a time; a run that is refused leaves nothing that it made
+        check_there(folder)           before each write: UserError where somebody has deleted the folder
         before = read_config(folder)  its config.json; UserError where it is lost while the run is there
         check_data(folder, datasets)  UserError where the run had other data, or where nothing tells which
 
@@ -11,11 +12,13 @@ the run cannot know is refused.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -38,8 +41,9 @@ LOCK = '.lock'
 def held(folder: Path) -> Iterator[None]:
     """Keeps other runs out of RUN, and sweeps what killed ones left in it.
 
-    UserError where another process trains there, or where nothing can be written. Folders that are new and empty at the
-    end are removed, and so is all that a run made which was refused before it had a config.json.
+    UserError where another process trains there, where nothing can be written, or where somebody deletes the folder
+    meanwhile. Folders that are new and empty at the end are removed, and so is all that a run made which was refused
+    before it had a config.json.
     """
     if not runtime.is_main():
         _agree(None)
@@ -54,7 +58,58 @@ def held(folder: Path) -> Iterator[None]:
         except UserError as error:
             refusal = str(error)
         _agree(refusal)
-        yield
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:  # of a library that misses its files
+            if not _is_ours(folder):
+                raise _deleted(folder) from error
+            raise
+        finally:
+            if not _is_ours(folder):
+                _remove_rest(folder)
+
+
+def check_there(folder: Path) -> None:
+    """UserError where RUN was deleted while this run trained in it, or where another run has begun there since.
+
+    A write would make the folder again, with half of the run in it. The main process writes, so it alone looks.
+    """
+    if runtime.is_main() and not _is_ours(folder):
+        raise _deleted(folder)
+
+
+def _deleted(folder: Path) -> UserError:
+    return UserError(
+        f'{folder} was deleted while this run trained in it: its {LOCK} is gone, or is that of another run. This run '
+        'stops and writes nothing there any more; if the folder is still there, the same command goes on from its last '
+        'checkpoint'
+    )
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether RUN/.lock is there and names this process. A disk that does not answer says nothing."""
+    try:
+        return (folder / LOCK).read_text(errors='replace') == _name()
+    except OSError as error:
+        return error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
+
+
+def _name() -> str:
+    """Host and process, as the text of RUN/.lock."""
+    return f'{socket.gethostname()} {os.getpid()}\n'
+
+
+def _remove_rest(folder: Path) -> None:
+    """Removes what a checkpoint that was being saved has made again of a deleted folder, and empty folders."""
+    if (folder / LOCK).exists():  # another run has begun there
+        return
+    if not (folder / 'config.json').exists():
+        shutil.rmtree(folder / 'checkpoints', ignore_errors=True)
+    for at, _, _ in os.walk(folder, topdown=False):
+        with contextlib.suppress(OSError):  # not empty
+            os.rmdir(at)
 
 
 def _agree(refusal: str | None) -> None:
@@ -102,11 +157,16 @@ def _locked(folder: Path) -> Iterator[None]:
             ours = True
         if not ours:
             raise UserError(f'another process trains in {folder}; wait for it, stop it, or choose another --workdir')
+        with files.writing(str(path)):
+            lock.truncate(0)
+            lock.write(_name())
+            lock.flush()
         try:
             yield
         finally:
             with contextlib.suppress(OSError):
-                path.unlink()
+                if _is_ours(folder):
+                    path.unlink()
 
 
 def read_config(folder: Path) -> configs.Config | None:

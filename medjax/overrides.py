@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 from medjax import plugins
 from medjax.errors import UserError, suggest
+from medjax.objectives.label_policy import label_policy
 from medjax.objectives.pair_options import learned_scale
 from medjax.objectives.positives import soft_positives
 from medjax.objectives.schedules import RULES
@@ -69,9 +70,12 @@ def put(config: ConfigDict, key: str, value: Any, text: str, before: Mapping[str
     if isinstance(value, str) and _matches(tuple(names), ('towers', '*')):
         place_tower(config, last, value, f'--config.{key}', before)
         return
-    free = _may_be_none(tuple(names), now, more.get(last)) if value is None else _other_form(now, value, more.get(last))
+    parameter = more.get(last) or next(
+        (p for pattern, p in ALTERNATIVES.items() if _matches(tuple(names), pattern)), None
+    )
+    free = _may_be_none(tuple(names), now, parameter) if value is None else _other_form(now, value, parameter)
     if not free:
-        value = _typed(now, value, text, key)
+        value = _typed(_as_float(now, parameter), value, text, key)
     if isinstance(place, tuple):
         raise UserError(f'--config.{key}: write the whole of {where}, for example --{where}={place!r}')
     if isinstance(place, ConfigDict):
@@ -157,12 +161,25 @@ FUNCTIONS: dict[tuple[str, ...], tuple[Callable, tuple[str, ...]]] = {
     ('terms', '*', 'positives'): (soft_positives, ('total_steps', 'where')),
     ('terms', '*', 'positives', '*'): (soft_positives, ('total_steps', 'where')),
     ('terms', '*', 'temperature'): (learned_scale, ('where',)),
+    ('terms', '*', 'policy'): (label_policy, ('labels', 'where')),
 }
 EVERY = dict(
     term=dict(name=None, weight=1.0), head=dict(tie=None)
 )  # keys of every term and head, whatever its module takes
 # Keys of no builder that may be None, since the data decide them or since nothing is there.
 OPTIONAL = (('image', '*'), ('tokenizer', '*'), ('data', '*', 'rows'), ('data', '*', 'canvas'), ('init_from',))
+# Keys of no builder that have values of more than one form, as annotations write them.
+ALTERNATIVES = {
+    pattern: inspect.Parameter(
+        pattern[-1] if pattern[-1] != '*' else 'name', inspect.Parameter.KEYWORD_ONLY, annotation=note
+    )
+    for pattern, note in {
+        ('image', 'mean'): 'float | Sequence',
+        ('image', 'std'): 'float | Sequence',
+        ('init_from',): 'Mapping | Sequence',
+        ('columns', '*'): 'str | Sequence',
+    }.items()
+}
 
 
 def keywords(config: ConfigDict, path: tuple[str, ...]) -> dict[str, inspect.Parameter]:
@@ -191,7 +208,10 @@ def _matches(path: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
 
 
 def _parameters(defaults: Mapping[str, Any]) -> dict[str, inspect.Parameter]:
-    return {name: inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=v) for name, v in defaults.items()}
+    return {
+        name: inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=value, annotation='Any')
+        for name, value in defaults.items()
+    }
 
 
 def _entry(place: Any, names: Sequence[str], i: int, where: str, more: Mapping[str, Any]) -> Any:
@@ -261,15 +281,26 @@ FORMS: tuple[tuple[tuple[type, ...], set[str]], ...] = (
     ((str,), {'str'}),
     ((dict, ConfigDict), {'dict', 'Mapping'}),
     ((list, tuple), {'list', 'tuple', 'Sequence'}),
+    ((int, float), {'int', 'float'}),
 )
 
 
 def _other_form(now: Any, new: Any, parameter: inspect.Parameter | None) -> bool:
-    """Whether `new` is a text, dict or list in the place of another of these, as the builder's annotation allows."""
-    if parameter is None or (isinstance(now, (dict, ConfigDict)) and 'rule' in now):
+    """Whether `new` is a text, dict, list or number in the place of another of these, as the annotation allows.
+
+    So a schedule may be a number, a list by step or a rule, whichever of them the recipe has. The builder checks it.
+    """
+    if parameter is None or isinstance(now, bool) or isinstance(new, bool):
         return False
     forms = [next((form for form in FORMS if isinstance(value, form[0])), None) for value in (now, new)]
     return None not in forms and forms[0] != forms[1] and bool(_alternatives(parameter) & {*forms[1][1], 'Any'})
+
+
+def _as_float(now: Any, parameter: inspect.Parameter | None) -> Any:
+    """A whole number as a float where the builder takes any number, as weight=1 in a recipe."""
+    if not isinstance(now, int) or isinstance(now, bool) or parameter is None:
+        return now
+    return float(now) if isinstance(parameter.default, float) or _alternatives(parameter) & {'float', 'Any'} else now
 
 
 def _alternatives(parameter: inspect.Parameter) -> set[str]:

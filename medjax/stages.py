@@ -6,10 +6,10 @@ From step `at` on, the keys in `change` have these values, until the end of the 
 again. The first stage is the recipe itself. All stages have one state: towers, heads, teachers and the parameters of
 terms are the same, so a run goes on over a border as over any other step.
 
-A named rule in `change`, as a schedule of the learning rate, begins at the stage and ends with it. Rules outside of
+A key takes the values that it takes in a recipe: where the recipe has a number, a stage may have a list or a rule. A
+named rule in `change`, as a schedule of the learning rate, begins at the stage and ends with it. Rules outside of
 `change` go on: they run over the whole run. A list of values by step counts from the first step of the run, in a stage
-too. Data, seed, what is written and when, and the length of the run are one
-for all stages.
+too. Data, seed, what is written and when, and the length of the run are one for all stages.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import os
 import signal
@@ -109,14 +110,17 @@ def initial_state(
     branches.check_keep(keep, training.objective)
     theirs = branches.abstract_parent(parent, training.mesh)
     plan = branches.plan(parent, training.abstract, theirs, keep)
-    say(f'branching from {parent.run} at step {parent.step:,}')
-    for sentence in plan.sentences(training.objective):
+    parent, old, notes = branches.read(parent, theirs)
+    for sentence in (
+        *notes,
+        f'branching from {parent.run} at step {parent.step:,}',
+        *plan.sentences(training.objective),
+    ):
         say(sentence)
     state = branches.inherit(
-        parent, plan, theirs, training.objective, training.shardings, training.config['seed'],
-        lambda: new_state(training, plan),
-    )  # fmt: skip
-    return state, parent.described(plan.kept)
+        old, plan, training.objective, training.shardings, training.config['seed'], lambda: new_state(training, plan)
+    )
+    return state, parent.described(plan.kept, keep)
 
 
 def new_state(training: Training, plan: branches.Plan | None = None) -> TrainState:
@@ -166,7 +170,7 @@ def _run(
 ) -> int:
     """`run`, in a folder that no other run writes."""
     total, main = config['total_steps'], runtime.is_main()
-    check_folder(folder, config, datasets, branch)
+    before = check_folder(folder, config, datasets, branch)
     if (folder / 'DONE').exists() and (folder / 'DONE').read_text(errors='replace').strip() == str(total):
         say(f'{folder} is finished: {total:,} steps are done')
         return 0
@@ -179,9 +183,13 @@ def _run(
     with contextlib.ExitStack() as at_the_end:
         checkpoints = Checkpoints(folder / 'checkpoints', **config['checkpoint'])
         at_the_end.callback(checkpoints.close)  # waits until the last save is whole
-        resumed = checkpoints.latest() is not None
         state, parent = initial_state(trainings[0], checkpoints, branch)
+        resumed = checkpoints.latest() is not None
         done = start = int(state.step)
+        for note in () if before is None else life.check_end(folder, before, config, start):
+            say(note)
+        if resumed and not (folder / 'metrics.jsonl').exists():
+            say(f'{folder}/metrics.jsonl is lost: the curves begin at step {start:,}')
         if start > total or (parent is not None and start == total):
             raise UserError(f'total_steps={total:,}: the run begins at step {start:,}; give a larger number')
         identity, writer, gauge = configs.fingerprint(config), None, None
@@ -203,7 +211,10 @@ def _run(
                 writer.begin_stage(flops)
                 if done == stage.begin > 0:
                     writer.say(f'step {done:,}: the next stage begins')
-                exporter = Exporter(folder, training.objective, stage.config, identity, training.tokenizer, main)
+                exporter = Exporter(
+                    folder, training.objective, stage.config, identity, training.tokenizer, main,
+                    check=functools.partial(folders.check_there, folder),
+                )  # fmt: skip
                 if done == start == 0 and (parent is not None or begins_with_weights(training)):
                     exporter.write(0, state)
                 batches = itertools.chain([first], batches)
@@ -282,6 +293,7 @@ def loop(
         if done < end:
             batch = next(batches)
         if writer.step(done, numbers, images):
+            folders.check_there(folder)
             health.write(folder, health.verdict(writer.history, total))
         if done % MAX_SKIPPED == 0 or done == total:
             check_finite(int(state.skipped['in_a_row']), done, start, checkpoints.latest(), folder)
@@ -289,8 +301,10 @@ def loop(
             exporter.write(done, state)
         stopped = checkpoints.stopping(done)
         if checkpoints.due(done) or stopped or done == total:
+            folders.check_there(folder)
             checkpoints.save(done, state)
     if writer.flush(images):  # a log interval that the stop cut short
+        folders.check_there(folder)
         health.write(folder, health.verdict(writer.history, total))
     return state, done, stopped
 
@@ -303,22 +317,26 @@ def check_folder(
     config: Mapping[str, Any],
     datasets: Mapping[str, records.DataSet],
     branch: branches.Branch | None = None,
-) -> None:
-    """A UserError if the folder holds a run with another config or of other data, or has lost what tells it."""
+) -> configs.Config | None:
+    """The config.json of the run in the folder; None for a new run.
+
+    UserError if the folder holds a run with another config or of other data, or has lost what tells it.
+    """
     before = folders.read_config(folder)
     if before is None:
-        return
+        return None
     if configs.is_version_1(before):
         raise UserError(
             f'{folder} holds a run of medjax 0.1, whose checkpoints this version cannot read. Start a new run from its '
             f"""export in another --workdir: --config.init_from='dict(path="{folder}/exports/STEP")'"""
         )
-    if keys := configs.difference_on_resuming(before, config):
-        raise UserError(
-            f'{folder} holds a run with another config (they differ in {", ".join(keys)}). Give that config, or branch '
-            f'from the run: medjax train --from {folder} --workdir OTHER, with these overrides'
-        )
     saved = checkpoint.steps(folder / 'checkpoints')
+    if keys := configs.difference_on_resuming(before, config):
+        way = f'branch from the run: medjax train --from {folder} --workdir OTHER, with these overrides'
+        raise UserError(
+            f'{folder} holds a run with another config (they differ in {", ".join(keys)}). Give that config, or '
+            f'{way if saved else "use another --workdir; the run has no checkpoint yet, so its folder may be deleted"}'
+        )
     parent = life.of(before)['parent']
     if not saved and parent is not None and branch is None:
         raise UserError(
@@ -330,14 +348,13 @@ def check_folder(
             f'{folder} is finished, but its checkpoints are lost, so it cannot be lengthened; start a new run from its '
             f"""export in another --workdir: --config.init_from='dict(path="{folder}/exports/STEP")'"""
         )
-    notes = life.check_end(folder, before, config, max(saved, default=0))
-    for note in (*folders.check_data(folder, before, datasets), *notes):
+    if config['total_steps'] != before['total_steps']:  # refused before minutes of compiling; once more on resuming
+        life.check_end(folder, before, config, checkpoint.newest_whole(folder / 'checkpoints'))
+    for note in folders.check_data(folder, before, datasets):
         say(note)
-    has_lines = (folder / 'metrics.jsonl').exists()
-    if not saved and has_lines:
+    if not saved and (folder / 'metrics.jsonl').exists():
         say(f'{folder} has no checkpoint: it begins again')
-    if saved and not has_lines:
-        say(f'{folder}/metrics.jsonl is lost: the curves begin at step {saved[-1]:,}')
+    return before
 
 
 def claim_folder(
@@ -353,6 +370,7 @@ def claim_folder(
     """
     if not runtime.is_main():
         return
+    folders.check_there(folder)
     file = folder / 'config.json'
     if file.exists():
         before = configs.load_json(file)
@@ -373,6 +391,7 @@ def claim_folder(
 
 def finish(folder: Path, done: int, total: int, writer: metrics.Writer) -> None:
     """Writes RUN/DONE after the last step, and prints the next command."""
+    folders.check_there(folder)
     if done < total:
         say(f'stopped at step {done:,}, which is saved; the same command resumes from it')
     elif runtime.is_main():

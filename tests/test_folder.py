@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import itertools
+import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,8 +17,10 @@ import pytest
 import small_runs
 from small_runs import content, same_end, unfinished
 
-from medjax import cli, config as configs, folder as folders
+from medjax import cli, config as configs, folder as folders, run_config
+from medjax.commands import compare
 from medjax.errors import UserError
+from medjax.reports import run_files, run_page
 
 NEWEST = 'default/d'
 
@@ -103,6 +109,63 @@ def test_a_damaged_config_is_refused(made, run, text):
     (run / 'config.json').write_text(text, encoding='latin-1')
     sentence = refused(made, run)
     assert 'is not the config.json of a run' in sentence and 'medjax config RECIPE' in sentence
+
+
+DAMAGES = [
+    (dict(life={'parent': None}), "life: lacks 'ends'"),
+    (dict(life=None), 'life=None: must be a dict'),
+    (dict(life=[1]), r'life=\(1,\): must be a dict'),
+    (dict(life=7), 'life=7: must be a dict'),
+    (dict(life=dict(parent=None, ends=[])), 'life.ends=.*: must be a list of at least 1'),
+    (dict(life=dict(parent=None, ends=[[0, 'x']])), "life.ends.0.1='x': must be a whole number of at least 0"),
+    (dict(life=dict(parent='runs/a', ends=[[0, 8]])), "life.parent='runs/a': must be a dict"),
+    (
+        dict(life=dict(parent=dict(run='a', step=None, fingerprint='0'), ends=[[0, 8]])),
+        'life.parent.step=None: must be',
+    ),
+    (dict(teachers=[]), 'teachers=.*: must be a dict'),
+    (dict(teachers=dict(ema=None)), 'teachers.ema=None: must be a dict'),
+    (dict(data=None), 'data=None: must be a dict'),
+    (dict(data_paths=['x']), 'data_paths=.*: must be a dict'),
+    (dict(views=dict(crop=3)), 'views.crop=3: must be a dict'),
+    (dict(terms={}), 'terms={}: must be a list'),
+    (dict(stages=[{}]), "stages.0: lacks 'at'"),
+    (dict(export=None), 'export=None: must be a dict'),
+    (dict(tokenizer=1), 'tokenizer=1: must be a dict'),
+    (dict(total_steps='8'), "total_steps='8': must be a whole number of at least 1"),
+    (dict(batch_size=None), 'batch_size=None: must be a whole number of at least 1'),
+]
+
+
+@pytest.mark.parametrize(('damage', 'sentence'), DAMAGES)
+def test_a_damaged_entry_of_a_config_is_one_sentence_for_every_command(made, run, damage, sentence):
+    path = run / 'config.json'
+    path.write_text(json.dumps(json.loads(path.read_text()) | damage))
+    shutil.rmtree(run / 'exports')
+    before = content(run)
+    recipe = ['train', '--config', made / 'recipe.py', '--data', made / 'data', '--workdir', run]
+    for argv in (
+        recipe,
+        ['train', '--from', f'{run}@4', '--workdir', run.parent / 'branch'],
+        ['train', '--from', 'parent', '--workdir', run],
+        ['export', f'{run}@4'],
+        ['config', run],
+    ):
+        with pytest.raises(UserError, match=f'config.json is damaged: {sentence}') as told:
+            cli.run(argv[0], list(map(str, argv[1:])))
+        assert ('medjax config RECIPE --data DATA' in str(told.value)) == (argv[-1] == run and argv[0] == 'train')
+    assert content(run) == before and not (run.parent / 'branch').exists()
+    read = run_files.read_run(run)
+    (note,) = read.damaged
+    assert re.search(f'^A damaged entry of config.json is left out: {sentence}'.replace(r'\(1,\)', r'\[1\]'), note)
+    assert not damage.keys() & read.config.keys()
+    assert dict(run_page.facts(read)) and compare.compare_configs([read.config, read.config])
+
+
+@pytest.mark.parametrize('file', sorted((Path(__file__).parent / 'golden').glob('*.json')), ids=lambda file: file.stem)
+def test_the_configs_of_all_recipes_have_the_right_form(file):
+    for config in (json.loads(file.read_text()), configs.frozen(json.loads(file.read_text()))):
+        assert run_config.damaged(config) == {}
 
 
 def test_a_lost_config_is_written_again_as_the_sentence_says(made, whole, tmp_path, capsys):
@@ -202,6 +265,43 @@ def test_a_workdir_that_cannot_be_a_folder(made, tmp_path):
         with pytest.raises(UserError, match='is no folder, and none can be made there: .*choose another'):
             small_runs.run(made, folder)
     assert files_below(tmp_path) == ['file']
+
+
+MOMENTS = {
+    'a line of metrics': ('medjax.training.metrics.Writer.step', 1),
+    'an export': ('medjax.training.export.Exporter.meta', 1),
+    'the last step': ('medjax.training.metrics.Writer.step', 7),
+    'the list of a checkpoint': ('medjax.training.file_list.write', 0),
+    'the start of a checkpoint': ('medjax.training.checkpoint.Checkpoints.save', 0),
+    'the end': ('medjax.training.checkpoint.Checkpoints.close', 0),
+    'the first files': ('medjax.train.claim_folder', 0),
+    'another run': ('medjax.training.metrics.Writer.step', 3),
+}
+
+
+@pytest.mark.parametrize('moment', MOMENTS)
+def test_a_folder_that_is_deleted_while_a_run_trains_in_it(made, tmp_path, monkeypatch, moment):
+    """The run stops at its next write, and nothing comes back. A run that has begun there since is left alone."""
+    name, calls = MOMENTS[moment]
+    module, _, function = name.rpartition('.')
+    owner = importlib.import_module(module) if module in sys.modules else getattr(
+        importlib.import_module(module.rpartition('.')[0]), module.rpartition('.')[2]
+    )  # fmt: skip
+    real, number, run = getattr(owner, function), itertools.count(), tmp_path / 'run'
+
+    def deleting(*args, **more):
+        if next(number) == calls:
+            shutil.rmtree(run, ignore_errors=True)  # goes on like rm -rf where a thread is writing
+            if moment == 'another run':
+                run.mkdir()
+                (run / '.lock').write_text('another host 17\n')
+                (run / 'config.json').write_text('{}')
+        return real(*args, **more)
+
+    monkeypatch.setattr(owner, function, deleting)
+    with pytest.raises(UserError, match=f'^{run} was deleted while this run trained in it'):
+        small_runs.run(made, run)
+    assert files_below(tmp_path) == (['run', 'run/.lock', 'run/config.json'] if moment == 'another run' else [])
 
 
 HOLD = """

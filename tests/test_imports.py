@@ -50,13 +50,14 @@ HOMES = {
 }
 
 # What a layer may import, besides itself. `commands` may import everything.
-BASE = {'', 'types', 'errors', 'files', 'plugins', 'recipes'}  # '' is medjax itself: its version
+BASE = {'', 'types', 'errors', 'files', 'plugins', 'recipes', 'run_config'}  # '' is medjax itself: its version
 LAYERS = {
     'types': BASE,
     'errors': BASE,
     'files': BASE,
     'plugins': BASE,
     'recipes': BASE,
+    'run_config': BASE,
     'presets': BASE,
     'parallel': BASE,
     'data': BASE | {'parallel'},

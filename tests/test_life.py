@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small_runs
 from safetensors.numpy import load_file
 from test_train import data, lines, medjax, train  # noqa: F401  (data is a fixture)
 
-from medjax import branch, config as configs, life
+from medjax import branch, cli, config as configs, life
 from medjax.data.audit import seen
 from medjax.errors import UserError
 from medjax.objectives.compose import compose
 from medjax.objectives.schedules import schedule
 from medjax.stages import at_step, stages
 from medjax.train import check_folder
+from medjax.training import checkpoint, file_list
 from medjax.training.state import abstract_state, make_optimizer
 
 COSINE = "dict(rule='cosine',start=1.,end=0.,warmup=2)"
@@ -161,6 +164,49 @@ def test_a_stage_with_another_batch_needs_no_rows():
 def test_a_wrong_stage_is_one_sentence(text, sentence):
     with pytest.raises(UserError, match=sentence):
         stages(tiny(f'stages={text}'))
+
+
+@pytest.mark.parametrize('of_recipe', ['1', '0.5', '[1.,0.5]', "dict(rule='linear',start=1.,end=0.5)"])
+@pytest.mark.parametrize(
+    'key', ['optim.schedule', 'optim.weight_decay', 'terms.2.weight', 'teachers.teacher.momentum',
+            'terms.0.teacher_temperature'],
+)  # fmt: skip
+def test_a_schedule_in_a_stage_has_any_of_its_forms(key, of_recipe):
+    """A number, whole or not, a list by step, or a rule, whatever the recipe has there."""
+    forms = {'1': 1.0, '0.5': 0.5, '[0.3,0.2]': (0.3, 0.2), "dict(rule='linear',start=0.,end=1.)": None}
+    for text, value in forms.items():
+        config = staged(f"{{'{key}':{text}}}", 4, f'{key}={of_recipe}')[1].config
+        for name in key.split('.'):
+            config = config[int(name) if name.isdecimal() else name]
+        assert config == (value if value is not None else dict(rule='linear', start=0.0, end=1.0, begin=4, steps=4))
+
+
+def test_a_list_in_a_stage_counts_from_the_first_step_of_the_run():
+    config = staged("{'optim.schedule':[0.,1.,2.,3.,4.,5.]}", 4)[1].config
+    values = schedule(config['optim']['schedule'], 8, 'x')
+    assert [float(values(jnp.int32(step))) for step in (4, 5, 6)] == [4, 5, 5]
+
+
+@pytest.mark.parametrize(
+    ('change', 'sentence'),
+    [
+        ("{'optim.weight_decay':[]}", 'optim.weight_decay: a list of values by step needs at least one value'),
+        ("{'optim.weight_decay':['a']}", r"optim.weight_decay=\['a'\]: a list of values by step holds numbers alone"),
+        ("{'optim.weight_decay':'much'}", 'optim.weight_decay: a schedule is a number, a list by step or dict'),
+        ("{'optim.weight_decay':True}", "stages.0.change.optim.weight_decay: 'True' does not fit, it takes a number"),
+        ("{'optim.lr':[1.,2.]}", 'stages.0.change.optim.lr: .* it takes a number'),
+        ("{'optim.lr':dict(rule='linear',start=0.,end=1.)}", 'optim.lr=.*: must be a number of at least 0'),
+        ("{'terms.2.weight':'x'}", r'terms\[2\] .*weight: a schedule is a number, a list by step or dict'),
+        ("{'views.global.count':1.5}", 'stages.0.change.views.global.count: .* it takes a whole number'),
+    ],
+)
+def test_a_stage_takes_what_the_recipe_takes_and_nothing_else(change, sentence):
+    with pytest.raises(UserError, match=sentence):
+        state_of(staged(change)[1].config)
+
+
+def test_a_mean_may_be_a_number_or_one_for_each_channel():
+    assert configs.read('tiny', ['image.mean=0.5', 'image.mean=(0.4,0.5,0.6)']).image.mean == (0.4, 0.5, 0.6)
 
 
 # What a branch keeps.
@@ -344,6 +390,72 @@ def test_only_rules_of_the_last_stage_end_with_the_run():
     assert configs.ends_with_run(tiny('optim.schedule=1.0', f'stages=[dict(at=2,change={change})]')) == [
         'stages.0.change.optim.schedule'
     ]
+
+
+@pytest.mark.slow
+def test_a_branch_begins_again_as_its_command_says(tmp_path, monkeypatch):
+    """Without a checkpoint of its own: what is left out or different is refused. With one, what is left out stays."""
+    made = small_runs.build(tmp_path)
+    parent, own = tmp_path / 'parent', tmp_path / 'own'
+    assert small_runs.run(made, parent, 'optim.schedule=1.0') == 0
+    command = ['train', '--from', f'{parent}@4', '--workdir', str(own), '--config.optim.lr=1e-4']
+    save = checkpoint.Checkpoints.save
+
+    def killed(self, *args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint.Checkpoints, 'save', killed)
+    assert cli.main([*command, '--keep', 'towers,clock']) == 130
+    before = small_runs.content(own)
+    assert 'config.json' in before and checkpoint.steps(own / 'checkpoints') == []
+    assert json.loads(before['config.json'])['life']['parent']['keep'] == ['clock', 'towers']
+    for more, sentence in (
+        ([], '--keep: .*own began with --keep clock,towers; give the same'),
+        (['--keep', 'towers'], '--keep: .*own began with --keep clock,towers; give the same'),
+        (['--keep', 'clock,towers', '--config.optim.lr=1e-3'], r'another config \(they differ in optim.lr\).*no check'),
+        (['--keep', 'clock,towers', '--config.seed=3'], r'another config \(they differ in seed\)'),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            cli.run('train', [*command[1:], *more])
+    with pytest.raises(UserError, match=r'they differ in optim.lr\). Give that config, or use another --workdir'):
+        cli.run('train', [*command[1:-1], '--keep', 'clock,towers'])
+    assert small_runs.content(own) == before
+    monkeypatch.setattr(checkpoint.Checkpoints, 'save', save)
+    assert cli.main([*command, '--keep', 'clock, towers']) == 0
+    assert (own / 'DONE').exists() and cli.main(command[:-1]) == 0  # its own config.json is the base now
+    with pytest.raises(UserError, match='--keep: .*own began with --keep clock,towers'):
+        cli.run('train', [*command[1:], '--keep', 'heads'])
+
+
+@pytest.mark.slow
+def test_damaged_checkpoints_of_a_parent_and_of_a_run_that_is_lengthened(tmp_path, capsys):
+    """`--from RUN` takes the one before, `--from RUN@STEP` is refused. The end is judged at the step that is taken."""
+    made = small_runs.build(tmp_path)
+    run, cosine = tmp_path / 'run', f'optim.schedule={COSINE}'
+    assert small_runs.run(made, run, cosine) == 0
+    os.truncate(next((run / 'checkpoints/8/default/d').iterdir()), 20)
+    before = small_runs.content(run)
+    capsys.readouterr()
+    assert cli.main(['train', '--from', str(run), '--workdir', str(tmp_path / 'branch')]) == 0
+    told = capsys.readouterr().err
+    assert f'{run}/checkpoints/8: the checkpoint cannot be used (default/d/' in told
+    assert 'so the one of step 4 is taken' in told and f'branching from {run} at step 4' in told
+    assert json.loads((tmp_path / 'branch/config.json').read_text())['life']['parent']['step'] == 4
+    with pytest.raises(UserError, match='checkpoints/8: the checkpoint cannot be used: .* also checkpoints of step 4'):
+        cli.run('train', ['--from', f'{run}@8', '--workdir', str(tmp_path / 'other')])
+    assert small_runs.content(run) == before and not (tmp_path / 'other').exists()
+
+    # The cosine has not ended at step 4, so the run can be lengthened. Shortened to 6 it can go on from there too.
+    for total, verb in ((12, 'lengthened'), (6, 'shortened')):
+        copy = shutil.copytree(run, tmp_path / str(total))
+        if total == 6:  # a checkpoint without a list, whose arrays cannot be read
+            (copy / 'checkpoints/8' / file_list.NAME).unlink()
+            shutil.rmtree(copy / 'checkpoints/8/default')
+        capsys.readouterr()
+        assert small_runs.run(made, copy, cosine, f'total_steps={total}') == 0
+        told = capsys.readouterr().err
+        assert f'is {verb} at step 4: it ends at step {total}, not 8' in told and told.count(verb) == 1
+        assert json.loads((copy / 'config.json').read_text())['life']['ends'] == [[0, 8], [4, total]]
 
 
 @pytest.mark.slow

@@ -56,7 +56,7 @@ from medjax.probes.encode import BASELINES, Encoder
 from medjax.probes.evaluate import ProbeInputs
 from medjax.weights import export
 
-DEFAULT_PROBES = 'knn,linear,zero_shot,retrieval'
+DEFAULT_PROBES = 'knn,linear,classifier,zero_shot,retrieval'
 RUNS = pathlib.Path('runs')  # results of encoders without a run
 
 
@@ -130,7 +130,8 @@ def main(argv: list[str]) -> int:
         steps = 'all' if figure and args.steps is None else args.steps
         exports = watch.follow(run, load) if args.follow else watch.load_each(run, watch.select_steps(run, steps), load)
         found: dict[int, dict[str, Any]] = {}  # the results by which the best export is chosen
-        for step, encoder in exports:
+        read = 0
+        for read, (step, encoder) in enumerate(exports, 1):  # noqa: B007
             if isinstance(encoder, Exception):
                 failures += _failed(f'export {step}', encoder)
                 continue
@@ -140,6 +141,9 @@ def main(argv: list[str]) -> int:
                 found[step] = result
                 if args.follow:  # at once, so that a training with `export.keep` does not delete the best export
                     failures += _choose(run, found, figure)
+        if not read and not args.follow:
+            why = 'each export was deleted before it could be read (export.keep); --follow reads each when it appears'
+            failures += _failed(str(run), UserError(why))
         if figure and not (args.follow and found):
             failures += _choose(run, found, figure)
 

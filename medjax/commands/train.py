@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from medjax import branch as branches, config as configs
+from medjax import branch as branches, config as configs, folder as folders
 from medjax.errors import UserError
 from medjax.parallel import runtime
 from medjax.train import run
@@ -37,8 +37,7 @@ def main(argv: list[str]) -> int:
     runtime.start()
     try:
         if args.parent is None:
-            own = args.workdir / 'config.json'
-            before = configs.load_json(own) if own.exists() else None
+            before = folders.read_config(args.workdir)
             return run(*configs.load(args.config, args.data, overrides, before), args.workdir)
         branch, config, datasets = _branch(args, overrides)
         return run(config, datasets, args.workdir, branch)
@@ -53,15 +52,11 @@ def _branch(args: argparse.Namespace, overrides: list[str]) -> tuple[branches.Br
         raise UserError(
             f'--config.{given[0]}: with --from, the weights are those of {args.parent}; leave one of them out'
         )
-    own = args.workdir / 'config.json'
-    parent = None if own.exists() else branches.parent(args.parent)
+    keep = None if args.keep is None else tuple(name.strip() for name in args.keep.split(',') if name.strip())
+    own = folders.read_config(args.workdir)
+    parent = branches.parent(args.parent) if own is None else branches.again(args.workdir, args.parent, keep)
     if args.config is not None:
         config, datasets = configs.load(args.config, args.data, overrides)
-    else:
-        config, datasets = configs.load_run(
-            configs.load_json(own) if parent is None else parent.config, args.data, overrides
-        )
-    if parent is None:  # killed before its first checkpoint, it begins again from its parent
-        parent = branches.again(args.workdir, args.parent)
-    keep = None if args.keep is None else tuple(name.strip() for name in args.keep.split(',') if name.strip())
+    else:  # without a checkpoint of its own it begins as this command says; the run in the folder must be the same
+        config, datasets = configs.load_run(own if parent is None else parent.config, args.data, overrides)
     return None if parent is None else branches.Branch(parent, keep), config, datasets

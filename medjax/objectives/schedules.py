@@ -40,6 +40,8 @@ def schedule(spec: Any, total_steps: int, where: str) -> Schedule:
     if isinstance(spec, (list, tuple)):
         if not spec:
             raise UserError(f'{where}: a list of values by step needs at least one value')
+        if not all(map(is_number, spec)):
+            raise UserError(f'{where}={list(spec)!r}: a list of values by step holds numbers alone')
         table = jnp.asarray(spec, jnp.float32)
         return lambda step: table[jnp.minimum(step, len(spec) - 1)]
     if not is_number(spec):

@@ -22,7 +22,9 @@ from medjax.weights import export
 
 # The figures on validation of the probes of medjax. Accuracies choose their thresholds there, so they are none.
 LABELS = ('auroc', 'auprc')
-FIGURES = dict(knn=LABELS, linear=LABELS, zero_shot=LABELS, retrieval=('R@1', 'R@5', 'R@10', 'P@5', 'P@10'))
+FIGURES = dict.fromkeys(('knn', 'linear', 'classifier', 'zero_shot'), LABELS) | dict(
+    retrieval=('R@1', 'R@5', 'R@10', 'P@5', 'P@10')
+)
 KINDS = dict(step=int, probe=str, metric=str, data=str, steps=dict) | dict.fromkeys(
     ('value', 'low', 'high'), (int, float)
 )

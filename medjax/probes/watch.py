@@ -42,9 +42,16 @@ def select_steps(run: pathlib.Path, steps: str | None) -> list[int]:
 def load_each(
     run: pathlib.Path, steps: Sequence[int], load: Callable[[pathlib.Path], T]
 ) -> Iterator[tuple[int, T | Exception]]:
-    """Yields each step with its loaded export, or with the error if it cannot be read."""
+    """Yields each step with its loaded export, or with the error if it cannot be read.
+
+    An export that the training has deleted since (`export.keep`) is told and left out.
+    """
     for step in steps:
-        yield step, _load(run, step, load)
+        loaded = _load(run, step, load)
+        if isinstance(loaded, Exception) and is_deleted(run / 'exports' / str(step)):
+            say_deleted(run / 'exports' / str(step))
+        else:
+            yield step, loaded
 
 
 def follow(

@@ -16,12 +16,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from medjax import run_config
 from medjax.data import records
 from medjax.errors import UserError
 from medjax.models.towers.resnet import ResnetTower
 from medjax.models.towers.text import TextTower
 from medjax.models.towers.vit import VitTower
-from medjax.probes import results as probe_results
+from medjax.probes import best, results as probe_results
 from medjax.probes.encode import pair_of
 from medjax.reports import base, data_facts, result_sections, run_files, run_page, usage
 from medjax.reports.base import plain
@@ -84,6 +85,8 @@ def of_run(weights: ExportWeights) -> Trained | None:
     if step is None or path.parent.name != 'exports' or path.name != str(step) or not (folder / 'config.json').exists():
         return None
     run = run_files.read_run(folder)
+    for sentence in run_config.damaged(run_files.read_json(folder / 'config.json')).values():
+        raise UserError(f'{folder / "config.json"} is damaged: {sentence}')
     towers = run.config.get('towers', {})
     if any(towers.get(name) != section for name, section in weights.meta['towers'].items()):
         return None  # an export of another run was put here
@@ -245,6 +248,7 @@ def recipe(weights: ExportWeights, trained: Trained) -> list[tuple[str, str]]:
     rows += [(name.replace('_', ' '), setting(optim[key]))
              for key, name in (('lr', 'learning rate'), ('weight_decay', 'weight decay')) if key in optim]  # fmt: skip
     rows.append(('weights', f'of the {meta.get("network")}'))
+    rows += [('chosen', best.sentence(trained.run.best))] if trained.run.best.get('step') == trained.step else []
     is_branch = (config.get('life') or {}).get('parent') is not None
     rows.append(('started from', ', '.join(starts(config)) or ('' if is_branch else 'random weights')))
     rows += [(name, '; '.join(values)) for name, values in run_page.history(config) if values]

@@ -16,6 +16,7 @@ from medjax.reports.run_files import ResultFile, Run
 PROBES = dict(
     knn='The most similar train images vote on each label of a test image',
     linear='Logistic regressions predict the labels from the features of the image encoder, which does not change',
+    classifier='The classifier of the run predicts the labels that it was trained on; nothing is fitted here',
     zero_shot='A test image is scored by its similarity to sentences about a finding; the probe learns from no label',
     retrieval='R@5: the share of queries with a hit among the first 5 candidates. P@5: the share of hits among them',
 )

@@ -1,7 +1,7 @@
 """Reads the files of a run for its report.
 
-A missing file gives an empty value. A line of metrics.jsonl that a kill cut short is left out. Other damaged files are
-left out too, each with a sentence in `Run.damaged`; config.json alone must be whole.
+A missing file gives an empty value. A line of metrics.jsonl that a kill cut short is left out. Other damaged files, and
+damaged entries of config.json, are left out too, each with a sentence in `Run.damaged`. config.json alone must be JSON.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from medjax import run_config
 from medjax.errors import UserError
 from medjax.probes import best, policy
 from medjax.probes.encode import BASELINES
@@ -79,6 +80,9 @@ def read_run(run: str | os.PathLike, option: str = '--run ') -> Run:
     if not (path / 'config.json').exists():
         raise UserError(f'{option}{os.fspath(run)}: no config.json in it; is it the --workdir of a `medjax train`?')
     results, damaged = read_results(path / 'probes')
+    config = read_json(path / 'config.json')
+    bad = run_config.damaged(config)
+    damaged += [f'A damaged entry of config.json is left out: {sentence}.' for sentence in bad.values()]
 
     def read(reader: Callable[[Path], dict[str, Any]], place: Path) -> dict[str, Any]:
         try:
@@ -89,7 +93,7 @@ def read_run(run: str | os.PathLike, option: str = '--run ') -> Run:
 
     return Run(
         path=path,
-        config=read_json(path / 'config.json'),
+        config={name: value for name, value in config.items() if name not in bad},
         log=read_log(path / 'metrics.jsonl'),
         health=read(read_json, path / 'health.json'),
         results=results,

@@ -16,7 +16,7 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, every: int, keep: int, read_only: bool = False) -> None:
         quiet()
-        self.folder, self.read_only, self._saving = folder, read_only, 0
+        self.folder, self.read_only, self._saving, self._first = folder, read_only, 0, None
         self._sweep()
         self.manager = _Manager(
             folder.absolute(),
@@ -106,8 +106,8 @@ class Checkpoints:
     def resume(self, like: TrainState) -> tuple[TrainState | None, tuple[str, ...]]:
         """The newest state that is whole and has the shapes of `like`, and sentences about newer ones; None: no state.
 
-        Damaged checkpoints are set aside as '<step>.damaged'. UserError where there are checkpoints and none is usable.
-        All processes take the same one.
+        Damaged checkpoints are set aside as '<step>.damaged', those of another run stay. UserError where there are
+        checkpoints and none is usable. All processes take the same one.
         """
         left, bad = steps(self.folder) if runtime.is_main() else [], dict[int, str]()
         while (step := runtime.from_main(left.pop() if left else -1)) >= 0:
@@ -127,22 +127,32 @@ class Checkpoints:
         if runtime.from_main(int(bool(why))):
             return None, why or 'it is damaged'
         listed, state = runtime.from_main(int(file_list.exists(folder))), None
-        try:
-            why = self._misfit(step, like) or ''
-            state = None if why else self._read(step, like)
-        except OF_DEVICES:
-            raise
-        except Exception as error:
-            if listed:  # its bytes are right, so the error is of another kind
+
+        def tried(function: Callable[[int, TrainState], Any]) -> tuple[Any, str]:
+            try:
+                return function(step, like), ''
+            except OF_DEVICES:
                 raise
-            why = f'it cannot be read: {" ".join(str(error).split())[:100]}'
-        return (state, '') if runtime.all_agree(state is not None) else (None, why or 'a process cannot read it')
+            except Exception as error:
+                if listed and folder.exists():  # its bytes are right, so the error is of another kind
+                    raise
+                return None, f'it cannot be read: {" ".join(str(error).split())[:100]}'
+
+        misfit, why = tried(self._misfit)
+        if runtime.all_agree(not (misfit or why)):  # before reading, in which all processes wait for each other
+            state, why = tried(self._read)
+            if runtime.all_agree(state is not None):
+                return state, ''
+        return None, misfit or why or 'a process cannot read it'
 
     def _set_aside(self, bad: dict[int, str], taken: int) -> tuple[str, ...]:
         """Renames checkpoints that cannot be used, and gives a sentence for each."""
         told = []
         for step, why in bad.items():
             folder = self.folder / str(step)
+            if self.read_only:
+                told.append(f'{folder}: the checkpoint cannot be used ({why}), so the one of step {taken:,} is taken')
+                continue
             new = folder.with_name(f'{step}.damaged')
             if runtime.is_main():
                 with files.writing(str(self.folder)):
@@ -153,7 +163,7 @@ class Checkpoints:
                 f'the checkpoint of step {step:,} cannot be used ({why}), so the one of step {taken:,} is taken; '
                 f'{folder} is now {new.name}'
             )
-        if bad:
+        if bad and not self.read_only:
             runtime.from_main(0)  # until all are renamed
             self.manager.reload()
         return tuple(told)
@@ -195,11 +205,7 @@ class Checkpoints:
 
     def _misfit(self, step: int, like: TrainState) -> str | None:
         """In what a checkpoint differs from the state `like`; None where it fits. ValueError where it is unreadable."""
-        with ocp.StandardCheckpointer() as checkpointer:
-            saved = checkpointer.metadata(self.folder.absolute() / str(step) / 'default').item_metadata
-        if saved is None:
-            raise ValueError('its description of the arrays is missing or damaged')
-        stored, wanted = leaves(dict(saved)), leaves(like._asdict())
+        stored, wanted = leaves(_described(self.folder / str(step))), leaves(like._asdict())
         for name in sorted(stored.keys() ^ wanted.keys()):
             state = 'lacks' if name in wanted else 'holds, unlike the config,'
             return f'the checkpoint {state} {name}'
@@ -217,12 +223,15 @@ class Checkpoints:
     def stopping(self, step: int) -> bool:
         """True, on every process at the same step, after a SIGTERM to any of them. Call it every step.
 
-        UserError where the last save has failed, for example on a full disk.
+        jax stops at the number after the greatest one that it was asked about, and at no later one. Before the first
+        step this is 1, so it is asked about the steps of this session: a run that goes on at step 1,000, and gets a
+        SIGTERM while it compiles, would never reach 1. UserError where the last save has failed, as on a full disk.
         """
         if self.manager.failure is not None:
             with self._writing():
                 raise self.manager.failure
-        return multihost_utils.reached_preemption_sync_point(step)
+        self._first = step if self._first is None else self._first
+        return multihost_utils.reached_preemption_sync_point(step - self._first + 1)
 
     def close(self) -> None:
         """Waits until the last save is whole. UserError where it has failed; nothing half saved stays then."""
@@ -240,6 +249,38 @@ class Checkpoints:
         for left in found:
             shutil.rmtree(left, ignore_errors=True)
         return bool(found)
+
+
+def _described(folder: Path) -> dict[str, Any]:
+    """The shapes and dtypes of the arrays in a checkpoint. An error where they cannot be read."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        saved = checkpointer.metadata(folder.absolute() / 'default').item_metadata
+    if saved is None:
+        raise ValueError('its description of the arrays is missing or damaged')
+    return dict(saved)
+
+
+def newest_whole(folder: Path) -> int:
+    """The step of the newest checkpoint in RUN/checkpoints that shows no damage; 0 if there is none.
+
+    It is read once. Only `Checkpoints.resume` is sure of the one that a run goes on from.
+    """
+    for step in reversed(steps(folder)):
+        place = folder / str(step)
+        if file_list.exists(place):
+            if file_list.damage(place) is None:
+                return step
+        elif not any(place.iterdir()) or _is_described(place):
+            return step
+    return 0
+
+
+def _is_described(folder: Path) -> bool:
+    quiet()
+    try:
+        return bool(_described(folder))
+    except Exception:  # orbax raises many kinds for damaged files
+        return False
 
 
 @functools.cache

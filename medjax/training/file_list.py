@@ -49,9 +49,12 @@ def damage(folder: Path) -> str | None:
         if path.stat().st_size != size:
             return f'{name} has {path.stat().st_size:,} bytes of {size:,}'
     with ThreadPoolExecutor(THREADS) as pool:
-        for name, found in zip(listed, pool.map(lambda name: _about(folder / name), listed), strict=True):
-            if found != listed[name]:
-                return f'{name} has other bytes than were saved'
+        try:
+            for name, found in zip(listed, pool.map(lambda name: _about(folder / name), listed), strict=True):
+                if found != listed[name]:
+                    return f'{name} has other bytes than were saved'
+        except OSError as error:  # a bad disk, or the checkpoint of another run, which deletes it at this moment
+            return f'{error.filename or folder} cannot be read: {error.strerror}'
     return None
 
 

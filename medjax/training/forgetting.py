@@ -162,7 +162,7 @@ def begin(
     kept = np.asarray(start)
     if bool(new) or spread(kept[np.asarray(present)]) < SPREAD:
         return None
-    if is_main:
+    if is_main and run.is_dir():  # somebody may have deleted it meanwhile
         files.write_npz(run / FILE, cls=kept, step=np.asarray(state.step))
     return Gauge(encoder, rows, start)
 

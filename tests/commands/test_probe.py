@@ -286,6 +286,20 @@ def test_follow_chooses_before_the_training_deletes(tmp_path, data, monkeypatch,
     assert set(json.loads((tmp_path / 'best.json').read_text())['steps']) <= {'1', '3'}
 
 
+def test_all_exports_go_before_they_are_read(tmp_path, data, monkeypatch, capsys):
+    make_export(tmp_path, 1)
+    load = encode.load
+
+    def deleting(path, *args, **kwargs):
+        shutil.rmtree(path)
+        return load(path, *args, **kwargs)
+
+    monkeypatch.setattr(encode, 'load', deleting)
+    assert cli.main(['probe', '--run', str(tmp_path), '--data', str(data), '--probes', 'knn']) == 1
+    told = capsys.readouterr().err
+    assert 'exports/1 was deleted while it was read' in told and 'each export was deleted before it could be' in told
+
+
 def test_an_export_that_goes_while_it_is_probed(tmp_path, data, monkeypatch, capsys):
     make_export(tmp_path, 1)
     (tmp_path / 'DONE').touch()

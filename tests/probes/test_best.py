@@ -1,6 +1,7 @@
 """The choice of an export: RUN/best.json from results, and what is kept for it."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from medjax import config as configs, files
 from medjax.commands.export import ending
 from medjax.errors import UserError
-from medjax.probes import best
+from medjax.probes import best, watch
 from medjax.weights import export
 
 FIGURE = best.Figure('linear', 'auroc')
@@ -96,6 +97,23 @@ def test_what_is_kept(tmp_path):
     assert export.steps(tmp_path) == [0, 20, 40, 50, 60], 'a later one, of before a kill, is written again in its time'
     export.delete_old(tmp_path, newest=60, keep=1)
     assert export.steps(tmp_path) == [0, 20, 60]
+
+
+def test_an_export_that_is_deleted_before_it_is_read_is_left_out(tmp_path, capsys):
+    """`--steps all` beside a training with `export.keep`. An export that is there and damaged is an error."""
+    for step in (4, 8, 12):
+        (tmp_path / f'exports/{step}').mkdir(parents=True)
+        (tmp_path / f'exports/{step}/meta.json').write_text('{}')
+    steps = watch.select_steps(tmp_path, 'all')
+
+    def load(folder):
+        if folder.name == '4':  # the training deletes it at this moment
+            shutil.rmtree(folder)
+        return export.read_meta(folder) if folder.name != '12' else 'read'
+
+    (damaged, error), whole = watch.load_each(tmp_path, steps, load)
+    assert damaged == 8 and isinstance(error, UserError) and whole == (12, 'read')
+    assert f'{tmp_path}/exports/4 was deleted while it was read, so it is left out' in capsys.readouterr().err
 
 
 def test_nothing_is_deleted_while_the_best_one_is_unknown(tmp_path):

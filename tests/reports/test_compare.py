@@ -201,6 +201,19 @@ def test_folders_that_cannot_be_compared(runs, tmp_path, capsys):
     assert 'config.json is not JSON' in capsys.readouterr().err
 
 
+def test_a_damaged_entry_of_a_config_is_said_and_the_page_is_written(runs, tmp_path, capsys):
+    first, second, third = runs
+    change(first, life={'parent': None}, teachers=[])
+    change(second, views=None)
+    change(third, batch_size='many')
+    assert medjax_compare(*runs, out=tmp_path / 'page.html') == 0
+    parsed, told = Page((tmp_path / 'page.html').read_text()), capsys.readouterr().err
+    for sentence in ("life: lacks 'ends'", 'teachers=[]: must be a dict', 'views=None: must be a dict',
+                     "batch_size='many': must be a whole number of at least 1"):  # fmt: skip
+        sentence = f'A damaged entry of config.json is left out: {sentence}.'
+        assert sentence in told and sentence in parsed.sections['header']
+
+
 def test_the_same_run_twice_is_shown_once(capsys, tmp_path):
     (tmp_path / 'b').mkdir()
     given = [str(tmp_path / 'a'), f'{tmp_path}/b/../a/', str(tmp_path / 'b')]

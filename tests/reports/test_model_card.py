@@ -137,6 +137,22 @@ def test_the_recipe(card):
         assert f'- {line}\n' in text, line
 
 
+def test_an_export_that_was_chosen_says_by_what(own, card, tmp_path):
+    """The figure, its value, the split, and among how many exports; nothing where another export is the best."""
+    assert '- chosen:' not in card
+    content = dict(step=STEP, figure='linear.auroc', probe='linear', metric='auroc', data='other_clinic', value=0.84,
+                   low=0.8, high=0.88, steps={'500': {}, str(STEP): {}})  # fmt: skip
+    (own / 'best.json').write_text(json.dumps(content))
+    (row,) = [
+        line
+        for line in card_of(own / 'exports' / str(STEP), tmp_path / 'out').splitlines()
+        if line.startswith('- chosen:')
+    ]
+    assert 'the best of 2 exports by linear AUROC on validation of' in row and '0.840' in row and str(STEP) in row
+    (own / 'best.json').write_text(json.dumps(content | dict(step=500)))
+    assert '- chosen:' not in card_of(own / 'exports' / str(STEP), tmp_path / 'other')
+
+
 def test_results_of_this_step_and_of_what_it_is_compared_with(card):
     text = section(card, 'Results')
     assert 'other_clinic, test split: 40 records of 30 patients' in text

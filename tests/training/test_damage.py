@@ -162,6 +162,17 @@ def test_a_parent_with_a_damaged_checkpoint(folder):
     assert sorted(os.listdir(folder)) == before
 
 
+def test_a_sigterm_before_the_first_step_of_a_resumed_run(folder, monkeypatch):
+    """jax stops at the number after the greatest one of its calls, 1 where there was none, and never later."""
+    stop = 1
+    monkeypatch.setattr(checkpoint.multihost_utils, 'reached_preemption_sync_point', lambda number: number == stop)
+    checkpoints = Checkpoints(folder, every=4, keep=2)
+    assert checkpoints.stopping(9)
+    stop = 3
+    assert [checkpoints.stopping(step) for step in (10, 11, 12)] == [False, True, False]
+    checkpoints.close()
+
+
 def test_what_a_killed_save_leaves_is_swept(folder):
     left = folder / '12.orbax-checkpoint-tmp'
     (left / 'default.orbax-checkpoint-tmp').mkdir(parents=True)

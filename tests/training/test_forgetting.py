@@ -135,7 +135,7 @@ LEARNS = (
 )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_ten_times_the_rate_forgets_and_its_own_does_not(tmp_path):
     """A small encoder, pretrained for 250 steps, continued for 150. Figures of other seeds are in BUILD_NOTES.md."""
     records = tmp_path / 'data'
