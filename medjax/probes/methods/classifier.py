@@ -17,7 +17,8 @@ import numpy as np
 from medjax.errors import UserError
 from medjax.models import build as models
 from medjax.probes.encode import Encoder, SplitFeatures, image_tower
-from medjax.probes.evaluate import LabelSplits, ProbeInputs, Result, Scores, evaluate, missing_class, on_validation
+from medjax.probes.evaluate import ProbeInputs, Result, Scores, evaluate
+from medjax.probes.label_splits import LabelSplits, divided, missing_class
 
 name = 'classifier'
 OF_LABELS = ('labels', 'classes')  # what a classifier may predict here
@@ -57,23 +58,28 @@ def run(inputs: ProbeInputs) -> Result:
         raise UserError(f'{inputs.data.name}: no label of the classifier can be evaluated ({why})')
     columns = [labels.index(label) for label in names]
     test = test._replace(labels=test.labels[:, columns])
-    splits = LabelSplits(None, None, test, names, skipped, validation='nothing is chosen')
+    val = inputs.features('val') if inputs.data.splits.get('val') else None
+    splits = LabelSplits(
+        train=None,
+        val=None,
+        test=test,
+        names=names,
+        skipped=skipped,
+        validation='nothing is chosen' if val is None else 'the val split',
+        test_cases=inputs.cases('test'),
+        whole_val=None if val is None else divided(val.labels[:, columns], inputs.cases('val'), names, inputs.seed),
+    )
 
     def score_split(split: SplitFeatures) -> np.ndarray:
         scores = log_odds(inputs.encoder, classifier, split.cls[:, -1])
         return scores[:, [classifier['names'].index(label) for label in names]]
 
-    settings = dict(head=classifier['head'], term=classifier['term'], by='training', scores='log-odds')
-    result = evaluate(
-        lambda: Scores(score_split(test), None, 0.0, settings, {}, dict(classifier=classifier)),
-        splits, inputs.seed, inputs.draws,
-    )  # fmt: skip
-    if inputs.chosen_by == name and inputs.data.splits.get('val'):
-        val = inputs.features('val')
-        val = val._replace(labels=val.labels[:, columns])
-        metrics = on_validation(score_split(val), val, names, inputs.seed, inputs.draws)
-        result.content.update(validation_results=metrics, validation='the val split')
-    return result
+    def score_both() -> Scores:
+        on_val = None if val is None else score_split(val)
+        chosen = dict(head=classifier['head'], term=classifier['term'], by='training', scores='log-odds')
+        return Scores(score_split(test), on_val, 0.0, chosen, {}, dict(classifier=classifier), 'log-odds')
+
+    return evaluate(score_both, splits, inputs.options)
 
 
 def log_odds(encoder: Encoder, classifier: dict[str, Any], cls: np.ndarray) -> np.ndarray:

@@ -22,7 +22,7 @@ from medjax.errors import UserError
 from medjax.probes import logistic, metrics, statistics
 from medjax.probes.evaluate import ProbeInputs, Result, label_requirements
 from medjax.probes.label_splits import missing_class
-from medjax.probes.statistics import Bootstrap, Sample
+from medjax.probes.statistics import Bootstrap
 
 name, requirements = 'few_shot', label_requirements
 SHOTS, DRAWS = (50, 20, 10, 5, 1), 5

@@ -58,7 +58,7 @@ def predict(inputs: ProbeInputs, column: Column, bootstrap: Bootstrap) -> Predic
     ranked = statistics.ranked_sample(scores.test, test.labels, bootstrap).at(list(metrics.RANKED).index('auroc'))
     known, answer = (test.labels >= 0).all(1), scores.test.argmax(1)
     here = np.where(known[:, None], test.labels, 0).astype(float)  # [n,C]
-    right = here * (answer == np.arange(len(words))[:, None]).T
+    right = here * np.equal(answer[:, None], np.arange(len(words)))
     of_class = bootstrap.sums(np.concatenate([right, here], 1))
 
     def recalls(sums: np.ndarray) -> np.ndarray:  # [R,2C] -> [R,C]
