@@ -56,7 +56,7 @@ def predict(inputs: ProbeInputs, column: Column, bootstrap: Bootstrap) -> Predic
         return f'the only records of {lost[0]!r} are among those held out for validation'
     scores = linear.learn(train, val, test, inputs.seed)
     ranked = statistics.ranked_sample(scores.test, test.labels, bootstrap).at(list(metrics.RANKED).index('auroc'))
-    known, answer = (test.labels >= 0).all(1), scores.test.argmax(1)
+    known, answer = np.all(test.labels >= 0, axis=1), scores.test.argmax(1)
     here = np.where(known[:, None], test.labels, 0).astype(float)  # [n,C]
     right = here * np.equal(answer[:, None], np.arange(len(words)))
     of_class = bootstrap.sums(np.concatenate([right, here], 1))
