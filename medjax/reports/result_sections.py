@@ -18,6 +18,15 @@ PROBES = dict(
     linear='Logistic regressions predict the labels from the features of the image encoder, which does not change',
     classifier='The classifier of the run predicts the labels that it was trained on; nothing is fitted here',
     zero_shot='A test image is scored by its similarity to sentences about a finding; the probe learns from no label',
+    linear_sgd='Linear classifiers learn by SGD from the features, with 13 rates, as in DINOv2; validation chooses one',
+    few_shot='Logistic regressions learn from a few patients of each class, as many as stand after @; means of five draws',
+    search='P@10: the share of the 10 nearest train images that have the finding of a test image',
+    metadata='Logistic regressions predict columns of words, such as sex or view, from the features',
+    regression='Ridge regressions predict columns of numbers, such as age, from the features',
+    ordinal='Logistic regressions predict a grade from the features: whether it is above each level',
+    robustness='The linear probe sees test images with eleven faults; figures are means over five severities',
+    out_of_distribution='Distances from train images tell images of a label that was held out, or of another data set',
+    shortcut='The linear probe where a column supports the right answer (aligned), and where it misleads (conflicting)',
     retrieval='R@5: the share of queries with a hit among the first 5 candidates. P@5: the share of hits among them',
 )
 SETTINGS = dict(by='chosen by', validation_auroc='validation AUROC')  # the others are printed as they are
