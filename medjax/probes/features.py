@@ -26,6 +26,7 @@ import math
 import os
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -120,10 +121,7 @@ class _File:
 
     def __init__(self, path: Path) -> None:
         self.path, self.number = path, os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-
-    def __del__(self) -> None:
-        if hasattr(self, 'number'):
-            os.close(self.number)
+        weakref.finalize(self, os.close, self.number)
 
 
 def not_finite(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
