@@ -26,6 +26,7 @@ import math
 import os
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -57,7 +58,7 @@ class Stored:
     and a file that becomes shorter kills it.
     """
 
-    def __init__(self, file: IO[bytes], start: int, shape: tuple[int, ...], dtype: np.dtype, rows: Any = None) -> None:
+    def __init__(self, file: _File, start: int, shape: tuple[int, ...], dtype: np.dtype, rows: Any = None) -> None:
         """`start` is where the numbers begin in the file, `shape` [n,…]; `rows` are those that it has, None: all."""
         self._of_file = file, start, shape, dtype
         self._rows = range(shape[0]) if rows is None else rows
@@ -108,11 +109,19 @@ class Stored:
             view = memoryview(out[begin:end]).cast('B') if out.nbytes else memoryview(b'')
             at = start + int(rows[begin]) * math.prod(shape[1:]) * dtype.itemsize
             while view:
-                count = os.preadv(file.fileno(), [view], at)
+                count = os.preadv(file.number, [view], at)
                 if not count:
-                    raise UserError(f'{file.name} is shorter than it was; run again to encode its records anew')
+                    raise UserError(f'{file.path} is shorter than it was; run again to encode its records anew')
                 view, at = view[count:], at + count
         return out
+
+
+class _File:
+    """A file that is open for reading until the last array of it is gone."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.number = path, os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self.number)
 
 
 def not_finite(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -163,12 +172,13 @@ def _open(folder: Path, key: str, n: int) -> _Opened | str:
 
 def stored(path: Path, shape: Sequence[int], dtype: str) -> Stored:
     """The array of a .npy file; ValueError if it has another shape or dtype, or is cut off."""
-    file = path.open('rb', buffering=0)  # closed with the last array of it
-    np.lib.format.read_magic(file)
-    found, by_column, kind = np.lib.format.read_array_header_1_0(file)
-    start = file.tell()
+    file = _File(path)
+    with os.fdopen(os.dup(file.number), 'rb') as beginning:
+        np.lib.format.read_magic(beginning)
+        found, by_column, kind = np.lib.format.read_array_header_1_0(beginning)
+        start = beginning.tell()
     size = start + math.prod(shape) * kind.itemsize
-    if (found, kind, by_column) != (tuple(shape), np.dtype(dtype), False) or os.fstat(file.fileno()).st_size != size:
+    if (found, kind, by_column) != (tuple(shape), np.dtype(dtype), False) or os.fstat(file.number).st_size != size:
         raise ValueError(f'{path.name} has not {list(shape)} numbers of the type {dtype}')
     return Stored(file, start, found, kind)
 
