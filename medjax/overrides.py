@@ -290,7 +290,8 @@ def _other_form(now: Any, new: Any, parameter: inspect.Parameter | None) -> bool
 
     So a schedule may be a number, a list by step or a rule, whichever of them the recipe has. The builder checks it.
     """
-    if parameter is None or isinstance(now, bool) or isinstance(new, bool):
+    is_rule = isinstance(now, (dict, ConfigDict)) and 'rule' in now
+    if parameter is None or isinstance(now, bool) or isinstance(new, bool) or (is_rule and isinstance(new, str)):
         return False
     forms = [next((form for form in FORMS if isinstance(value, form[0])), None) for value in (now, new)]
     return None not in forms and forms[0] != forms[1] and bool(_alternatives(parameter) & {*forms[1][1], 'Any'})

@@ -25,7 +25,7 @@ from medjax.data.audit import seen
 from medjax.data.images import decode
 from medjax.errors import UserError
 from medjax.models import build as models
-from medjax.probes import batches, encode, evaluate, features, metrics, results, watch
+from medjax.probes import batches, encode, features, label_splits, metrics, results, watch
 from medjax.probes.methods import knn
 from medjax.reports import result_sections, run_files
 from medjax.weights import export
@@ -396,7 +396,7 @@ def test_probes_read_the_cache_without_a_val_split(tmp_path, data):
     found = []
     for cache in (tmp_path / 'cache', None):
         train = encode.features(encoder, opened, 'train', cache)
-        splits = evaluate.hold_out(train, 0.1, 0)
+        splits = label_splits.with_validation(train, None, 0)[:2]
         assert isinstance(splits[0].cls, features.Stored) == (cache is not None)
         found.append([np.asarray(x) for split in splits for x in split])
     for a, b in zip(*found, strict=True):

@@ -88,12 +88,12 @@ def test_gaps_equal_a_slow_loop_over_the_same_draws():
 
 def test_ages_are_in_bands_and_other_numbers_in_quarters_or_values():
     ages = np.float32([0, 17.9, 18, 24.9, 25, 49, 50, 64, 65, 79, 80, 95, np.nan])
-    bands = subgroups._values('age', ages).tolist()
+    bands = subgroups.values_of('age', ages).tolist()
     assert bands == [*np.repeat(['below 18', '18 to 25', '25 to 50', '50 to 65', '65 to 80', '80 and above'], 2), '']
-    assert subgroups._values('severity', np.float32([0, 2, np.nan, 2])).tolist() == ['0', '2', '', '2']
-    quarters = subgroups._values('dose', np.arange(100, dtype=np.float32))
+    assert subgroups.values_of('severity', np.float32([0, 2, np.nan, 2])).tolist() == ['0', '2', '', '2']
+    quarters = subgroups.values_of('dose', np.arange(100, dtype=np.float32))
     assert np.unique(quarters, return_counts=True)[1].tolist() == [25] * 4
-    assert subgroups._values('dose', np.full(3, np.nan, np.float32)).tolist() == [''] * 3
+    assert subgroups.values_of('dose', np.full(3, np.nan, np.float32)).tolist() == [''] * 3
 
 
 def test_small_groups_are_skipped_by_name_and_intersections_have_pairs():
