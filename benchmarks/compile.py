@@ -84,8 +84,7 @@ CASES = {
         'v5p:8x8x8', 'rad_dino_vitb14', 'step', 300, ('towers.image.unroll=1',), canvas=777, flash=False
     ),
     'linear': Case('h100:1x1', '', 'linear', 30),
-    'knn': Case('h100:1x1', '', 'knn', 30),
-    'retrieval': Case('h100:1x1', '', 'retrieval', 30),
+    'nearest': Case('h100:1x1', '', 'nearest', 30),
     'images': Case('h100:1x1', 'rad_dino_vitb14', 'images', 30, canvas=777),
     'texts': Case('h100:1x1', 'chexzero', 'texts', 30),
 }  # fmt: skip

@@ -58,6 +58,7 @@ from ml_collections import ConfigDict
 from medjax import plugins, recipes, run_config
 from medjax.data.text import tokenizer, views as text_views
 from medjax.errors import UserError, suggest
+from medjax.objectives import from_data
 from medjax.objectives.schedules import is_rule, with_ends
 from medjax.overrides import override, place_tower, split_overrides
 from medjax.parallel.groups import check_rows
@@ -304,8 +305,8 @@ def _by_source(opened: list[tuple[str, Any]], config: ConfigDict) -> dict[str, A
 def resolve(config: ConfigDict, datasets: Mapping[str, Any]) -> Config:
     """Fills in the values that are None from the data set.
 
-    They are channels, mean and std of the image, and canvas and rows of the parts. It also reads the files that the
-    config names: the tokenizer, the prompts of text views.
+    They are channels, mean and std of the image, canvas and rows of the parts, labels and columns, and what terms take
+    from the train splits. It also reads the files that the config names: the tokenizer, the prompts of text views.
 
     The mean is that of a pixel of the mixture, sum_s w_s m_s, and the variance sum_s w_s (std_s^2 + m_s^2) - mean^2,
     with w_s the share of a source in the batch.
@@ -332,6 +333,7 @@ def resolve(config: ConfigDict, datasets: Mapping[str, Any]) -> Config:
         resolved['labels'] = labels
         for name, given in resolved['columns'].items():
             resolved['columns'][name] = records.column_words(name, given, frozen(parts), datasets)
+        resolved['terms'] = from_data.terms(resolved, datasets)
     texts = text_views.from_config(resolved['views'])
     for name, text in texts.items():
         if text.prompts:

@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 from medjax import plugins
 from medjax.errors import UserError, suggest
+from medjax.objectives.label_policy import label_policy
 from medjax.objectives.pair_options import learned_scale
 from medjax.objectives.positives import soft_positives
 from medjax.objectives.schedules import RULES
@@ -160,6 +161,7 @@ FUNCTIONS: dict[tuple[str, ...], tuple[Callable, tuple[str, ...]]] = {
     ('terms', '*', 'positives'): (soft_positives, ('total_steps', 'where')),
     ('terms', '*', 'positives', '*'): (soft_positives, ('total_steps', 'where')),
     ('terms', '*', 'temperature'): (learned_scale, ('where',)),
+    ('terms', '*', 'policy'): (label_policy, ('labels', 'where')),
 }
 EVERY = dict(
     term=dict(name=None, weight=1.0), head=dict(tie=None)
@@ -288,7 +290,8 @@ def _other_form(now: Any, new: Any, parameter: inspect.Parameter | None) -> bool
 
     So a schedule may be a number, a list by step or a rule, whichever of them the recipe has. The builder checks it.
     """
-    if parameter is None or isinstance(now, bool) or isinstance(new, bool):
+    is_rule = isinstance(now, (dict, ConfigDict)) and 'rule' in now
+    if parameter is None or isinstance(now, bool) or isinstance(new, bool) or (is_rule and isinstance(new, str)):
         return False
     forms = [next((form for form in FORMS if isinstance(value, form[0])), None) for value in (now, new)]
     return None not in forms and forms[0] != forms[1] and bool(_alternatives(parameter) & {*forms[1][1], 'Any'})

@@ -44,6 +44,9 @@ HOMES = {
     'torch': ('weights.pickled',),
     'transformers': (),
     'sklearn': (),
+    'venn_abers': (),
+    'mapie': (),
+    'crepes': (),
 }
 
 # What a layer may import, besides itself. `commands` may import everything.

@@ -16,14 +16,13 @@ import jax.numpy as jnp
 from medjax.aot.programs import STORED_CHANNELS, Recipe
 from medjax.models import passes
 from medjax.parallel import sharding
-from medjax.probes import batches, encode, image_text
-from medjax.probes.methods import knn, linear, retrieval
+from medjax.probes import batches, encode, image_text, logistic, vectors
+from medjax.probes.methods import knn
 
-FITS = ('linear', 'knn', 'retrieval')
+FITS = ('linear', 'nearest')
 ENCODERS = ('images', 'texts')
 RECORDS, LABELS = 100_000, 14  # NIH ChestX-ray14
 WIDTH = 4 * 768 + 768  # the largest feature set of a ViT-B: CLS of the last four blocks, and the mean patch
-PROJECTED = 512  # numbers of an image or a text in the space that they share
 LENGTH = 77  # tokens of a text
 
 
@@ -49,15 +48,12 @@ def _fit(program: str, records: int, where: jax.sharding.Sharding) -> Any:
     queries = max(records // 10, 1)
     with jax.default_matmul_precision('highest'):
         if program == 'linear':
-            features, labels = array(records, min(records, WIDTH)), array(records, LABELS)
-            return linear.minimise.lower(features, labels, labels, array(len(linear.PENALTIES)), array())
-        if program == 'knn':
-            labels = array(records, LABELS, dtype=jnp.bool_)
-            ks = tuple(k for k in knn.ALL_K if k <= records)
-            return knn.score_arrays.lower(array(records, WIDTH), labels, labels, array(queries, WIDTH), ks)
-        chunk = max(1, min(queries, retrieval.CHUNK_ELEMENTS // records))
-        k = min(max(retrieval.RECALL), records)
-        return retrieval.nearest_in_chunks.lower(array(queries, PROJECTED), array(records, PROJECTED), k, chunk)
+            rows, regressions = logistic.rows_of_block(records, WIDTH), logistic.AT_ONCE * LABELS
+            labels, label = array(rows, LABELS, dtype=jnp.int8), array(regressions, dtype=jnp.int32)
+            weights, bias = array(regressions, WIDTH), array(regressions)
+            return logistic.sums_of_block.lower(array(rows, WIDTH), labels, label, weights, bias)
+        block, k = vectors.block_rows(queries, records), min(max(knn.ALL_K), records)
+        return vectors.nearest_of_block.lower(array(block, WIDTH), array(records, WIDTH), k)
 
 
 def _images(recipe: Recipe, mesh: jax.sharding.Mesh) -> Any:

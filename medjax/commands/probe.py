@@ -28,7 +28,7 @@ import dataclasses
 import functools
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -36,13 +36,27 @@ from medjax import files
 from medjax.data import records
 from medjax.data.text import prompts
 from medjax.errors import UserError, suggest
-from medjax.plugins import find
-from medjax.probes import best as choice, drop, encode, methods, policy, results, statistics, watch
+from medjax.plugins import find, names as names_of_plugins
+from medjax.probes import (
+    aggregate,
+    best as choice,
+    columns,
+    comparison,
+    drop,
+    encode,
+    methods,
+    policy,
+    results,
+    statistics,
+    subgroups,
+    summary,
+    watch,
+)
 from medjax.probes.encode import BASELINES, Encoder
 from medjax.probes.evaluate import ProbeInputs
 from medjax.weights import export
 
-DEFAULT_PROBES = 'knn,linear,zero_shot,retrieval'
+DEFAULT_PROBES = 'knn,linear,classifier,zero_shot,retrieval'
 RUNS = pathlib.Path('runs')  # results of encoders without a run
 
 
@@ -57,12 +71,29 @@ def main(argv: list[str]) -> int:
     if zero_shot:
         prompts.check_classes(zero_shot._asdict(), data.labels, f'--prompts {args.prompts}')
     _check(run, data, args)
+    asked, outside = columns.parse(args.columns), tuple(map(records.open, args.outside or []))
+    groups = subgroups.parse(args.groups, data.split('test').attribute_names)
     figure = None if args.best is None else choice.parse(args.best, list(probes))
     encoders = _named_encoders(args.encoder or [])
 
     def inputs_of(folder: pathlib.Path, encoder: Encoder) -> ProbeInputs:
         cache, chosen_by = folder / 'cache', figure.probe if figure else ''
-        return ProbeInputs(encoder, data, cache, label_policy, zero_shot, args.seed, args.draws, chosen_by)
+        return ProbeInputs(
+            encoder=encoder,
+            data=data,
+            cache=cache,
+            policy=label_policy,
+            prompts=zero_shot,
+            seed=args.seed,
+            draws=args.draws,
+            chosen_by=chosen_by,
+            interval=args.interval,
+            unit=args.unit,
+            pool=args.pool,
+            groups=groups,
+            columns=asked,
+            outside=outside,
+        )
 
     def probe_one(folder: pathlib.Path, encoder: Encoder, baselines: list[str]) -> int:
         """Probes an encoder and its baselines, with results in a folder; returns the number of failures."""
@@ -83,7 +114,7 @@ def main(argv: list[str]) -> int:
     failures = 0
     folders = dict.fromkeys([run] if run else (RUNS / name for name in encoders))
     for folder in folders:  # before hours of encoding
-        for inside in ('probes', 'cache'):
+        for inside in ('probes', 'cache', 'comparisons'):
             files.check_writable(folder / inside, f'the results of the probes in {folder}')
     if figure:
         files.check_writable(run, f'the choice {run / export.BEST}')
@@ -120,11 +151,26 @@ def main(argv: list[str]) -> int:
         if (folder / 'probes').is_dir():  # missing if a run with --follow ended before its first export
             contents = results.on_data(folder, data, list(probes))
             print(results.tables(contents, list(probes)), flush=True)
-            for sentence in [*results.left_out(contents), *drop.sentences(contents)]:
+            for sentence in [
+                *results.left_out(contents),
+                *_in_words(folder, data, contents),
+                *drop.sentences(contents),
+            ]:
                 print(sentence, flush=True)
     if failures:
         print(f'medjax: {failures} failure(s), see above', file=sys.stderr)
     return 1 if failures else 0
+
+
+def _in_words(folder: pathlib.Path, data: records.DataSet, contents: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Sentences under a table: paired differences, and what can be trusted in the results of the newest encoder."""
+    shown = comparison.main_encoder(contents)
+    names = dict.fromkeys(content['probe'] for content in contents)
+    compared = [line for name in names for line in comparison.sentences(comparison.of_run(folder, data, name))]
+    if compared:
+        yield f'On the same patients, differences with {100 * statistics.LEVEL:.0f} % intervals:'
+        yield from compared
+    yield from summary.sentences([content for content in contents if content['encoder']['step'] == shown])
 
 
 def _choose(run: pathlib.Path, found: dict[int, dict[str, Any]], figure: choice.Figure) -> int:
@@ -338,7 +384,22 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--probes',
         metavar='NAMES',
-        help=f'some of {DEFAULT_PROBES}, or your own mypkg.myprobe; default: all that the export and the data allow',
+        help=f'some of {", ".join(names_of_plugins(methods.__name__))}, or your own mypkg.myprobe; default: those of '
+        f'{DEFAULT_PROBES} that the export and the data allow',
+    )
+    parser.add_argument(
+        '--columns',
+        default='',
+        metavar='age,grade=none<mild',
+        help='the columns that metadata, regression, ordinal and shortcut take, the words of ordinal from low to high; '
+        f'default of metadata and regression: those of {", ".join(columns.USUAL)} that the data have',
+    )
+    parser.add_argument(
+        '--outside',
+        action='append',
+        metavar='DATA',
+        help='a data set of other images, which out_of_distribution must tell from this one; may be given several '
+        'times',
     )
     parser.add_argument(
         '--prompts',
@@ -363,6 +424,32 @@ def _parser() -> argparse.ArgumentParser:
         choices=encode.FITS,
         help='what the encoder sees of an image: crop, its centre square; pad, all of it, with black beside; stretch, '
         'all of it, resized to a square (default: as the export says)',
+    )
+    parser.add_argument(
+        '--unit',
+        choices=aggregate.UNITS,
+        default='image',
+        help='what the metrics of labels count: images, studies or patients; the scores of the images of a study or '
+        'patient are pooled, and it is positive if any of its images is (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--pool',
+        choices=aggregate.POOLS,
+        default='mean',
+        help='the score of a study or patient: the mean or the maximum over its images (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--groups',
+        metavar='sex,age,sex*age',
+        help='columns whose groups are compared, and intersections of them; none: no groups; default: those of '
+        f'{", ".join(subgroups.DEFAULT)} that the data have',
+    )
+    parser.add_argument(
+        '--interval',
+        choices=statistics.INTERVALS,
+        default=statistics.BCA,
+        help='the kind of bootstrap interval: percentile, or bca, bias-corrected and accelerated (default: '
+        '%(default)s)',
     )
     parser.add_argument('--draws', type=int, default=statistics.DRAWS, help='bootstrap draws (default: %(default)s)')
     parser.add_argument(

@@ -9,6 +9,7 @@ import numpy as np
 
 # Codes of a label. Conflicting: readers, or lines of a table, disagree.
 POSITIVE, NEGATIVE, UNCERTAIN, BLANK, CONFLICTING = 1, 0, -1, -2, -3
+CODES = dict(uncertain=UNCERTAIN, blank=BLANK, conflicting=CONFLICTING)  # for which a policy may give a value
 
 
 def known(labels: Any) -> Any:

@@ -61,13 +61,17 @@ def tower(
     return built
 
 
-def head(cfg: Mapping[str, Any], width: int, where: str, dtype: str = 'float32') -> Head:
+def head(cfg: Mapping[str, Any], width: int, where: str, dtype: str = 'float32', outputs: int | None = None) -> Head:
     """The head that a section describes, for features of `width` numbers: a module of `medjax.models.heads`.
 
     The key `tie` names a parameter of another module that the head uses: dict(head='words', tie='towers/text/words').
+    `outputs` is the value of the key `out`, where the section leaves it open.
     """
-    options = dict(dtype=dtype) | dict(cfg)
+    module, options = plugins.chosen(cfg, 'head', 'medjax.models.heads', where)
+    options = dict(dtype=dtype) | options
+    if outputs is not None and options.get('out') is None and 'out' in plugins.options_of(module.build):
+        options['out'] = outputs
     tie = options.pop('tie', None)
     if tie is not None and (not isinstance(tie, str) or tie.count('/') < 2):
         raise UserError(f"{where}.tie: {tie!r} is no parameter; write its path, as 'towers/text/words'")
-    return dataclasses.replace(plugins.make(options, 'head', 'medjax.models.heads', where, width=width), tie=tie)
+    return dataclasses.replace(plugins.call(module.build, options, where, width=width), tie=tie)

@@ -37,8 +37,11 @@ class Declared:
     heads: dict[str, Head] = dataclasses.field(default_factory=dict)
     widths: dict[str, int] = dataclasses.field(default_factory=dict)  # head -> width of its inputs
 
-    def add(self, feature: Feature, where: str) -> Feature:
-        """Checks a feature, and finds the view of its `@mask`. The first one that names a head decides its width."""
+    def add(self, feature: Feature, outputs: int | None = None, *, where: str) -> Feature:
+        """Checks a feature, and finds the view of its `@mask`. The first one that names a head decides its width.
+
+        `outputs`: the number of outputs of its last head, where the config leaves `out` open.
+        """
         if feature.at:
             views = [x.view for x in feature.inputs if f'{x.view}~{feature.at}' in self.recipe['masks']]
             feature = feature._replace(at_view=next(iter(views), None))
@@ -53,14 +56,14 @@ class Declared:
         self._check_output(feature, where)
         width = self._tower_width(feature)
         for head in feature.heads:
-            self.add_head(head, width, where)
+            self.add_head(head, width, where, outputs if head == feature.head else None)
             width = self._out(head, width)
         self._check_teacher(feature, one, where)
         self.features[feature.name] = feature
         self.passes[feature.name] = one
         return feature
 
-    def add_head(self, name: str, width: int, where: str) -> Head:
+    def add_head(self, name: str, width: int, where: str, outputs: int | None = None) -> Head:
         """The head `name` for inputs of `width` numbers; UserError where the recipe has none."""
         if name not in self.recipe['heads']:
             raise UserError(f'{where}: there is no head {name!r}{suggest(name, self.recipe["heads"])}')
@@ -70,7 +73,8 @@ class Declared:
                 'its own head'
             )
         if name not in self.heads:
-            self.heads[name] = models.head(self.recipe['heads'][name], width, f'heads.{name}', self.recipe['dtype'])
+            cfg = self.recipe['heads'][name]
+            self.heads[name] = models.head(cfg, width, f'heads.{name}', self.recipe['dtype'], outputs)
             self._tied(name)
         return self.heads[name]
 

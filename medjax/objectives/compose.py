@@ -28,7 +28,7 @@ from medjax.objectives.checks import HIDDEN, Declared, check_export, check_teach
 from medjax.objectives.features import Feature
 from medjax.objectives.schedules import Schedule, schedule
 from medjax.objectives.teachers import Teacher, TeacherContext
-from medjax.objectives.terms import Alignment, Networks, Term, TermContext, TermInputs
+from medjax.objectives.terms import Alignment, Networks, Prediction, Term, TermContext, TermInputs
 from medjax.objectives.trees import at_mask, pick, weight_at_mask, with_stats, without_stats
 from medjax.types import Head, Input, Masks, Metrics, Tower, Tree, Views
 from medjax.views import make
@@ -323,6 +323,11 @@ class Objective:
     def alignments(self) -> dict[str, Alignment]:
         """The pairs of features that terms bring into one space, by the name of the term."""
         return {name: term.alignment for name, term in self.terms.items() if term.alignment}
+
+    @property
+    def predictions(self) -> dict[str, Prediction]:
+        """The features that terms make predict labels or columns, by the name of the term."""
+        return {name: term.prediction for name, term in self.terms.items() if term.prediction}
 
     def moves(self, rows: int, shapes: Mapping[str, tuple[int, ...]]) -> float:
         """The number of array elements that the loss exchanges between devices in a step; infinite for no bound."""

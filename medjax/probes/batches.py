@@ -159,7 +159,7 @@ def of_files(
         return host_view.square(pixels, size, encoder.image), (*pixels.shape[:2], frames)
 
     def squares() -> Iterator[tuple[np.ndarray, tuple[np.ndarray, ...]]]:
-        with contextlib.closing(in_threads(square, len(images), ahead(rows))) as results:
+        with contextlib.closing(in_threads(square, range(len(images)), ahead(rows))) as results:
             for start in range(0, len(images), rows):
                 x = np.zeros((rows, size, size, channels), np.float32)
                 numbers: list[int] = []
@@ -173,7 +173,7 @@ def of_files(
                     shapes.append(shape)
                 yield np.array(numbers, int), (x,)
 
-    yield from _encoded(encoder, run, squares(), len(images), mesh, 'images')
+    yield from _encoded(encoder, run, squares(), mesh, bar('images', len(images)))
     if shapes:
         warn_of_crops(encoder, np.array(shapes), '')
     if several := sum(frames > 1 for *_, frames in shapes):
@@ -190,25 +190,36 @@ def _leave_out(image: Image, number: int, reason: str, left_out: LeftOut | None)
 
 
 def of_canvases(
-    encoder: Encoder, run: jax.stages.Wrapped, image: Callable[[int], np.ndarray], n: int, canvas: int, progress: str
+    encoder: Encoder,
+    run: jax.stages.Wrapped,
+    image: Callable[[int], np.ndarray],
+    numbers: Iterable[int],
+    canvas: int,
+    progress: tqdm,
 ) -> Iterator[Batch]:
-    """The features run(params, images, extent) of image(0) … image(n-1), each top-left on its canvas."""
+    """The features run(params, images, extent) of image(i) for i of `numbers`, each top-left on its canvas.
+
+    The numbers are taken as they are needed, and their order is kept.
+    """
     mesh = make_mesh()
     rows = _rows(None, mesh, encoder.size)
 
     def canvases() -> Iterator[tuple[np.ndarray, tuple[np.ndarray, ...]]]:
-        with contextlib.closing(in_threads(image, n, ahead(rows))) as results:
-            for start in range(0, n, rows):
-                numbers = np.arange(start, min(start + rows, n))
-                arrays = [next(results) for _ in numbers]
-                images = np.zeros((rows, canvas, canvas, arrays[0].shape[2]), arrays[0].dtype)
+        with contextlib.closing(in_threads(lambda i: (i, image(i)), numbers, ahead(rows))) as results:
+            while found := list(itertools.islice(results, rows)):
+                images = np.zeros((rows, canvas, canvas, found[0][1].shape[2]), found[0][1].dtype)
                 extent = np.ones((rows, 2), np.int32)
-                for i, x in enumerate(arrays):
-                    images[i, : x.shape[0], : x.shape[1]] = x
-                    extent[i] = x.shape[:2]
-                yield numbers, (images, extent)
+                for row, (_, x) in enumerate(found):
+                    images[row, : x.shape[0], : x.shape[1]] = x
+                    extent[row] = x.shape[:2]
+                yield np.array([i for i, _ in found]), (images, extent)
 
-    yield from _encoded(encoder, run, canvases(), n, mesh, progress)
+    yield from _encoded(encoder, run, canvases(), mesh, progress)
+
+
+def bar(title: str, n: int, done: int = 0) -> tqdm:
+    """A progress bar of n images, of which some are done."""
+    return tqdm(total=n, initial=done, desc=title, unit='image', disable=None, leave=False)
 
 
 def _rows(batch: int | None, mesh: jax.sharding.Mesh, size: int) -> int:
@@ -223,15 +234,15 @@ def ahead(rows: int) -> int:
     return max(2 * rows, 16)
 
 
-def in_threads(function: Callable[[int], Any], n: int, ahead: int) -> Generator[Any, None, None]:
-    """function(0) … function(n-1), in order; threads compute at most `ahead` of them before they are taken."""
-    pool, waiting = ThreadPoolExecutor(), collections.deque[Future]()
+def in_threads(function: Callable[[int], Any], numbers: Iterable[int], ahead: int) -> Generator[Any, None, None]:
+    """function(i) for each of the numbers, in order; threads compute at most `ahead` of them before they are taken."""
+    pool, waiting, left = ThreadPoolExecutor(), collections.deque[Future](), iter(numbers)
     try:
-        for i in range(n + ahead):
-            if i < n:
-                waiting.append(pool.submit(function, i))
-            if i >= min(ahead, n) and waiting:
-                yield waiting.popleft().result()
+        while True:
+            waiting.extend(pool.submit(function, i) for i in itertools.islice(left, ahead - len(waiting)))
+            if not waiting:
+                return
+            yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -240,9 +251,8 @@ def _encoded(
     encoder: Encoder,
     run: jax.stages.Wrapped,
     inputs: Iterable[tuple[np.ndarray, tuple[np.ndarray, ...]]],
-    n: int,
     mesh: jax.sharding.Mesh,
-    progress: str,
+    progress: tqdm,
 ) -> Iterator[Batch]:
     """Runs batches of one shape on all devices, two of them at once.
 
@@ -258,12 +268,12 @@ def _encoded(
         return Batch(numbers, {name: np.asarray(x)[: len(numbers)] for name, x in out.items()})
 
     waiting = collections.deque[Future]()
-    with tqdm(total=n, desc=progress, unit='image', disable=None, leave=False) as bar, ThreadPoolExecutor(2) as pool:
+    with progress, ThreadPoolExecutor(2) as pool:
         for batch in itertools.chain(inputs, [None]):
             while waiting and (batch is None or len(waiting) == 2):
                 done = waiting.popleft().result()
                 yield done
-                bar.update(len(done.numbers))
+                progress.update(len(done.numbers))
             if batch is not None:
                 waiting.append(pool.submit(encode, *batch))
 

@@ -22,7 +22,9 @@ from medjax.weights import export
 
 # The figures on validation of the probes of medjax. Accuracies choose their thresholds there, so they are none.
 LABELS = ('auroc', 'auprc')
-FIGURES = dict(knn=LABELS, linear=LABELS, zero_shot=LABELS, retrieval=('R@1', 'R@5', 'R@10', 'P@5', 'P@10'))
+FIGURES = dict.fromkeys(('knn', 'linear', 'classifier', 'zero_shot'), LABELS) | dict(
+    retrieval=('R@1', 'R@5', 'R@10', 'P@5', 'P@10')
+)
 KINDS = dict(step=int, probe=str, metric=str, data=str, steps=dict) | dict.fromkeys(
     ('value', 'low', 'high'), (int, float)
 )
@@ -103,9 +105,13 @@ def result_of(run: pathlib.Path, inputs: ProbeInputs, figure: Figure) -> dict[st
     result = results.of_encoder(run, inputs.encoder.name, inputs.data, figure.probe)
     if result is None or result['encoder']['export_digest'] != inputs.encoder.digest:
         return None
-    bootstrap = result.get('bootstrap', {})
-    options = result.get('policy'), bootstrap.get('seed'), bootstrap.get('draws')
-    return result if options == (dict(inputs.policy), inputs.seed, inputs.draws) else None
+    bootstrap, unit = result.get('bootstrap', {}), result.get('unit', {})
+    wanted = dict(seed=inputs.seed, draws=inputs.draws, interval=inputs.interval)
+    if result.get('policy') != dict(inputs.policy) or any(bootstrap.get(key) != x for key, x in wanted.items()):
+        return None
+    if unit.get('unit', inputs.unit) != inputs.unit or unit.get('pool', inputs.pool) != inputs.pool:
+        return None
+    return result
 
 
 def value(result: Mapping[str, Any], metric: str) -> Mapping[str, Any] | None:

@@ -16,9 +16,8 @@ import hashlib
 import json
 import os
 import pathlib
-import zipfile
 import zlib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -26,11 +25,12 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange, reduce
 
-from medjax import files
+from medjax.data.records import DataSet, Split
 from medjax.errors import UserError, suggest
 from medjax.models import build as models, passes
-from medjax.probes import batches
+from medjax.probes import batches, features as feature_cache
 from medjax.probes.batches import Batch, Images, LeftOut
+from medjax.probes.features import Stored
 from medjax.types import Tower, Tree
 from medjax.views.colour import normalise
 from medjax.views.make import evaluation_view
@@ -151,10 +151,13 @@ class Encoder:
 
 
 class SplitFeatures(NamedTuple):
-    """The input of a probe from one split: features, labels and patients of n records, with L labels."""
+    """The input of a probe from one split: features, labels and patients of n records, with L labels.
 
-    cls: np.ndarray  # float32 [n,layers,D], the last block at the end
-    patches: np.ndarray | None  # float32 [n,D], the mean over the patch tokens of the last block; None for raw pixels
+    Features from a cache lie on disk, see `Stored`.
+    """
+
+    cls: np.ndarray | Stored  # float32 [n,layers,D], the last block at the end
+    patches: np.ndarray | Stored | None  # float32 [n,D], the mean over the last block's patch tokens; None for pixels
     labels: np.ndarray  # int8 [n,L]: 1 or 0; a negative number does not count, see `policy.known`
     patients: np.ndarray  # int64 [n], consecutive numbers 0…P-1; no identifier
 
@@ -315,15 +318,20 @@ def _of_squares(forward: Forward, image: str, outputs: tuple[str, ...]) -> jax.s
 
 
 @functools.cache
-def _of_records(forward: Forward, image: str, size: int) -> jax.stages.Wrapped:
-    """(params, images on canvases, extent) -> 'layers' and 'patches' [B,D], the mean over the patch tokens."""
+def _of_records(forward: Forward, image: str, size: int, grid: bool = False) -> jax.stages.Wrapped:
+    """(params, images on canvases, extent) -> 'cls' [B,layers,D] and 'patches' [B,D], the mean over the patch tokens.
+
+    With `grid` it gives 'grid' float16 [B,h,w,D] too, the patch tokens.
+    """
     preprocessing = json.loads(image)
 
     def run(params: Tree, images: jax.Array, extent: jax.Array) -> dict[str, jax.Array]:
         out = forward(params, evaluation_view(images, extent, size, preprocessing), ('layers', 'patches'))
+        found = dict(cls=out['layers'])
         if 'patches' in out:
-            out['patches'] = reduce(out['patches'], 'b h w d -> b d', 'mean')
-        return out
+            found['patches'] = reduce(out['patches'], 'b h w d -> b d', 'mean')
+            found |= dict(grid=out['patches'].astype(jnp.float16)) if grid else {}
+        return found
 
     return jax.jit(run)
 
@@ -333,50 +341,109 @@ def compiled_encoder(meta: Mapping[str, Any]) -> jax.stages.Wrapped:
     return _of_records(_forward(*_settings(meta)), json.dumps(meta['image']), int(meta['size']))
 
 
-def features(encoder: Encoder, data: Any, split: str, cache: str | os.PathLike | None = None) -> SplitFeatures:
-    """Encodes every record of a split of a DataSet: CLS of the last four blocks, and the mean patch token.
+def features(encoder: Encoder, data: DataSet, split: str, cache: str | os.PathLike | None = None) -> SplitFeatures:
+    """Encodes every record of a split: CLS of the last four blocks, and the mean patch token.
 
-    With `cache`, the features are kept in <cache>/<encoder>/<data>.<split>.npz. They are read from this file if the
-    encoder's digest (weights, preprocessing, size) and the data's fingerprint are unchanged, else computed again.
-    The labels are those of the records; `--policy` is not applied.
+    With `cache`, the features are kept in the folder <cache>/<encoder>/<data>.<split>, see `probes.features`. They are
+    encoded again if the encoder's digest (weights, preprocessing, size) or the data's fingerprint changed. Without
+    `cache` they are held in memory. The labels are those of the records; `--policy` is not applied.
+    UserError if features are not finite.
     """
-    records = data.split(split)
+    return features_of(encoder, data.split(split), cache)
+
+
+def features_of(encoder: Encoder, records: Split, cache: str | os.PathLike | None = None) -> SplitFeatures:
+    """`features` of a split that is open."""
     patients = np.unique(records.keys('patient'), return_inverse=True)[1].astype(np.int64)
-    key = _digest(encoder.digest, data.fingerprint, split, LAYERS, encoder.size)
-    path = None if cache is None else pathlib.Path(cache) / str(encoder.name) / f'{data.name}.{split}.npz'
-    arrays = _read_cache(path, key) if path else None
-    batches.warn_of_crops(encoder, records.column('shape'), f'{data.name}, {split}: ')
-    if arrays is None:
-        progress = f'{encoder.name}: {data.name} {split}'
-        arrays = _encode_records(encoder, records.image, len(records), data.size, progress)
-        if path:
-            with files.writing(f'the features {path}'):
-                files.write_npz(path, key=np.array(key), **arrays)
+    arrays = _encoded_part(encoder, records, cache, 'features')
     return SplitFeatures(arrays['cls'], arrays.get('patches'), np.asarray(records.labels_array), patients)
 
 
-def last_cls(encoder: Encoder, records: Any, numbers: np.ndarray) -> np.ndarray:
+def grids(encoder: Encoder, data: DataSet, split: str, cache: str | os.PathLike | None = None) -> np.ndarray | Stored:
+    """float16 [n,h,w,D]: the patch tokens of the last block for every record of a split, kept as `features` are.
+
+    Features that are not in the cache yet are encoded in the same pass. UserError if the encoder has no patch tokens.
+    """
+    return _encoded_part(encoder, data.split(split), cache, 'grid')['grid']
+
+
+def is_cached(encoder: Encoder, data: DataSet, split: str, cache: str | os.PathLike) -> bool:
+    """Whether the features of a split need no encoding."""
+    return feature_cache.read(*_place(encoder, data.split(split), cache), 'features') is not None
+
+
+def last_cls(encoder: Encoder, records: Split, numbers: np.ndarray) -> np.ndarray:
     """float32 [n,D]: the CLS token of the last block for n records of a split of a DataSet, given by their numbers."""
-    image = lambda k: records.image(int(numbers[k]))  # noqa: E731
     batches.warn_of_crops(encoder, records.column('shape')[numbers], f'{records.data.name}, {records.name}: ')
-    progress = f'{encoder.name}: {records.name}'
-    return _encode_records(encoder, image, len(numbers), records.data.size, progress)['cls'][:, -1]
+    parts = [
+        part.features['cls'][:, -1]
+        for part in _encode_records(encoder, records, numbers.tolist(), len(records) - len(numbers))
+    ]
+    return np.concatenate(parts)
+
+
+def _encoded_part(
+    encoder: Encoder, records: Split, cache: str | os.PathLike | None, part: str
+) -> Mapping[str, np.ndarray | Stored]:
+    """The arrays of one of `feature_cache.PARTS`: from the cache, or encoded now."""
+    batches.warn_of_crops(encoder, records.column('shape'), f'{records.data.name}, {records.name}: ')
+    if cache is None:
+        rows = _rows(encoder, records, part)
+        found = [each.features for each in _encode_records(encoder, records, range(len(records)), grid=part == 'grid')]
+        names = [name for name in feature_cache.PARTS[part] if name in rows]
+        arrays = {name: np.concatenate([each[name] for each in found]) for name in names}
+        bad = int(feature_cache.not_finite(arrays).sum())
+    else:
+        place = _place(encoder, records, cache)
+        content = feature_cache.read(*place, part) or _fill(encoder, records, place, part)
+        arrays, bad = content
+    if bad:
+        raise UserError(
+            f'the features of {title(encoder.name)} are not finite numbers for {bad} of {len(records)} records of '
+            f'{records.data.name}, {records.name}: its weights are damaged, or its training diverged; take an earlier '
+            'export'
+        )
+    return arrays
+
+
+def _fill(encoder: Encoder, records: Split, place: tuple[pathlib.Path, str, int], part: str) -> feature_cache.Content:
+    """The arrays of a part, once its rows that are missing in the cache are encoded."""
+    grid = part == 'grid'
+
+    def encode(numbers: Iterable[int], done: int) -> Iterator[Batch]:
+        return _encode_records(encoder, records, numbers, done, grid)
+
+    feature_cache.fill(*place, _rows(encoder, records, part), ['features', 'grid'] if grid else ['features'], encode)
+    content = feature_cache.read(*place, part)
+    if content is None:
+        raise UserError(f'{place[0]}: another job replaced these features by those of another encoder; run again')
+    return content
+
+
+def _place(encoder: Encoder, records: Split, cache: str | os.PathLike) -> tuple[pathlib.Path, str, int]:
+    """The folder, the key and the number of records of a cache."""
+    data, split = records.data, records.name
+    key = _digest(encoder.digest, data.fingerprint, split, LAYERS, encoder.size)
+    return pathlib.Path(cache) / str(encoder.name) / f'{data.name}.{split}', key, len(records)
+
+
+def _rows(encoder: Encoder, records: Split, part: str) -> feature_cache.Rows:
+    """The arrays that a pass for this part gives; UserError if the encoder has no such part."""
+    data, grid = records.data, part == 'grid'
+    canvas = jax.ShapeDtypeStruct((1, data.size, data.size, data.channels), np.uint8 if data.bits == 8 else np.uint16)
+    one = jax.eval_shape(_program(encoder, grid), encoder.params, canvas, jax.ShapeDtypeStruct((1, 2), np.int32))
+    if grid and 'grid' not in one:
+        raise UserError(f'the encoder {title(encoder.name)} has no feature for each patch')
+    return {name: (x.shape[1:], x.dtype.name) for name, x in one.items()}
 
 
 def _encode_records(
-    encoder: Encoder, image: Callable[[int], np.ndarray], n: int, canvas: int, progress: str
-) -> dict[str, np.ndarray]:
-    """The arrays of SplitFeatures for image(0) … image(n-1), which fit on a canvas."""
-    run = _of_records(encoder.forward, json.dumps(dict(encoder.image)), encoder.size)
-    parts = [part.features for part in batches.of_canvases(encoder, run, image, n, canvas, progress)]
-    names = {'layers': 'cls', 'patches': 'patches'}  # in files of features since version 1
-    return {names[name]: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    encoder: Encoder, records: Split, numbers: Iterable[int], done: int = 0, grid: bool = False
+) -> Iterator[Batch]:
+    """The features of some records batch by batch; `done` others are there already."""
+    progress = batches.bar(f'{encoder.name}: {records.data.name} {records.name}', len(records), done)
+    return batches.of_canvases(encoder, _program(encoder, grid), records.image, numbers, records.data.size, progress)
 
 
-def _read_cache(path: pathlib.Path, key: str) -> dict[str, np.ndarray] | None:
-    """The arrays of a cache file; None if the file is missing or damaged, or has another key."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files if name != 'key'} if file['key'] == key else None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None
+def _program(encoder: Encoder, grid: bool = False) -> jax.stages.Wrapped:
+    return _of_records(encoder.forward, json.dumps(dict(encoder.image)), encoder.size, grid)

@@ -25,9 +25,13 @@ import numpy as np
 from medjax.data.records import DataSet
 from medjax.data.text.prompts import ZeroShot
 from medjax.errors import UserError
-from medjax.probes import encode, metrics, policy, statistics
+from medjax.probes import aggregate, encode, metrics, policy, statistics, trust
+from medjax.probes.aggregate import Cases, Units
 from medjax.probes.encode import Encoder, SplitFeatures
+from medjax.probes.features import Stored
+from medjax.probes.label_splits import LabelSplits, label_splits, missing_class
 from medjax.probes.statistics import Bootstrap
+from medjax.probes.thresholds import choose_thresholds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +46,12 @@ class ProbeInputs:
     seed: int
     draws: int  # of the bootstrap
     chosen_by: str = ''  # --best: the probe whose figure chooses an export, so it must have metrics on validation
+    interval: str = statistics.BCA  # --interval
+    unit: str = 'image'  # --unit: what the metrics of label probes count
+    pool: str = 'mean'  # --pool: how the scores of a unit's images become one
+    groups: tuple[str, ...] = ()  # --groups: columns, such as sex, or intersections, such as sex*age
+    columns: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)  # --columns, see `probes.columns`
+    outside: tuple[DataSet, ...] = ()  # --outside: sets of other images
     _splits: dict[str, SplitFeatures] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
     def features(self, split: str) -> SplitFeatures:
@@ -50,6 +60,34 @@ class ProbeInputs:
             features = encode.features(self.encoder, self.data, split, self.cache)
             self._splits[split] = features._replace(labels=policy.apply(features.labels, self.policy))
         return self._splits[split]
+
+    def cases(self, split: str) -> Cases:
+        """The patients, units and group columns of a split."""
+        columns = {name for group in self.groups for name in group.split('*')} if split == 'test' else set()
+        return aggregate.cases(self.data.split(split), self.unit, sorted(columns))
+
+    def grids(self, split: str) -> np.ndarray | Stored:
+        """float16 [n,h,w,D]: the patch tokens of a split. A probe that calls this before `features` encodes once."""
+        return encode.grids(self.encoder, self.data, split, self.cache)
+
+    @property
+    def options(self) -> Options:
+        """The options of `evaluate`."""
+        return Options(self.seed, self.draws, self.interval, self.unit, self.pool, self.groups)
+
+
+class Options(NamedTuple):
+    """How scores are evaluated: options of `medjax probe`."""
+
+    seed: int = 0
+    draws: int = statistics.DRAWS
+    interval: str = statistics.BCA
+    unit: str = 'image'
+    pool: str = 'mean'
+    groups: tuple[str, ...] = ()
+
+    def bootstrap(self, patients: np.ndarray) -> Bootstrap:
+        return Bootstrap(patients, self.seed, self.draws, self.interval)
 
 
 class Result(NamedTuple):
@@ -72,17 +110,13 @@ class Scores(NamedTuple):
     chosen: dict[str, Any]  # the settings and how they were chosen, as short texts and numbers
     others: dict[str, np.ndarray]  # test scores [n,L] of other settings; the result has the mean AUROC of each
     details: dict[str, Any]  # more to keep, as JSON: for example the whole grid
+    scale: str = 'any'  # of the scores: 'log-odds' or 'probability' of a positive label, or 'any'
 
-
-class LabelSplits(NamedTuple):
-    """The splits that a label probe sees, with only the labels that can be evaluated."""
-
-    train: SplitFeatures | None  # None, as `val`, if the probe does not learn
-    val: SplitFeatures | None
-    test: SplitFeatures
-    names: tuple[str, ...]  # of the labels that can be evaluated
-    skipped: dict[str, str]  # the other labels, each with the reason
-    validation: str  # where the validation split comes from, for people
+    def with_labels(self, kept: list[int]) -> Scores:
+        """The scores of some labels, given by number."""
+        val = None if self.val is None else self.val[:, kept]
+        others = {name: scores[:, kept] for name, scores in self.others.items()}
+        return self._replace(test=self.test[:, kept], val=val, others=others)
 
 
 def label_requirements(inputs: ProbeInputs) -> dict[str, Any]:
@@ -97,67 +131,18 @@ def label_requirements(inputs: ProbeInputs) -> dict[str, Any]:
 def run_label_probe(
     inputs: ProbeInputs, learn: Callable[[SplitFeatures, SplitFeatures, SplitFeatures, int], Scores]
 ) -> Result:
-    """Evaluates the scores of learn(train, val, test, seed)."""
+    """Evaluates the scores of learn(train, val, test, seed).
+
+    `val` has only the labels by which the probe may choose, see `medjax.probes.halves`.
+    """
     data = inputs.data
     train, test = inputs.features('train'), inputs.features('test')
     val = inputs.features('val') if data.splits.get('val') else None
-    splits = label_splits(train, val, test, data.labels, inputs.seed, data.name)
-    return evaluate(
-        lambda: learn(splits.train, splits.val, splits.test, inputs.seed), splits, inputs.seed, inputs.draws
-    )
-
-
-def label_splits(
-    train: SplitFeatures,
-    val: SplitFeatures | None,
-    test: SplitFeatures,
-    names: tuple[str, ...],
-    seed: int,
-    data: str,
-) -> LabelSplits:
-    """Skips labels that cannot be evaluated. Without a val split, holds out a tenth of the patients of train."""
-    validation = 'the val split'
-    if val is None:
-        validation = 'a tenth of the patients of train, held out, as there is no val split'
-        train, val = hold_out(train, 0.1, seed)
-    skipped = {}
-    for j, name in enumerate(names):
-        reasons = [
-            missing_class(features.labels[:, j], split) for features, split in ((train, 'train'), (test, 'test'))
-        ]
-        if any(reasons):
-            skipped[name] = '; '.join(filter(None, reasons))
-    kept = [j for j, name in enumerate(names) if name not in skipped]
-    if not kept:
-        why = '; '.join(f'{name}: {reason}' for name, reason in list(skipped.items())[:5]) or 'it has no labels'
-        raise UserError(f'{data}: no label to probe: each needs positives and negatives in train and test ({why})')
-    train, val, test = (features._replace(labels=features.labels[:, kept]) for features in (train, val, test))
-    return LabelSplits(train, val, test, tuple(names[j] for j in kept), skipped, validation)
-
-
-def missing_class(labels: np.ndarray, split: str) -> str:
-    """The class that a label [n] lacks in a split: 'no positive record in test'; '' if it has both classes."""
-    missing = [name for value, name in ((1, 'positive'), (0, 'negative')) if not (labels == value).any()]
-    return f'no {" and no ".join(missing)} record in {split}' if missing else ''
-
-
-def hold_out(split: SplitFeatures, share: float, seed: int) -> tuple[SplitFeatures, SplitFeatures]:
-    """Divides a split by patients: (all others, a random `share` of the patients, at least one)."""
-    patients = int(split.patients.max()) + 1
-    if patients < 2:
-        raise UserError('the train split has a single patient, so no patient can be held out for validation')
-    drawn = np.random.default_rng(seed).permutation(patients)[: max(1, round(share * patients))]
-    held_out = np.isin(split.patients, drawn)
-
-    def take(rows: np.ndarray) -> SplitFeatures:
-        return SplitFeatures(
-            split.cls[rows],
-            None if split.patches is None else split.patches[rows],
-            split.labels[rows],
-            np.unique(split.patients[rows], return_inverse=True)[1],
-        )
-
-    return take(~held_out), take(held_out)
+    cases = {'test': inputs.cases('test')} | {
+        'train' if val is None else 'val': inputs.cases('train' if val is None else 'val')
+    }
+    splits = label_splits(train, val, test, data.labels, inputs.seed, data.name, cases)
+    return evaluate(lambda: learn(splits.train, splits.val, splits.test, inputs.seed), splits, inputs.options)
 
 
 def mean_auroc(scores: np.ndarray, labels: np.ndarray) -> float | None:
@@ -170,30 +155,43 @@ def mean_auroc(scores: np.ndarray, labels: np.ndarray) -> float | None:
     return float(np.mean(values)) if values else None
 
 
-def evaluate(score: Callable[[], Scores], splits: LabelSplits, seed: int, draws: int) -> Result:
+def evaluate(score: Callable[[], Scores], splits: LabelSplits, options: Options) -> Result:
     """Calls `score` and computes the metrics of its test scores, with confidence intervals over patients.
 
     `score` is a function because the result states how many seconds the scores and the metrics took.
     """
     begun = time.perf_counter()
     scores = score()
-    if not np.isfinite(scores.test).all():
-        raise UserError('the scores are not finite numbers; the features or the weights are probably not finite either')
-    test, thresholds = splits.test, _thresholds(scores, splits.val, len(splits.names))
-    bootstrap = Bootstrap(test.patients, seed, draws)
+    for name, values in (('test', scores.test), ('validation', scores.val)):
+        if values is not None and not np.isfinite(values).all():
+            why = 'the features or the weights are probably not finite either'
+            raise UserError(f'the scores of {name} are not finite numbers; {why}')
+    scores, splits = _with_both_classes(scores, splits, options)
+    test = aggregate.pool(scores.test, splits.test.labels, splits.test_cases, options.pool)
+    val = choosing_units(scores.val, splits, options)
+    learns = splits.val is not None
+    thresholds, notes = choose_thresholds(
+        val if learns else None, scores.threshold, splits.names, splits.train.labels if learns else None
+    )
+    bootstrap = options.bootstrap(test.patients)
     content = dict(
         records={
             name: len(split.labels)
-            for name, split in (('train', splits.train), ('val', splits.val), ('test', test))
+            for name, split in (('train', splits.train), ('val', splits.val), ('test', splits.test))
             if split
         },
+        unit=aggregate.facts(splits.test_cases, options.unit, options.pool, splits.test.labels, splits.names),
         validation=splits.validation,
-        seed=seed,
+        seed=options.seed,
         chosen=scores.chosen,
-        results=statistics.intervals(scores.test, test.labels, splits.names, thresholds, bootstrap),
-        validation_results=on_validation(scores.val, splits.val, splits.names, seed, draws),
-        others={name: mean_auroc(other, test.labels) for name, other in scores.others.items()},
+        results=statistics.intervals(test.scores, test.labels, splits.names, thresholds, bootstrap),
+        validation_results=on_validation(val, splits.names, options),
+        others={
+            name: mean_auroc(aggregate.pool_scores(other, splits.test_cases.unit, options.pool), test.labels)
+            for name, other in scores.others.items()
+        },
         thresholds={metric: dict(zip(splits.names, t.tolist(), strict=True)) for metric, t in thresholds.items()},
+        threshold_notes=notes,
         details=scores.details,
         skipped_labels=splits.skipped,
         bootstrap=bootstrap.facts()
@@ -201,52 +199,58 @@ def evaluate(score: Callable[[], Scores], splits: LabelSplits, seed: int, draws:
             lost_class='a draw without a positive or without a negative record of a label is left out of the interval '
             'of this label and counted as undefined; in the mean over labels the label then keeps its plain value',
         ),
-        seconds=round(time.perf_counter() - begun, 2),
     )
-    arrays = dict(
-        scores=scores.test.astype(np.float32),
+    if notes and len(notes) == len(splits.names):
+        content['unjudged'] = (
+            'no label has positive and negative records on validation, so nothing could be chosen there: a grid keeps '
+            'its first settings, and thresholds are as threshold_notes says'
+        )
+    found, arrays = trust.judge(scores, splits, test, thresholds, bootstrap, options)
+    arrays |= dict(
+        scores=test.scores.astype(np.float32),
         labels=test.labels.astype(np.int8),
         names=np.array(splits.names),
         patient=test.patients.astype(np.int64),
+        unit=splits.test_cases.unit.astype(np.int64),
     )
-    return Result(content, arrays)
+    return Result(content | found | dict(seconds=round(time.perf_counter() - begun, 2)), arrays)
 
 
-def on_validation(
-    scores: np.ndarray | None, val: SplitFeatures | None, names: tuple[str, ...], seed: int, draws: int
-) -> statistics.Results:
-    """Metrics of scores [n,L] on validation with intervals over its patients; {} without scores.
+def _with_both_classes(scores: Scores, splits: LabelSplits, options: Options) -> tuple[Scores, LabelSplits]:
+    """Skips labels that have one class only after the records of a unit are pooled."""
+    labels = aggregate.pool_labels(splits.test.labels, splits.test_cases.unit)
+    reasons = {
+        name: reason
+        for name, column in zip(splits.names, labels.T, strict=True)
+        if (reason := missing_class(column, f'test, counted by {options.unit}'))
+    }
+    if not reasons:
+        return scores, splits
+    kept = [j for j, name in enumerate(splits.names) if name not in reasons]
+    if not kept:
+        why = '; '.join(f'{name}: {reason}' for name, reason in list(reasons.items())[:5])
+        raise UserError(f'no label to probe: each needs positives and negatives in test ({why})')
+    return scores.with_labels(kept), splits.with_labels(kept, reasons)
+
+
+def choosing_units(val_scores: np.ndarray | None, splits: LabelSplits, options: Options) -> Units | None:
+    """The units of validation with the labels by which a probe may choose; None without scores."""
+    whole = splits.whole_val
+    if whole is None or val_scores is None:
+        return None
+    return aggregate.pool(val_scores, whole.halves.choosing(whole.labels), whole.cases, options.pool)
+
+
+def on_validation(val: Units | None, names: tuple[str, ...], options: Options) -> statistics.Results:
+    """Metrics on the choosing half of validation with intervals over its patients; {} without scores.
 
     A label without a positive or a negative record there is left out. There is no accuracy, because its thresholds are
     chosen on the same records.
     """
-    if val is None or scores is None:
-        return {}
-    kept = [j for j in range(len(names)) if not missing_class(val.labels[:, j], 'val')]
+    kept = [] if val is None else [j for j in range(len(names)) if not missing_class(val.labels[:, j], 'val')]
     if not kept:
         return {}
-    bootstrap = Bootstrap(val.patients, seed, draws)
-    return statistics.intervals(scores[:, kept], val.labels[:, kept], tuple(names[j] for j in kept), {}, bootstrap)
-
-
-def _thresholds(scores: Scores, val: SplitFeatures | None, count: int) -> dict[str, np.ndarray]:
-    """{metric: [L]}: the thresholds of accuracy and of balanced accuracy for `count` labels.
-
-    Accuracy uses the probe's own threshold if it has one, else the best on validation. Balanced accuracy uses the best
-    on validation. Without validation scores both use the probe's own threshold; if there is none, both are left out.
-    """
-    fixed = scores.threshold
-    if val is None or scores.val is None:
-        return {} if fixed is None else dict.fromkeys(statistics.THRESHOLDED, np.full(count, fixed))
-
-    def best(balanced: bool) -> np.ndarray:
-        thresholds = []
-        for j in range(count):
-            known = policy.known(val.labels[:, j])
-            thresholds.append(metrics.best_threshold(scores.val[known, j], val.labels[known, j], balanced))
-        return np.array(thresholds)
-
-    return dict(
-        accuracy=best(False) if fixed is None else np.full(count, fixed),
-        balanced_accuracy=best(True),
-    )
+    known = policy.known(val.labels[:, kept]).any(1)  # the patients of the other half have no part in a draw
+    patients = np.unique(val.patients[known], return_inverse=True)[1]
+    scores, labels = val.scores[known][:, kept], val.labels[known][:, kept]
+    return statistics.intervals(scores, labels, tuple(names[j] for j in kept), {}, options.bootstrap(patients))

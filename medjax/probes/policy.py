@@ -16,10 +16,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from medjax.data import types
-from medjax.data.types import BLANK, CONFLICTING, NEGATIVE, POSITIVE, UNCERTAIN
+from medjax.data.types import CODES, NEGATIVE, POSITIVE
 from medjax.errors import UserError, suggest
 
-CODES = dict(uncertain=UNCERTAIN, blank=BLANK, conflicting=CONFLICTING)
 VALUES = dict(positive=POSITIVE, negative=NEGATIVE)
 
 # True where a label counts. Uncertain (-1), blank (-2) and conflicting (-3) labels do not: every probe leaves them out

@@ -25,8 +25,24 @@ from medjax.data.audit.seen import overlap
 from medjax.probes.encode import BASELINES, Encoder, title
 from medjax.probes.evaluate import ProbeInputs
 
+KINDS = dict(percentile='bootstrap percentiles', bca='bootstrap, BCa')
 DIGITS = 6  # of a data set's fingerprint in a file name
-METRIC_TITLES = {'auroc': 'AUROC', 'auprc': 'AUPRC', 'accuracy': 'accuracy', 'balanced_accuracy': 'balanced accuracy'}
+METRIC_TITLES = {
+    'auroc': 'AUROC',
+    'auprc': 'AUPRC',
+    'accuracy': 'accuracy',
+    'balanced_accuracy': 'balanced accuracy',
+    'adjusted_auprc': 'adjusted AUPRC',
+    'mcc': 'MCC',
+    'r2': 'R2',
+    'mae': 'MAE',
+    'quadratic_kappa': 'quadratic kappa',
+    'mean_error': 'mean error',
+    'conflicting_auroc': 'conflicting AUROC',
+    'aligned_auroc': 'aligned AUROC',
+    'column_auroc': 'AUROC of the column',
+}
+NOT_IN_TABLES = ('adjusted_auprc', 'mcc')  # the JSON has them; tables stay narrow
 SEEN = dict(patient='the patient', image='the image (by its id)', pixels='the pixels', near='a near-duplicate')
 
 
@@ -38,7 +54,7 @@ def path(run: pathlib.Path, encoder: int | str, data: str, probe: str) -> pathli
 def key(inputs: ProbeInputs, probe: ModuleType, dependencies: Mapping[str, Any]) -> str:
     """A digest of everything that a result depends on, the source of the probe's module included."""
     module = [probe.__name__, inspect.getsource(probe)]
-    values = [inputs.encoder.digest, inputs.data.fingerprint, *module, dependencies, inputs.seed, inputs.draws]
+    values = [inputs.encoder.digest, inputs.data.fingerprint, *module, dependencies, inputs.options]
     return hashlib.sha256(json.dumps([*values, medjax.__version__], sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -163,25 +179,30 @@ def tables(results: Sequence[Mapping[str, Any]], probes: Sequence[str]) -> str:
     """The contents of results on one data set as Markdown, means over labels with their intervals.
 
     Probes come in the order of `probes`, and encoders as baselines, named encoders, steps. Probes whose first metric is
-    one, as a mean over the same labels, share a table.
+    one, as a mean over the same labels and units, share a table.
     """
     ordered = sorted(results, key=lambda r: (list(probes).index(r['probe']), _position(r['encoder']['step'])))
-    tables: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+    tables: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for result in ordered:
         metric, rows = next(iter(result['results'].items()))
-        tables.setdefault((metric, *rows), []).append(result)
+        caption = _pooled(result), result['bootstrap'].get('interval')
+        tables.setdefault((metric, *caption, *rows), []).append(result)
     return '\n\n'.join(map(_one_table, tables.values()))
 
 
 def _one_table(results: Sequence[Mapping[str, Any]]) -> str:
     bootstrap, rows = results[0]['bootstrap'], next(iter(results[0]['results'].values()))
     directions = ' and '.join(row for row in rows if row != 'mean')
-    averaged = f'{rows["mean"]["labels"]} label(s)' if 'labels' in rows['mean'] else directions
-    metrics = dict.fromkeys(metric for result in results for metric in result['results'])
+    averaged = (
+        f'{rows["mean"]["labels"]} {results[0].get("rows", "label")}(s)' if 'labels' in rows['mean'] else directions
+    )
+    if skipped := len(results[0].get('skipped_labels', ())):
+        averaged += f' ({skipped} left out, see below)'
+    metrics = dict.fromkeys(m for result in results for m in result['results'] if m not in NOT_IN_TABLES)
     lines = [
         f'{results[0]["data"]}, test split: {results[0]["records"]["test"]:,} records of '
-        f'{bootstrap["patients"]:,} patients; means over {averaged} with '
-        f'{100 * bootstrap["level"]:.0f} % intervals over patients',
+        f'{bootstrap["patients"]:,} patients{_pooled(results[0])}; means over {averaged} with '
+        f'{100 * bootstrap["level"]:.0f} % intervals over patients ({KINDS[bootstrap.get("interval", "percentile")]})',
         '',
         '| encoder | probe | ' + ' | '.join(METRIC_TITLES.get(metric, metric) for metric in metrics) + ' |',
         '|---|---|' + '---|' * len(metrics),
@@ -192,6 +213,14 @@ def _one_table(results: Sequence[Mapping[str, Any]]) -> str:
     return '\n'.join(lines)
 
 
+def _pooled(result: Mapping[str, Any]) -> str:
+    """', scored by patient (450 of them, max over records)'; '' where records are scored."""
+    about = result.get('unit', {})
+    if about.get('unit', 'image') == 'image':
+        return ''
+    return f', scored by {about["unit"]} ({about["units"]:,} of them, {about["pool"]} over records)'
+
+
 def _position(step: int | str) -> tuple[int, str, int]:
     """Sorts baselines first, then named encoders, then steps by number."""
     return (int(step not in BASELINES), step, 0) if isinstance(step, str) else (2, '', step)
@@ -199,12 +228,12 @@ def _position(step: int | str) -> tuple[int, str, int]:
 
 def cell(estimate: dict[str, Any] | None) -> str:
     """An estimate with its interval, as .842 [.820, .864]; an empty text for None."""
-    if estimate is None:
+    if estimate is None or estimate['value'] is None:
         return ''
-    interval = '' if estimate['low'] is None else f' [{_short(estimate["low"])}, {_short(estimate["high"])}]'
-    return _short(estimate['value']) + interval
+    interval = '' if estimate['low'] is None else f' [{short(estimate["low"])}, {short(estimate["high"])}]'
+    return short(estimate['value']) + interval
 
 
-def _short(value: float) -> str:
+def short(value: float) -> str:
     """.842, as papers print it."""
     return f'{value:.3f}'.removeprefix('0')

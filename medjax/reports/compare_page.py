@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from markupsafe import Markup
 
+from medjax.errors import UserError
+from medjax.probes import comparison
 from medjax.probes.encode import title as encoder_title
 from medjax.probes.results import DIGITS
 from medjax.reports import base, compare_plots, result_sections, run_page
@@ -74,7 +76,13 @@ def render(runs: Mapping[str, Run], differences: Differences) -> str:
         level=' and '.join(dict.fromkeys(map(result_sections.level, listed))),
         curves_over_steps=[curves_over_steps(group, listed) for group in groups],
         groups=[
-            dict(title=group.title, notes=warnings(group), steps=steps_table(group, listed), exports=table(group, runs))
+            dict(
+                title=group.title,
+                notes=warnings(group),
+                paired=paired(group, runs),
+                steps=steps_table(group, listed),
+                exports=table(group, runs),
+            )
             for group in groups
         ],
         losses=losses([run.log for run in listed]),
@@ -147,12 +155,34 @@ def warnings(group: Group) -> list[str]:
     aspects: dict[str, Callable[[Mapping[str, Any]], Any]] = {
         'other labels': lambda content: sorted(content['results'].get(group.metric, {})),
         'another policy of uncertain and blank labels': lambda content: content.get('policy') or {},
+        'another unit or pooling of images': lambda content: {
+            key: (content.get('unit') or {}).get(key) for key in ('unit', 'pool')
+        },
         'other prompts': lambda content: (content.get('chosen') or {}).get('prompts'),
     }
     different = [what for what, of in aspects.items() if len({repr(of(content)) for content in contents}) > 1]
     return [
         f'These results are not all alike: some are of {what}, so their means differ by that too.' for what in different
     ]
+
+
+def paired(group: Group, runs: Mapping[str, Run]) -> list[str]:
+    """A sentence for each run but the first one with results: the difference of their exports on the same patients."""
+    shown = {}
+    for (name, run), results in zip(runs.items(), group.by_run, strict=True):
+        result = results.get(compared_step(run))
+        scored = result and result.scores and comparison.read(result.scores.with_suffix('.json'))
+        if scored:
+            shown[f'{name}, {step_title(run)}'] = scored
+    (first, base_scores), *others = shown.items() if len(shown) > 1 else [(None, None)]
+    pairs, sentences = {}, []
+    for name, scored in others:
+        try:
+            pairs[name] = comparison.paired(scored, base_scores)
+        except UserError:
+            sentences.append(f'{name} and {first} have results of other records or labels, so they are not compared.')
+    comparison.adjust_means(list(pairs.values()))
+    return [f'{name} - {first}: {comparison.in_words(pair)}.' for name, pair in pairs.items()] + sentences
 
 
 def curves_over_steps(group: Group, runs: Sequence[Run]) -> Markup:

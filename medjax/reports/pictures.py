@@ -107,7 +107,7 @@ def neighbours(run: Run, encoder: encode.Encoder, data: DataSet, shown: Shown, s
     if 'train' not in data.splits:
         return Gallery(note=f'{data.name} has no train split to search.')
     cache, train = run.path / 'cache', data.split('train')
-    if len(train) > TRAIN and not (cache / str(encoder.name) / f'{data.name}.train.npz').exists():
+    if len(train) > TRAIN and not encode.is_cached(encoder, data, 'train', cache):
         return Gallery(note=f'`medjax probe` has not encoded the {len(train):,} train records of {data.name} yet.')
     features = encode.features(encoder, data, 'train', cache=cache)
     numbers, cosines = nearest(shown.cls[:QUERIES], features.cls[:, -1], NEIGHBOURS)

@@ -9,14 +9,24 @@ import numpy as np
 from markupsafe import Markup
 
 from medjax.probes.encode import title
-from medjax.probes.results import METRIC_TITLES, overlap_sentence
+from medjax.probes.results import METRIC_TITLES, NOT_IN_TABLES, overlap_sentence
 from medjax.reports import plots
 from medjax.reports.run_files import ResultFile, Run
 
 PROBES = dict(
     knn='The most similar train images vote on each label of a test image',
     linear='Logistic regressions predict the labels from the features of the image encoder, which does not change',
+    classifier='The classifier of the run predicts the labels that it was trained on; nothing is fitted here',
     zero_shot='A test image is scored by its similarity to sentences about a finding; the probe learns from no label',
+    linear_sgd='Linear classifiers learn by SGD from the features, with 13 rates, as in DINOv2; validation chooses one',
+    few_shot='Logistic regressions learn from few patients of each class, as many as @ says; means of five draws',
+    search='P@10: the share of the 10 nearest train images that have the finding of a test image',
+    metadata='Logistic regressions predict columns of words, such as sex or view, from the features',
+    regression='Ridge regressions predict columns of numbers, such as age, from the features',
+    ordinal='Logistic regressions predict a grade from the features: whether it is above each level',
+    robustness='The linear probe sees test images with eleven faults; figures are means over five severities',
+    out_of_distribution='Distances from train images tell images of a label that was held out, or of another data set',
+    shortcut='The linear probe where a column supports the right answer (aligned), and where it misleads (conflicting)',
     retrieval='R@5: the share of queries with a hit among the first 5 candidates. P@5: the share of hits among them',
 )
 SETTINGS = dict(by='chosen by', validation_auroc='validation AUROC')  # the others are printed as they are
@@ -113,7 +123,8 @@ def table(data: str, probe: str, results: ResultsByEncoder) -> dict[str, Any]:
     step = newest_export(results)
     shown = next(iter(results)) if step is None else step
     content = results[shown].content
-    metrics = sorted(content['results'], key=lambda metric: ([*METRIC_TITLES, metric]).index(metric))
+    metrics = [metric for metric in [*METRIC_TITLES, *content['results']] if metric in content['results']]
+    metrics = [metric for metric in dict.fromkeys(metrics) if metric not in NOT_IN_TABLES]
     others = [name for name in compared(results) if name != shown]
     main = main_metric(results)
     columns = [metric_title(metric) for metric in metrics]

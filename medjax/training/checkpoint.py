@@ -72,7 +72,8 @@ class Checkpoints:
 
     def __init__(self, folder: Path, every: int, keep: int, read_only: bool = False) -> None:
         quiet()
-        self.folder, self.read_only, self._saving, self._first = folder, read_only, 0, None
+        self.folder, self.read_only, self._saving = folder, read_only, 0
+        self._first: int | None = None  # the first step that `stopping` was asked about
         self._sweep()
         self.manager = _Manager(
             folder.absolute(),

@@ -76,11 +76,16 @@ class Exporter:
             network=cfg['network'],
             encoder=cfg['encoder'],
             towers={name: config['towers'][name] for name in cfg['towers']},
-            heads={name: config['heads'][name] for name in cfg['heads']},
+            heads={name: self.head(name) for name in cfg['heads']},
             pairs=[  # format 2 calls alignments so
                 dict(term=name, temperature=float(temperatures[name])) | sides
                 for name, alignment in self.objective.alignments.items()
                 if (sides := self.image_and_text(alignment))
+            ],
+            classifiers=[
+                dict(term=name, tower=one.of.tower, head=one.of.head) | dict(one.meaning)
+                for name, one in self.objective.predictions.items()
+                if self.reads_cls(one.of)
             ],
             image=dict(config['image']) | dict(fit=cfg.get('fit', 'crop')),  # runs may be older than `fit`
             size=int(max(sizes, default=0)),
@@ -112,12 +117,8 @@ class Exporter:
             image, text = text, image
         if (self.sees(image), self.sees(text)) != ('image', 'text'):
             return None
-        exported = self.config['export']
-        for f in (image, text):
-            if len(f.inputs) > 1 or len(f.heads) > 1:
-                return None
-            if f.output != 'cls' or f.tower not in exported['towers'] or f.head not in (None, *exported['heads']):
-                return None
+        if not all(self.reads_cls(f) for f in (image, text)):
+            return None
         if self.objective.towers[text.tower].reads:
             return None
         view = self.config['views'][text.view]
@@ -126,6 +127,20 @@ class Exporter:
             image=dict(tower=image.tower, head=image.head),
             text=dict(tower=text.tower, head=text.head, length=view['length'], sections=sections),
         )
+
+    def head(self, name: str) -> dict[str, Any]:
+        """The section of a head, with the number of outputs that a term gave it."""
+        section = dict(self.config['heads'][name])
+        outputs = {one.of.head: one.outputs for one in self.objective.predictions.values()}
+        if name in outputs and section.get('out') is None:
+            section['out'] = outputs[name]
+        return section
+
+    def reads_cls(self, f: Feature) -> bool:
+        """Whether a feature is the cls of an exported tower for one view, through one exported head or none."""
+        exported = self.config['export']
+        alone = f.output == 'cls' and len(f.inputs) == 1 and len(f.heads) <= 1
+        return alone and f.tower in exported['towers'] and f.head in (None, *exported['heads'])
 
     def sees(self, feature: Feature) -> str:
         return self.objective.views[feature.view].sees

@@ -32,6 +32,7 @@ KEPT = (
     'network',
     'encoder',
     'pairs',
+    'classifiers',
     'image',
     'size',
     'config_fingerprint',

@@ -28,6 +28,9 @@ def problem(meta: Mapping[str, Any]) -> str:
     pairs = meta.get('pairs') or []
     if not isinstance(pairs, list) or not all(isinstance(pair, dict) and _is_pair(pair) for pair in pairs):
         return '`pairs` is no list of image and text towers'
+    classifiers = meta.get('classifiers') or []
+    if not isinstance(classifiers, list) or not all(map(_is_classifier, classifiers)):
+        return '`classifiers` is no list of heads with what they predict'
     if not (meta.get('step') is None or is_whole(meta['step'])):
         return f'step={meta["step"]!r} is no whole number'
     if not (meta.get('encoder') is None or isinstance(meta['encoder'], str)):
@@ -41,6 +44,12 @@ def _is_pair(pair: Mapping[str, Any]) -> bool:
     sides = [pair.get('image'), pair.get('text')]
     there = all(isinstance(side, dict) and isinstance(side.get('tower'), str) and 'head' in side for side in sides)
     return there and is_number(pair.get('temperature')) and pair['temperature'] > 0
+
+
+def _is_classifier(one: Any) -> bool:
+    if not isinstance(one, dict) or not all(isinstance(one.get(key), str) for key in ('term', 'tower', 'predicts')):
+        return False
+    return isinstance(one.get('head'), str | None) and isinstance(one.get('names'), list)
 
 
 def _image_problem(image: Any) -> str:

@@ -61,14 +61,10 @@ def write(weights: ExportWeights, folder: Path) -> list[str]:
 def _about_one(weights: ExportWeights, name: str) -> dict[str, Any]:
     """The entry `medjax` of a folder with one tower."""
     about = out.about(weights)
-    pairs = about.pop('pairs', [])
-    alone = len(about['towers']) == 1
-    kept = dict(
-        pairs=pairs if alone else [], towers={name: about['towers'][name]}, heads=about['heads'] if alone else {}
-    )
-    if not alone:  # then nothing else says which tower it is: the pair is left out
-        kept['encoder'] = name
-    return about | kept
+    if len(about['towers']) == 1:
+        return about
+    # nothing else says which tower it is: pairs, classifiers and their heads are left out
+    return about | dict(pairs=[], classifiers=[], towers={name: about['towers'][name]}, heads={}, encoder=name)
 
 
 def _beside(weights: ExportWeights, folder: Path, towers: Mapping[str, Module]) -> list[str]:

@@ -20,7 +20,7 @@ def test_the_fits_of_probes(name):
     """One device takes them, however many there are; shapes are those of the records."""
     lowered = probes.lower(name, jax.devices(), records=60)
     arguments = [x.shape for x in jax.tree.leaves(lowered.in_avals)]
-    assert (60, 14) in arguments or (60, probes.PROJECTED) in arguments
+    assert (60, probes.WIDTH) in arguments
     assert Program(lowered.compile().as_text()).summary().collectives == []
 
 
@@ -28,7 +28,7 @@ def test_the_encoders_of_probes():
     image = probes.lower('images', jax.devices()[:2], programs.prepare('tiny', SMALL, canvas=64))
     given = image.in_avals[0]
     assert given[1].shape == (2 * 32, 64, 64, 1) and set(given[0]) == {'image'}
-    assert {name: x.shape for name, x in image.out_info.items()} == {'layers': (64, 4, 32), 'patches': (64, 32)}
+    assert {name: x.shape for name, x in image.out_info.items()} == {'cls': (64, 4, 32), 'patches': (64, 32)}
     small = ('towers.text.width=32', 'towers.text.depth=1', 'towers.text.heads=2')
     text = probes.lower('texts', jax.devices()[:1], programs.prepare('chexzero', small))
     assert text.in_avals[0][1].shape[1] == probes.LENGTH and text.out_info.shape[1] == 32

@@ -17,7 +17,7 @@ import published_names
 import pytest
 from image_files import dicom
 from PIL import Image
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from medjax import cli, files
 from medjax.data import records
@@ -25,7 +25,7 @@ from medjax.data.audit import seen
 from medjax.data.images import decode
 from medjax.errors import UserError
 from medjax.models import build as models
-from medjax.probes import batches, encode, evaluate, metrics, results, watch
+from medjax.probes import batches, encode, features, label_splits, metrics, results, watch
 from medjax.probes.methods import knn
 from medjax.reports import result_sections, run_files
 from medjax.weights import export
@@ -140,6 +140,66 @@ def test_an_export_that_is_worse_than_step_0_is_said_after_the_results(probed, d
     assert out.splitlines()[-1].startswith(f'Worse than its start: knn on {name}, mean AUROC ')
     assert 'at step 20, 1.090 [1.050, 1.100] at step 0.' in out
     assert out.count('Worse than its start') == 1, 'the linear probe of step 0 says the same as that of step 20'
+
+
+@pytest.fixture(scope='module')
+def grouped(tmp_path_factory):
+    """A run and a data set of 150 patients with sex and age, enough of them in val to calibrate."""
+    folder = tmp_path_factory.mktemp('grouped')
+    table = make_table(folder / 'people', n=300, splits=('train', 'val', 'test'))
+    lines = (table / 'metadata.csv').read_text().splitlines()
+    people = [f'{line},{"FM"[i // 6 % 2]},{20 + i // 2 % 60},p{i // 2}' for i, line in enumerate(lines[1:])]
+    (table / 'metadata.csv').write_text('\n'.join([f'{lines[0]},sex,age,study_id', *people]) + '\n')
+    make_export(folder / 'run', 10)
+    data = build(table, folder / 'built')
+    command = ['probe', '--run', str(folder / 'run'), '--data', str(data), '--draws', '40', '--probes', 'linear']
+    assert cli.main(command) == 0
+    return folder / 'run', data, command
+
+
+def test_a_result_has_calibration_conformal_sets_groups_and_a_comparison(grouped, capsys):
+    run, data, command = grouped
+    name = records.open(data).name
+    result = json.loads((run / 'probes' / '10' / f'{name}.linear.json').read_text())
+    assert result['bootstrap']['interval'] == 'bca' and result['unit'] == dict(unit='image', units=100)
+    assert set(result['calibration']['results']) == {'none', 'temperature', 'platt', 'isotonic', 'venn_abers'}
+    assert set(result['conformal']['groups']['marginal']['sex']) == {'F', 'M'}
+    assert set(result['subgroups']) == {'sex', 'age'} and result['subgroups']['sex']['groups']['F']['records'] == 50
+    assert result['subgroups']['sex']['distances']['dpd']['left']['value'] >= 0
+    assert len(result['retained']['accuracy']['left']) == 10
+    comparison = json.loads((run / 'comparisons' / f'{name}.linear.json').read_text())
+    assert [(pair['encoder'], pair['other']) for pair in comparison['pairs']] == [(10, 'random'), (10, 'pixels')]
+    row = comparison['pairs'][0]['results']['auroc']['left']
+    assert {'value', 'low', 'high', 'p', 'p_holm', 'p_delong'} == set(row)
+    assert cli.main(command) == 0
+    output = capsys.readouterr().out
+    assert 'linear: step 10 - ' in output and 'of 2 label(s)' in output and ', p ' in output
+    assert 'linear, step 10: calibration error (ECE) .' in output and 'after Platt' in output
+    assert 'linear, step 10: largest gap in mean AUROC' in output
+    assert '(1 left out, see below)' in output and 'bootstrap, BCa' in output
+
+
+def test_patients_can_be_scored_in_place_of_images(grouped, capsys):
+    run, data, command = grouped
+    assert (
+        cli.main([*command, '--unit', 'patient', '--pool', 'max', '--interval', 'percentile', '--groups', 'none']) == 0
+    )
+    output = capsys.readouterr().out
+    assert 'scored by patient (50 of them, max over records)' in output and 'bootstrap percentiles' in output
+    name = records.open(data).name
+    result = json.loads((run / 'probes' / '10' / f'{name}.linear.json').read_text())
+    row = result['results']['auroc']['left']
+    assert row['positives'] + row['negatives'] == 50 and result['records']['test'] == 100
+    assert result['subgroups'] == {} and result['unit']['disagreeing']['left'] > 0
+    before = json.loads((run / 'comparisons' / f'{name}.linear.json').read_text())['pairs']
+    assert cli.main([*command, '--unit', 'study']) == 0
+    assert 'scored by study (50 of them, mean over records)' in capsys.readouterr().out
+    assert json.loads((run / 'comparisons' / f'{name}.linear.json').read_text())['pairs'] != before
+
+
+def test_groups_that_the_records_do_not_have_are_refused(grouped, capsys):
+    assert cli.main([*grouped[2], '--groups', 'sexx']) == 2
+    assert "--groups sexx: the records have no column 'sexx'; did you mean" in capsys.readouterr().err
 
 
 def test_pixels_are_probed_like_an_encoder(probed, data):
@@ -276,16 +336,71 @@ def test_the_cache_follows_weights_and_preprocessing(tmp_path, data):
     first = encode.features(encode.load(tmp_path / 'exports' / '1'), opened, 'test', tmp_path / 'cache')
     again = encode.features(encode.load(tmp_path / 'exports' / '1'), opened, 'test', tmp_path / 'cache')
     assert np.array_equal(first.cls, again.cls)
+    first = first._replace(cls=np.asarray(first.cls))
     make_export(tmp_path, 1, seed=2)
     other = encode.features(encode.load(tmp_path / 'exports' / '1'), opened, 'test', tmp_path / 'cache')
-    assert np.abs(first.cls - other.cls).max() > 0.1
+    assert np.abs(first.cls - np.asarray(other.cls)).max() > 0.1
     make_export(tmp_path, 1, seed=2, meta=META | dict(image=dict(channels=1, mean=0.4, std=0.25)))
     lighter = encode.features(encode.load(tmp_path / 'exports' / '1'), opened, 'test', tmp_path / 'cache')
-    assert np.abs(other.cls - lighter.cls).max() > 1e-3
-    (cached,) = (tmp_path / 'cache').rglob('*.npz')
-    cached.write_bytes(cached.read_bytes()[:100])
-    healed = encode.features(encode.load(tmp_path / 'exports' / '1'), opened, 'test', tmp_path / 'cache')
+    assert np.abs(np.asarray(other.cls) - np.asarray(lighter.cls)).max() > 1e-3
+    (cached,) = (tmp_path / 'cache').rglob('cls.npy')
+    lighter = lighter._replace(cls=np.asarray(lighter.cls))
+    cached.write_bytes(cached.read_bytes()[:1000])
+    with pytest.warns(features.CacheWarning, match='is damaged .* its records are encoded anew'):
+        healed = encode.features(encode.load(tmp_path / 'exports' / '1'), opened, 'test', tmp_path / 'cache')
     np.testing.assert_allclose(healed.cls, lighter.cls, atol=1e-6)
+
+
+@pytest.mark.parametrize('cached', [True, False])
+def test_features_that_are_not_finite_are_refused(tmp_path, data, cached, capsys):
+    """The sentence names the encoder and the number of records; raw pixels are probed all the same."""
+    make_export(tmp_path, 1)
+    path = tmp_path / 'exports' / '1' / 'weights.safetensors'
+    weights = load_file(path)
+    weights = {name: np.full_like(x, np.nan) if name.endswith('norm/bias') else x for name, x in weights.items()}
+    save_file(weights, path)
+    encoder, opened = encode.load(tmp_path / 'exports' / '1'), records.open(data)
+    n = len(opened.split('test'))
+    sentence = f'the features of step 1 are not finite numbers for {n} of {n} records of {opened.name}, test'
+    for _ in range(2):  # also from the cache
+        with pytest.raises(UserError, match=sentence):
+            encode.features(encoder, opened, 'test', tmp_path / 'cache' if cached else None)
+    if cached:
+        command = ['probe', '--run', str(tmp_path), '--data', str(data), '--draws', '20', '--probes', 'knn']
+        assert cli.main([*command, '--baselines', 'pixels']) == 1
+        assert 'knn on step 1' in (said := capsys.readouterr()).err and 'are not finite numbers for' in said.err
+        assert '| raw pixels | knn |' in said.out
+
+
+@pytest.mark.parametrize('cached', [True, False])
+def test_grids_are_the_patch_tokens_of_the_records(tmp_path, data, cached, monkeypatch):
+    make_export(tmp_path, 1)
+    encoder, opened = encode.load(tmp_path / 'exports' / '1'), records.open(data)
+    split, cache = opened.split('test'), tmp_path / 'cache' if cached else None
+    inputs = evaluate.ProbeInputs(encoder, opened, cache, {}, None, 0, 20)
+    grids = inputs.grids('test')
+    assert grids.shape == (len(split), 4, 4, 32) and grids.dtype == np.float16
+    expected = encoder.encode([split.image(i) for i in range(len(split))], outputs=('patches', 'layers'))
+    np.testing.assert_allclose(np.asarray(grids), expected['patches'], atol=4e-3)
+    if cached:
+        monkeypatch.setattr(encode, '_encode_records', lambda *a, **k: pytest.fail('encoded twice'))
+    np.testing.assert_allclose(np.asarray(inputs.features('test').cls), expected['layers'], atol=2e-5)
+    with pytest.raises(UserError, match='the encoder raw pixels has no feature for each patch'):
+        encode.grids(encode.raw_pixels(encoder), opened, 'test', cache)
+
+
+def test_probes_read_the_cache_without_a_val_split(tmp_path, data):
+    """The rows that are held out are read from the disk as they are from memory."""
+    make_export(tmp_path, 1)
+    encoder, opened = encode.load(tmp_path / 'exports' / '1'), records.open(data)
+    found = []
+    for cache in (tmp_path / 'cache', None):
+        train = encode.features(encoder, opened, 'train', cache)
+        splits = label_splits.with_validation(train, None, 0)[:2]
+        assert isinstance(splits[0].cls, features.Stored) == (cache is not None)
+        found.append([np.asarray(x) for split in splits for x in split])
+    for a, b in zip(*found, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
 
 
 def test_features_are_those_of_the_pictures_one_by_one(tmp_path, data):
@@ -582,8 +697,7 @@ def test_a_public_encoder_beside_a_run(tmp_path, data, capsys):
     encoder = encode.load(public)
     assert encoder.name == 'dinov2-tiny' and encoder.image['channels'] == 3
     split = encode.features(encoder, records.open(data), 'test')
-    with np.load(run / 'cache' / 'dinov2-tiny' / f'{name}.test.npz') as cached:
-        np.testing.assert_allclose(cached['cls'], split.cls, atol=1e-5)
+    np.testing.assert_allclose(np.load(run / 'cache/dinov2-tiny' / f'{name}.test/cls.npy'), split.cls, atol=1e-5)
     (run / 'config.json').write_text('{}')
     read = run_files.read_run(run)
     assert not read.damaged and read.newest_step() == 10

@@ -238,9 +238,9 @@ def test_retrieval_equals_loops_in_chunks_too(monkeypatch):
     text, study = rng.integers(20, size=53), np.repeat(np.arange(27), 2)[:53].astype(np.uint64)
     sentences = sentences[text]  # equal texts are equal vectors
     for chunk in (1 << 24, 53 * 7):
-        monkeypatch.setattr(retrieval, 'CHUNK_ELEMENTS', chunk)
-        forward = retrieval.hits(retrieval.nearest(images, sentences, 10), text, study)
-        back = retrieval.hits(retrieval.nearest(sentences, images, 10), text, study)
+        monkeypatch.setattr(vectors, 'COSINES', chunk)
+        forward = retrieval.hits(vectors.nearest(images, sentences, 10)[1], text, study)
+        back = retrieval.hits(vectors.nearest(sentences, images, 10)[1], text, study)
         values = retrieval.query_metrics({'a': forward, 'b': back})
         assert list(values) == ['R@1', 'R@5', 'R@10', 'P@5', 'P@10']
         for direction, pair in (('a', (images, sentences)), ('b', (sentences, images))):
@@ -255,7 +255,7 @@ def test_retrieval_of_distinct_texts_is_top_k_accuracy():
     rng = np.random.default_rng(1)
     images, sentences = (unit(rng.normal(size=(60, 4)).astype(np.float32)) for _ in range(2))
     each = np.arange(60)
-    values = retrieval.query_metrics({'a': retrieval.hits(retrieval.nearest(images, sentences, 10), each, each)})
+    values = retrieval.query_metrics({'a': retrieval.hits(vectors.nearest(images, sentences, 10)[1], each, each)})
     for k in (1, 5, 10):
         assert values[f'R@{k}']['a'].mean() == pytest.approx(top_k_accuracy_score(each, images @ sentences.T, k=k))
 

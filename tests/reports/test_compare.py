@@ -6,12 +6,14 @@ import json
 import re
 import shutil
 
+import numpy as np
 import pytest
 from pages import Page, browse, needs_browser
 from run_folders import config, lines, make_run, write_result
 
 from medjax import cli, config as configs
 from medjax.commands import compare
+from medjax.probes import comparison
 from medjax.reports import compare_page, compare_plots, run_files
 
 
@@ -87,6 +89,33 @@ def test_every_section_with_all_runs(whole):
     assert '| three/a run \\<1\\> | 0 of 2,000 |  | – | – | no health.json |' in out
     for note in ('It is not finished', 'no line in metrics.jsonl', 'no results of probes'):
         assert f'{names[2]}: ' in err and note in err and note in parsed.sections['header']
+
+
+def test_exports_are_compared_on_the_same_patients(whole):
+    runs, page, _ = whole
+    names = [f'{name}/a run <1>' for name in ('one', 'two')]
+    text = Page(page.read_text()).sections['results']
+    assert f'{names[1]}, step 2,000 - {names[0]}, step 1,000 ★: mean AUROC +' in text
+    first, second = (run_files.read_run(run) for run in runs[:2])
+    (group,) = (g for g in compare_page.groups_of([first, second]) if g.probe == 'linear')
+    (sentence,) = compare_page.paired(group, dict(a=first, b=second))
+    pair = comparison.paired(
+        *(
+            comparison.read(run / 'probes' / step / 'phantom.linear.json')
+            for run, step in zip(runs[1::-1], ('2000', '1000'))
+        )
+    )
+    assert f'{pair["results"]["auroc"]["mean"]["value"]:+.3f}'.replace('0.', '.') in sentence
+
+
+def test_results_of_other_labels_are_not_compared(runs):
+    for file in runs[1].glob('probes/*/*.npz'):
+        with np.load(file) as arrays:
+            np.savez(file, **dict(arrays) | dict(labels=1 - arrays['labels']))
+    first, second = (run_files.read_run(run) for run in runs[:2])
+    (group,) = (g for g in compare_page.groups_of([first, second]) if g.probe == 'linear')
+    (sentence,) = compare_page.paired(group, dict(a=first, b=second))
+    assert 'other records or labels, so they are not compared' in sentence
 
 
 def test_settings_are_told_apart_by_what_they_change(whole):

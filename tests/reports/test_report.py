@@ -277,7 +277,7 @@ def test_pictures_of_real_records(run, phantom):
     parsed = Page(text)
     assert parsed.figures['patches'] == 2 * pictures.IMAGES
     assert parsed.figures['neighbours'] == pictures.QUERIES * (1 + pictures.NEIGHBOURS)
-    assert (run / 'cache' / '2000' / 'phantom.train.npz').exists(), 'encoded once, where the probes keep theirs'
+    assert (run / 'cache' / '2000' / 'phantom.train' / 'cls.npy').exists(), 'encoded once, where the probes keep theirs'
     train = phantom.split('train').labels_array
     positives = [f'{np.sum(train[:, i] == 1):,} / {len(train):,}' for i in range(len(phantom.labels))]
     assert [

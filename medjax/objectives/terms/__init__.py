@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from medjax.data.types import known as is_known
@@ -50,7 +51,8 @@ class TermContext:
     crops: Mapping[str, int] = dataclasses.field(default_factory=dict)  # view -> its number of crops or texts
     passes: Mapping[str, Pass] = dataclasses.field(default_factory=dict)  # of the features declared so far, by name
     width: Callable[[str], int] = lambda name: 0  # name of a declared feature -> the length of its last axis
-    declare: Callable[[Feature], Feature] = lambda feature: feature  # checks a feature against the recipe
+    # checks a feature against the recipe; the second argument is the number of outputs that its last head should have
+    declare: Callable[[Feature, int | None], Feature] = lambda feature, outputs: feature
     declare_head: Callable[[str, int, str], Head] | None = None  # (head, width, argument); see `head`
     towers: Mapping[str, Tower] = dataclasses.field(default_factory=dict)
     labels: tuple[str, ...] | None = ()  # the names of the labels of the data; None: no data are at hand
@@ -58,14 +60,15 @@ class TermContext:
     run_by_term: list[str] = dataclasses.field(default_factory=list)  # 'towers/fusion', filled by `tower` and `head`
     read_by_loss: list[str] = dataclasses.field(default_factory=list)  # names of features, filled by `feature`
 
-    def feature(self, name: str, argument: str, per_row: bool = False) -> Feature:
+    def feature(self, name: str, argument: str, per_row: bool = False, outputs: int | None = None) -> Feature:
         """Declares that the term reads the feature `name`, the value of the config key `argument`.
 
         The declared features decide which passes run. `per_row`: `Term.per_row` alone reads it, so that it is dropped
-        after each micro-batch. UserError if the name does not have the form of a feature, or if the recipe has no such
-        feature.
+        after each micro-batch. `outputs`: the number of outputs that the term needs; the last head of the feature takes
+        it if the config leaves its `out` open. UserError if the name does not have the form of a feature, or if the
+        recipe has no such feature.
         """
-        feature = self.declare(parse(name, f'{self.where}.{argument}'))
+        feature = self.declare(parse(name, f'{self.where}.{argument}'), outputs)
         if not per_row:
             self.read_by_loss.append(feature.name)
         return feature
@@ -115,8 +118,8 @@ class TermContext:
         if name in labels:
             return TargetColumn(name, 'label', labels.index(name), ('absent', 'present'))
         raise UserError(
-            f'{self.where}.{argument}: the data have no label {name!r}, and the config no such column'
-            f'{suggest(name, [*labels, *self.columns])}'
+            f'{self.where}.{argument}: the data have no label {name!r}, and the config no such column '
+            f'(columns=dict({name}=None) lists one){suggest(name, [*labels, *self.columns])}'
         )
 
 
@@ -237,6 +240,10 @@ class TermInputs:
         known = is_known(values) if column.field == 'label' else jnp.isfinite(values)
         return Target(jnp.where(known, values, 0).astype(jnp.float32), known)
 
+    def codes(self, feature: Feature, labels: Sequence[int]) -> Array:
+        """int8 [B,L]: the codes of some labels, by their numbers, for the rows of a feature; see data/types.py."""
+        return self.views[feature.view].meta['label'][:, np.asarray(labels)]
+
     def temperature(self, term: str) -> Array:
         """The temperature of another term, which learns it; the gradient of this term reaches it too."""
         return self.temperatures[term]
@@ -258,6 +265,14 @@ class Alignment(NamedTuple):
 
     rows: Feature
     columns: Feature
+
+
+class Prediction(NamedTuple):
+    """A feature that a term makes predict labels or columns. Exports list them, so that the head can be used."""
+
+    of: Feature
+    outputs: int  # their number, the length of the last axis
+    meaning: Mapping[str, Any]  # what they predict, as JSON: `predicts`, `names`, …
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -323,4 +338,9 @@ class Term:
     @property
     def alignment(self) -> Alignment | None:
         """The two features that the term brings into one space; None if it brings none."""
+        return None
+
+    @property
+    def prediction(self) -> Prediction | None:
+        """The feature that the term makes predict labels or columns of the data; None if there is none."""
         return None

@@ -5,20 +5,16 @@ The result has k = 20. The AUROCs of the other k are reported beside it, but no 
 
 from __future__ import annotations
 
-import functools
-
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from medjax.probes import policy
 from medjax.probes.encode import SplitFeatures
 from medjax.probes.evaluate import ProbeInputs, Result, Scores, label_requirements, mean_auroc, run_label_probe
-from medjax.probes.vectors import unit
+from medjax.probes.vectors import nearest, unit
 
 name, requirements = 'knn', label_requirements
 K, ALL_K, TEMPERATURE = 20, (10, 20, 100, 200), 0.07
-CHUNK_ELEMENTS = 1 << 24  # cosines in memory at once
+BLOCK = 256  # queries whose neighbours' labels are in memory at once
 
 
 def run(inputs: ProbeInputs) -> Result:
@@ -37,6 +33,7 @@ def learn(train: SplitFeatures, val: SplitFeatures, test: SplitFeatures, seed: i
         chosen=dict(k=k, temperature=TEMPERATURE, by='nobody, k is fixed', scores='votes'),
         others={f'k={other}': scores for other, scores in test_scores.items() if other != k},
         details=dict(validation_auroc={f'k={k}': mean_auroc(scores, val.labels) for k, scores in val_scores.items()}),
+        scale='probability',
     )
 
 
@@ -46,28 +43,17 @@ def score(train: SplitFeatures, queries: SplitFeatures, ks: tuple[int, ...]) -> 
     With w_i = softmax(cosine / .07) over the k neighbours, a score is (sum of w_i over positive neighbours) / (sum of
     w_i over neighbours with a known label). If no neighbour's label is known, it is the share of positives in train.
     """
-    known, positive = policy.known(train.labels), train.labels == 1
-    with jax.default_matmul_precision('highest'):
-        scores = score_arrays(unit(train.cls[:, -1]), known, positive, unit(queries.cls[:, -1]), ks)
-    return {k: np.asarray(x) for k, x in zip(ks, scores, strict=True)}
-
-
-@functools.partial(jax.jit, static_argnums=4)
-def score_arrays(
-    train: jax.Array, known: jax.Array, positive: jax.Array, queries: jax.Array, ks: tuple[int, ...]
-) -> list[jax.Array]:
-    """`score` on arrays: unit vectors [n,D] and [m,D], bool [n,L] of the train labels."""
-    prevalence = positive.sum(0) / jnp.maximum(known.sum(0), 1)
-
-    def score_query(query: jax.Array) -> list[jax.Array]:  # [D] -> [L] for each k
-        cosine, nearest = jax.lax.top_k(train @ query, max(ks))
-        scores = []
+    known, positive = policy.known(train.labels).astype(np.float32), (train.labels == 1).astype(np.float32)
+    prevalence = positive.sum(0) / np.maximum(known.sum(0), 1)
+    cosines, numbers = nearest(unit(queries.cls[:, -1]), unit(train.cls[:, -1]), max(ks))
+    scores = {k: np.empty((len(cosines), known.shape[1]), np.float32) for k in ks}
+    for start in range(0, len(cosines), BLOCK):
+        rows = slice(start, start + BLOCK)
         for k in ks:
-            vote = jax.nn.softmax(cosine[:k] / TEMPERATURE)
-            of_known = vote @ known[nearest[:k]].astype(jnp.float32)
-            of_positive = vote @ positive[nearest[:k]].astype(jnp.float32)
-            scores.append(jnp.where(of_known > 0, of_positive / jnp.maximum(of_known, 1e-30), prevalence))
-        return scores
-
-    chunk = max(1, min(len(queries), CHUNK_ELEMENTS // len(train)))
-    return jax.lax.map(score_query, queries, batch_size=chunk)
+            weight = np.exp((cosines[rows, :k] - cosines[rows, :1]) / TEMPERATURE)
+            weight /= weight.sum(1, keepdims=True)
+            of_known, of_positive = (
+                np.einsum('bk,bkl->bl', weight, labels[numbers[rows, :k]]) for labels in (known, positive)
+            )
+            scores[k][rows] = np.where(of_known > 0, of_positive / np.maximum(of_known, 1e-30), prevalence)
+    return scores

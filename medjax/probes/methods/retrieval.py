@@ -13,12 +13,9 @@ prefers and the record has. Nothing is drawn from it, and it is cut to the lengt
 
 from __future__ import annotations
 
-import functools
 import time
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from medjax.data.records import Split
@@ -26,12 +23,10 @@ from medjax.errors import UserError
 from medjax.probes import image_text, statistics
 from medjax.probes.evaluate import ProbeInputs, Result
 from medjax.probes.image_text import ImageTextEncoder
-from medjax.probes.statistics import Bootstrap
-from medjax.probes.vectors import unit
+from medjax.probes.vectors import nearest, unit
 
 name = 'retrieval'
 RECALL, PRECISION = (1, 5, 10), (5, 10)
-CHUNK_ELEMENTS = 1 << 24  # cosines in memory at once
 
 
 def requirements(inputs: ProbeInputs) -> dict[str, Any]:
@@ -43,7 +38,7 @@ def requirements(inputs: ProbeInputs) -> dict[str, Any]:
 def run(inputs: ProbeInputs) -> Result:
     begun = time.perf_counter()
     encoder, found = image_text.load(inputs.encoder), queries_of(inputs, 'test')
-    values, bootstrap = metrics_of(found), Bootstrap(found.patient, inputs.seed, inputs.draws)
+    values, bootstrap = metrics_of(found), inputs.options.bootstrap(found.patient)
     chance = chance_metrics(found.text, found.study)
     content = dict(
         records=dict(test=len(found.has_text)),
@@ -61,7 +56,7 @@ def run(inputs: ProbeInputs) -> Result:
     )
     if inputs.chosen_by == name and inputs.data.splits.get('val'):
         val = queries_of(inputs, 'val')
-        on_val = statistics.intervals_of_means(metrics_of(val), Bootstrap(val.patient, inputs.seed, inputs.draws))
+        on_val = statistics.intervals_of_means(metrics_of(val), inputs.options.bootstrap(val.patient))
         content.update(validation_results=on_val, validation='the val split')
     arrays = {
         f'{metric}/{direction}': x.astype(np.float32)
@@ -106,8 +101,8 @@ def metrics_of(found: Queries) -> dict[str, dict[str, np.ndarray]]:
     k = min(max(RECALL), len(found.text))
     return query_metrics(
         {
-            'image to text': hits(nearest(found.images, found.texts, k), found.text, found.study),
-            'text to image': hits(nearest(found.texts, found.images, k), found.text, found.study),
+            'image to text': hits(nearest(found.images, found.texts, k)[1], found.text, found.study),
+            'text to image': hits(nearest(found.texts, found.images, k)[1], found.text, found.study),
         }
     )
 
@@ -119,21 +114,6 @@ def record_texts(split: Split, encoder: ImageTextEncoder) -> list[str]:
         sections = encoder.text_view.pool(split.text(i), {}).sections
         texts.append(' '.join(sections[0]) if sections else '')
     return texts
-
-
-def nearest(queries: np.ndarray, candidates: np.ndarray, k: int) -> np.ndarray:
-    """int [n,k]: for each query the numbers of the k candidates with the greatest cosine, the greatest first.
-
-    Args: unit vectors [n,d] and [m,d]. Of equal candidates the first comes first.
-    """
-    chunk = max(1, min(len(queries), CHUNK_ELEMENTS // len(candidates)))
-    with jax.default_matmul_precision('highest'):
-        return np.asarray(nearest_in_chunks(jnp.asarray(queries), jnp.asarray(candidates), k, chunk))
-
-
-@functools.partial(jax.jit, static_argnums=(2, 3))
-def nearest_in_chunks(queries: jax.Array, candidates: jax.Array, k: int, chunk: int) -> jax.Array:
-    return jax.lax.map(lambda query: jax.lax.top_k(candidates @ query, k)[1], queries, batch_size=chunk)
 
 
 def hits(nearest: np.ndarray, text: np.ndarray, study: np.ndarray) -> np.ndarray:

@@ -8,7 +8,8 @@ vector:
     score 'classes'    c/t - ln sum of exp(c/t) over all other classes    CLIP (arXiv 2103.00020)
     score 'cosine'     c
 
-The first two are log-odds, with threshold 0. The labels evaluate the scores; nothing is chosen by them.
+The first two are log-odds, with threshold 0. The labels evaluate the scores; nothing is chosen by them. A val split
+calibrates the scores (`medjax.probes.trust`).
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from medjax.data.text.prompts import ENSEMBLES, SCORES, ZeroShot
 from medjax.errors import UserError
 from medjax.probes import image_text
 from medjax.probes.encode import SplitFeatures
-from medjax.probes.evaluate import LabelSplits, ProbeInputs, Result, Scores, evaluate, missing_class, on_validation
+from medjax.probes.evaluate import ProbeInputs, Result, Scores, evaluate
 from medjax.probes.image_text import ImageTextEncoder
+from medjax.probes.label_splits import LabelSplits, divided, missing_class
 from medjax.probes.vectors import unit
 
 name = 'zero_shot'
@@ -47,23 +49,29 @@ def run(inputs: ProbeInputs) -> Result:
         raise UserError(f'{inputs.data.name}: no class of the prompts can be evaluated ({why})')
     columns = [labels.index(name) for name in names]
     test = test._replace(labels=test.labels[:, columns])
-    splits = LabelSplits(None, None, test, names, skipped, validation='nothing is chosen')
+    val = inputs.features('val') if inputs.data.splits.get('val') else None
+    splits = LabelSplits(
+        train=None,
+        val=None,
+        test=test,
+        names=names,
+        skipped=skipped,
+        validation='nothing is chosen' if val is None else 'the val split',
+        test_cases=inputs.cases('test'),
+        whole_val=None if val is None else divided(val.labels[:, columns], inputs.cases('val'), names, inputs.seed),
+    )
 
     def score_split(split: SplitFeatures) -> np.ndarray:
         scores = score(unit(encoder.image_vectors(split.cls[:, -1])), prompts, encoder)
         return np.stack([scores[name] for name in names], 1)
 
-    def score_test() -> Scores:
-        threshold = None if prompts.score == 'cosine' else 0.0
-        return Scores(score_split(test), None, threshold, _settings(prompts, encoder), {}, _details(prompts, encoder))
+    def score_both() -> Scores:
+        threshold, scale = (None, 'any') if prompts.score == 'cosine' else (0.0, 'log-odds')
+        on_val = None if val is None else score_split(val)
+        chosen, details = _settings(prompts, encoder), _details(prompts, encoder)
+        return Scores(score_split(test), on_val, threshold, chosen, {}, details, scale)
 
-    result = evaluate(score_test, splits, inputs.seed, inputs.draws)
-    if inputs.chosen_by == name and inputs.data.splits.get('val'):
-        val = inputs.features('val')
-        val = val._replace(labels=val.labels[:, columns])
-        metrics = on_validation(score_split(val), val, names, inputs.seed, inputs.draws)
-        result.content.update(validation_results=metrics, validation='the val split')
-    return result
+    return evaluate(score_both, splits, inputs.options)
 
 
 def _settings(prompts: ZeroShot, encoder: ImageTextEncoder) -> dict[str, Any]:

@@ -1,0 +1,159 @@
+"""Learns from labels and columns of the data: labels, classes, numbers or ordered levels from one feature.
+
+    dict(term='supervised', of='student/image/crop/cls>classifier')                    all labels of the data
+    dict(…, labels=['effusion', 'nodule'], policy=dict(uncertain='negative'), weights='balanced')
+    dict(…, classes='sex')                              one of the words of a column, with columns=dict(sex=None)
+    dict(…, classes=['normal', 'bacteria', 'virus'])    labels that exclude each other
+    dict(…, numbers='age', error='huber')               a column of numbers
+    dict(…, ordered='grade', levels=['none', 'mild', 'severe'])
+
+The head, `heads=dict(classifier=dict(head='linear', bias=True))`, gets its number of outputs from the term. With the
+losses l of medjax/objectives/tasks.py and the targets t whose value is known:
+
+    loss = mean over all known t_bo, rows b, crops v and outputs o of  l( output_bvo, t_bo )
+
+`share` uses the targets of some patients only. The draw depends on the patient's key and on `seed` alone, so it is the
+same in every epoch and on any number of devices, and the patients of a small share belong to those of a larger one.
+`start` is the loss of the best constant outputs for the targets of the batch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from medjax.data.train_records import TrainRecords
+from medjax.errors import UserError
+from medjax.objectives import task_data, task_options
+from medjax.objectives.features import Feature, parse
+from medjax.objectives.tasks import Task
+from medjax.objectives.terms import Prediction, Term, TermContext, TermInputs, TermOutput
+from medjax.types import is_number, is_whole
+
+
+def build(
+    context: TermContext,
+    of: str,
+    labels: Sequence[str] | None = None,
+    classes: str | Sequence[str] | None = None,
+    numbers: str | Sequence[str] | None = None,
+    ordered: str | None = None,
+    policy: Mapping[str, Any] | None = None,
+    weights: str | Sequence[Any] | Mapping[str, Any] | None = None,
+    focal: float | None = None,
+    smoothing: float | None = None,
+    levels: Sequence[Any] | None = None,
+    error: str | None = None,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
+    share: float = 1.0,
+    seed: int = 0,
+) -> Term:
+    """The term `supervised` of a config.
+
+    of         a feature [B,V,O] that ends in a head with O outputs
+    labels     names of labels, each predicted by itself; None, without any of the next three: all labels of the data
+    classes    a column of words, or labels that exclude each other: a row then counts if exactly one is present
+    numbers    a column of numbers, or several
+    ordered    a column of ordered levels
+    policy     of labels: the targets of uncertain, blank and conflicting ones, see label_policy.py; None: they are
+               ignored
+    weights    of classes: 'balanced' (from the train split), a dict by name, or a list by output; of labels and levels
+               [weight of absent, weight of present], or the weight of present
+    focal      gamma of the focal loss (arXiv 1708.02002); None: 0
+    smoothing  of labels, classes and levels (arXiv 1512.00567): the part of a target that is spread evenly; None: 0
+    levels     of `ordered`, the lowest first; None: the numbers of the train split
+    error      of `numbers`: 'mse', 'mae' or 'huber'; None: 'mse'
+    mean, std  of `numbers`, one or one for each column; None: those of the train split
+    share      the share of the patients whose targets are used
+    seed       of the draw of these patients
+    """
+    options = dict(
+        labels=labels, classes=classes, numbers=numbers, ordered=ordered, policy=policy, weights=weights, focal=focal,
+        smoothing=smoothing, levels=levels, error=error, mean=mean, std=std,
+    )  # fmt: skip
+    _check_share(context, share, seed)
+    task = task_options.task(context, options, stand_ins=context.labels is None)
+    feature = context.feature(of, 'of', outputs=len(task.names))
+    if feature.network != 'student':
+        raise UserError(f'{context.where}.of: {of!r} has no gradient; name the feature of the student')
+    width = context.width(of)
+    if width != len(task.names) and context.labels is not None:
+        raise UserError(
+            f'{context.where}.of: {of!r} has {width} numbers and the term predicts {len(task.names)} outputs; end it '
+            "in a head of its own, …>classifier, with heads=dict(classifier=dict(head='linear', bias=True)) and no "
+            '`out`, which the term knows'
+        )
+    return Supervised(context, feature, task, float(share), seed)
+
+
+def from_data(
+    context: TermContext,
+    of: str,
+    records: Callable[[str], TrainRecords],
+    share: float = 1.0,
+    seed: int = 0,
+    **options: Any,
+) -> dict[str, Any]:
+    """The options that the train splits decide; `records` gives those behind a view."""
+    _check_share(context, share, seed)
+    train = records(parse(of, f'{context.where}.of').view)
+    return task_data.from_data(context, options, train, is_used(train.patients(), share, seed))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Supervised(Term):
+    """The term `supervised`; see the top of this file."""
+
+    of: Feature
+    task: Task
+    share: float
+    seed: int
+
+    def loss(self, x: TermInputs) -> TermOutput:
+        outputs = x.feature(self.of, 'BVD')
+        value, known = self.task.targets(x, self.of)
+        known &= is_used(x.views[self.of.view].meta['key/patient'], self.share, self.seed)[:, None]
+        count = (x.present(self.of)[..., None] & known[:, None]).astype(jnp.float32)  # [B,V,O] or [B,V,1]
+        total = jnp.maximum(count.sum(), 1)
+        losses = self.task.losses(outputs, value[:, None])
+        start = self.task.start(value, count.sum(1)) / total
+        metrics = {'rows': count.any((1, 2)).sum(), 'targets': count.sum()}
+        return TermOutput((count * losses).sum() / total, metrics, start)
+
+    @property
+    def prediction(self) -> Prediction:
+        return Prediction(self.of, len(self.task.names), self.task.described())
+
+    def moves(self, rows: int, shapes: Mapping[str, tuple[int, ...]]) -> int:
+        return 16 * len(self.task.names) + 64  # sums over rows for `start`, and single numbers
+
+
+def is_used(patients: Any, share: float, seed: int) -> Any:
+    """uint32 [n,2], the keys of patients -> bool [n]: a fixed random share of them, of numpy or of jax.
+
+    Each patient is in or out by itself: the key and the seed go through the last step of MurmurHash3, which makes every
+    bit of its result depend on every bit of its input.
+    """
+    x = patients[:, 0] ^ _mixed(patients[:, 1] ^ _mixed(np.full(1, seed, np.uint32)))
+    return _mixed(x) <= np.uint32(max(np.ceil(share * 2**32) - 1, 0))
+
+
+def _mixed(x: Any) -> Any:
+    """uint32 [n] -> uint32 [n], one to one."""
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
+        x = (x ^ (x >> np.uint32(shift))) * np.uint32(factor)
+    return x
+
+
+def _check_share(context: TermContext, share: Any, seed: Any) -> None:
+    if not is_number(share) or not 0 < share <= 1:
+        raise UserError(
+            f'{context.where}.share={share!r}: must be above 0 and at most 1; .1 is a tenth of the patients'
+        )
+    if not is_whole(seed) or not 0 <= seed < 2**32:
+        raise UserError(f'{context.where}.seed={seed!r}: must be a whole number from 0 to 2**32 - 1')

@@ -1,0 +1,97 @@
+"""Robustness: the classifier and its thresholds come from clean records; the figures equal loops over corruptions."""
+
+import types
+
+import numpy as np
+import pytest
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+
+from medjax.probes import corruptions
+from medjax.probes.encode import SplitFeatures
+from medjax.probes.evaluate import Options
+from medjax.probes.methods import robustness
+
+pytestmark = pytest.mark.usefixtures('few_strengths')
+
+
+def features(seed, n, noise=0.0):
+    rng = np.random.default_rng(seed)
+    y = (rng.random((n, 2)) < 0.4).astype(np.int8)
+    x = rng.standard_normal((n, 1, 5)).astype(np.float32)
+    x[:, 0, :2] += 2 * y
+    x += noise * np.random.default_rng(seed + 100).standard_normal(x.shape).astype(np.float32)
+    return SplitFeatures(x, x[:, 0] * 1, y, np.arange(n) // 2)
+
+
+@pytest.fixture
+def result(monkeypatch):
+    seen = []
+
+    def corrupted(inputs, kind, severity):
+        seen.append((kind, severity))
+        return features(2, 160, noise=0.0 if kind == 'rotation' else severity)
+
+    monkeypatch.setattr(robustness, 'corrupted', corrupted)
+    splits = dict(train=features(0, 200), val=features(1, 100), test=features(2, 160))
+    sizes = {name: len(x.labels) for name, x in splits.items()}
+    inputs = types.SimpleNamespace(
+        data=types.SimpleNamespace(name='data', labels=('a', 'b'), splits=sizes),
+        features=splits.__getitem__,
+        seed=0,
+        options=Options(draws=100),
+    )
+    result = robustness.run(inputs)
+    assert seen == [(kind, severity) for kind in corruptions.KINDS for severity in corruptions.SEVERITIES]
+    return result, splits
+
+
+def test_figures_equal_loops(result):
+    found, given = result
+    content, of = found.content, robustness.label_splits(*given.values(), ('a', 'b'), 0, 'data')
+    splits = dict(train=of.train, val=of.val)
+    assert list(content['results']['AUROC']) == ['mean', *corruptions.KINDS]
+    classifier = robustness.linear.choose(splits['train'], splits['val'])
+    val = classifier.log_odds(splits['val'])
+    thresholds = []
+    for j in range(2):
+        chooses = splits['val'].labels[:, j] >= 0
+        truth, scores = splits['val'].labels[chooses, j], val[chooses, j]
+        thresholds.append(
+            max(np.unique(scores), key=lambda t, x=(truth, scores): balanced_accuracy_score(x[0], x[1] >= t))
+        )
+    for kind in ('noise', 'rotation'):
+        aurocs, errors = [], []
+        for severity, details in zip(corruptions.SEVERITIES, content['details'][kind], strict=True):
+            x = features(2, 160, noise=0.0 if kind == 'rotation' else severity)
+            scores = classifier.log_odds(x)
+            aurocs.append(np.mean([roc_auc_score(x.labels[:, j], scores[:, j]) for j in range(2)]))
+            errors.append(
+                1 - np.mean([balanced_accuracy_score(x.labels[:, j], scores[:, j] >= thresholds[j]) for j in range(2)])
+            )
+            assert details['AUROC']['value'] == pytest.approx(aurocs[-1])
+            assert details['error']['value'] == pytest.approx(errors[-1], abs=0.02), 'another threshold between scores'
+            assert details['meaning'] == corruptions.meaning(kind, severity)
+        rows = {metric: row[kind]['value'] for metric, row in content['results'].items()}
+        clean = content['clean']['AUROC']['value'], content['clean']['error']['value']
+        assert rows['AUROC'] == pytest.approx(np.mean(aurocs))
+        assert rows['drop'] == pytest.approx(clean[0] - rows['AUROC'])
+        assert rows['rise'] == pytest.approx(rows['error'] - clean[1])
+
+
+def test_a_corruption_that_changes_nothing_has_no_drop(result):
+    rows = result[0].content['results']
+    assert max(map(abs, (rows['drop']['rotation'][x] for x in ('value', 'low', 'high')))) < 1e-12
+    assert rows['drop']['noise']['low'] > 0.05
+
+
+def test_corrupted_images_come_from_the_split():
+    image = np.random.default_rng(0).integers(0, 255, (64, 64, 1)).astype(np.uint8)
+    split = robustness.CorruptedSplit.__new__(robustness.CorruptedSplit)
+    split.kind, split.severity, split.seed = 'exposure', 3, 5
+    parent = robustness.Split.image
+    try:
+        robustness.Split.image = lambda self, i, channels=None, bits=None: image
+        expected = corruptions.apply('exposure', 3, image, 5, 9)
+        assert (split.image(9) == expected).all() and not (expected == image).all()
+    finally:
+        robustness.Split.image = parent

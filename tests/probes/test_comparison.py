@@ -1,0 +1,135 @@
+"""Paired differences equal loops; DeLong equals its pair-by-pair formula and holds its level with clusters."""
+
+import json
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from medjax.errors import UserError
+from medjax.probes import comparison
+from medjax.probes.comparison import Scored
+from medjax.probes.statistics import Bootstrap
+
+
+def scored(encoder, scores, labels, patient, draws=40, **more):
+    content = dict(
+        encoder=dict(step=encoder),
+        bootstrap=dict(seed=0, draws=draws),
+        thresholds=dict(accuracy=dict.fromkeys(('a', 'b'), 0.5), balanced_accuracy=dict.fromkeys(('a', 'b'), 0.4)),
+    )
+    return Scored(content | more, scores, labels, ('a', 'b'), patient)
+
+
+def examples(seed=0, n=150, gain=0.5):
+    rng = np.random.default_rng(seed)
+    patient = np.unique(rng.integers(n // 2, size=n), return_inverse=True)[1]
+    labels = (rng.random((n, 2)) < 0.4).astype(np.int8)
+    shared = rng.standard_normal((n, 2))
+    first = (1 + gain) * labels + shared + 0.3 * rng.standard_normal((n, 2))
+    second = labels + shared + 0.3 * rng.standard_normal((n, 2))
+    labels[rng.random((n, 2)) < 0.05] = -2
+    return scored(20, first, labels, patient), scored('pixels', second, labels, patient)
+
+
+def test_differences_equal_a_loop_over_the_same_draws():
+    a, b = examples()
+    found = comparison.paired(a, b)
+    json.dumps(found, allow_nan=False)
+    assert (found['encoder'], found['other']) == (20, 'pixels')
+    assert {'auroc', 'auprc', 'accuracy', 'balanced_accuracy'} <= set(found['results'])
+    drawn = np.empty((40, 2))
+    plain = np.empty(2)
+    for j in range(2):
+        known = a.labels[:, j] >= 0
+        y = a.labels[known, j]
+
+        def difference(w, known=known, y=y, j=j):
+            one, other = (roc_auc_score(y, x.scores[known, j], sample_weight=w) for x in (a, b))
+            return one - other
+
+        plain[j] = difference(np.ones(len(y)))
+        weights = np.concatenate(list(Bootstrap(a.patient, 0, 40).counts()))[:, a.patient[known]]
+        drawn[:, j] = [difference(w) for w in weights]
+        row = found['results']['auroc']['ab'[j]]
+        assert row['value'] == pytest.approx(plain[j])
+        assert (row['low'], row['high']) == pytest.approx(tuple(np.percentile(drawn[:, j], [2.5, 97.5])))
+        assert row['p'] == pytest.approx(min(1, 2 * (min((drawn[:, j] <= 0).sum(), (drawn[:, j] >= 0).sum()) + 1) / 41))
+    mean = found['results']['auroc']['mean']
+    assert mean['value'] == pytest.approx(plain.mean())
+    assert (mean['low'], mean['high']) == pytest.approx(tuple(np.percentile(drawn.mean(1), [2.5, 97.5])))
+
+
+def test_an_encoder_is_no_better_than_itself():
+    a, _ = examples()
+    row = comparison.paired(a, a)['results']['auroc']['a']
+    assert row == dict(value=0.0, low=0.0, high=0.0, p=1.0, p_holm=1.0, p_delong=None)
+
+
+def test_other_records_labels_or_patients_are_refused_and_names_are_matched():
+    a, b = examples()
+    swapped = b._replace(scores=b.scores[:, ::-1], labels=b.labels[:, ::-1], names=('b', 'a'))
+    assert comparison.paired(a, swapped)['results'] == comparison.paired(a, b)['results']
+    only = b._replace(scores=b.scores[:, :1], labels=b.labels[:, :1], names=('a',))
+    assert set(comparison.paired(a, only)['results']['auroc']) == {'mean', 'a'}
+    for other in (
+        b._replace(scores=b.scores[:-1], labels=b.labels[:-1], patient=b.patient[:-1]),
+        b._replace(labels=np.where(b.labels == -2, 0, b.labels).astype(np.int8)),
+        b._replace(names=('c', 'd')),
+    ):
+        with pytest.raises(
+            UserError, match='step 20 and raw pixels cannot be compared: their results are of different'
+        ):
+            comparison.paired(a, other)
+    with pytest.raises(UserError, match='their patients differ'):
+        comparison.paired(a, b._replace(patient=np.arange(len(b.patient))))
+
+
+def test_holm():
+    assert comparison.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert comparison.holm([0.9, 0.8]) == [1, 1] and comparison.holm([]) == []
+
+
+def slow_delong(a, b, labels):
+    """Every pair of a positive and a negative record, as DeLong et al. write it; one record a patient."""
+    from scipy.stats import norm
+
+    def kernel(s):
+        x, y = s[labels == 1][:, None], s[labels == 0][None]
+        return (x > y) + 0.5 * (x == y)
+
+    v10 = np.stack([kernel(s).mean(1) for s in (a, b)])
+    v01 = np.stack([kernel(s).mean(0) for s in (a, b)])
+    s = np.cov(v10) / v10.shape[1] + np.cov(v01) / v01.shape[1]
+    z = (v10[0].mean() - v10[1].mean()) / np.sqrt(s[0, 0] + s[1, 1] - 2 * s[0, 1])
+    return 2 * norm.sf(abs(z))
+
+
+@pytest.mark.parametrize('ties', [False, True])
+def test_delong_equals_its_formula_over_pairs(ties):
+    rng = np.random.default_rng(3)
+    labels = (rng.random(80) < 0.3).astype(np.int8)
+    a, b = labels + rng.standard_normal((2, 80))
+    if ties:
+        a, b = np.round(a, 0), np.round(b, 1)
+    assert comparison.delong(a, b, labels, np.arange(80)) == pytest.approx(slow_delong(a, b, labels), rel=1e-9)
+
+
+def test_delong_holds_its_level_with_clusters_where_records_alone_do_not():
+    """Six similar records a patient, two encoders that are equally good: about 5 % have p < .05."""
+    found = []
+    for seed in range(400):
+        rng = np.random.default_rng(seed)
+        patient = np.repeat(np.arange(40), 6)
+        labels = np.repeat(rng.random(40) < 0.5, 6).astype(np.int8)
+        a, b = (labels + np.repeat(rng.standard_normal(40), 6) + 0.3 * rng.standard_normal(240) for _ in range(2))
+        found.append([comparison.delong(a, b, labels, groups) for groups in (patient, np.arange(240))])
+    share = np.mean(np.array(found) < 0.05, 0)
+    assert 0.02 <= share[0] <= 0.09 and share[1] > 0.25
+
+
+def test_delong_without_a_variance_is_none():
+    labels, a = np.array([1, 0, 0, 0]), np.array([1.0, 2, 0, 4])
+    assert comparison.delong(a, a[::-1], labels, np.arange(4)) is None, 'a single positive patient'
+    assert comparison.delong(a, a, np.array([1, 1, 0, 0]), np.arange(4)) is None, 'equal rankings'
+    assert comparison.delong(a, a[::-1], np.zeros(4, int), np.arange(4)) is None
