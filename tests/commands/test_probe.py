@@ -25,7 +25,7 @@ from medjax.data.audit import seen
 from medjax.data.images import decode
 from medjax.errors import UserError
 from medjax.models import build as models
-from medjax.probes import batches, encode, features, label_splits, metrics, results, watch
+from medjax.probes import batches, encode, evaluate, features, label_splits, metrics, results, watch
 from medjax.probes.methods import knn
 from medjax.reports import result_sections, run_files
 from medjax.weights import export
