@@ -577,7 +577,7 @@ def _started(config: Mapping[str, Any]) -> dict[str, Any]:
 def ends_with_run(config: Mapping[str, Any]) -> list[str]:
     """The dotted keys of the rules that end at `total_steps`, because they have no `steps` of their own."""
     rules = _leaves({**config, 'life': None}, until=is_rule)
-    earlier = tuple(f'stages.{i}.' for i in range(len(config.get('stages', ())) - 1))  # they end with their stage
+    earlier = tuple(f'stages.{i}.' for i in range(len(config.get('stages') or ()) - 1))  # they end with their stage
     return sorted(
         key for key, value in rules.items() if is_rule(value) and 'steps' not in value and not key.startswith(earlier)
     )

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -71,45 +72,57 @@ def held(folder: Path) -> Iterator[None]:
                 _remove_rest(folder)
 
 
-def check_there(folder: Path) -> None:
+def check_there(folder: Path, begun: bool = True) -> None:
     """UserError where RUN was deleted while this run trained in it, or where another run has begun there since.
 
-    A write would make the folder again, with half of the run in it. The main process writes, so it alone looks.
+    A write would make the folder again, with half of the run in it. The main process writes, so it alone looks. A run
+    that has `begun` has its config.json.
     """
-    if runtime.is_main() and not _is_ours(folder):
-        raise _deleted(folder)
+    if not runtime.is_main():
+        return
+    if not _is_ours(folder):
+        raise _deleted(folder, f'its {LOCK} is gone, or is that of another run')
+    if begun and not (folder / 'config.json').exists():
+        raise _deleted(folder, 'its config.json is gone')
 
 
-def _deleted(folder: Path) -> UserError:
+def _deleted(folder: Path, what: str = f'its {LOCK} is gone') -> UserError:
     return UserError(
-        f'{folder} was deleted while this run trained in it: its {LOCK} is gone, or is that of another run. This run '
-        'stops and writes nothing there any more; if the folder is still there, the same command goes on from its last '
-        'checkpoint'
+        f'{folder} was deleted while this run trained in it: {what}. This run stops and writes nothing there any more; '
+        'if the folder is still there, the same command goes on from its last checkpoint'
     )
 
 
 def _is_ours(folder: Path) -> bool:
     """Whether RUN/.lock is there and names this process. A disk that does not answer says nothing."""
     try:
-        return (folder / LOCK).read_text(errors='replace') == _name()
+        return (folder / LOCK).read_text(errors='replace') in ('', _name())  # '': a file system without locks
     except OSError as error:
         return error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
 
 
+@functools.cache
+def _host() -> str:
+    return socket.gethostname()  # it may change while a run trains
+
+
 def _name() -> str:
     """Host and process, as the text of RUN/.lock."""
-    return f'{socket.gethostname()} {os.getpid()}\n'
+    return f'{_host()} {os.getpid()}\n'
 
 
 def _remove_rest(folder: Path) -> None:
-    """Removes what a checkpoint that was being saved has made again of a deleted folder, and empty folders."""
-    if (folder / LOCK).exists():  # another run has begun there
-        return
-    if not (folder / 'config.json').exists():
-        shutil.rmtree(folder / 'checkpoints', ignore_errors=True)
-    for at, _, _ in os.walk(folder, topdown=False):
-        with contextlib.suppress(OSError):  # not empty
-            os.rmdir(at)
+    """Removes what a checkpoint that was being saved has made again of a deleted folder.
+
+    A folder that holds anything else was not deleted as a whole, so nothing of it is removed.
+    """
+    with contextlib.suppress(OSError):
+        left = {path.name for path in folder.iterdir() if not (path.is_dir() and not any(path.iterdir()))}
+        if left <= {'checkpoints'}:
+            shutil.rmtree(folder / 'checkpoints', ignore_errors=True)
+            for name in ('data', 'exports', ''):
+                with contextlib.suppress(OSError):  # it is not there, or not empty
+                    (folder / name).rmdir()
 
 
 def _agree(refusal: str | None) -> None:
@@ -133,7 +146,8 @@ def _cleared(folder: Path) -> Iterator[None]:
     finally:
         with contextlib.suppress(OSError):
             for path in set(folder.iterdir()) - before:
-                if path.name in ('checkpoints', 'data') and not (folder / 'config.json').exists():
+                refused = not (folder / 'config.json').exists() and not checkpoint.steps(folder / 'checkpoints')
+                if path.name in ('checkpoints', 'data') and refused:
                     shutil.rmtree(path)
                 elif path.is_dir() and not any(path.iterdir()):
                     path.rmdir()
@@ -147,21 +161,21 @@ def _locked(folder: Path) -> Iterator[None]:
     path = folder / LOCK
     with contextlib.ExitStack() as at_the_end:
         with files.writing(str(folder)):
-            lock = at_the_end.enter_context(path.open('a'))
+            lock = at_the_end.enter_context(path.open('ab', buffering=0))
+        name = _name()
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             ours = os.path.samestat(os.fstat(lock.fileno()), path.stat())  # not if the last run removed it just now
         except (BlockingIOError, FileNotFoundError):
             ours = False
         except OSError:  # this file system has no locks
-            ours = True
+            ours, name = True, ''
         if not ours:
             raise UserError(f'another process trains in {folder}; wait for it, stop it, or choose another --workdir')
-        with files.writing(str(path)):
-            lock.truncate(0)
-            lock.write(_name())
-            lock.flush()
         try:
+            with files.writing(str(path)):
+                lock.truncate(0)
+                lock.write(name.encode())
             yield
         finally:
             with contextlib.suppress(OSError):

@@ -109,10 +109,10 @@ ENTRIES: dict[str, Form] = dict(
     data=sections(section(rows=optional(whole(1)), canvas=optional(whole(1)), sources=sections(number(0)))),
     data_paths=sections(TEXT),
     tokenizer=section(path=optional(TEXT), fingerprint=TEXT, tokens=section()),
-    views=sections(section(view=TEXT, part=TEXT, count=whole(1), size=NUMBERS, length=whole(1))),
+    views=sections(section(view=TEXT, part=TEXT)),  # further keys are those of plug-ins
     masks=sections(section(mask=TEXT)),
     towers=sections(section(tower=TEXT)),
-    heads=sections(section(head=TEXT, prototypes=whole(1))),
+    heads=sections(section(head=TEXT)),
     teachers=sections(section(rule=TEXT, of=listed(TEXT), init_from=optional(START))),
     terms=listed(section(term=TEXT, name=optional(TEXT))),
     optim=section(lr=number(0), schedule=SCHEDULE, weight_decay=SCHEDULE),
@@ -126,7 +126,7 @@ ENTRIES: dict[str, Form] = dict(
     checkpoint=section(every=whole(1), keep=whole(1)),
     log=section(every=whole(1)),
     init_from=optional(either(START, listed(START))),
-    stages=listed(section(('at', 'change'), at=whole(1), change=section(batch_size=whole(1)))),
+    stages=optional(listed(section(('at', 'change'), at=whole(1), change=section(batch_size=whole(1))))),
     life=section(
         ('parent', 'ends'),
         parent=optional(PARENT),

@@ -50,7 +50,7 @@ class Stage(NamedTuple):
 
 def stages(config: configs.Config) -> tuple[Stage, ...]:
     """The stages of a resolved config, in their order. UserError by key, as 'stages.0.change.optim.lr'."""
-    total, entries = config['total_steps'], config.get('stages', ())
+    total, entries = config['total_steps'], config.get('stages') or ()
     begins = [0, *(_begin(entry, f'stages.{i}', total) for i, entry in enumerate(entries))]
     for i, (one, other) in enumerate(itertools.pairwise(begins)):
         if other <= one:

@@ -370,7 +370,7 @@ def claim_folder(
     """
     if not runtime.is_main():
         return
-    folders.check_there(folder)
+    folders.check_there(folder, begun=False)
     file = folder / 'config.json'
     if file.exists():
         before = configs.load_json(file)

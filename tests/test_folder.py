@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import importlib
+import io
 import itertools
 import json
 import os
@@ -302,6 +305,66 @@ def test_a_folder_that_is_deleted_while_a_run_trains_in_it(made, tmp_path, monke
     with pytest.raises(UserError, match=f'^{run} was deleted while this run trained in it'):
         small_runs.run(made, run)
     assert files_below(tmp_path) == (['run', 'run/.lock', 'run/config.json'] if moment == 'another run' else [])
+
+
+def test_a_run_that_loses_only_its_config_keeps_its_checkpoints(made, tmp_path, monkeypatch):
+    """It stops, and removes nothing: its state can still be read once config.json is written again."""
+    real, number, run = folders.check_there, itertools.count(), tmp_path / 'run'
+
+    def losing(folder, begun=True):
+        if (folder / 'checkpoints' / '4').exists() and next(number) == 0:
+            (folder / 'config.json').unlink()
+        real(folder, begun)
+
+    monkeypatch.setattr(folders, 'check_there', losing)
+    with pytest.raises(UserError, match='config.json is gone'):
+        small_runs.run(made, run)
+    assert {'run/checkpoints/4', 'run/data', 'run/metrics.jsonl'} <= {
+        str(path.relative_to(tmp_path)) for path in run.rglob('*')
+    } | {'run'}
+
+
+@pytest.mark.parametrize('left', [{}, {'metrics.jsonl': ''}, {'mine/notes.txt': 'x'}])
+def test_checkpoints_beside_anything_else_are_never_removed(tmp_path, left):
+    run = tmp_path / 'run'
+    with contextlib.suppress(UserError), folders.held(run):
+        (run / '.lock').unlink()
+        (run / 'checkpoints' / '500').mkdir(parents=True)
+        for name, text in left.items():
+            (run / name).parent.mkdir(exist_ok=True)
+            (run / name).write_text(text)
+        folders.check_there(run)
+    assert (run / 'checkpoints' / '500').exists() == bool(left)
+
+
+def test_a_host_that_gets_another_name_goes_on(tmp_path, monkeypatch):
+    with folders.held(tmp_path / 'run'):
+        monkeypatch.setattr(folders.socket, 'gethostname', lambda: 'another')
+        folders.check_there(tmp_path / 'run', begun=False)
+
+
+def test_a_disk_without_locks_and_a_full_one(tmp_path, monkeypatch):
+    def no_locks(file, how):
+        raise OSError(errno.ENOLCK, 'No locks available')
+
+    with monkeypatch.context() as patch, folders.held(tmp_path / 'run'):
+        patch.setattr(folders.fcntl, 'flock', no_locks)
+        with folders.held(tmp_path / 'other'), folders.held(tmp_path / 'other'):
+            folders.check_there(tmp_path / 'other', begun=False)
+
+    class Full(io.FileIO):
+        def write(self, data):
+            raise OSError(errno.ENOSPC, 'No space left on device')
+
+    real = Path.open
+    opened = lambda self, mode='r', *args, **more: Full(self, mode) if mode == 'ab' else real(self, mode, *args, **more)  # noqa: E731
+    monkeypatch.setattr(Path, 'open', opened)
+    with (
+        pytest.raises(UserError, match='full/.lock cannot be written: no space is left'),
+        folders.held(tmp_path / 'full'),
+    ):
+        pass
+    assert not (tmp_path / 'full').exists()
 
 
 HOLD = """

@@ -86,7 +86,14 @@ def facts(run: Run) -> list[tuple[str, str]]:
     for name, values in (
         ('towers', [f'{n}: {t.get("tower", "")} {t.get("variant", "")}' for n, t in section(config, 'towers')]),
         ('views', [f'{v.get("count", 1)} x {n} {v["size"]} px' for n, v in section(config, 'views') if 'size' in v]),
-        ('heads', [f'{n}, {h["prototypes"]:,} prototypes' for n, h in section(config, 'heads') if 'prototypes' in h]),
+        (
+            'heads',
+            [
+                f'{n}, {h["prototypes"]:,} prototypes'
+                for n, h in section(config, 'heads')
+                if isinstance(h.get('prototypes'), int)
+            ],
+        ),
         ('terms', [term_title(term) for term in config.get('terms', [])]),
         ('sources', [name for _, part in section(config, 'data') for name in part.get('sources', {})]),
         *history(config),

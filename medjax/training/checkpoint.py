@@ -271,7 +271,7 @@ def newest_whole(folder: Path) -> int:
         if file_list.exists(place):
             if file_list.damage(place) is None:
                 return step
-        elif not any(place.iterdir()) or _is_described(place):
+        elif _is_described(place):
             return step
     return 0
 

@@ -42,14 +42,16 @@ def damage(folder: Path) -> str | None:
         }
     except (OSError, ValueError, TypeError, AttributeError):
         return f'its list of files, {NAME}, is damaged'
-    for name, (size, _) in listed.items():
-        path = folder / name
-        if not path.is_file():
-            return f'{name} is missing'
-        if path.stat().st_size != size:
-            return f'{name} has {path.stat().st_size:,} bytes of {size:,}'
+    if not listed:
+        return f'its list of files, {NAME}, is empty'
     with ThreadPoolExecutor(THREADS) as pool:
         try:
+            for name, (size, _) in listed.items():
+                path = folder / name
+                if not path.is_file():
+                    return f'{name} is missing'
+                if path.stat().st_size != size:
+                    return f'{name} has {path.stat().st_size:,} bytes of {size:,}'
             for name, found in zip(listed, pool.map(lambda name: _about(folder / name), listed), strict=True):
                 if found != listed[name]:
                     return f'{name} has other bytes than were saved'

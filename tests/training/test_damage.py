@@ -173,6 +173,15 @@ def test_a_sigterm_before_the_first_step_of_a_resumed_run(folder, monkeypatch):
     checkpoints.close()
 
 
+def test_a_list_that_names_no_file_is_damage(folder):
+    (folder / '8' / file_list.NAME).write_text('{}')
+    shutil.rmtree(folder / '8' / 'default')
+    checkpoints = Checkpoints(folder, every=4, keep=2)
+    found, notes = checkpoints.resume(like(state(8)))
+    checkpoints.close()
+    assert int(found.step) == 4 and 'is empty' in notes[0]
+
+
 def test_what_a_killed_save_leaves_is_swept(folder):
     left = folder / '12.orbax-checkpoint-tmp'
     (left / 'default.orbax-checkpoint-tmp').mkdir(parents=True)
