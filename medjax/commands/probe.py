@@ -392,7 +392,7 @@ def _parser() -> argparse.ArgumentParser:
         default='',
         metavar='age,grade=none<mild',
         help='the columns that metadata, regression, ordinal and shortcut take, the words of ordinal from low to high; '
-        f'default of metadata and regression: those of {", ".join(columns.USUAL)} that the data have',
+        f'default of metadata and regression: those of {", ".join(subgroups.DEFAULT)} that the data have',
     )
     parser.add_argument(
         '--outside',
@@ -429,8 +429,9 @@ def _parser() -> argparse.ArgumentParser:
         '--unit',
         choices=aggregate.UNITS,
         default='image',
-        help='what the metrics of labels count: images, studies or patients; the scores of the images of a study or '
-        'patient are pooled, and it is positive if any of its images is (default: %(default)s)',
+        help='what knn, linear, linear_sgd, classifier and zero_shot count: images, studies or patients; the scores of '
+        'the images of a study or patient are pooled, and it is positive if any of its images is (default: '
+        '%(default)s)',
     )
     parser.add_argument(
         '--pool',

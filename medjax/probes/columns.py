@@ -1,7 +1,7 @@
 """Columns of a data set as targets of probes: which ones, their values, and the result of predicting them.
 
 Some probes predict an attribute of the records, such as age or sex, instead of a label. `medjax probe --columns` names
-the columns. Without it, these probes take those of USUAL that the data set has.
+the columns. Without it, these probes take those of `subgroups.DEFAULT` that the data set has.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from medjax.probes import label_splits, statistics
 from medjax.probes.encode import SplitFeatures
 from medjax.probes.evaluate import ProbeInputs, Result
 from medjax.probes.statistics import Bootstrap, Sample
+from medjax.probes.subgroups import DEFAULT
 
-USUAL = ('age', 'sex', 'view', 'site')
 FEWEST = 10  # records with a known value, in train and in test
 
 
@@ -88,7 +88,7 @@ def chosen(inputs: ProbeInputs, fits: Callable[[Column], bool], kind: str) -> Co
         if name not in have:
             raise UserError(f'--columns {name}: the records have no such column{suggest(name, sorted(have))}')
     found, skipped = [], {}
-    for name in asked or [name for name in USUAL if name in have]:
+    for name in asked or [name for name in DEFAULT if name in have]:
         if missing := [split for split in splits if name not in splits[split].attribute_names]:
             skipped[name] = f'the records of {missing[0]} have no such column'
             continue
@@ -102,7 +102,7 @@ def chosen(inputs: ProbeInputs, fits: Callable[[Column], bool], kind: str) -> Co
         else:
             found.append(column)
     if not found:
-        why = '; '.join(f'{name}: {reason}' for name, reason in skipped.items()) or 'name one with --columns'
+        why = label_splits.reasons(skipped) or 'name one with --columns'
         raise UserError(f'{data.name} has no {kind} to predict ({why})')
     return Columns(found, skipped)
 
@@ -125,8 +125,7 @@ def predict(
         else:
             predictions[column.name] = prediction
     if not predictions:
-        why = '; '.join(f'{name}: {reason}' for name, reason in skipped.items())
-        raise UserError(f'{inputs.data.name}: no column can be predicted ({why})')
+        raise UserError(f'{inputs.data.name}: no column can be predicted ({label_splits.reasons(skipped)})')
     metrics = next(iter(predictions.values())).samples
     content = dict(
         records=dict(inputs.data.splits),

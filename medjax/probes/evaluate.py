@@ -25,11 +25,11 @@ import numpy as np
 from medjax.data.records import DataSet
 from medjax.data.text.prompts import ZeroShot
 from medjax.errors import UserError
-from medjax.probes import aggregate, encode, metrics, policy, statistics, trust
+from medjax.probes import aggregate, encode, label_splits, metrics, policy, statistics, trust
 from medjax.probes.aggregate import Cases, Units
 from medjax.probes.encode import Encoder, SplitFeatures
 from medjax.probes.features import Stored
-from medjax.probes.label_splits import LabelSplits, label_splits, missing_class
+from medjax.probes.label_splits import LabelSplits, missing_class
 from medjax.probes.statistics import Bootstrap
 from medjax.probes.thresholds import choose_thresholds
 
@@ -61,10 +61,10 @@ class ProbeInputs:
             self._splits[split] = features._replace(labels=policy.apply(features.labels, self.policy))
         return self._splits[split]
 
-    def cases(self, split: str) -> Cases:
-        """The patients, units and group columns of a split."""
+    def cases(self, split: str, unit: str | None = None) -> Cases:
+        """The patients, units (default: those of `--unit`) and group columns of a split."""
         columns = {name for group in self.groups for name in group.split('*')} if split == 'test' else set()
-        return aggregate.cases(self.data.split(split), self.unit, sorted(columns))
+        return aggregate.cases(self.data.split(split), unit or self.unit, sorted(columns))
 
     def grids(self, split: str) -> np.ndarray | Stored:
         """float16 [n,h,w,D]: the patch tokens of a split. A probe that calls this before `features` encodes once."""
@@ -135,14 +135,35 @@ def run_label_probe(
 
     `val` has only the labels by which the probe may choose, see `medjax.probes.halves`.
     """
-    data = inputs.data
-    train, test = inputs.features('train'), inputs.features('test')
-    val = inputs.features('val') if data.splits.get('val') else None
-    cases = {'test': inputs.cases('test')} | {
-        'train' if val is None else 'val': inputs.cases('train' if val is None else 'val')
-    }
-    splits = label_splits(train, val, test, data.labels, inputs.seed, data.name, cases)
+    splits = learning_splits(inputs)
     return evaluate(lambda: learn(splits.train, splits.val, splits.test, inputs.seed), splits, inputs.options)
+
+
+def learning_splits(inputs: ProbeInputs, unit: str | None = None) -> LabelSplits:
+    """The splits of a probe that learns from labels. `unit`: what it counts, in place of that of `--unit`."""
+    data, validation = inputs.data, 'val' if inputs.data.splits.get('val') else 'train'
+    train, test = inputs.features('train'), inputs.features('test')
+    val = inputs.features('val') if validation == 'val' else None
+    cases = {split: inputs.cases(split, unit) for split in (validation, 'test')}
+    return label_splits.label_splits(train, val, test, data.labels, inputs.seed, data.name, cases)
+
+
+def fixed_splits(inputs: ProbeInputs, names: tuple[str, ...], skipped: dict[str, str]) -> LabelSplits:
+    """The splits of a probe that learns nothing, with these labels: test, and validation for calibration alone."""
+    columns, test, whole_val = [inputs.data.labels.index(name) for name in names], inputs.features('test'), None
+    if inputs.data.splits.get('val'):
+        labels = inputs.features('val').labels[:, columns]
+        whole_val = label_splits.divided(labels, inputs.cases('val'), names, inputs.seed)
+    return LabelSplits(
+        train=None,
+        val=None,
+        test=test._replace(labels=test.labels[:, columns]),
+        names=names,
+        skipped=skipped,
+        validation='nothing is chosen' if whole_val is None else 'the val split',
+        test_cases=inputs.cases('test'),
+        whole_val=whole_val,
+    )
 
 
 def mean_auroc(scores: np.ndarray, labels: np.ndarray) -> float | None:
@@ -228,7 +249,7 @@ def _with_both_classes(scores: Scores, splits: LabelSplits, options: Options) ->
         return scores, splits
     kept = [j for j, name in enumerate(splits.names) if name not in reasons]
     if not kept:
-        why = '; '.join(f'{name}: {reason}' for name, reason in list(reasons.items())[:5])
+        why = label_splits.reasons(reasons)
         raise UserError(f'no label to probe: each needs positives and negatives in test ({why})')
     return scores.with_labels(kept), splits.with_labels(kept, reasons)
 

@@ -6,7 +6,7 @@ The probe sees in its validation split only the labels by which it may choose, s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -76,14 +76,14 @@ def label_splits(
     train, val, validation = with_validation(train, val, seed)
     skipped = {}
     for j, name in enumerate(names):
-        reasons = [
+        missing = [
             missing_class(features.labels[:, j], split) for features, split in ((train, 'train'), (test, 'test'))
         ]
-        if any(reasons):
-            skipped[name] = '; '.join(filter(None, reasons))
+        if any(missing):
+            skipped[name] = '; '.join(filter(None, missing))
     kept = [j for j, name in enumerate(names) if name not in skipped]
     if not kept:
-        why = '; '.join(f'{name}: {reason}' for name, reason in list(skipped.items())[:5]) or 'it has no labels'
+        why = reasons(skipped) or 'it has no labels'
         raise UserError(f'{data}: no label to probe: each needs positives and negatives in train and test ({why})')
     train, val, test = (features._replace(labels=features.labels[:, kept]) for features in (train, val, test))
     kept_names = tuple(names[j] for j in kept)
@@ -112,6 +112,11 @@ def missing_class(labels: np.ndarray, split: str) -> str:
     """The class that a label [n] lacks in a split: 'no positive record in test'; '' if it has both classes."""
     missing = [name for value, name in ((1, 'positive'), (0, 'negative')) if not (labels == value).any()]
     return f'no {" and no ".join(missing)} record in {split}' if missing else ''
+
+
+def reasons(skipped: Mapping[str, str]) -> str:
+    """What was left out and why, for an error message: 'rare: no positive record in test; …', five entries at most."""
+    return '; '.join(f'{name}: {reason}' for name, reason in list(skipped.items())[:5])
 
 
 def held_out_rows(patients: np.ndarray, share: float, seed: int) -> np.ndarray:

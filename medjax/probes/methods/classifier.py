@@ -16,9 +16,10 @@ import numpy as np
 
 from medjax.errors import UserError
 from medjax.models import build as models
+from medjax.probes import label_splits
 from medjax.probes.encode import Encoder, SplitFeatures, image_tower
-from medjax.probes.evaluate import ProbeInputs, Result, Scores, evaluate
-from medjax.probes.label_splits import LabelSplits, divided, missing_class
+from medjax.probes.evaluate import ProbeInputs, Result, Scores, evaluate, fixed_splits
+from medjax.probes.label_splits import missing_class
 
 name = 'classifier'
 OF_LABELS = ('labels', 'classes')  # what a classifier may predict here
@@ -54,30 +55,18 @@ def run(inputs: ProbeInputs) -> Result:
             skipped[label] = reason
     names = tuple(label for label in labels if label not in skipped)
     if not names:
-        why = '; '.join(f'{label}: {reason}' for label, reason in list(skipped.items())[:5])
+        why = label_splits.reasons(skipped)
         raise UserError(f'{inputs.data.name}: no label of the classifier can be evaluated ({why})')
-    columns = [labels.index(label) for label in names]
-    test = test._replace(labels=test.labels[:, columns])
-    val = inputs.features('val') if inputs.data.splits.get('val') else None
-    splits = LabelSplits(
-        train=None,
-        val=None,
-        test=test,
-        names=names,
-        skipped=skipped,
-        validation='nothing is chosen' if val is None else 'the val split',
-        test_cases=inputs.cases('test'),
-        whole_val=None if val is None else divided(val.labels[:, columns], inputs.cases('val'), names, inputs.seed),
-    )
+    splits = fixed_splits(inputs, names, skipped)
 
     def score_split(split: SplitFeatures) -> np.ndarray:
         scores = log_odds(inputs.encoder, classifier, split.cls[:, -1])
         return scores[:, [classifier['names'].index(label) for label in names]]
 
     def score_both() -> Scores:
-        on_val = None if val is None else score_split(val)
+        on_val = None if splits.whole_val is None else score_split(inputs.features('val'))
         chosen = dict(head=classifier['head'], term=classifier['term'], by='training', scores='log-odds')
-        return Scores(score_split(test), on_val, 0.0, chosen, {}, dict(classifier=classifier), 'log-odds')
+        return Scores(score_split(splits.test), on_val, 0.0, chosen, {}, dict(classifier=classifier), 'log-odds')
 
     return evaluate(score_both, splits, inputs.options)
 

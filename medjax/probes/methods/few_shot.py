@@ -19,7 +19,7 @@ import numpy as np
 
 from medjax.data.types import BLANK
 from medjax.errors import UserError
-from medjax.probes import logistic, metrics, statistics
+from medjax.probes import label_splits, logistic, statistics
 from medjax.probes.evaluate import ProbeInputs, Result, label_requirements
 from medjax.probes.label_splits import missing_class
 from medjax.probes.statistics import Bootstrap
@@ -54,8 +54,7 @@ def run(inputs: ProbeInputs) -> Result:
     few = 'train has no two patients of whom one has a positive and the other a negative record'
     skipped |= {name: few for name in names if name not in skipped and name not in ever}
     if not results:
-        why = '; '.join(f'{name}: {reason}' for name, reason in list(skipped.items())[:5])
-        raise UserError(f'{inputs.data.name}: no label to learn ({why})')
+        raise UserError(f'{inputs.data.name}: no label to learn ({label_splits.reasons(skipped)})')
     content = dict(
         records=dict(train=len(train.labels), test=len(test.labels)),
         seed=inputs.seed,
@@ -108,10 +107,10 @@ def _rows(
     scores: list[np.ndarray], labels: np.ndarray, names: list[str], bootstrap: Bootstrap
 ) -> dict[str, dict[str, Any]]:
     """{metric: rows}: means over draws of the metrics of scores [n,L], with their deviation over draws."""
-    ranked = statistics.ranked_sample(np.concatenate(scores, 1), np.tile(labels, len(scores)), bootstrap)
+    samples = statistics.samples(np.concatenate(scores, 1), np.tile(labels, len(scores)), {}, bootstrap)
     found = {}
     for metric in ('AUROC', 'AUPRC'):
-        sample = ranked.at([*metrics.RANKED].index(metric.lower()))
+        sample = samples[metric.lower()]
         of_draws = sample.value.reshape(len(scores), len(names))
         means = sample.map(lambda x: x.reshape(len(x), len(scores), len(names)).mean(1))
         found[metric] = statistics.rows({name: means.at(j) for j, name in enumerate(names)}, bootstrap)

@@ -29,11 +29,11 @@ import numpy as np
 from medjax.probes import policy
 from medjax.probes.encode import SplitFeatures
 from medjax.probes.evaluate import ProbeInputs, Result, Scores, label_requirements, mean_auroc, run_label_probe
+from medjax.probes.methods import linear
 
 name, requirements = 'linear_sgd', label_requirements
 RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1)  # for 256 records a step
 BATCH, STEPS, MOMENTUM, DEVIATION = 128, 12_500, 0.9, 0.01
-THRESHOLD = 0.0  # in log-odds: probability .5
 STEPS_AT_ONCE = 50  # run by one call of the device
 ON_DEVICE = 2 << 30  # bytes of features that the device holds; of more, it gets the rows of STEPS_AT_ONCE steps
 
@@ -76,20 +76,17 @@ def learn(train: SplitFeatures, val: SplitFeatures, test: SplitFeatures, seed: i
     heads = Heads(trained[s].kernel[:, of_rate], trained[s].bias[of_rate])
     columns = sets[grid[best]['features']]
     chosen = dict(grid[best], steps=steps, by='mean AUROC over labels on validation', scores='log-odds')
-    return Scores(log_odds(heads, test, columns), log_odds(heads, val, columns), THRESHOLD, chosen, {}, dict(grid=grid))
+    on_test, on_val = log_odds(heads, test, columns), log_odds(heads, val, columns)
+    return Scores(on_test, on_val, linear.THRESHOLD, chosen, {}, dict(grid=grid), scale='log-odds')
 
 
 def feature_sets(split: SplitFeatures) -> dict[str, Columns]:
-    """The feature sets of the grid as columns of `row`; all of them are neighbours there."""
+    """The feature sets of the linear probe as columns of `row`: the columns of each stand side by side there."""
     _, layers, width = split.cls.shape
-    end = layers * width
-    if split.patches is None:
-        return {'pixels': Columns(0, end)}
-    sets = {'cls of the last block': Columns(end - width, end)}
-    if layers > 1:
-        sets[f'cls of the last {layers} blocks'] = Columns(0, end)
-    patches = end + split.patches.shape[1]
-    return sets | {f'{name} + mean patch': Columns(start, patches) for name, (start, _) in sets.items()}
+    return {
+        name: Columns((layers - one.blocks) * width, (layers + one.patches) * width)
+        for name, one in linear.feature_sets(split).items()
+    }
 
 
 def row(split: SplitFeatures, numbers: np.ndarray | slice) -> np.ndarray:
@@ -124,7 +121,8 @@ def fit(
     of_column = np.repeat(np.float32(rates) * batch / 256, labels)
     width = max(stop for _, stop in sets)
     whole = 4 * n * width <= ON_DEVICE
-    pool = jnp.asarray(row(train, slice(None))), jnp.asarray(train.labels)
+    if whole:
+        pool = jnp.asarray(row(train, slice(None))), jnp.asarray(train.labels)
     for first, numbers in _batches(n, batch, steps, rng):
         if not whole:
             pool = row(train, numbers.ravel()), train.labels[numbers.ravel()]

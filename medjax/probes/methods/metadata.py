@@ -1,7 +1,7 @@
 """Metadata: predicts what a record says besides its findings, such as sex, view or site, from frozen features.
 
-RAD-DINO is judged in this way (arXiv 2401.10815): features that tell sex, age and view hold more than findings. It is
-also an audit, because a model can use all that its features tell, for example the site. This probe predicts columns of
+RAD-DINO is judged in this way (arXiv 2401.10815): sex, age and view show what features hold beside findings. It is also
+an audit, because a model can use all that its features tell, for example the site. This probe predicts columns of
 words, `regression` those of numbers.
 
 The classes of a column are its words in train. The linear probe tells each class from all others; it chooses its
@@ -55,7 +55,7 @@ def predict(inputs: ProbeInputs, column: Column, bootstrap: Bootstrap) -> Predic
     if lost := [word for word, of_class in zip(words, train.labels.T, strict=True) if not (of_class == 1).any()]:
         return f'the only records of {lost[0]!r} are among those held out for validation'
     scores = linear.learn(train, val, test, inputs.seed)
-    ranked = statistics.ranked_sample(scores.test, test.labels, bootstrap).at(list(metrics.RANKED).index('auroc'))
+    ranked = statistics.samples(scores.test, test.labels, {}, bootstrap)['auroc']
     known, answer = np.all(test.labels >= 0, axis=1), scores.test.argmax(1)
     here = np.where(known[:, None], test.labels, 0).astype(float)  # [n,C]
     right = here * np.equal(answer[:, None], np.arange(len(words)))

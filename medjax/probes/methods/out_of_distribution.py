@@ -51,6 +51,11 @@ def requirements(inputs: ProbeInputs) -> dict[str, Any]:
             raise UserError(f'--outside {data.path}: no record in test')
         if data.fingerprint == inputs.data.fingerprint:
             raise UserError(f'--outside {data.path}: it is the data set itself')
+    names = [*inputs.data.labels, *(data.name for data in inputs.outside)]
+    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise UserError(
+            f'--outside: {twice[0]!r} is the name of two sets or labels; build one into a folder of another name'
+        )
     if not inputs.data.labels and not inputs.outside:
         raise UserError('the data set has no labels to hold out; name another data set with --outside')
     return dict(outside=[data.fingerprint for data in inputs.outside])
@@ -91,8 +96,7 @@ def run(inputs: ProbeInputs) -> Result:
         other[: count[1]], other[count[k] : count[k + 1]] = 0, 1
         add(data.name, train, val, other)
     if not samples:
-        why = '; '.join(f'{label}: {reason}' for label, reason in list(skipped.items())[:5])
-        raise UserError(f'{inputs.data.name}: no label can be held out ({why})')
+        raise UserError(f'{inputs.data.name}: no label can be held out ({label_splits.reasons(skipped)})')
     order = sorted(samples, key=lambda metric: (metric.endswith('FPR95'), metric.startswith('energy')))
     content = dict(
         records=dict(inputs.data.splits) | {data.name: data.splits['test'] for data in inputs.outside},

@@ -16,15 +16,15 @@ encoders, compare the drop as well as the AUROC: an encoder that knows nothing l
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from medjax.data.records import Split
-from medjax.probes import aggregate, corruptions, encode, metrics, statistics
+from medjax.probes import corruptions, encode, statistics
 from medjax.probes.encode import SplitFeatures
-from medjax.probes.evaluate import ProbeInputs, Result, label_requirements
-from medjax.probes.label_splits import LabelSplits, label_splits
+from medjax.probes.evaluate import ProbeInputs, Result, choosing_units, label_requirements, learning_splits
 from medjax.probes.methods import linear
 from medjax.probes.statistics import Bootstrap, Sample
 from medjax.probes.thresholds import choose_thresholds
@@ -45,12 +45,11 @@ class CorruptedSplit(Split):
 
 def run(inputs: ProbeInputs) -> Result:
     begun = time.perf_counter()
-    val = inputs.features('val') if inputs.data.splits.get('val') else None
-    splits = label_splits(
-        inputs.features('train'), val, inputs.features('test'), inputs.data.labels, inputs.seed, inputs.data.name
-    )
+    splits = learning_splits(inputs, unit='image')
     classifier = linear.choose(splits.train, splits.val)
-    thresholds, notes = thresholds_of(classifier, splits)
+    val = choosing_units(classifier.log_odds(splits.val), splits, inputs.options)
+    found, notes = choose_thresholds(val, linear.THRESHOLD, splits.names, splits.train.labels)
+    thresholds = dict(balanced_accuracy=found['balanced_accuracy'])
     bootstrap = inputs.options.bootstrap(splits.test.patients)
 
     def judged(features: SplitFeatures) -> dict[str, Sample]:
@@ -93,20 +92,12 @@ def corrupted(inputs: ProbeInputs, kind: str, severity: int) -> SplitFeatures:
     )
 
 
-def thresholds_of(classifier: linear.Classifier, splits: LabelSplits) -> tuple[np.ndarray, dict[str, str]]:
-    """The thresholds [L] of balanced accuracy on clean validation, and notes by label."""
-    whole = splits.whole_val
-    val = aggregate.pool(classifier.log_odds(splits.val), whole.halves.choosing(whole.labels), whole.cases, how='mean')
-    found, notes = choose_thresholds(val, linear.THRESHOLD, splits.names, splits.train.labels)
-    return found['balanced_accuracy'], notes
-
-
-def judge(scores: np.ndarray, labels: np.ndarray, thresholds: np.ndarray, bootstrap: Bootstrap) -> dict[str, Sample]:
+def judge(
+    scores: np.ndarray, labels: np.ndarray, thresholds: Mapping[str, np.ndarray], bootstrap: Bootstrap
+) -> dict[str, Sample]:
     """The samples of AUROC and error, means over labels, for scores [n,L] and labels int8 [n,L]."""
-    ranked = statistics.ranked_sample(scores, labels, bootstrap).at([*metrics.RANKED].index('auroc'))
-    decided = statistics.decision_sample(scores, labels, thresholds, bootstrap)
-    balanced = statistics.rates(decided, metrics.balanced_accuracy)
+    samples = statistics.samples(scores, labels, thresholds, bootstrap)
     return dict(
-        AUROC=ranked.filled().map(lambda x: x.mean(1)),
-        error=balanced.filled().map(lambda x: 1 - x.mean(1)),
+        AUROC=samples['auroc'].filled().map(lambda x: x.mean(1)),
+        error=samples['balanced_accuracy'].filled().map(lambda x: 1 - x.mean(1)),
     )

@@ -17,7 +17,7 @@ import time
 import numpy as np
 
 from medjax.errors import UserError
-from medjax.probes import metrics, policy, statistics
+from medjax.probes import label_splits, metrics, policy, statistics
 from medjax.probes.evaluate import ProbeInputs, Result, label_requirements
 from medjax.probes.vectors import nearest, unit
 
@@ -52,8 +52,7 @@ def run(inputs: ProbeInputs) -> Result:
             samples[f'P@{k}'][label] = sums.map(lambda s: metrics.ratio(s[:, 0], s[:, 1]))
             shares[f'P@{k}/{label}'] = share[asked].astype(np.float32)
     if not chance:
-        why = '; '.join(f'{label}: {reason}' for label, reason in list(skipped.items())[:5])
-        raise UserError(f'{inputs.data.name}: no label to search for ({why})')
+        raise UserError(f'{inputs.data.name}: no label to search for ({label_splits.reasons(skipped)})')
     results = {metric: statistics.rows(of_label, bootstrap) for metric, of_label in samples.items()}
     for rows in results.values():
         for label, count in counts.items():

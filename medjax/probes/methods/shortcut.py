@@ -29,9 +29,8 @@ import numpy as np
 
 from medjax.data.types import BLANK
 from medjax.errors import UserError
-from medjax.probes import columns, metrics, policy, statistics, subgroups
-from medjax.probes.evaluate import ProbeInputs, Result, label_requirements
-from medjax.probes.label_splits import label_splits
+from medjax.probes import columns, label_splits, policy, statistics, subgroups
+from medjax.probes.evaluate import ProbeInputs, Result, label_requirements, learning_splits
 from medjax.probes.methods import linear
 from medjax.probes.statistics import Bootstrap, Sample
 
@@ -48,10 +47,7 @@ def requirements(inputs: ProbeInputs) -> dict[str, Any]:
 def run(inputs: ProbeInputs) -> Result:
     begun = time.perf_counter()
     found, skipped = columns.chosen(inputs, lambda column: True, 'column')
-    val = inputs.features('val') if inputs.data.splits.get('val') else None
-    splits = label_splits(
-        inputs.features('train'), val, inputs.features('test'), inputs.data.labels, inputs.seed, inputs.data.name
-    )
+    splits = learning_splits(inputs, unit='image')
     scores = linear.learn(splits.train, splits.val, splits.test, inputs.seed)
     bootstrap = inputs.options.bootstrap(splits.test.patients)
     whole = inputs.features('train').labels[:, [inputs.data.labels.index(label) for label in splits.names]]
@@ -69,8 +65,7 @@ def run(inputs: ProbeInputs) -> Result:
                 samples.setdefault(metric, {})[row] = sample
             facts[row] = dict(kinds=kinds(suggestion, truth))
     if not samples:
-        why = '; '.join(f'{row}: {reason}' for row, reason in list(skipped.items())[:5])
-        raise UserError(f'{inputs.data.name}: no label and column to audit ({why})')
+        raise UserError(f'{inputs.data.name}: no label and column to audit ({label_splits.reasons(skipped)})')
     content = dict(
         records=dict(inputs.data.splits),
         validation=splits.validation,
@@ -126,7 +121,7 @@ def compare(scores: np.ndarray, truth: np.ndarray, suggestion: np.ndarray, boots
     subsets = np.stack([with_it == positive, with_it != positive, np.ones(len(truth), bool)], 1) & has[:, None]
     labels = np.where(subsets, truth[:, None], BLANK).astype(np.int8)
     table = np.stack([scores, scores, np.nan_to_num(suggestion)], 1)
-    ranked = statistics.ranked_sample(table, labels, bootstrap).at([*metrics.RANKED].index('auroc'))
+    ranked = statistics.samples(table, labels, {}, bootstrap)['auroc']
     aligned, conflicting, column = map(ranked.at, range(3))
     return dict(
         conflicting_auroc=conflicting, aligned_auroc=aligned, gap=aligned.minus(conflicting), column_auroc=column

@@ -21,11 +21,11 @@ import numpy as np
 
 from medjax.data.text.prompts import ENSEMBLES, SCORES, ZeroShot
 from medjax.errors import UserError
-from medjax.probes import image_text
+from medjax.probes import image_text, label_splits
 from medjax.probes.encode import SplitFeatures
-from medjax.probes.evaluate import ProbeInputs, Result, Scores, evaluate
+from medjax.probes.evaluate import ProbeInputs, Result, Scores, evaluate, fixed_splits
 from medjax.probes.image_text import ImageTextEncoder
-from medjax.probes.label_splits import LabelSplits, divided, missing_class
+from medjax.probes.label_splits import missing_class
 from medjax.probes.vectors import unit
 
 name = 'zero_shot'
@@ -45,21 +45,9 @@ def run(inputs: ProbeInputs) -> Result:
     labels = list(inputs.data.labels)
     names, skipped = _evaluated_classes(labels, prompts, test.labels)
     if not names:
-        why = '; '.join(f'{name}: {reason}' for name, reason in list(skipped.items())[:5])
+        why = label_splits.reasons(skipped)
         raise UserError(f'{inputs.data.name}: no class of the prompts can be evaluated ({why})')
-    columns = [labels.index(name) for name in names]
-    test = test._replace(labels=test.labels[:, columns])
-    val = inputs.features('val') if inputs.data.splits.get('val') else None
-    splits = LabelSplits(
-        train=None,
-        val=None,
-        test=test,
-        names=names,
-        skipped=skipped,
-        validation='nothing is chosen' if val is None else 'the val split',
-        test_cases=inputs.cases('test'),
-        whole_val=None if val is None else divided(val.labels[:, columns], inputs.cases('val'), names, inputs.seed),
-    )
+    splits = fixed_splits(inputs, names, skipped)
 
     def score_split(split: SplitFeatures) -> np.ndarray:
         scores = score(unit(encoder.image_vectors(split.cls[:, -1])), prompts, encoder)
@@ -67,9 +55,9 @@ def run(inputs: ProbeInputs) -> Result:
 
     def score_both() -> Scores:
         threshold, scale = (None, 'any') if prompts.score == 'cosine' else (0.0, 'log-odds')
-        on_val = None if val is None else score_split(val)
+        on_val = None if splits.whole_val is None else score_split(inputs.features('val'))
         chosen, details = _settings(prompts, encoder), _details(prompts, encoder)
-        return Scores(score_split(test), on_val, threshold, chosen, {}, details, scale)
+        return Scores(score_split(splits.test), on_val, threshold, chosen, {}, details, scale)
 
     return evaluate(score_both, splits, inputs.options)
 

@@ -68,10 +68,16 @@ def test_the_grid_equals_classifiers_that_torch_trains_one_by_one(n):
 
 def test_rows_that_come_step_by_step_give_the_same_classifiers(monkeypatch):
     train = with_unknown(examples(0))
+    read = []
+    real = linear_sgd.row
+    monkeypatch.setattr(linear_sgd, 'row', lambda split, rows: read.append(rows) or real(split, rows))
     columns = tuple(linear_sgd.feature_sets(train).values())
     whole = linear_sgd.fit(train, columns, (0.1,), 0, steps=70)
     monkeypatch.setattr(linear_sgd, 'ON_DEVICE', 0)
-    for a, b in zip(whole, linear_sgd.fit(train, columns, (0.1,), 0, steps=70), strict=True):
+    read.clear()
+    parts = linear_sgd.fit(train, columns, (0.1,), 0, steps=70)
+    assert [len(rows) for rows in read] == [50 * 128, 20 * 128], 'never all rows at once'
+    for a, b in zip(whole, parts, strict=True):
         np.testing.assert_allclose(a.kernel, b.kernel, rtol=1e-5, atol=1e-6)
 
 

@@ -114,6 +114,9 @@ def test_what_cannot_be_held_out_is_named():
     few = features(2, 20)
     with pytest.raises(UserError, match='no label can be held out .strange: fewer than 20 records without it'):
         ood.run(inputs_of(train=features(0, 50), val=features(1, 50), test=few))
+    twice = inputs_of(outside=[('strange', few)], train=features(0, 50), test=few)
+    with pytest.raises(UserError, match="--outside: 'strange' is the name of two sets or labels"):
+        ood.requirements(twice)
     inputs = inputs_of(train=features(0, 50), test=few)
     inputs.data.labels = ()
     with pytest.raises(UserError, match='no labels to hold out; name another data set with --outside'):

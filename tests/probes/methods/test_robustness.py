@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
-from medjax.probes import corruptions
+from medjax.probes import aggregate, corruptions, label_splits
 from medjax.probes.encode import SplitFeatures
 from medjax.probes.evaluate import Options
 from medjax.probes.methods import robustness
@@ -38,6 +38,7 @@ def result(monkeypatch):
         data=types.SimpleNamespace(name='data', labels=('a', 'b'), splits=sizes),
         features=splits.__getitem__,
         seed=0,
+        cases=lambda split, unit: aggregate.plain(splits[split].patients),
         options=Options(draws=100),
     )
     result = robustness.run(inputs)
@@ -47,7 +48,7 @@ def result(monkeypatch):
 
 def test_figures_equal_loops(result):
     found, given = result
-    content, of = found.content, robustness.label_splits(*given.values(), ('a', 'b'), 0, 'data')
+    content, of = found.content, label_splits.label_splits(*given.values(), ('a', 'b'), 0, 'data')
     splits = dict(train=of.train, val=of.val)
     assert list(content['results']['AUROC']) == ['mean', *corruptions.KINDS]
     classifier = robustness.linear.choose(splits['train'], splits['val'])

@@ -7,6 +7,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from medjax.errors import UserError
+from medjax.probes import aggregate
 from medjax.probes.encode import SplitFeatures
 from medjax.probes.evaluate import Options
 from medjax.probes.methods import shortcut
@@ -35,6 +36,7 @@ def inputs_of(sees_tube, columns=('tube',), seed=0):
         features=features.__getitem__,
         seed=0,
         columns=dict.fromkeys(columns, ()),
+        cases=lambda split, unit: aggregate.plain(features[split].patients),
         options=Options(draws=200),
     )
 
