@@ -22,8 +22,11 @@ from medjax.weights import export
 
 # The figures on validation of the probes of medjax. Accuracies choose their thresholds there, so they are none.
 LABELS = ('auroc', 'auprc')
-FIGURES = dict.fromkeys(('knn', 'linear', 'classifier', 'zero_shot'), LABELS) | dict(
-    retrieval=('R@1', 'R@5', 'R@10', 'P@5', 'P@10')
+WITHOUT = ('few_shot', 'search', 'metadata', 'regression', 'ordinal', 'robustness', 'out_of_distribution', 'shortcut')
+FIGURES = (
+    dict.fromkeys(('knn', 'linear', 'linear_sgd', 'classifier', 'zero_shot'), LABELS)
+    | dict(retrieval=('R@1', 'R@5', 'R@10', 'P@5', 'P@10'))
+    | dict.fromkeys(WITHOUT, ())
 )
 KINDS = dict(step=int, probe=str, metric=str, data=str, steps=dict) | dict.fromkeys(
     ('value', 'low', 'high'), (int, float)
@@ -44,6 +47,7 @@ def parse(text: str, probes: Sequence[str]) -> Figure:
     """The figure that --best names, 'linear.auroc', of one of the probes that run. UserError for any other text."""
     probe, _, metric = text.rpartition('.')
     choices = ', '.join(f'{name}.{figure}' for name in probes for figure in FIGURES.get(name, ('FIGURE',)))
+    choices = choices or 'none of the probes that run; add linear'
     if probe not in probes:
         known = f'; the probes that run are {", ".join(probes)}' if probe else ''
         raise UserError(f'--best {text}: write PROBE.FIGURE{known}; figures on validation: {choices}')

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from medjax import config as configs, files
+from medjax import config as configs, files, plugins
 from medjax.commands.export import ending
 from medjax.errors import UserError
 from medjax.probes import best, watch
@@ -81,6 +81,16 @@ def test_without_the_figure_nothing_is_written(tmp_path, found, metric, words):
 
 def test_a_probe_of_your_own_may_have_figures():
     assert best.parse('mypkg.mine.f1', ['knn', 'mypkg.mine']) == ('mypkg.mine', 'f1')
+
+
+def test_every_probe_of_medjax_says_which_figures_it_has():
+    """A probe without a figure on validation is refused before hours of encoding."""
+    assert set(best.FIGURES) == set(plugins.names('medjax.probes.methods'))
+    assert best.parse('linear_sgd.auroc', ['linear_sgd']) == ('linear_sgd', 'auroc')
+    with pytest.raises(UserError, match='few_shot has no figure .AUROC@5. on validation; such figures: linear.auroc'):
+        best.parse('few_shot.AUROC@5', ['few_shot', 'linear'])
+    with pytest.raises(UserError, match='none of the probes that run; add linear'):
+        best.parse('search.P@1', ['search'])
 
 
 @pytest.mark.parametrize('content', ['', '[]', '{"step": "20"}', '{"step": 20}', '{"step": 2'])
