@@ -258,8 +258,8 @@ def in_words(pair: Mapping[str, Any]) -> str:
 
 
 def _signed(value: float) -> str:
-    return f'{value:+.3f}'.replace('0.', '.', 1)
+    return f'{"+" if value >= 0 else ""}{results.short(value)}'
 
 
 def _short_p(p: float) -> str:
-    return f'{p:.3f}'.removeprefix('0') if p < 1 else '1'
+    return results.short(p) if p < 1 else '1'

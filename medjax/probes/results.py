@@ -235,5 +235,6 @@ def cell(estimate: dict[str, Any] | None) -> str:
 
 
 def short(value: float) -> str:
-    """.842, as papers print it."""
-    return f'{value:.3f}'.removeprefix('0')
+    """.842 and -.026, as papers print them."""
+    text = f'{value:.3f}'
+    return text.replace('0.', '.', 1) if abs(value) < 1 else text

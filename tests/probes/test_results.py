@@ -6,6 +6,7 @@ import json
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 
 from medjax.probes import results
 
@@ -53,3 +54,11 @@ def test_the_name_of_a_data_set_goes_to_the_first_for_the_whole_run(tmp_path):
     put(tmp_path, FIRST, 0.375, step=10)
     assert results.path(tmp_path, 10, 'clinic', 'knn').exists()
     assert table(tmp_path, FIRST).count('| knn |') == table(tmp_path, SECOND).count('| knn |') == 1
+
+
+@pytest.mark.parametrize(
+    ('value', 'text'),
+    [(0.842, '.842'), (-0.0264, '-.026'), (1.0, '1.000'), (0.9996, '1.000'), (10.5, '10.500'), (-20.04, '-20.040')],
+)
+def test_numbers_are_printed_as_in_papers(value, text):
+    assert results.short(value) == text
