@@ -7,11 +7,12 @@ Channels, mean and deviation come from the data. The sizes come from the data to
 16 px. Smaller images (MedMNIST has 28 px) give crops of their whole and half size, in patches of a quarter. Crops are
 flipped at random. Set `flip` to 0 in both views if left and right matter.
 
-Cost: 3:52 minutes for `make demo` in a fresh clone on two CPU cores. This includes installation, compilation and the
-four commands.
-Expect a page to look at, not an encoder to use. Measured after 300 steps, mean AUROC on the 421 test phantoms: kNN .533
-and linear .525 on one machine, .544 and .544 on another; random init .507 and .531; raw pixels .560 and .559. The 95 %
-intervals are about .03 to either side.
+Cost: 3:52 minutes for `make demo` in a fresh clone on two idle CPU cores, before probes tried 45 strengths and gave
+BCa intervals; 11:15 minutes since then, beside other work. This includes installation, compilation and the four
+commands.
+Expect a page to look at, not an encoder to use. Measured after 300 steps, mean AUROC on the 421 test phantoms: kNN .522
+[.488, .554] and linear .542 [.512, .570]; random init .501 and .542; raw pixels .560 and .559. Other machines gave .533
+and .525, .544 and .544 with an earlier linear probe.
 On the 3,882 radiographs of a MedMNIST subset, 400 steps give linear .941; random init .912; raw pixels .926
 (BUILD_NOTES.md).
 """
