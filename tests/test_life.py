@@ -295,6 +295,8 @@ def test_a_lengthened_run_equals_a_long_one(parent, data, tmp_path):  # noqa: F8
 
 def test_a_schedule_that_has_ended_is_not_lengthened(tmp_path):
     (tmp_path / 'checkpoints/8').mkdir(parents=True)
+    (tmp_path / 'checkpoints/8/array').write_text('as saved')
+    file_list.write(tmp_path / 'checkpoints/8')
     (tmp_path / 'data').mkdir()
     (tmp_path / 'data/sources.json').write_text('{}')
     (tmp_path / 'config.json').write_text(configs.to_json(tiny()))
