@@ -310,12 +310,15 @@ def test_a_schedule_that_has_ended_is_not_lengthened(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_branch_with_nothing_changed_equals_its_parent(parent, tmp_path):
-    medjax('train', '--from', f'{parent}@4', '--workdir', tmp_path / 'run')
-    equal(parent, tmp_path / 'run', 12)
-    assert numbers(parent, 4) == numbers(tmp_path / 'run', 4)
-    named = json.loads((tmp_path / 'run/config.json').read_text())['life']['parent']
-    assert (named['run'], named['step'], named['total_steps']) == (str(parent), 4, 12)
+def test_a_branch_with_nothing_changed_equals_its_parent(parent, data, tmp_path):  # noqa: F811
+    """Over its next 20 steps, to the bit."""
+    run = shutil.copytree(parent, tmp_path / 'run')
+    medjax(*train(data, run, '--config.total_steps=24', '--config.checkpoint.keep=6', *CONSTANT)[3:])
+    medjax('train', '--from', f'{run}@4', '--workdir', tmp_path / 'branch')
+    equal(run, tmp_path / 'branch', 24)
+    assert numbers(run, 4) == numbers(tmp_path / 'branch', 4) and len(numbers(run, 4)) == 10  # every second step
+    named = json.loads((tmp_path / 'branch/config.json').read_text())['life']['parent']
+    assert (named['run'], named['step'], named['total_steps']) == (str(run), 4, 24)
 
 
 @pytest.mark.slow
