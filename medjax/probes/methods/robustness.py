@@ -11,16 +11,27 @@ sees the test records with each of eleven corruptions at five severities (`medja
 Each is the mean over severities; those of each severity stand in `details`. MedMNIST-C (arXiv 2406.17536) divides
 errors by those of an AlexNet on its data. There is none for other data, so errors are not divided. To compare two
 encoders, compare the drop as well as the AUROC: an encoder that knows nothing loses nothing.
+
+The scores of each of the 55 lie in RUN/cache/<encoder>/<data>.corrupted/ until all are there. So a job that was killed
+goes on where it was.
 """
 
 from __future__ import annotations
 
+import hashlib
+import inspect
+import json
+import pathlib
+import shutil
 import time
+import zipfile
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+import medjax
+from medjax import files
 from medjax.data.records import Split
 from medjax.probes import corruptions, encode, statistics
 from medjax.probes.encode import SplitFeatures
@@ -52,14 +63,15 @@ def run(inputs: ProbeInputs) -> Result:
     thresholds = dict(balanced_accuracy=found['balanced_accuracy'])
     bootstrap = inputs.options.bootstrap(splits.test.patients)
 
-    def judged(features: SplitFeatures) -> dict[str, Sample]:
-        return judge(classifier.log_odds(features), splits.test.labels, thresholds, bootstrap)
+    def judged(scores: np.ndarray) -> dict[str, Sample]:
+        return judge(scores, splits.test.labels, thresholds, bootstrap)
 
-    clean = judged(splits.test)
+    clean = judged(classifier.log_odds(splits.test))
+    place = place_of(inputs, classifier)
     rows: dict[str, dict[str, Sample]] = dict(AUROC={}, error={}, drop={}, rise={})
     details: dict[str, Any] = {}
     for kind in corruptions.KINDS:
-        of_severity = [judged(corrupted(inputs, kind, severity)) for severity in corruptions.SEVERITIES]
+        of_severity = [judged(scores_of(inputs, classifier, kind, s, place)) for s in corruptions.SEVERITIES]
         found = {metric: statistics.mean([each[metric] for each in of_severity]) for metric in clean}
         found |= dict(drop=clean['AUROC'].minus(found['AUROC']), rise=found['error'].minus(clean['error']))
         for metric, sample in found.items():
@@ -82,7 +94,40 @@ def run(inputs: ProbeInputs) -> Result:
         bootstrap=bootstrap.facts(),
         seconds=round(time.perf_counter() - begun, 2),
     )
+    if place:
+        shutil.rmtree(place, ignore_errors=True)
     return Result(content, dict(patient=splits.test.patients.astype(np.int64)))
+
+
+def place_of(inputs: ProbeInputs, classifier: linear.Classifier) -> pathlib.Path | None:
+    """The folder for scores of this encoder, data, classifier and version; None if nothing is kept on disk."""
+    if inputs.cache is None:
+        return None
+    about = [inputs.encoder.digest, inputs.data.fingerprint, inputs.seed, classifier.features, medjax.__version__]
+    digest = hashlib.sha256(json.dumps([*about, inspect.getsource(corruptions)]).encode())
+    for array in classifier.regressions[:4]:
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return inputs.cache / str(inputs.encoder.name) / f'{inputs.data.name}.corrupted' / digest.hexdigest()[:16]
+
+
+def scores_of(
+    inputs: ProbeInputs, classifier: linear.Classifier, kind: str, severity: int, place: pathlib.Path | None
+) -> np.ndarray:
+    """The log-odds [n,L] of corrupted test records: as they lie on disk, else computed and kept there."""
+    file = place and place / f'{kind}-{severity}.npz'
+    if file and file.exists():
+        try:
+            with np.load(file) as kept:
+                if len(scores := kept['scores']) == inputs.data.splits['test']:
+                    return scores
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
+            pass  # damaged, so it is made again
+    scores = classifier.log_odds(corrupted(inputs, kind, severity))
+    if file:
+        with files.writing(f'the scores {file}'):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            files.write_npz(file, scores=scores)
+    return scores
 
 
 def corrupted(inputs: ProbeInputs, kind: str, severity: int) -> SplitFeatures:

@@ -23,27 +23,75 @@ def features(seed, n, noise=0.0):
     return SplitFeatures(x, x[:, 0] * 1, y, np.arange(n) // 2)
 
 
-@pytest.fixture
-def result(monkeypatch):
-    seen = []
+ALL = [(kind, severity) for kind in corruptions.KINDS for severity in corruptions.SEVERITIES]
 
-    def corrupted(inputs, kind, severity):
-        seen.append((kind, severity))
-        return features(2, 160, noise=0.0 if kind == 'rotation' else severity)
 
-    monkeypatch.setattr(robustness, 'corrupted', corrupted)
+def given(cache=None):
     splits = dict(train=features(0, 200), val=features(1, 100), test=features(2, 160))
     sizes = {name: len(x.labels) for name, x in splits.items()}
-    inputs = types.SimpleNamespace(
-        data=types.SimpleNamespace(name='data', labels=('a', 'b'), splits=sizes),
+    return splits, types.SimpleNamespace(
+        encoder=types.SimpleNamespace(name=8, digest='encoder'),
+        data=types.SimpleNamespace(name='data', labels=('a', 'b'), splits=sizes, fingerprint='data'),
+        cache=cache,
         features=splits.__getitem__,
         seed=0,
         cases=lambda split, unit: aggregate.plain(splits[split].patients),
         options=Options(draws=100),
     )
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """The corruptions that were encoded."""
+    found = []
+
+    def corrupted(inputs, kind, severity):
+        found.append((kind, severity))
+        return features(2, 160, noise=0.0 if kind == 'rotation' else severity)
+
+    monkeypatch.setattr(robustness, 'corrupted', corrupted)
+    return found
+
+
+@pytest.fixture
+def result(seen):
+    splits, inputs = given()
     result = robustness.run(inputs)
-    assert seen == [(kind, severity) for kind in corruptions.KINDS for severity in corruptions.SEVERITIES]
+    assert seen == ALL
     return result, splits
+
+
+def test_a_killed_job_goes_on(seen, result, tmp_path, monkeypatch):
+    """What was encoded is not encoded again, but for a damaged file. Another seed or encoder begins anew."""
+    _, inputs = given(tmp_path)
+    whole, encode = result[0].content, robustness.corrupted
+
+    def killed(inputs, kind, severity):
+        if len(seen) == 7:
+            raise KeyboardInterrupt
+        return encode(inputs, kind, severity)
+
+    seen.clear()
+    monkeypatch.setattr(robustness, 'corrupted', killed)
+    with pytest.raises(KeyboardInterrupt):
+        robustness.run(inputs)
+    monkeypatch.setattr(robustness, 'corrupted', encode)
+    (folder,) = (tmp_path / '8' / 'data.corrupted').iterdir()
+    kept = sorted(folder.iterdir())
+    assert len(kept) == 7
+    kept[0].write_bytes(kept[0].read_bytes()[:100])
+    kept[1].write_bytes(b'')
+    seen.clear()
+    again = robustness.run(inputs).content
+    assert len(seen) == len(ALL) - 5 and again['results'] == whole['results']
+    assert not folder.exists()
+
+    places = {robustness.place_of(inputs, robustness.linear.choose(inputs.features('train'), inputs.features('val')))}
+    inputs.seed = 1
+    places.add(robustness.place_of(inputs, robustness.linear.choose(inputs.features('train'), inputs.features('val'))))
+    inputs.encoder.digest = 'another'
+    places.add(robustness.place_of(inputs, robustness.linear.choose(inputs.features('train'), inputs.features('val'))))
+    assert len(places) == 3
 
 
 def test_figures_equal_loops(result):
