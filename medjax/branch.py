@@ -8,6 +8,7 @@ the parts that --keep names. What it does not keep begins as in a new run; a tea
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ import jax.numpy as jnp
 from medjax import config as configs, life
 from medjax.errors import UserError, suggest
 from medjax.objectives.compose import Objective, compose
+from medjax.stages import stages
 from medjax.training import checkpoint
 from medjax.training.checkpoint import Checkpoints
 from medjax.training.state import abstract_state, make_optimizer, state_shardings
@@ -63,13 +65,16 @@ class Branch(NamedTuple):
 def parent(spec: str) -> Parent:
     """The parent that 'RUN' (its newest checkpoint) or 'RUN@STEP' names. UserError where there is none."""
     folder, text = checkpoint.named(spec)
-    if not (folder / 'config.json').is_file():
-        raise UserError(f'--from {spec}: {folder} is no run: it has no config.json')
+    if not os.path.isfile(folder / 'config.json'):  # False for a name that is too long
+        way = ''
+        if os.path.isfile(folder / 'meta.json'):
+            way = f"""; it is an export, so begin with its weights: --config.init_from='dict(path="{folder}")'"""
+        raise UserError(f'--from {spec}: {folder} is no run: it has no config.json{way}')
     if text and not text.isdecimal():
         raise UserError(
             f'--from {spec}: {text!r} is no step; write --from {folder}@STEP, or --from {folder} for its newest'
         )
-    config = configs.load_json(folder / 'config.json')
+    config = config_of(folder)
     if configs.is_version_1(config):
         raise UserError(
             f'--from {spec}: it is a run of medjax 0.1, whose checkpoints this version cannot read; start from its '
@@ -87,6 +92,22 @@ def parent(spec: str) -> Parent:
             f'--from {spec}: there is no checkpoint of step {step}; there are {", ".join(map(str, there))}{more}'
         )
     return Parent(folder, step, config, is_newest=not text)
+
+
+def config_of(run: Path) -> configs.Config:
+    """The config.json of a run, from which all of it can be built. UserError where it is damaged."""
+    path = run / 'config.json'
+    config = configs.load_json(path)
+    if configs.is_version_1(config):
+        return config
+    try:
+        configs.to_json(config)
+        for stage in stages(configs.check(config)):
+            compose(stage.config)
+    except Exception as error:  # the builders of a run's own config raise nothing
+        what = str(error) if isinstance(error, UserError) else f'{type(error).__name__}: {error}'
+        raise UserError(f'{path} is damaged, as the run cannot be built from it: {what}') from error
+    return config
 
 
 def again(run: Path, spec: str, keep: Sequence[str] | None = None) -> Parent | None:

@@ -207,7 +207,7 @@ def sweep_below(folder: Path) -> None:
 def _is_left(hidden: Path, host: str, process: int) -> bool:
     """Whether nobody writes this hidden file or folder any more."""
     if host == _host():
-        return not _is_alive(process)
+        return not is_alive(process)
     try:
         about = hidden.stat()
     except FileNotFoundError:  # it got its name just now
@@ -228,10 +228,11 @@ def _host() -> str:
     return socket.gethostname().replace('.', '-')  # a dot ends the host in a hidden name
 
 
-def _is_alive(process: int) -> bool:
+def is_alive(process: int) -> bool:
+    """Whether a process of this machine runs."""
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):  # a number that no process has
         return False
     except PermissionError:  # a process of somebody else
         return True

@@ -81,22 +81,36 @@ def check_there(folder: Path, begun: bool = True) -> None:
     if not runtime.is_main():
         return
     if not _is_ours(folder):
-        raise _deleted(folder, f'its {LOCK} is gone, or is that of another run')
+        raise _deleted(folder)
     if begun and not (folder / 'config.json').exists():
-        raise _deleted(folder, 'its config.json is gone')
+        raise UserError(
+            f'{folder}/config.json was deleted while this run trained, so the run stops. What it has saved is still '
+            f'there. {_write_again(folder)}'
+        )
 
 
-def _deleted(folder: Path, what: str = f'its {LOCK} is gone') -> UserError:
+def _deleted(folder: Path) -> UserError:
     return UserError(
-        f'{folder} was deleted while this run trained in it: {what}. This run stops and writes nothing there any more; '
-        'if the folder is still there, the same command goes on from its last checkpoint'
+        f'{folder} was deleted while this run trained in it, or another run has begun there: its {LOCK} is gone or '
+        'names another process. This run stops and writes nothing there any more; if the folder is still there, the '
+        'same command goes on from its last checkpoint'
+    )
+
+
+def _write_again(folder: Path) -> str:
+    """What to do where config.json is lost or damaged."""
+    if not checkpoint.steps(folder / 'checkpoints'):
+        return 'It has no checkpoint to go on from: use another --workdir, or move the folder away'
+    return (
+        'Write it again with the recipe, the data and the overrides of the run, then train on: medjax config RECIPE '
+        f'--data DATA --config.KEY=VALUE > {folder / "config.json"}'
     )
 
 
 def _is_ours(folder: Path) -> bool:
     """Whether RUN/.lock is there and names this process. A disk that does not answer says nothing."""
     try:
-        return (folder / LOCK).read_text(errors='replace') in ('', _name())  # '': a file system without locks
+        return (folder / LOCK).read_text(errors='replace') == _name()
     except OSError as error:
         return error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
 
@@ -146,7 +160,8 @@ def _cleared(folder: Path) -> Iterator[None]:
     finally:
         with contextlib.suppress(OSError):
             for path in set(folder.iterdir()) - before:
-                refused = not (folder / 'config.json').exists() and not checkpoint.steps(folder / 'checkpoints')
+                begun = any((folder / name).exists() for name in ('config.json', 'metrics.jsonl'))
+                refused = not begun and not checkpoint.steps(folder / 'checkpoints')
                 if path.name in ('checkpoints', 'data') and refused:
                     shutil.rmtree(path)
                 elif path.is_dir() and not any(path.iterdir()):
@@ -157,30 +172,45 @@ def _cleared(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Holds RUN/.lock, which the system frees when the process ends, however it ends."""
+    """Holds RUN/.lock, which the system frees when the process ends, however it ends.
+
+    Where a file system has no locks, the name in the file says who trains there. A process of this host that still
+    runs is left alone. Of another host nothing is known: its run stops when it sees another name.
+    """
     path = folder / LOCK
     with contextlib.ExitStack() as at_the_end:
         with files.writing(str(folder)):
             lock = at_the_end.enter_context(path.open('ab', buffering=0))
-        name = _name()
+        earlier = ''
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             ours = os.path.samestat(os.fstat(lock.fileno()), path.stat())  # not if the last run removed it just now
         except (BlockingIOError, FileNotFoundError):
             ours = False
         except OSError:  # this file system has no locks
-            ours, name = True, ''
+            earlier = path.read_text(errors='replace')
+            ours = not _runs_here(earlier)
         if not ours:
-            raise UserError(f'another process trains in {folder}; wait for it, stop it, or choose another --workdir')
+            doubt = f'. If no process of medjax does, delete {path}' if earlier else ''
+            raise UserError(
+                f'another process trains in {folder}; wait for it, stop it, or choose another --workdir{doubt}'
+            )
         try:
             with files.writing(str(path)):
                 lock.truncate(0)
-                lock.write(name.encode())
+                lock.write(_name().encode())
             yield
         finally:
             with contextlib.suppress(OSError):
-                if _is_ours(folder):
+                if _is_ours(folder) or not path.stat().st_size:  # empty: the disk was full
                     path.unlink()
+
+
+def _runs_here(name: str) -> bool:
+    """Whether the text of a .lock names another process of this host that runs."""
+    host, _, number = name.strip().rpartition(' ')
+    known = host == _host() and number.isdecimal() and int(number) not in (0, os.getpid())
+    return known and files.is_alive(int(number))
 
 
 def read_config(folder: Path) -> configs.Config | None:
@@ -189,6 +219,7 @@ def read_config(folder: Path) -> configs.Config | None:
     A run without it would train on with whatever config it is given.
     """
     path = folder / 'config.json'
+    _check_kinds(folder)
     left = [
         f'{kind}/{steps[-1]}' for kind in ('checkpoints', 'exports') if (steps := checkpoint.steps(folder / kind))
     ] + [name for name in ('metrics.jsonl',) if (folder / name).exists()]
@@ -201,10 +232,17 @@ def read_config(folder: Path) -> configs.Config | None:
         damage = f'{folder} holds a run ({", ".join(left)}) without its config.json'
     else:
         return None
-    raise UserError(
-        f'{damage}. Write it again with the recipe, the data and the overrides of the run, then train on: medjax '
-        f'config RECIPE --data DATA --config.KEY=VALUE > {path}'
-    )
+    raise UserError(f'{damage}. {_write_again(folder)}')
+
+
+def _check_kinds(folder: Path) -> None:
+    """UserError where a file of a run is a folder, or a folder is a file."""
+    for name in ('checkpoints', 'exports', 'data', 'tensorboard'):
+        if (path := folder / name).exists() and not path.is_dir():
+            raise UserError(f'{path} is a file, and a run has a folder there; move it away')
+    for name in ('config.json', 'metrics.jsonl', 'health.json', 'DONE'):
+        if (path := folder / name).is_dir():
+            raise UserError(f'{path} is a folder, and a run has a file there; move it away')
 
 
 def check_data(folder: Path, before: Mapping[str, Any], datasets: Mapping[str, records.DataSet]) -> tuple[str, ...]:

@@ -41,7 +41,8 @@ def check_end(folder: Path, before: Mapping[str, Any], config: Mapping[str, Any]
     """
     old, new = before['total_steps'], config['total_steps']
     if new == old:
-        return ()
+        last = of(before)['ends'][-1][0]
+        return () if last <= done else (f'{folder} goes on from step {done:,}, and ends at step {new:,} from there on',)
     if new < done:
         raise UserError(f'total_steps={new:,}: {folder} has {done:,} steps already; give at least that number')
     shaped = configs.ends_with_run(before)
@@ -70,8 +71,13 @@ def rate(config: Mapping[str, Any], step: int) -> float:
 
 
 def lengthened(before: Mapping[str, Any], config: Mapping[str, Any], done: int) -> Life:
-    """The life of a run after its `total_steps` changed at step `done`."""
+    """The life of a run that goes on from step `done`, perhaps with another `total_steps`.
+
+    Its newest checkpoints may have been damaged, so that it goes on from before an earlier change.
+    """
     life = of(before)
-    if config['total_steps'] != before['total_steps']:
+    first, *later = life['ends']
+    life['ends'] = [first, *(end for end in later if end[0] <= done)]
+    if config['total_steps'] != life['ends'][-1][1]:
         life['ends'].append([done, config['total_steps']])
     return life

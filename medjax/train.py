@@ -200,7 +200,7 @@ def _run(
                 first = next(batches)
                 flops = step_flops(training.objective, training.step.make_views, state, first)
                 if writer is None:  # nothing has refused the config, so the folder becomes this run's
-                    claim_folder(folder, config, datasets, start, parent)
+                    claim_folder(folder, before, config, datasets, start, parent)
                     writer = metrics.Writer(folder, total, config['log']['every'], start, peak=peak, enabled=main)
                     at_the_end.callback(writer.close)
                     at_the_end.enter_context(stop_on_interrupt())
@@ -359,6 +359,7 @@ def check_folder(
 
 def claim_folder(
     folder: Path,
+    before: Mapping[str, Any] | None,
     config: Mapping[str, Any],
     datasets: Mapping[str, records.DataSet],
     start: int,
@@ -366,17 +367,16 @@ def claim_folder(
 ) -> None:
     """Makes the folder this run's: hashes of the training data, the identity of the data sets, and config.json last.
 
-    For a resumed run, config.json takes what may change on resuming, as `total_steps`.
+    `before` is the config.json of a resumed run. It takes what may change on resuming, as `total_steps`.
     """
     if not runtime.is_main():
         return
-    folders.check_there(folder, begun=False)
+    folders.check_there(folder, begun=before is not None)
     file = folder / 'config.json'
-    if file.exists():
-        before = configs.load_json(file)
+    if before is not None:
         weights = {key: before[key] for key in ('init_from', 'teachers')}  # those that the run really began with
         now = {**config, **weights, 'life': life.lengthened(before, config, start)}
-        if now != before | {'life': life.of(before)}:
+        if now != {**before, 'life': life.of(before)}:
             with files.writing(f'the config {file}'):
                 files.write_text(file, configs.to_json(now))
         if note := folders.write_data(folder, life.of(before)['parent'], datasets):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import importlib
 import io
 import itertools
@@ -20,10 +21,11 @@ import pytest
 import small_runs
 from small_runs import content, same_end, unfinished
 
-from medjax import cli, config as configs, folder as folders, run_config
+from medjax import branch, cli, config as configs, folder as folders, run_config, train
 from medjax.commands import compare
 from medjax.errors import UserError
 from medjax.reports import run_files, run_page
+from medjax.training import checkpoint
 
 NEWEST = 'default/d'
 
@@ -102,8 +104,9 @@ def test_a_lost_config_is_refused(made, run, left):
         if path.name != left:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     sentence = refused(made, run)
-    assert 'holds a run' in sentence and left in sentence and 'medjax config RECIPE --data DATA' in sentence
-    assert f'> {run}/config.json' in sentence
+    assert 'holds a run' in sentence and left in sentence
+    way = 'medjax config RECIPE --data DATA' if left == 'checkpoints' else 'use another --workdir, or move the folder'
+    assert way in sentence and (left != 'checkpoints' or f'> {run}/config.json' in sentence)
     assert os.listdir(run) == [left]
 
 
@@ -317,7 +320,7 @@ def test_a_run_that_loses_only_its_config_keeps_its_checkpoints(made, tmp_path, 
         real(folder, begun)
 
     monkeypatch.setattr(folders, 'check_there', losing)
-    with pytest.raises(UserError, match='config.json is gone'):
+    with pytest.raises(UserError, match='config.json was deleted while this run trained.* medjax config RECIPE'):
         small_runs.run(made, run)
     assert {'run/checkpoints/4', 'run/data', 'run/metrics.jsonl'} <= {
         str(path.relative_to(tmp_path)) for path in run.rglob('*')
@@ -435,7 +438,86 @@ def test_a_folder_is_held_by_one(tmp_path, monkeypatch):
     monkeypatch.setattr(folders.fcntl, 'flock', without_locks)
     with folders.held(tmp_path / 'run'):
         (tmp_path / 'run' / 'config.json').write_text('{}')
+        other = subprocess.run([sys.executable, '-c', HOLD_WITHOUT_LOCKS, str(tmp_path / 'run')], capture_output=True)
+        assert b'another process trains' in other.stdout and b'delete' in other.stdout, other
+        folders.check_there(tmp_path / 'run')  # whoever was refused has left the lock as it was
     assert files_below(tmp_path) == ['run', 'run/config.json']
+    gone = subprocess.Popen([sys.executable, '-c', ''])
+    gone.wait()
+    for left in (f'{folders._host()} {gone.pid}\n', 'other 1\n', '', f'{folders._host()} {10**30}', 'nonsense'):
+        (tmp_path / 'run' / '.lock').write_text(left)  # of a run that was killed
+        with folders.held(tmp_path / 'run'):
+            pass
+
+
+HOLD_WITHOUT_LOCKS = """
+import sys
+from pathlib import Path
+from medjax import folder
+from medjax.errors import UserError
+def without_locks(*_):
+    raise OSError(38, 'Function not implemented')
+folder.fcntl.flock = without_locks
+try:
+    with folder.held(Path(sys.argv[1])):
+        print('held')
+except UserError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ('name', 'is_folder'), [('checkpoints', False), ('exports', False), ('data', False), ('DONE', True),
+                            ('metrics.jsonl', True), ('tensorboard', False)],
+)  # fmt: skip
+def test_a_file_where_a_folder_should_be_and_the_other_way(run, name, is_folder):
+    path = run / name
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
+    path.mkdir() if is_folder else path.write_text('x')
+    with pytest.raises(UserError, match=f'{path} is a f.*move it away'):
+        folders.read_config(run)
+
+
+def test_a_resumed_run_that_loses_its_config_while_it_sets_up_stops(made, run, monkeypatch):
+    """It would lose its parent and its earlier ends."""
+    for later in ('checkpoints/8', 'exports/8'):
+        shutil.rmtree(run / later)
+    real = train.claim_folder
+
+    def losing(folder, *args):
+        (folder / 'config.json').unlink()
+        real(folder, *args)
+
+    monkeypatch.setattr(train, 'claim_folder', losing)
+    with pytest.raises(UserError, match='config.json was deleted while this run trained'):
+        small_runs.run(made, run)
+    assert not (run / 'config.json').exists() and checkpoint.steps(run / 'checkpoints') == [4]
+
+
+def test_a_checkpoint_under_the_name_of_another_step_is_not_taken(made, run, capsys):
+    shutil.rmtree(run / 'checkpoints/8')
+    shutil.copytree(run / 'checkpoints/4', run / 'checkpoints/8')
+    assert small_runs.run(made, run) == 0
+    assert 'checkpoint of step 8 cannot be used (it holds step 4)' in capsys.readouterr().err
+    assert checkpoint.steps(run / 'checkpoints') == [4, 8] and (run / 'checkpoints/8.damaged').exists()
+
+
+@pytest.mark.parametrize(
+    ('key', 'value'),
+    [('views.global.count', None), ('towers.image.variant', None), ('image', {}), ('checkpoint', {}), ('export', {}),
+     ('towers.image.native_size', 'x'), ('views.global.area', [None, 1.0]), ('data.images', {}),
+     ('image.channels', None), ('data.images.sources.main', 0)],
+)  # fmt: skip
+def test_a_config_that_was_damaged_inside_is_named(run, key, value):
+    """By whoever builds from it: `--from` and `medjax export`."""
+    config = json.loads((run / 'config.json').read_text())
+    *path, last = key.split('.')
+    functools.reduce(lambda entry, name: entry[name], path, config)[last] = value
+    (run / 'config.json').write_text(json.dumps(config))
+    with pytest.raises(UserError, match=f'{run}/config.json is damaged'):
+        branch.parent(str(run))
 
 
 def test_what_a_killed_process_leaves_is_swept(tmp_path):

@@ -111,6 +111,19 @@ def test_ends_of_a_run():
     assert life.lengthened(once, shaped[0], 6) == dict(parent=None, ends=[[0, 8], [5, 12], [6, 8]])
 
 
+def test_a_run_that_goes_on_from_before_it_was_lengthened():
+    """Its newest checkpoints were damaged: from the step that is taken on, it has another end than at first."""
+    shaped = [tiny(f'optim.schedule={COSINE}', f'total_steps={n}') for n in (8, 12)]
+    now = {**shaped[1], 'life': life.lengthened(shaped[0], shaped[1], 6)}
+    assert life.lengthened(now, shaped[1], 6) == life.lengthened(now, shaped[1], 9) == now['life']
+    assert life.lengthened(now, shaped[1], 4) == dict(parent=None, ends=[[0, 8], [4, 12]])
+    assert life.lengthened(now, shaped[0], 4) == dict(parent=None, ends=[[0, 8]])
+    assert life.check_end(Path('RUN'), now, shaped[1], 4) == (
+        'RUN goes on from step 4, and ends at step 12 from there on',
+    )
+    assert life.check_end(Path('RUN'), now, shaped[1], 6) == ()
+
+
 # Stages.
 
 

@@ -61,7 +61,7 @@ def different(given: Sequence[str]) -> list[str]:
     """The folders without those that were named before, by whatever path; says what is left out."""
     found: dict[Path, str] = {}
     for run in given:
-        place = Path(run).expanduser().resolve()
+        place = Path(os.path.expanduser(run)).resolve()
         if place in found:
             print(f'medjax: {run} is the same folder as {found[place]}, and is shown once', file=sys.stderr)
         found.setdefault(place, os.path.expanduser(run))

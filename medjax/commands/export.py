@@ -10,11 +10,12 @@ been saved on other devices.
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 import jax
 
-from medjax import config as configs, life
+from medjax import branch, config as configs, life
 from medjax.errors import UserError
 from medjax.objectives.compose import compose
 from medjax.parallel import sharding
@@ -43,7 +44,7 @@ def main(argv: list[str]) -> int:
 def _named(spec: str) -> tuple[Path, int]:
     """The folder of a run and the step of a checkpoint in it."""
     folder, text = checkpoint.named(spec)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise UserError(f'{spec}: there is no folder {folder}; give the --workdir of a `medjax train`')
     there = checkpoint.steps(folder / 'checkpoints')
     if not there:
@@ -58,7 +59,7 @@ def _named(spec: str) -> tuple[Path, int]:
 
 def write(run: Path, step: int) -> Path:
     """Writes RUN/exports/STEP from RUN/checkpoints/STEP."""
-    config = ending(configs.load_json(run / 'config.json'), step)
+    config = ending(branch.config_of(run), step)
     stage = _stage(config, step)
     mesh = sharding.make_mesh(data=1, fsdp=-1)  # one that fits every machine; the parameters are split over all devices
     jax.set_mesh(mesh)

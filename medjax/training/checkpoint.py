@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import os
 import shutil
 import sys
 import time
@@ -142,6 +143,8 @@ class Checkpoints:
         misfit, why = tried(self._misfit)
         if runtime.all_agree(not (misfit or why)):  # before reading, in which all processes wait for each other
             state, why = tried(self._read)
+            if state is not None and int(state.step) != step:
+                return None, f'it holds step {int(state.step):,}'
             if runtime.all_agree(state is not None):
                 return state, ''
         return None, misfit or why or 'a process cannot read it'
@@ -319,9 +322,16 @@ def steps(folder: Path) -> list[int]:
 def named(spec: str) -> tuple[Path, str]:
     """The folder and the step that a user names: 'RUN@2000' -> (RUN, '2000'); without a step (RUN, '')."""
     run, at, text = spec.rpartition('@')
-    if not at or Path(spec).expanduser().is_dir():
+    if not at or os.path.isdir(_home(spec)):
         run, text = spec, ''
-    return Path(run).expanduser(), text
+    elif not text:
+        raise UserError(f'{spec}: there is no step after the @; write RUN@STEP, or RUN for its newest checkpoint')
+    return _home(run), text
+
+
+def _home(path: str) -> Path:
+    """A path whose ~ is the home of a user, if there is one."""
+    return Path(os.path.expanduser(path))
 
 
 def leaves(state: Any) -> dict[str, Any]:

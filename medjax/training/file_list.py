@@ -40,7 +40,7 @@ def damage(folder: Path) -> str | None:
         listed = {
             str(name): (int(size), int(crc)) for name, (size, crc) in json.loads((folder / NAME).read_bytes()).items()
         }
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         return f'its list of files, {NAME}, is damaged'
     if not listed:
         return f'its list of files, {NAME}, is empty'
