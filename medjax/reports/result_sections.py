@@ -26,6 +26,8 @@ PROBES = dict(
     ordinal='Logistic regressions predict a grade from the features: whether it is above each level',
     robustness='The linear probe sees test images with eleven faults; figures are means over five severities',
     out_of_distribution='Distances from train images tell images of a label that was held out, or of another data set',
+    segmentation='A linear layer tells from the features of each patch which structures of the masks it shows',
+    segmentation_decoder='A small convolutional network draws the structures of the masks from the features of patches',
     shortcut='The linear probe where a column supports the right answer (aligned), and where it misleads (conflicting)',
     retrieval='R@5: the share of queries with a hit among the first 5 candidates. P@5: the share of hits among them',
 )
