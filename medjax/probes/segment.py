@@ -35,7 +35,6 @@ def run(inputs: ProbeInputs, decoder: Decoder, steps: int = decoders.STEPS) -> R
     test = splits.test
     found = overlaps.overlap(test, trained.log_odds(test.grid, best), thresholds)
     bootstrap = inputs.options.bootstrap(test.patients)
-    unjudged = [name for name, shown in zip(test.names, splits.val.present.any(0), strict=True) if not shown]
     content = dict(
         records={name: len(one.numbers) for name, one in splits.learning().items()},
         without_mask=splits.without,
@@ -44,7 +43,7 @@ def run(inputs: ProbeInputs, decoder: Decoder, steps: int = decoders.STEPS) -> R
         chosen=dict(rate=rate, validation_dice=dice, steps=steps, by='mean Dice over structures on validation'),
         results=overlaps.results(found, test.names, bootstrap),
         thresholds=dict(zip(test.names, thresholds.tolist(), strict=True)),
-        threshold_notes=dict.fromkeys(unjudged, 'no record of validation shows it; its threshold is log-odds of 0'),
+        threshold_notes=splits.unjudged('its threshold is log-odds of 0'),
         details=dict(grid=[dict(rate=rate, validation_dice=dice) for rate, _, dice in tried]),
         rows='structure',
         skipped_labels=splits.skipped,

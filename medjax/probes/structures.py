@@ -84,6 +84,15 @@ class MaskedSplits(NamedTuple):
     def learning(self) -> dict[str, Masked]:
         return dict(train=self.train, val=self.val, test=self.test)
 
+    def unjudged(self, then: str) -> dict[str, str]:
+        """A note on each structure that validation does not show; `then` says what is done with it."""
+        shown = self.val.present.any(0)
+        return {
+            name: f'no record of validation shows it; {then}'
+            for name, there in zip(self.val.names, shown, strict=True)
+            if not there
+        }
+
 
 def requirements(inputs: ProbeInputs) -> dict[str, Any]:
     """The structures; UserError where there are no masks, or where the encoder has no patch features."""
