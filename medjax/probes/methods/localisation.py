@@ -104,7 +104,7 @@ def of_prototypes(splits: MaskedSplits) -> tuple[MaskedSplits, Maps]:
     direction = (within - beside).astype(np.float32)  # a difference of cosines is a product with the difference
 
     def similarity(patches: np.ndarray) -> np.ndarray:
-        return patches @ direction.T
+        return unit(patches) @ direction.T
 
     return splits, {split: _maps(one, similarity) for split, one in splits.learning().items() if split != 'train'}
 
@@ -141,11 +141,11 @@ def of_prompts(inputs: ProbeInputs, splits: MaskedSplits) -> tuple[MaskedSplits,
 
 
 def _maps(records: Masked, similarity: Any) -> np.ndarray:
-    """float32 [n,K,h,w]: similarity(unit features [n,h,w,D]) -> [n,h,w,K] of all records."""
+    """float32 [n,K,h,w]: similarity(features [n,h,w,D]) -> [n,h,w,K] of all records."""
     parts = []
     for start in range(0, len(records.grid), READ):
         x = np.asarray(records.grid[start : start + READ], np.float32)
-        parts.append(np.moveaxis(similarity(unit(x)), -1, 1))
+        parts.append(np.moveaxis(similarity(x), -1, 1))
     return np.concatenate(parts).astype(np.float32)
 
 
