@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -52,15 +52,14 @@ class Trained(NamedTuple):
     std: np.ndarray  # float32 [D]
     params: list[Params]  # for each of RATES
 
-    def log_odds(self, grid: np.ndarray | Stored, rate: int) -> np.ndarray:
-        """float32 [n,K,h',w'] of all records of a grid [n,h,w,D], with the parameters of a rate, by its number."""
-        run, out = _run(self.decoder), []
+    def log_odds(self, grid: np.ndarray | Stored, rate: int) -> Iterator[np.ndarray]:
+        """float32 [K,h',w'] of each record of a grid [n,h,w,D], with the parameters of a rate, by its number."""
+        run = _run(self.decoder)
         for start in range(0, len(grid), READ):
             x = np.asarray(grid[start : start + READ])
             rows = len(x)
             x = np.pad(x, ((0, READ - rows), *((0, 0),) * 3)) if rows < READ else x  # one shape, compiled once
-            out.append(np.asarray(run(self.params[rate], x, self.mean, self.std))[:rows])
-        return np.moveaxis(np.concatenate(out), -1, 1)
+            yield from np.moveaxis(np.asarray(run(self.params[rate], x, self.mean, self.std))[:rows], -1, 1)
 
 
 def factor_of(rows: int) -> int:

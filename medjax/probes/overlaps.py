@@ -13,7 +13,7 @@ over records, then over patients.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -57,8 +57,11 @@ def count_at_levels(values: np.ndarray, shown: np.ndarray) -> np.ndarray:
     return np.moveaxis(np.array(found), 0, 1)
 
 
-def overlap(records: Masked, values: np.ndarray, thresholds: np.ndarray | None) -> Overlap:
-    """The overlap of the masks with values float32 [n,K,h,w] of grids, at thresholds [K]; None: at each of LEVELS."""
+def overlap(records: Masked, values: Iterable[np.ndarray], thresholds: np.ndarray | None) -> Overlap:
+    """The overlap of the masks with values float32 [K,h,w] of the grid of each record.
+
+    It is that at thresholds [K]; None: at each of LEVELS.
+    """
     found = []
     for planes, of_record in zip(records.planes(), values, strict=True):
         rows, columns = records.axes(planes.shape[1:])

@@ -23,7 +23,7 @@ def run(inputs: ProbeInputs, decoder: Decoder, steps: int = decoders.STEPS) -> R
     trained = decoders.fit(decoder, splits.train, inputs.seed, steps)
     tried = []
     for r, rate in enumerate(decoders.RATES):
-        on_val = trained.log_odds(splits.val.grid, r)
+        on_val = np.stack([*trained.log_odds(splits.val.grid, r)])
         finite = bool(np.isfinite(on_val).all())  # a rate may be too great
         thresholds, dice = overlaps.best_thresholds(splits.val, on_val) if finite else (None, np.array([np.nan]))
         mean = float(np.nanmean(dice)) if np.isfinite(dice).any() else None

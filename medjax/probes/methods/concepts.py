@@ -105,6 +105,9 @@ def targets_of(inputs: ProbeInputs) -> Targets:
             skipped[each] = f'the records of {missing[0]} have no such column'
             continue
         values = {split: np.asarray(data.split(split).column(each)) for split in data.splits}
+        if len({of_split.dtype.kind for of_split in values.values()}) > 1:
+            skipped[each] = 'it holds numbers in one split and words in another'
+            continue
         if values['train'].dtype.kind == 'f':
             middle = float(np.nanmedian(values['train'])) if np.isfinite(values['train']).any() else np.nan
             names.append(f'{each} above {middle:g}')

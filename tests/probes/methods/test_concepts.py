@@ -120,6 +120,13 @@ def test_what_cannot_be_a_concept_is_said():
         concepts.learnable(concepts.targets_of(inputs(('one',))))
 
 
+def test_a_column_of_numbers_and_words_is_skipped():
+    given = dict(train=drawn(0, 240), val=drawn(1, 120), test=drawn(2, 160))
+    given['test'][1].columns['size'] = np.array(['x'] * 160)
+    targets = concepts.targets_of(inputs(('fluid', 'size'), splits=given))
+    assert targets.names == ('fluid',) and 'numbers in one split' in targets.skipped['size']
+
+
 def test_three_patients_are_too_few():
     few = {}
     for seed, split in enumerate(('train', 'val', 'test')):
