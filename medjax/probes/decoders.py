@@ -5,9 +5,9 @@ target of a cell is the share of it that the structure covers. With log-odds s a
 
     loss = mean over records, structures and cells of log(1 + exp(s)) - t s
 
-each cell with the weight of its share on the image. Structures may overlap, so each has a sigmoid of its own. Adam with
-decoupled weight decay .0001 runs 500 steps of 16 records, and its rate falls to 0 on a cosine. All rates learn from
-the same batches; the caller chooses one on validation.
+each cell with the weight of its share on the image. Structures may overlap, so each has a sigmoid of its own. A decoder
+begins with the share of cells that each structure has. Adam with decoupled weight decay .0001 takes 16 records a step,
+and its rate falls to 0 on a cosine. All rates learn from the same batches; the caller chooses one on validation.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from medjax.probes.features import Stored
 from medjax.probes.structures import Axis, Masked, covered, read
 
 CELLS = 48  # rows, at least
-RATES, STEPS, BATCH, DECAY = (1e-4, 1e-3, 1e-2), 500, 16, 1e-4
+RATES, BATCH, DECAY = (1e-3, 1e-2, 1e-1), 16, 1e-4
 SAMPLE = 256  # records that the mean and the deviation of features are taken from
 READ = 32  # records whose features are read at once
 
@@ -37,8 +37,8 @@ adam = optax.scale_by_adam()
 class Decoder(Protocol):
     """A decoder as two functions; `factor` is T / h."""
 
-    def init(self, rng: np.random.Generator, width: int, structures: int, factor: int) -> Params:
-        """Parameters for features of this width."""
+    def init(self, rng: np.random.Generator, width: int, bias: np.ndarray, factor: int) -> Params:
+        """Parameters for features of this width, with which the log-odds of each structure are its bias [K]."""
 
     def apply(self, params: Params, x: jax.Array) -> jax.Array:
         """Standardised features [B,h,w,D] -> log-odds [B,h',w',K], h' = h or T."""
@@ -80,13 +80,13 @@ def moments(grid: np.ndarray | Stored, seed: int) -> tuple[np.ndarray, np.ndarra
     return mean.astype(np.float32), np.where(std > 1e-4 * np.abs(mean) + 1e-8, std, 1).astype(np.float32)
 
 
-def fit(decoder: Decoder, train: Masked, seed: int, steps: int = STEPS, rates: Sequence[float] = RATES) -> Trained:
+def fit(decoder: Decoder, train: Masked, seed: int, steps: int, rates: Sequence[float] = RATES) -> Trained:
     """Trains a decoder on all records of `train` with each rate."""
     n, h, _, width = train.grid.shape
     factor, rng = factor_of(h), np.random.default_rng(seed)
     targets, weights = cells(train, h * factor)
     mean, std = moments(train.grid, seed)
-    start = jax.tree.map(jnp.asarray, decoder.init(rng, width, len(train.names), factor))
+    start = jax.tree.map(jnp.asarray, decoder.init(rng, width, prevalence(targets, weights), factor))
     each = [(start, adam.init(start)) for _ in rates]
     waiting: np.ndarray = np.zeros(0, int)
     for step in range(steps):
@@ -110,6 +110,15 @@ def cells(records: Masked, count: int) -> tuple[np.ndarray, np.ndarray]:
         shares, on_image = covered(planes, *records.axes(planes.shape[1:]), count)
         targets[i], weights[i] = np.rint(255 * np.clip(shares, 0, 1)), np.rint(255 * np.clip(on_image, 0, 1))
     return targets, weights
+
+
+def prevalence(targets: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The log-odds float32 [K] of the share of cells of each structure; learning it would take long."""
+    total = np.zeros(targets.shape[1])
+    for target, weight in zip(targets, weights, strict=True):
+        total += target.reshape(len(target), -1).astype(np.float64) @ weight.reshape(-1) / 255
+    share = np.clip(total / max(weights.sum(dtype=np.float64), 1), 1e-6, 1 - 1e-6)
+    return np.log(share / (1 - share)).astype(np.float32)
 
 
 def loss(log_odds: jax.Array, targets: jax.Array, weights: jax.Array) -> jax.Array:

@@ -12,7 +12,7 @@ from medjax.probes.decoders import Decoder
 from medjax.probes.evaluate import ProbeInputs, Result
 
 
-def run(inputs: ProbeInputs, decoder: Decoder, steps: int = decoders.STEPS) -> Result:
+def run(inputs: ProbeInputs, decoder: Decoder, steps: int) -> Result:
     """The result of a probe with this decoder.
 
     Validation chooses the rate by the mean Dice over structures, each at its best threshold, and these thresholds. Of

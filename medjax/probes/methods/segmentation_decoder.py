@@ -21,13 +21,13 @@ from medjax.probes import segment, structures
 from medjax.probes.evaluate import ProbeInputs, Result
 
 name = 'segmentation_decoder'
-CHANNELS, LAYERS = 64, 2
+CHANNELS, LAYERS, STEPS = 64, 2, 500
 
 
 class Convolutional:
     """Log-odds on T x T cells."""
 
-    def init(self, rng: np.random.Generator, width: int, structures: int, factor: int) -> dict[str, Any]:
+    def init(self, rng: np.random.Generator, width: int, bias: np.ndarray, factor: int) -> dict[str, Any]:
         def normal(*shape: int) -> np.ndarray:
             return rng.normal(scale=math.sqrt(2 / math.prod(shape[:-1])), size=shape).astype(np.float32)
 
@@ -37,8 +37,8 @@ class Convolutional:
                 dict(kernel=normal(3, 3, CHANNELS, CHANNELS), bias=np.zeros(CHANNELS, np.float32))
                 for _ in range(LAYERS)
             ],
-            kernel=np.zeros((CHANNELS, factor, factor, structures), np.float32),
-            bias=np.zeros(structures, np.float32),
+            kernel=np.zeros((CHANNELS, factor, factor, len(bias)), np.float32),
+            bias=bias,
         )
 
     def apply(self, params: dict[str, Any], x: jax.Array) -> jax.Array:
@@ -66,4 +66,4 @@ def requirements(inputs: ProbeInputs) -> dict[str, Any]:
 
 
 def run(inputs: ProbeInputs) -> Result:
-    return segment.run(inputs, CONVOLUTIONAL)
+    return segment.run(inputs, CONVOLUTIONAL, STEPS)

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.optimize
 
 from medjax.errors import UserError
 from medjax.probes import decoders, segment, structures
@@ -45,7 +46,9 @@ def test_a_patch_with_noise_finds_nothing(built):
 def test_the_loss_is_its_formula(name):
     rng = np.random.default_rng(0)
     decoder, x = BOTH[name], rng.standard_normal((2, 6, 6, 5)).astype(np.float32)
-    params = jax.tree.map(lambda p: p + rng.standard_normal(p.shape) / 9, decoder.init(rng, 5, 3, 8))
+    params = jax.tree.map(
+        lambda p: p + rng.standard_normal(p.shape) / 9, decoder.init(rng, 5, np.zeros(3, np.float32), 8)
+    )
     s = decoder.apply(params, jnp.asarray(x))
     assert s.shape == ((2, 6, 6, 3) if name == 'linear' else (2, 48, 48, 3))
     targets = rng.integers(0, 256, (2, 3, 48, 48)).astype(np.uint8)
@@ -61,6 +64,19 @@ def test_the_loss_is_its_formula(name):
 @pytest.mark.parametrize(('rows', 'factor'), [(7, 8), (14, 4), (16, 4), (37, 2), (48, 1), (64, 1), (4, 16), (1, 64)])
 def test_cells_of_a_grid(rows, factor):
     assert decoders.factor_of(rows) == factor
+
+
+@pytest.mark.parametrize('name', BOTH)
+def test_a_decoder_begins_with_the_share_of_each_structure(built, name):
+    train = structures.masked(dense_cases.inputs(dense_cases.pixels_of_patches(), built), 'train')
+    targets, weights = decoders.cells(train, 64)
+    bias = decoders.prevalence(targets, weights)
+    shares = np.mean([planes.mean((1, 2)) for planes in train.planes()], 0)  # all images are seen whole
+    np.testing.assert_allclose(1 / (1 + np.exp(-bias[:2])), shares[:2], rtol=1e-3)
+    assert bias[2] < -13, 'no record shows it'
+    params = BOTH[name].init(np.random.default_rng(0), 16, bias, 8)
+    found = BOTH[name].apply(params, np.ones((1, 8, 8, 16), np.float32))
+    np.testing.assert_allclose(found, np.broadcast_to(bias, found.shape), rtol=1e-6)
 
 
 def test_moments_are_those_of_all_patches():
@@ -84,3 +100,24 @@ def test_features_that_are_not_finite_are_refused(built):
     inputs = dense_cases.inputs(dense_cases.pixels_of_patches(scale=float('nan')), built)
     with pytest.raises(UserError, match='not finite'):
         segmentation.run(inputs)
+
+
+def test_the_linear_layer_comes_near_the_minimum_of_its_loss(built):
+    """The minimum is that of scipy's L-BFGS over all records at once."""
+    train = structures.masked(dense_cases.inputs(dense_cases.pixels_of_patches(), built), 'train').of([0, 1])
+    trained = decoders.fit(segmentation.LINEAR, train, 0, 300)
+    targets, weights = decoders.cells(train, 64)
+    x = decoders.standardised(jnp.asarray(np.asarray(train.grid)), trained.mean, trained.std)
+
+    @jax.jit
+    def value(flat):
+        params = dict(kernel=flat[:-2].reshape(16, 2), bias=flat[-2:])
+        return decoders.loss(segmentation.LINEAR.apply(params, x), targets, weights)
+
+    def with_gradient(flat):
+        found, slope = jax.value_and_grad(value)(flat.astype(np.float32))
+        return float(found), np.asarray(slope, np.float64)
+
+    least = scipy.optimize.minimize(with_gradient, np.zeros(34), jac=True, method='L-BFGS-B').fun
+    reached = [float(value(np.concatenate([p['kernel'].ravel(), p['bias']]))) for p in trained.params]
+    assert least <= min(reached) + 1e-4 and min(reached) < 1.05 * least
