@@ -31,9 +31,6 @@ def test_structures_are_found(built, tmp_path, name):
     rates = [entry['validation_dice'] for entry in content['details']['grid']]
     assert content['chosen']['validation_dice'] == max(rates)
     assert arrays['dice'].shape == (10, 2) and arrays['names'].tolist() == ['disc', 'bar']
-    if name == 'linear':
-        again = segment.run(inputs, BOTH[name], steps=30)
-        np.testing.assert_array_equal(again.arrays['dice'], arrays['dice'])
 
 
 def test_a_patch_with_noise_finds_nothing(built):
@@ -105,19 +102,24 @@ def test_features_that_are_not_finite_are_refused(built):
 def test_the_linear_layer_comes_near_the_minimum_of_its_loss(built):
     """The minimum is that of scipy's L-BFGS over all records at once."""
     train = structures.masked(dense_cases.inputs(dense_cases.pixels_of_patches(), built), 'train').of([0, 1])
-    trained = decoders.fit(segmentation.LINEAR, train, 0, 300)
+    trained = decoders.fit(segmentation.LINEAR, train, 0, 200, rates=(0.1,))
+    again = decoders.fit(segmentation.LINEAR, train, 0, 200, rates=(0.1,))
+    np.testing.assert_array_equal(again.params[0]['kernel'], trained.params[0]['kernel'])
     targets, weights = decoders.cells(train, 64)
     x = decoders.standardised(jnp.asarray(np.asarray(train.grid)), trained.mean, trained.std)
 
-    @jax.jit
     def value(flat):
         params = dict(kernel=flat[:-2].reshape(16, 2), bias=flat[-2:])
         return decoders.loss(segmentation.LINEAR.apply(params, x), targets, weights)
 
+    both = jax.jit(jax.value_and_grad(value))
+
     def with_gradient(flat):
-        found, slope = jax.value_and_grad(value)(flat.astype(np.float32))
+        found, slope = both(flat.astype(np.float32))
         return float(found), np.asarray(slope, np.float64)
 
-    least = scipy.optimize.minimize(with_gradient, np.zeros(34), jac=True, method='L-BFGS-B').fun
+    least = scipy.optimize.minimize(
+        with_gradient, np.zeros(34), jac=True, method='L-BFGS-B', options=dict(maxiter=60)
+    ).fun
     reached = [float(value(np.concatenate([p['kernel'].ravel(), p['bias']]))) for p in trained.params]
     assert least <= min(reached) + 1e-4 and min(reached) < 1.05 * least
