@@ -169,6 +169,8 @@ def _summary_lines(out: str, summary: dict[str, Any], namespace: str) -> list[st
         f'  fingerprints: data {summary["fingerprint"]}, id key {summary["key_fingerprint"]}',
         f'  namespace of the ids {namespace!r}: equal ids are one patient in all data sets of this namespace',
     ]
+    if summary['masks']:
+        lines.append(f'  masks: {", ".join(summary["masks"])}')
     if published := published_splits.LISTS.get(summary['split_list'].removesuffix(', altered')):
         lines.append(f'  splits: {summary["split_list"]}, {published.description}')
     lines += _column_lines(summary['columns'])

@@ -72,6 +72,7 @@ def main(argv: list[str]) -> int:
         prompts.check_classes(zero_shot._asdict(), data.labels, f'--prompts {args.prompts}')
     _check(run, data, args)
     asked, outside = columns.parse(args.columns), tuple(map(records.open, args.outside or []))
+    concepts = tuple(dict.fromkeys(filter(None, args.concepts.split(','))))
     groups = subgroups.parse(args.groups, data.split('test').attribute_names)
     figure = None if args.best is None else choice.parse(args.best, list(probes))
     encoders = _named_encoders(args.encoder or [])
@@ -92,6 +93,7 @@ def main(argv: list[str]) -> int:
             pool=args.pool,
             groups=groups,
             columns=asked,
+            concepts=concepts,
             outside=outside,
         )
 
@@ -393,6 +395,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar='age,grade=none<mild',
         help='the columns that metadata, regression, ordinal and shortcut take, the words of ordinal from low to high; '
         f'default of metadata and regression: those of {", ".join(subgroups.DEFAULT)} that the data have',
+    )
+    parser.add_argument(
+        '--concepts',
+        default='',
+        metavar='effusion,view,age',
+        help='the labels and columns from which the probe concepts predicts the other labels',
     )
     parser.add_argument(
         '--outside',

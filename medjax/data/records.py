@@ -56,6 +56,7 @@ class DataSet:
     fit: str | None = None
     windows: list[list[float]] = dataclasses.field(default_factory=list)  # of --window: centre and width of each, HU
     remarks: dict[str, int] = dataclasses.field(default_factory=dict)  # remark on images -> number of images
+    masks: tuple[str, ...] = ()  # the names of the structures that masks show, see `Split.structures`
 
     def split(self, name: str) -> Split:
         """The split 'train', 'val' or 'test'. Raises UserError if the data set has no record in it."""
@@ -102,6 +103,16 @@ class Split:
         """The mask of record i, uint8 [H,W], of the size of its image. None: the record has no mask."""
         png = self.raw(i)['mask']
         return decode.decode(png, 1, 8)[..., 0] if png else None
+
+    def structures(self, i: int) -> np.ndarray | None:
+        """The structures of `DataSet.masks` in record i, bool [K,H,W], of the size of its image. None: it has no mask.
+
+        Bit k of a mask is structure k. A mask of a single structure shows it with any value but 0.
+        """
+        mask, count = self.mask(i), len(self.data.masks)
+        if mask is None:
+            return None
+        return mask[None] > 0 if count == 1 else mask >> np.arange(count, dtype=np.uint8)[:, None, None] & 1 > 0
 
     def stored(self, numbers: Sequence[int]) -> list[bytes]:
         """The records of these numbers as bytes, as they are on disk. For copying."""
@@ -178,7 +189,7 @@ def open(path: str | os.PathLike) -> DataSet:
         version = facts.pop('format')
         if version != FORMAT:
             raise UserError(f'{path} has format {version}, this medjax reads {FORMAT}; build it again')
-        data = DataSet(path=path, **(facts | {'labels': tuple(facts['labels'])}))
+        data = DataSet(path=path, **(facts | {name: tuple(facts.get(name, ())) for name in ('labels', 'masks')}))
     except OSError as error:
         raise UserError(f'{file} cannot be read: {error.strerror}') from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:

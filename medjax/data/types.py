@@ -60,7 +60,7 @@ class Example(NamedTuple):
     text: Mapping[str, str] = {}  # section -> text: {'report': …} or {'findings': …, 'impression': …}
     # Age, sex, view, site, license, …: numbers and words. An empty value is not stored.
     attributes: Mapping[str, str | float] = {}
-    mask: bytes | np.ndarray | None = None  # PNG bytes or uint8 [H,W], of the size of the image
+    mask: bytes | np.ndarray | None = None  # PNG bytes or uint8 [H,W], of the size of the image; see `Source.masks`
     frame: int = 0  # the frame to read, if the file is a DICOM file of several frames
     note: str = ''  # why a detail was left out ('the mask is left out: …'); is written to the list of drops
 
@@ -124,6 +124,8 @@ class Source(NamedTuple):
     size: int | None = None  # bound of the longer stored side in pixels; smaller images stay as they are
     key: bytes | None = None  # a public key for the hashes of invented ids; None: the private key of `builder.ids`
     shown: Shown = Shown()  # the user's choices; `medjax build` sets them, a source does not
+    # The structures that masks show: bit k of a mask is masks[k]. Of a single structure, all values but 0 show it.
+    masks: tuple[str, ...] = ()
 
 
 def patient_of(entry: Entry) -> str:

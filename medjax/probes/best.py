@@ -22,9 +22,12 @@ from medjax.weights import export
 
 # The figures on validation of the probes of medjax. Accuracies choose their thresholds there, so they are none.
 LABELS = ('auroc', 'auprc')
-WITHOUT = ('few_shot', 'search', 'metadata', 'regression', 'ordinal', 'robustness', 'out_of_distribution', 'shortcut')
+WITHOUT = (
+    'few_shot', 'search', 'metadata', 'regression', 'ordinal', 'robustness', 'out_of_distribution', 'shortcut',
+    'segmentation', 'segmentation_decoder', 'localisation', 'graph_cut',
+)  # fmt: skip
 FIGURES = (
-    dict.fromkeys(('knn', 'linear', 'linear_sgd', 'classifier', 'zero_shot'), LABELS)
+    dict.fromkeys(('knn', 'linear', 'linear_sgd', 'classifier', 'zero_shot', 'concepts'), LABELS)
     | dict(retrieval=('R@1', 'R@5', 'R@10', 'P@5', 'P@10'))
     | dict.fromkeys(WITHOUT, ())
 )

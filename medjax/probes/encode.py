@@ -367,6 +367,11 @@ def grids(encoder: Encoder, data: DataSet, split: str, cache: str | os.PathLike 
     return _encoded_part(encoder, data.split(split), cache, 'grid')['grid']
 
 
+def grid_shape(encoder: Encoder, data: DataSet) -> tuple[int, ...]:
+    """(h, w, D) of `grids`; UserError if the encoder has no patch tokens. Encodes nothing."""
+    return _rows(encoder, data.split(next(iter(data.splits))), 'grid')['grid'][0]
+
+
 def is_cached(encoder: Encoder, data: DataSet, split: str, cache: str | os.PathLike) -> bool:
     """Whether the features of a split need no encoding."""
     return feature_cache.read(*_place(encoder, data.split(split), cache), 'features') is not None

@@ -51,6 +51,7 @@ class ProbeInputs:
     pool: str = 'mean'  # --pool: how the scores of a unit's images become one
     groups: tuple[str, ...] = ()  # --groups: columns, such as sex, or intersections, such as sex*age
     columns: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)  # --columns, see `probes.columns`
+    concepts: tuple[str, ...] = ()  # --concepts: labels or columns
     outside: tuple[DataSet, ...] = ()  # --outside: sets of other images
     _splits: dict[str, SplitFeatures] = dataclasses.field(default_factory=dict, init=False, repr=False)
 

@@ -61,6 +61,7 @@ def facts(data: records.DataSet) -> list[tuple[str, str]]:
         ('images', f'{data.channels} channel{"s" * (data.channels > 1)}, {data.bits} bit, at most {data.size} px'),
         ('pixel values', f'mean {data.mean:.3f}, standard deviation {data.std:.3f} (train split, scale 0 to 1)'),
         ('dropped', drops(data.path / 'drops.csv')),
+        *([('masks', ', '.join(data.masks))] if data.masks else []),
         *([('remarks', '; '.join(f'{n:,} x {remark}' for remark, n in data.remarks.items()))] if data.remarks else []),
     ]
 

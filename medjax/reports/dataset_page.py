@@ -140,11 +140,21 @@ def record(data: DataSet, name: RecordName) -> dict[str, Any]:
         title=str(name),
         image=images.whole(stored.image, FULL),
         mask=images.whole(images.tinted(stored.image, mask), FULL) if mask is not None else None,
-        mask_values=[] if mask is None else [int(value) for value in np.unique(mask) if value],
+        mask_content=mask_content(split, name.number, mask),
         facts=[('image', size), *((fact, f'{v:g}' if isinstance(v, float) else str(v)) for fact, v in facts.items())],
         labels=[(title, ', '.join(names)) for title, names in by_value.items() if names],
         texts=[(section, text) for section, text in stored.attributes['text'].items() if text],
     )
+
+
+def mask_content(split: Split, number: int, mask: np.ndarray | None) -> str:
+    """What a mask shows: the names of its structures, or its values if the data set has no names."""
+    if mask is None:
+        return ''
+    if names := split.data.masks:
+        shown = split.structures(number).any((1, 2))
+        return ', '.join(name for name, there in zip(names, shown, strict=True) if there) or 'nothing'
+    return f'the values {", ".join(str(value) for value in np.unique(mask) if value)}' if mask.any() else 'nothing'
 
 
 # Labels

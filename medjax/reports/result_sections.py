@@ -26,6 +26,11 @@ PROBES = dict(
     ordinal='Logistic regressions predict a grade from the features: whether it is above each level',
     robustness='The linear probe sees test images with eleven faults; figures are means over five severities',
     out_of_distribution='Distances from train images tell images of a label that was held out, or of another data set',
+    segmentation='A linear layer tells from the features of each patch which structures of the masks it shows',
+    segmentation_decoder='A small convolutional network draws the structures of the masks from the features of patches',
+    localisation='The similarity of patches to a structure makes a map; pointing game: its highest point is inside',
+    graph_cut='A graph of the patches of an image is cut in two without learning, and compared with the masks',
+    concepts='Labels are predicted from the probabilities of named concepts alone',
     shortcut='The linear probe where a column supports the right answer (aligned), and where it misleads (conflicting)',
     retrieval='R@5: the share of queries with a hit among the first 5 candidates. P@5: the share of hits among them',
 )

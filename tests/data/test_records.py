@@ -1,6 +1,7 @@
 """From a source to a data set and back: records, columns, the summary, and comparisons between data sets."""
 
 import csv
+import functools
 import json
 import pathlib
 from concurrent.futures import ThreadPoolExecutor
@@ -82,6 +83,53 @@ def test_records_come_back_as_they_were(built):
         np.testing.assert_array_equal(split.labels_array, [[i % 2, -2 + i % 4] for i in chosen])
         np.testing.assert_array_equal(split.column('age'), [float(i) if i % 2 else np.nan for i in chosen])
         np.testing.assert_array_equal(split.keys('pixels'), [chunks.pixel_hash(PIXELS[i]) for i in chosen])
+
+
+def test_structures_are_bits_of_a_mask_with_names(tmp_path, built):
+    split = records.open(built[0]).split('train')
+    with_mask = next(i for i in range(len(split)) if split.mask(i) is not None)
+    assert split.data.masks == () and split.structures(with_mask).shape[0] == 0, 'no names, no structures'
+
+    def load(i: int) -> Example:
+        mask = np.arange(48, dtype=np.uint8).reshape(6, 8) % 5
+        return Example(np.full((6, 8), i, np.uint8), mask=mask if i % 2 else None)
+
+    several = source(masks=('lung', 'heart'), load=load)
+    write.write(several, tmp_path / 'several')
+    write.write(source(masks=('lung',), load=load), tmp_path / 'one')
+    values = np.arange(48).reshape(6, 8) % 5
+    bits = np.stack([np.isin(values, (1, 3)), np.isin(values, (2, 3))])
+    for name, expected in (('several', bits), ('one', values[None] > 0)):
+        data = records.open(tmp_path / name)
+        assert data.masks == (('lung', 'heart') if name == 'several' else ('lung',))
+        for split in map(data.split, data.splits):
+            for i in range(len(split)):
+                found = split.structures(i)
+                assert (found is None) == (split.mask(i) is None)
+                assert found is None or (found.dtype == bool and (found == expected).all())
+
+
+def test_a_data_set_without_names_of_masks_is_read(built):
+    file = built[0] / 'medjax.json'
+    text = file.read_text()
+    facts = json.loads(text)
+    del facts['masks']
+    try:
+        file.write_text(json.dumps(facts))
+        assert records.open(built[0]).masks == ()
+    finally:
+        file.write_text(text)
+
+
+def test_the_fingerprint_depends_on_masks(tmp_path):
+    def load(i: int, mask: int) -> Example:
+        return Example(PIXELS[i], mask=np.full(PIXELS[i].shape[:2], mask, np.uint8))
+
+    found = [
+        write.write(source(load=functools.partial(load, mask=mask)), tmp_path / f'{mask}')['fingerprint']
+        for mask in (0, 1)
+    ]
+    assert found[0] != found[1]
 
 
 def test_mean_and_deviation_are_those_of_the_train_pixels(built):
@@ -324,7 +372,9 @@ def test_nih_table(real_data, tmp_path):
 
 
 def test_covid_table(real_data, tmp_path):
-    write.write(table.source(str(real_data / 'covid_cxr'), labels='category', size=512), tmp_path / 'covid')
+    write.write(
+        table.source(str(real_data / 'covid_cxr'), labels='category', size=512, masks='lungs'), tmp_path / 'covid'
+    )
     data = records.open(tmp_path / 'covid')
     assert data.splits == {'train': 155, 'val': 33, 'test': 67} and data.size == 512
     all_splits = [data.split(s) for s in data.splits]
@@ -335,7 +385,7 @@ def test_covid_table(real_data, tmp_path):
         sum(bool(text) for text in texts) == 184 and sum('report' in text for text in texts) == 174
     )  # others have headings
     masks = [(split.mask(i), split.image(i)) for split in all_splits for i in range(len(split))]
-    assert sum(mask is not None for mask, _ in masks) == 171
+    assert sum(mask is not None for mask, _ in masks) == 171 and data.masks == ('lungs',)
     assert all(
         mask.shape == image.shape[:2] and set(np.unique(mask)) <= {0, 255} for mask, image in masks if mask is not None
     )

@@ -17,9 +17,9 @@ from medjax import cli, config as configs, train
 from medjax.data import records
 from medjax.data.text import prompts, views as text_views
 from medjax.errors import UserError
-from medjax.probes import encode, image_text, statistics, vectors
+from medjax.probes import encode, image_text, statistics, structures, vectors
 from medjax.probes.evaluate import ProbeInputs
-from medjax.probes.methods import retrieval, zero_shot
+from medjax.probes.methods import localisation, retrieval, zero_shot
 from medjax.training.export import Exporter
 from medjax.weights import export
 
@@ -391,3 +391,28 @@ def test_one_file_serves_training_and_zero_shot(tmp_path):
     bad = write(tmp_path, good(zero_shot=dict(score='pair', ensemble='after', templates=[])))
     with pytest.raises(UserError, match=r'zero_shot\.templates'):
         prompts.zero_shot(bad, 'x')
+
+
+def test_localisation_compares_patches_with_sentences(run, data, monkeypatch):
+    project = image_text.ImageTextEncoder.image_vectors  # as if the head were not linear
+    monkeypatch.setattr(image_text.ImageTextEncoder, 'image_vectors', lambda self, x: np.tanh(project(self, x)) + 0.1)
+    opened = records.open(data)
+    inputs = ProbeInputs(encode.load(run / 'exports' / '4'), opened, None, {}, prompts.zero_shot(PROMPTS, ''), 0, 20)
+    assert 'prompts' in localisation.requirements(inputs)
+    content, arrays = localisation.run(inputs)
+    names = arrays['names'].tolist()
+    assert content['chosen']['similarity'] == 'to sentences' and set(names) <= set(inputs.prompts.present)
+    assert content['skipped_labels']['lung'] == 'no prompt'
+    encoder, unit = image_text.load(inputs.encoder), vectors.unit
+    vector = zero_shot.class_vectors(inputs.prompts.present, inputs.prompts.ensemble, encoder)[names[0]]
+    grid = np.asarray(inputs.grids('test'), np.float32)
+    test, axis = opened.split('test'), structures.Axis(32, 0.0, 32.0)
+    for record, found in zip(arrays['record'].tolist(), arrays['signed_cnr'][:, 0], strict=True):
+        plane = test.structures(record)[opened.masks.index(names[0])]
+        if not plane.any():
+            assert np.isnan(found)
+            continue
+        on = structures.on_pixels((unit(encoder.image_vectors(grid[record])) @ vector)[None], axis, axis)[0]
+        inside, outside = on[plane], on[~plane]
+        noise = np.sqrt(inside.var() + outside.var())
+        assert found == pytest.approx((inside.mean() - outside.mean()) / noise, rel=1e-2, abs=1e-3)

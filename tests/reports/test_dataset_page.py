@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import re
 
@@ -83,6 +84,12 @@ def test_whole_records(whole, tmp_path):
     assert 'positivenodule' in text.replace(' ', '')
     assert parsed.figures['records'] == 4, 'two images, two masks'
     assert Page(whole[1].read_text()).figures['records'] == 2 * page.RECORDS
+
+
+def test_structures_of_a_mask_are_named(whole):
+    split = dataclasses.replace(whole[0], masks=('lung', 'heart', 'tube')).split('test')
+    assert page.mask_content(split, 0, split.mask(0)) == 'lung, heart'
+    assert page.mask_content(split, 0, None) == ''
 
 
 def test_nobody_is_named(whole):

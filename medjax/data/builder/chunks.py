@@ -136,7 +136,7 @@ def _process_entry(source: Source, key: bytes, i: int, label: np.ndarray) -> tup
         image = (decode.keepable(example.image) if small is pixels else None) or decode.png(small)
     except Unreadable as error:
         return None, [Drop(entry.image, entry.where, str(error))]
-    mask, note = _encode_mask(example, pixels.shape[:2], fit, source.size, aspect)
+    mask, note = _stored_mask(example, pixels.shape[:2], fit, source.size, aspect)
     sections = {section: text for section, text in example.text.items() if text}
     attributes = {name: value for name, value in example.attributes.items() if value != ''}
     if small is not part and 'spacing' in attributes:  # the height of a pixel, which grows when the image shrinks
@@ -148,10 +148,10 @@ def _process_entry(source: Source, key: bytes, i: int, label: np.ndarray) -> tup
     # from the smaller picture where it has pixels enough: the thumbnails are the same but for rounding
     is_enough = fit is None and min(small.shape[:2]) >= THUMB_FROM
     thumb = near_duplicates.thumbnail(small if is_enough else pixels)
-    content = [int(keys[-1]), label.tolist(), example.role, sections, attributes, bool(mask)]
+    content = [int(keys[-1]), label.tolist(), example.role, sections, attributes, _mask_content(mask)]
     record = dict(
-        image=image, mask=mask, label=label, keys=keys.view(np.int64), role=example.role,
-        text=json.dumps(sections), info=json.dumps(attributes),
+        image=image, mask=b'' if mask is None else decode.png(mask), label=label, keys=keys.view(np.int64),
+        role=example.role, text=json.dumps(sections), info=json.dumps(attributes),
     )  # fmt: skip
     columns = dict(
         label=label,
@@ -217,7 +217,7 @@ def _spacing(spacing: float, aspect: float, before: tuple[int, ...], after: tupl
 
 
 def pixel_hash(pixels: np.ndarray) -> np.uint64:
-    """The first 8 bytes of sha256 over shape, depth and pixels [H,W,C], in the size that the source has."""
+    """The first 8 bytes of sha256 over shape, depth and pixels of an image or mask."""
     digest = hashlib.sha256(f'{pixels.shape}{pixels.dtype}'.encode())
     digest.update(np.ascontiguousarray(pixels))
     return np.uint64(int.from_bytes(digest.digest()[:8], 'big'))
@@ -257,20 +257,25 @@ def _text_key(key: bytes, text: str) -> np.uint64:
     return ids.hashed(key, 'text', normalized) if normalized else np.uint64(0)
 
 
-def _encode_mask(
+def _stored_mask(
     example: Example, shape: tuple[int, int], fit: str | None, size: int | None, aspect: float
-) -> tuple[bytes, str]:
-    """The mask as PNG in the stored size and the example's note, or b'' and the reason why the mask is left out."""
+) -> tuple[np.ndarray | None, str]:
+    """The mask in the stored size and the example's note, or None and the reason why the mask is left out."""
     if example.mask is None:
-        return b'', example.note
+        return None, example.note
     try:
         mask = example.mask if isinstance(example.mask, np.ndarray) else decode.mask(example.mask)
         if mask.shape != shape:
             raise Unreadable(f'it has {mask.shape[1]}x{mask.shape[0]} pixels, its image {shape[1]}x{shape[0]}')
     except Unreadable as error:
-        return b'', f'the mask is left out: {error}'
+        return None, f'the mask is left out: {error}'
     small = decode.bounded_mask(decode.fitted(mask, fit, aspect), size, aspect, is_square=fit is not None)
-    return decode.png(small), example.note
+    return small, example.note
+
+
+def _mask_content(mask: np.ndarray | None) -> int | None:
+    """The mask in the fingerprint of a record: a hash of its values."""
+    return None if mask is None else int(pixel_hash(mask))
 
 
 def drop_row(drop: Drop, key: bytes, namespace: str) -> Dropped:

@@ -250,6 +250,7 @@ def make(
                 columns=data.columns,
                 fit=data.fit,
                 windows=data.windows,
+                masks=list(data.masks),
                 remarks=data.remarks,
             )
             totals = columns.gather(chunk_folder, plan, work / 'columns')

@@ -110,6 +110,7 @@ def _finish(
         columns=[use._asdict() for use in source.columns],
         fit=source.shown.fit,
         windows=[[window.centre, window.width] for window in source.shown.windows],
+        masks=list(source.masks),
         remarks=dict(collections.Counter(drop.reason for drop in drops if drop.scope == 'remark').most_common()),
     )
     summary = assemble(description, source.size, totals, plan, work)

@@ -116,6 +116,7 @@ def source(folder: str, size: int | None = None) -> Source:
     return Source(
         name='candid_ptx', version='1', namespace='candid_ptx', labels=LABELS, license=LICENSE, size=size,
         entries=[film.entry for film in films], label=release.label, load=release.load, dropped=dropped, notes=notes,
+        masks=('pneumothorax',),
     )  # fmt: skip
 
 

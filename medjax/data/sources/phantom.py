@@ -101,4 +101,5 @@ def source(
         label=release.label,
         load=release.load,
         key=phantom.KEY,
+        masks=phantom.MASKS,
     )

@@ -118,6 +118,7 @@ def source(folder: str, size: int | None = None, split: str = 'given') -> Source
     return Source(
         name='rsna_pneumonia', version='1', namespace='rsna_pneumonia', labels=LABELS, license=LICENSE, size=size,
         entries=entries, label=release.label, load=release.load, dropped=dropped, notes=notes, splits=list_name,
+        masks=('pneumonia_box',),
     )  # fmt: skip
 
 

@@ -107,5 +107,5 @@ def source(folder: str, size: int | None = None) -> Source:
     return Source(
         name='siim_acr', version='1', namespace='siim_acr', labels=('pneumothorax',), license=LICENSE,
         entries=[film.entry for film in films], label=release.label, load=release.load, dropped=dropped,
-        notes=notes, size=size,
+        notes=notes, size=size, masks=('pneumothorax',),
     )  # fmt: skip

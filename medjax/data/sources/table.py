@@ -17,6 +17,8 @@ Labels: the columns that --labels names. By default, the columns that hold only 
 whose names are not those of other things (fold, site). True, ja, negative and other words for yes and no are read, and
 nan, N.A., unknown and other words for nothing. A few typing errors are left blank.
 Texts: the column text. A report is cut into its sections: findings, impression, …
+Masks: the files that the column mask names. --masks lungs says what they show. --masks left=1,right=2 names the
+structure of each value; 0 is background.
 Patients: the column patient_id. Without it, near-duplicates stay together where splits are drawn. An id that stands for
 nobody (ANONYMOUS, or one id on nearly all studies) counts as unknown.
 
@@ -32,8 +34,10 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from medjax.data.images import dicom
-from medjax.data.releases import coding, column_names, folders, label_columns, table_fields, tables
+from medjax.data.releases import coding, column_names, folders, label_columns, mask_values, table_fields, tables
 from medjax.data.releases.label_columns import LabelColumn
 from medjax.data.releases.named_files import Finder, Found
 from medjax.data.releases.people import People
@@ -66,6 +70,7 @@ class Release:
     finder: Finder
     pictures: list[Picture]
     labels: list[LabelColumn]
+    masks: mask_values.Structures
 
     def label(self, i: int) -> list[int]:
         """The code of each label of picture i."""
@@ -76,7 +81,7 @@ class Release:
         """Reads picture i, its mask and its text. Raises Unreadable."""
         line, found, _, frame = self.pictures[i]
         cells, data = line.cells, folders.read_bytes(found.file)
-        mask, note = _mask(self.finder, cells.get('mask', '')) if frame is None else (None, '')
+        mask, note = self._mask(cells.get('mask', '')) if frame is None else (None, '')
         if frame is not None and cells.get('mask'):
             note = 'the mask is left out: the table does not say which of the frames it belongs to'
         text = sections.parse(language.unify_placeholders(markup.plain(cells.get('text', ''))))
@@ -97,12 +102,24 @@ class Release:
             note=note,
         )
 
+    def _mask(self, cell: str) -> tuple[bytes | np.ndarray | None, str]:
+        """The mask that a line names and '', or None and the reason why the mask is left out."""
+        try:
+            return (self.masks.read(folders.read_bytes(self.finder.find(cell).file)) if cell else None), ''
+        except Unreadable as error:
+            return None, f'the mask is left out: {error}'
+
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds DIR, --size, --labels and --namespace."""
+    """Adds DIR, --size, --labels, --masks and --namespace."""
     folders.add_arguments(parser, LAYOUT)
     parser.add_argument(
         '--labels', metavar='A,B', help='columns that are labels; a text column gives one label for each of its values'
+    )
+    parser.add_argument(
+        '--masks',
+        metavar='lungs|left=1,right=2',
+        help='what the masks show: one structure, with all values but 0, or the value of each structure',
     )
     parser.add_argument(
         '--namespace', help="data sets with the same namespace share their patients (default: DIR's name)"
@@ -115,12 +132,14 @@ def source(
     size: int | None = None,
     namespace: str | None = None,
     split: str = 'given',
+    masks: str | None = None,
 ) -> Source:
     """The source of the table in `folder`. A line that cannot be used becomes a drop with its reason.
 
     split: 'drawn' leaves the column of the splits unused. UserError if the table is missing, if no column names
     images, or if `split` is 'given' and the table has an unknown split.
     """
+    structures = mask_values.parse(masks)
     root = folders.release_folder(folder, 'metadata.csv', layout=LAYOUT)
     table = tables.read_table(root / 'metadata.csv', lower=tuple(column_names.NAMES))
     finder, is_drawn = Finder(root), split == 'drawn'
@@ -141,12 +160,13 @@ def source(
 
     names = tuple(name for label in chosen for name in label.names)
     licenses = sorted({line.cells['license'] for line in lines if line.cells.get('license')})
-    release = Release(finder, pictures, chosen)
+    release = Release(finder, pictures, chosen, structures)
     return Source(
         name=root.name, version='1', namespace=namespace or root.name, labels=names, license='; '.join(licenses),
         size=size, entries=[_entry(finder, table, picture) for picture in pictures], label=release.label,
         load=release.load, dropped=[*table.dropped, *unusable], columns=_of_file(uses, fields, table),
-        notes=[*_notes(fields, persons, names), *persons.notes], draw_namespace=namespace or '',
+        notes=[*_notes(fields, persons, names), *_mask_notes(lines, structures), *persons.notes],
+        draw_namespace=namespace or '', masks=structures.names,
     )  # fmt: skip
 
 
@@ -240,14 +260,6 @@ def _stamp(finder: Finder, file: pathlib.Path, mask: str) -> str:
         return folders.stamp(file)
 
 
-def _mask(finder: Finder, cell: str) -> tuple[bytes | None, str]:
-    """The content of the mask that a line names and '', or None and the reason why the mask is left out."""
-    try:
-        return (folders.read_bytes(finder.find(cell).file) if cell else None), ''
-    except Unreadable as error:
-        return None, f'the mask is left out: {error}'
-
-
 def _named(labels: str | None, fields: Fields) -> list[str] | None:
     """The columns that --labels names. A field may be named as in the file, and in any case."""
     if labels is None:
@@ -295,6 +307,16 @@ def _notes(fields: Fields, persons: People, labels: tuple[str, ...]) -> list[str
     if not labels:
         notes.append('no labels: no column holds only 0, 1, -1 or nothing; name some with --labels to probe')
     return notes
+
+
+def _mask_notes(lines: Sequence[Line], structures: mask_values.Structures) -> list[str]:
+    """A note on masks without names. UserError for names without masks."""
+    count = sum(bool(line.cells.get('mask')) for line in lines)
+    if structures.names and not count:
+        raise UserError('--masks: no line names a mask; the table needs a column mask with the paths of the files')
+    if structures.names or not count:
+        return []
+    return [f'{count} masks: --masks lungs would say what they show, --masks left=1,right=2 what each value shows']
 
 
 def _no_patients(fields: Fields) -> str:

@@ -126,7 +126,7 @@ def source(folder: str, size: int | None = None) -> Source:
     return Source(
         name='tb_lung', version='1', namespace='tb_lung', labels=('tuberculosis',), license=LICENSE, size=size,
         entries=[film.entry for film in release.films], label=release.label, load=release.load, dropped=dropped,
-        notes=_notes(films),
+        notes=_notes(films), masks=('lungs',),
     )  # fmt: skip
 
 

@@ -46,8 +46,9 @@ def source(**changes) -> Source:
     study = ['c' if split == 'test' else split if split == 'val' else name[0] for name, split in zip(SLICES, SPLITS)]
     entries = [Entry(f'i{k}', f'p{s}', s, split, f'line {k}') for k, (s, split) in enumerate(zip(study, SPLITS))]
     whole = Source(
-        'ct', '1', 'ct', ('odd',), 'CC0', entries, lambda i: [i % 2], load, [Drop('gone', 'line 99', 'lost')]
-    )
+        'ct', '1', 'ct', ('odd',), 'CC0', entries, lambda i: [i % 2], load, [Drop('gone', 'line 99', 'lost')],
+        masks=('bright',),
+    )  # fmt: skip
     return whole._replace(**changes)
 
 
@@ -86,6 +87,7 @@ def test_duplicates_of_a_volume_are_left_out_and_all_else_stays(data, less):
             a, b = new[n], old[i]
             np.testing.assert_array_equal(a.image, b.image)
             np.testing.assert_array_equal(new.mask(n), old.mask(i))
+            np.testing.assert_array_equal(new.structures(n), old.structures(i))
             assert str(a.attributes) == str(b.attributes) and a.keys == b.keys
 
 

@@ -68,6 +68,7 @@ def test_lines_masks_patients_and_tables_are_joined(folder, tmp_path):
     expected = np.zeros((20, 16), np.uint8)
     expected[[3, 4], 0], expected[4, 1], expected[0:5, 3] = 255, 255, 255
     np.testing.assert_array_equal(example.mask, expected)
+    assert source.masks == ('pneumothorax',)
     assert example.text == {'report': 'Chest: seen by ___. Left pneumothorax.'}
     assert example.role == 'frontal' and example.attributes['age'] == 90 and example.attributes['sex'] == 'M'
     assert source.load(places[uid(2)]).text == {} and not source.load(places[uid(2)]).mask.any()

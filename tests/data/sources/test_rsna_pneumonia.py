@@ -74,6 +74,7 @@ def test_lines_are_joined(folder, tmp_path):
     expected = np.zeros((20, 16), np.uint8)
     expected[3:8, 2:6] = expected[3:8, 10:14] = 255
     np.testing.assert_array_equal(source.load(by_image(source)[B]).mask, expected)
+    assert source.masks == ('pneumonia_box',)
     assert not source.load(by_image(source)[A]).mask.any() and source.load(by_image(source)[C]).mask is None
     assert 'a box leaves the image' in source.load(by_image(source)[D]).note
 

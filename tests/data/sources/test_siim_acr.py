@@ -57,6 +57,7 @@ def test_lines_become_one_record_for_each_image(folder, tmp_path):
     expected = np.zeros((20, 16), np.uint8)
     expected[[3, 4], 0], expected[4, 1], expected[0:5, 3] = 255, 255, 255
     np.testing.assert_array_equal(mask, expected)
+    assert source.masks == ('pneumothorax',)
     assert not source.load(by_image(source)[uid(1)]).mask.any()  # a mask that says: nothing here
     assert source.load(by_image(source)[uid(4)]).mask is None
 

@@ -6,6 +6,7 @@ from PIL import Image
 
 from medjax.data import records
 from medjax.data.builder import npz_export, write
+from medjax.data.images import decode
 from medjax.data.releases import folders, tables
 from medjax.data.sources import npz, table
 from medjax.errors import UserError
@@ -148,6 +149,43 @@ def test_the_stamp_of_a_line_is_that_of_image_and_mask(folder):
     Image.fromarray(np.zeros((9, 9), np.uint8)).save(folder / 'images' / '3.png')
     after = [entry.stamp for entry in table.source(str(folder)).entries]
     assert [a != b for a, b in zip(before, after, strict=True)] == [True, False, True]
+
+
+def test_masks_of_a_table_get_names(folder):
+    values = np.zeros((12, 12), np.uint8)
+    values[2:4], values[6:8] = 1, 7
+    Image.fromarray(values).save(folder / 'images' / 'mask.png')
+    csv(folder, 'image,mask\nimages/0.png,images/mask.png\n')
+    plain = table.source(str(folder))
+    assert plain.masks == () and any('1 masks: --masks lungs' in note for note in plain.notes)
+    one = table.source(str(folder), masks='lungs')
+    assert one.masks == ('lungs',) and not any('--masks' in note for note in one.notes)
+    np.testing.assert_array_equal(decode.mask(one.load(0).mask), values)
+    two = table.source(str(folder), masks='heart=7, lung=1')
+    assert two.masks == ('heart', 'lung')
+    np.testing.assert_array_equal(two.load(0).mask, (values == 7) * 1 + (values == 1) * 2)
+    left = table.source(str(folder), masks='lung=1').load(0)
+    assert left.mask is None and 'the value 7' in left.note
+
+
+@pytest.mark.parametrize(
+    ('masks', 'words'),
+    [
+        ('', 'a name is missing'), ('a,,b', 'a name is missing'), ('a,b', 'needs its value'), ('a=0', '1 to 255'),
+        ('a=300', '1 to 255'), ('a=1,a=2', 'twice'), ('a=1,b=1', 'twice'), ('mean', 'the name of a mean'),
+        (','.join(f'm{i}={i}' for i in range(1, 10)), 'at most 8'),
+    ],
+)  # fmt: skip
+def test_names_of_masks_that_cannot_be_read(folder, masks, words):
+    csv(folder, 'image,mask\nimages/0.png,images/1.png\n')
+    with pytest.raises(UserError, match=words):
+        table.source(str(folder), masks=masks)
+
+
+def test_names_of_masks_need_masks(folder):
+    csv(folder, 'image\nimages/0.png\n')
+    with pytest.raises(UserError, match='no line names a mask'):
+        table.source(str(folder), masks='lungs')
 
 
 def test_what_a_source_reads_is_recorded(folder):

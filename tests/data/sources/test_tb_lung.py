@@ -49,7 +49,7 @@ def test_films_readings_and_masks_are_joined(folder, tmp_path):
         'MCUCXR_0001_0': 0, 'MCUCXR_0104_1': 1, 'MCUCXR_0105_1': 1,
     }  # fmt: skip
     assert [drop.reason for drop in source.dropped] == ['the name is not CHNCXR_ or MCUCXR_, a number, _0 or _1']
-    assert source.notes == ['1 films have no lung mask']
+    assert source.notes == ['1 films have no lung mask'] and source.masks == ('lungs',)
 
     examples = {image: source.load(i) for image, i in by_image(source).items()}
     assert examples['CHNCXR_0001_0'].attributes == {'site': 'Shenzhen', 'view': 'PA', 'sex': 'M', 'age': 45}
