@@ -32,7 +32,9 @@ def data(tmp_path_factory):
     return opened
 
 
-@pytest.mark.parametrize('name', SYSTEMS)
+@pytest.mark.parametrize(
+    'name', [name if name == 'convirt' else pytest.param(name, marks=pytest.mark.slow) for name in SYSTEMS]
+)
 def test_a_system_takes_some_steps(name, data):
     config = small(name)
     datasets = {source: data for part in config.data.values() for source in part.sources}

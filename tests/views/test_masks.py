@@ -50,7 +50,7 @@ def test_statistics_equal_a_plain_loop_on_a_grid_that_is_not_square(count):
     assert compare(drawn.mean(0), reference.mean(0), n, n) < 4.5
 
 
-@pytest.mark.parametrize('grid', [7, 14, 16, 37])
+@pytest.mark.parametrize('grid', [7, 14, 16, pytest.param(37, marks=pytest.mark.slow)])
 def test_statistics_equal_the_original(grid):
     folder = os.environ.get('MEDJAX_DINOV2_REFERENCE')
     if not folder or not (path := Path(folder, 'masking_stats.npz')).exists():
