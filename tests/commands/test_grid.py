@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import signal
@@ -12,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from launched import calls, environment, start
 
 ROOT = Path(__file__).parents[2]
 GRID = ROOT / 'launch' / 'grid.sh'
@@ -43,22 +43,6 @@ def grid(folder: Path, *runs: str, program: str = FAKE, recipe: str = 'tiny', da
         (folder / name).write_text(content)
         (folder / name).chmod(0o755)
     return folder / 'grid.sh'
-
-
-def environment(folder: Path) -> dict[str, str]:
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get('PYTHONPATH'))))
-    return {**os.environ, 'PATH': f'{folder / "bin"}:{os.environ["PATH"]}', 'PYTHONPATH': path, 'JAX_PLATFORMS': 'cpu'}
-
-
-def start(file: Path, *args: str) -> subprocess.CompletedProcess:
-    folder = file.parent
-    return subprocess.run(
-        [str(file), *args], cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=300
-    )
-
-
-def calls(folder: Path) -> list[list[str]]:
-    return [shlex.split(line) for line in (folder / 'calls').read_text().splitlines()]
 
 
 def test_the_runs_one_after_the_other_and_all_compared(tmp_path):
@@ -126,7 +110,7 @@ def test_a_signal_saves_the_present_run_and_ends_the_grid(tmp_path, sent):
     job = subprocess.Popen(
         [str(file)], cwd=tmp_path, env=environment(tmp_path), stderr=subprocess.PIPE, text=True, restore_signals=True
     )
-    for _ in range(400):
+    for _ in range(2400):
         if (tmp_path / 'begun').exists():
             break
         time.sleep(0.05)

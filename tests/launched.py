@@ -1,0 +1,26 @@
+"""Files of launch/ that tests start, with a program in place of medjax that writes down how it was called."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def environment(folder: Path) -> dict[str, str]:
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get('PYTHONPATH'))))
+    return {**os.environ, 'PATH': f'{folder / "bin"}:{os.environ["PATH"]}', 'PYTHONPATH': path, 'JAX_PLATFORMS': 'cpu'}
+
+
+def start(file: Path, *args: str) -> subprocess.CompletedProcess:
+    folder = file.parent
+    return subprocess.run(
+        [str(file), *args], cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=300
+    )
+
+
+def calls(folder: Path) -> list[list[str]]:
+    return [shlex.split(line) for line in (folder / 'calls').read_text().splitlines()]
