@@ -23,8 +23,9 @@ from medjax.weights import export
 # The figures on validation of the probes of medjax. Accuracies choose their thresholds there, so they are none.
 LABELS = ('auroc', 'auprc')
 WITHOUT = ('few_shot', 'search', 'metadata', 'regression', 'ordinal', 'robustness', 'out_of_distribution', 'shortcut')
+TRAINING = ('fine_tune', 'lora', 'prompts', 'bias_only', 'bpd')
 FIGURES = (
-    dict.fromkeys(('knn', 'linear', 'linear_sgd', 'classifier', 'zero_shot'), LABELS)
+    dict.fromkeys(('knn', 'linear', 'linear_sgd', 'classifier', 'zero_shot', *TRAINING), LABELS)
     | dict(retrieval=('R@1', 'R@5', 'R@10', 'P@5', 'P@10'))
     | dict.fromkeys(WITHOUT, ())
 )
