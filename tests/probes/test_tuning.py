@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from small_runs import build
 
-from medjax import cli, config as configs, folder as folders
+from medjax import cli, config as configs, folder as folders, train
 from medjax.data import records
 from medjax.data.audit import seen
 from medjax.errors import UserError
@@ -220,3 +220,42 @@ def test_a_job_trains_once_goes_on_after_a_kill_and_equals_a_run_by_hand(tmp_pat
     cli.main(['probe', *by_hand])
     other = json.loads((run / 'probes' / 'tuned' / f'{data.name}.classifier.json').read_text())
     assert other['results']['auroc'] == result['results']['auroc']
+
+
+TUNED = dict(
+    bias_only=lambda name: name.endswith('/bias'),
+    lora=lambda name: name.endswith(('attn/qkv/kernel', 'fc1/kernel', 'fc2/kernel')),
+    prompts=lambda name: name.startswith('prompts/'),
+)
+
+
+@pytest.mark.parametrize(
+    'recipe',
+    [
+        pytest.param('lora', marks=pytest.mark.slow),
+        *(pytest.param(name, marks=pytest.mark.long) for name in ('bias_only', 'prompts')),
+    ],
+)
+def test_a_recipe_changes_what_it_says_and_its_export_is_a_tower(tmp_path, data, recipe):
+    one = dataclasses.replace(
+        inputs(tmp_path / 'run', data),
+        epochs=4,
+        overrides=('dtype=float32', 'optim.schedule=1.0', 'batch_size=16', 'rows_per_group=2', 'optim.lr=0.05'),
+    )
+    command = Tuning(recipe).command(one, tmp_path / 'w')
+    argv, overrides = split_overrides(command[4:])
+    given = dict(zip(argv[::2], argv[1::2], strict=True))
+    config, datasets = configs.load(given['--config'], [given['--data']], overrides)
+    assert train.run(config, datasets, tmp_path / 'w') == 0
+    before, _ = export.load(tmp_path / 'run' / 'exports' / '4')
+    after, meta = export.load(tmp_path / 'w' / 'exports' / str(config['total_steps']))
+    old, new = (export.flatten(tree['towers']['image']) for tree in (before, after))
+    changed = {name for name in new if name not in old or not np.array_equal(old[name], new[name])}
+    may_change = {name for name in new if TUNED[recipe](name)}
+    assert changed <= may_change and changed
+    if recipe != 'bias_only':  # the biases of keys have no gradient
+        assert changed == may_change
+    assert 'lora' not in meta['towers']['image'] and not any('lora' in name for name in new)
+    assert ('prompts' in meta['towers']['image']) == (recipe == 'prompts')
+    tuned = encode.load(tmp_path / 'w')
+    assert np.isfinite(encode.features(tuned, data, 'test').cls[:]).all()
