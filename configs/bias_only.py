@@ -11,7 +11,7 @@ fine-tuning.
 Ours: 1e-3, 50 passes, and the views of `fine_tune`. In a ResNet the running statistics of the norms move too; norm=
 'frozen' in its section keeps them.
 
-Cost: two thirds of `fine_tune`, because no gradient of a frozen weight is computed. Adam still keeps moments of all
+Cost: about two thirds of `fine_tune` (estimated), because no gradient of a frozen weight is computed. Adam still keeps moments of all
 parameters. Not run at this size; measured small in docs/learn_from_labels.md.
 """
 
