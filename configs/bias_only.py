@@ -11,8 +11,8 @@ fine-tuning.
 Ours: 1e-3, 50 passes, and the views of `fine_tune`. In a ResNet the running statistics of the norms move too; norm=
 'frozen' in its section keeps them.
 
-Cost: about two thirds of `fine_tune` (estimated), because no gradient of a frozen weight is computed. Adam still keeps moments of all
-parameters. Not run at this size; measured small in docs/learn_from_labels.md.
+Cost: about two thirds of `fine_tune` (estimated), because no gradient of a frozen weight is computed. Adam
+still keeps moments of all parameters. Not run at this size; measured small in docs/learn_from_labels.md.
 """
 
 from typing import Any

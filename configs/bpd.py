@@ -14,7 +14,7 @@ the one below, for a model of three layers. (arXiv 1905.04899): CutMix with boxe
 Ours: the steps; a factor of .65 a layer, as a ViT has more of them; CutMix for half of the crops; the rest is that of
 `fine_tune`. Without CutMix: --config.views.crop.cutmix=0.
 
-Cost: that of `fine_tune`. Not run at this size.
+Cost: that of `fine_tune`. Not run at this size; measured small in docs/learn_from_labels.md.
 """
 
 from typing import Any

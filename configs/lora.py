@@ -11,8 +11,8 @@ Certain (arXiv 2106.09685): the method, medjax/models/lora.py. (MohammedSB/DINOv
 values here, and one of them is shared there.
 Ours: 1e-3, 50 passes, and the views of `fine_tune`.
 
-Cost: about nine tenths of `fine_tune` (estimated). Adam still keeps moments of all parameters. Not run at this size; measured small in
-docs/learn_from_labels.md.
+Cost: about nine tenths of `fine_tune` (estimated). Adam still keeps moments of all parameters. Not run at this size;
+measured small in docs/learn_from_labels.md.
 """
 
 from typing import Any
