@@ -279,8 +279,11 @@ def check_data(folder: Path, before: Mapping[str, Any], datasets: Mapping[str, r
         )
     with tempfile.TemporaryDirectory() as scratch:
         again = Path(scratch, 'seen.npz')
-        seen.write_seen(datasets, again, _earlier(parent))
-        if _digest(again) != known:
+        digests = set()
+        for starts in (before.get('init_from'), None):  # runs may be older than lists with the data of given weights
+            seen.write_seen(datasets, again, *_before(parent, starts))
+            digests.add(_digest(again))
+        if known not in digests:
             raise UserError(
                 f'{folder} holds a run of other data: the hashes of the training images differ from '
                 f'{file if whole else "those in its exports"}, and data/sources.json is lost; use another --workdir, '
@@ -293,13 +296,18 @@ def check_data(folder: Path, before: Mapping[str, Any], datasets: Mapping[str, r
     )
 
 
-def write_data(folder: Path, parent: Mapping[str, Any] | None, datasets: Mapping[str, records.DataSet]) -> str | None:
-    """Writes the files of RUN/data that are not there or are damaged; a sentence if it needs the parent's in vain."""
+def write_data(
+    folder: Path, parent: Mapping[str, Any] | None, datasets: Mapping[str, records.DataSet], starts: Any = None
+) -> str | None:
+    """Writes the files of RUN/data that are not there or are damaged; a sentence if it needs the parent's in vain.
+
+    `starts` is `init_from` of the run: what these weights were trained on, it has seen too.
+    """
     earlier = _earlier(parent)
     had = _is_whole(folder / 'data' / 'seen.npz')
     with files.writing(f'the record of the data, {folder / "data"}'):
         if not had:
-            seen.write_seen(datasets, folder / 'data' / 'seen.npz', earlier)
+            seen.write_seen(datasets, folder / 'data' / 'seen.npz', *_before(parent, starts))
         if _sources(folder) is None:
             files.write_json(folder / 'data' / 'sources.json', identities(datasets))
     if parent is not None and earlier is None and not had:
@@ -320,6 +328,32 @@ def _earlier(parent: Mapping[str, Any] | None) -> Path | None:
     """The hashes of the data of a run's parent; None without a parent, or where they are lost or damaged."""
     file = None if parent is None else Path(parent['run'], 'data', 'seen.npz')
     return file if file is not None and _is_whole(file) else None
+
+
+def _before(parent: Mapping[str, Any] | None, starts: Any) -> tuple[list[Path], list[str]]:
+    """The lists of what the parent and the given weights were trained on, and the weights without such a list.
+
+    Weights in a run, RUN/exports/STEP, have the list of their run, if their meta.json names it.
+    """
+    earlier = _earlier(parent)
+    files_of, unknown = [] if earlier is None else [earlier], []
+    if parent is not None:  # a branch reads no other weights
+        starts = None
+    for start in [] if starts is None else [starts] if isinstance(starts, Mapping) else starts:
+        path = Path(start['path'])
+        if path.name == 'weights.safetensors':
+            path = path.parent
+        if (path / 'exports').is_dir() and (steps := export.steps(path)):
+            path = path / 'exports' / str(steps[-1])
+        file, digest = path.absolute().parents[1] / 'data' / 'seen.npz', None
+        with contextlib.suppress(UserError):
+            digest = export.read_meta(path).get('seen')
+        if digest is not None and _is_whole(file) and _digest(file) == digest:
+            files_of.append(file)
+        else:
+            run = f'{path.absolute().parents[1].name}-' if path.absolute().parent.name == 'exports' else ''
+            unknown.append(run + path.name)
+    return list(dict.fromkeys(files_of)), unknown
 
 
 def _sources(folder: Path) -> dict[str, Any] | None:

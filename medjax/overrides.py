@@ -27,6 +27,7 @@ from medjax.training.optimizer import Rule, optimizer
 from medjax.training.state import start_from
 from medjax.types import is_number
 from medjax.weights import load
+from medjax.weights.base import ExportWeights
 
 
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -110,12 +111,19 @@ def place_tower(config: ConfigDict, name: str, path: str, where: str, before: Ma
 def _place(config: ConfigDict, name: str, section: Mapping[str, Any], start: Mapping[str, Any]) -> None:
     """Puts the section of a tower and the weights that it begins with into a config.
 
-    An entry of `init_from` that loads nothing but this tower is replaced.
+    What the recipe says of training, and weights do not, stays as the recipe has it (OF_TRAINING). An entry of
+    `init_from` that loads nothing but this tower is replaced.
     """
+    now = config.towers.get(name)
+    if isinstance(now, ConfigDict) and now.get('tower') == section.get('tower'):
+        section = dict(section) | {key: now[key] for key in OF_TRAINING if key in now}
     with config.towers.ignore_type(), config.towers.unlocked():
         config.towers[name] = ConfigDict(dict(section))
     with config.ignore_type(), config.unlocked():
         config.init_from = [*(one for one in _starts(config.get('init_from')) if not _only(one, name)), dict(start)]
+
+
+OF_TRAINING = ('drop_path', 'lora', 'prompts')  # keys of a tower
 
 
 def _starts(given: Any) -> list[Any]:
@@ -134,7 +142,10 @@ def _tower_in(weights: load.Weights, name: str, now: Any) -> str:
     towers = [module for module in weights.modules if module.startswith('towers/')]
     section = {} if now is None or isinstance(now, str) else dict(now)
     kind = {'text': 'text', 'decoder': 'decoder'}.get(section.get('tower'), 'image')
-    for module in (f'towers/{name}', f'towers/{kind}'):
+    encoder = (
+        [f'towers/{weights.meta.get("encoder")}'] if kind == 'image' and isinstance(weights, ExportWeights) else []
+    )
+    for module in (f'towers/{name}', f'towers/{kind}', *encoder):
         if module in towers:
             return module
     raise UserError(f'{weights.path} holds {", ".join(weights.modules)}, and no tower for {name!r}')

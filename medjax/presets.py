@@ -1,14 +1,20 @@
-"""Presets by batch size, for recipes that continue a public ViT-B: one GPU, a node of 8 GPUs, a pod of 64.
+"""Sizes that recipes share.
+
+For recipes that continue a public ViT-B, presets by batch size: one GPU, a node of 8 GPUs, a pod of 64.
 
     preset = presets.find(name)          # in get_config(name) of a recipe, for `--config continue_heads_first:node`
     dict(lr=preset.lr, …)
+
+For recipes that tune an encoder on labels, a length in passes over the train split.
+
+    steps = presets.steps(data, epochs, batch)           # in get_config(data, epochs), for `--config fine_tune:20`
 
 What depends on the batch and on the memory of a device stands here, with its reason. The method stands in the recipe.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from medjax.errors import UserError
 
@@ -61,3 +67,14 @@ def find(name: str) -> Preset:
             f'there is no preset {name!r}; write gpu (one GPU), node (8 GPUs) or pod (64 GPUs) behind the colon'
         )
     return PRESETS[name]
+
+
+RECORDS = 10_000  # of the train split that `steps` assumes where no data are at hand
+
+
+def steps(data: Any, epochs: str, batch: int) -> int:
+    """The steps of some passes over the train split of `data`, a DataSet or None. UserError for no whole number."""
+    if not epochs.isdecimal() or int(epochs) < 1:
+        raise UserError(f'{epochs!r} is no number of epochs; write a whole number behind the colon, as fine_tune:20')
+    records = RECORDS if data is None else data.splits.get('train', 0)
+    return max(-(-int(epochs) * records // batch), 1)

@@ -215,6 +215,14 @@ class Tower:
         """Rows and columns of patches for an image of height and width `size`. Text towers have no grid."""
         raise NotImplementedError(f'{type(self).__name__} has no grid of patches')
 
+    def is_added(self, path: str) -> bool:
+        """Whether a parameter was added to a trained tower: it stays new where weights to start from lack it."""
+        return False
+
+    def exported(self, params: Tree, section: Mapping[str, Any]) -> tuple[Tree, Mapping[str, Any]]:
+        """Parameters (numpy) and the section of the config as an export holds them."""
+        return params, section
+
     def check(self, crops: Mapping[str, int], rows_per_group: int) -> None:
         """A UserError if drop path cannot come within .02 of its rate; `crops` is the number of crops by view."""
 

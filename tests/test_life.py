@@ -515,7 +515,7 @@ def test_seen_data_of_a_parent_are_added(tmp_path, monkeypatch):
         return SimpleNamespace(key_fingerprint=key, split=lambda name: split)
 
     seen.write_seen({'a': data_set('one', 3, 5)}, tmp_path / 'a.npz')
-    seen.write_seen({'b': data_set('two', 4, 5)}, tmp_path / 'b.npz', tmp_path / 'a.npz')
+    seen.write_seen({'b': data_set('two', 4, 5)}, tmp_path / 'b.npz', [tmp_path / 'a.npz'])
     with np.load(tmp_path / 'b.npz') as file:
         of = dict(zip(zip(file['patient'].tolist(), file['patient/key'].tolist(), strict=True), [True] * 9))
         assert file['keys'].tolist() == ['one', 'two']

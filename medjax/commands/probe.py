@@ -5,6 +5,7 @@
     medjax probe --run RUN --data DATA --follow         # beside a training, until it is done or long silent
     medjax probe --run RUN --data DATA --best linear.auroc   # all exports; RUN/best.json names the best
     medjax probe --run RUN --data DATA --probes zero_shot,retrieval --prompts configs/prompts/phantom.json
+    medjax probe --run RUN --data DATA --probes fine_tune --epochs 20 --config.optim.lr=1e-4
     medjax probe --run RUN --data DATA --encoder dinov2-base/        # a public encoder beside the run
     medjax probe --data DATA --encoder dinov2-base/ --encoder rad=other/model.safetensors
 
@@ -32,7 +33,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
-from medjax import files
+from medjax import files, overrides as overriding
 from medjax.data import records
 from medjax.data.text import prompts
 from medjax.errors import UserError, suggest
@@ -54,6 +55,7 @@ from medjax.probes import (
 )
 from medjax.probes.encode import BASELINES, Encoder
 from medjax.probes.evaluate import ProbeInputs
+from medjax.probes.tuning import FOLDER, Tuning
 from medjax.weights import export
 
 DEFAULT_PROBES = 'knn,linear,classifier,zero_shot,retrieval'
@@ -62,6 +64,7 @@ RUNS = pathlib.Path('runs')  # results of encoders without a run
 
 def main(argv: list[str]) -> int:
     """Probes exports and baselines and prints a table of results; returns 1 if a probe or an export failed."""
+    argv, overrides = overriding.split_overrides(argv)
     args = _parser().parse_args(argv)
     run = None if args.run is None else pathlib.Path(args.run)
     data = records.open(args.data)
@@ -76,6 +79,8 @@ def main(argv: list[str]) -> int:
     groups = subgroups.parse(args.groups, data.split('test').attribute_names)
     figure = None if args.best is None else choice.parse(args.best, list(probes))
     encoders = _named_encoders(args.encoder or [])
+    trains = [name for name, probe in probes.items() if isinstance(getattr(probe, 'job', None), Tuning)]
+    _check_training(trains, overrides, args.epochs)
 
     def inputs_of(folder: pathlib.Path, encoder: Encoder) -> ProbeInputs:
         cache, chosen_by = folder / 'cache', figure.probe if figure else ''
@@ -95,6 +100,8 @@ def main(argv: list[str]) -> int:
             columns=asked,
             concepts=concepts,
             outside=outside,
+            overrides=tuple(overrides),
+            epochs=args.epochs,
         )
 
     def probe_one(folder: pathlib.Path, encoder: Encoder, baselines: list[str]) -> int:
@@ -116,7 +123,7 @@ def main(argv: list[str]) -> int:
     failures = 0
     folders = dict.fromkeys([run] if run else (RUNS / name for name in encoders))
     for folder in folders:  # before hours of encoding
-        for inside in ('probes', 'cache', 'comparisons'):
+        for inside in ('probes', 'cache', 'comparisons', *([FOLDER] if trains else [])):
             files.check_writable(folder / inside, f'the results of the probes in {folder}')
     if figure:
         files.check_writable(run, f'the choice {run / export.BEST}')
@@ -339,6 +346,15 @@ def _check(run: pathlib.Path | None, data: records.DataSet, args: argparse.Names
         raise UserError(f'--seed: 0 or more, not {args.seed}')
 
 
+def _check_training(trains: Sequence[str], overrides: Sequence[str], epochs: int | None) -> None:
+    """UserError for options of trainings without a probe that trains."""
+    if epochs is not None and epochs < 1:
+        raise UserError(f'--epochs: at least 1 pass over the train split, not {epochs}')
+    if (overrides or epochs) and not trains:
+        option = '--epochs' if epochs else f'--config.{overrides[0]}'
+        raise UserError(f'{option} is for probes that train, such as --probes fine_tune')
+
+
 def _probe(name: str) -> ModuleType:
     """The module of a probe: 'knn' is medjax.probes.methods.knn, 'mypkg.myprobe' is the user's own module."""
     probe = find(name, methods.__name__, '--probes', 'probe', 'run')
@@ -459,6 +475,12 @@ def _parser() -> argparse.ArgumentParser:
         default=statistics.BCA,
         help='the kind of bootstrap interval: percentile, or bca, bias-corrected and accelerated (default: '
         '%(default)s)',
+    )
+    parser.add_argument(
+        '--epochs', type=int, metavar='N', help='passes of probes that train, such as fine_tune, over the train split'
+    )
+    parser.add_argument(
+        '--config.KEY=VALUE', dest='_', help='overrides of the recipe of probes that train, as --config.optim.lr=1e-4'
     )
     parser.add_argument('--draws', type=int, default=statistics.DRAWS, help='bootstrap draws (default: %(default)s)')
     parser.add_argument(

@@ -21,6 +21,8 @@ from medjax.errors import UserError, suggest
 from medjax.models import attention as attention_kernels
 from medjax.models.drop_path import add_residual
 from medjax.models.kernels import STORED, plain_only
+from medjax.models.lora import PARAMETER as LORA, Lora, LowRank
+from medjax.models.prompts import renewed
 from medjax.models.rotary import rotate
 from medjax.parallel.sharding import Names, constrain_rows
 from medjax.types import is_number
@@ -172,6 +174,7 @@ class Linear(nn.Module):
     bias: bool = True
     dtype: Any = jnp.float32
     init: Callable = weight_init
+    lora: Lora | None = None
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -183,6 +186,8 @@ class Linear(nn.Module):
         )
         if self.bias:
             y += parameter(self, 'bias', zeros, out, self.axes[self.inputs :]).astype(self.dtype).reshape(-1)
+        if self.lora is not None:
+            y += LowRank(self.lora, self.shape, self.axes, self.inputs, self.dtype, name=LORA)(x)
         return checkpoint_name(y, STORED).reshape(*y.shape[:-1], *out)
 
 
@@ -199,6 +204,7 @@ class Linears(nn.Module):
     no_bias: tuple[int, ...] = ()
     dtype: Any = jnp.float32
     init: Callable = weight_init
+    lora: tuple[tuple[str, Lora | None], ...] = ()  # of the maps, with their names
 
     @nn.compact
     def __call__(self, x: Array) -> list[Array]:
@@ -211,6 +217,10 @@ class Linears(nn.Module):
             bias = parameter(self, 'bias', zeros, shape, self.axes[1:]).astype(self.dtype)
             for row, i in enumerate(biased):
                 y[i] += bias[row].reshape(-1)
+        for i, (name, lora) in enumerate(self.lora):
+            if lora is not None:
+                shape, axes = (self.shape[0], *self.shape[2:]), (self.axes[0], *self.axes[2:])
+                y[i] += LowRank(lora, shape, axes, 1, self.dtype, name=f'{LORA}_{name}')(x)
         return [checkpoint_name(one, STORED).reshape(*one.shape[:-1], *self.shape[2:]) for one in y]
 
 
@@ -306,6 +316,7 @@ class Attention(nn.Module):
     causal          a token attends to itself and to earlier tokens only
     implementation  'auto', 'xla' or 'cudnn', see `medjax.models.attention`
     start           the initializer of the products, a key of STARTS
+    lora            matrices that are added to the products of a sequence's own tokens, see `medjax.models.lora`
     """
 
     heads: int
@@ -315,6 +326,7 @@ class Attention(nn.Module):
     dtype: Any = jnp.float32
     start: str = 'normal'
     key_bias: bool = True
+    lora: Lora | None = None
 
     @nn.compact
     def __call__(
@@ -337,7 +349,8 @@ class Attention(nn.Module):
             turns = None if turns is None else attention_kernels.to_multiple(turns)
         if context is None:
             no_bias = () if self.key_bias else (1,)
-            q, k, v = Linears((d, 3, h, d // h), axes, **options, no_bias=no_bias, name='qkv')(x)
+            lora = () if self.lora is None else tuple((name, self.lora.at(name)) for name in 'qkv')
+            q, k, v = Linears((d, 3, h, d // h), axes, **options, no_bias=no_bias, lora=lora, name='qkv')(x)
         else:
             q = Linear((d, h, d // h), ('embed', 'heads', None), **options, name='q')(x)
             k, v = Linears((context.shape[-1], 2, h, d // h), axes, **options, name='kv')(context)
@@ -351,9 +364,11 @@ class Attention(nn.Module):
             y = attention_kernels.attend(
                 q, k, v, mask=mask, lengths=lengths, causal=self.causal, implementation=self.implementation
             )
+        lora_out = None if self.lora is None else self.lora.at('out')
         return Linear(
-            (h, d // h, d), ('heads', None, 'embed'), inputs=2, dtype=self.dtype, init=STARTS[self.start], name='out'
-        )(y)[:, :queries]
+            (h, d // h, d), ('heads', None, 'embed'), inputs=2, dtype=self.dtype, init=STARTS[self.start],
+            lora=lora_out, name='out',
+        )(y)[:, :queries]  # fmt: skip
 
 
 def cls_attention(
@@ -388,10 +403,12 @@ class Mlp(nn.Module):
     dtype: Any = jnp.float32
     activation: str = 'gelu'
     start: str = 'normal'
+    lora: Lora | None = None
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        d, options = x.shape[-1], dict(dtype=self.dtype, init=STARTS[self.start])
+        d = x.shape[-1]
+        options: dict[str, Any] = dict(dtype=self.dtype, init=STARTS[self.start], lora=self.lora)
         x = Linear((d, self.hidden), ('embed', 'mlp'), **options, name='fc1')(x)
         x = ACTIVATIONS[self.activation](x)
         return Linear((self.hidden, d), ('mlp', 'embed'), **options, name='fc2')(x)
@@ -402,13 +419,14 @@ class SwiGlu(nn.Module):
 
     hidden: int
     dtype: Any = jnp.float32
+    lora: Lora | None = None
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        d = x.shape[-1]
-        x = Linear((d, 2 * self.hidden), ('embed', 'mlp'), dtype=self.dtype, name='w12')(x)
+        d, options = x.shape[-1], dict(dtype=self.dtype, lora=self.lora)
+        x = Linear((d, 2 * self.hidden), ('embed', 'mlp'), **options, name='w12')(x)
         gate, value = jnp.split(x, 2, axis=-1)
-        return Linear((self.hidden, d), ('mlp', 'embed'), dtype=self.dtype, name='w3')(jax.nn.silu(gate) * value)
+        return Linear((self.hidden, d), ('mlp', 'embed'), **options, name='w3')(jax.nn.silu(gate) * value)
 
 
 class Block(nn.Module):
@@ -418,6 +436,7 @@ class Block(nn.Module):
     stands between the two, with norm and LayerScale of its own. A call takes `kept` int [2,G,k], one layer of
     `draw_kept`, and the inputs of attention: `lengths` and `mask` of the sequence and of the context, and `turns`
     of the sequence, see `Attention`. With `kept`, `turns` has one row for all sequences, or G rows, or S rows.
+    `prompts` are the parameters of `medjax.models.prompts`, which renew the tokens from number `first_prompt` on.
     """
 
     heads: int
@@ -434,6 +453,8 @@ class Block(nn.Module):
     start: str = 'normal'
     cross: bool = False
     key_bias: bool = True
+    lora: Lora | None = None
+    first_prompt: int = 0
 
     @nn.compact
     def __call__(
@@ -446,14 +467,16 @@ class Block(nn.Module):
         context_lengths: Array | None = None,
         context_mask: Array | None = None,
         turns: Array | None = None,
+        prompts: Mapping[str, Array] | None = None,
     ) -> Array:
         norm1, norm2 = (LayerNorm(self.eps, self.dtype, name=name) for name in ('norm1', 'norm2'))
         options = (self.heads, self.qkv_bias, self.attention)
-        attention = Attention(*options, self.causal, self.dtype, self.start, self.key_bias, name='attn')
+        attention = Attention(*options, self.causal, self.dtype, self.start, self.key_bias, self.lora, name='attn')
+        lora = None if self.lora is None else self.lora.at('mlp')
         if self.ffn == 'swiglu':
-            ffn: nn.Module = SwiGlu(self.hidden, self.dtype, name='mlp')
+            ffn: nn.Module = SwiGlu(self.hidden, self.dtype, lora, name='mlp')
         else:
-            ffn = Mlp(self.hidden, self.dtype, self.activation, self.start, name='mlp')
+            ffn = Mlp(self.hidden, self.dtype, self.activation, self.start, lora, name='mlp')
 
         def scale(name: str, y: Array) -> Array:
             if self.layerscale is None:
@@ -474,6 +497,8 @@ class Block(nn.Module):
         # angles of each sequence go with the sequences that drop path keeps; those of a group hold for any of them
         own = turns if turns is not None and len(turns) == len(x) else None
         x = constrain_rows(x)
+        if prompts is not None:
+            x = renewed(x, prompts, self.first_prompt, lengths)
         x = branch(x, norm1, attend, first, lengths, mask, own)
         if self.cross:
             norm3 = LayerNorm(self.eps, self.dtype, name='norm_cross')
@@ -497,8 +522,8 @@ def scan_blocks(
 
     To be called inside the `__call__` of a flax module, which gets one child 'blocks': a scanned Block with stacked
     parameters. `remat` is a key of REMAT. `inputs` are the inputs of attention by name (lengths, mask, turns, context,
-    context_lengths, context_mask), equal for all blocks; with a context the blocks have cross-attention. `unroll` is
-    the number of blocks in one turn of the loop. `block` holds the fields of Block.
+    context_lengths, context_mask) and `prompts`, equal for all blocks; with a context the blocks have cross-attention.
+    `unroll` is the number of blocks in one turn of the loop. `block` holds the fields of Block.
     """
     given = dict(inputs or {})
     block = dict(cross=given.get('context') is not None) | block

@@ -69,6 +69,7 @@ def _terms(recipe: Mapping[str, Any], declared: Declared) -> tuple[dict[str, Ter
     """The terms by name, and the weight of each."""
     parts = {name: kind.part for name, kind in declared.views.items()}
     crops = {name: kind.count for name, kind in declared.views.items()}
+    mixed = frozenset(name for name, kind in declared.views.items() if getattr(kind, 'cutmix', 0))
     terms: dict[str, Term] = {}
     weights: dict[str, Schedule] = {}
     where_of: dict[str, str] = {}
@@ -83,7 +84,7 @@ def _terms(recipe: Mapping[str, Any], declared: Declared) -> tuple[dict[str, Ter
             where, recipe['total_steps'], recipe['rows_per_group'], declared.heads, parts, crops, declared.passes,
             declared.width,
             declare=functools.partial(declared.add, where=where), declare_head=declared.add_head,
-            towers=declared.towers, labels=recipe.get('labels'), columns=recipe.get('columns') or {},
+            towers=declared.towers, mixed=mixed, labels=recipe.get('labels'), columns=recipe.get('columns') or {},
         )  # fmt: skip
         terms[name] = plugins.make(options, 'term', 'medjax.objectives.terms', where, context=context)
     if not terms:

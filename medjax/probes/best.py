@@ -26,8 +26,9 @@ WITHOUT = (
     'few_shot', 'search', 'metadata', 'regression', 'ordinal', 'robustness', 'out_of_distribution', 'shortcut',
     'segmentation', 'segmentation_decoder', 'localisation', 'graph_cut',
 )  # fmt: skip
+TRAINING = ('fine_tune', 'lora', 'prompts', 'bias_only', 'bpd')
 FIGURES = (
-    dict.fromkeys(('knn', 'linear', 'linear_sgd', 'classifier', 'zero_shot', 'concepts'), LABELS)
+    dict.fromkeys(('knn', 'linear', 'linear_sgd', 'classifier', 'zero_shot', 'concepts', *TRAINING), LABELS)
     | dict(retrieval=('R@1', 'R@5', 'R@10', 'P@5', 'P@10'))
     | dict.fromkeys(WITHOUT, ())
 )

@@ -53,6 +53,8 @@ class ProbeInputs:
     columns: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)  # --columns, see `probes.columns`
     concepts: tuple[str, ...] = ()  # --concepts: labels or columns
     outside: tuple[DataSet, ...] = ()  # --outside: sets of other images
+    overrides: tuple[str, ...] = ()  # --config.KEY=VALUE of probes that train, as 'optim.lr=1e-3'
+    epochs: int | None = None  # --epochs of probes that train
     _splits: dict[str, SplitFeatures] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
     def features(self, split: str) -> SplitFeatures:

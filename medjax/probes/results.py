@@ -141,6 +141,8 @@ def overlap_sentence(shares: Mapping[str, Any]) -> str:
         sentence = f'pretraining saw {", ".join(phrases)} of the test records'
     else:
         sentence = 'pretraining saw none of the test records, by all hashes that can be compared'
+    if unknown := shares.get('unknown'):
+        sentence += f'; it began with weights whose training data are unknown ({", ".join(unknown)})'
     if not shares.get('comparable', True):
         sentence += '; ids were hashed with different keys, so not all patients and images can be compared'
     return sentence

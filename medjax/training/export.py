@@ -47,6 +47,10 @@ class Exporter:
         tree, temperatures = jax.device_get(sharding.gather((tree, temperatures)))
         if self.is_main:
             meta, others = self.meta(step, temperatures)
+            for name in cfg['towers']:
+                tree['towers'][name], meta['towers'][name] = self.objective.towers[name].exported(
+                    tree['towers'][name], meta['towers'][name]
+                )
             folder = self.folder / 'exports' / str(step)
             self.check()
             with files.writing(f'the export {folder}'):

@@ -7,13 +7,19 @@ parameter, for example 'towers/image/blocks/mlp/fc1/kernel':
     lr_scale      factor of the learning rate
     wd_scale      factor of the weight decay
     layerwise     layer-wise decay of the learning rate: layerwise ** (number of layers above), for one tower
-    frozen_until  before this step the parameter does not change; its gradient still enters norms and moments
+    frozen_until  before this step the parameter does not change; its gradient still enters norms and moments. 'end': it
+                  never changes, and its gradient is not computed
+    unfreeze      (first, last): the layers of one tower begin to change one after the other, the last layer at step
+                  `first` and the first layer at step `last` (arXiv 1801.06146)
     clip_group    name of the set of parameters whose gradients are clipped by their common norm
 
 Biases, norms and LayerScale have no weight decay unless `optim.no_decay` says otherwise.
 If several rules match a parameter, their lr_scale and wd_scale multiply: the patch embedding of DINOv2 has
-layerwise .9 of the whole tower times lr_scale .2 of its own rule. For frozen_until and clip_group the last
-matching rule decides.
+layerwise .9 of the whole tower times lr_scale .2 of its own rule. For frozen_until (and unfreeze) and clip_group the
+last matching rule decides.
+
+The layers of a transformer are its blocks; all before them is the first layer, and the norm and pool after them are the
+last. The layers of a ResNet are its stages, after the stem.
 """
 
 from __future__ import annotations
@@ -35,8 +41,9 @@ from medjax.errors import UserError
 from medjax.objectives import schedules
 from medjax.objectives.schedules import Schedule
 from medjax.plugins import call, text_list
-from medjax.types import Metrics, Tree, is_number
+from medjax.types import Metrics, Tree, is_number, is_whole
 
+NEVER = 2**31 - 1  # the step from which a parameter with frozen_until='end' changes
 NO_DECAY = ('*/bias', '*/scale', '*/gamma?')  # of biases, norms and LayerScale
 
 
@@ -68,6 +75,10 @@ class Optimizer:
         params = jax.tree.map(move, params, directions, self.groups)
         return params, opt, {**norms, 'lr': rate, 'weight_decay': decay}
 
+    def trained(self, params: Tree) -> Tree:
+        """The same parameters; no gradient reaches those that never change."""
+        return jax.tree.map(lambda p, g: jax.lax.stop_gradient(p) if g.is_frozen else p, params, self.groups)
+
 
 class Rule(NamedTuple):
     """One entry of `optim.groups`; see above."""
@@ -76,17 +87,23 @@ class Rule(NamedTuple):
     lr_scale: float = 1.0
     wd_scale: float = 1.0
     layerwise: float | None = None
-    frozen_until: int | None = None
+    frozen_until: int | str | None = None
+    unfreeze: Sequence[int] | None = None
     clip_group: str | None = None
 
 
 class Group(NamedTuple):
-    """The result of all rules for one parameter. Scales are floats, or arrays [depth,1,…] for stacked blocks."""
+    """The result of all rules for one parameter. Numbers may be arrays [depth,1,…] for stacked blocks."""
 
     lr_scale: Any = 1.0
     wd_scale: Any = 1.0
-    frozen_until: int = 0
+    frozen_until: Any = 0
     clip_group: str = 'all'
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether the parameter never changes."""
+        return isinstance(self.frozen_until, int) and self.frozen_until == NEVER
 
 
 def optimizer(
@@ -164,6 +181,7 @@ def parameter_groups(params: Tree, rules: Sequence[Mapping[str, Any]] = (), no_d
         if not isinstance(cfg, Mapping) or not isinstance(cfg.get('match', ''), str):
             raise UserError(f"optim.groups[{i}]={cfg!r}: must be a dict with a pattern, such as dict(match='heads/*')")
         rule = call(Rule, cfg, f'optim.groups[{i}]')
+        _check_steps(rule, f'optim.groups[{i}]')
         matched = _matched(rule.match, shapes)
         if not matched:
             raise UserError(
@@ -175,7 +193,24 @@ def parameter_groups(params: Tree, rules: Sequence[Mapping[str, Any]] = (), no_d
     return jax.tree.unflatten(structure, list(table.values()))
 
 
+def _check_steps(rule: Rule, where: str) -> None:
+    until, unfreeze = rule.frozen_until, rule.unfreeze
+    if until not in (None, 'end') and (not isinstance(until, int) or isinstance(until, bool) or until < 0):
+        raise UserError(f"{where}.frozen_until={until!r}: must be a step of at least 0, or 'end' for never")
+    if unfreeze is None:
+        return
+    steps = unfreeze if isinstance(unfreeze, (list, tuple)) else ()
+    if len(steps) != 2 or not all(map(is_whole, steps)) or not 0 <= steps[0] <= steps[1]:
+        raise UserError(
+            f'{where}.unfreeze={unfreeze!r}: must be two steps in rising order, as (500, 2000): that of the last layer '
+            'and that of the first'
+        )
+    if until is not None:
+        raise UserError(f'{where}: frozen_until and unfreeze both say when its parameters change; give one of them')
+
+
 ROWS = re.compile(r'\[(\d*):(\d*)\]')  # 'blocks[0:6]'
+STAGE = re.compile(r'stage(\d+)/')  # of a ResNet
 
 
 def _matched(match: str, shapes: Mapping[str, Any]) -> list[str]:
@@ -186,37 +221,47 @@ def _matched(match: str, shapes: Mapping[str, Any]) -> list[str]:
 def _with_rule(group: Group, rule: Rule, path: str, shapes: dict[str, tuple[int, ...]]) -> Group:
     """The group of a parameter after one more rule."""
     rows = ROWS.search(rule.match)
-    layer = _layer_scale(path, rule.layerwise, shapes) if rule.layerwise else 1.0
+    layer, last = _layer(path, shapes)
+    decay = rule.layerwise ** (last - layer) if rule.layerwise else 1.0
+    until: Any = NEVER if rule.frozen_until == 'end' else rule.frozen_until
+    if rule.unfreeze is not None:
+        first, end = rule.unfreeze
+        until = np.asarray(first + np.round((end - first) * (last - layer) / max(last, 1)), np.int32)
     return Group(
-        group.lr_scale * _for_rows(rule.lr_scale, rows, shapes[path]) * layer,
-        group.wd_scale * _for_rows(rule.wd_scale, rows, shapes[path]),
-        group.frozen_until if rule.frozen_until is None else rule.frozen_until,
+        group.lr_scale * _for_rows(rule.lr_scale, rows, shapes[path], 1.0) * decay,
+        group.wd_scale * _for_rows(rule.wd_scale, rows, shapes[path], 1.0),
+        group.frozen_until if until is None else _for_rows(until, rows, shapes[path], group.frozen_until),
         group.clip_group if rule.clip_group is None else rule.clip_group,
     )
 
 
-def _for_rows(factor: float, rows: re.Match[str] | None, shape: tuple[int, ...]) -> Any:
-    """`factor` for some rows of stacked blocks and 1 for the others, [depth,1,…]; the plain factor without rows."""
-    if rows is None or factor == 1.0:
-        return factor
-    values = np.ones((shape[0], *[1] * (len(shape) - 1)), np.float32)
-    values[int(rows[1] or 0) : int(rows[2] or shape[0])] = factor
-    return values
+def _for_rows(value: Any, rows: re.Match[str] | None, shape: tuple[int, ...], other: Any) -> Any:
+    """`value` for some rows of stacked blocks and `other` for the rest, [depth,1,…]; the plain value without rows."""
+    if rows is None or (np.ndim(value) == 0 and np.ndim(other) == 0 and value == other):
+        return value
+    number = np.arange(shape[0]).reshape(-1, *[1] * (len(shape) - 1))
+    inside = (number >= int(rows[1] or 0)) & (number < int(rows[2] or shape[0]))
+    return np.where(inside, value, other).astype(np.float32 if isinstance(other, float) else np.int32)
 
 
-def _layer_scale(path: str, base: float, shapes: dict[str, tuple[int, ...]]) -> Any:
-    """The factor of layer-wise decay: base ** (depth + 1 - layer).
+def _layer(path: str, shapes: Mapping[str, tuple[int, ...]]) -> tuple[Any, int]:
+    """The layer of a parameter in its tower, an array [depth,1,…] for stacked blocks, and the number of the last layer.
 
     Layer 0 is everything before the blocks, block i is layer i + 1, and the norm and pool after the blocks are layer
-    depth + 1.
+    depth + 1. In a ResNet the stem is layer 0, and stage i is layer i. All else has one layer.
     """
     tower = '/'.join(path.split('/')[:2])
-    depth = next((shape[0] for p, shape in shapes.items() if p.startswith(f'{tower}/blocks/')), 0)
     inner = path[len(tower) + 1 :]
+    mine = [p[len(tower) + 1 :] for p in shapes if p.startswith(f'{tower}/')]
+    if stages := [int(match[1]) for p in mine if (match := STAGE.match(p))]:
+        match = STAGE.match(inner)
+        return int(match[1]) if match else 0, max(stages)
+    depth = next((shape[0] for p, shape in shapes.items() if p.startswith(f'{tower}/blocks/')), None)
+    if depth is None:
+        return 0, 0
     if inner.startswith('blocks/'):
-        powers = depth - np.arange(depth, dtype=np.float32)
-        return (base**powers).reshape(depth, *[1] * (len(shapes[path]) - 1)).astype(np.float32)
-    return 1.0 if inner.startswith(('norm/', 'pool/')) or not depth else base ** (depth + 1)
+        return 1 + np.arange(depth, dtype=np.float32).reshape(depth, *[1] * (len(shapes[path]) - 1)), depth + 1
+    return (depth + 1 if inner.startswith(('norm/', 'pool/')) else 0), depth + 1
 
 
 def _is_group(x: Any) -> bool:

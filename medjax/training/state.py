@@ -142,8 +142,11 @@ def start_from(
             if to.path or of.path:
                 part, told = _part(weights, to, of, modules[kind][name])
             else:
-                part = export.flatten(weights.read(of.module, modules[kind][name], tower))
+                wanted_here, new = _without_added(weights, of.module, modules[kind][name], tower)
+                part = export.flatten(weights.read(of.module, wanted_here, tower))
                 told = weights.check(of.module, tower) if tower is not None else ()
+                if new:
+                    told = (*told, f'{to.module}: {len(new)} arrays are added and new, such as {new[0]}')
         except UserError as error:
             raise UserError(f'{where}: {error}') from None
         loaded[to.module] = loaded.get(to.module, {}) | part
@@ -157,6 +160,16 @@ def start_from(
     }
     params = placed['student'][0] if 'student' in placed else state.params
     return state._replace(params=params, aux=aux), tuple(dict.fromkeys(notes))
+
+
+def _without_added(weights: Weights, module: str, ours: Tree, tower: Tower | None) -> tuple[Tree, list[str]]:
+    """Our parameters without those that were added to a trained tower and the file lacks, and the paths of these."""
+    flat = leaves_by_path(ours)
+    added = [path for path in flat if tower is not None and tower.is_added(path)]
+    if added:
+        theirs = weights.flat(module, heads_of(ours))
+        added = [path for path in added if path not in theirs]
+    return export.unflatten({path: x for path, x in flat.items() if path not in added}) if added else ours, added
 
 
 def _part(weights: Weights, to: Place, of: Place, ours: Tree) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:

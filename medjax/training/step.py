@@ -53,7 +53,7 @@ class Step:
 
     def _finish(self, state: TrainState, key: Array, inputs: Any, prepare: Callable) -> tuple[TrainState, Metrics]:
         loss, metrics, (carry, stats), grads = gradients(
-            self.objective, state, inputs, prepare, key, self.micro_batches
+            self.objective, state, inputs, prepare, key, self.micro_batches, self.optimizer.trained
         )
         with jax.named_scope('optimizer'):  # scopes name the operations of a profile
             params, opt, rates = self.optimizer.update(grads, state.opt, state.params, state.step)
@@ -82,13 +82,19 @@ class Step:
 
 
 def gradients(
-    objective: Objective, state: TrainState, inputs: Any, prepare: Callable, key: Array, micro_batches: int
+    objective: Objective,
+    state: TrainState,
+    inputs: Any,
+    prepare: Callable,
+    key: Array,
+    micro_batches: int,
+    trained: Callable[[Tree], Tree] = lambda params: params,
 ) -> tuple[Array, Metrics, Tree, Tree]:
     """Loss, metrics, what `Objective.update` needs (carry of the terms, statistics), gradient by the parameters.
 
-    `prepare` makes views and masks of some rows of `inputs`.
+    `prepare` makes views and masks of some rows of `inputs`. `trained` stops the gradients of some parameters.
     """
-    forward = Forward(objective, state.aux, prepare, key, state.step)
+    forward = Forward(objective, state.aux, prepare, key, state.step, trained)
     if micro_batches > 1:
         return _in_micro_batches(forward, state.params, inputs, micro_batches)
     (loss, (metrics, carry)), grads = jax.value_and_grad(forward.whole, has_aux=True)(state.params, inputs)
@@ -104,16 +110,17 @@ class Forward:
     prepare: Callable  # some rows of the inputs -> views, masks
     key: Array
     step: Array
+    trained: Callable[[Tree], Tree]  # parameters -> the same, without the gradients of frozen ones
 
     def features(self, params: Tree, rows: Any) -> tuple[Computed, Tree, tuple[Views, Masks]]:
         """What the terms need of some rows, statistics, and the views and masks that it was computed from."""
         with jax.named_scope('views'):
             views, masks = self.prepare(jax.tree.map(constrain_rows, rows))
-        computed, stats = self.objective.features(params, self.aux, views, masks, self.key, self.step)
+        computed, stats = self.objective.features(self.trained(params), self.aux, views, masks, self.key, self.step)
         return computed, stats, (views, masks)
 
     def loss(self, params: Tree, computed: Computed, views: Views, masks: Masks) -> tuple[Array, tuple[Metrics, Tree]]:
-        return self.objective.loss(params, self.aux, computed, views, masks, self.key, self.step)
+        return self.objective.loss(self.trained(params), self.aux, computed, views, masks, self.key, self.step)
 
     def whole(self, params: Tree, inputs: Any) -> tuple[Array, tuple[Metrics, Tree]]:
         """The loss of the whole batch in one piece."""

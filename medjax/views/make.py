@@ -19,7 +19,7 @@ from jax import Array
 from medjax import plugins
 from medjax.errors import UserError, suggest
 from medjax.types import Batch, Mask, Masks, View, Views
-from medjax.views import geometry
+from medjax.views import cutmix, geometry
 from medjax.views.colour import normalise, to_unit
 from medjax.views.kinds import Draws, Kind
 from medjax.views.kinds.crop import Crop
@@ -42,6 +42,9 @@ def build(
     """
     if image['channels'] not in (1, 3):
         raise UserError(f'image.channels: 1 or 3, not {image["channels"]!r}')
+    for name, kind in views.items():
+        if isinstance(kind, Crop) and kind.cutmix and rows_per_group < 2:
+            raise UserError(f'views.{name}.cutmix: rows are mixed inside of groups; set rows_per_group to 2 or more')
     generators: dict[str, Generator] = {}
     for name, cfg in masks.items():
         view, _, own = name.partition('~')
@@ -88,6 +91,9 @@ class MakeViews:
             if isinstance(kind, Crop) and kind.boxes:
                 draws[name] |= {field: draws[kind.boxes][field] for field in ('boxes', 'flip')}
             views[name] = kind.show(rows, draws[name], self.image)
+            if isinstance(kind, Crop) and kind.cutmix:
+                own = _keys(jax.random.fold_in(key, step), [f'{name}/cutmix'])[f'{name}/cutmix']
+                views[name] = cutmix.mix(views[name], _keys_for(own, rows['row']), kind.cutmix, self.rows_per_group)
         drawn: dict[str, Drawn] = {}
         for name in self.generators:
             drawn[name] = self.drawn(name, views[name.partition('~')[0]], keys[name], drawn)

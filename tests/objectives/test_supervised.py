@@ -330,6 +330,65 @@ def test_only_patients_of_the_share_count():
     assert not gradient[~used].any() and gradient[used].any()
 
 
+# CutMix.
+
+
+def mixed(view):
+    """The view with partners: crops of row b show row b + 1 too, the last row shows row 0."""
+    rng = np.random.default_rng(2)
+    own = np.where(rng.random(view.present.shape) < 0.3, 1.0, rng.random(view.present.shape)).astype(np.float32)
+    told = {f'mix/{name}': np.roll(x, -1, 0) for name, x in {**view.meta, 'row': view.row}.items()}
+    return view._replace(meta={**view.meta, **told, 'mix/share': own})
+
+
+@pytest.mark.parametrize('kind', ['labels', 'classes'])
+def test_a_mixed_crop_is_worth_its_two_rows_by_their_share_of_the_pixels(kind):
+    """l(s, t) a + l(s, t') (1-a) in a loop over the known targets, and its slope, in float64."""
+    outputs, options = (3, {}) if kind == 'labels' else (4, dict(classes='grade'))
+    s, plain = batch(outputs)
+    view = mixed(plain)
+    out, gradient = run(built(outputs, **options), s, view)
+    total, weight, slope = 0.0, 0.0, np.zeros(s.shape)
+    for b, v in zip(*np.nonzero(plain.present), strict=True):
+        own, x = float(view.meta['mix/share'][b, v]), s[b, v].astype(np.float64)
+        for row, part in ((b, own), ((b + 1) % ROWS, 1 - own)):
+            if kind == 'labels':
+                codes = plain.meta['label'][row]
+                known, target = codes >= 0, codes.clip(0)
+                losses, slopes = np.logaddexp(0, x) - target * x, special.expit(x) - target
+                total, weight = total + part * losses[known].sum(), weight + part * known.sum()
+                slope[b, v] += part * np.where(known, slopes, 0)
+            elif np.isfinite(word := plain.meta['column'][row, 1]):
+                total, weight = total + part * (special.logsumexp(x) - x[int(word)]), weight + part
+                slope[b, v] += part * (special.softmax(x) - (np.arange(4) == word))
+    assert float(out.loss) == pytest.approx(total / weight, rel=1e-5)
+    assert float(out.metrics['targets']) == pytest.approx(weight, rel=1e-5)
+    np.testing.assert_allclose(gradient, slope / weight, atol=1e-7)
+
+
+def test_the_start_of_mixed_crops_is_the_entropy_of_all_targets_by_their_weights():
+    view = mixed(batch(3)[1])
+    out, _ = run(built(3), batch(3)[0], view)
+    own, expected, total = view.meta['mix/share'], 0.0, 0.0
+    for o in range(3):
+        counts = np.zeros(2)
+        for name, weight in (('label', own), ('mix/label', 1 - own)):
+            for value in (0, 1):
+                counts[value] += (weight * view.present)[view.meta[name][:, o] == value].sum()
+        expected -= (counts * np.log(counts / counts.sum())).sum()
+        total += counts.sum()
+    assert float(out.start) == pytest.approx(expected / total, rel=1e-5)
+
+
+def test_only_this_term_reads_a_view_with_cutmix():
+    cfg = recipe() | dict(rows_per_group=2)
+    cfg['views'] = {**cfg['views'], 'global': {**cfg['views']['global'], 'cutmix': 0.5}}
+    assert compose(cfg)
+    cfg['terms'] = [*cfg['terms'], dict(term='koleo', of='student/image/global/cls')]
+    with pytest.raises(UserError, match="the crops of 'global' show two rows each .cutmix., and this term would take"):
+        compose(cfg)
+
+
 # Devices.
 
 
@@ -346,6 +405,7 @@ def test_eight_devices_give_the_same_and_move_what_the_term_says(outputs, option
     jax.set_mesh(recipes.one_device())
     term = built(outputs, **options)
     features, view = batch(outputs, rows=64)
+    view = mixed(view) if 'smoothing' in options else view
     alone, gradient = run(term, features, view)
     mesh = sharding.make_mesh(4, 2, 1)
     jax.set_mesh(mesh)
@@ -398,8 +458,10 @@ def test_without_data_any_number_of_labels_will_do():
 
 
 @pytest.mark.slow
-def test_micro_batches_give_one_loss_and_one_gradient():
+@pytest.mark.parametrize('cutmix', [0.0, 0.7])
+def test_micro_batches_give_one_loss_and_one_gradient(cutmix):
     cfg = recipe(policy=dict(uncertain=[0.2, 0.8]), share=0.6)
+    cfg['views'] = {**cfg['views'], 'global': {**cfg['views']['global'], 'cutmix': cutmix}}
     rows = recipes.batch(8)
     rng = np.random.default_rng(1)
     rows['cxr']['label'] = rng.integers(-3, 2, (8, 3)).astype(np.int8)

@@ -126,6 +126,63 @@ def test_frozen_parameters_stand_still_while_their_moments_move():
     assert float(opt.mu['heads']['dino']['prototypes']['gain'][0]) == pytest.approx(1 - 0.9**3, rel=1e-5)
 
 
+def resnet():
+    shapes = dict(stem=(2,), stage1=(2,), stage2=(3, 2))
+    image = {name: {'conv': {'kernel': jnp.zeros(shape)}} for name, shape in shapes.items()}
+    return {'towers': {'image': image}, 'heads': {'classifier': {'kernel': jnp.zeros(2)}}}
+
+
+def test_the_layers_of_a_resnet_are_its_stages():
+    rules = [dict(match='towers/image/*', layerwise=0.5, unfreeze=(4, 10))]
+    image = parameter_groups(resnet(), rules)['towers']['image']
+    found = {name: (x['conv']['kernel'].lr_scale, int(x['conv']['kernel'].frozen_until)) for name, x in image.items()}
+    assert found == dict(stem=(0.25, 10), stage1=(0.5, 7), stage2=(1.0, 4))
+
+
+def test_blocks_begin_to_change_from_the_last_to_the_first():
+    groups = [dict(match='towers/image/*', unfreeze=(2, 12)), dict(match='towers/image/blocks[0:1]/*', frozen_until=3)]
+    ours = optimizer(params(), 20, lr=0.1, groups=groups)
+    blocks = ours.groups['towers']['image']['blocks']['fc']
+    # five layers below the last one, two steps each; block 3 is the layer below the last
+    assert blocks['kernel'].frozen_until.reshape(-1).tolist() == [3, 8, 6, 4]
+    assert int(ours.groups['towers']['image']['patch_embed']['kernel'].frozen_until) == 12
+    assert ours.groups['heads']['dino']['prototypes']['gain'] == Group()
+    now = params()
+    moved = ours.update(jax.tree.map(jnp.ones_like, now), ours.init(now), now, jnp.int32(6))[0]
+    changed = (moved['towers']['image']['blocks']['fc']['bias'] != now['towers']['image']['blocks']['fc']['bias']).any(
+        1
+    )
+    assert changed.tolist() == [True, False, True, True]
+
+
+def test_what_is_frozen_to_the_end_has_no_gradient_and_never_changes():
+    start = params()
+    groups = [dict(match='towers/*', frozen_until='end'), dict(match='*/bias', frozen_until=0)]
+    ours = optimizer(start, 10, lr=0.1, weight_decay=0.1, groups=groups)
+    grads = jax.grad(lambda p: sum(jnp.sum(x**2) for x in jax.tree.leaves(ours.trained(p))))(start)
+    now, _, metrics = ours.update(grads, ours.init(start), start, jnp.int32(10**9))
+    fc, was = now['towers']['image']['blocks']['fc'], start['towers']['image']['blocks']['fc']
+    assert (fc['kernel'] == was['kernel']).all() and (fc['bias'] != was['bias']).all()
+    trained = [was['bias'], start['heads']['dino']['prototypes']['gain']]
+    expected = float(sum(np.sum(4 * np.asarray(x, np.float64) ** 2) for x in trained)) ** 0.5
+    assert float(metrics['grad_norm/all']) == pytest.approx(expected, rel=1e-6), 'frozen parameters do not count'
+
+
+@pytest.mark.parametrize(
+    ('rule', 'words'),
+    [
+        (dict(frozen_until=-1), "a step of at least 0, or 'end' for never"),
+        (dict(frozen_until='never'), "frozen_until='never': must be a step"),
+        (dict(unfreeze=5), 'unfreeze=5: must be two steps in rising order'),
+        (dict(unfreeze=(5, 2)), 'two steps in rising order'),
+        (dict(unfreeze=(1, 2), frozen_until=3), 'both say when'),
+    ],
+)
+def test_steps_that_are_none(rule, words):
+    with pytest.raises(UserError, match=words):
+        parameter_groups(params(), [dict(match='*', **rule)])
+
+
 def test_groups_are_clipped_apart():
     start = params()
     groups = [dict(match='towers/*', clip_group='towers'), dict(match='heads/*', clip_group='heads')]

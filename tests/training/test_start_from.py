@@ -103,7 +103,7 @@ def test_a_tower_is_the_path_of_a_folder(dinov2):
     config = configs.read('configs/tiny.py', [f'towers.image={dinov2}', 'towers.image.unroll=2'])
     assert config.towers.image.to_dict() == dict(
         tower='vit', variant='S/4', family='dinov2', width=16, depth=2, ffn='mlp', heads=2, mlp_ratio=4.0,
-        native_size=12, offset=0.0, unroll=2,
+        native_size=12, offset=0.0, unroll=2, drop_path=0.0,
     )  # fmt: skip
     assert [dict(start) for start in config.init_from] == [dict(path=str(dinov2), take=['towers/image=towers/image'])]
     more = configs.read('configs/tiny.py', ['init_from=dict(path="first/")', f'towers.image={dinov2}'])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +14,10 @@ from medjax.data.records import DataSet, Split
 
 
 def write_seen(
-    datasets: Mapping[str, DataSet], path: str | os.PathLike, earlier: str | os.PathLike | None = None
+    datasets: Mapping[str, DataSet],
+    path: str | os.PathLike,
+    earlier: Sequence[str | os.PathLike] = (),
+    unknown: Sequence[str] = (),
 ) -> None:
     """Writes hashes of the train splits of `datasets` to `path` (seen.npz). They are sorted, without order or content.
 
@@ -23,13 +27,21 @@ def write_seen(
     keys: fingerprints of the id keys.
     hash: uint8 [n,32], perceptual hashes.
     split: 'train'.
+    unknown: the weights that the run began with and whose training data nothing tells; missing if there are none.
 
-    `earlier` is the file of the run's parent, whose training data are added. Equal data give an equal file.
+    `earlier` are the files of the run's parent and of the runs whose weights it began with. Their training data are
+    added. Equal data give an equal file.
     """
     splits = [data.split('train') for data in datasets.values()]
-    before = _read(earlier) if earlier is not None else {}
-    keys = sorted({data.key_fingerprint for data in datasets.values()} | set(before.get('keys', np.array([])).tolist()))
+    before = [_read(file) for file in earlier]
+    keys = sorted(
+        {data.key_fingerprint for data in datasets.values()}
+        | {key for old in before for key in old.get('keys', np.array([])).tolist()}
+    )
     arrays = {'keys': np.array(keys), 'split': np.array(['train'])}
+    unknown = sorted({*unknown, *(name for old in before for name in old.get('unknown', np.array([])).tolist())})
+    if unknown:
+        arrays['unknown'] = np.array(unknown)
     for kind in ('patient', 'image'):
         by_key = [
             _unique(
@@ -40,7 +52,7 @@ def write_seen(
                         if split.data.key_fingerprint == key
                         for hashed in hashed_ids(split, kind)
                     ),
-                    _of_key(before, kind, key),
+                    *(_of_key(old, kind, key) for old in before),
                 ]
             )
             for key in keys
@@ -48,7 +60,7 @@ def write_seen(
         key_number = np.repeat(np.arange(len(keys), dtype=np.uint8), [len(hashed) for hashed in by_key])
         order = np.argsort(np.concatenate(by_key), kind='stable')
         arrays[kind], arrays[f'{kind}/key'] = np.concatenate(by_key)[order], key_number[order]
-    old = {name: [before[name]] if name in before else [] for name in ('pixels', 'hash')}
+    old = {name: [one[name] for one in before if name in one] for name in ('pixels', 'hash')}
     arrays['pixels'] = _unique([*(split.keys('pixels') for split in splits), *old['pixels']])
     arrays['hash'] = np.unique(np.concatenate([*(split.column('hash') for split in splits), *old['hash']]), axis=0)
     files.write_npz(path, **arrays)
@@ -66,7 +78,7 @@ def _of_key(arrays: Mapping[str, np.ndarray], kind: str, key: str) -> np.ndarray
     return arrays[kind][arrays[f'{kind}/key'] == arrays['keys'].tolist().index(key)]
 
 
-def overlap(seen: str | os.PathLike, split: Split) -> dict[str, float | bool | None]:
+def overlap(seen: str | os.PathLike, split: Split) -> dict[str, Any]:
     """The shares of a split's records that the run of the file `seen` was trained on.
 
     patient, image, pixels: the share of records whose patient, image or pixels were in training.
@@ -75,11 +87,12 @@ def overlap(seen: str | os.PathLike, split: Split) -> dict[str, float | bool | N
     comparable: all ids of both sides were hashed with one key. If False, patient and image are None (ids of different
     keys are never compared). Where only some data sets of the run had the split's key, patient and image are lower
     bounds.
+    unknown: the weights that the run began with and whose training data nothing tells; missing if there are none.
     """
     with np.load(seen, allow_pickle=False) as file:
         keys = file['keys'].tolist()
         key = split.data.key_fingerprint
-        shares: dict[str, float | bool | None] = {}
+        shares: dict[str, Any] = {}
         for kind in ('patient', 'image'):
             if key not in keys:
                 shares[kind] = None
@@ -89,6 +102,8 @@ def overlap(seen: str | os.PathLike, split: Split) -> dict[str, float | bool | N
                 np.any([np.isin(hashed, trained) for hashed in hashed_ids(split, kind)], axis=0).mean()
             )
         shares['pixels'] = float(np.isin(split.keys('pixels'), file['pixels']).mean())
+        if 'unknown' in file:
+            shares['unknown'] = file['unknown'].tolist()
         shares['near'] = None
         if 'hash' in file:
             hashes = np.asarray(split.column('hash'))

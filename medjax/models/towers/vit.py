@@ -18,7 +18,7 @@ from flax import linen as nn
 from jax import Array
 
 from medjax.errors import UserError, multiples
-from medjax.models import rotary
+from medjax.models import lora as loras, prompts as visual_prompts, rotary
 from medjax.models.drop_path import draw_kept, kept_count
 from medjax.models.flax_tower import FlaxTower, logical_axes
 from medjax.models.layers import (
@@ -38,8 +38,11 @@ from medjax.models.layers import (
     xavier,
     zeros,
 )
+from medjax.models.lora import Lora
+from medjax.models.prompts import Prompts
 from medjax.models.rotary import Change, Rotary
 from medjax.parallel.sharding import constrain_rows
+from medjax.plugins import call
 from medjax.types import ApplyOptions, Input, Mask, Tower, Tree, is_number, is_whole
 
 
@@ -96,6 +99,8 @@ def build(
     attention: str = 'auto',
     unroll: int = 1,
     remat: str = 'products',
+    lora: Mapping[str, Any] | None = None,
+    prompts: Mapping[str, Any] | None = None,
     dtype: str = 'float32',
 ) -> Tower:
     """A ViT tower for images of `channels` channels and of every size that the patch side divides.
@@ -137,6 +142,8 @@ def build(
     unroll       blocks in one turn of the loop over blocks. With all of them there is no loop: nothing is copied into
                  stacked arrays, and the program compiles for longer
     remat        what is stored for the backward pass, see layers.REMAT
+    lora         dict(rank=, alpha=, targets=): small matrices beside the weights of blocks, see `medjax.models.lora`
+    prompts      dict(count=, bottleneck=): tokens of their own in each block, see `medjax.models.prompts`
     dtype        type of the activations; parameters, statistics and outputs are float32
 
     The output `cls` is the CLS token. The family 'siglip' has no CLS token; there, `cls` is pooled from the patches by
@@ -194,6 +201,8 @@ def build(
         attention=attention,
         unroll=unroll,
         remat=remat,
+        lora=None if lora is None else call(loras.build, lora, 'vit: lora'),
+        prompts=None if prompts is None else call(visual_prompts.build, prompts, 'vit: prompts'),
         dtype=jnp.dtype(dtype),
     )
     example = (np.zeros((1, side, side, channels), np.float32), Seen(), None, 1)
@@ -231,11 +240,10 @@ class VitTower(FlaxTower):
         outputs: Any = module.apply({'params': params}, images, seen, self.kept(view.row, sequences, options), layers)
         # [layers,S,…] -> [B,V,layers,…]
         before, tokens, pooled = [jnp.moveaxis(x, 0, 1).reshape(b, sequences, layers, *x.shape[2:]) for x in outputs]
-        cls = int(module.family.cls)
-        first = cls + module.registers  # of the patches
+        first = module.prefix  # of the patches
         last = dict(cls=pooled[:, :, -1], patches=tokens[:, :, -1, first:])
         if module.registers:
-            last['registers'] = tokens[:, :, -1, cls:first]
+            last['registers'] = tokens[:, :, -1, first - module.registers : first]
         last |= options.last(cls=pooled, patches=tokens[:, :, :, first:])
         if attention:
             turns = module.turns((height, width), seen)
@@ -252,8 +260,7 @@ class VitTower(FlaxTower):
             raise UserError(f"vit: this tower masks by the modes 'replace' and 'drop', got {mask.mode!r}")
         if not self.module.family.cls and mask.length is not None:
             raise UserError('vit: a tower without a CLS token takes contexts of one length only')
-        prefix = int(self.module.family.cls) + self.module.registers
-        lengths = None if mask.length is None else mask.length.reshape(-1) + prefix
+        lengths = None if mask.length is None else mask.length.reshape(-1) + self.module.prefix
         return Seen(kept=mask.kept.reshape(images, *mask.kept.shape[2:]), lengths=lengths)
 
     def kept(self, row: Array, sequences: int, options: ApplyOptions) -> Array | None:
@@ -275,11 +282,19 @@ class VitTower(FlaxTower):
         module = self.module
         if not module.family.cls:
             raise UserError("vit: this tower has no CLS token, so it has no output 'attention'")
-        block = jax.tree.map(lambda x: x[-1], params['blocks'])
+        block = jax.tree.map(lambda x: x[-1], loras.merged(params['blocks'], module.lora))
         return cls_attention(block, tokens, lengths, module.family.eps, module.dtype, turns)
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
         return patch_grid(size, self.module.patch)
+
+    def is_added(self, path: str) -> bool:
+        return any(name.startswith((loras.PARAMETER, visual_prompts.PARAMETER)) for name in path.split('/'))
+
+    def exported(self, params: Tree, section: Mapping[str, Any]) -> tuple[Tree, Mapping[str, Any]]:
+        """The matrices of LoRA are merged into the weights. Prompts stay, because no weights could do the same."""
+        blocks = loras.merged(params['blocks'], self.module.lora)
+        return params | dict(blocks=blocks), {name: value for name, value in section.items() if name != 'lora'}
 
     def check(self, crops: Mapping[str, int], rows_per_group: int) -> None:
         check_drop_path(self.drop_path, crops, rows_per_group)
@@ -462,7 +477,14 @@ class Vit(nn.Module):
     attention: str
     unroll: int
     remat: str
+    lora: Lora | None
+    prompts: Prompts | None
     dtype: Any
+
+    @property
+    def prefix(self) -> int:
+        """The number of tokens before the patches: CLS, prompts, registers."""
+        return int(self.family.cls) + (self.prompts.count if self.prompts else 0) + self.registers
 
     @nn.compact
     def __call__(self, images: Array, seen: Seen, kept: Array | None, layers: int) -> tuple[Array, Array, Array]:
@@ -473,13 +495,18 @@ class Vit(nn.Module):
         grid = images.shape[1] // self.patch, images.shape[2] // self.patch
         if family.embed_norm:
             tokens = LayerNorm(family.eps, name='embed_norm')(tokens)
+        prompts = None
+        if self.prompts is not None:
+            prompts = PromptParameters(self.prompts, self.width, name=visual_prompts.PARAMETER)()
+            tokens = self.with_prompts(tokens, prompts)
         last = scan_blocks(
             tokens.astype(self.dtype),
             self.depth,
             self.remat,
             layers,
             kept,
-            dict(lengths=seen.lengths, turns=self.turns(grid, seen)),
+            dict(lengths=seen.lengths, turns=self.turns(grid, seen))
+            | (dict(prompts=prompts) if prompts and 'queries' in prompts else {}),
             self.unroll,
             heads=self.heads,
             hidden=self.hidden,
@@ -488,13 +515,15 @@ class Vit(nn.Module):
             key_bias=family.key_bias,
             layerscale=family.layerscale,
             start=self.start,
+            lora=self.lora,
+            first_prompt=int(family.cls),
             **options,
         )
         normed = LayerNorm(family.eps, name='norm')(last)
         if family.cls:
             return last, normed, normed[:, :, 0]
         pool = Pool('attention', self.heads, self.hidden, **options, name='pool')
-        patches = normed[:, :, self.registers :]
+        patches = normed[:, :, self.prefix :]
         pooled = pool(patches.reshape(-1, *patches.shape[2:]))
         return last, normed, pooled.reshape(layers, -1, self.width)
 
@@ -507,8 +536,16 @@ class Vit(nn.Module):
         if self.rotary is None:
             return None
         patches = jnp.arange(grid[0] * grid[1])[None] if seen.kept is None else rearrange(seen.kept, 's k m -> (s k) m')
-        prefix, size = int(self.family.cls) + self.registers, self.width // self.heads
-        return constrain_rows(rotary.turns(patches, grid, prefix, size, self.rotary, seen.change))
+        size = self.width // self.heads
+        return constrain_rows(rotary.turns(patches, grid, self.prefix, size, self.rotary, seen.change))
+
+    def with_prompts(self, tokens: Array, prompts: Mapping[str, Array]) -> Array:
+        """Tokens [S,T,D] with prompts after the CLS token: learned ones, or places for those of `prompts.renewed`."""
+        assert self.prompts is not None
+        new = prompts.get('tokens', jnp.zeros((self.prompts.count, self.width)))
+        first = int(self.family.cls)
+        new = jnp.broadcast_to(new, (len(tokens), *new.shape)).astype(tokens.dtype)
+        return jnp.concatenate([tokens[:, :first], new, tokens[:, first:]], axis=1)
 
     def embeddings(self) -> dict[str, Any]:
         """The parameters that `embed` reads, initialized as in the original models."""
@@ -544,3 +581,27 @@ class PatchEmbed(nn.Module):
         if self.bias:
             params['bias'] = parameter(self, 'bias', torch_init, self.shape[3:], ('embed',))
         return params
+
+
+class PromptParameters(nn.Module):
+    """The parameters of prompts: `tokens` [P,D], or those of `medjax.models.prompts.renewed`."""
+
+    prompts: Prompts
+    width: int
+
+    @nn.compact
+    def __call__(self) -> dict[str, Array]:
+        count, d = self.prompts.count, self.prompts.bottleneck
+        shapes: dict[str, tuple[tuple[int, ...], tuple[str | None, ...]]] = dict(
+            queries=((count, d), (None, None)),
+            down=((self.width, d), ('embed', None)),
+            down_bias=((d,), (None,)),
+            up=((d, self.width), (None, 'embed')),
+            up_bias=((self.width,), ('embed',)),
+        )
+        if not d:
+            shapes = dict(tokens=((count, self.width), (None, 'embed')))
+        return {
+            name: parameter(self, name, zeros if name.endswith('bias') else weight_init, shape, axes)
+            for name, (shape, axes) in shapes.items()
+        }

@@ -24,6 +24,7 @@ from medjax.models.passes import Pass
 from medjax.objectives.features import Feature, parse
 from medjax.objectives.trees import leaf_at
 from medjax.types import Head, Input, Masks, Metrics, Tower, Tree, Views
+from medjax.views import cutmix
 
 _STATISTICS = (
     'heads.{0} normalises by the statistics of the batch, so a term cannot run it; name it in a feature, …>{0}'
@@ -55,20 +56,31 @@ class TermContext:
     declare: Callable[[Feature, int | None], Feature] = lambda feature, outputs: feature
     declare_head: Callable[[str, int, str], Head] | None = None  # (head, width, argument); see `head`
     towers: Mapping[str, Tower] = dataclasses.field(default_factory=dict)
+    mixed: frozenset[str] = frozenset()  # views with CutMix, whose crops show two rows
     labels: tuple[str, ...] | None = ()  # the names of the labels of the data; None: no data are at hand
     columns: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # name -> 'number', or its words
     run_by_term: list[str] = dataclasses.field(default_factory=list)  # 'towers/fusion', filled by `tower` and `head`
     read_by_loss: list[str] = dataclasses.field(default_factory=list)  # names of features, filled by `feature`
 
-    def feature(self, name: str, argument: str, per_row: bool = False, outputs: int | None = None) -> Feature:
+    def feature(
+        self, name: str, argument: str, per_row: bool = False, outputs: int | None = None, mixes: bool = False
+    ) -> Feature:
         """Declares that the term reads the feature `name`, the value of the config key `argument`.
 
         The declared features decide which passes run. `per_row`: `Term.per_row` alone reads it, so that it is dropped
         after each micro-batch. `outputs`: the number of outputs that the term needs; the last head of the feature takes
-        it if the config leaves its `out` open. UserError if the name does not have the form of a feature, or if the
-        recipe has no such feature.
+        it if the config leaves its `out` open. `mixes`: the term knows that a crop under CutMix shows two rows, see
+        `TermInputs.partners`. UserError if the name does not have the form of a feature, or if the recipe has no such
+        feature.
         """
         feature = self.declare(parse(name, f'{self.where}.{argument}'), outputs)
+        for one in feature.inputs:
+            if one.view in self.mixed and not (mixes and len(feature.inputs) == 1):
+                why = 'a tower that reads other views too' if mixes else 'this term'
+                raise UserError(
+                    f'{self.where}.{argument}: the crops of {one.view!r} show two rows each (cutmix), and {why} would '
+                    'take them for one; name a view without cutmix'
+                )
         if not per_row:
             self.read_by_loss.append(feature.name)
         return feature
@@ -243,6 +255,15 @@ class TermInputs:
     def codes(self, feature: Feature, labels: Sequence[int]) -> Array:
         """int8 [B,L]: the codes of some labels, by their numbers, for the rows of a feature; see data/types.py."""
         return self.views[feature.view].meta['label'][:, np.asarray(labels)]
+
+    def partners(self, view: str) -> TermInputs | None:
+        """The inputs in which the rows of a view have the facts of their partners under CutMix; None without CutMix."""
+        one = self.views[view]
+        if cutmix.SHARE not in one.meta:
+            return None
+        told = {name.removeprefix(cutmix.PREFIX): x for name, x in one.meta.items() if name.startswith(cutmix.PREFIX)}
+        theirs = one._replace(row=told['row'], meta={**one.meta, **told})
+        return dataclasses.replace(self, views={**self.views, view: theirs})
 
     def temperature(self, term: str) -> Array:
         """The temperature of another term, which learns it; the gradient of this term reaches it too."""

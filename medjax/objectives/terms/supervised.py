@@ -12,6 +12,10 @@ losses l of medjax/objectives/tasks.py and the targets t whose value is known:
 
     loss = mean over all known t_bo, rows b, crops v and outputs o of  l( output_bvo, t_bo )
 
+Under CutMix (`cutmix` of the view) a crop shows two rows, and each element above has the weight of the row's share of
+the pixels: with the partner's targets t', a l(output, t) + (1-a) l(output, t') as in arXiv 1905.04899. A target that is
+not known has no weight.
+
 `share` uses the targets of some patients only. The draw depends on the patient's key and on `seed` alone, so it is the
 same in every epoch and on any number of devices, and the patients of a small share belong to those of a larger one.
 `start` is the loss of the best constant outputs for the targets of the batch.
@@ -25,6 +29,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from medjax.data.train_records import TrainRecords
 from medjax.errors import UserError
@@ -33,6 +38,7 @@ from medjax.objectives.features import Feature, parse
 from medjax.objectives.tasks import Task
 from medjax.objectives.terms import Prediction, Term, TermContext, TermInputs, TermOutput
 from medjax.types import is_number, is_whole
+from medjax.views import cutmix
 
 
 def build(
@@ -78,7 +84,7 @@ def build(
     )  # fmt: skip
     _check_share(context, share, seed)
     task = task_options.task(context, options, stand_ins=context.labels is None)
-    feature = context.feature(of, 'of', outputs=len(task.names))
+    feature = context.feature(of, 'of', outputs=len(task.names), mixes=True)
     if feature.network != 'student':
         raise UserError(f'{context.where}.of: {of!r} has no gradient; name the feature of the student')
     width = context.width(of)
@@ -115,15 +121,25 @@ class Supervised(Term):
     seed: int
 
     def loss(self, x: TermInputs) -> TermOutput:
-        outputs = x.feature(self.of, 'BVD')
-        value, known = self.task.targets(x, self.of)
-        known &= is_used(x.views[self.of.view].meta['key/patient'], self.share, self.seed)[:, None]
-        count = (x.present(self.of)[..., None] & known[:, None]).astype(jnp.float32)  # [B,V,O] or [B,V,1]
-        total = jnp.maximum(count.sum(), 1)
-        losses = self.task.losses(outputs, value[:, None])
-        start = self.task.start(value, count.sum(1)) / total
-        metrics = {'rows': count.any((1, 2)).sum(), 'targets': count.sum()}
-        return TermOutput((count * losses).sum() / total, metrics, start)
+        outputs, present = x.feature(self.of, 'BVD'), x.present(self.of)
+        shown = [(x, present.astype(jnp.float32))]
+        if (partners := x.partners(self.of.view)) is not None:
+            own = x.views[self.of.view].meta[cutmix.SHARE]
+            shown = [(x, present * own), (partners, present * (1 - own))]
+        values: list[Array] = []
+        counts: list[Array] = []
+        loss = jnp.zeros(())
+        for rows, weight in shown:
+            value, known = self.task.targets(rows, self.of)
+            known &= is_used(rows.views[self.of.view].meta['key/patient'], self.share, self.seed)[:, None]
+            values.append(value)
+            counts.append(weight[..., None] * known[:, None])  # [B,V,O] or [B,V,1]
+            loss += (counts[-1] * self.task.losses(outputs, value[:, None])).sum()
+        count = jnp.stack(counts)
+        total = jnp.where(count.any(), count.sum(), 1)
+        start = self.task.start(_beside(values), _beside([one.sum(1) for one in counts])) / total
+        metrics = {'rows': count.any((0, 2, 3)).sum(), 'targets': count.sum()}
+        return TermOutput(loss / total, metrics, start)
 
     @property
     def prediction(self) -> Prediction:
@@ -131,6 +147,11 @@ class Supervised(Term):
 
     def moves(self, rows: int, shapes: Mapping[str, tuple[int, ...]]) -> int:
         return 16 * len(self.task.names) + 64  # sums over rows for `start`, and single numbers
+
+
+def _beside(arrays: Sequence[Array]) -> Array:
+    """Arrays [B,O] as the rows of one array, those of one row of the batch next to each other: none changes device."""
+    return jnp.stack(arrays, 1).reshape(-1, arrays[0].shape[-1])
 
 
 def is_used(patients: Any, share: float, seed: int) -> Any:

@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array
 
 from medjax.errors import UserError
-from medjax.types import View
+from medjax.types import View, is_number
 from medjax.views import geometry
 from medjax.views.colour import normalise, per_crop, to_unit
 from medjax.views.kinds import Draws, Kind, Rows, facts
@@ -32,6 +32,7 @@ def build(
     sigma: Sequence[float] = (0.1, 2.0),
     photometric: str | Mapping[str, Any] | None = 'radiograph',
     boxes: str | None = None,
+    cutmix: float = 0.0,
 ) -> Kind:
     """`count` random-resized crops of each image of a part.
 
@@ -46,10 +47,14 @@ def build(
     photometric  'radiograph', 'dinov2', a dict(set=…, …) with the keys of the set, or None
     boxes        another view whose boxes and flips these crops take, crop by crop: the same region at another size;
                  area, aspect and flip then have no effect
+    cutmix       share of the crops in which a box comes from another row of the group, see `views.cutmix`; of the terms
+                 `supervised` alone can read such a view
     """
     height, width = _size(size, f'{where}.size')
     if count < 1:
         raise UserError(f'{where}.count: at least one crop, not {count}')
+    if not is_number(cutmix) or not 0 <= cutmix <= 1:
+        raise UserError(f'{where}.cutmix={cutmix!r}: must be a share of the crops, from 0 to 1')
     return Crop(
         part,
         count,
@@ -61,6 +66,7 @@ def build(
         _limits(sigma, f'{where}.sigma'),
         find_set(photometric, f'{where}.photometric'),
         boxes,
+        float(cutmix),
     )
 
 
@@ -74,6 +80,7 @@ class Crop(Kind):
     sigma: tuple[float, float]
     photometric: Photometric
     boxes: str | None  # the view whose boxes and flips these crops take
+    cutmix: float  # share of the crops that are mixed
 
     @property
     def size(self) -> tuple[int, int]:

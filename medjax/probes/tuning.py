@@ -1,0 +1,208 @@
+"""Probes that train: a recipe starts from the encoder and learns the labels of the data, and its export is judged.
+
+    job = Tuning('fine_tune')                # configs/fine_tune.py
+    name, requirements, run = job.name, job.requirements, job.run
+
+A probe of this kind starts `medjax train` as a process of its own. So the training has checkpoints, metrics and exports
+as every run has: it lies in RUN/tuning/<encoder>/<data>.<probe>-<digest>. The digest is that of all that its numbers
+depend on. A job that was killed goes on from the last checkpoint, and a finished training is not done again.
+
+The exports of the run are compared by their mean AUROC on the choosing half of validation, and the best one is judged
+as the probe `classifier` judges any export. Without a val split the last export is judged.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+
+import medjax
+from medjax import files, recipes
+from medjax.errors import UserError
+from medjax.parallel import runtime
+from medjax.probes import aggregate, encode, label_splits, results
+from medjax.probes.encode import Encoder
+from medjax.probes.evaluate import ProbeInputs, Result, label_requirements, mean_auroc
+from medjax.probes.methods import classifier
+from medjax.weights import export
+
+FOLDER = 'tuning'  # in RUN
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuning:
+    """A probe that trains a recipe from the encoder that it evaluates."""
+
+    recipe: str  # the name of a shipped recipe, or a file
+    tower: str | None = None  # the only kind of tower that the recipe changes, as 'vit'; None: any
+
+    @property
+    def name(self) -> str:
+        return Path(self.recipe).stem
+
+    def requirements(self, inputs: ProbeInputs) -> dict[str, Any]:
+        """What the training depends on besides encoder and data; UserError where it cannot start from the encoder."""
+        label_requirements(inputs)
+        encoder = inputs.encoder
+        if encoder.name in encode.BASELINES or encoder.folder is None:
+            raise UserError(
+                f'{self.name} starts from trained weights; `medjax train --config {self.name}` alone does not'
+            )
+        if inputs.cache is None:
+            raise UserError(f'{self.name} keeps its training beside the cache of features, and no folder is given')
+        tower = encode.image_tower(encoder.meta)
+        section = encoder.meta['towers'][tower]
+        if 'reads' in section:
+            raise UserError(f'{self.name} tunes a tower of images, and the encoder {tower!r} reads other towers')
+        if tower != 'image' and 'image' in encoder.meta['towers']:
+            raise UserError(
+                f"{self.name}: the export has a tower 'image' that is not its encoder {tower!r}; train the recipe by "
+                f'hand, with --config.init_from'
+            )
+        if self.tower not in (None, section['tower']):
+            raise UserError(f'{self.name} needs the tower {self.tower!r}, and the encoder is {section["tower"]!r}')
+        file = recipes.find(self.recipe)
+        return dict(
+            recipe=hashlib.sha256(file.read_bytes()).hexdigest(), epochs=inputs.epochs, overrides=list(inputs.overrides)
+        )
+
+    def run(self, inputs: ProbeInputs) -> Result:
+        """Trains, or goes on, and evaluates the best export."""
+        folder = self.folder(inputs)
+        if not (folder / 'DONE').exists():
+            self.train(inputs, folder)
+        step, values = best_export(inputs, folder)
+        tuned = judged(inputs, folder, step)
+        content, arrays = classifier.run(tuned)
+        seen = results.provenance(folder, tuned.encoder, inputs.data)
+        facts = dict(
+            run=str(folder), step=step, recipe=self.recipe, epochs=inputs.epochs, overrides=list(inputs.overrides),
+            validation={str(other): value for other, value in values.items()}, **seen,
+        )  # fmt: skip
+        by = 'mean AUROC on validation' if values else 'the last one'
+        chosen = content['chosen'] | dict(recipe=self.recipe, export=step, chosen_by=by)
+        return Result(content | dict(chosen=chosen, tuned=facts), arrays)
+
+    def folder(self, inputs: ProbeInputs) -> Path:
+        """The folder of the training, named by what its numbers depend on."""
+        encoder, data = inputs.encoder, inputs.data
+        depends = [
+            encoder.weights, encoder.meta['towers'], dict(encoder.image), encoder.size, data.fingerprint,
+            self.requirements(inputs), dict(inputs.policy), medjax.__version__,
+        ]  # fmt: skip
+        digest = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:8]
+        assert inputs.cache is not None  # `requirements` has refused it
+        return inputs.cache.parent / FOLDER / str(encoder.name) / f'{data.name}.{self.name}-{digest}'
+
+    def command(self, inputs: ProbeInputs, folder: Path) -> list[str]:
+        """The command of the training. Overrides of the user come last, so they win."""
+        encoder = inputs.encoder
+        assert encoder.folder is not None  # `requirements` has refused it
+        image = {name: encoder.image[name] for name in ('channels', 'mean', 'std')}
+        overrides = {
+            'towers.image': encoder.folder.absolute(), 'image': plain(image), 'views.crop.size': encoder.size,
+            'export.fit': 'pad' if encoder.image.get('fit') == 'pad' else 'crop',
+        }  # fmt: skip
+        if inputs.policy:
+            overrides['terms.0.policy'] = dict(inputs.policy)
+        recipe = self.recipe if inputs.epochs is None else f'{self.recipe}:{inputs.epochs}'
+        return [
+            *(sys.executable, '-m', 'medjax', 'train', '--config', recipe, '--data', str(inputs.data.path)),
+            *('--workdir', str(folder)),
+            *(f'--config.{key}={value}' for key, value in overrides.items()),
+            *(f'--config.{item}' for item in inputs.overrides),
+        ]
+
+    def train(self, inputs: ProbeInputs, folder: Path) -> None:
+        """Runs the training to its end; UserError where it fails."""
+        title = encode.title(inputs.encoder.name)
+        print(f'{title}, {self.name}: trains on {inputs.data.name} in {folder}', flush=True)
+        with files.writing(f'the training {folder}'):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+        runtime.release_devices()
+        code = run_and_pass_signals(self.command(inputs, folder))
+        if code or not (folder / 'DONE').exists():
+            raise UserError(
+                f'the training in {folder} ended before its last step (exit code {code}; its message stands above); '
+                'the same command tries again, from its last checkpoint if there is one'
+            )
+
+
+def plain(value: Any) -> Any:
+    """Lists in place of the tuples and arrays of numbers, as an override writes them."""
+    if isinstance(value, Mapping):
+        return {str(name): plain(item) for name, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def run_and_pass_signals(command: list[str]) -> int:
+    """Runs a command and returns its exit code. Ctrl-C and SIGTERM go on to it, and act here once it has ended.
+
+    The command has a session of its own: a Ctrl-C of the terminal reaches it once, through this process. A training
+    saves its step and ends then.
+    """
+    got: list[int] = []
+    child: subprocess.Popen | None = None
+
+    def pass_on(number: int, _: FrameType | None) -> None:
+        got.append(number)
+        if child is not None:
+            child.send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in SIGNALS}
+    try:
+        child = subprocess.Popen(command, start_new_session=True)
+        for number in got:  # those that came before the command ran
+            child.send_signal(number)
+        code = child.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if got:
+        os.kill(os.getpid(), got[0])
+    return code
+
+
+def judged(inputs: ProbeInputs, folder: Path, step: int) -> ProbeInputs:
+    """The inputs with an export of the training in place of the encoder. It sees of an image what the encoder sees."""
+    encoder: Encoder = encode.load(folder / 'exports' / str(step), inputs.encoder.image.get('fit'))
+    return dataclasses.replace(inputs, encoder=encoder, cache=folder / 'cache')
+
+
+def best_export(inputs: ProbeInputs, folder: Path) -> tuple[int, dict[int, float]]:
+    """The step of the best export, and the figure of each on validation; {} if nothing can be chosen there.
+
+    The export of step 0, whose classifier has learned nothing, has no part in the choice.
+    """
+    steps = [step for step in export.steps(folder) if step > 0]
+    if not steps:
+        raise UserError(f'{folder} has no export; delete the folder and run the same command again')
+    values = {step: on_validation(judged(inputs, folder, step)) for step in steps} if len(steps) > 1 else {}
+    known = {step: value for step, value in values.items() if value is not None}
+    return max(known, key=lambda step: (known[step], -step)) if known else steps[-1], known
+
+
+def on_validation(inputs: ProbeInputs) -> float | None:
+    """The mean AUROC of the classifier on the choosing half of validation; None if no label has both classes there."""
+    if not inputs.data.splits.get('val'):
+        return None
+    found, val = classifier.requirements(inputs)['classifier'], inputs.features('val')
+    names = [label for label in inputs.data.labels if label in found['names']]
+    scores = classifier.log_odds(inputs.encoder, found, val.cls[:, -1])
+    labels = val.labels[:, [inputs.data.labels.index(name) for name in names]]
+    whole = label_splits.divided(labels, inputs.cases('val'), names, inputs.seed)
+    scores = np.asarray(scores[:, [found['names'].index(name) for name in names]])
+    units = aggregate.pool(scores, whole.halves.choosing(labels), whole.cases, inputs.pool)
+    return mean_auroc(units.scores, units.labels)
