@@ -118,18 +118,18 @@ def masked_splits(inputs: ProbeInputs) -> MaskedSplits:
     for name in ('train', 'test'):
         if not len(found[name].numbers):
             raise UserError(f'{data.name}: no record of {name} has a mask')
-    train, test, skipped = found['train'], found['test'], {}
-    for k, name in enumerate(_names(data)):
-        if missing := [split for split in ('train', 'test') if not found[split].present[:, k].any()]:
-            skipped[name] = f'no record of {" and ".join(missing)} shows it'
-    kept = [k for k, name in enumerate(_names(data)) if name not in skipped]
-    if not kept:
-        raise UserError(f'{data.name}: no structure is shown by records of train and of test')
-    val, validation = found.get('val'), 'the val split'
+    train, val, test, validation = found['train'], found.get('val'), found['test'], 'the val split'
     if val is None or not len(val.numbers):
         rows = held_out_rows(train.patients, 0.1, inputs.seed)
         validation = 'a tenth of the patients of train, held out, as no record of val has a mask'
         train, val = train.take(~rows), train.take(rows)
+    skipped = {}
+    for k, name in enumerate(_names(data)):
+        if missing := [split for split, one in (('train', train), ('test', test)) if not one.present[:, k].any()]:
+            skipped[name] = f'no record of {" and ".join(missing)} shows it'
+    kept = [k for k, name in enumerate(_names(data)) if name not in skipped]
+    if not kept:
+        raise UserError(f'{data.name}: no structure is shown by records of train and of test')
     without = {name: data.splits[name] - len(one.numbers) for name, one in found.items()}
     return MaskedSplits(train.of(kept), val.of(kept), test.of(kept), skipped, validation, without)
 

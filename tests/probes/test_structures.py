@@ -92,6 +92,14 @@ def test_validation_without_masks_is_held_out_of_train(tmp_path):
     assert not set(ids[found.train.numbers]) & set(ids[found.val.numbers])
 
 
+def test_a_structure_that_is_held_out_alone_is_skipped(tmp_path):
+    """With two patients, the one that is held out may have the only records with the bar."""
+    data = dense_cases.data(tmp_path, counts=(4, 0, 4), patients=['a', 'b'] * 2 + ['c'] * 4, masked=lambda i: True)
+    found = splits_of(data)
+    assert found.test.names == (('disc', 'bar') if found.train.numbers[0] == 1 else ('disc',))
+    assert all(found.train.present.any(0))
+
+
 def test_masks_without_names(tmp_path):
     one = dense_cases.data(tmp_path / 'one', names=(), masked=lambda i: i % 2 == 0)
     found = splits_of(one)
