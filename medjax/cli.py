@@ -29,6 +29,7 @@ COMMANDS = {
     'encode': 'an encoder and images -> their features in a file',
     'convert': 'public weights -> an export; an export -> a folder for transformers, timm or Meta, or a program',
     'probe': 'exports and a data set -> results with confidence intervals',
+    'score': 'generated reports beside the true ones -> BLEU, ROUGE-L, METEOR, F1 of findings',
     'report': 'a run -> an HTML page with its curves, results and pictures',
     'compare': 'runs -> an HTML page and a table with their settings, curves and results side by side',
 }
