@@ -21,6 +21,11 @@ from medjax.probes import best, policy
 from medjax.probes.encode import BASELINES
 from medjax.types import is_number
 
+OPTIONAL = (  # objects of a result
+    'encoder', 'records', 'chosen', 'skipped_labels', 'bootstrap', 'overlap', 'policy', 'unit', 'details', 'clean',
+    'subgroups', 'calibration', 'conformal', 'retained', 'thresholds',
+)  # fmt: skip
+
 
 class ResultFile(NamedTuple):
     """A result that `medjax probe` wrote: one probe of one encoder on one data set."""
@@ -170,6 +175,9 @@ def read_result(path: Path) -> dict[str, Any]:
     for key, kind in (('data', str), ('probe', str), ('results', dict)):
         if not isinstance(content.get(key), kind):
             raise UserError(f'{where} has no {key!r}')
+    for key in OPTIONAL:
+        if not isinstance(content.get(key, {}), dict):
+            raise UserError(f'{where}: {key!r} is no JSON object')
     for metric, rows in content['results'].items():
         if not isinstance(rows, dict) or not all(isinstance(estimate, dict) for estimate in rows.values()):
             raise UserError(f'{where} has no values of {metric!r}')

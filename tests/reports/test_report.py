@@ -40,10 +40,13 @@ def test_every_section_from_its_file(whole):
     assert 'Learning: cls loss 6.02 of 8.32 for a constant answer.' in parsed.sections['header']
     assert '2,000 of 2,000 steps, 64,000 images' in parsed.sections['header']
     assert 'above raw pixels (0.625), intervals do not overlap' in parsed.sections['header']
-    assert ['mean', '', '0.800[0.770, 0.830]', '0.500[0.470, 0.530]', '0.800[0.770, 0.830]',
+    assert ['mean', '', '0.800†[0.770, 0.830]', '0.500†[0.470, 0.530]', '0.800†[0.770, 0.830]',
             '0.500[0.470, 0.530]', '0.625[0.595, 0.655]'] in parsed.rows  # fmt: skip
     assert 'mean\t\t\t0.8000\t0.7700\t0.8300' in parsed.sections['results'], 'the table as text'
     assert 'hernia (no positive in val)' in parsed.sections['results']
+    assert 'test records seen in training: 12.5 %†' in parsed.sections['header']
+    assert parsed.sections['results'].count('† contaminated, so the value may be too high') == 1
+    assert 'step 500, step 1000, step 2000 saw' in parsed.sections['results']
     assert 'the pixels of 12.5 % of the test records' in parsed.sections['data']
     assert '"total_steps": 2000' in parsed.sections['config']
     assert parsed.figures == {'results': 2, 'curves': 3, 'losses': 4, 'health': 4, 'rates': 5}
@@ -129,7 +132,7 @@ def test_one_step_and_one_export_without_intervals(run):
     path.write_text(json.dumps(body))
     (run / 'probes' / '1' / 'phantom.knn.npz').unlink()
     parsed = Page(write(run))
-    assert ['mean', '', '0.700'] in parsed.rows and ['nodule', '', '–'] in parsed.rows
+    assert ['mean', '', '0.700†'] in parsed.rows and ['nodule', '', '–'] in parsed.rows
     assert 'no baseline yet' in parsed.sections['header']
 
 
@@ -137,7 +140,7 @@ def test_an_export_that_is_worse_than_the_start_is_said_beside_the_verdict(run):
     write_result(run, 0, 'knn', skill=1.6)
     write_result(run, 0, 'linear', skill=1.25)  # a little better than step 2,000, with intervals that overlap
     text = ' '.join(Page(write(run)).sections['header'].split())
-    assert 'Worse than its start: knn on phantom, mean AUROC .800 [.770, .830] at step 2,000, .900' in text
+    assert 'Worse than its start: knn on phantom, mean AUROC .800† [.770, .830] at step 2,000, .900†' in text
     assert 'Worse than its start: linear' not in text
 
 
