@@ -78,6 +78,12 @@ def newest_export(results: ResultsByEncoder) -> int | None:
     return max(exports(results), default=None)
 
 
+def shown(results: ResultsByEncoder) -> int | str:
+    """The encoder whose values are shown one by one: the newest export, else the first encoder."""
+    step = newest_export(results)
+    return next(iter(results)) if step is None else step
+
+
 def baseline_means(results: ResultsByEncoder, metric: str) -> dict[str, Estimate]:
     """{title: mean} of the encoders that a run is compared with: those beside it, then the baselines."""
     return {
@@ -142,12 +148,11 @@ def tables(run: Run) -> list[dict[str, Any]]:
 
 def table(data: str, probe: str, results: ResultsByEncoder) -> dict[str, Any]:
     """All metrics of the newest export for each label, and the main metric of the baselines."""
-    step = newest_export(results)
-    shown = next(iter(results)) if step is None else step
-    content = results[shown].content
+    encoder = shown(results)
+    content = results[encoder].content
     metrics = [metric for metric in [*METRIC_TITLES, *content['results']] if metric in content['results']]
     metrics = [metric for metric in dict.fromkeys(metrics) if metric not in NOT_IN_TABLES]
-    others = [name for name in compared(results) if name != shown]
+    others = [name for name in compared(results) if name != encoder]
     main = main_metric(results)
     columns = [metric_title(metric) for metric in metrics]
     columns += [f'{metric_title(main)} of {title(name)}' for name in others]
@@ -159,7 +164,7 @@ def table(data: str, probe: str, results: ResultsByEncoder) -> dict[str, Any]:
         counts = next(((c['positives'], c['negatives']) for c in counted if 'positives' in c), ())
         rows.append({'label': label, 'counts': counts, 'cells': cells})
     return {
-        'title': f'{data}, {probe}, {f"export of step {shown:,}" if isinstance(shown, int) else title(shown)}',
+        'title': f'{data}, {probe}, {f"export of step {encoder:,}" if isinstance(encoder, int) else title(encoder)}',
         'columns': columns,
         'rows': rows,
         'note': table_note(content),
