@@ -1,8 +1,8 @@
 """The first question of a reader: is this encoder better than the one I have, and may I say so?
 
 The answer comes from the paired comparisons that `medjax probe` writes, RUN/comparisons/<data>.<probe>.json. An encoder
-that was probed beside the run with --encoder is "the one I have". All means of the page are adjusted together (Holm), so
-many comparisons do not find a difference by chance.
+that was probed beside the run with --encoder is "the one I have". All means of the page are adjusted together (Holm),
+so many comparisons do not find a difference by chance.
 """
 
 from __future__ import annotations
@@ -142,7 +142,10 @@ def difference(pair: Pair, p: float) -> str:
     mean, encoders = pair.mean, ' - '.join(comparison.encoders(pair.content))
     value, low, high = (f'{"+" if mean[key] >= 0 else ""}{short(mean[key])}' for key in ('value', 'low', 'high'))
     metric = METRIC_TITLES.get(pair.metric, pair.metric)
-    return f'{pair.probe} on {pair.data}, {encoders}: mean {metric} {value} [{low}, {high}], adjusted p {short(p) if p < 1 else "1"}'
+    return (
+        f'{pair.probe} on {pair.data}, {encoders}: mean {metric} {value} '
+        f'[{low}, {high}], adjusted p {short(p) if p < 1 else "1"}'
+    )
 
 
 # Why one may not say so
@@ -197,7 +200,8 @@ def labels(main: ResultFile) -> list[str]:
     ]
     if few:
         found.append(
-            f'The test set of {main.data} has fewer than {FEW_RECORDS} positive or negative records of {listed(few)}, so their intervals are too narrow.'
+            f'The test set of {main.data} has fewer than {FEW_RECORDS} positive or '
+            f'negative records of {listed(few)}, so their intervals are too narrow.'
         )
     return found
 

@@ -24,6 +24,7 @@ from medjax.reports.run_files import ResultFile
 
 LABELS = 6  # reliability diagrams, those of the labels with the most records
 ROWS = 40  # of a figure with dots
+HOLD = 'share of sets that hold the label'
 
 
 class Drawn(NamedTuple):
@@ -82,7 +83,10 @@ def reliability(result: ResultFile) -> list[Drawn]:
             for one in kept
             if errors.get(one, {}).get('ece', {}).get(labels[j])
         ]
-        caption = f'Calibration error (ECE) {", ".join(stated)}. On the dotted line, a probability of p is right in a share p.'
+        caption = (
+            f'Calibration error (ECE) {", ".join(stated)}. On the '
+            'dotted line, a probability of p is right in a share p.'
+        )
         drawn = {f'{MAPS[one]}{" calibration" if one == "none" else ""}': bins[maps.index(one), j] for one in kept}
         figures.append(Drawn(probe_plots.reliability(f'{labels[j]}{provenance.mark(result.content)}', drawn), caption))
     return figures
@@ -103,7 +107,7 @@ def coverage(result: ResultFile) -> list[Drawn]:
     blocks = [Rows('', by_label[:ROWS])]
     mark = provenance.mark(result.content)
     figures = [Drawn(
-        probe_plots.dots(f'coverage of conformal sets{mark}', blocks, ('positives', 'negatives'), 'share of sets that hold the label', level),
+        probe_plots.dots(f'coverage of conformal sets{mark}', blocks, ('positives', 'negatives'), HOLD, level),
         'A set holds the labels that a record may have. Sets of one label: '
         f'{", ".join(f"{label} {cell(one)}" for label, one in list(measures["singletons"].items())[:LABELS])}.',
     )]  # fmt: skip
@@ -115,8 +119,9 @@ def coverage(result: ResultFile) -> list[Drawn]:
     ]
     if rows:
         figures.append(Drawn(
-            probe_plots.dots(f'coverage of each group, mean over labels{mark}', rows, ('coverage',), 'share of sets that hold the label', level),
-            'Sets are right as often as asked for over all patients. In a group they may be right less often. Bars: from '
+            probe_plots.dots(f'coverage of each group, mean over labels{mark}', rows, ('coverage',), HOLD, level),
+            'Sets are right as often as asked for over all patients. '
+            'In a group they may be right less often. Bars: from '
             'the lowest to the highest label; with one label its interval.',
         ))  # fmt: skip
     return figures
@@ -164,7 +169,8 @@ def certainty(result: ResultFile) -> list[Drawn]:
         figures.append(
             Drawn(
                 svg,
-                f'To the right, the least certain records are withheld. A useful certainty makes the curve rise. Thick: mean over {len(whole)} label(s){left}; thin: each label.',
+                'To the right, the least certain records are withheld. A useful certainty makes '
+                f'the curve rise. Thick: mean over {len(whole)} label(s){left}; thin: each label.',
             )
         )
     return figures
@@ -198,7 +204,8 @@ def subgroups(result: ResultFile) -> list[Drawn]:
     )
     caption = (
         'In brackets: patients. The gap is the largest mean minus the smallest. Noise makes it larger: if its interval '
-        'contains 0, the groups may be equal. A column counts only labels that are frequent enough in all of its groups.'
+        'contains 0, the groups may be equal. A column counts only '
+        'labels that are frequent enough in all of its groups.'
     )
     return [Drawn(svg, ' '.join([caption, *(f'{note}.' for note in notes)]))]
 
@@ -208,7 +215,7 @@ def subgroups(result: ResultFile) -> list[Drawn]:
 
 def few_shot(shown: ResultFile, others: Sequence[ResultFile]) -> list[Drawn]:
     """AUROC over the number of patients of each class."""
-    series = {}
+    series: dict[str, Sequence[tuple[float, Any]]] = {}
     for result in (shown, *others):
         shots = {
             int(metric.partition('@')[2]): metric
@@ -283,13 +290,17 @@ def search(shown: ResultFile, others: Sequence[ResultFile]) -> list[Drawn]:
     return [
         Drawn(
             svg,
-            'By chance: the share of train images with the finding. A search that is no better than this finds nothing.',
+            'By chance: the share of train images with the finding. '
+            'A search that is no better than this finds nothing.',
         )
     ]
 
 
 def metadata(shown: ResultFile, others: Sequence[ResultFile]) -> list[Drawn]:
-    caption = 'What the features tell besides findings. At .5 they tell nothing. A column that they tell can be used as a shortcut.'
+    caption = (
+        'What the features tell besides findings. At .5 they tell '
+        'nothing. A column that they tell can be used as a shortcut.'
+    )
     return rows_of(shown, 'auroc', others, Level(0.5, 'chance'), caption)
 
 
@@ -335,7 +346,8 @@ def regression(shown: ResultFile, others: Sequence[ResultFile]) -> list[Drawn]:
         figures.append(
             Drawn(
                 svg,
-                f'Records in ten parts by their true value: median answer, and the range of 80 % of the answers. Thin: no error.{stated}',
+                'Records in ten parts by their true value: median answer, and '
+                f'the range of 80 % of the answers. Thin: no error.{stated}',
             )
         )
     return figures
@@ -360,7 +372,8 @@ def ordinal(shown: ResultFile, others: Sequence[ResultFile]) -> list[Drawn]:
         figures.append(
             Drawn(
                 svg,
-                f'{column}{provenance.mark(shown.content)}: each line is a true level, each column an answer; numbers are percent of the line.',
+                f'{column}{provenance.mark(shown.content)}: each line is a true '
+                'level, each column an answer; numbers are percent of the line.',
             )
         )
     return figures
@@ -380,7 +393,8 @@ def out_of_distribution(shown: ResultFile, others: Sequence[ResultFile]) -> list
     return [
         Drawn(
             svg,
-            'How well images of a label that was held out, or of another data set, are told from known ones. Below .5 they seem more usual than known ones.',
+            'How well images of a label that was held out, or of another data set, '
+            'are told from known ones. Below .5 they seem more usual than known ones.',
         )
     ]
 
@@ -402,7 +416,8 @@ def shortcut(shown: ResultFile, others: Sequence[ResultFile]) -> list[Drawn]:
     return [
         Drawn(
             svg,
-            f'A classifier that does not use the column has both values near each other. Gaps: {gaps}. A gap is no proof.',
+            'A classifier that does not use the column has both '
+            f'values near each other. Gaps: {gaps}. A gap is no proof.',
         )
     ]
 
@@ -425,8 +440,10 @@ def robustness(shown: ResultFile, others: Sequence[ResultFile]) -> list[Drawn]:
         key=lambda row: shown.content['results']['drop'][row]['value'] or -math.inf,
     )
     caption = (
-        'The linear probe learned from clean images and sees test images with a fault. Dashed: without the fault. Bands: '
-        f'intervals over patients. The largest mean drop is that of {worst}, {cell(shown.content["results"]["drop"][worst])}.'
+        'The linear probe learned from clean images and sees test '
+        'images with a fault. Dashed: without the fault. Bands: '
+        'intervals over patients. The largest mean drop is that of '
+        f'{worst}, {cell(shown.content["results"]["drop"][worst])}.'
     )
     return [Drawn(probe_plots.faults('mean AUROC of the linear probe on images with faults', kinds), caption)]
 

@@ -41,7 +41,8 @@ def gather(run: Run, data: OpenedData) -> Gallery:
     here = [r for r in scored if r.content.get('data_fingerprint') in opened]
     if not here:
         return Gallery(
-            note=f'The images of {scored[0].data} are not here. Give the data set with --data DATA. {data.missing}'.strip()
+            note=f'The images of {scored[0].data} are not here. Give '
+            f'the data set with --data DATA. {data.missing}'.strip()
         )
     result = min(here, key=lambda r: FIRST.index(probe_of(r.probe)))
     return of_result(run, result, opened[result.content['data_fingerprint']])
@@ -79,9 +80,11 @@ def of_result(run: Run, result: ResultFile, data: DataSet) -> Gallery:
         else f' Of each {result.content.get("unit", {}).get("unit", "unit")} the first image is shown.'
     )
     note = (
-        f'{result.probe} of {title(result.encoder)}{provenance.mark(result.content)} on test images of {result.data}. Left: images with '
+        f'{result.probe} of {title(result.encoder)}{provenance.mark(result.content)} '
+        f'on test images of {result.data}. Left: images with '
         'the label and the lowest scores. Right: images without it and the highest scores. At most one image of a '
-        'patient in each half. The number is the share of records of the other class that have a less wrong score: at 100 % the '
+        'patient in each half. The number is the share of records of '
+        'the other class that have a less wrong score: at 100 % the '
         f'image is wrong against all of them. Look at them first: the label may be wrong, or the probe.{counted}'
     )
     return Gallery(rows, note)
