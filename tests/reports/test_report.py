@@ -12,6 +12,7 @@ from run_folders import lines, make_run, write_result
 
 from medjax.commands import report
 from medjax.errors import UserError
+from medjax.probes import tables
 from medjax.reports import choice, images, pictures, plots, run_files, run_page
 
 
@@ -315,3 +316,24 @@ def test_in_a_browser(whole, tmp_path):
     _, console, asked = browse(bad, tmp_path)
     assert len(console) >= 1
     assert asked == {'http://127.0.0.1:9/x.png'}
+
+
+def test_tables_for_a_paper_lie_beside_the_page(whole):
+    run, _ = whole
+    latex, text = (run / 'report.tex').read_text(), (run / 'report.md').read_text()
+    assert latex.count(r'\toprule') == latex.count(r'\bottomrule') == text.count('means on the test split') == 2
+    line = r'step 2000 & .800\textsuperscript{\textdagger} [.770, .830]'
+    assert line in latex and r'12.5 \%' in latex and 'step 2000 | .800† [.770, .830]' in text
+    content = json.loads((run / 'report.json').read_text())
+    assert len(content['results']) == 10 and content['answer']['better'].startswith('Not known')
+    assert [one['contaminated'] for one in content['results'] if one['encoder'] in (2000, 'pixels')] == [
+        True,
+        False,
+    ] * 2
+
+
+def test_latex_has_no_command_of_the_user():
+    table = tables.Table('50% of a_b', ['a&b', 'x'], [['{#}$~^\\', '**.8**']])
+    latex = tables.latex(table)
+    assert r'50\% of a\_b' in latex and r'a\&b' in latex and r'\textbf{.8}' in latex
+    assert r'\{\#\}\$\textasciitilde{}\textasciicircum{}\textbackslash{}' in latex
