@@ -65,11 +65,11 @@ def of_run(run: Run) -> Answer:
                       'So you may not say so.', [], [], notes)  # fmt: skip
     why = reasons(run, used)
     if not named:
-        against = (
-            'is better than untrained baselines'
-            if set(outcomes) == {1}
-            else 'is not shown to be better than untrained baselines everywhere'
-        )
+        against = 'is better than untrained baselines'
+        if -1 in outcomes:
+            against = f'is worse than an untrained baseline in {outcomes.count(-1)} of {len(outcomes)} comparisons'
+        elif 0 in outcomes:
+            against = 'is not shown to be better than untrained baselines everywhere'
         better = f'Not known: the encoder that you have was not probed beside it; {COMMAND} does that. It {against}.'
         return Answer('too early', better, 'So you may not say so.', why, differences, notes)
     notes.append('These are two encoders, not two methods: another seed of a training gives other values.')

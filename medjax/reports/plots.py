@@ -131,6 +131,8 @@ def metric_over_steps(
             if len(points) == 1:
                 axes.set_xlim(steps[0] * 0.5, steps[0] * 1.5 + 1)
         finish(axes, title, 'step of the export')
+        if not points:
+            axes.set(xticks=[], xlabel='no export yet')
         axes.set_title(title, pad=14)  # the legend is between title and axes, so it hides no interval
         axes.margins(y=0.1)
         place = {'loc': 'lower right', 'bbox_to_anchor': (1, 1), 'borderaxespad': 0}

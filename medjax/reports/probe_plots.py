@@ -86,7 +86,8 @@ def lines(
     `ticks` makes the axis logarithmic, with these numbers on it. `falling`: large x are left.
     """
     with matplotlib.rc_context(STYLE):
-        figure, axes = plots.panel()
+        figure = Figure(figsize=(4.7, 2.4), layout='constrained')
+        axes = figure.subplots()
         for points in faint:
             axes.plot(*np.array(points, float).T, color=SOFT, linewidth=0.6, alpha=0.6)
         for color, (name, given) in zip(plots.cycle(len(series)), series.items(), strict=True):
@@ -110,7 +111,7 @@ def lines(
 def reliability(title: str, maps: Mapping[str, np.ndarray]) -> Markup:
     """The share of positives over the mean probability. `maps` is {name: [bins,3]}: records, probability, share."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(2.7, 2.7), layout='constrained')
+        figure = Figure(figsize=(4.7, 2.7), layout='constrained')
         axes = figure.subplots()
         axes.plot([0, 1], [0, 1], color=SOFT, linewidth=0.8, linestyle=DOTTED)
         for color, (name, bins) in zip(plots.cycle(len(maps)), maps.items(), strict=True):
