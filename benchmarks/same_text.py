@@ -55,7 +55,8 @@ def auroc(out: Path, data: Path, positives: str, seed: str, steps: int) -> dict[
     )  # fmt: skip
     prompts = ROOT / 'configs/prompts/phantom_impression.json'
     medjax('probe', '--run', run, '--data', data, '--probes', 'zero_shot', '--prompts', prompts, '--baselines', 'none')
-    result = json.loads((run / 'probes' / str(steps) / 'phantom.zero_shot.json').read_text())
+    (file,) = (run / 'probes' / str(steps)).glob('phantom.zero_shot-*.json')
+    result = json.loads(file.read_text())
     return {label: row['value'] for label, row in result['results']['auroc'].items()}
 
 

@@ -21,7 +21,7 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -280,7 +280,7 @@ def check_data(folder: Path, before: Mapping[str, Any], datasets: Mapping[str, r
     with tempfile.TemporaryDirectory() as scratch:
         again = Path(scratch, 'seen.npz')
         digests = set()
-        for starts in (before.get('init_from'), None):  # runs may be older than lists with the data of given weights
+        for starts in (given_weights(before), ()):  # runs may be older than lists with the data of given weights
             seen.write_seen(datasets, again, *_before(parent, starts))
             digests.add(_digest(again))
         if known not in digests:
@@ -297,11 +297,14 @@ def check_data(folder: Path, before: Mapping[str, Any], datasets: Mapping[str, r
 
 
 def write_data(
-    folder: Path, parent: Mapping[str, Any] | None, datasets: Mapping[str, records.DataSet], starts: Any = None
+    folder: Path,
+    parent: Mapping[str, Any] | None,
+    datasets: Mapping[str, records.DataSet],
+    starts: Sequence[Mapping[str, Any]] = (),
 ) -> str | None:
     """Writes the files of RUN/data that are not there or are damaged; a sentence if it needs the parent's in vain.
 
-    `starts` is `init_from` of the run: what these weights were trained on, it has seen too.
+    `starts` are the `given_weights` of the run: what they were trained on, it has seen too.
     """
     earlier = _earlier(parent)
     had = _is_whole(folder / 'data' / 'seen.npz')
@@ -330,16 +333,21 @@ def _earlier(parent: Mapping[str, Any] | None) -> Path | None:
     return file if file is not None and _is_whole(file) else None
 
 
-def _before(parent: Mapping[str, Any] | None, starts: Any) -> tuple[list[Path], list[str]]:
+def given_weights(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The entries `init_from` of a run and of its teachers."""
+    given = config.get('init_from') or ()
+    found = [given] if isinstance(given, Mapping) else list(given)
+    return found + [teacher['init_from'] for teacher in config['teachers'].values() if teacher.get('init_from')]
+
+
+def _before(parent: Mapping[str, Any] | None, starts: Sequence[Mapping[str, Any]]) -> tuple[list[Path], list[str]]:
     """The lists of what the parent and the given weights were trained on, and the weights without such a list.
 
     Weights in a run, RUN/exports/STEP, have the list of their run, if their meta.json names it.
     """
     earlier = _earlier(parent)
     files_of, unknown = [] if earlier is None else [earlier], []
-    if parent is not None:  # a branch reads no other weights
-        starts = None
-    for start in [] if starts is None else [starts] if isinstance(starts, Mapping) else starts:
+    for start in starts if parent is None else ():  # a branch reads no other weights
         path = Path(start['path'])
         if path.name == 'weights.safetensors':
             path = path.parent

@@ -379,11 +379,11 @@ def claim_folder(
         if now != {**before, 'life': life.of(before)}:
             with files.writing(f'the config {file}'):
                 files.write_text(file, configs.to_json(now))
-        if note := folders.write_data(folder, life.of(before)['parent'], datasets, before['init_from']):
+        if note := folders.write_data(folder, life.of(before)['parent'], datasets, folders.given_weights(before)):
             say(note)
         (folder / 'DONE').unlink(missing_ok=True)
         return
-    if note := folders.write_data(folder, parent, datasets, config['init_from']):
+    if note := folders.write_data(folder, parent, datasets, folders.given_weights(config)):
         say(note)
     with files.writing(f'the config {file}'):
         files.write_text(file, configs.to_json({**config, 'life': life.begun(config, start, parent)}))

@@ -95,6 +95,7 @@ def write_result(folder, encoder, probe, skill, data='phantom', n=300, labels=LA
         each = {name: around(v - 0.01 * i, positives=60 + i, negatives=1200 - i) for i, name in enumerate(labels)}
         return {'mean': around(v, labels=len(labels))} | each
 
+    seen = {'patient': 0.0, 'image': 0.0, 'pixels': 0.125, 'comparable': True}
     body = {
         'probe': probe,
         'data': data,
@@ -107,7 +108,7 @@ def write_result(folder, encoder, probe, skill, data='phantom', n=300, labels=LA
         'results': {'auroc': figure(value), 'auprc': figure(value - 0.3), 'accuracy': figure(value)},
         'skipped_labels': {'hernia': 'no positive in val'},
         'bootstrap': {'unit': 'patient', 'patients': 250, 'draws': 1000, 'level': 0.95},
-        'overlap': {'patient': 0.0, 'image': 0.0, 'pixels': 0.125, 'comparable': True},
+        'overlap': seen if isinstance(encoder, int) else {},
         'scores': f'{data}.{probe}.npz',
     }
     target = folder / 'probes' / str(encoder)

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from medjax import config as configs
 from medjax.commands.config import difference
 from medjax.errors import UserError
+from medjax.probes import tables
 from medjax.reports import base, compare_page, run_files
 from medjax.reports.compare_page import Differences
 
@@ -52,7 +53,7 @@ def main(argv: list[str]) -> int:
     for name, run in runs.items():
         for note in compare_page.notes(run):
             print(f'{name}: {note}', file=sys.stderr)
-    print(compare_page.markdown(runs))
+    print(tables.markdown(compare_page.summary(runs)))
     print(f'\n{args.out}: {len(html) / 1e6:.1f} MB')
     return 0
 

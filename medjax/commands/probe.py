@@ -47,10 +47,12 @@ from medjax.probes import (
     encode,
     methods,
     policy,
+    provenance,
     results,
     statistics,
     subgroups,
     summary,
+    tables,
     watch,
 )
 from medjax.probes.encode import BASELINES, Encoder
@@ -158,8 +160,9 @@ def main(argv: list[str]) -> int:
 
     for folder in folders:
         if (folder / 'probes').is_dir():  # missing if a run with --follow ended before its first export
-            contents = results.on_data(folder, data, list(probes))
-            print(results.tables(contents, list(probes)), flush=True)
+            names = [results.name(name, zero_shot) for name in probes]
+            contents = results.on_data(folder, data, names)
+            print('\n\n'.join(map(tables.markdown, tables.of_results(contents, names))), flush=True)
             for sentence in [
                 *results.left_out(contents),
                 *_in_words(folder, data, contents),
@@ -271,7 +274,7 @@ def _probe_encoder(
     """
     encoder, data = inputs.encoder, inputs.data
     title = encode.title(encoder.name)
-    origin = results.provenance(_run_of(encoder) or run, encoder, data) | {'policy': inputs.policy}
+    origin = provenance.of(run, encoder, data) | {'policy': inputs.policy}
     possible, reasons = _possible_probes(inputs, probes)
     for name, reason in reasons.items():  # only for a baseline: the export itself meets all requirements
         print(f'{title}, {name}: left out, {reason}', flush=True)
@@ -279,14 +282,15 @@ def _probe_encoder(
     for name, probe in possible.items():
         try:
             key = results.key(inputs, probe, origin | _requirements(probe, inputs))
-            file = results.path(run, encoder.name, data.name, name)
+            result = results.name(name, inputs.prompts)
+            file = results.path(run, encoder.name, data.name, result)
             needs = ('validation_results',) if figure and figure.probe == name else ()
             if results.exists(file, key, needs):
                 continue
             runs += 1
             content, arrays = probe.run(inputs)
             about = dict(
-                probe=name,
+                probe=result,
                 data=data.name,
                 data_fingerprint=data.fingerprint,
                 encoder=dict(
@@ -301,23 +305,16 @@ def _probe_encoder(
             results.write(file, about | content | origin | dict(key=key), arrays)
             metric, rows = next(iter(content['results'].items()))
             mean, metric = rows['mean'], results.METRIC_TITLES.get(metric, metric)
-            interval = f'[{mean["low"]:.3f}, {mean["high"]:.3f}]'
-            print(f'{title}, {name}: mean {metric} {mean["value"]:.3f} {interval}', flush=True)
+            print(f'{title}, {result}: mean {metric} {results.cell(mean, provenance.mark(origin))}', flush=True)
         except Exception as error:  # also a bug of this probe: the other probes still run, and the exit code is 1
-            if isinstance(error, (UserError, OSError)) and _run_of(encoder) and watch.is_deleted(encoder.folder):
+            in_run = provenance.run_of(encoder) is not None
+            if isinstance(error, (UserError, OSError)) and in_run and watch.is_deleted(encoder.folder):
                 watch.say_deleted(encoder.folder)
                 break
             failures += _failed(f'{name} on {title} and {data.name}', error)
     if runs:
         print(f'{title}: {origin["provenance"]}', flush=True)
     return failures
-
-
-def _run_of(encoder: Encoder) -> pathlib.Path | None:
-    """The run of an export that lies in its run, RUN/exports/STEP; None for other encoders."""
-    folder = encoder.folder
-    inside = folder is not None and folder.resolve().parent.name == 'exports'
-    return folder.resolve().parents[1] if inside else None
 
 
 def _failed(job: str, error: Exception) -> int:

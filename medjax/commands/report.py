@@ -1,11 +1,11 @@
-"""`medjax report`: writes RUN/report.html from the files of a run, one page that needs no network."""
+"""`medjax report`: writes RUN/report.html, one page that needs no network, and its tables as .md, .tex and .json."""
 
 from __future__ import annotations
 
 import argparse
 import os
 
-from medjax.reports import base, data_facts, pictures, run_files, run_page
+from medjax.reports import base, data_facts, paper, pictures, run_files, run_page, worst_cases
 
 
 def main(argv: list[str]) -> int:
@@ -24,8 +24,10 @@ def main(argv: list[str]) -> int:
     out = base.target('--run', str(run.path / 'report.html'))
     data = data_facts.open_data(run, args.data)
     summaries = [data_facts.summary(dataset) for dataset in data.sets]
-    html = run_page.render(run, pictures.gather(run, data), summaries, data.missing)
+    html = run_page.render(run, pictures.gather(run, data), worst_cases.gather(run, data), summaries, data.missing)
 
     base.write(out, html)
-    print(f'{os.path.join(args.run, "report.html")}: {len(html) / 1e6:.1f} MB')
+    written = paper.write(run)
+    tables = ', '.join(file.name for file in written)
+    print(f'{os.path.join(args.run, "report.html")}: {len(html) / 1e6:.1f} MB; the tables: {tables}')
     return 0

@@ -110,7 +110,8 @@ def _labels(rows: Mapping[str, Any]) -> list[str]:
 
 def result_of(run: pathlib.Path, inputs: ProbeInputs, figure: Figure) -> dict[str, Any] | None:
     """The result of a probe on an export with these options; None if there is none."""
-    result = results.of_encoder(run, inputs.encoder.name, inputs.data, figure.probe)
+    probe = results.name(figure.probe, inputs.prompts)
+    result = results.of_encoder(run, inputs.encoder.name, inputs.data, probe)
     if result is None or result['encoder']['export_digest'] != inputs.encoder.digest:
         return None
     bootstrap, unit = result.get('bootstrap', {}), result.get('unit', {})

@@ -24,7 +24,7 @@ from scipy.stats import rankdata
 
 from medjax import files
 from medjax.errors import UserError
-from medjax.probes import policy, results, statistics
+from medjax.probes import policy, provenance, results, statistics
 from medjax.probes.encode import BASELINES, title
 from medjax.probes.statistics import Bootstrap, Sample, two_sided_p
 
@@ -90,7 +90,8 @@ def paired(encoder: Scored, other: Scored) -> dict[str, Any]:
         known = policy.known(a.labels[:, j])
         one = delong(a.scores[known, j], b.scores[known, j], a.labels[known, j], a.patient[known])
         found['auroc'][name]['p_delong'] = one
-    return dict(encoder=a.encoder, other=b.encoder, labels=len(names), results=found)
+    seen = [provenance.is_contaminated(one.content) for one in (a, b)]
+    return dict(encoder=a.encoder, other=b.encoder, labels=len(names), contaminated=seen, results=found)
 
 
 def _aligned(result: Scored, names: Sequence[str]) -> Scored:
@@ -239,7 +240,13 @@ def _first(pair: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _sentence(probe: str, pair: Mapping[str, Any]) -> str:
     """'linear: step 20 - raw pixels, mean AUROC +.031 [+.010, +.052], p .004 (Holm .008); …'"""
-    return f'{probe}: {title(pair["encoder"])} - {title(pair["other"])}, {in_words(pair)}'
+    return f'{probe}: {" - ".join(encoders(pair))}, {in_words(pair)}'
+
+
+def encoders(pair: Mapping[str, Any]) -> list[str]:
+    """['step 20†', 'raw pixels']: the two encoders of a comparison, with the mark of contaminated results."""
+    seen = pair.get('contaminated', (False, False))
+    return [title(pair[key]) + provenance.MARK * bool(had) for key, had in zip(('encoder', 'other'), seen, strict=True)]
 
 
 def in_words(pair: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from medjax.probes import results
+from medjax.probes import provenance, results
 
 Estimate = Mapping[str, Any]  # value, low, high
 
@@ -28,12 +28,13 @@ def sentences(contents: Iterable[Mapping[str, Any]]) -> list[str]:
         if newest == 0 or 0 not in steps:
             continue
         metric, before, now = _first_metric(steps[0], steps[newest])
+        marks = [provenance.mark(steps[step]) for step in (0, newest)]
         if before and now and now['high'] < before['low']:
             told.append(
                 f'Worse than its start: {probe} on {data}, mean {results.METRIC_TITLES.get(metric, metric)} '
-                f'{results.cell(now)} at step {newest:,}, {results.cell(before)} at step 0. The run forgets what its '
-                'weights knew. A lower optim.lr, layer-wise decay of it (layerwise in optim.groups) or a longer '
-                'warm-up of new heads would keep more.'
+                f'{results.cell(now, marks[1])} at step {newest:,}, {results.cell(before, marks[0])} at step 0. The '
+                'run forgets what its weights knew. A lower optim.lr, layer-wise decay of it (layerwise in '
+                'optim.groups) or a longer warm-up of new heads would keep more.'
             )
     return told
 

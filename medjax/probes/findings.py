@@ -19,63 +19,77 @@ POSITIVE, NEGATIVE, UNCERTAIN = 1, 0, -1  # as in the tables of CheXpert; a find
 NO_FINDING, DEVICES = 'No Finding', 'Support Devices'
 FINDINGS = tuple(name for name in CHEXPERT_LABELS if name != NO_FINDING)
 
+
+def _any(phrases: str, before: str = r'\b', after: str = r'\b') -> re.Pattern[str]:
+    """One of the phrases, which are divided by |; a space in one of them stands for any white space."""
+    return re.compile(f'{before}(?:{" ".join(phrases.split())}){after}'.replace(' ', r'\s+'), re.I)
+
+
 PHRASES = {
-    'Enlarged Cardiomediastinum': r'(widen(ed|ing)( of)?( the)?( upper| superior)? mediastin\w+|(mediastin\w+|cardiomediastin\w+'
-    r'( silhouette| contour)?) (is |are |appears? )?(mildly |moderately |markedly )?(widened|enlarged|prominent)'
-    r'|mediastinal (widening|enlargement)|enlarged cardiomediastin\w+)',
-    'Cardiomegaly': r'(cardiomegaly|(enlarged|enlargement of the|large) (heart|cardiac( silhouette)?)'
-    r'|(heart|cardiac silhouette|heart size|cardiac size) (size )?(is |are |remains? |appears? )?(again |still )?'
-    r'(mildly |moderately |severely |markedly |slightly |borderline )?(enlarged|increased))',
-    'Lung Opacity': r'(opacit(y|ies)|opacification\w*|infiltrat(es?|ion)|airspace disease|air space disease)',
-    'Lung Lesion': r'(nodul(es?|ar)|(lung|pulmonary|hilar|lobe) (mass(es)?|lesions?|tumou?rs?)|\bmass(es)?\b|cavitary lesions?)',
-    'Edema': r'(o?edema|vascular congestion|pulmonary congestion|fluid overload|heart failure|kerley b? ?lines)',
-    'Consolidation': r'(consolidat\w+)',
-    'Pneumonia': r'(pneumonias?|infectious process|bronchopneumonia)',
-    'Atelectasis': r'(atelecta\w+|(lobar|lung|lobe) collapse|collapse of the (left|right|lung|lower|upper|middle)\w*)',
-    'Pneumothorax': r'(pneumothora(x|ces)|hydropneumothorax)',
-    'Pleural Effusion': r'(effusions?|pleural fluid|hydrothorax|h(a?)emothorax|hydropneumothorax)',
-    'Pleural Other': r'(pleural (thickening|scarring|plaques?|calcifications?)|fibrothorax|pleural[- ]based)',
-    'Fracture': r'(fractur\w+)',
-    'Support Devices': r'(tubes?|catheters?|pacemakers?|icd|picc|central (venous )?line|port-a-cath|port|sternal wires'
-    r'|(endotracheal|nasogastric|enteric|chest|feeding) tube|leads|stents?|drains?|defibrillator)',
-}  # fmt: skip
-_PHRASES = {name: re.compile(rf'\b{phrase}', re.I) for name, phrase in PHRASES.items()}
-# Phrases that hold the word of a finding and do not name it.
-_OTHER = re.compile(
-    r'pericardial effusions?|joint effusions?|(free|post|status post) fracture fixation|soft tissue edema|chest port(able)?\b'
-    r'|port(able)?[- ]+(ap|chest|radiograph|film|view)|nodular? shadows of the nipples?|nipple shadows?'
-    r'|(to )?(exclude|evaluate for|assess for|r/o) [\w\s]{0,30}\?',
-    re.I,
+    'Enlarged Cardiomediastinum': _any(
+        r'widen(?:ed|ing)(?: of)?(?: the)?(?: upper| superior)? mediastin\w+|mediastinal (?:widening|enlargement)|'
+        r'mediastin\w+(?: silhouette| contour)?(?: is| are| appears?)?(?: mildly| moderately| markedly)?'
+        r' (?:widened|enlarged|prominent)|enlarged cardiomediastin\w+'
+    ),
+    'Cardiomegaly': _any(
+        r'cardiomegaly|(?:enlarged|enlargement of the|large) (?:heart|cardiac(?: silhouette)?)|'
+        r'(?:heart|cardiac silhouette|cardiac)(?: size)?(?: is| are| remains?| appears?)?(?: again| still)?'
+        r'(?: mildly| moderately| severely| markedly| slightly| borderline)? (?:enlarged|increased)'
+    ),
+    'Lung Opacity': _any(r'opacit(?:y|ies)|opacifications?|infiltrat(?:es?|ion)|air ?space disease'),
+    'Lung Lesion': _any(
+        r'nodul(?:es?|ar)|mass(?:es)?|cavitary lesions?|(?:lung|pulmonary|hilar|lobe) (?:lesions?|tumou?rs?)'
+    ),
+    'Edema': _any(
+        r'o?edema|vascular congestion|pulmonary congestion|fluid overload|heart failure|kerley b?(?: lines)?'
+    ),
+    'Consolidation': _any(r'consolidat\w+'),
+    'Pneumonia': _any(r'(?:broncho)?pneumonias?|infectious process'),
+    'Atelectasis': _any(
+        r'atelecta\w+|(?:lobar|lung|lobe) collapse|collapse of the (?:left|right|lung|lower|upper|middle)'
+    ),
+    'Pneumothorax': _any(r'(?:hydro)?pneumothora(?:x|ces)'),
+    'Pleural Effusion': _any(r'effusions?|pleural fluid|h(?:ydro|a?emo)thorax|hydropneumothorax'),
+    'Pleural Other': _any(r'pleural (?:thickening|scarring|plaques?|calcifications?)|fibrothorax|pleural[- ]based'),
+    'Fracture': _any(r'fractur\w+'),
+    'Support Devices': _any(
+        r'tubes?|catheters?|pacemakers?|icd|picc|central (?:venous )?line|port-a-cath|port|sternal wires|leads|stents?|'
+        r'drains?|defibrillators?'
+    ),
+}
+# Phrases that hold the word of a finding or a denial and are none.
+_OTHER = _any(
+    r'pericardial effusions?|joint effusions?|soft tissue edema|nipple shadows?|'
+    r'port(?:able)?[- ]*(?:ap|chest|radiograph|film|view)|chest port(?:able)?|'
+    r'(?:no|without)(?: significant| interval| appreciable| relevant)? (?:change|increase|decrease)'
 )
-_CLAUSE = re.compile(r'[;:]|,? \b(?:but|however|although|though|except|aside from|apart from|which|whereas|while)\b|,(?= (?:there|the|heart|lungs?) )', re.I)  # fmt: skip
-_DENIED_BEFORE = re.compile(
-    r'\b(no|not|without|denies|absence of|absent|negative for|free of|clear of|lack of|never|neither|nor|resolved'
-    r'|resolution of|rather than|ruled out|rules out|removal of|removed|interval extubation)\b',
-    re.I,
+_CLAUSE = _any(
+    'but|however|although|though|except|aside from|apart from|which|whereas|while', before=r'[;:]|,?\s*\b'
+)  # where a new clause begins
+_DENIED_BEFORE = _any(
+    'no|not|without|denies|absence of|absent|negative for|free of|clear of|lack of|never|neither|nor|resolved|'
+    'resolution of|rather than|ruled out|rules out|removal of|removed'
 )
-_DENIED_AFTER = re.compile(
-    r'^[\w\s,/-]{0,40}\b((is|are|was|were|has|have) (not|no longer|been ruled out|been excluded|resolved|been removed)'
-    r'|(has|have) (now |completely |since )?(resolved|cleared|been removed)|not (seen|identified|present|evident|visuali[sz]ed)'
-    r'|absent|removed|excluded|ruled out)',
-    re.I,
+_DENIED_AFTER = _any(
+    r'(?:is|are|was|were|has|have) (?:not|no longer|been ruled out|been excluded|resolved|been removed)|'
+    r'(?:has|have)(?: now| completely| since)? (?:resolved|cleared|been removed)|'
+    r'not (?:seen|identified|present|evident|visuali[sz]ed)|absent|removed|excluded|ruled out',
+    before=r'^[\w\s,/-]{0,40}\b',
 )
-_UNCERTAIN_BEFORE = re.compile(
-    r'\b(possibl[ye]|may|might|could|probabl[ye]|suspect(ed)?|suspicious for|suspicion (of|for)|suggest\w*|question(able)?'
-    r'( of)?|concern(ing)? for|worrisome for|likely|versus|vs|or|differential|cannot (be )?(exclude|rule out|ruled out)'
-    r'|(not|cannot) (be )?(entirely |completely )?exclude|equivocal|borderline|if|perhaps|presumed|potential(ly)?'
-    r'|difficult to exclude)\b',
-    re.I,
+_NOT_EXCLUDED = _any(r'(?:cannot|not|difficult to)\b[\w\s]{0,20}\b(?:excluded?|rule out)')
+_UNCERTAIN_BEFORE = _any(
+    r'possibl[ye]|may|might|could|probabl[ye]|suspect(?:ed)?|suspicious for|suspicion (?:of|for)|suggest\w*|'
+    r'question(?:able)?|concern(?:ing)? for|worrisome for|likely|versus|vs|or|differential|equivocal|borderline|if|'
+    r'perhaps|presumed|potential(?:ly)?'
 )
-_UNCERTAIN_AFTER = re.compile(
-    r'^[\w\s,/-]{0,40}\b(cannot be (entirely |completely )?(excluded|ruled out)|(is|are) (not|difficult to be) (entirely '
-    r'|completely )?excluded|(is|are) (possible|suspected|questionable|likely|probable|equivocal|not excluded|difficult to exclude)'
-    r'|(may|might|could) be|not (entirely |completely )?excluded|versus|vs\b|or\b)',
-    re.I,
+_UNCERTAIN_AFTER = _any(
+    r'cannot be(?: entirely| completely)? (?:excluded|ruled out)|'
+    r'(?:is|are) (?:possible|suspected|questionable|likely|probable|equivocal|difficult to exclude)|'
+    r'(?:may|might|could) be (?:present|seen|considered)|(?:is |are )?not(?: entirely| completely)? excluded',
+    before=r'^[\w\s,/-]{0,40}\b',
 )
-_LIST = re.compile(r'^(,| and| or|/| nor|\s|\w){0,60}$')
-_NORMAL_HEART = re.compile(
-    r'\b(heart|cardiac)[\w\s]{0,30}\b(normal|within normal limits|not enlarged|unremarkable)\b', re.I
-)
+_EITHER = _any('versus|vs|or', before=r'^\W{0,3}')
+_NORMAL_HEART = _any(r'(?:heart|cardiac)[\w\s]{0,30}\b(?:normal|within normal limits|not enlarged|unremarkable)')
 
 
 def label(report: str) -> dict[str, int]:
@@ -87,7 +101,7 @@ def label(report: str) -> dict[str, int]:
     found: dict[str, set[int]] = {}
     for sentence in language.sentences(report):
         for clause in _clauses(_OTHER.sub(' ', sentence)):
-            for name, phrase in _PHRASES.items():
+            for name, phrase in PHRASES.items():
                 for match in phrase.finditer(clause):
                     found.setdefault(name, set()).add(_mention(clause[: match.start()], clause[match.end() :]))
             if _NORMAL_HEART.search(clause):
@@ -100,15 +114,15 @@ def label(report: str) -> dict[str, int]:
 
 def _clauses(sentence: str) -> list[str]:
     """The parts of a sentence in which a word denies a finding."""
-    return [part for part in _CLAUSE.split(sentence) if part]
+    return [part for part in _CLAUSE.split(sentence) if part.strip()]
 
 
 def _mention(before: str, after: str) -> int:
     """What a clause says of the finding between these two parts of it."""
-    if _UNCERTAIN_AFTER.search(after) and not _DENIED_BEFORE.search(before):
+    denied = _DENIED_BEFORE.search(before)
+    doubted = _UNCERTAIN_AFTER.search(after) or _EITHER.search(after)
+    if _NOT_EXCLUDED.search(before) or (doubted and not denied):
         return UNCERTAIN
-    if re.search(r'\b(cannot|not|difficult to)\b[\w\s]{0,20}\b(exclude|rule out)', before, re.I):
-        return UNCERTAIN
-    if _DENIED_BEFORE.search(before) or _DENIED_AFTER.search(after):
+    if denied or _DENIED_AFTER.search(after):
         return NEGATIVE
     return UNCERTAIN if _UNCERTAIN_BEFORE.search(before) else POSITIVE

@@ -12,6 +12,7 @@ ways, so compare figures of this module with each other.
 from __future__ import annotations
 
 import functools
+import importlib.util
 import io
 import pathlib
 import re
@@ -114,11 +115,9 @@ def scores(references: Sequence[str], generated: Sequence[str], bootstrap: Boots
 
 def check_installed() -> None:
     """UserError where a library is missing."""
-    try:
-        import rouge_score
-        import sacrebleu  # noqa: F401
-    except ImportError as error:
-        raise UserError(f'{error.name} is not installed, which metrics of reports need: {INSTALL}') from None
+    for library in ('sacrebleu', 'rouge_score', 'nltk'):
+        if importlib.util.find_spec(library) is None:
+            raise UserError(f'{library} is not installed, which metrics of reports need: {INSTALL}')
 
 
 def missing_meteor() -> str | None:

@@ -1,4 +1,4 @@
-"""The results of probes on disk, and as a table.
+"""The results of probes on disk.
 
 RUN/probes/<encoder>/<data>.<probe>.json holds a result, the .npz beside it the scores. <encoder> is the step of an
 export, 'random' or 'pixels', or the name of an encoder that was probed beside the run. <data> is the name of the data
@@ -13,6 +13,7 @@ import hashlib
 import inspect
 import json
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
@@ -21,12 +22,10 @@ import numpy as np
 
 import medjax
 from medjax import files
-from medjax.data.audit.seen import overlap
-from medjax.probes.encode import BASELINES, Encoder, title
+from medjax.data.text.prompts import ZERO_SHOT, ZeroShot
 from medjax.probes.evaluate import ProbeInputs
 
-KINDS = dict(percentile='bootstrap percentiles', bca='bootstrap, BCa')
-DIGITS = 6  # of a data set's fingerprint in a file name
+DIGITS = 6  # in a file name, of the fingerprint of a data set and of the digest of a prompt file
 METRIC_TITLES = {
     'auroc': 'AUROC',
     'auprc': 'AUPRC',
@@ -48,8 +47,22 @@ METRIC_TITLES = {
     'aligned_auroc': 'aligned AUROC',
     'column_auroc': 'AUROC of the column',
 }
-NOT_IN_TABLES = ('adjusted_auprc', 'mcc')  # the JSON has them; tables stay narrow
-SEEN = dict(patient='the patient', image='the image (by its id)', pixels='the pixels', near='a near-duplicate')
+
+
+def name(probe: str, prompts: ZeroShot | None) -> str:
+    """The name of a probe in its results. Zero-shot has the prompt file in it: 'zero_shot-cxr-1f0c9a'.
+
+    So the results of two prompt files stand beside each other. Before this, the name was 'zero_shot' alone.
+    """
+    if probe != ZERO_SHOT or prompts is None:
+        return probe
+    file = re.sub(r'[^\w-]+', '_', prompts.name) or 'prompts'
+    return f'{probe}-{file}-{prompts.digest[:DIGITS]}'
+
+
+def probe_of(name: str) -> str:
+    """The probe of a result by its name: 'zero_shot' for 'zero_shot-cxr-1f0c9a'."""
+    return ZERO_SHOT if name.startswith(f'{ZERO_SHOT}-') else name
 
 
 def path(run: pathlib.Path, encoder: int | str, data: str, probe: str) -> pathlib.Path:
@@ -83,9 +96,10 @@ def exists(file: pathlib.Path, key: str, needs: Sequence[str] = ()) -> bool:
 def read(file: pathlib.Path) -> dict[str, Any] | None:
     """The content of a result file; None if it is missing or damaged."""
     try:
-        return json.loads(file.read_text())
+        content = json.loads(file.read_text())
     except (OSError, ValueError):
         return None
+    return content if isinstance(content, dict) else None
 
 
 def write(file: pathlib.Path, content: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
@@ -109,43 +123,6 @@ def _is_taken(probes: pathlib.Path, data: str, fingerprint: str) -> bool:
 
 def _with_digits(data: str, fingerprint: str) -> str:
     return f'{data}-{fingerprint[:DIGITS]}'
-
-
-def provenance(run: pathlib.Path, encoder: Encoder, data: Any) -> dict[str, Any]:
-    """The overlap of the test split with the encoder's training data: {'overlap': shares, 'provenance': a sentence}.
-
-    `run` is the run of the encoder. `overlap` is empty for a baseline, and if the overlap is unknown.
-    """
-    if encoder.name in BASELINES:
-        return dict(overlap={}, provenance='not trained, so no overlap with pretraining')
-    if origin := encoder.meta.get('origin'):
-        sentence = f'overlap with pretraining unknown: these are public weights ({origin})'
-        return dict(overlap={}, provenance=sentence)
-    seen = run / 'data' / 'seen.npz'
-    if not seen.is_file():
-        return dict(overlap={}, provenance='overlap with pretraining unknown: the run has no data/seen.npz')
-    digest = encoder.meta.get('seen')
-    if digest and digest != hashlib.sha256(seen.read_bytes()).hexdigest():
-        why = f'data/seen.npz is not the one that export {encoder.name} was trained on'
-        return dict(overlap={}, provenance=f'overlap with pretraining unknown: {why}')
-    shares = overlap(seen, data.split('test'))
-    return dict(overlap=shares, provenance=overlap_sentence(shares))
-
-
-def overlap_sentence(shares: Mapping[str, Any]) -> str:
-    """A sentence about the shares that `medjax.data.audit.seen.overlap` returns."""
-    if any(shares.get(kind) for kind in SEEN):
-        phrases = [
-            f'{name} of {100 * shares[kind]:.1f} %' for kind, name in SEEN.items() if shares.get(kind) is not None
-        ]
-        sentence = f'pretraining saw {", ".join(phrases)} of the test records'
-    else:
-        sentence = 'pretraining saw none of the test records, by all hashes that can be compared'
-    if unknown := shares.get('unknown'):
-        sentence += f'; it began with weights whose training data are unknown ({", ".join(unknown)})'
-    if not shares.get('comparable', True):
-        sentence += '; ids were hashed with different keys, so not all patients and images can be compared'
-    return sentence
 
 
 def on_data(run: pathlib.Path, data: Any, probes: Sequence[str]) -> list[dict[str, Any]]:
@@ -183,63 +160,13 @@ def left_out(results: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def tables(results: Sequence[Mapping[str, Any]], probes: Sequence[str]) -> str:
-    """The contents of results on one data set as Markdown, means over labels with their intervals.
-
-    Probes come in the order of `probes`, and encoders as baselines, named encoders, steps. Probes whose first metric is
-    one, as a mean over the same labels and units, share a table.
-    """
-    ordered = sorted(results, key=lambda r: (list(probes).index(r['probe']), _position(r['encoder']['step'])))
-    tables: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
-    for result in ordered:
-        metric, rows = next(iter(result['results'].items()))
-        caption = _pooled(result), result['bootstrap'].get('interval')
-        tables.setdefault((metric, *caption, *rows), []).append(result)
-    return '\n\n'.join(map(_one_table, tables.values()))
-
-
-def _one_table(results: Sequence[Mapping[str, Any]]) -> str:
-    bootstrap, rows = results[0]['bootstrap'], next(iter(results[0]['results'].values()))
-    directions = ' and '.join(row for row in rows if row != 'mean')
-    averaged = (
-        f'{rows["mean"]["labels"]} {results[0].get("rows", "label")}(s)' if 'labels' in rows['mean'] else directions
-    )
-    if skipped := len(results[0].get('skipped_labels', ())):
-        averaged += f' ({skipped} left out, see below)'
-    metrics = dict.fromkeys(m for result in results for m in result['results'] if m not in NOT_IN_TABLES)
-    lines = [
-        f'{results[0]["data"]}, test split: {results[0]["records"]["test"]:,} records of '
-        f'{bootstrap["patients"]:,} patients{_pooled(results[0])}; means over {averaged} with '
-        f'{100 * bootstrap["level"]:.0f} % intervals over patients ({KINDS[bootstrap.get("interval", "percentile")]})',
-        '',
-        '| encoder | probe | ' + ' | '.join(METRIC_TITLES.get(metric, metric) for metric in metrics) + ' |',
-        '|---|---|' + '---|' * len(metrics),
-    ]
-    for result in results:
-        cells = [cell(result['results'].get(metric, {}).get('mean')) for metric in metrics]
-        lines.append(f'| {title(result["encoder"]["step"])} | {result["probe"]} | ' + ' | '.join(cells) + ' |')
-    return '\n'.join(lines)
-
-
-def _pooled(result: Mapping[str, Any]) -> str:
-    """', scored by patient (450 of them, max over records)'; '' where records are scored."""
-    about = result.get('unit', {})
-    if about.get('unit', 'image') == 'image':
+def cell(estimate: Mapping[str, Any] | None, mark: str = '') -> str:
+    """An estimate with a mark and its interval, as .842† [.820, .864]; an empty text for None."""
+    if estimate is None or estimate.get('value') is None:
         return ''
-    return f', scored by {about["unit"]} ({about["units"]:,} of them, {about["pool"]} over records)'
-
-
-def _position(step: int | str) -> tuple[int, str, int]:
-    """Sorts baselines first, then named encoders, then steps by number."""
-    return (int(step not in BASELINES), step, 0) if isinstance(step, str) else (2, '', step)
-
-
-def cell(estimate: dict[str, Any] | None) -> str:
-    """An estimate with its interval, as .842 [.820, .864]; an empty text for None."""
-    if estimate is None or estimate['value'] is None:
-        return ''
-    interval = '' if estimate['low'] is None else f' [{short(estimate["low"])}, {short(estimate["high"])}]'
-    return short(estimate['value']) + interval
+    low, high = estimate.get('low'), estimate.get('high')
+    interval = '' if low is None or high is None else f' [{short(low)}, {short(high)}]'
+    return short(estimate['value']) + mark + interval
 
 
 def short(value: float) -> str:

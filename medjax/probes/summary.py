@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from medjax.probes import results
+from medjax.probes import provenance, results
 from medjax.probes.encode import title
 
 MAPS = dict(none='before', temperature='temperature', platt='Platt', isotonic='isotonic', venn_abers='Venn-Abers')
@@ -15,7 +15,7 @@ def sentences(contents: Sequence[Mapping[str, Any]]) -> list[str]:
     """What can be trusted in the results of one encoder on one data set: at most two lines a probe, and warnings."""
     lines = []
     for content in contents:
-        who = f'{content["probe"]}, {title(content["encoder"]["step"])}'
+        who = f'{content["probe"]}, {title(content["encoder"]["step"])}{provenance.mark(content)}'
         parts = [part for part in (calibration(content), coverage(content)) if part]
         lines += [f'{who}: {"; ".join(parts)}'] if parts else []
         lines += [f'{who}: {gap}' for gap in [largest_gap(content)] if gap]

@@ -31,7 +31,7 @@ import medjax
 from medjax import files, recipes
 from medjax.errors import UserError
 from medjax.parallel import runtime
-from medjax.probes import aggregate, encode, label_splits, results
+from medjax.probes import aggregate, encode, label_splits, provenance
 from medjax.probes.encode import Encoder
 from medjax.probes.evaluate import ProbeInputs, Result, label_requirements, mean_auroc
 from medjax.probes.methods import classifier
@@ -86,7 +86,7 @@ class Tuning:
         step, values = best_export(inputs, folder)
         tuned = judged(inputs, folder, step)
         content, arrays = classifier.run(tuned)
-        seen = results.provenance(folder, tuned.encoder, inputs.data)
+        seen = provenance.of(folder, tuned.encoder, inputs.data)
         facts = dict(
             run=str(folder), step=step, recipe=self.recipe, epochs=inputs.epochs, overrides=list(inputs.overrides),
             validation={str(other): value for other, value in values.items()}, **seen,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pathlib
-import re
 from typing import Any
 
 import jinja2
@@ -40,11 +39,6 @@ def markdown(template: str, **values: Any) -> str:
         keep_trailing_newline=True,
     )
     return environment.get_template(template).render(version=medjax.__version__, **values)
-
-
-def plain(text: Any) -> str:
-    """Text for Markdown, also for the cell of a table: one line, in which no character is a mark."""
-    return re.sub(r'([\\`*\[\]<>|#])', r'\\\1', ' '.join(str(text).split()))
 
 
 def target(option: str, path: str | None) -> pathlib.Path | None:

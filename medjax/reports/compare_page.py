@@ -14,9 +14,10 @@ import numpy as np
 from markupsafe import Markup
 
 from medjax.errors import UserError
-from medjax.probes import comparison
+from medjax.probes import comparison, provenance, tables
 from medjax.probes.encode import title as encoder_title
 from medjax.probes.results import DIGITS
+from medjax.probes.tables import Table
 from medjax.reports import base, compare_plots, result_sections, run_page
 from medjax.reports.result_sections import Estimate, metric_title
 from medjax.reports.run_files import ResultFile, Run
@@ -73,6 +74,7 @@ def render(runs: Mapping[str, Run], differences: Differences) -> str:
             for i, (name, run) in enumerate(runs.items())
         ],
         facts=facts(listed),
+        contaminated=contaminated(runs),
         level=' and '.join(dict.fromkeys(map(result_sections.level, listed))),
         curves_over_steps=[curves_over_steps(group, listed) for group in groups],
         groups=[
@@ -89,8 +91,16 @@ def render(runs: Mapping[str, Run], differences: Differences) -> str:
         gauges=gauges([run.log for run in listed]),
         rates=rates([run.log for run in listed]),
         differences=differences,
-        markdown=markdown(runs),
+        markdown=tables.markdown(summary(runs)),
+        latex=tables.latex(summary(runs)),
     )
+
+
+def contaminated(runs: Mapping[str, Run]) -> str:
+    """What the mark of contaminated results means, for each run that has them; '' without any."""
+    found = {name: result_sections.contaminated(run).removeprefix(provenance.START) for name, run in runs.items()}
+    listed = '; '.join(f'{name}: {text}' for name, text in found.items() if text)
+    return f'{provenance.START}{listed}' if listed else ''
 
 
 # The runs
@@ -173,7 +183,7 @@ def paired(group: Group, runs: Mapping[str, Run]) -> list[str]:
         result = results.get(compared_step(run))
         scored = result and result.scores and comparison.read(result.scores.with_suffix('.json'))
         if scored:
-            shown[f'{name}, {step_title(run)}'] = scored
+            shown[f'{name}, {step_title(run)}{provenance.mark(scored.content)}'] = scored
     (first, base_scores), *others = shown.items() if len(shown) > 1 else [(None, None)]
     pairs, sentences = {}, []
     for name, scored in others:
@@ -223,8 +233,7 @@ def table(group: Group, runs: Mapping[str, Run]) -> dict[str, Any]:
     ]
     rows = []
     for metric, label in wanted:
-        cells = [None if r is None else r.content['results'].get(metric, {}).get(label) for r in shown]
-        cells = [cell if cell and cell.get('value') is not None else None for cell in cells]
+        cells = [None if r is None else result_sections.marked(r.content, metric, label) for r in shown]
         title = f'mean {metric_title(metric)}' if label == 'mean' else label
         rows.append(dict(label=title, cells=list(zip(cells, greatest(cells), strict=True))))
     columns = [f'{name}, {step_title(run)}' if step_title(run) else name for name, run in runs.items()]
@@ -238,8 +247,8 @@ def greatest(cells: Sequence[Estimate | None]) -> list[bool]:
     return [len(known) > 1 and value is not None and value == max(known) for value in values]
 
 
-def markdown(runs: Mapping[str, Run]) -> str:
-    """A row for each run in Markdown: its export, the mean of each probe on each data set, its health."""
+def summary(runs: Mapping[str, Run]) -> Table:
+    """A row for each run: its export, the mean of each probe on each data set, its health."""
     groups = groups_of(list(runs.values()))
     steps = [compared_step(run) for run in runs.values()]
     columns = []
@@ -248,18 +257,15 @@ def markdown(runs: Mapping[str, Run]) -> str:
         if any(cells):
             columns.append((group.title, [printed(*cell) for cell in zip(cells, greatest(cells), strict=True)]))
     columns = [
-        ('run', [base.plain(name) for name in runs]),
+        ('run', list(runs)),
         ('steps', [progress(run) for run in runs.values()]),
         ('export', [step_title(run) for run in runs.values()]),
-        *((base.plain(title), cells) for title, cells in columns),
-        ('health', [base.plain(run.health.get('status', 'no health.json')) for run in runs.values()]),
+        *columns,
+        ('health', [str(run.health.get('status', 'no health.json')) for run in runs.values()]),
     ]
-    lines = [
-        [title for title, _ in columns],
-        ['---'] * len(columns),
-        *zip(*(cells for _, cells in columns), strict=True),
-    ]
-    return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
+    rows = list(zip(*(cells for _, cells in columns), strict=True))
+    explained = contaminated(runs)
+    return Table('', [title for title, _ in columns], rows, [explained] if explained else [], names=3)
 
 
 def progress(run: Run) -> str:
@@ -277,7 +283,7 @@ def printed(estimate: Estimate | None, bold: bool) -> str:
         return f'{value:.3f}'.removeprefix('0')
 
     low, high = estimate.get('low'), estimate.get('high')
-    value = f'**{short(estimate["value"])}**' if bold else short(estimate['value'])
+    value = (f'**{short(estimate["value"])}**' if bold else short(estimate['value'])) + estimate.get('mark', '')
     return value if low is None or high is None else f'{value} [{short(low)}, {short(high)}]'
 
 

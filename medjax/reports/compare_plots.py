@@ -63,6 +63,7 @@ def metric(
             steps, y = np.array([(step, estimate['value']) for step, estimate in values], float).T
             low, high = np.array([plots.interval(estimate) for _, estimate in values], float).T
             axes.errorbar(steps, y, (y - low, high - y), marker='o', ms=3.5, capsize=2, lw=1.2, **style(run))
+            plots.marks(axes, values, style(run)['color'])
             if chosen in steps:
                 axes.plot(chosen, y[steps == chosen], '*', color=style(run)['color'], ms=10)
         plots.finish(axes, title, 'step of the export')

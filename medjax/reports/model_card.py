@@ -22,10 +22,10 @@ from medjax.errors import UserError
 from medjax.models.towers.resnet import ResnetTower
 from medjax.models.towers.text import TextTower
 from medjax.models.towers.vit import VitTower
-from medjax.probes import best, results as probe_results
+from medjax.probes import best, provenance, tables
 from medjax.probes.encode import pair_of
+from medjax.probes.tables import plain
 from medjax.reports import base, data_facts, result_sections, run_files, run_page, usage
-from medjax.reports.base import plain
 from medjax.reports.run_files import Run
 from medjax.weights import layouts_out
 from medjax.weights.base import ExportWeights
@@ -250,7 +250,7 @@ def recipe(weights: ExportWeights, trained: Trained) -> list[tuple[str, str]]:
     rows.append(('weights', f'of the {meta.get("network")}'))
     rows += [('chosen', best.sentence(trained.run.best))] if trained.run.best.get('step') == trained.step else []
     is_branch = (config.get('life') or {}).get('parent') is not None
-    rows.append(('started from', ', '.join(starts(config)) or ('' if is_branch else 'random weights')))
+    rows.append(('started from', ', '.join(provenance.starts(config)) or ('' if is_branch else 'random weights')))
     rows += [(name, '; '.join(values)) for name, values in run_page.history(config) if values]
     if meta.get('config_fingerprint'):
         rows.append(('fingerprint of the configuration', meta['config_fingerprint']))
@@ -262,22 +262,6 @@ def setting(value: Any) -> str:
     if isinstance(value, Mapping) and {'start', 'end'} <= set(value):
         return f'{value["start"]:g} to {value["end"]:g} ({value.get("rule", "schedule")})'
     return f'{value:g}' if isinstance(value, int | float) else str(value)
-
-
-def starts(config: Mapping[str, Any]) -> list[str]:
-    """The names of the weights that a run began with, without the folders in front of them."""
-    given = config.get('init_from') or []
-    given = [given] if isinstance(given, Mapping) else list(given)
-    given += [
-        t['init_from'] for _, t in run_page.section(config, 'teachers') if isinstance(t.get('init_from'), Mapping)
-    ]
-    return [name_of(str(one['path'])) for one in given if one.get('path')]
-
-
-def name_of(path: str) -> str:
-    """'demo, step 1000' for runs/demo/exports/1000, else the last name of a path."""
-    names = re.split(r'[/\\]', path.rstrip('/\\'))
-    return f'{names[-3]}, step {names[-1]}' if names[-2:-1] == ['exports'] and len(names) > 2 else names[-1]
 
 
 # Results
@@ -292,12 +276,13 @@ def result_tables(trained: Trained) -> list[str]:
     for result in trained.run.results:
         compared = result.encoder in (0, trained.step) or isinstance(result.encoder, str)
         if compared and is_complete(result.content):
-            content = dict(result.content) | dict(data=plain(result.data))
-            by_data.setdefault(result.data, []).append(content | dict(encoder=dict(step=result.encoder)))
+            content = result_sections.identified(result) | dict(data=plain(result.data))
+            by_data.setdefault(result.data, []).append(content)
     return [
-        probe_results.tables(found, list(dict.fromkeys(one['probe'] for one in found)))
+        tables.markdown(table)
         for found in by_data.values()
         if any(one['encoder']['step'] == trained.step for one in found)
+        for table in tables.of_results(found, list(dict.fromkeys(one['probe'] for one in found)))
     ]
 
 
@@ -320,7 +305,8 @@ def overlap(trained: Trained | None) -> list[str]:
         return ['Not known.']
     found = [plain(sentence) for sentence in result_sections.overlap(trained.run, trained.step)]
     found = found or ['Not known: no probe has been run on this step.']
-    if begun := starts(trained.run.config):
+    begun = provenance.starts(trained.run.config)
+    if begun and not any('began with other weights' in sentence for sentence in found):
         names = ', '.join(map(plain, begun))
         found.append(
             f'Training started from other weights ({names}). Whether these have seen test data is not known here.'
@@ -370,7 +356,7 @@ def licences(weights: ExportWeights, trained: Trained | None, licence: str | Non
     found += [f'Of the training data {plain(data.name)}: {plain(data.license or "not stated by the source")}.'
               for data in trained.datasets]  # fmt: skip
     found += [f'Of the training data {plain(name)}: not known here.' for name in trained.missing]
-    if begun := starts(trained.run.config):
+    if begun := provenance.starts(trained.run.config):
         found.append(
             f'Of the weights that training started from ({", ".join(map(plain, begun))}): see their publisher.'
         )

@@ -14,6 +14,7 @@ from medjax.data.text.prompts import ZeroShot
 from medjax.errors import UserError
 from medjax.probes import encode, image_text
 from medjax.probes.methods import zero_shot
+from medjax.probes.results import probe_of
 from medjax.probes.vectors import unit
 from medjax.reports import choice, images
 from medjax.reports.data_facts import OpenedData
@@ -133,7 +134,8 @@ def findings(run: Run, encoder: encode.Encoder, data: DataSet, shown: Shown, sou
     The map is the cosine of each projected patch feature [n,h,w,D] with the vector of the finding's sentences. The head
     was trained on cls. The maps show whether it is useful for single patches too.
     """
-    results = [r for r in run.results if (r.encoder, r.data, r.probe) == (encoder.name, data.name, zero_shot.name)]
+    here = [r for r in run.results if (r.encoder, r.data) == (encoder.name, data.name)]
+    results = [r for r in here if probe_of(r.probe) == zero_shot.name]
     if not results:
         return Gallery(
             note='No zero-shot result of this export yet, so there are no sentences to compare with. An export of an '

@@ -6,6 +6,7 @@ import io
 import itertools
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -116,23 +117,35 @@ def metric_over_steps(
             low, high = interval(estimate)
             axes.axhspan(low, high, color=color, alpha=0.14, linewidth=0)
             value = estimate['value']
-            axes.axhline(value, color=color, linewidth=1.1, linestyle=DASHED, label=f'{name} {value:.3f}')
+            label = f'{name} {value:.3f}{estimate.get("mark", "")}'
+            axes.axhline(value, color=color, linewidth=1.1, linestyle=DASHED, label=label)
         if points:
             steps, y = np.array([(step, estimate['value']) for step, estimate in points], float).T
             low, high = np.array([interval(estimate) for _, estimate in points], float).T
-            label = f'this run {y[-1]:.3f}'
+            label = f'this run {y[-1]:.3f}{points[-1][1].get("mark", "")}'
             bars = (y - low, high - y)
             axes.errorbar(steps, y, bars, color=SERIES[0], label=label, fmt='-o', ms=3.5, capsize=2, lw=1.2)
+            marks(axes, points, SERIES[0])
             if best in steps:
                 axes.plot(best, y[steps == best], '*', color=SERIES[0], ms=9, label='best on validation')
             if len(points) == 1:
                 axes.set_xlim(steps[0] * 0.5, steps[0] * 1.5 + 1)
         finish(axes, title, 'step of the export')
+        if not points:
+            axes.set(xticks=[], xlabel='no export yet')
         axes.set_title(title, pad=14)  # the legend is between title and axes, so it hides no interval
         axes.margins(y=0.1)
         place = {'loc': 'lower right', 'bbox_to_anchor': (1, 1), 'borderaxespad': 0}
         axes.legend(**place, ncols=3, columnspacing=0.9, labelcolor=SOFT)
         return svg(figure, f'{title} for each export, with intervals and baselines')
+
+
+def marks(axes: Axes, points: Sequence[tuple[float, Mapping[str, Any]]], color: str) -> None:
+    """Writes the mark of a contaminated result beside each of its points (x, estimate)."""
+    for x, estimate in points:
+        if mark := estimate.get('mark'):
+            place = dict(textcoords='offset points', xytext=(4, 2), fontsize=8, color=color)
+            axes.annotate(mark, (x, estimate['value']), **place)
 
 
 def interval(estimate: Mapping[str, float]) -> tuple[float, float]:

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from medjax.probes import provenance
 from medjax.probes.encode import title
-from medjax.probes.results import METRIC_TITLES, NOT_IN_TABLES, overlap_sentence
+from medjax.probes.results import METRIC_TITLES, probe_of
+from medjax.probes.tables import NOT_IN_TABLES
 from medjax.reports import plots
 from medjax.reports.run_files import ResultFile, Run
 
@@ -52,8 +54,25 @@ def metric_title(metric: str) -> str:
 
 def mean(result: ResultFile, metric: str) -> Estimate | None:
     """The mean over labels, or over both directions of retrieval; None if the result has no such value."""
-    estimate = result.content['results'].get(metric, {}).get('mean')
-    return estimate if estimate and estimate.get('value') is not None else None
+    return marked(result.content, metric, 'mean')
+
+
+def marked(content: Mapping[str, Any], metric: str, row: str) -> Estimate | None:
+    """A value of a result, with a `mark` if the result is contaminated; None if the result has no such value."""
+    estimate = content['results'].get(metric, {}).get(row)
+    if not estimate or estimate.get('value') is None:
+        return None
+    return dict(estimate) | (dict(mark=provenance.MARK) if provenance.is_contaminated(content) else {})
+
+
+def identified(result: ResultFile) -> dict[str, Any]:
+    """The content of a result with its encoder, as the folder of the file names it."""
+    return dict(result.content) | dict(encoder=dict(step=result.encoder))
+
+
+def contaminated(run: Run) -> str:
+    """What the mark of contaminated results means; '' if the run has none."""
+    return provenance.explanation(map(identified, run.results))
 
 
 def exports(results: ResultsByEncoder) -> dict[int, ResultFile]:
@@ -62,6 +81,12 @@ def exports(results: ResultsByEncoder) -> dict[int, ResultFile]:
 
 def newest_export(results: ResultsByEncoder) -> int | None:
     return max(exports(results), default=None)
+
+
+def shown(results: ResultsByEncoder) -> int | str:
+    """The encoder whose values are shown one by one: the newest export, else the first encoder."""
+    step = newest_export(results)
+    return next(iter(results)) if step is None else step
 
 
 def baseline_means(results: ResultsByEncoder, metric: str) -> dict[str, Estimate]:
@@ -85,18 +110,21 @@ def headlines(run: Run) -> list[dict[str, Any]]:
         if estimate:
             comparisons = [compare(estimate, other, name) for name, other in baseline_means(results, metric).items()]
             title = f'{probe} on {data}, mean {metric_title(metric)}, step {step:,}'
-            tiles.append(dict(title=title, estimate=estimate, note='; '.join(comparisons) or 'no baseline yet'))
+            seen = f'test records {provenance.COLUMN}: {provenance.seen(identified(results[step]))}'
+            note = f'{"; ".join(comparisons) or "no baseline yet"}; {seen}'
+            tiles.append(dict(title=title, estimate=estimate, note=note))
     return tiles
 
 
 def compare(estimate: Estimate, other: Estimate, name: str) -> str:
     """'above raw pixels (0.812), intervals do not overlap'; without an interval only the first half."""
     difference = estimate['value'] - other['value']
+    value = f'{other["value"]:.3f}{other.get("mark", "")}'
     side = 'above' if difference > 0 else 'below' if difference < 0 else 'equal to'
     if any(e.get('low') is None for e in (estimate, other)):
-        return f'{side} {name} ({other["value"]:.3f})'
+        return f'{side} {name} ({value})'
     apart = estimate['low'] > other['high'] or estimate['high'] < other['low']
-    return f'{side} {name} ({other["value"]:.3f}), intervals {"do not overlap" if apart else "overlap"}'
+    return f'{side} {name} ({value}), intervals {"do not overlap" if apart else "overlap"}'
 
 
 def level(run: Run) -> str:
@@ -125,27 +153,27 @@ def tables(run: Run) -> list[dict[str, Any]]:
 
 def table(data: str, probe: str, results: ResultsByEncoder) -> dict[str, Any]:
     """All metrics of the newest export for each label, and the main metric of the baselines."""
-    step = newest_export(results)
-    shown = next(iter(results)) if step is None else step
-    content = results[shown].content
+    encoder = shown(results)
+    content = results[encoder].content
     metrics = [metric for metric in [*METRIC_TITLES, *content['results']] if metric in content['results']]
     metrics = [metric for metric in dict.fromkeys(metrics) if metric not in NOT_IN_TABLES]
-    others = [name for name in compared(results) if name != shown]
+    others = [name for name in compared(results) if name != encoder]
     main = main_metric(results)
     columns = [metric_title(metric) for metric in metrics]
     columns += [f'{metric_title(main)} of {title(name)}' for name in others]
     rows = []
     for label in dict.fromkeys(['mean', *(label for metric in metrics for label in content['results'][metric])]):
-        cells = [content['results'][metric].get(label) for metric in metrics]
-        cells += [results[name].content['results'].get(main, {}).get(label) for name in others]
-        counts = next(((c['positives'], c['negatives']) for c in cells if c and 'positives' in c), ())
-        with_value = [c if c and c.get('value') is not None else None for c in cells]
-        rows.append({'label': label, 'counts': counts, 'cells': with_value})
+        cells = [marked(content, metric, label) for metric in metrics]
+        cells += [marked(results[name].content, main, label) for name in others]
+        counted = (content['results'][metric].get(label, {}) for metric in metrics)
+        counts = next(((c['positives'], c['negatives']) for c in counted if 'positives' in c), ())
+        rows.append({'label': label, 'counts': counts, 'cells': cells})
     return {
-        'title': f'{data}, {probe}, {f"export of step {shown:,}" if isinstance(shown, int) else title(shown)}',
+        'title': f'{data}, {probe}, {f"export of step {encoder:,}" if isinstance(encoder, int) else title(encoder)}',
         'columns': columns,
         'rows': rows,
         'note': table_note(content),
+        'seen': f'Of the encoder: {provenance.overlap_note(content)}.',
         'text': tab_separated(columns, rows),
     }
 
@@ -160,8 +188,8 @@ def table_note(content: Mapping[str, Any]) -> str:
         sentences.append('Settings: ' + '; '.join(settings))
     if skipped := content.get('skipped_labels'):
         sentences.append('Labels left out: ' + ', '.join(f'{label} ({reason})' for label, reason in skipped.items()))
-    if content.get('probe') in PROBES:
-        sentences.insert(0, PROBES[content['probe']])
+    if (probe := probe_of(content['probe'])) in PROBES:
+        sentences.insert(0, PROBES[probe])
     return '. '.join(sentences) + '.'
 
 
@@ -191,11 +219,13 @@ def roc_and_pr(run: Run) -> dict[str, Any]:
         return {'panels': [], 'note': ''}
     pixels = {result.probe: result for result in run.results if (result.encoder, result.data) == ('pixels', data)}
     first = next((probe for probe in by_probe if probe in pixels), next(iter(by_probe)))
-    lines = {first: by_probe[first]} | by_probe  # the first is drawn boldest
+    marks = {result.probe: provenance.mark(result.content) for result in scored if result.data == data}
+    ordered = {first: by_probe[first]} | by_probe  # the first is drawn boldest
+    lines = {probe + marks[probe]: scores for probe, scores in ordered.items()}
     if first in pixels:
         lines[f'raw pixels ({first})'] = pixels[first].labelled_scores()
     positives = {
-        name: int(np.sum(truth)) for name, (_, truth) in lines[first].items() if 0 < np.sum(truth) < len(truth)
+        name: int(np.sum(truth)) for name, (_, truth) in by_probe[first].items() if 0 < np.sum(truth) < len(truth)
     }
     names = sorted(positives, key=lambda name: -positives[name])[:LABELS]
     note = f'The newest export with results (step {newest:,}) on the test split of {data}. Dotted lines: chance.'
@@ -214,8 +244,6 @@ def overlap(run: Run, step: int | None = None) -> list[str]:
     for result in run.results:
         if result.encoder != step:
             continue
-        if shares := result.content.get('overlap'):
-            sentences[result.data] = f'{result.data}: {overlap_sentence(shares)}.'
-        elif reason := result.content.get('provenance'):
-            sentences[result.data] = f'{result.data}: {reason}.'
+        if {'overlap', 'provenance'} & set(result.content):
+            sentences[result.data] = f'{result.data}: {provenance.overlap_note(result.content)}.'
     return list(sentences.values())

@@ -21,6 +21,14 @@ from medjax.probes import best, policy
 from medjax.probes.encode import BASELINES
 from medjax.types import is_number
 
+OPTIONAL = (  # objects of a result
+    'encoder', 'records', 'chosen', 'skipped_labels', 'bootstrap', 'overlap', 'policy', 'unit', 'details', 'clean',
+    'subgroups', 'calibration', 'conformal', 'retained', 'thresholds',
+)  # fmt: skip
+
+
+NUMBERS = ('value', 'low', 'high', 'p')  # of the mean of a comparison
+
 
 class ResultFile(NamedTuple):
     """A result that `medjax probe` wrote: one probe of one encoder on one data set."""
@@ -36,7 +44,7 @@ class ResultFile(NamedTuple):
         if self.scores is None:
             return {}
         with np.load(self.scores, allow_pickle=False) as file:
-            if 'scores' not in file:  # the probe is not a label probe
+            if not {'scores', 'labels', 'names'} <= set(file.files):  # the probe is not a label probe
                 return {}
             scores, labels, names = file['scores'], file['labels'], file['names']
         known = policy.known(labels)
@@ -51,6 +59,7 @@ class Run(NamedTuple):
     log: Sequence[Mapping[str, Any]]  # the lines of metrics.jsonl
     health: Mapping[str, Any]
     results: Sequence[ResultFile]
+    comparisons: Sequence[Mapping[str, Any]]  # of RUN/comparisons, see `medjax.probes.comparison.of_run`
     damaged: Sequence[str]  # a sentence for each damaged file
     exports: Sequence[int]  # steps
     done: bool
@@ -80,6 +89,8 @@ def read_run(run: str | os.PathLike, option: str = '--run ') -> Run:
     if not (path / 'config.json').exists():
         raise UserError(f'{option}{os.fspath(run)}: no config.json in it; is it the --workdir of a `medjax train`?')
     results, damaged = read_results(path / 'probes')
+    comparisons, unreadable = read_comparisons(path / 'comparisons')
+    damaged += unreadable
     config = read_json(path / 'config.json')
     bad = run_config.damaged(config)
     damaged += [f'A damaged entry of config.json is left out: {sentence}.' for sentence in bad.values()]
@@ -97,6 +108,7 @@ def read_run(run: str | os.PathLike, option: str = '--run ') -> Run:
         log=read_log(path / 'metrics.jsonl'),
         health=read(read_json, path / 'health.json'),
         results=results,
+        comparisons=comparisons,
         damaged=damaged,
         exports=sorted(int(p.name) for p in children(path / 'exports') if p.name.isdecimal()),
         done=(path / 'DONE').exists(),
@@ -170,10 +182,53 @@ def read_result(path: Path) -> dict[str, Any]:
     for key, kind in (('data', str), ('probe', str), ('results', dict)):
         if not isinstance(content.get(key), kind):
             raise UserError(f'{where} has no {key!r}')
+    for key in OPTIONAL:
+        if not isinstance(content.get(key, {}), dict):
+            raise UserError(f'{where}: {key!r} is no JSON object')
     for metric, rows in content['results'].items():
         if not isinstance(rows, dict) or not all(isinstance(estimate, dict) for estimate in rows.values()):
             raise UserError(f'{where} has no values of {metric!r}')
     return content
+
+
+def read_comparisons(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """The comparisons in RUN/comparisons, and a sentence for each damaged one."""
+    found, damaged = [], []
+    for path in children(folder):
+        if path.suffix != '.json' or path.name.startswith('.'):
+            continue
+        try:
+            content = read_json(path)
+        except (UserError, OSError) as error:
+            damaged.append(f'A damaged comparison is left out: {error}.')
+            continue
+        if is_comparison(content):
+            found.append(content)
+        else:
+            damaged.append(
+                f'A damaged comparison is left out: {path.parent.name}/{path.name} has no pairs of encoders.'
+            )
+    return found, damaged
+
+
+def is_comparison(content: Mapping[str, Any]) -> bool:
+    """Whether an object has what a comparison needs."""
+    pairs = content.get('pairs')
+    if not isinstance(content.get('data'), str) or not isinstance(content.get('probe'), str):
+        return False
+    if not isinstance(content.get('keys', {}), dict) or not isinstance(pairs, list):
+        return False
+    for pair in pairs:
+        if not isinstance(pair, dict) or not {'encoder', 'other', 'results'} <= set(pair):
+            return False
+        if not isinstance(pair['results'], dict) or not all(
+            isinstance(rows, dict) for rows in pair['results'].values()
+        ):
+            return False
+        means = [rows['mean'] for rows in pair['results'].values() if 'mean' in rows]
+        if not all(isinstance(mean, dict) and all(is_number(mean.get(key)) for key in NUMBERS) for mean in means):
+            return False
+    return True
 
 
 def children(folder: Path) -> list[Path]:

@@ -15,13 +15,15 @@ import numpy as np
 from markupsafe import Markup
 
 from medjax.probes import best, drop
-from medjax.reports import base, plots, result_sections
-from medjax.reports.pictures import Pictures
+from medjax.reports import answer, base, plots, probe_figures, result_sections
+from medjax.reports.pictures import Gallery, Pictures
+from medjax.reports.probe_figures import Drawn
 from medjax.reports.run_files import Run
 
 SECTIONS = (
     ('results', 'Results'),
     ('curves', 'ROC and PR'),
+    ('worst', 'Worst cases'),
     ('losses', 'Losses'),
     ('health', 'Health'),
     ('rates', 'Rates and speed'),
@@ -42,12 +44,14 @@ RATES = {
 Log = Sequence[Mapping[str, Any]]  # the lines of metrics.jsonl
 
 
-def render(run: Run, pictures: Pictures, datasets: Sequence[Mapping[str, Any]], missing_data: str) -> str:
+def render(
+    run: Run, pictures: Pictures, worst: Gallery, datasets: Sequence[Mapping[str, Any]], missing_data: str
+) -> str:
     """The page. `datasets` and `pictures` come from the records, everything else from the files of the run."""
     return base.render(
         'run_page.html',
         command='report',
-        images=any(gallery.rows for gallery in pictures),
+        images=any(gallery.rows for gallery in (*pictures, worst)),
         name=run.name,
         sections=SECTIONS,
         status=run.health.get('status', 'too early'),
@@ -57,23 +61,46 @@ def render(run: Run, pictures: Pictures, datasets: Sequence[Mapping[str, Any]], 
                 *drop.sentences([result.content for result in run.results]),
             ]
         ),
+        answer=answer.of_run(run),
         facts=facts(run),
         headlines=result_sections.headlines(run),
         level=result_sections.level(run),
+        contaminated=result_sections.contaminated(run),
         curves_over_steps=result_sections.curves_over_steps(run),
         tables=result_sections.tables(run),
+        figures=figures(run),
         roc_and_pr=result_sections.roc_and_pr(run),
         losses=losses(run.log),
         gauges=gauges(run.log),
         skipped=skipped(run.log),
         rates=rates(run.log),
         pictures=pictures,
+        worst=worst,
         datasets=datasets,
         missing_data=missing_data,
         overlap=result_sections.overlap(run),
         damaged=run.damaged,
         config=json.dumps(run.config, indent=2, sort_keys=True, ensure_ascii=False),
     )
+
+
+def figures(run: Run) -> list[list[Drawn] | str]:
+    """The figures of each table, in the order of the tables; a sentence for a result that has other keys."""
+    found: list[list[Drawn] | str] = []
+    for (data, probe), results in run.results_by_probe().items():
+        try:
+            found.append(probe_figures.of_probe(data, probe, results))
+        except (
+            KeyError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            IndexError,
+        ) as error:  # of a file that somebody changed
+            found.append(
+                f'The figures are left out: a result of {probe} on {data} is damaged ({type(error).__name__}: {error}).'
+            )
+    return found
 
 
 # The header

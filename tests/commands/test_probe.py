@@ -25,7 +25,7 @@ from medjax.data.audit import seen
 from medjax.data.images import decode
 from medjax.errors import UserError
 from medjax.models import build as models
-from medjax.probes import batches, encode, evaluate, features, label_splits, metrics, results, watch
+from medjax.probes import batches, encode, evaluate, features, label_splits, metrics, provenance, results, watch
 from medjax.probes.methods import knn
 from medjax.reports import result_sections, run_files
 from medjax.weights import export
@@ -592,11 +592,11 @@ def test_seen_records_are_counted(tmp_path, data):
         seen |= {kind: hashes, f'{kind}/key': np.zeros(len(hashes), np.uint8)}
     (run / 'data').mkdir(parents=True)
     np.savez(run / 'data' / 'seen.npz', **seen, pixels=np.unique(train.keys('pixels')))
-    origin = results.provenance(run, encoder, opened)
+    origin = provenance.of(run, encoder, opened)
     assert origin['overlap']['image'] == pytest.approx(3 / len(test)) and origin['overlap']['pixels'] == 0
     assert f'the image (by its id) of {300 / len(test):.1f} %' in origin['provenance']
     other = dataclasses.replace(encoder, meta=dict(seen='0' * 64))
-    assert 'unknown: data/seen.npz is not the one' in results.provenance(run, other, opened)['provenance']
+    assert 'unknown: data/seen.npz is not the one' in provenance.of(run, other, opened)['provenance']
 
 
 def mistakes(tmp_path, data):

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from medjax.probes import results
+from medjax.probes import results, tables
 
 FIRST, SECOND = 'a1a1a1a1a1', 'b2b2b2b2b2'
 
@@ -27,7 +27,7 @@ def put(run, fingerprint, value, step=10):
 
 def table(run, fingerprint):
     data = SimpleNamespace(name='clinic', fingerprint=fingerprint)
-    return results.tables(results.on_data(run, data, ['knn']), ['knn'])
+    return '\n\n'.join(map(tables.markdown, tables.of_results(results.on_data(run, data, ['knn']), ['knn'])))
 
 
 def test_two_data_sets_of_one_name_are_kept_apart(tmp_path):

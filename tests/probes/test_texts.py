@@ -17,7 +17,7 @@ from medjax import cli, config as configs, train
 from medjax.data import records
 from medjax.data.text import prompts, views as text_views
 from medjax.errors import UserError
-from medjax.probes import encode, image_text, statistics, structures, vectors
+from medjax.probes import encode, image_text, results, statistics, structures, vectors
 from medjax.probes.evaluate import ProbeInputs
 from medjax.probes.methods import localisation, retrieval, zero_shot
 from medjax.training.export import Exporter
@@ -72,7 +72,9 @@ def probe(run, data, *more):
 
 
 def result(run, data, name, step='4'):
-    return json.loads((run / 'probes' / step / f'{records.open(data).name}.{name}.json').read_text())
+    """The newest result of a probe; its name has the prompt file in it."""
+    found = (run / 'probes' / step).glob(f'{records.open(data).name}.{name}*.json')
+    return json.loads(max(found, key=lambda file: file.stat().st_mtime_ns).read_text())
 
 
 def unit(x):
@@ -95,8 +97,8 @@ def test_means_over_other_labels_stand_in_another_table(run, data, tmp_path, cap
     argv = ('--probes', 'knn,zero_shot', '--prompts', str(tmp_path / 'two.json'), '--baselines', 'none')
     assert probe(copy, data, *argv) == 0
     first, second = capsys.readouterr().out.split('means over ')[1:]
-    assert '| knn |' in first and '| zero_shot |' not in first and not first.startswith('2 label(s)')
-    assert '| zero_shot |' in second and second.startswith('2 label(s)')
+    assert '| knn |' in first and '| zero_shot-' not in first and not first.startswith('2 label(s)')
+    assert '| zero_shot-two-' in second and second.startswith('2 label(s)')
 
 
 @pytest.mark.slow
@@ -124,10 +126,12 @@ def test_defaults_are_what_export_and_data_allow(run, data, capsys, monkeypatch)
     output = capsys.readouterr().out
     written = {str(p.relative_to(run / 'probes')) for p in (run / 'probes').rglob('*.json')}
     name = records.open(data).name
-    expected = {f'{e}/{name}.{p}.json' for e in ('4', 'random') for p in ('knn', 'linear', 'zero_shot', 'retrieval')}
+    asked = results.name('zero_shot', prompts.zero_shot(PROMPTS, ''))
+    assert asked == f'zero_shot-{Path(PROMPTS).stem}-{prompts.zero_shot(PROMPTS, "").digest[:6]}'
+    expected = {f'{e}/{name}.{p}.json' for e in ('4', 'random') for p in ('knn', 'linear', asked, 'retrieval')}
     assert written == expected | {f'pixels/{name}.{p}.json' for p in ('knn', 'linear')}
     assert 'pixels, zero_shot: left out, raw pixels share no space with texts' in output
-    assert '| step 4 | zero_shot |' in output and '| R@1 | R@5 | R@10 | P@5 | P@10 |' in output
+    assert f'| step 4 | {asked} |' in output and '| R@1 | R@5 | R@10 | P@5 | P@10 |' in output
     with monkeypatch.context() as patch:
         patch.setattr(encode, 'features', lambda *a, **k: pytest.fail('encoded again'))
         assert probe(run, data, '--prompts', PROMPTS) == 0

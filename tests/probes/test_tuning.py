@@ -179,14 +179,15 @@ def test_a_signal_reaches_the_training_and_then_ends_the_probe(tmp_path, number,
 def test_what_given_weights_were_trained_on_is_seen_too(tmp_path, data):
     make_export(tmp_path / 'run')
     path = tmp_path / 'run' / 'exports' / '4'
-    assert folders._before(None, dict(path=str(path))) == ([], ['run-4']), 'its meta.json names no list'
+    assert folders._before(None, [dict(path=str(path))]) == ([], ['run-4']), 'its meta.json names no list'
     other = records.open(build(tmp_path / 'other', seed=1) / 'data')
     seen.write_seen({'main': other}, tmp_path / 'run' / 'data' / 'seen.npz')
     digest = folders._digest(tmp_path / 'run' / 'data' / 'seen.npz')
     make_export(tmp_path / 'run', seen=digest)
     for given in (path, tmp_path / 'run', path / 'weights.safetensors'):
         assert folders._before(None, [dict(path=str(given))]) == ([tmp_path / 'run' / 'data' / 'seen.npz'], [])
-    starts = [dict(path=str(path)), dict(path='dinov2-base/')]
+    teachers = dict(frozen=dict(init_from=dict(path='dinov2-base/')), ema=dict(init_from=None))
+    starts = folders.given_weights(dict(init_from=dict(path=str(path)), teachers=teachers))
     (tmp_path / 'new').mkdir()
     folders.write_data(tmp_path / 'new', None, {'main': data}, starts)
     with np.load(tmp_path / 'new' / 'data' / 'seen.npz') as file:

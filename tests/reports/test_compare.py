@@ -80,12 +80,13 @@ def test_every_section_with_all_runs(whole):
     assert ['branch of', '–', 'a run <1>, step 1,000', '–'] in parsed.rows
     assert ['length', '–', '1,500 steps, lengthened at step 1,400 to 2,000', '–'] in parsed.rows
     assert ['', f'{names[0]}, step 1,000 ★', f'{names[1]}, step 2,000', names[2]] in parsed.rows
-    assert ['mean AUROC', '0.700[0.670, 0.730]', '0.850[0.820, 0.880]', '–'] in parsed.rows
-    assert ['step 1,000', '0.700[0.670, 0.730]★', '0.850[0.820, 0.880]', '–'] in parsed.rows, 'over steps'
+    assert ['mean AUROC', '0.700†[0.670, 0.730]', '0.850†[0.820, 0.880]', '–'] in parsed.rows
+    assert ['step 1,000', '0.700†[0.670, 0.730]★', '0.850†[0.820, 0.880]', '–'] in parsed.rows, 'over steps'
     assert ['raw pixels', '0.625[0.595, 0.655]', '0.625[0.595, 0.655]', '–'] in parsed.rows
     assert page.read_text().count('role="img"') == 2 + 4 + 4 + 5, 'panels of results, losses, health, rates'
     assert '| one/a run \\<1\\> | 2,000 | step 1,000 ★ |' in out
-    assert '| two/a run \\<1\\> | 2,000 | step 2,000 | ' in out and '**.850** [.820, .880]' in out
+    assert '| two/a run \\<1\\> | 2,000 | step 2,000 | ' in out and '**.850**† [.820, .880]' in out
+    assert out.count('contaminated, so') == 1 and parsed.sections['results'].count('contaminated, so') == 1
     assert '| three/a run \\<1\\> | 0 of 2,000 |  | – | – | no health.json |' in out
     for note in ('It is not finished', 'no line in metrics.jsonl', 'no results of probes'):
         assert f'{names[2]}: ' in err and note in err and note in parsed.sections['header']
@@ -95,7 +96,7 @@ def test_exports_are_compared_on_the_same_patients(whole):
     runs, page, _ = whole
     names = [f'{name}/a run <1>' for name in ('one', 'two')]
     text = Page(page.read_text()).sections['results']
-    assert f'{names[1]}, step 2,000 - {names[0]}, step 1,000 ★: mean AUROC +' in text
+    assert f'{names[1]}, step 2,000† - {names[0]}, step 1,000 ★†: mean AUROC +' in text
     first, second = (run_files.read_run(run) for run in runs[:2])
     (group,) = (g for g in compare_page.groups_of([first, second]) if g.probe == 'linear')
     (sentence,) = compare_page.paired(group, dict(a=first, b=second))
@@ -233,7 +234,7 @@ def test_runs_with_little_more_than_a_config(runs, tmp_path):
     assert medjax_compare(*runs, out=tmp_path / 'page.html') == 0
     parsed = Page((tmp_path / 'page.html').read_text())
     assert 'what changes no number is not told apart' in parsed.sections['settings']
-    assert ['mean AUROC', '–', '0.700', '–'] in parsed.rows and ['nodule', '–', '–', '–'] in parsed.rows
+    assert ['mean AUROC', '–', '0.700†', '–'] in parsed.rows and ['nodule', '–', '–', '–'] in parsed.rows
 
 
 def test_names_are_as_short_as_they_can_be(tmp_path):

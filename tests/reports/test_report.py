@@ -12,6 +12,7 @@ from run_folders import lines, make_run, write_result
 
 from medjax.commands import report
 from medjax.errors import UserError
+from medjax.probes import tables
 from medjax.reports import choice, images, pictures, plots, run_files, run_page
 
 
@@ -40,10 +41,13 @@ def test_every_section_from_its_file(whole):
     assert 'Learning: cls loss 6.02 of 8.32 for a constant answer.' in parsed.sections['header']
     assert '2,000 of 2,000 steps, 64,000 images' in parsed.sections['header']
     assert 'above raw pixels (0.625), intervals do not overlap' in parsed.sections['header']
-    assert ['mean', '', '0.800[0.770, 0.830]', '0.500[0.470, 0.530]', '0.800[0.770, 0.830]',
+    assert ['mean', '', '0.800†[0.770, 0.830]', '0.500†[0.470, 0.530]', '0.800†[0.770, 0.830]',
             '0.500[0.470, 0.530]', '0.625[0.595, 0.655]'] in parsed.rows  # fmt: skip
     assert 'mean\t\t\t0.8000\t0.7700\t0.8300' in parsed.sections['results'], 'the table as text'
     assert 'hernia (no positive in val)' in parsed.sections['results']
+    assert 'test records seen in training: 12.5 %†' in parsed.sections['header']
+    assert parsed.sections['results'].count('† contaminated, so the value may be too high') == 1
+    assert 'step 500, step 1000, step 2000 saw' in parsed.sections['results']
     assert 'the pixels of 12.5 % of the test records' in parsed.sections['data']
     assert '"total_steps": 2000' in parsed.sections['config']
     assert parsed.figures == {'results': 2, 'curves': 3, 'losses': 4, 'health': 4, 'rates': 5}
@@ -129,7 +133,7 @@ def test_one_step_and_one_export_without_intervals(run):
     path.write_text(json.dumps(body))
     (run / 'probes' / '1' / 'phantom.knn.npz').unlink()
     parsed = Page(write(run))
-    assert ['mean', '', '0.700'] in parsed.rows and ['nodule', '', '–'] in parsed.rows
+    assert ['mean', '', '0.700†'] in parsed.rows and ['nodule', '', '–'] in parsed.rows
     assert 'no baseline yet' in parsed.sections['header']
 
 
@@ -137,7 +141,7 @@ def test_an_export_that_is_worse_than_the_start_is_said_beside_the_verdict(run):
     write_result(run, 0, 'knn', skill=1.6)
     write_result(run, 0, 'linear', skill=1.25)  # a little better than step 2,000, with intervals that overlap
     text = ' '.join(Page(write(run)).sections['header'].split())
-    assert 'Worse than its start: knn on phantom, mean AUROC .800 [.770, .830] at step 2,000, .900' in text
+    assert 'Worse than its start: knn on phantom, mean AUROC .800† [.770, .830] at step 2,000, .900†' in text
     assert 'Worse than its start: linear' not in text
 
 
@@ -312,3 +316,24 @@ def test_in_a_browser(whole, tmp_path):
     _, console, asked = browse(bad, tmp_path)
     assert len(console) >= 1
     assert asked == {'http://127.0.0.1:9/x.png'}
+
+
+def test_tables_for_a_paper_lie_beside_the_page(whole):
+    run, _ = whole
+    latex, text = (run / 'report.tex').read_text(), (run / 'report.md').read_text()
+    assert latex.count(r'\toprule') == latex.count(r'\bottomrule') == text.count('means on the test split') == 2
+    line = r'step 2000 & .800\textsuperscript{\textdagger} [.770, .830]'
+    assert line in latex and r'12.5 \%' in latex and 'step 2000 | .800† [.770, .830]' in text
+    content = json.loads((run / 'report.json').read_text())
+    assert len(content['results']) == 10 and content['answer']['better'].startswith('Not known')
+    assert [one['contaminated'] for one in content['results'] if one['encoder'] in (2000, 'pixels')] == [
+        True,
+        False,
+    ] * 2
+
+
+def test_latex_has_no_command_of_the_user():
+    table = tables.Table('50% of a_b', ['a&b', 'x'], [['{#}$~^\\', '**.8**']])
+    latex = tables.latex(table)
+    assert r'50\% of a\_b' in latex and r'a\&b' in latex and r'\textbf{.8}' in latex
+    assert r'\{\#\}\$\textasciitilde{}\textasciicircum{}\textbackslash{}' in latex

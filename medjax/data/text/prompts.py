@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -61,6 +62,7 @@ class ZeroShot(NamedTuple):
     ensemble: str
     temperature: float | None
     digest: str  # of the file, 16 hex digits
+    name: str = ''  # of the file, without its folder and ending; '' in results of before this field
 
 
 class SentencePools(NamedTuple):
@@ -106,12 +108,13 @@ def zero_shot(path: str, where: str) -> ZeroShot:
         )
     if not prompts['present']:
         raise UserError(f'{where}: present: there is no class in it')
-    return call(_zero_shot, content[ZERO_SHOT], f'{where}: {ZERO_SHOT}', prompts=prompts, raw=raw, file=where)
+    about = dict(prompts=prompts, raw=raw, file=where, name=Path(path).stem)
+    return call(_zero_shot, content[ZERO_SHOT], f'{where}: {ZERO_SHOT}', **about)
 
 
 def _zero_shot(
     score: str, ensemble: str, templates: Sequence[str] = ('{}',), temperature: float | None = None, *,
-    prompts: Prompts, raw: bytes, file: str,
+    prompts: Prompts, raw: bytes, file: str, name: str,
 ) -> ZeroShot:  # fmt: skip
     for key, value, allowed in (('score', score, SCORES), ('ensemble', ensemble, ENSEMBLES)):
         if value not in allowed:
@@ -142,6 +145,7 @@ def _zero_shot(
         ensemble=ensemble,
         temperature=temperature,
         digest=hashlib.sha256(raw).hexdigest()[:16],
+        name=name,
     )
 
 
