@@ -36,7 +36,7 @@ PHRASES = {
         r'(?:heart|cardiac silhouette|cardiac)(?: size)?(?: is| are| remains?| appears?)?(?: again| still)?'
         r'(?: mildly| moderately| severely| markedly| slightly| borderline)? (?:enlarged|increased)'
     ),
-    'Lung Opacity': _any(r'opacit(?:y|ies)|opacifications?|infiltrat(?:es?|ion)|air ?space disease'),
+    'Lung Opacity': _any(r'opacit(?:y|ies)|opacifications?|infiltrat(?:es?|ion)|airspace disease|air space disease'),
     'Lung Lesion': _any(
         r'nodul(?:es?|ar)|mass(?:es)?|cavitary lesions?|(?:lung|pulmonary|hilar|lobe) (?:lesions?|tumou?rs?)'
     ),
@@ -120,9 +120,8 @@ def _clauses(sentence: str) -> list[str]:
 def _mention(before: str, after: str) -> int:
     """What a clause says of the finding between these two parts of it."""
     denied = _DENIED_BEFORE.search(before)
-    doubted = _UNCERTAIN_AFTER.search(after) or _EITHER.search(after)
-    if _NOT_EXCLUDED.search(before) or (doubted and not denied):
+    if _NOT_EXCLUDED.search(before) or (_UNCERTAIN_AFTER.search(after) and not denied):
         return UNCERTAIN
     if denied or _DENIED_AFTER.search(after):
         return NEGATIVE
-    return UNCERTAIN if _UNCERTAIN_BEFORE.search(before) else POSITIVE
+    return UNCERTAIN if _UNCERTAIN_BEFORE.search(before) or _EITHER.search(after) else POSITIVE

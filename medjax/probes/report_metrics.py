@@ -6,7 +6,8 @@
     F1               of findings named by rules, see `medjax.probes.findings`; macro over findings, and micro
 
 Published figures often come from other programs (pycocoevalcap, CheXbert). They split words and weigh synonyms in other
-ways, so compare figures of this module with each other.
+ways, so compare figures of this module with each other. The METEOR of nltk looks for synonyms of stems, so it finds
+fewer than the original program: 'large' is no synonym of 'big', because its stem is 'larg'.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def bleu(counts: np.ndarray, order: int) -> np.ndarray:
     equal, totals = counts[:, :order], counts[:, ORDER : ORDER + order]
     with np.errstate(divide='ignore', invalid='ignore'):
         precision = np.exp(np.log(equal / totals).mean(1))  # 0 where a length has no equal n-gram
-        brevity = np.exp(np.minimum(0.0, 1 - counts[:, -1] / counts[:, -2]))
+        brevity = np.exp(np.minimum(0.0, 1 - counts[:, -1] / counts[:, -2]))  # 0 without a generated word
         return np.where((equal == 0).any(1), 0.0, precision * brevity)
 
 
@@ -86,7 +87,8 @@ def scores(references: Sequence[str], generated: Sequence[str], bootstrap: Boots
     means = dict(rouge_l=[rouge_l(*pair) for pair in pairs])
     if with_meteor:
         means['meteor'] = [meteor(*pair) for pair in pairs]
-    mean = bootstrap.sums(np.stack([np.ones(len(pairs)), *means.values()], 1)).map(lambda x: x[:, 1:] / x[:, :1])
+    with np.errstate(invalid='ignore'):  # the jackknife of one patient leaves no report
+        mean = bootstrap.sums(np.stack([np.ones(len(pairs)), *means.values()], 1)).map(lambda x: x[:, 1:] / x[:, :1])
     shape = (3, len(findings.FINDINGS) + 1)
     found = bootstrap.sums(np.stack([finding_counts(*pair) for pair in pairs]).reshape(len(pairs), -1))
     found = found.map(lambda x: x.reshape(-1, *shape))
