@@ -16,14 +16,12 @@ from medjax.errors import UserError
 from medjax.probes import findings, report_metrics, statistics
 
 REPORTS = json.loads(Path(__file__).with_name('report_findings.json').read_text())
-WORDS = (
-    'no small large left right pleural effusion heart is normal lungs clear pneumothorax . , The edema'
-).split()  # fmt: skip
+WORDS = 'no small large left right pleural effusion heart is normal lungs clear pneumothorax . , The edema'
 
 
 def texts(n: int, seed: int) -> list[str]:
     rng = np.random.default_rng(seed)
-    return [' '.join(rng.choice(WORDS, rng.integers(4, 25))) for _ in range(n)]
+    return [' '.join(rng.choice(WORDS.split(), rng.integers(4, 25))) for _ in range(n)]
 
 
 TRUE, GENERATED = texts(30, 0), [*texts(28, 1), '', texts(30, 0)[29]]
