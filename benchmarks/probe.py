@@ -1,6 +1,6 @@
-"""Measures the fits of probes on drawn features, beside scikit-learn and faiss in the same run.
+"""Measures the fits of probes on drawn features, beside scikit-learn, faiss and torch in the same run.
 
-    python benchmarks/probe.py                        # both comparisons below
+    python benchmarks/probe.py                        # the comparisons below
     python benchmarks/probe.py --cases logistic --labels 1
     python benchmarks/probe.py --cases nearest --queries 1000
     python benchmarks/probe.py --large                # 377,000 films x (4 blocks + mean patch) x 768, 14 labels
@@ -10,6 +10,8 @@ logistic   the 45 strengths of the linear probe on 10,000 x 768 features, agains
            tolerance, in float32 or float64, with which all its objectives come within 1e-6 of the best known one,
            relatively. Ours are checked in the same way, in float64.
 nearest    the 200 nearest of 100,000 features to each of 10,000, against faiss's flat index; compares the neighbours
+grid       some steps of the 52 settings of DINOv2's linear grid on 10,000 x 4 blocks x 768, against torch as the
+           original trains them: a module with one linear layer for each setting, one SGD
 --large    the whole linear probe (four feature sets, 45 strengths) on features that lie on the disk: minutes, and the
            peak of the memory of its process. The features need 6.5 GB of the disk at --folder.
 
@@ -42,10 +44,11 @@ NEAR = 1e-6  # to the best objective, relatively
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--cases', default='logistic,nearest', help='(default: %(default)s)')
-    parser.add_argument('--rows', type=int, default=10_000, help='of logistic (default: %(default)s)')
-    parser.add_argument('--labels', type=int, default=3, help='of logistic (default: %(default)s)')
+    parser.add_argument('--cases', default='logistic,nearest,grid', help='(default: %(default)s)')
+    parser.add_argument('--rows', type=int, default=10_000, help='of logistic and grid (default: %(default)s)')
+    parser.add_argument('--labels', type=int, default=3, help='of logistic and grid (default: %(default)s)')
     parser.add_argument('--queries', type=int, default=10_000, help='of nearest (default: %(default)s)')
+    parser.add_argument('--steps', type=int, default=50, help='of grid (default: %(default)s)')
     parser.add_argument('--rounds', type=int, default=3)
     parser.add_argument('--large', action='store_true')
     parser.add_argument('--films', type=int, default=FILMS, help='of --large (default: %(default)s)')
@@ -58,7 +61,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory(dir=options.folder) as place:
             large(Path(place), options.films)
     else:
-        cases: dict[str, Callable] = dict(logistic=logistic, nearest=nearest)
+        cases: dict[str, Callable] = dict(logistic=logistic, nearest=nearest, grid=grid)
         for case in options.cases.split(','):
             cases[case](options)
 
@@ -165,6 +168,55 @@ def nearest(options: argparse.Namespace, candidates: int = 100_000, k: int = 200
     assert np.abs(ours - theirs).max() < 1e-5
     same = np.mean([np.isin(a, b).mean() for a, b in zip(numbers, others, strict=True)])
     print(f'  the same neighbours: {same:.6%}; cosines differ by at most {np.abs(ours - theirs).max():.0e}')
+
+
+# The grid of DINOv2.
+
+
+def grid(options: argparse.Namespace) -> None:
+    import torch
+
+    from medjax.probes.encode import SplitFeatures
+    from medjax.probes.methods import linear_sgd as ours
+
+    x, labels = Films(0).draw(options.rows, BLOCKS + 1)
+    labels = labels[:, : options.labels]
+    split = SplitFeatures(x[:, :BLOCKS], x[:, BLOCKS], labels, np.arange(options.rows))
+    sets = tuple(ours.feature_sets(split).values())
+    cls, patches, targets = (torch.tensor(array) for array in (x[:, :BLOCKS], x[:, BLOCKS], labels.astype(np.float32)))
+
+    class Classifier(torch.nn.Module):
+        def __init__(self, blocks: int, mean_patch: bool) -> None:
+            super().__init__()
+            self.blocks, self.mean_patch = blocks, mean_patch
+            self.linear = torch.nn.Linear((blocks + mean_patch) * WIDTH, options.labels)
+
+        def forward(self, cls: Any, patches: Any) -> Any:
+            parts = [cls[:, -i] for i in range(self.blocks, 0, -1)] + [patches] * self.mean_patch
+            return self.linear(torch.cat(parts, -1))
+
+    def theirs() -> None:
+        modules = torch.nn.ModuleList(
+            Classifier(blocks, mean_patch) for blocks in (1, 4) for mean_patch in (False, True) for _ in ours.RATES
+        )
+        groups = [dict(params=m.parameters(), lr=rate / 2) for m, rate in zip(modules, 4 * ours.RATES, strict=True)]
+        optimizer = torch.optim.SGD(groups, momentum=ours.MOMENTUM, weight_decay=0)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.steps)
+        for _ in range(options.steps):
+            rows = torch.randint(options.rows, (ours.BATCH,))
+            a, b, y = cls[rows], patches[rows], targets[rows]
+            loss_of = torch.nn.functional.binary_cross_entropy_with_logits
+            loss = sum(loss_of(m(a, b), y, reduction='sum') / ours.BATCH for m in modules)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+
+    title = (
+        f'{options.steps} steps of 52 settings, {options.labels} label(s), {options.rows:,} x {BLOCKS + 1} x {WIDTH}'
+    )
+    sides = dict(medjax=lambda: ours.fit(split, sets, ours.RATES, 0, options.steps), torch=theirs)
+    take_turns(title, sides, options.rounds)
 
 
 # The linear probe at the size of a large data set.
