@@ -11,6 +11,7 @@ import importlib.metadata
 import os
 import platform
 import re
+import signal
 import sys
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -40,6 +41,9 @@ os.environ.setdefault('XLA_FLAGS', ' '.join(CHEAP_TO_COMPILE + NO_FUSED_MULTIPLY
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(Path(__file__).parents[1] / '.cache' / 'jax'))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '0')
+# A shell that starts the tests in the background ignores Ctrl-C, and so would the commands that tests interrupt.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # Ids of the tests' data sets are hashed with a key of their own, never with that of the person who runs them.
 os.environ['MEDJAX_ID_KEY'] = 'a key for tests'
 

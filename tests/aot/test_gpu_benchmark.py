@@ -22,7 +22,7 @@ import gpu  # noqa: E402  benchmarks/gpu.py
 import gpu_cases  # noqa: E402
 
 # One step at once, so that the rest compiles with the slow tests.
-QUICK = ('ceilings', 'attention', 'vits')
+QUICK = ('ceilings', 'attention')
 CASES = [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in gpu.CASES]
 
 

@@ -678,6 +678,7 @@ def make_public(folder, seed=0):
     return folder
 
 
+@pytest.mark.slow
 def test_a_public_encoder_beside_a_run(tmp_path, data, capsys):
     """It has the results of a baseline, its preprocessing is its own, and the report shows it."""
     run, name = tmp_path / 'run', records.open(data).name

@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[2]
 INDEX = 8 / 2**20  # MiB for each record: its place in its file, which the reader of ArrayRecord keeps in memory
 
 
+@pytest.mark.slow
 def test_memory_and_time_do_not_grow_with_the_records(tmp_path):
     few, many = 1_000, 100_000
     script = [sys.executable, 'benchmarks/scale.py', '--repeats', '1', '--json', str(tmp_path / 'figures.json')]

@@ -187,6 +187,7 @@ def test_mistakes_in_reads(entries, words):
         parse_reads(entries, 'towers.x.reads')
 
 
+@pytest.mark.slow
 def test_a_pass_is_present_where_its_required_inputs_are():
     cfg = recipe('student/fusion/crop+report/cls', 'student/late/crop+report/cls', 'student/two/a=crop+b=earlier/cls')
     objective = compose(cfg)

@@ -69,6 +69,7 @@ def test_dynamic_prompts_equal_a_loop():
         np.testing.assert_allclose(got[s], expected, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_prompts_depend_on_the_image_in_each_block_and_learn():
     tower = vit.build(1, **SMALL, prompts=dict(count=2, bottleneck=4), registers=1)
     flat = export.flatten(tower.init(jax.random.key(0)))

@@ -69,6 +69,7 @@ def test_it_trains(started):
         assert 0 < lines[-1][f'term/{name}/loss'] < 2 * lines[-1][f'term/{name}/start'] + 1
 
 
+@pytest.mark.slow
 def test_every_module_gets_a_gradient(whole):
     *_, grads = whole
     for kind in ('towers', 'heads', 'terms'):
@@ -89,6 +90,7 @@ def test_micro_batches_give_one_gradient(started, whole):
         assert set(split_metrics) == set(metrics)
 
 
+@pytest.mark.slow
 def test_noise_in_absent_rows_changes_nothing(run, started, whole):
     loss, metrics, _, grads = whole
     noisy_loss, noisy_metrics, _, noisy = run(started[2], with_noise(batch(ROWS)))
@@ -98,6 +100,7 @@ def test_noise_in_absent_rows_changes_nothing(run, started, whole):
     assert recipes.worst(noisy_metrics, metrics) <= 1e-6
 
 
+@pytest.mark.slow
 def test_start_is_the_loss_of_the_best_constant_answer(whole):
     _, metrics, _, _ = whole
     pairs, rows = float(metrics['term/match/pairs']), float(metrics['term/match/rows'])
@@ -107,6 +110,7 @@ def test_start_is_the_loss_of_the_best_constant_answer(whole):
     assert 0 < float(metrics['term/words/start']) < np.log(38)
 
 
+@pytest.mark.slow
 def test_a_row_that_is_alone_in_its_group_has_no_negative(run, started):
     data = batch(ROWS)
     for row in (0, 2):

@@ -77,6 +77,7 @@ def test_micro_batches_give_one_gradient():
         assert recipes.worst(metrics_n, metrics) <= 1e-4
 
 
+@pytest.mark.slow
 def test_absent_rows_count_nowhere():
     batch = recipes.batch(8)
     absent = np.array([1, 6])

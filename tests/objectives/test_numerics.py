@@ -49,6 +49,7 @@ def test_chunks_make_logits_again_but_look_for_no_maxima_again(monkeypatch):
     assert text.count('reduce_max') == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 def test_gradients_of_chunks_add_up_in_float32(monkeypatch, dtype):
     """Each chunk rounds its gradient to the type of the products; the sum over chunks is not rounded so."""

@@ -47,6 +47,7 @@ def start(run):
     return f'--config.init_from=dict(path="{run}/exports/4", take=["towers/image"])'
 
 
+@pytest.mark.slow
 def test_step_zero_holds_the_weights_that_the_run_began_with(runs):
     _, first, second = runs
     assert export.steps(first) == [4] and export.steps(second) == [0, 4]
@@ -63,6 +64,7 @@ def test_step_zero_holds_the_weights_that_the_run_began_with(runs):
     assert meta['step'] == 0 and meta['seen'] == json.loads((second / 'exports/4/meta.json').read_text())['seen']
 
 
+@pytest.mark.slow
 def test_probes_and_reports_see_step_zero(runs):
     _, _, second = runs
     assert watch.select_steps(second, 'all') == [0, 4] and watch.select_steps(second, None) == [4]
@@ -70,6 +72,7 @@ def test_probes_and_reports_see_step_zero(runs):
     assert run_files.read_run(second).exports == [0, 4]
 
 
+@pytest.mark.slow
 def test_step_zero_the_best_and_the_last_are_kept(runs, tmp_path):
     data, first, _ = runs
     (tmp_path / 'best.json').write_text('{"step": 2}')  # as a `medjax probe --follow --best` would beside the training

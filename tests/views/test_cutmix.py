@@ -80,6 +80,7 @@ def test_a_share_of_the_crops_is_mixed_and_absent_rows_have_no_part():
     assert (np.asarray(mixed.meta[cutmix.SHARE])[8:] < 1).any()
 
 
+@pytest.mark.slow
 def test_groups_by_themselves_and_eight_devices_give_the_same():
     rows = batch()
     whole = jax.jit(lambda rows: show(rows, 1.0))(rows)

@@ -214,7 +214,7 @@ def alive(group: int) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    'number', [signal.SIGINT, signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)]
+    'number', [signal.SIGINT, *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGTERM, signal.SIGKILL))]
 )
 def test_the_command_is_stopped_and_continues(tmp_path, number):
     """The build uses several processes, and none of them survives."""
