@@ -11,6 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 INDEX = 8 / 2**20  # MiB for each record: its place in its file, which the reader of ArrayRecord keeps in memory
 
