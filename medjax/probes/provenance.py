@@ -122,7 +122,8 @@ def _percent(share: float) -> str:
 
 def is_contaminated(content: Mapping[str, Any]) -> bool:
     """Whether the encoder of a result saw any of the test records in its training."""
-    return bool(_phrases(content.get('overlap') or {}))
+    untrained = content.get('encoder', {}).get('step') in BASELINES
+    return not untrained and bool(_phrases(content.get('overlap') or {}))
 
 
 def mark(content: Mapping[str, Any]) -> str:
@@ -150,8 +151,8 @@ def explanation(contents: Iterable[Mapping[str, Any]]) -> str:
     """What the mark means, for the encoders of these results that have it; '' if none has it."""
     saw: dict[str, list[str]] = {}  # what was seen -> the encoders
     for content in contents:
-        if phrases := _phrases(content.get('overlap') or {}):
-            what = f'saw {", ".join(phrases)} of the test records of {content["data"]} in training'
+        if is_contaminated(content):
+            what = f'saw {", ".join(_phrases(content["overlap"]))} of the test records of {content["data"]} in training'
             saw.setdefault(what, []).append(title(content['encoder']['step']))
     listed = '; '.join(f'{", ".join(dict.fromkeys(names))} {what}' for what, names in saw.items())
     return f'{START}{listed}' if saw else ''
