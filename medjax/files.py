@@ -34,6 +34,7 @@ import re
 import shutil
 import socket
 import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -60,6 +61,10 @@ REASONS = {
     errno.EACCES: f'permission denied; {_PLACE}',
     errno.EPERM: f'permission denied; {_PLACE}',
 }
+
+
+# What numpy raises for an .npz file that is missing, cut or changed, or lacks an array.
+NPZ_ERRORS = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile)
 
 
 def reason(error: BaseException) -> str | None:

@@ -10,6 +10,15 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 
+def installed(folder: Path, name: str, text: str, program: str) -> Path:
+    """A file of launch/ with this text in a folder, and a program `medjax` in its reach."""
+    for path, content in ((folder / name, text), (folder / 'bin/medjax', program)):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(content)
+        path.chmod(0o755)
+    return folder / name
+
+
 def environment(folder: Path) -> dict[str, str]:
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get('PYTHONPATH'))))
     return {**os.environ, 'PATH': f'{folder / "bin"}:{os.environ["PATH"]}', 'PYTHONPATH': path, 'JAX_PLATFORMS': 'cpu'}

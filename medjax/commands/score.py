@@ -20,7 +20,7 @@ import pathlib
 import numpy as np
 
 from medjax.errors import UserError
-from medjax.probes import report_metrics, statistics
+from medjax.probes import report_metrics, results, statistics, tables
 from medjax.reports import base
 
 TITLES = dict(
@@ -94,20 +94,14 @@ def read(file: pathlib.Path) -> list[tuple[str, str, str]]:
 
 def table(result: dict) -> str:
     """The metrics as Markdown."""
-    lines = [f'| metric | {result["reports"]:,} reports of {result["patients"]:,} patients |', '| --- | --- |']
-    lines += [f'| {title} | {shown(result[name])} |' for name, title in TITLES.items() if name in result]
-    lines += [
-        f'| F1 of {name} ({each["reports"]:,} true) | {shown(each)} |'
+    rows = [(title, result[name]) for name, title in TITLES.items() if name in result]
+    rows += [
+        (f'F1 of {name} ({each["reports"]:,} true)', each)
         for name, each in result['findings'].items()
         if each['value'] is not None
     ]
-    return '\n'.join(lines)
-
-
-def shown(estimate: dict) -> str:
-    if estimate['value'] is None:
-        return 'undefined'
-    return f'{estimate["value"]:.3f} [{estimate["low"]:.3f}, {estimate["high"]:.3f}]'
+    columns = ('metric', f'{result["reports"]:,} reports of {result["patients"]:,} patients')
+    return tables.markdown(tables.Table('', columns, [(title, results.cell(each)) for title, each in rows]))
 
 
 def notes(result: dict, missing: str | None, empty: int) -> list[str]:

@@ -14,7 +14,6 @@ DeLong's test checks the p-value of each AUROC without draws (DeLong et al. 1988
 from __future__ import annotations
 
 import pathlib
-import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -55,7 +54,7 @@ def read(file: pathlib.Path) -> Scored | None:
     try:
         with np.load(file.with_suffix('.npz'), allow_pickle=False) as arrays:
             scores, labels, names, patient = (arrays[key] for key in KEYS)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except files.NPZ_ERRORS:
         return None
     return (
         None

@@ -30,6 +30,7 @@ from medjax.probes.statistics import Bootstrap, Sample
 ORDER = 4  # of BLEU: up to four words
 INSTALL = "pip install 'medjax[report-metrics]'"
 WORDNET = pathlib.Path('/usr/share/wordnet')  # where Debian's package wordnet-base puts it
+NAMES = (*findings.FINDINGS, findings.NO_FINDING)
 FIVE = ('Cardiomegaly', 'Edema', 'Consolidation', 'Atelectasis', 'Pleural Effusion')  # the five of CheXpert's contest
 
 
@@ -66,9 +67,8 @@ def finding_counts(reference: str, generated: str) -> np.ndarray:
 
     Positive and uncertain count as there, as in the F1 of CheXbert.
     """
-    names = (*findings.FINDINGS, findings.NO_FINDING)
     true, found = (
-        np.array([labels.get(name, 0) != 0 for name in names]) for labels in map(findings.label, (reference, generated))
+        np.array([labels.get(name, 0) != 0 for name in NAMES]) for labels in map(findings.label, (reference, generated))
     )
     return np.stack([true & found, ~true & found, true & ~found]).astype(np.float64)
 
@@ -89,13 +89,11 @@ def scores(references: Sequence[str], generated: Sequence[str], bootstrap: Boots
         means['meteor'] = [meteor(*pair) for pair in pairs]
     with np.errstate(invalid='ignore'):  # the jackknife of one patient leaves no report
         mean = bootstrap.sums(np.stack([np.ones(len(pairs)), *means.values()], 1)).map(lambda x: x[:, 1:] / x[:, :1])
-    shape = (3, len(findings.FINDINGS) + 1)
     found = bootstrap.sums(np.stack([finding_counts(*pair) for pair in pairs]).reshape(len(pairs), -1))
-    found = found.map(lambda x: x.reshape(-1, *shape))
-    names = (*findings.FINDINGS, findings.NO_FINDING)
+    found = found.map(lambda x: x.reshape(-1, 3, len(NAMES)))
     of_each = found.map(f1)
     said = ~np.isnan(of_each.value)
-    five = np.array([name in FIVE for name in names])
+    five = np.array([name in FIVE for name in NAMES])
 
     def macro(chosen: np.ndarray) -> Sample:
         return of_each.filled().map(lambda x: x[:, chosen].mean(1) if chosen.any() else np.full(len(x), np.nan))
@@ -109,9 +107,9 @@ def scores(references: Sequence[str], generated: Sequence[str], bootstrap: Boots
     samples |= dict(macro_f1_5=macro(said & five), micro_f1_5=micro(five))
     each = {
         name: bootstrap.estimate(of_each.at(i)) | dict(reports=int(found.value[[0, 2], i].sum()))
-        for i, name in enumerate(names)
+        for i, name in enumerate(NAMES)
     }
-    unsaid = [name for name, is_there in zip(names, said) if not is_there]
+    unsaid = [name for name, is_there in zip(NAMES, said) if not is_there]
     return {name: bootstrap.estimate(x) for name, x in samples.items()} | dict(findings=each, not_mentioned=unsaid)
 
 

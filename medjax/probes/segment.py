@@ -35,19 +35,12 @@ def run(inputs: ProbeInputs, decoder: Decoder, steps: int) -> Result:
     test = splits.test
     found = overlaps.overlap(test, trained.log_odds(test.grid, best), thresholds)
     bootstrap = inputs.options.bootstrap(test.patients)
-    content = dict(
-        records={name: len(one.numbers) for name, one in splits.learning().items()},
-        without_mask=splits.without,
-        validation=splits.validation,
-        seed=inputs.seed,
+    content = splits.facts(inputs.seed, bootstrap) | dict(
         chosen=dict(rate=rate, validation_dice=dice, steps=steps, by='mean Dice over structures on validation'),
         results=overlaps.results(found, test.names, bootstrap),
         thresholds=dict(zip(test.names, thresholds.tolist(), strict=True)),
         threshold_notes=splits.unjudged('its threshold is log-odds of 0'),
         details=dict(grid=[dict(rate=rate, validation_dice=dice) for rate, _, dice in tried]),
-        rows='structure',
-        skipped_labels=splits.skipped,
-        bootstrap=bootstrap.facts(),
         seconds=round(time.perf_counter() - begun, 2),
     )
     arrays = dict(

@@ -24,6 +24,7 @@ from medjax.probes.batches import in_threads
 from medjax.probes.evaluate import ProbeInputs
 from medjax.probes.features import Stored
 from medjax.probes.label_splits import held_out_rows
+from medjax.probes.statistics import Bootstrap
 from medjax.views import geometry
 
 UNNAMED = ('mask',)  # of data sets that were built before masks had names
@@ -83,6 +84,18 @@ class MaskedSplits(NamedTuple):
 
     def learning(self) -> dict[str, Masked]:
         return dict(train=self.train, val=self.val, test=self.test)
+
+    def facts(self, seed: int, bootstrap: Bootstrap) -> dict[str, Any]:
+        """What each result of structures says about its records."""
+        return dict(
+            records={name: len(one.numbers) for name, one in self.learning().items()},
+            without_mask=self.without,
+            validation=self.validation,
+            seed=seed,
+            rows='structure',
+            skipped_labels=self.skipped,
+            bootstrap=bootstrap.facts(),
+        )
 
     def unjudged(self, then: str) -> dict[str, str]:
         """A note on each structure that validation does not show; `then` says what is done with it."""

@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-import zipfile
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -190,7 +189,7 @@ def _read(run: Path) -> tuple[int, np.ndarray] | None:
     try:
         with np.load(run / FILE, allow_pickle=False) as file:
             return int(file['step']), file['cls']
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except files.NPZ_ERRORS as error:
         raise UserError(
             f'{run / FILE} cannot be read ({error}); put it back, or delete it: then the run goes on without a '
             'comparison with its start'

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from launched import calls, environment, start
+from launched import calls, environment, installed, start
 
 ROOT = Path(__file__).parents[2]
 GRID = ROOT / 'launch' / 'grid.sh'
@@ -38,11 +38,7 @@ def grid(folder: Path, *runs: str, program: str = FAKE, recipe: str = 'tiny', da
     stated = f'RECIPE={recipe}\nDATA=({data})\nRUNS=runs\ngrid() {{\n    :\n    ' + '\n    '.join(runs) + '\n}\n# ---'
     text, count = re.subn(r'^RECIPE=.*?^# ---', lambda _: stated, GRID.read_text(), flags=re.M | re.S)
     assert count == 1
-    for name, content in (('grid.sh', text), ('bin/medjax', program)):
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_text(content)
-        (folder / name).chmod(0o755)
-    return folder / 'grid.sh'
+    return installed(folder, 'grid.sh', text, program)
 
 
 def test_the_runs_one_after_the_other_and_all_compared(tmp_path):

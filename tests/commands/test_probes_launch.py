@@ -9,7 +9,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from launched import calls, environment, start
+from launched import calls, environment, installed, start
 
 PROBES = Path(__file__).parents[2] / 'launch' / 'probes.sh'
 
@@ -32,12 +32,8 @@ def stated(folder: Path, *jobs: str, runs: str = '"my run" other', which: str = 
     )
     text, count = re.subn(r'^RUNS=.*?^# ---', lambda _: here, PROBES.read_text(), flags=re.M | re.S)
     assert count == 1
-    for name, content in (('probes.sh', text), ('bin/medjax', FAKE)):
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_text(content)
-        (folder / name).chmod(0o755)
     (folder / 'my run' / 'probes').mkdir(parents=True)  # `other` has no result, so it gets no report
-    return folder / 'probes.sh'
+    return installed(folder, 'probes.sh', text, FAKE)
 
 
 def test_each_job_of_each_run_and_data_set_and_then_the_reports(tmp_path):

@@ -14,7 +14,6 @@ import itertools
 import json
 import os
 import pathlib
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor
 from typing import Any, NamedTuple
@@ -316,7 +315,7 @@ def _is_finished(folder: pathlib.Path, chunk: Chunk, digest: str) -> bool:
     try:
         with np.load(folder / f'{chunk.name}.npz', allow_pickle=False) as file:  # reads this one array only
             return str(file['digest']) == digest
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
+    except files.NPZ_ERRORS:
         return False
 
 

@@ -54,18 +54,11 @@ def run(inputs: ProbeInputs) -> Result:
     _, threshold, parts = best
     found = overlap(test, cuts(test, threshold), parts)
     bootstrap = inputs.options.bootstrap(test.patients)
-    content = dict(
-        records={split: len(one.numbers) for split, one in splits.learning().items()},
-        without_mask=splits.without,
-        validation=splits.validation,
-        seed=inputs.seed,
+    content = splits.facts(inputs.seed, bootstrap) | dict(
         chosen=dict(threshold=threshold, validation_dice=best[0], by='mean Dice over structures on validation'),
         results=overlaps.results(found, test.names, bootstrap),
         threshold_notes=splits.unjudged('it is taken for the object'),
         details=dict(grid=grid, parts={n: 'object' if p > 0 else 'background' for n, p in zip(test.names, parts)}),
-        rows='structure',
-        skipped_labels=splits.skipped,
-        bootstrap=bootstrap.facts(),
         seconds=round(time.perf_counter() - begun, 2),
     )
     arrays = dict(

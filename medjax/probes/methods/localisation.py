@@ -68,11 +68,7 @@ def run(inputs: ProbeInputs) -> Result:
     for k, structure in enumerate(names):
         results['pointing'][structure]['chance'] = float(chance[k])
     results['pointing']['mean']['chance'] = float(np.nanmean(chance))
-    content = dict(
-        records={split: len(one.numbers) for split, one in splits.learning().items()},
-        without_mask=splits.without,
-        validation=splits.validation,
-        seed=inputs.seed,
+    content = splits.facts(inputs.seed, bootstrap) | dict(
         chosen=dict(
             similarity='to sentences' if by_text else 'to prototypes of train',
             chance=float(np.nanmean(chance)),
@@ -81,9 +77,6 @@ def run(inputs: ProbeInputs) -> Result:
         results=results,
         thresholds=dict(zip(names, thresholds.tolist(), strict=True)),
         threshold_notes=splits.unjudged('its threshold is the mean of the maps'),
-        rows='structure',
-        skipped_labels=splits.skipped,
-        bootstrap=bootstrap.facts(),
         seconds=round(time.perf_counter() - begun, 2),
     )
     arrays = values | dict(names=np.array(names), record=test.numbers, patient=test.patients)

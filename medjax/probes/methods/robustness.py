@@ -24,7 +24,6 @@ import json
 import pathlib
 import shutil
 import time
-import zipfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -120,7 +119,7 @@ def scores_of(
             with np.load(file) as kept:
                 if len(scores := kept['scores']) == inputs.data.splits['test']:
                     return scores
-        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
+        except files.NPZ_ERRORS:
             pass  # damaged, so it is made again
     scores = classifier.log_odds(corrupted(inputs, kind, severity))
     if file:
