@@ -20,7 +20,7 @@ def commands() -> list[str]:
     return re.findall(r'^    ((?:medjax|mv|rm|truncate|cp) .*)$', joined, re.MULTILINE)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_commands_of_the_page_run(tmp_path):
     found = commands()
     assert len(found) >= 6
