@@ -65,8 +65,9 @@ def parameter_shapes(params):
     return shapes
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('shape', [(8, 1, 1), (1, 8, 1)])
+@pytest.mark.parametrize(
+    'shape', [pytest.param((8, 1, 1), marks=pytest.mark.slow), pytest.param((1, 8, 1), marks=pytest.mark.long)]
+)
 def test_each_device_does_an_eighth_and_moves_what_the_terms_say(shape):
     recipe = fusion_recipe.fusion()
     jax.set_mesh(one_device())
