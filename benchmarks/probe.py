@@ -4,6 +4,7 @@
     python benchmarks/probe.py --cases logistic --labels 1
     python benchmarks/probe.py --cases nearest --queries 1000
     python benchmarks/probe.py --large                # 377,000 films x (4 blocks + mean patch) x 768, 14 labels
+    python benchmarks/probe.py --large --labels 1 --widths 3072     # the four blocks alone, one label
 
 logistic   the 45 strengths of the linear probe on 10,000 x 768 features, against scikit-learn's LogisticRegression
            (lbfgs, from the strongest penalty to the weakest, each from the solution before). It gets the loosest
@@ -46,20 +47,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--cases', default='logistic,nearest,grid', help='(default: %(default)s)')
     parser.add_argument('--rows', type=int, default=10_000, help='of logistic and grid (default: %(default)s)')
-    parser.add_argument('--labels', type=int, default=3, help='of logistic and grid (default: %(default)s)')
+    parser.add_argument('--labels', type=int, help='default: 3, of --large 14')
     parser.add_argument('--queries', type=int, default=10_000, help='of nearest (default: %(default)s)')
     parser.add_argument('--steps', type=int, default=50, help='of grid (default: %(default)s)')
     parser.add_argument('--rounds', type=int, default=3)
     parser.add_argument('--large', action='store_true')
     parser.add_argument('--films', type=int, default=FILMS, help='of --large (default: %(default)s)')
+    parser.add_argument('--widths', default='768,1536,3072,3840', help='feature sets of --large (default: all four)')
     parser.add_argument('--folder', type=Path, help='for the features of --large (default: a temporary one)')
     parser.add_argument('--fit', type=Path, help=argparse.SUPPRESS)  # this process fits the features of --large
     options = parser.parse_args()
+    options.labels = options.labels or (len(PREVALENCE) if options.large or options.fit else 3)
+    widths = [int(width) for width in options.widths.split(',')]
     if options.fit:
-        fit(options.fit, options.films)
+        fit(options.fit, options.films, options.labels, widths)
     elif options.large:
         with tempfile.TemporaryDirectory(dir=options.folder) as place:
-            large(Path(place), options.films)
+            draw(Path(place), options.films)
+            given = [f'--films={options.films}', f'--labels={options.labels}', f'--widths={options.widths}']
+            subprocess.run([sys.executable, __file__, '--fit', place, *given], check=True)  # its peak is that of the fit
     else:
         cases: dict[str, Callable] = dict(logistic=logistic, nearest=nearest, grid=grid)
         for case in options.cases.split(','):
@@ -222,8 +228,8 @@ def grid(options: argparse.Namespace) -> None:
 # The linear probe at the size of a large data set.
 
 
-def large(place: Path, films: int) -> None:
-    """Draws the features, and fits them in another process."""
+def draw(place: Path, films: int) -> None:
+    """Writes the features of --large."""
     source, sizes = Films(0), dict(train=films, val=films // 40, test=films // 40)
     for split, n in sizes.items():
         arrays = {
@@ -239,10 +245,9 @@ def large(place: Path, films: int) -> None:
             x, labels = source.draw(rows.stop - start, BLOCKS + 1)
             arrays['cls'][rows], arrays['patches'][rows], arrays['labels'][rows] = x[:, :-1], x[:, -1], labels
     print(f'{films:,} films x {BLOCKS + 1} x {WIDTH} drawn', flush=True)
-    subprocess.run([sys.executable, __file__, '--fit', str(place), '--films', str(films)], check=True)
 
 
-def fit(place: Path, films: int) -> None:
+def fit(place: Path, films: int, labels: int, widths: list[int]) -> None:
     """Fits the linear probe on features on the disk; prints minutes and the peak of the memory."""
     from medjax.probes import features, logistic
     from medjax.probes.encode import SplitFeatures
@@ -251,9 +256,9 @@ def fit(place: Path, films: int) -> None:
     def split(name: str, n: int) -> SplitFeatures:
         cls = features.stored(place / f'{name}.cls.npy', (n, BLOCKS, WIDTH), 'float32')
         patches = features.stored(place / f'{name}.patches.npy', (n, WIDTH), 'float32')
-        return SplitFeatures(cls, patches, np.load(place / f'{name}.labels.npy'), np.arange(n))
+        return SplitFeatures(cls, patches, np.load(place / f'{name}.labels.npy')[:, :labels], np.arange(n))
 
-    fit_one = logistic.fit
+    fit_one, all_sets = logistic.fit, linear.feature_sets
 
     def told(x: Any, *given: Any) -> logistic.Regressions:
         begun = time.perf_counter()
@@ -265,12 +270,13 @@ def fit(place: Path, films: int) -> None:
         return found
 
     logistic.fit = told
+    linear.feature_sets = lambda split: {name: x for name, x in all_sets(split).items() if x.shape[1] in widths}
     begun = time.perf_counter()
     scores = linear.learn(split('train', films), split('val', films // 40), split('test', films // 40), 0)
     minutes = (time.perf_counter() - begun) / 60
     status = dict(line.split(':', 1) for line in Path('/proc/self/status').read_text().splitlines())
     peak = int(status['VmHWM'].split()[0]) / 2**20
-    print(f'the linear probe: {minutes:.1f} minutes, {peak:.2f} GiB at the peak; chosen: {json.dumps(scores.chosen)}')
+    print(f'the linear probe, {labels} label(s): {minutes:.1f} minutes, {peak:.2f} GiB at the peak; chosen: {json.dumps(scores.chosen)}')
 
 
 class Films:
