@@ -65,7 +65,9 @@ def main() -> None:
         with tempfile.TemporaryDirectory(dir=options.folder) as place:
             draw(Path(place), options.films)
             given = [f'--films={options.films}', f'--labels={options.labels}', f'--widths={options.widths}']
-            subprocess.run([sys.executable, __file__, '--fit', place, *given], check=True)  # its peak is that of the fit
+            subprocess.run(
+                [sys.executable, __file__, '--fit', place, *given], check=True
+            )  # its peak is that of the fit
     else:
         cases: dict[str, Callable] = dict(logistic=logistic, nearest=nearest, grid=grid)
         for case in options.cases.split(','):
@@ -107,8 +109,12 @@ def logistic(options: argparse.Namespace) -> None:
 
     first = objectives(z, labels, STRENGTHS, medjaxs())
     for kind, tolerance in ((k, 10.0**-t) for t in (4, 5, 6, 7) for k in ('float32', 'float64')):
-        found = objectives(z, labels, STRENGTHS, sklearns(z.astype(kind), labels, STRENGTHS, tolerance))
-        print(f'scikit-learn with {kind}, tol={tolerance:g}: {excess(found, first):.1e} above the best', flush=True)
+        begun = time.perf_counter()
+        solution = sklearns(z.astype(kind), labels, STRENGTHS, tolerance)
+        seconds = time.perf_counter() - begun
+        found = objectives(z, labels, STRENGTHS, solution)
+        above = f'{excess(found, first):.1e} above the best'
+        print(f'scikit-learn with {kind}, tol={tolerance:g}: {above}, {seconds:.0f} s', flush=True)
         if excess(found, first) <= NEAR:
             break
     numbers = z.astype(kind)
@@ -276,7 +282,8 @@ def fit(place: Path, films: int, labels: int, widths: list[int]) -> None:
     minutes = (time.perf_counter() - begun) / 60
     status = dict(line.split(':', 1) for line in Path('/proc/self/status').read_text().splitlines())
     peak = int(status['VmHWM'].split()[0]) / 2**20
-    print(f'the linear probe, {labels} label(s): {minutes:.1f} minutes, {peak:.2f} GiB at the peak; chosen: {json.dumps(scores.chosen)}')
+    print(f'the linear probe, {labels} label(s): {minutes:.1f} minutes, {peak:.2f} GiB at the peak')
+    print(f'chosen: {json.dumps(scores.chosen)}')
 
 
 class Films:
