@@ -35,7 +35,7 @@ METRIC_TITLES = {
     'mcc': 'MCC',
     'dice': 'Dice',
     'iou': 'IoU',
-    'false_alarms': 'false alarms',
+    'false_area': 'false area',
     'pointing': 'pointing game',
     'cnr': 'CNR',
     'signed_cnr': 'signed CNR',

@@ -189,8 +189,8 @@ def paired(group: Group, runs: Mapping[str, Run]) -> list[str]:
     for name, scored in others:
         try:
             pairs[name] = comparison.paired(scored, base_scores)
-        except UserError:
-            sentences.append(f'{name} and {first} have results of other records or labels, so they are not compared.')
+        except UserError as error:
+            sentences.append(f'{name} and {first} are not compared: {str(error).partition(": ")[2]}.')
     comparison.adjust_means(list(pairs.values()))
     return [f'{name} - {first}: {comparison.in_words(pair)}.' for name, pair in pairs.items()] + sentences
 

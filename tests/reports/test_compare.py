@@ -116,7 +116,7 @@ def test_results_of_other_labels_are_not_compared(runs):
     first, second = (run_files.read_run(run) for run in runs[:2])
     (group,) = (g for g in compare_page.groups_of([first, second]) if g.probe == 'linear')
     (sentence,) = compare_page.paired(group, dict(a=first, b=second))
-    assert 'other records or labels, so they are not compared' in sentence
+    assert 'are not compared: their results are of different test records, labels' in sentence
 
 
 def test_settings_are_told_apart_by_what_they_change(whole):
