@@ -227,7 +227,7 @@ def grid(options: argparse.Namespace) -> None:
     title = (
         f'{options.steps} steps of 52 settings, {options.labels} label(s), {options.rows:,} x {BLOCKS + 1} x {WIDTH}'
     )
-    sides = dict(medjax=lambda: ours.fit(split, sets, ours.RATES, 0, options.steps), torch=theirs)
+    sides = dict(medjax=lambda: ours.fit([split], sets, ours.RATES, 0, options.steps), torch=theirs)
     take_turns(title, sides, options.rounds)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from medjax.data import records
 from medjax.data.builder import write
 from medjax.data.types import Entry, Example, Source
+from medjax.probes import comparison, results
 from medjax.probes.encode import Encoder
 from medjax.probes.evaluate import ProbeInputs
 
@@ -59,3 +60,11 @@ def pixels_of_patches(patch: int = PATCH, size: int = SIDE, fit: str = 'crop', s
 def inputs(encoder: Encoder, data_set: records.DataSet, cache=None, **more) -> ProbeInputs:
     options = dict(policy={}, prompts=None, seed=0, draws=100, interval='percentile') | more
     return ProbeInputs(encoder=encoder, data=data_set, cache=cache, **options)
+
+
+def stored(folder, encoder, result):
+    """A result as `medjax compare` reads it from the disk."""
+    file = folder / 'probes' / str(encoder) / 'discs.dense.json'
+    about = dict(encoder=dict(step=encoder), data='discs', data_fingerprint='', probe='dense')
+    results.write(file, about | result.content, result.arrays)
+    return comparison.read(file)

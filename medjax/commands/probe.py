@@ -45,6 +45,7 @@ from medjax.probes import (
     comparison,
     drop,
     encode,
+    locks,
     methods,
     policy,
     provenance,
@@ -279,16 +280,21 @@ def _probe_encoder(
     for name, reason in reasons.items():  # only for a baseline: the export itself meets all requirements
         print(f'{title}, {name}: left out, {reason}', flush=True)
     failures = runs = 0
+    keys: dict[str, str] = {}
     for name, probe in possible.items():
         try:
-            key = results.key(inputs, probe, origin | _requirements(probe, inputs))
+            keys[name] = results.key(inputs, probe, origin | _requirements(probe, inputs))
+        except Exception as error:  # as below
+            failures += _failed(f'{name} on {title} and {data.name}', error)
+    for name in _one_by_one(run, title, possible, keys):
+        try:
             result = results.name(name, inputs.prompts)
             file = results.path(run, encoder.name, data.name, result)
             needs = ('validation_results',) if figure and figure.probe == name else ()
-            if results.exists(file, key, needs):
+            if results.exists(file, keys[name], needs):
                 continue
             runs += 1
-            content, arrays = probe.run(inputs)
+            content, arrays = possible[name].run(inputs)
             about = dict(
                 probe=result,
                 data=data.name,
@@ -302,7 +308,7 @@ def _probe_encoder(
                 ),
                 split='test',
             )
-            results.write(file, about | content | origin | dict(key=key), arrays)
+            results.write(file, about | content | origin | dict(key=keys[name]), arrays)
             metric, rows = next(iter(content['results'].items()))
             mean, metric = rows['mean'], results.METRIC_TITLES.get(metric, metric)
             print(f'{title}, {result}: mean {metric} {results.cell(mean, provenance.mark(origin))}', flush=True)
@@ -315,6 +321,18 @@ def _probe_encoder(
     if runs:
         print(f'{title}: {origin["provenance"]}', flush=True)
     return failures
+
+
+def _one_by_one(
+    run: pathlib.Path, title: str, probes: Mapping[str, ModuleType], keys: Mapping[str, str]
+) -> Iterator[str]:
+    """The names of the probes with a key. Each comes when no other job computes the same result.
+
+    A probe with `shares_work` divides its work between jobs that run it at once, so it needs no lock.
+    """
+    alone = {name: int(keys[name][:15], 16) for name in keys if not getattr(probes[name], 'shares_work', False)}
+    yield from locks.shared(run / 'cache' / '.lock', alone, f'{", ".join(alone)} on {title}')
+    yield from (name for name in keys if name not in alone)
 
 
 def _failed(job: str, error: Exception) -> int:

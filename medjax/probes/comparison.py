@@ -1,4 +1,4 @@
-"""Compares encoders on the same patients, from the scores that their results keep.
+"""Compares encoders on the same patients, from what their results keep of each record.
 
 Two intervals that overlap say little about the difference of two encoders: both are judged on the same patients, and a
 hard patient is hard for both. So each draw of the bootstrap gives both encoders the same patients, and the interval and
@@ -7,8 +7,8 @@ the p-value are those of the difference. The interval is the percentile interval
 Many comparisons find differences by chance. So p-values are also adjusted by Holm's method (Holm 1979): those of labels
 over the labels of one comparison, and that of the mean over all encoders that one encoder is compared with.
 
-DeLong's test checks the p-value of each AUROC without draws (DeLong et al. 1988), with the patients as clusters
-(Obuchowski 1997).
+`probes.delong` checks the p-value of each AUROC without draws. Of probes of patches the values of each record are
+compared, such as its Dice.
 """
 
 from __future__ import annotations
@@ -18,12 +18,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.special import ndtr
-from scipy.stats import rankdata
 
 from medjax import files
 from medjax.errors import UserError
-from medjax.probes import policy, provenance, results, statistics
+from medjax.probes import delong, overlaps, policy, provenance, results, statistics
 from medjax.probes.encode import BASELINES, title
 from medjax.probes.statistics import Bootstrap, Sample, two_sided_p
 
@@ -31,11 +29,10 @@ NOTE = (
     'difference = encoder - other on the same patients, percentile interval; p: two-sided, by the bootstrap; p_holm: '
     'adjusted over the labels, and for the mean over the compared encoders; p_delong: a check, patients are clusters'
 )
-KEYS = ('scores', 'labels', 'names', 'patient')
 
 
 class Scored(NamedTuple):
-    """A stored result of a label probe: its JSON and the arrays of its scores."""
+    """A stored result of a label probe: its JSON and the arrays of its scores, for n records and L labels."""
 
     content: Mapping[str, Any]
     scores: np.ndarray  # [n,L]
@@ -43,73 +40,111 @@ class Scored(NamedTuple):
     names: tuple[str, ...]
     patient: np.ndarray  # int [n]
 
-    @property
-    def encoder(self) -> int | str:
-        return self.content['encoder']['step']
+    def only(self, names: Sequence[str]) -> Scored:
+        """The result with these labels only, in this order."""
+        columns = [self.names.index(name) for name in names]
+        return self._replace(scores=self.scores[:, columns], labels=self.labels[:, columns], names=tuple(names))
+
+    def differs(self, other: Any) -> str:
+        """What the two results do not have in common, so that they cannot be compared; '' if they can be."""
+        if not isinstance(other, Scored) or not np.array_equal(self.labels, other.labels):
+            return 'their results are of different test records, labels, --policy or --unit'
+        return ''
+
+    def samples(self, bootstrap: Bootstrap) -> dict[str, Sample]:
+        """{metric: Sample [L]}."""
+        thresholds = {
+            metric: np.array([chosen[name] for name in self.names])
+            for metric, chosen in self.content.get('thresholds', {}).items()
+        }
+        return statistics.samples(self.scores, self.labels, thresholds, bootstrap)
 
 
-def read(file: pathlib.Path) -> Scored | None:
-    """The result in a JSON file of RUN/probes; None if it is missing or damaged, or has no scores of labels."""
+class Measured(NamedTuple):
+    """A stored result of a probe of patches: its JSON and what it measured, for n records and K structures."""
+
+    content: Mapping[str, Any]
+    values: Mapping[str, np.ndarray]  # {metric: [n,K]}, nan where a record has no value
+    names: tuple[str, ...]
+    record: np.ndarray  # int [n], the number in the test split
+    pixels: np.ndarray  # int [n]: those that the encoder sees
+    patient: np.ndarray  # int [n]
+
+    def only(self, names: Sequence[str]) -> Measured:
+        """The result with these structures only, in this order."""
+        columns = [self.names.index(name) for name in names]
+        values = {metric: x[:, columns] for metric, x in self.values.items()}
+        return self._replace(values=values, names=tuple(names))
+
+    def differs(self, other: Any) -> str:
+        """What the two results do not have in common, so that they cannot be compared; '' if they can be."""
+        if not isinstance(other, Measured) or not np.array_equal(self.record, other.record):
+            return 'their results are of different test records or structures'
+        both = [(x, other.values[metric]) for metric, x in self.values.items() if metric in other.values]
+        if not np.array_equal(self.pixels, other.pixels) or any((np.isnan(x) != np.isnan(y)).any() for x, y in both):
+            return 'they see different parts of the images (--fit)'
+        return ''
+
+    def samples(self, bootstrap: Bootstrap) -> dict[str, Sample]:
+        """{metric: Sample [K]}."""
+        return {metric: overlaps.mean_over_patients(x, bootstrap) for metric, x in self.values.items()}
+
+
+def read(file: pathlib.Path) -> Scored | Measured | None:
+    """The result in a JSON file of RUN/probes; None if it is missing or damaged, or keeps nothing of each record."""
     content = results.read(file)
+    if content is None or not isinstance(content.get('bootstrap'), dict):
+        return None
     try:
         with np.load(file.with_suffix('.npz'), allow_pickle=False) as arrays:
-            scores, labels, names, patient = (arrays[key] for key in KEYS)
+            names, patient = tuple(map(str, arrays['names'])), arrays['patient']
+            if 'scores' in arrays:
+                return Scored(content, arrays['scores'], arrays['labels'], names, patient)
+            values = {metric: arrays[metric] for metric in content['results'] if metric in arrays}
+            return Measured(content, values, names, arrays['record'], arrays['pixels'], patient)
     except files.NPZ_ERRORS:
         return None
-    return (
-        None
-        if content is None or 'bootstrap' not in content
-        else Scored(content, scores, labels, tuple(map(str, names)), patient)
-    )
 
 
-def paired(encoder: Scored, other: Scored) -> dict[str, Any]:
-    """The differences of two results: {encoder, other, results: {metric: {row: {value, low, high, p, …}}}}.
+def paired(encoder: Scored | Measured, other: Scored | Measured) -> dict[str, Any]:
+    """The differences of two results: {encoder, other, results: {metric: {row: {value, low, high, p, …}}}, …}.
 
-    Rows are 'mean' and the labels that both results have. UserError if the records or the labels are not the same.
+    Rows are 'mean' and the labels, or structures, that both results have. UserError if the records or the labels are
+    not the same.
     """
     names = [name for name in encoder.names if name in other.names]
-    a, b = _aligned(encoder, names), _aligned(other, names)
-    if not names or a.labels.shape != b.labels.shape or not np.array_equal(a.labels, b.labels):
-        raise UserError(
-            f'{title(a.encoder)} and {title(b.encoder)} cannot be compared: their results are of different test '
-            'records, labels, --policy or --unit; probe both with the same options'
-        )
+    a, b = encoder.only(names), other.only(names)
+    who = ' and '.join(title(one.content['encoder']['step']) for one in (a, b))
+    why = a.differs(b) if names else 'their results are of different labels or structures'
+    if why:
+        raise UserError(f'{who} cannot be compared: {why}; probe both with the same options')
     if not np.array_equal(a.patient, b.patient):
-        raise UserError(f'{title(a.encoder)} and {title(b.encoder)} cannot be compared: their patients differ')
+        raise UserError(f'{who} cannot be compared: their patients differ')
     facts = a.content['bootstrap']
     bootstrap = Bootstrap(a.patient, facts.get('seed', 0), facts.get('draws', statistics.DRAWS), statistics.PERCENTILE)
-    first, second = _samples(a, bootstrap), _samples(b, bootstrap)
+    first, second = a.samples(bootstrap), b.samples(bootstrap)
     found = {
-        metric: _rows(first[metric].minus(second[metric]), names, len(a.labels))
+        metric: _rows(first[metric].minus(second[metric]), names)
         for metric in first
         if metric in second and len(first[metric].value) == len(second[metric].value)
     }
-    for j, name in enumerate(names):
-        known = policy.known(a.labels[:, j])
-        one = delong(a.scores[known, j], b.scores[known, j], a.labels[known, j], a.patient[known])
-        found['auroc'][name]['p_delong'] = one
-    seen = [provenance.is_contaminated(one.content) for one in (a, b)]
-    return dict(encoder=a.encoder, other=b.encoder, labels=len(names), contaminated=seen, results=found)
+    if isinstance(a, Scored) and isinstance(b, Scored):
+        for j, name in enumerate(names):
+            known = policy.known(a.labels[:, j])
+            one = delong.p_value(a.scores[known, j], b.scores[known, j], a.labels[known, j], a.patient[known])
+            found['auroc'][name]['p_delong'] = one
+    return dict(
+        encoder=a.content['encoder']['step'],
+        other=b.content['encoder']['step'],
+        rows=a.content.get('rows', 'label'),
+        labels=len(names),
+        contaminated=[provenance.is_contaminated(one.content) for one in (a, b)],
+        results=found,
+    )
 
 
-def _aligned(result: Scored, names: Sequence[str]) -> Scored:
-    """The result with these labels only, in this order."""
-    columns = [result.names.index(name) for name in names]
-    return result._replace(scores=result.scores[:, columns], labels=result.labels[:, columns], names=tuple(names))
-
-
-def _samples(result: Scored, bootstrap: Bootstrap) -> dict[str, Sample]:
-    """{metric: Sample [L]} of a result."""
-    thresholds = {
-        metric: np.array([chosen[name] for name in result.names])
-        for metric, chosen in result.content.get('thresholds', {}).items()
-    }
-    return statistics.samples(result.scores, result.labels, thresholds, bootstrap)
-
-
-def _rows(difference: Sample, names: Sequence[str], records: int) -> dict[str, dict[str, Any]]:
-    """{'mean' or label: {value, low, high, p, p_holm}} of a sample of differences [L]."""
+def _rows(difference: Sample, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """{'mean' or label: {value, low, high, p, p_holm}} of a sample of differences [L]; none where it is undefined."""
     defined = ~np.isnan(difference.value)
     mean = difference.filled().map(lambda x: x[:, defined].mean(1)) if defined.any() else None
     rows = {} if mean is None else {'mean': _row(mean)}
@@ -134,43 +169,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
     adjusted = np.empty(len(p))
     adjusted[order] = np.minimum(stepped, 1)
     return adjusted.tolist()
-
-
-def delong(a: np.ndarray, b: np.ndarray, labels: np.ndarray, patients: np.ndarray) -> float | None:
-    """The two-sided p-value of equal AUROCs of scores a and b [n] for labels 0|1 [n], with patients as clusters.
-
-    None where the variance of the difference cannot be estimated: a single patient of a class, or equal rankings.
-    """
-    positive = labels == 1
-    if not 0 < positive.sum() < len(labels):
-        return None
-    parts = [_placements(scores, positive) for scores in (a, b)]
-    difference = parts[0] - parts[1]
-    number = np.unique(patients, return_inverse=True)[1]
-    mean = difference[positive].mean()  # of positives, and of negatives too: the difference of the AUROCs
-    sums, counts, clusters = [], [], []
-    for members in (positive, ~positive):
-        deviation = np.where(members, difference - mean, 0)
-        sums.append(np.bincount(number, deviation))
-        counts.append(members.sum())
-        clusters.append(len(np.unique(number[members])))
-    if min(clusters) < 2:
-        return None
-    own = sum(n / (n - 1) * (s**2).sum() / count**2 for s, n, count in zip(sums, clusters, counts))
-    both, total = (sums[0] * sums[1]).sum(), int(number.max()) + 1
-    variance = own + 2 * total / (total - 1) * both / (counts[0] * counts[1])
-    if not variance > 1e-20:
-        return None
-    return float(2 * ndtr(-abs(mean) / np.sqrt(variance)))
-
-
-def _placements(scores: np.ndarray, positive: np.ndarray) -> np.ndarray:
-    """[n]: for a positive the share of negatives below, for a negative the share of positives above; ties are half."""
-    everyone = rankdata(scores)
-    placed = np.empty(len(scores))
-    placed[positive] = (everyone[positive] - rankdata(scores[positive])) / (~positive).sum()
-    placed[~positive] = 1 - (everyone[~positive] - rankdata(scores[~positive])) / positive.sum()
-    return placed
 
 
 def of_run(run: pathlib.Path, data: Any, probe: str) -> dict[str, Any] | None:
@@ -259,7 +257,7 @@ def in_words(pair: Mapping[str, Any]) -> str:
     return (
         f'mean {results.METRIC_TITLES.get(metric, metric)} '
         f'{_signed(mean["value"])} {interval}, p {_short_p(mean["p"])} (Holm {_short_p(mean["p_holm"])}); of '
-        f'{len(labels)} label(s) {better} better, {worse} worse (Holm)'
+        f'{len(labels)} {pair.get("rows", "label")}(s) {better} better, {worse} worse (Holm)'
     )
 
 

@@ -35,12 +35,12 @@ import numpy as np
 
 from medjax import files
 from medjax.errors import UserError
+from medjax.probes import locks
 
 FORMAT = 1  # of the folder
 SHARD = 512  # rows
 PARTS = {'features': ('cls', 'patches'), 'grid': ('grid',)}  # the columns of shards.npy, with their arrays
 READ = 1 << 26  # bytes that are read at once
-POLL = 0.5  # seconds between two looks at the shards that other jobs encode
 
 Rows = Mapping[str, tuple[tuple[int, ...], str]]  # arrays by name: the shape of one row, and the dtype
 Arrays = dict[str, np.ndarray]
@@ -204,15 +204,12 @@ def fill(folder: Path, key: str, n: int, rows: Rows, parts: Sequence[str], encod
                 if not told:
                     warnings.warn(f'{folder}: waits for another job, which encodes the last records', CacheWarning, 3)
                 told = True
-                time.sleep(POLL)
+                time.sleep(locks.POLL)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Cache:
-    """The open files of a cache that is being filled.
-
-    The locks are those of POSIX: they hold between processes, also of several machines, and closing a file frees them.
-    """
+    """The open files of a cache that is being filled."""
 
     folder: Path
     n: int
@@ -233,17 +230,10 @@ class _Cache:
 
     def lock(self, shard: int) -> bool:
         """Whether this job holds the shard from now on."""
-        try:
-            fcntl.lockf(self._file('shards'), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, shard)
-        except (BlockingIOError, PermissionError):
-            return False
-        except OSError:  # this file system has no locks: work may be done twice
-            return True
-        return True
+        return locks.take(self.files['shards'], shard)
 
     def unlock(self, shard: int) -> None:
-        with contextlib.suppress(OSError):
-            fcntl.lockf(self._file('shards'), fcntl.LOCK_UN, 1, shard)
+        locks.free(self.files['shards'], shard)
 
     def write(self, shard: int, column: int, arrays: Arrays) -> None:
         """Writes the rows of a part of a shard to the disk, and then its marker."""

@@ -4,11 +4,15 @@ For the pixels A that a mask shows and the pixels B that are predicted, among th
 
     Dice          2 |A and B| / (|A| + |B|)
     IoU           |A and B| / |A or B|
-    false alarms  of the records whose mask does not show the structure, the share with any predicted pixel
+    false area    |B| / all pixels, for records whose mask does not show the structure
 
-A record whose mask does not show the structure has no Dice and no IoU, whatever is predicted: it counts for false
-alarms only. So Dice is over the same records for every encoder. The records of a patient count as one: first the mean
+A record whose mask does not show the structure has no Dice and no IoU, whatever is predicted: it counts for the false
+area only. So Dice is over the same records for every encoder. The records of a patient count as one: first the mean
 over records, then over patients.
+
+The false area is an area and not a share of records with a false alarm: thresholds are chosen for Dice, and nearly
+every record then has some predicted pixel, so such a share would hardly tell encoders apart. A least size of an alarm
+would be one more number to choose.
 """
 
 from __future__ import annotations
@@ -31,6 +35,7 @@ class Overlap(NamedTuple):
     both: np.ndarray  # in the mask and predicted
     predicted: np.ndarray
     shown: np.ndarray  # in the mask
+    pixels: np.ndarray  # that the encoder sees
 
     def dice(self) -> np.ndarray:
         """Float64; nan where the mask does not show the structure."""
@@ -40,20 +45,25 @@ class Overlap(NamedTuple):
         """Float64; nan where the mask does not show the structure."""
         return np.where(self.shown > 0, metrics.ratio(self.both, self.shown + self.predicted - self.both), np.nan)
 
+    def false_area(self) -> np.ndarray:
+        """Float64; nan where the mask shows the structure."""
+        return np.where(self.shown > 0, np.nan, metrics.ratio(self.predicted, self.pixels))
+
 
 def count(predicted: np.ndarray, shown: np.ndarray) -> np.ndarray:
-    """int64 [3,K]: the pixels of `Overlap` for predicted and shown structures, bool [K,H,W]."""
-    return np.stack([(predicted & shown).sum((1, 2)), predicted.sum((1, 2)), shown.sum((1, 2))])
+    """int64 [4,K]: the pixels of `Overlap` for predicted and shown structures, bool [K,H,W]."""
+    pixels = np.full(len(shown), shown[0].size)
+    return np.stack([(predicted & shown).sum((1, 2)), predicted.sum((1, 2)), shown.sum((1, 2)), pixels])
 
 
 def count_at_levels(values: np.ndarray, shown: np.ndarray) -> np.ndarray:
-    """int64 [3,K,thresholds]: the pixels of `Overlap` where values float32 [K,H,W] reach each of LEVELS."""
+    """int64 [4,K,thresholds]: the pixels of `Overlap` where values float32 [K,H,W] reach each of LEVELS."""
     reached = np.searchsorted(LEVELS, values, side='right')  # the number of levels that a pixel reaches
     found = []
     for of_structure, plane in zip(reached, shown, strict=True):
         at = [np.bincount(x, minlength=len(LEVELS) + 1) for x in (of_structure[plane], of_structure.ravel())]
         both, predicted = (x[::-1].cumsum()[::-1][1:] for x in at)
-        found.append([both, predicted, np.full(len(LEVELS), plane.sum())])
+        found.append([both, predicted, *(np.full(len(LEVELS), number) for number in (plane.sum(), plane.size))])
     return np.moveaxis(np.array(found), 0, 1)
 
 
@@ -102,11 +112,20 @@ def mean_over_patients(values: np.ndarray, bootstrap: Bootstrap) -> Sample:
 
 
 def results(found: Overlap, names: Sequence[str], bootstrap: Bootstrap) -> statistics.Results:
-    """{metric: {'mean' or structure: {value, low, high, records, …}}} of Dice, IoU and false alarms."""
-    shown = found.shown > 0
-    alarms = np.where(shown, np.nan, found.predicted > 0)
-    of = dict(dice=found.dice(), iou=found.iou(), false_alarms=alarms)
-    return {metric: rows(values, names, bootstrap) for metric, values in of.items()}
+    """{metric: {'mean' or structure: {value, low, high, records, …}}} of Dice, IoU and false area."""
+    return {metric: rows(values, names, bootstrap) for metric, values in measures(found).items()}
+
+
+def measures(found: Overlap) -> dict[str, np.ndarray]:
+    """{metric: float64 [n,K]}, nan where a record has no value."""
+    return dict(dice=found.dice(), iou=found.iou(), false_area=found.false_area())
+
+
+def arrays(values: dict[str, np.ndarray], found: Overlap, records: Masked) -> dict[str, np.ndarray]:
+    """The .npz file of a result: {metric: [n,K]}, and what `probes.comparison` needs to compare it with another."""
+    return values | dict(
+        names=np.array(records.names), record=records.numbers, pixels=found.pixels[:, 0], patient=records.patients
+    )
 
 
 def rows(values: np.ndarray, names: Sequence[str], bootstrap: Bootstrap) -> dict[str, dict[str, Any]]:

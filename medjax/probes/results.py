@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import inspect
 import json
 import pathlib
 import re
@@ -23,6 +22,7 @@ import numpy as np
 import medjax
 from medjax import files
 from medjax.data.text.prompts import ZERO_SHOT, ZeroShot
+from medjax.probes import source_code
 from medjax.probes.evaluate import ProbeInputs
 
 DIGITS = 6  # in a file name, of the fingerprint of a data set and of the digest of a prompt file
@@ -35,7 +35,7 @@ METRIC_TITLES = {
     'mcc': 'MCC',
     'dice': 'Dice',
     'iou': 'IoU',
-    'false_alarms': 'false alarms',
+    'false_area': 'false area',
     'pointing': 'pointing game',
     'cnr': 'CNR',
     'signed_cnr': 'signed CNR',
@@ -71,9 +71,10 @@ def path(run: pathlib.Path, encoder: int | str, data: str, probe: str) -> pathli
 
 
 def key(inputs: ProbeInputs, probe: ModuleType, dependencies: Mapping[str, Any]) -> str:
-    """A digest of everything that a result depends on, the source of the probe's module included."""
-    module = [probe.__name__, inspect.getsource(probe)]
-    values = [inputs.encoder.digest, inputs.data.fingerprint, *module, dependencies, inputs.options]
+    """A digest of everything that a result depends on: also the version of medjax, and the source of the probe and of
+    all modules of `medjax.probes` that it imports, directly or through others.
+    """
+    values = [inputs.encoder.digest, inputs.data.fingerprint, source_code.digest(probe), dependencies, inputs.options]
     return hashlib.sha256(json.dumps([*values, medjax.__version__], sort_keys=True).encode()).hexdigest()[:32]
 
 

@@ -43,7 +43,4 @@ def run(inputs: ProbeInputs, decoder: Decoder, steps: int) -> Result:
         details=dict(grid=[dict(rate=rate, validation_dice=dice) for rate, _, dice in tried]),
         seconds=round(time.perf_counter() - begun, 2),
     )
-    arrays = dict(
-        dice=found.dice(), iou=found.iou(), names=np.array(test.names), record=test.numbers, patient=test.patients
-    )
-    return Result(content, arrays)
+    return Result(content, overlaps.arrays(overlaps.measures(found), found, test))

@@ -13,17 +13,19 @@ as the probe `classifier` judges any export. Without a val split the last export
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -81,8 +83,9 @@ class Tuning:
     def run(self, inputs: ProbeInputs) -> Result:
         """Trains, or goes on, and evaluates the best export."""
         folder = self.folder(inputs)
-        if not (folder / 'DONE').exists():
-            self.train(inputs, folder)
+        with alone(folder) as lock:
+            if not (folder / 'DONE').exists():
+                self.train(inputs, folder, lock)
         step, values = best_export(inputs, folder)
         tuned = judged(inputs, folder, step)
         content, arrays = classifier.run(tuned)
@@ -125,19 +128,41 @@ class Tuning:
             *(f'--config.{item}' for item in inputs.overrides),
         ]
 
-    def train(self, inputs: ProbeInputs, folder: Path) -> None:
-        """Runs the training to its end; UserError where it fails."""
+    def train(self, inputs: ProbeInputs, folder: Path, lock: IO[bytes]) -> None:
+        """Runs the training, which holds the lock too, to its end; UserError where it fails."""
         title = encode.title(inputs.encoder.name)
         print(f'{title}, {self.name}: trains on {inputs.data.name} in {folder}', flush=True)
-        with files.writing(f'the training {folder}'):
-            folder.parent.mkdir(parents=True, exist_ok=True)
         runtime.release_devices()
-        code = run_and_pass_signals(self.command(inputs, folder))
+        code = run_and_pass_signals(self.command(inputs, folder), lock)
         if code or not (folder / 'DONE').exists():
             raise UserError(
                 f'the training in {folder} ended before its last step (exit code {code}; its message stands above); '
                 'the same command tries again, from its last checkpoint if there is one'
             )
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[IO[bytes]]:
+    """The file beside a training whose lock this process holds; waits while another job or its training holds it.
+
+    A lock of `flock` belongs to the open file, so a child that inherits the file holds the lock too.
+    """
+    path = folder.with_name(f'.{folder.name}.lock')
+    with files.writing(f'the training {folder}'):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        opened = path.open('ab')
+    with opened as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(
+                f'medjax: another job, or a training whose job was killed, works in {folder}: waits for it',
+                file=sys.stderr, flush=True,
+            )  # fmt: skip
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError:  # this file system has no locks: a second training there is refused
+            pass
+        yield lock
 
 
 def plain(value: Any) -> Any:
@@ -147,11 +172,11 @@ def plain(value: Any) -> Any:
     return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def run_and_pass_signals(command: list[str]) -> int:
+def run_and_pass_signals(command: list[str], lock: IO[bytes]) -> int:
     """Runs a command and returns its exit code. Ctrl-C and SIGTERM go on to it, and act here once it has ended.
 
     The command has a session of its own: a Ctrl-C of the terminal reaches it once, through this process. A training
-    saves its step and ends then.
+    saves its step and ends then. The command inherits the file `lock`, and with it the lock.
     """
     got: list[int] = []
     child: subprocess.Popen | None = None
@@ -163,7 +188,7 @@ def run_and_pass_signals(command: list[str]) -> int:
 
     before = {number: signal.signal(number, pass_on) for number in SIGNALS}
     try:
-        child = subprocess.Popen(command, start_new_session=True)
+        child = subprocess.Popen(command, start_new_session=True, pass_fds=[lock.fileno()])
         for number in got:  # those that came before the command ran
             child.send_signal(number)
         code = child.wait()

@@ -76,6 +76,7 @@ def render(runs: Mapping[str, Run], differences: Differences) -> str:
         facts=facts(listed),
         contaminated=contaminated(runs),
         level=' and '.join(dict.fromkeys(map(result_sections.level, listed))),
+        forests=forests(groups, runs),
         curves_over_steps=[curves_over_steps(group, listed) for group in groups],
         groups=[
             dict(
@@ -189,10 +190,21 @@ def paired(group: Group, runs: Mapping[str, Run]) -> list[str]:
     for name, scored in others:
         try:
             pairs[name] = comparison.paired(scored, base_scores)
-        except UserError:
-            sentences.append(f'{name} and {first} have results of other records or labels, so they are not compared.')
+        except UserError as error:
+            sentences.append(f'{name} and {first} are not compared: {str(error).partition(": ")[2]}.')
     comparison.adjust_means(list(pairs.values()))
     return [f'{name} - {first}: {comparison.in_words(pair)}.' for name, pair in pairs.items()] + sentences
+
+
+def forests(groups: Sequence[Group], runs: Mapping[str, Run]) -> list[Markup]:
+    """A forest plot for each metric that leads a probe: the mean of the compared export of each run."""
+    blocks: dict[str, list[tuple[str, list[Estimate | None]]]] = {}
+    for group in groups:
+        steps = map(compared_step, runs.values())
+        means = [mean(results.get(step), group.metric) for results, step in zip(group.by_run, steps, strict=True)]
+        if any(means):
+            blocks.setdefault(metric_title(group.metric), []).append((f'{group.probe} on {group.data}', means))
+    return [compare_plots.forest(f'mean {metric}', of_metric, list(runs)) for metric, of_metric in blocks.items()]
 
 
 def curves_over_steps(group: Group, runs: Sequence[Run]) -> Markup:

@@ -12,6 +12,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from markupsafe import Markup
+from matplotlib.figure import Figure
 
 from medjax.reports import plots
 from medjax.reports.plots import DASHED, DOTTED, SERIES, STYLE
@@ -69,3 +70,30 @@ def metric(
         plots.finish(axes, title, 'step of the export')
         axes.margins(x=0.08, y=0.1)
         return plots.svg(figure, f'{title} for each export, with intervals, a curve for each run')
+
+
+def forest(
+    metric: str, blocks: Sequence[tuple[str, Sequence[Mapping[str, Any] | None]]], names: Sequence[str]
+) -> Markup:
+    """A forest plot of one metric: for each block (heading, an estimate of each run) a row for each run with one."""
+    count = sum(1 + sum(estimate is not None for estimate in estimates) for _, estimates in blocks)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(4.7, 0.6 + 0.17 * count), layout='constrained')
+        axes, y, ticks = figure.subplots(), 0, {}
+        for heading, estimates in blocks:
+            plots.heading(axes, y, heading)
+            for run, estimate in enumerate(estimates):
+                if estimate is None:
+                    continue
+                y += 1
+                ticks[y] = plots.shortened(names[run])
+                color = style(run)['color']
+                axes.plot(plots.interval(estimate), [y, y], **style(run) | dict(linewidth=1.2))
+                axes.plot(estimate['value'], y, 'o', color=color, markersize=4)
+                plots.marks(axes, [(estimate['value'], dict(estimate) | dict(value=y))], color)
+            y += 1
+        plots.finish(axes, '', metric)
+        axes.set(ylim=(count - 0.4, -0.6), yticks=list(ticks))
+        axes.set_yticklabels(list(ticks.values()))
+        axes.grid(False, axis='y')
+        return plots.svg(figure, f'{metric} of each probe, with intervals, a row for each run')

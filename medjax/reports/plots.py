@@ -24,6 +24,7 @@ SPLITS = dict(zip(('train', 'val', 'test'), SERIES, strict=False))
 VARIABLES = {INK: 'ink', SOFT: 'soft', RULE: 'rule'} | {color: f'c{i}' for i, color in enumerate(SERIES, start=1)}
 
 DASHED, DOTTED = (0, (4, 3)), (0, (2, 3))
+NAME = 34  # characters of a name beside a figure, at most
 POINTS = 500  # of a curve, at most; a longer curve is drawn as means over equal numbers of points
 
 STYLE = {
@@ -227,6 +228,16 @@ def finish(axes: Axes, title: str, x: str, y: str = '') -> None:
     if axes.get_xscale() == 'linear' and x.startswith('step'):
         axes.xaxis.set_major_formatter(thousands)
         axes.locator_params(axis='x', nbins=5)
+
+
+def heading(axes: Axes, y: float, text: str) -> None:
+    """A heading between the rows of a figure."""
+    axes.text(0, y, text, transform=axes.get_yaxis_transform(), va='center', weight='bold', fontsize=7)
+
+
+def shortened(name: str) -> str:
+    """A name for the side of a figure, cut to NAME characters."""
+    return name if len(name) <= NAME else f'{name[: NAME - 1]}…'
 
 
 def thousands(value: float, _: int) -> str:

@@ -15,7 +15,6 @@ from medjax.reports import plots
 from medjax.reports.plots import DASHED, DOTTED, INK, SERIES, SOFT, STYLE
 
 Estimate = Mapping[str, Any]  # value, low, high; low and high may be None or missing
-NAME = 34  # characters of a name beside a figure, at most
 
 
 class Rows(NamedTuple):
@@ -42,13 +41,11 @@ def dots(title: str, blocks: Sequence[Rows], series: Sequence[str], x: str, leve
         shift = np.linspace(-0.22, 0.22, len(series)) if len(series) > 1 else [0.0]
         for block in blocks:
             if block.heading:
-                axes.text(
-                    0, y, block.heading, transform=axes.get_yaxis_transform(), va='center', weight='bold', fontsize=7
-                )
+                plots.heading(axes, y, block.heading)
                 y += 1
             for name, estimates in block.rows:
                 ticks.append(y)
-                names.append(name if len(name) <= NAME else f'{name[: NAME - 1]}…')
+                names.append(plots.shortened(name))
                 for k, estimate in enumerate(estimates):
                     if estimate is not None and estimate.get('value') is not None:
                         low, high = plots.interval(estimate)

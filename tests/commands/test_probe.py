@@ -25,7 +25,7 @@ from medjax.data.audit import seen
 from medjax.data.images import decode
 from medjax.errors import UserError
 from medjax.models import build as models
-from medjax.probes import batches, encode, evaluate, features, label_splits, metrics, provenance, results, watch
+from medjax.probes import batches, encode, evaluate, features, label_splits, locks, metrics, provenance, results, watch
 from medjax.probes.methods import knn
 from medjax.reports import result_sections, run_files
 from medjax.weights import export
@@ -223,6 +223,29 @@ def test_nothing_is_computed_twice_and_changed_settings_are(probed, data, capsys
     assert json.loads((probed / 'probes' / '20' / f'{name}.knn.json').read_text())['bootstrap']['draws'] == 40
 
 
+def test_a_result_that_another_job_computes_is_waited_for(probed, data, tmp_path, capsys, monkeypatch):
+    run, looks = tmp_path / 'run', []
+    shutil.copytree(probed, run)
+    command = ['probe', '--run', str(run), '--data', str(data), '--draws', '50', '--baselines', 'none']
+    command += ['--probes', 'knn,linear']
+    assert cli.main(command) == 0
+    results_of_the_other = tmp_path / 'aside'
+    (run / 'probes' / '20').rename(results_of_the_other)
+
+    def take(file, byte):
+        looks.append(byte)
+        if len(looks) == 3:  # after one look at each of the two
+            shutil.copytree(results_of_the_other, run / 'probes' / '20')
+        return len(looks) > 2
+
+    monkeypatch.setattr(locks, 'take', take)
+    monkeypatch.setattr(knn, 'run', lambda inputs: pytest.fail('computed twice'))
+    assert cli.main(command) == 0
+    output = capsys.readouterr()
+    assert 'knn, linear on step 20: waits for another job' in output.err and '| step 20 | knn |' in output.out
+    assert looks == [*looks[:2]] * 2 and looks[0] != looks[1]
+
+
 def test_steps(probed, data):
     assert cli.main(['probe', '--run', str(probed), '--data', str(data), '--steps', 'all', '--probes', 'knn']) == 0
     assert (probed / 'probes' / '10' / f'{records.open(data).name}.knn.json').exists()
@@ -309,7 +332,7 @@ def test_an_export_that_goes_while_it_is_probed(tmp_path, data, monkeypatch, cap
         return (inputs.encoder.folder / 'tokenizer.json').read_text()
 
     monkeypatch.setattr(knn, 'run', read_late)
-    monkeypatch.setattr(results, 'key', lambda *_: 'any')
+    monkeypatch.setattr(results, 'key', lambda *_: 'a' * 32)
     command = ['probe', '--run', str(tmp_path), '--data', str(data), '--probes', 'knn', '--baselines', 'none']
     assert cli.main([*command, '--follow']) == 0
     assert 'exports/1 was deleted while it was read' in capsys.readouterr().err

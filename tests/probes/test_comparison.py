@@ -7,8 +7,8 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from medjax.errors import UserError
-from medjax.probes import comparison
-from medjax.probes.comparison import Scored
+from medjax.probes import comparison, delong
+from medjax.probes.comparison import Measured, Scored
 from medjax.probes.statistics import Bootstrap
 
 
@@ -85,6 +85,75 @@ def test_other_records_labels_or_patients_are_refused_and_names_are_matched():
         comparison.paired(a, b._replace(patient=np.arange(len(b.patient))))
 
 
+def measured(encoder, values, patient, pixels=100, **more):
+    """A result of a probe of patches with the metrics `values` {metric: [n,2]}."""
+    content = dict(encoder=dict(step=encoder), bootstrap=dict(seed=0, draws=40), rows='structure', results=values)
+    n = len(patient)
+    return Measured(content | more, values, ('lung', 'heart'), np.arange(n), np.full(n, pixels), patient)
+
+
+def structures(seed=1, n=60):
+    """Two encoders; a third of the records lacks the heart, and several records are of one patient."""
+    rng = np.random.default_rng(seed)
+    patient = np.unique(rng.integers(n // 2, size=n), return_inverse=True)[1]
+    lacks = np.stack([np.zeros(n, bool), rng.random(n) < 0.3], 1)
+    hard = rng.random((n, 2))
+
+    def values(gain):
+        dice = np.where(lacks, np.nan, (0.5 * hard + gain + 0.05 * rng.random((n, 2))).clip(0, 1))
+        return dict(dice=dice, false_area=np.where(lacks, 0.1 * rng.random((n, 2)), np.nan))
+
+    return measured(20, values(0.3), patient), measured('random', values(0.27), patient)
+
+
+def test_differences_of_structures_equal_a_loop_over_the_same_draws():
+    a, b = structures()
+    found = comparison.paired(a, b)
+    json.dumps(found, allow_nan=False)
+    draws = np.concatenate(list(Bootstrap(a.patient, 0, 40).counts()))
+
+    def mean(x, k, weight):
+        total = count = 0.0
+        for p in range(a.patient.max() + 1):
+            of_patient = x[a.patient == p, k]
+            of_patient = of_patient[~np.isnan(of_patient)]
+            if len(of_patient):
+                total, count = total + weight[p] * of_patient.mean(), count + weight[p]
+        return total / count
+
+    drawn = {}
+    for k, name in enumerate(a.names):
+        row, (x, y) = found['results']['dice'][name], (one.values['dice'] for one in (a, b))
+        drawn[name] = np.array([mean(x, k, w) - mean(y, k, w) for w in draws])
+        assert row['value'] == pytest.approx(mean(x, k, np.ones(99)) - mean(y, k, np.ones(99)))
+        assert (row['low'], row['high']) == pytest.approx(tuple(np.percentile(drawn[name], [2.5, 97.5])))
+        assert row['low'] > 0 and row['p'] == pytest.approx(2 / 41) and row['p_holm'] == pytest.approx(4 / 41)
+    both = np.mean([*drawn.values()], 0)
+    row = found['results']['dice']['mean']
+    assert (row['low'], row['high']) == pytest.approx(tuple(np.percentile(both, [2.5, 97.5])))
+    assert set(found['results']['false_area']) == {'mean', 'heart'}, 'all records show the lung'
+    comparison.adjust_means([found])
+    assert comparison.in_words(found).endswith('of 2 structure(s) 0 better, 0 worse (Holm)')
+
+
+def test_structures_of_other_records_or_of_another_part_of_the_image_are_refused():
+    a, b = structures()
+    values = {metric: x.copy() for metric, x in b.values.items()}
+    values['dice'][0] = np.nan
+    for other, words in (
+        (b._replace(record=b.record + 1), 'different test records or structures'),
+        (b._replace(pixels=b.pixels - 1), 'different parts of the images'),
+        (b._replace(values=values), 'different parts of the images'),
+        (b._replace(patient=b.record), 'their patients differ'),
+        (b._replace(names=('liver', 'spleen')), 'different labels or structures'),
+        (examples()[1], 'different test records or structures'),
+    ):
+        with pytest.raises(UserError, match=words):
+            comparison.paired(a, other._replace(names=a.names) if isinstance(other, Scored) else other)
+    swapped = b._replace(values={m: x[:, ::-1] for m, x in b.values.items()}, names=b.names[::-1])
+    assert comparison.paired(a, swapped)['results'] == comparison.paired(a, b)['results']
+
+
 def test_holm():
     assert comparison.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert comparison.holm([0.9, 0.8]) == [1, 1] and comparison.holm([]) == []
@@ -112,7 +181,7 @@ def test_delong_equals_its_formula_over_pairs(ties):
     a, b = labels + rng.standard_normal((2, 80))
     if ties:
         a, b = np.round(a, 0), np.round(b, 1)
-    assert comparison.delong(a, b, labels, np.arange(80)) == pytest.approx(slow_delong(a, b, labels), rel=1e-9)
+    assert delong.p_value(a, b, labels, np.arange(80)) == pytest.approx(slow_delong(a, b, labels), rel=1e-9)
 
 
 def test_delong_holds_its_level_with_clusters_where_records_alone_do_not():
@@ -123,13 +192,13 @@ def test_delong_holds_its_level_with_clusters_where_records_alone_do_not():
         patient = np.repeat(np.arange(40), 6)
         labels = np.repeat(rng.random(40) < 0.5, 6).astype(np.int8)
         a, b = (labels + np.repeat(rng.standard_normal(40), 6) + 0.3 * rng.standard_normal(240) for _ in range(2))
-        found.append([comparison.delong(a, b, labels, groups) for groups in (patient, np.arange(240))])
+        found.append([delong.p_value(a, b, labels, groups) for groups in (patient, np.arange(240))])
     share = np.mean(np.array(found) < 0.05, 0)
     assert 0.02 <= share[0] <= 0.09 and share[1] > 0.25
 
 
 def test_delong_without_a_variance_is_none():
     labels, a = np.array([1, 0, 0, 0]), np.array([1.0, 2, 0, 4])
-    assert comparison.delong(a, a[::-1], labels, np.arange(4)) is None, 'a single positive patient'
-    assert comparison.delong(a, a, np.array([1, 1, 0, 0]), np.arange(4)) is None, 'equal rankings'
-    assert comparison.delong(a, a[::-1], np.zeros(4, int), np.arange(4)) is None
+    assert delong.p_value(a, a[::-1], labels, np.arange(4)) is None, 'a single positive patient'
+    assert delong.p_value(a, a, np.array([1, 1, 0, 0]), np.arange(4)) is None, 'equal rankings'
+    assert delong.p_value(a, a[::-1], np.zeros(4, int), np.arange(4)) is None

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from medjax.errors import UserError
-from medjax.probes import features
+from medjax.probes import features, locks
 
 N, SHARD = 83, 8
 ROWS = dict(cls=((2, 3), 'float32'), patches=((3,), 'float32'))
@@ -57,7 +57,7 @@ def encoder(log, batch=5, wait=0.0, names=('cls', 'patches'), at=None):
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
     monkeypatch.setattr(features, 'SHARD', SHARD)
-    monkeypatch.setattr(features, 'POLL', 0.02)
+    monkeypatch.setattr(locks, 'POLL', 0.02)
 
 
 @pytest.fixture
@@ -165,8 +165,8 @@ JOB = f"""
 import os, signal, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 import test_features as t
-from medjax.probes import features
-features.SHARD, features.POLL = t.SHARD, 0.02
+from medjax.probes import features, locks
+features.SHARD, locks.POLL = t.SHARD, 0.02
 cache, log, wait, kill = t.Path(sys.argv[1]), sys.argv[2], float(sys.argv[3]), sys.argv[4]
 
 def die():

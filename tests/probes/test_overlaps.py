@@ -29,6 +29,7 @@ def test_dice_and_iou_of_each_record_equal_scikit_learn(masked):
             shown = planes[k][structures.inside(axes[0]), structures.inside(axes[1])]
             called = on[k] >= thresholds[k]
             assert found.shown[n, k] == shown.sum() and found.predicted[n, k] == called.sum()
+            assert found.pixels[n, k] == shown.size and (found.false_area()[n, k] == called.mean()) != shown.any()
             if not shown.any():
                 assert np.isnan(found.dice()[n, k]) and np.isnan(found.iou()[n, k])
                 continue
@@ -45,15 +46,15 @@ def test_means_are_over_patients():
     shown = np.array([[4], [4], [0], [4], [0]])
     both = np.array([[4], [0], [0], [2], [0]])
     predicted = np.array([[4], [4], [3], [2], [0]])
-    found = Overlap(both, predicted, shown)
+    found = Overlap(both, predicted, shown, np.array([[10], [10], [12], [10], [8]]))
     patients = np.array([0, 0, 0, 1, 2])
     table = overlaps.results(found, ('lung',), Bootstrap(patients, draws=50))
     dice = [1.0, 0.0, np.nan, 2 * 2 / 6]
     assert table['dice']['lung']['value'] == pytest.approx((np.mean(dice[:2]) + dice[3]) / 2)
     assert table['dice']['lung']['records'] == 3 and table['dice']['mean']['labels'] == 1
     assert table['iou']['lung']['value'] == pytest.approx((np.mean([1, 0]) + 0.5) / 2)
-    assert table['false_alarms']['lung']['value'] == pytest.approx((1 + 0) / 2), 'patients 0 and 2 have such records'
-    assert table['false_alarms']['lung']['records'] == 2
+    assert table['false_area']['lung']['value'] == pytest.approx((3 / 12 + 0) / 2), 'patients 0 and 2 have such records'
+    assert table['false_area']['lung']['records'] == 2
 
 
 def test_the_best_threshold_is_that_of_a_loop(masked):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from medjax.probes import results, tables
+from medjax.probes import results, source_code, tables
+from medjax.probes.methods import knn, robustness
 
 FIRST, SECOND = 'a1a1a1a1a1', 'b2b2b2b2b2'
 
@@ -62,3 +64,42 @@ def test_the_name_of_a_data_set_goes_to_the_first_for_the_whole_run(tmp_path):
 )
 def test_numbers_are_printed_as_in_papers(value, text):
     assert results.short(value) == text
+
+
+@pytest.fixture
+def edited(tmp_path, monkeypatch):
+    """A function that gives the digests of knn and robustness after a change of a module, in a copy of all of them."""
+    modules = source_code._modules()
+    copies = {name: tmp_path / name for name in modules}
+    for name, copy in copies.items():
+        shutil.copy(modules[name], copy)
+    monkeypatch.setattr(source_code, '_modules', lambda: copies)
+
+    def digests(module=None):
+        if module:
+            with copies[f'medjax.probes.{module}'].open('a') as file:
+                file.write('\nADDED = 1\n')
+        source_code._module.cache_clear()
+        return source_code.digest(knn), source_code.digest(robustness)
+
+    yield digests
+    source_code._module.cache_clear()
+
+
+def test_a_change_of_an_imported_module_changes_the_key(edited):
+    digests = [edited(), edited('metrics'), edited('corruptions'), edited('tables')]
+    of_knn, of_robustness = ([pair[i] for pair in digests] for i in (0, 1))
+    assert len(set(of_knn)) == 2 and of_knn[0] != of_knn[1], 'metrics, which knn imports through others'
+    assert len(set(of_robustness)) == 3 and of_robustness[2] == of_robustness[3], 'nobody needs tables for a result'
+
+
+@pytest.mark.parametrize(
+    'source',
+    [
+        'import medjax.probes.logistic',
+        'from medjax.probes import logistic as one',
+        'def f():\n    from medjax.probes.logistic import fit',
+    ],
+)
+def test_imports_are_found_however_they_are_written(source):
+    assert source_code._imported(source) == {'medjax.probes.logistic'}

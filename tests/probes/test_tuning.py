@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -130,7 +131,7 @@ def test_the_best_export_on_validation_is_judged_and_the_last_without_one(tmp_pa
 
 def test_a_failed_training_is_a_sentence_and_the_probe_fails(tmp_path, data, capsys, monkeypatch):
     make_export(tmp_path / 'run')
-    monkeypatch.setattr(tuning, 'run_and_pass_signals', lambda command: 2)
+    monkeypatch.setattr(tuning, 'run_and_pass_signals', lambda command, lock: 2)
     args = ['--run', str(tmp_path / 'run'), '--data', str(data.path), '--probes', 'fine_tune', '--baselines', 'none']
     assert cli.main(['probe', *args]) == 1
     told = capsys.readouterr().err
@@ -148,11 +149,12 @@ pathlib.Path(sys.argv[2]).write_text('ready')
 time.sleep(60)
 """
 PARENT = """
-import sys
+import pathlib, sys
 from medjax import cli
 from medjax.probes import tuning
 def main(argv):
-    tuning.run_and_pass_signals([sys.executable, *argv])
+    with tuning.alone(pathlib.Path(argv[1]).parent / 'tuned') as lock:
+        tuning.run_and_pass_signals([sys.executable, *argv], lock)
     print('went on')
     return 0
 cli.run = lambda name, argv: main(argv)
@@ -174,6 +176,56 @@ def test_a_signal_reaches_the_training_and_then_ends_the_probe(tmp_path, number,
     out, err = parent.communicate(timeout=120)
     assert (tmp_path / 'got').read_text() == str(int(number)) and parent.returncode == code, err
     assert b'went on' not in out and b'Traceback' not in err
+
+
+TRAINING = """
+import pathlib, sys, time
+folder = pathlib.Path(sys.argv[1])
+folder.mkdir(parents=True)
+(folder / 'begun').touch()
+while not (folder / 'may end').exists():
+    time.sleep(0.02)
+(folder / 'DONE').touch()
+"""
+JOB = """
+import pathlib, sys
+from medjax.probes import tuning
+with tuning.alone(pathlib.Path(sys.argv[2])) as lock:
+    tuning.run_and_pass_signals([sys.executable, *sys.argv[1:]], lock)
+"""
+
+
+def test_the_training_of_a_killed_job_is_waited_for_and_used(tmp_path, data, monkeypatch, capfd):
+    one, job = inputs(tmp_path / 'run', data), Tuning('fine_tune')
+    folder = job.folder(one)
+    (tmp_path / 'training.py').write_text(TRAINING)
+    killed = subprocess.Popen([sys.executable, '-c', JOB, str(tmp_path / 'training.py'), str(folder)])
+    deadline = time.monotonic() + 120
+    while not (folder / 'begun').exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    killed.kill()
+    killed.wait()
+    monkeypatch.setattr(Tuning, 'train', lambda *_: pytest.fail('trained again'))
+    judged = []
+
+    def best_export(inputs, folder):
+        judged.append((folder / 'DONE').exists())
+        raise UserError('judged')
+
+    monkeypatch.setattr(tuning, 'best_export', best_export)
+
+    def end():
+        while 'waits for it' not in (told := capfd.readouterr().err) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert not judged and str(folder) in told
+        (folder / 'may end').touch()
+
+    thread = threading.Thread(target=end)
+    thread.start()
+    with pytest.raises(UserError, match='judged'):
+        job.run(one)
+    thread.join()
+    assert judged == [True]
 
 
 def test_what_given_weights_were_trained_on_is_seen_too(tmp_path, data):

@@ -83,7 +83,9 @@ def test_every_section_with_all_runs(whole):
     assert ['mean AUROC', '0.700†[0.670, 0.730]', '0.850†[0.820, 0.880]', '–'] in parsed.rows
     assert ['step 1,000', '0.700†[0.670, 0.730]★', '0.850†[0.820, 0.880]', '–'] in parsed.rows, 'over steps'
     assert ['raw pixels', '0.625[0.595, 0.655]', '0.625[0.595, 0.655]', '–'] in parsed.rows
-    assert page.read_text().count('role="img"') == 2 + 4 + 4 + 5, 'panels of results, losses, health, rates'
+    assert page.read_text().count('role="img"') == 1 + 2 + 4 + 4 + 5, (
+        'a forest plot, panels of results, losses, health, rates'
+    )
     assert '| one/a run \\<1\\> | 2,000 | step 1,000 ★ |' in out
     assert '| two/a run \\<1\\> | 2,000 | step 2,000 | ' in out and '**.850**† [.820, .880]' in out
     assert out.count('contaminated, so') == 1 and parsed.sections['results'].count('contaminated, so') == 1
@@ -109,6 +111,23 @@ def test_exports_are_compared_on_the_same_patients(whole):
     assert f'{pair["results"]["auroc"]["mean"]["value"]:+.3f}'.replace('0.', '.') in sentence
 
 
+def test_a_forest_plot_has_a_row_for_each_run_with_results(whole):
+    runs, page, _ = whole
+    read = {name: run_files.read_run(run) for name, run in zip('abc', runs, strict=True)}
+    drawn, real = [], compare_plots.forest
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compare_plots, 'forest', lambda *given: drawn.append(given) or real(*given))
+        (svg,) = compare_page.forests(compare_page.groups_of(list(read.values())), read)
+    ((metric, blocks, names),) = drawn
+    assert metric == 'mean AUROC' and names == ['a', 'b', 'c']
+    assert [heading for heading, _ in blocks] == ['knn on phantom', 'linear on phantom']
+    linear = [estimate and estimate['value'] for estimate in blocks[1][1]]
+    assert linear == [pytest.approx(0.7), pytest.approx(0.85), None], 'the best export, the newest one, none'
+    texts = re.findall('<text[^>]*>([^<]*)</text>', svg)
+    assert [texts.count(name) for name in 'abc'] == [2, 2, 0] and texts.count('†') == 4
+    assert 'mean AUROC of each probe, with intervals, a row for each run' in page.read_text()
+
+
 def test_results_of_other_labels_are_not_compared(runs):
     for file in runs[1].glob('probes/*/*.npz'):
         with np.load(file) as arrays:
@@ -116,7 +135,7 @@ def test_results_of_other_labels_are_not_compared(runs):
     first, second = (run_files.read_run(run) for run in runs[:2])
     (group,) = (g for g in compare_page.groups_of([first, second]) if g.probe == 'linear')
     (sentence,) = compare_page.paired(group, dict(a=first, b=second))
-    assert 'other records or labels, so they are not compared' in sentence
+    assert 'are not compared: their results are of different test records, labels' in sentence
 
 
 def test_settings_are_told_apart_by_what_they_change(whole):

@@ -61,10 +61,7 @@ def run(inputs: ProbeInputs) -> Result:
         details=dict(grid=grid, parts={n: 'object' if p > 0 else 'background' for n, p in zip(test.names, parts)}),
         seconds=round(time.perf_counter() - begun, 2),
     )
-    arrays = dict(
-        dice=found.dice(), iou=found.iou(), names=np.array(test.names), record=test.numbers, patient=test.patients
-    )
-    return Result(content, arrays)
+    return Result(content, overlaps.arrays(overlaps.measures(found), found, test))
 
 
 def cuts(records: Masked, threshold: float) -> np.ndarray:

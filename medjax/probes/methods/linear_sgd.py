@@ -5,11 +5,17 @@ blocks, {without, with} the mean patch token, and 13 learning rates. All are tra
 momentum .9, no weight decay, a cosine from the rate to 0 over 12,500 steps of 128 records, weights that begin normal
 with deviation .01. A rate counts for 256 records a step. Validation chooses one setting for all labels.
 
+The chosen setting is then trained again, as many steps, on train and validation, and scores test once; that is the
+protocol of DINOv2 on radiographs (2312.02366). Nothing may be fitted on records that a classifier was trained on. So a
+label is learned again from the choosing half of validation only (`medjax.probes.halves`). Its thresholds, and its
+metrics on validation, are those of the first classifier on this half. It is calibrated by the second classifier on the
+other half. A label that is not divided is learned again from all of validation, and is not calibrated.
+
     loss of a label = 1/B sum over the records of a batch whose label is known of log(1 + exp(-s (w.x + b))), s = ±1
 
-Two things differ from the original. It shows the encoder another random crop in each epoch; here features are encoded
-once. It has one softmax over classes; here each label has a sigmoid of its own, and the rate of a label does not
-depend on the number of labels.
+Two things differ from the code of DINOv2. It shows the encoder another random crop in each epoch; here features are
+encoded once. It has one softmax over classes; here each label has a sigmoid of its own, and the rate of a label does
+not depend on the number of labels.
 
 `linear` fits the same classifiers to their optimum. It is faster and has no rate to choose; take this probe to compare
 with figures of papers.
@@ -28,7 +34,16 @@ import numpy as np
 
 from medjax.probes import policy
 from medjax.probes.encode import SplitFeatures
-from medjax.probes.evaluate import ProbeInputs, Result, Scores, label_requirements, mean_auroc, run_label_probe
+from medjax.probes.evaluate import (
+    ProbeInputs,
+    Result,
+    Scores,
+    evaluate,
+    label_requirements,
+    learning_splits,
+    mean_auroc,
+)
+from medjax.probes.label_splits import LabelSplits, take
 from medjax.probes.methods import linear
 
 name, requirements = 'linear_sgd', label_requirements
@@ -53,16 +68,19 @@ class Columns(NamedTuple):
 
 
 def run(inputs: ProbeInputs) -> Result:
-    return run_label_probe(inputs, learn)
+    splits = learning_splits(inputs)
+    return evaluate(lambda: learn(splits, inputs.seed), splits, inputs.options)
 
 
-def learn(train: SplitFeatures, val: SplitFeatures, test: SplitFeatures, seed: int, steps: int = STEPS) -> Scores:
-    """Trains the grid on train, chooses by mean AUROC on val, scores test in log-odds.
+def learn(splits: LabelSplits, seed: int, steps: int = STEPS) -> Scores:
+    """Trains the grid on train, chooses by mean AUROC on val, trains again with val, scores test in log-odds.
 
     Of equally good settings the first is chosen: fewer features, then the lower rate.
     """
+    train, val = splits.train, splits.val
+    assert train is not None and val is not None and splits.whole_val is not None  # this probe learns
     sets, labels = feature_sets(train), train.labels.shape[1]
-    trained = fit(train, tuple(sets.values()), RATES, seed, steps)
+    trained = fit([train], tuple(sets.values()), RATES, seed, steps)
     grid: list[dict[str, Any]] = []
     for (features, columns), heads in zip(sets.items(), trained, strict=True):
         scores = log_odds(heads, val, columns).reshape(-1, len(RATES), labels)
@@ -73,10 +91,14 @@ def learn(train: SplitFeatures, val: SplitFeatures, test: SplitFeatures, seed: i
     best = max(range(len(grid)), key=lambda i: (grid[i]['validation_auroc'] or 0.0, -i))
     s, r = divmod(best, len(RATES))
     of_rate = slice(r * labels, (r + 1) * labels)
-    heads = Heads(trained[s].kernel[:, of_rate], trained[s].bias[of_rate])
+    first = Heads(trained[s].kernel[:, of_rate], trained[s].bias[of_rate])
     columns = sets[grid[best]['features']]
+    added = take(val, policy.known(val.labels).any(1))
+    (final,) = fit([train, added], (columns,), (RATES[r],), seed, steps)
+    on_val = np.where(splits.whole_val.halves.chooses, log_odds(first, val, columns), log_odds(final, val, columns))
     chosen = dict(grid[best], steps=steps, by='mean AUROC over labels on validation', scores='log-odds')
-    on_test, on_val = log_odds(heads, test, columns), log_odds(heads, val, columns)
+    chosen['retrained_on'] = f'train and the {len(added.labels):,} records of validation that chose'
+    on_test = log_odds(final, splits.test, columns)
     return Scores(on_test, on_val, linear.THRESHOLD, chosen, {}, dict(grid=grid), scale='log-odds')
 
 
@@ -96,6 +118,15 @@ def row(split: SplitFeatures, numbers: np.ndarray | slice) -> np.ndarray:
     return cls if split.patches is None else np.concatenate([cls, split.patches[numbers]], 1)
 
 
+def rows(splits: Sequence[SplitFeatures], numbers: np.ndarray) -> np.ndarray:
+    """float32 [n,F]: `row` of records that are numbered through all splits."""
+    starts = np.cumsum([0, *(len(split.labels) for split in splits)])
+    of_split = np.searchsorted(starts, numbers, 'right') - 1
+    found = [row(split, numbers[of_split == k] - starts[k]) for k, split in enumerate(splits)]
+    order = np.argsort(of_split, kind='stable')
+    return np.concatenate(found)[np.argsort(order)]
+
+
 def log_odds(heads: Heads, split: SplitFeatures, columns: Columns, block: int = 4096) -> np.ndarray:
     """float32 [n,R*L] of all records of a split."""
     blocks = (slice(i, i + block) for i in range(0, len(split.labels), block))
@@ -104,10 +135,14 @@ def log_odds(heads: Heads, split: SplitFeatures, columns: Columns, block: int = 
 
 
 def fit(
-    train: SplitFeatures, sets: Sequence[Columns], rates: Sequence[float], seed: int, steps: int = STEPS
+    splits: Sequence[SplitFeatures], sets: Sequence[Columns], rates: Sequence[float], seed: int, steps: int = STEPS
 ) -> list[Heads]:
-    """Trains classifiers for all feature sets, rates and labels on the same batches; one `Heads` a feature set."""
-    n, labels = train.labels.shape
+    """Trains classifiers for all feature sets, rates and labels on the same batches; one `Heads` a feature set.
+
+    The records are those of all splits together.
+    """
+    all_labels = np.concatenate([split.labels for split in splits])
+    n, labels = all_labels.shape
     batch = min(BATCH, n)
     rng = np.random.default_rng(seed)
     heads = [
@@ -122,10 +157,10 @@ def fit(
     width = max(stop for _, stop in sets)
     whole = 4 * n * width <= ON_DEVICE
     if whole:
-        pool = jnp.asarray(row(train, slice(None))), jnp.asarray(train.labels)
+        pool = jnp.asarray(np.concatenate([row(split, slice(None)) for split in splits])), jnp.asarray(all_labels)
     for first, numbers in _batches(n, batch, steps, rng):
         if not whole:
-            pool = row(train, numbers.ravel()), train.labels[numbers.ravel()]
+            pool = rows(splits, numbers.ravel()), all_labels[numbers.ravel()]
             numbers = np.arange(numbers.size).reshape(numbers.shape)
         heads, momentum = _train(heads, momentum, *pool, numbers, of_column, first, steps, tuple(sets))
     return jax.tree.map(np.asarray, heads)

@@ -79,8 +79,7 @@ def run(inputs: ProbeInputs) -> Result:
         threshold_notes=splits.unjudged('its threshold is the mean of the maps'),
         seconds=round(time.perf_counter() - begun, 2),
     )
-    arrays = values | dict(names=np.array(names), record=test.numbers, patient=test.patients)
-    return Result(content, arrays)
+    return Result(content, overlaps.arrays(values, found, test))
 
 
 def has_text(inputs: ProbeInputs) -> bool:

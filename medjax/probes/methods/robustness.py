@@ -13,13 +13,14 @@ errors by those of an AlexNet on its data. There is none for other data, so erro
 encoders, compare the drop as well as the AUROC: an encoder that knows nothing loses nothing.
 
 The scores of each of the 55 lie in RUN/cache/<encoder>/<data>.corrupted/ until all are there. So a job that was killed
-goes on where it was.
+goes on where it was, and jobs that run at once share the work.
 """
 
 from __future__ import annotations
 
 import hashlib
 import inspect
+import itertools
 import json
 import pathlib
 import shutil
@@ -32,7 +33,7 @@ import numpy as np
 import medjax
 from medjax import files
 from medjax.data.records import Split
-from medjax.probes import corruptions, encode, statistics
+from medjax.probes import corruptions, encode, locks, statistics
 from medjax.probes.encode import SplitFeatures
 from medjax.probes.evaluate import ProbeInputs, Result, choosing_units, label_requirements, learning_splits
 from medjax.probes.methods import linear
@@ -40,6 +41,8 @@ from medjax.probes.statistics import Bootstrap, Sample
 from medjax.probes.thresholds import choose_thresholds
 
 name, requirements = 'robustness', label_requirements
+shares_work = True  # jobs that run it at once divide its work
+LOCK = '.lock'
 
 
 class CorruptedSplit(Split):
@@ -67,10 +70,11 @@ def run(inputs: ProbeInputs) -> Result:
 
     clean = judged(classifier.log_odds(splits.test))
     place = place_of(inputs, classifier)
+    scores = all_scores(inputs, classifier, place)
     rows: dict[str, dict[str, Sample]] = dict(AUROC={}, error={}, drop={}, rise={})
     details: dict[str, Any] = {}
     for kind in corruptions.KINDS:
-        of_severity = [judged(scores_of(inputs, classifier, kind, s, place)) for s in corruptions.SEVERITIES]
+        of_severity = [judged(scores[kind, severity]) for severity in corruptions.SEVERITIES]
         found = {metric: statistics.mean([each[metric] for each in of_severity]) for metric in clean}
         found |= dict(drop=clean['AUROC'].minus(found['AUROC']), rise=found['error'].minus(clean['error']))
         for metric, sample in found.items():
@@ -107,6 +111,16 @@ def place_of(inputs: ProbeInputs, classifier: linear.Classifier) -> pathlib.Path
     for array in classifier.regressions[:4]:
         digest.update(np.ascontiguousarray(array).tobytes())
     return inputs.cache / str(inputs.encoder.name) / f'{inputs.data.name}.corrupted' / digest.hexdigest()[:16]
+
+
+def all_scores(
+    inputs: ProbeInputs, classifier: linear.Classifier, place: pathlib.Path | None
+) -> dict[tuple[str, int], np.ndarray]:
+    """The log-odds [n,L] of test records by (kind, severity). Jobs with one `place` share the work."""
+    pairs = {pair: byte for byte, pair in enumerate(itertools.product(corruptions.KINDS, corruptions.SEVERITIES))}
+    what = f'robustness of {encode.title(inputs.encoder.name)}'
+    one_by_one = locks.shared(place / LOCK, pairs, what) if place else iter(pairs)
+    return {(kind, severity): scores_of(inputs, classifier, kind, severity, place) for kind, severity in one_by_one}
 
 
 def scores_of(

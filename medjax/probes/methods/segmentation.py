@@ -5,7 +5,7 @@ from the features of a patch to the log-odds of each structure, on the grid of t
 to the pixels. Three things differ. Structures have a sigmoid each, as masks may overlap. The records are encoded once,
 without augmentation. Targets are the shares of cells, see `medjax.probes.decoders`.
 
-Rate and thresholds are chosen on validation. `medjax.probes.overlaps` defines Dice, IoU and false alarms.
+Rate and thresholds are chosen on validation. `medjax.probes.overlaps` defines Dice, IoU and false area.
 """
 
 from __future__ import annotations

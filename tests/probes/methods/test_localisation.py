@@ -62,8 +62,8 @@ def test_maps_without_contrast():
     assert np.isfinite(localisation.cnr(plane * 1.0, plane))
 
 
-def test_bright_patches_are_found(inputs):
-    content, arrays = localisation.run(inputs)
+def test_bright_patches_are_found(inputs, tmp_path):
+    content, arrays = result = localisation.run(inputs)
     rows = content['results']
     assert rows['pointing']['disc']['value'] > 0.8 > 2 * rows['pointing']['disc']['chance']
     assert (
@@ -71,6 +71,7 @@ def test_bright_patches_are_found(inputs):
     )
     assert rows['dice']['disc']['value'] > 0.6 and content['skipped_labels'].keys() == {'never'}
     assert content['chosen']['similarity'] == 'to prototypes of train' and arrays['cnr'].shape == (10, 2)
+    assert set(dense_cases.stored(tmp_path, 8, result).values) == set(rows), 'all can be compared with another encoder'
 
 
 def test_a_cut_is_the_eigenvector_of_the_formula():
@@ -94,8 +95,8 @@ def test_equal_patches_have_a_finite_cut(patches):
     assert np.isfinite(graph_cut.cut(patches, 0.2)).all()
 
 
-def test_discs_are_cut_out(inputs, splits):
-    content, arrays = graph_cut.run(inputs)
+def test_discs_are_cut_out(inputs, splits, tmp_path):
+    content, arrays = result = graph_cut.run(inputs)
     assert content['results']['dice']['disc']['value'] > 0.6
     part = 1 if content['details']['parts']['disc'] == 'object' else -1
     divided = graph_cut.cuts(splits.test, content['chosen']['threshold'])
@@ -105,3 +106,4 @@ def test_discs_are_cut_out(inputs, splits):
         assert arrays['iou'][i, 0] == pytest.approx(jaccard_score(planes[0].ravel(), called.ravel()))
     grid = [entry['validation_dice'] for entry in content['details']['grid']]
     assert content['chosen']['validation_dice'] == max(grid)
+    assert set(dense_cases.stored(tmp_path, 8, result).values) == set(content['results'])

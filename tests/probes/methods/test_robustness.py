@@ -1,5 +1,8 @@
 """Robustness: the classifier and its thresholds come from clean records; the figures equal loops over corruptions."""
 
+import collections
+import subprocess
+import sys
 import types
 
 import numpy as np
@@ -77,7 +80,7 @@ def test_a_killed_job_goes_on(seen, result, tmp_path, monkeypatch):
         robustness.run(inputs)
     monkeypatch.setattr(robustness, 'corrupted', encode)
     (folder,) = (tmp_path / '8' / 'data.corrupted').iterdir()
-    kept = sorted(folder.iterdir())
+    kept = sorted(folder.glob('*.npz'))
     assert len(kept) == 7
     kept[0].write_bytes(kept[0].read_bytes()[:100])
     kept[1].write_bytes(b'')
@@ -144,3 +147,40 @@ def test_corrupted_images_come_from_the_split():
         assert (split.image(9) == expected).all() and not (expected == image).all()
     finally:
         robustness.Split.image = parent
+
+
+JOB = """
+import pathlib, sys, time, types
+import numpy as np
+from medjax.probes import locks
+from medjax.probes.methods import robustness
+locks.POLL, place, log = 0.02, pathlib.Path(sys.argv[1]), open(sys.argv[2], 'a')
+def corrupted(inputs, kind, severity):
+    print(kind, severity, file=log, flush=True)
+    time.sleep(0.01)
+    return severity
+robustness.corrupted = corrupted
+inputs = types.SimpleNamespace(encoder=types.SimpleNamespace(name=8), data=types.SimpleNamespace(splits=dict(test=3)))
+classifier = types.SimpleNamespace(log_odds=lambda severity: np.full((3, 1), severity))
+print('ready', flush=True)
+sys.stdin.readline()
+found = robustness.all_scores(inputs, classifier, place)
+assert all((scores == severity).all() for (_, severity), scores in found.items())
+print(len(found))
+"""
+
+
+def test_jobs_at_once_divide_the_corruptions(tmp_path):
+    command = [sys.executable, '-c', JOB, str(tmp_path / 'place')]
+    jobs = [
+        subprocess.Popen([*command, str(tmp_path / name)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for name in 'ab'
+    ]
+    assert [job.stdout.readline() for job in jobs] == ['ready\n', 'ready\n']
+    for job in jobs:
+        job.stdin.write('go\n')
+        job.stdin.flush()
+    assert [job.communicate(timeout=120)[0] for job in jobs] == [f'{len(ALL)}\n'] * 2
+    done = [(tmp_path / name).read_text().splitlines() for name in 'ab']
+    assert min(map(len, done)) > 5
+    assert collections.Counter(done[0] + done[1]) == {f'{kind} {severity}': 1 for kind, severity in ALL}

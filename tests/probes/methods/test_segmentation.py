@@ -8,7 +8,7 @@ import pytest
 import scipy.optimize
 
 from medjax.errors import UserError
-from medjax.probes import decoders, segment, structures
+from medjax.probes import comparison, decoders, segment, structures
 from medjax.probes.methods import segmentation, segmentation_decoder
 
 BOTH = dict(linear=segmentation.LINEAR, convolutional=segmentation_decoder.CONVOLUTIONAL)
@@ -33,10 +33,17 @@ def test_structures_are_found(built, tmp_path, name):
     assert arrays['dice'].shape == (10, 2) and arrays['names'].tolist() == ['disc', 'bar']
 
 
-def test_a_patch_with_noise_finds_nothing(built):
-    encoder = dense_cases.pixels_of_patches(scale=0.0)
-    content, _ = segment.run(dense_cases.inputs(encoder, built), segmentation.LINEAR, steps=20)
-    assert content['results']['dice']['disc']['value'] < 0.5
+def test_a_patch_with_noise_finds_nothing_and_is_worse_on_the_same_patients(built, tmp_path):
+    found = {}
+    for scale in (0.0, 1.0):
+        encoder = dense_cases.pixels_of_patches(scale=scale)
+        result = segment.run(dense_cases.inputs(encoder, built), segmentation.LINEAR, steps=20)
+        found[scale] = dense_cases.stored(tmp_path, int(scale), result)
+        assert (result.content['results']['dice']['disc']['value'] < 0.5) == (scale == 0)
+    difference = comparison.paired(found[1.0], found[0.0])
+    disc, means = difference['results']['dice']['disc'], [found[s].content['results']['dice'] for s in (1.0, 0.0)]
+    assert disc['low'] > 0.1 and disc['value'] == pytest.approx(means[0]['disc']['value'] - means[1]['disc']['value'])
+    assert set(difference['results']) == {'dice', 'iou', 'false_area'} and difference['rows'] == 'structure'
 
 
 @pytest.mark.parametrize('name', BOTH)
