@@ -74,8 +74,9 @@ def setup(config: Mapping[str, Any], datasets: Mapping[str, records.DataSet], me
     objective = compose(config)
     tokenizer = open_tokenizer(config)
     stream = Stream(
-        config['data'], datasets, config['seed'], views=config['views'], tokenizer=tokenizer, columns=config['columns']
-    )
+        config['data'], datasets, config['seed'], views=config['views'], tokenizer=tokenizer, columns=config['columns'],
+        structures=objective.structures,
+    )  # fmt: skip
     check_rows(stream.rows, config['rows_per_group'], config['micro_batches'], sharding.row_shards())
     make_views = make.build(
         objective.views, config['masks'], config['image'], objective.grids(), config['rows_per_group'],

@@ -29,6 +29,8 @@ Batch = Mapping[str, Mapping[str, Array]]
     image/present  bool [B,S]
     image/extent   int32 [B,S,2]         height and width of the image on the canvas
     label          int8 [B,L]            1, 0, -1 uncertain, -2 blank; L labels, the same for all sources
+    mask           uint8 [B,S,H,W]       bit k: structure k, of those that a term reads; only if a term reads masks
+    mask/known     uint8 [B,S]           bit k: the record says where structure k is; 0: it has no mask
     column         float32 [B,C]         C columns of the config: numbers, or numbers of words; nan: unknown
     key/patient    uint32 [B,2]          the two halves of the hashed 64-bit id
     key/study      uint32 [B,2]          the same for the study

@@ -353,8 +353,10 @@ def _check(run: pathlib.Path | None, data: records.DataSet, args: argparse.Names
         raise UserError(f'--run {args.run}: there is no such folder; give the --workdir of a `medjax train`')
     if not data.splits.get('test'):
         raise UserError(f'--data {args.data}: no record in test, so there is nothing to probe')
-    if not data.labels and not (data.split('test').column('words') > 0).any():
-        raise UserError(f'--data {args.data}: the data set has no labels and no texts, so there is nothing to probe')
+    if not data.labels and not data.masks and not (data.split('test').column('words') > 0).any():
+        raise UserError(
+            f'--data {args.data}: the data set has no labels, no texts and no masks, so there is nothing to probe'
+        )
     if args.draws < 1:
         raise UserError(f'--draws: at least 1 bootstrap draw, not {args.draws}')
     if args.seed < 0:

@@ -64,6 +64,11 @@ class DataSet:
             raise UserError(f'{self.path}: no record in the split {name!r}; there are {_counts(self.splits)}')
         return self._splits[name]
 
+    @property
+    def structures(self) -> tuple[str, ...]:
+        """The names of the structures that masks may show: 'mask' alone if the set was built before they had names."""
+        return self.masks or ('mask',)
+
     @functools.cached_property
     def _splits(self) -> dict[str, Split]:
         """One object for each split: all callers share its open files and their indices (8 bytes for each record)."""
@@ -105,14 +110,9 @@ class Split:
         return decode.decode(png, 1, 8)[..., 0] if png else None
 
     def structures(self, i: int) -> np.ndarray | None:
-        """The structures of `DataSet.masks` in record i, bool [K,H,W], of the size of its image. None: it has no mask.
-
-        Bit k of a mask is structure k. A mask of a single structure shows it with any value but 0.
-        """
-        mask, count = self.mask(i), len(self.data.masks)
-        if mask is None:
-            return None
-        return mask[None] > 0 if count == 1 else mask >> np.arange(count, dtype=np.uint8)[:, None, None] & 1 > 0
+        """`DataSet.structures` in record i, bool [K,H,W], of the size of its image. None: it has no mask."""
+        mask = self.mask(i)
+        return None if mask is None else planes(mask, len(self.data.structures))
 
     def stored(self, numbers: Sequence[int]) -> list[bytes]:
         """The records of these numbers as bytes, as they are on disk. For copying."""
@@ -174,6 +174,14 @@ class Split:
         import tensorflow_datasets as tfds
 
         return tfds.builder_from_directory(self.data.path / 'records').as_data_source(split=self.name)
+
+
+def planes(mask: np.ndarray, count: int) -> np.ndarray:
+    """The structures of a stored mask uint8 [H,W]: bool [count,H,W].
+
+    Bit k of a mask is structure k. A mask of a single structure shows it with any value but 0.
+    """
+    return mask[None] > 0 if count == 1 else mask >> np.arange(count, dtype=np.uint8)[:, None, None] & 1 > 0
 
 
 def open(path: str | os.PathLike) -> DataSet:

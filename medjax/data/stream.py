@@ -16,7 +16,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -25,7 +25,7 @@ import numpy as np
 from medjax.data.format import KINDS
 from medjax.data.images import decode
 from medjax.data.mixing import Mixing
-from medjax.data.records import DataSet, Split, label_vocabulary
+from medjax.data.records import DataSet, Split, label_vocabulary, planes
 from medjax.data.text import prompts, views as text_views
 from medjax.data.text.tokenizer import Tokenizer
 from medjax.data.text.views import TextView
@@ -48,6 +48,7 @@ class Stream:
     A part may mix grey with colour and 8 with 16 bits: grey is repeated over three channels, 8 bits are scaled to 16.
     `views` are the config's views: each text view adds fields to its part, tokenized by `tokenizer`.
     `columns` are the config's columns: name -> 'number', or the words that count.
+    `structures` names those whose masks terms read, by part; other parts have no masks in their batches.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Stream:
         views: Mapping[str, Mapping[str, Any]] | None = None,
         tokenizer: Tokenizer | None = None,
         columns: Mapping[str, Any] | None = None,
+        structures: Mapping[str, Sequence[str]] | None = None,
     ):
         self.threads = threads or os.cpu_count() or 1
         sources = [source for cfg in parts.values() for source in (cfg.get('sources') or {})]
@@ -68,7 +70,7 @@ class Stream:
                 raise UserError(f'no data for the source {source!r}{near}; give --data {source}=PATH')
         self.vocabulary = label_vocabulary(parts, datasets)
         texts = text_views.from_config(views or {})
-        factory = _PartFactory(datasets, self.vocabulary, texts, tokenizer, seed, columns or {})
+        factory = _PartFactory(datasets, self.vocabulary, texts, tokenizer, seed, columns or {}, structures or {})
         self.parts = {name: call(factory.part, cfg, f'data.{name}', name=name) for name, cfg in parts.items()}
         for part in self.parts.values():
             for view in part.text_views.values():
@@ -134,6 +136,7 @@ class Part:
     tokenizer: Tokenizer | None
     seed: int
     columns: Mapping[str, Any]  # name -> 'number', or its words
+    structures: tuple[str, ...]  # whose masks are read; bit k of a mask in a batch is structure k
 
     def empty_fields(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         """The fields of the given global rows, before any row is filled."""
@@ -151,6 +154,9 @@ class Part:
         }
         if self.columns:
             fields['column'] = np.full((n, len(self.columns)), np.nan, np.float32)
+        if self.structures:
+            fields['mask'] = np.zeros((n, 1, self.canvas, self.canvas), np.uint8)
+            fields['mask/known'] = np.zeros((n, 1), np.uint8)
         for name, view in self.text_views.items():
             fields |= {
                 f'text/{name}': np.full((n, view.count, view.length), self.tokenizer.tokens.pad, np.int32),
@@ -178,8 +184,20 @@ class Part:
         if self.columns:
             attributes = json.loads(record['info'])
             fields['column'][i] = [_column_value(attributes.get(name), kind) for name, kind in self.columns.items()]
+        if self.structures and record['mask']:
+            self._fill_mask(fields, i, record['mask'], self.splits[source].data.structures)
         if self.text_views:
             self._fill_texts(fields, i, record, source, number, epoch)
+
+    def _fill_mask(self, fields: dict[str, np.ndarray], i: int, png: bytes, stored: tuple[str, ...]) -> None:
+        """The structures of a mask as bits. Those that the source does not mark stay unknown."""
+        mask = decode.bounded_mask(decode.decode(png, 1, 8)[..., 0], self.canvas)
+        height, width = mask.shape
+        for name, plane in zip(stored, planes(mask, len(stored)), strict=True):
+            if name in self.structures:
+                bit = np.uint8(1 << self.structures.index(name))
+                fields['mask'][i, 0, :height, :width] |= plane * bit
+                fields['mask/known'][i, 0] |= bit
 
     def _fill_texts(
         self, fields: dict[str, np.ndarray], i: int, record: Mapping[str, Any], source: int, number: int, epoch: int
@@ -208,6 +226,7 @@ class _PartFactory:
     tokenizer: Tokenizer | None
     seed: int
     columns: Mapping[str, Any]
+    structures: Mapping[str, Sequence[str]]
 
     def part(self, rows: int, sources: Mapping[str, float], canvas: int | None = None, *, name: str) -> Part:
         """The part `name`, checked. A config gives `rows`, `sources` and `canvas`."""
@@ -239,6 +258,7 @@ class _PartFactory:
             tokenizer=self.tokenizer,
             seed=self.seed,
             columns=self.columns,
+            structures=tuple(self.structures.get(name, ())),
         )
 
 

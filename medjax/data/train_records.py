@@ -5,7 +5,7 @@ A term takes numbers from them before a run begins: the shares of its classes, t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,6 +42,23 @@ class TrainRecords(NamedTuple):
         """uint32 [n,2]: the two halves of the hashed id of each record's patient, as `key/patient` of a batch."""
         keys = np.concatenate([split.keys('patient') for split in self.splits])
         return np.stack(np.divmod(keys, np.uint64(2**32)), 1).astype(np.uint32)
+
+    def structures(self) -> tuple[str, ...]:
+        """The structures that masks of any source may show, in order of first appearance."""
+        return tuple(dict.fromkeys(name for split in self.splits for name in split.data.structures))
+
+    def masks(self, used: np.ndarray) -> Iterator[tuple[Split, np.ndarray]]:
+        """The masks uint8 [H,W] of the records that count, bool [n], each with its split.
+
+        Records far from each other come first, so that one of many masks is found soon.
+        """
+        starts = np.cumsum([0, *(len(split) for split in self.splits)])
+        numbers = np.flatnonzero(used)
+        for i in np.random.default_rng(0).permutation(numbers).tolist():
+            source = int(np.searchsorted(starts, i, 'right')) - 1
+            mask = self.splits[source].mask(i - int(starts[source]))
+            if mask is not None:
+                yield self.splits[source], mask
 
 
 def of_part(part: Mapping[str, Any], datasets: Mapping[str, DataSet]) -> TrainRecords:

@@ -34,6 +34,7 @@ from medjax.types import Head, Input, Masks, Metrics, Tower, Tree, Views
 from medjax.views import make
 from medjax.views.kinds import Kind
 
+MOST_STRUCTURES = 8  # bits of a mask in a batch
 SUMS = 64  # numbers that a term without declared moves may exchange: its loss and metrics are sums over rows
 
 
@@ -204,11 +205,12 @@ class Objective:
     ) -> dict[str, TermInputs]:
         """The inputs of every term. The networks and the temperatures are the same for all."""
         networks, temperatures = self._networks(params, aux), self.temperatures(params['terms'], step)
+        marked = {name: self.structures.get(kind.part, ()) for name, kind in self.views.items()}
         return {
             name: TermInputs(
                 params['terms'][name], aux['terms'][name], computed.features, computed.presence, views, masks,
                 networks, step, jax.random.fold_in(key, zlib.crc32(f'terms/{name}'.encode())),
-                computed.per_row.get(name, {}), temperatures,
+                computed.per_row.get(name, {}), temperatures, marked,
             )
             for name in self.terms
         }  # fmt: skip
@@ -329,6 +331,21 @@ class Objective:
     def predictions(self) -> dict[str, Prediction]:
         """The features that terms make predict labels or columns, by the name of the term."""
         return {name: term.prediction for name, term in self.terms.items() if term.prediction}
+
+    @functools.cached_property
+    def structures(self) -> dict[str, tuple[str, ...]]:
+        """Part of the batch -> the structures whose masks terms read; bit k of a mask is structure k."""
+        found: dict[str, dict[str, None]] = {}
+        for term in self.terms.values():
+            for view, names in term.structures.items():
+                found.setdefault(self.views[view].part, {}).update(dict.fromkeys(names))
+        for part, names in found.items():
+            if len(names) > MOST_STRUCTURES:
+                raise UserError(
+                    f'data.{part}: the terms read {len(names)} structures ({", ".join(names)}), and a batch holds '
+                    f'{MOST_STRUCTURES} at most; name fewer'
+                )
+        return {part: tuple(names) for part, names in found.items()}
 
     def moves(self, rows: int, shapes: Mapping[str, tuple[int, ...]]) -> float:
         """The number of array elements that the loss exchanges between devices in a step; infinite for no bound."""

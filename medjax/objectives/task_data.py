@@ -15,11 +15,13 @@ import numpy as np
 from medjax.data.records import MOST_WORDS
 from medjax.data.train_records import TrainRecords
 from medjax.data.types import POSITIVE
-from medjax.errors import UserError
+from medjax.errors import UserError, suggest
 from medjax.objectives import task_options
-from medjax.objectives.task_options import BALANCED
-from medjax.objectives.tasks import Classes, Labels, Levels, Numbers, Task, only_label
+from medjax.objectives.task_options import ALL, BALANCED
+from medjax.objectives.tasks import Classes, Labels, Levels, Numbers, Structures, Task, only_label
 from medjax.objectives.terms import TermContext
+
+LOOKED_AT = 32  # masks of a data set whose structures have no names
 
 
 class Train(NamedTuple):
@@ -115,11 +117,34 @@ def _of_levels(task: Levels, options: Mapping[str, Any], train: Train) -> dict[s
     return found | _balanced(options, np.stack([at[:-1], above[1:]], 1))
 
 
+def _of_structures(task: Structures, options: Mapping[str, Any], train: Train) -> dict[str, Any]:
+    where, there = f'{train.context.where}.structures', train.records.structures()
+    names = there if options['structures'] == ALL else task.names
+    for name in names:
+        if name not in there:
+            raise UserError(f'{where}: the masks of the data show no {name!r}{suggest(name, there)}')
+    values: set[int] = set()
+    found = 0
+    for split, mask in train.records.masks(train.shares > 0):
+        found += any(name in split.data.structures for name in names)
+        values |= set() if split.data.masks else set(np.unique(mask).tolist()) - {0}
+        if len(values) > 1:
+            raise UserError(
+                f'{where}: {split.data.name} does not say what the values {", ".join(map(str, sorted(values)[:5]))} of '
+                'its masks show; build it again: medjax build table has --masks lung=1,heart=2 for the names'
+            )
+        if found and (split.data.masks or found == LOOKED_AT):
+            break
+    train.check_known(found, 'a mask' if names == ('mask',) else f'a mask that may show {_few(names)}')
+    return dict(structures=list(names))
+
+
 READERS: dict[type[Task], Callable[..., dict[str, Any]]] = {
     Labels: _of_labels,
     Classes: _of_classes,
     Numbers: _of_numbers,
     Levels: _of_levels,
+    Structures: _of_structures,
 }
 
 

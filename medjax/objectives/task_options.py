@@ -4,6 +4,7 @@
     classes, weights, focal, smoothing              -> Classes
     numbers, error, mean, std                       -> Numbers
     ordered, levels, weights, focal, smoothing      -> Levels
+    structures                                      -> Structures
 
 weights='balanced', and a mean, a std or levels that are not given, come from the train splits (task_data.py). Where no
 data are at hand, stand-ins are in their place.
@@ -19,12 +20,12 @@ import numpy as np
 
 from medjax.errors import UserError, suggest
 from medjax.objectives.label_policy import label_policy
-from medjax.objectives.tasks import ERRORS, Classes, Labels, Levels, Numbers, Task
+from medjax.objectives.tasks import ERRORS, Classes, Labels, Levels, Numbers, Structures, Task
 from medjax.objectives.terms import TargetColumn, TermContext
 from medjax.plugins import call, text_list
 from medjax.types import is_number
 
-BALANCED = 'balanced'
+BALANCED, ALL = 'balanced', 'all'
 
 
 def task(context: TermContext, options: Mapping[str, Any], stand_ins: bool) -> Task:
@@ -153,7 +154,21 @@ def ordered(
     )
 
 
-KINDS: dict[str, Callable[..., Task]] = dict(labels=labels, classes=classes, numbers=numbers, ordered=ordered)
+def structures(structures: str | Sequence[str], *, context: TermContext, stand_ins: bool) -> Structures:
+    """Structures of the masks of the data; 'all' of them."""
+    where = f'{context.where}.structures'
+    if structures == ALL:
+        _check_open('structures', context, stand_ins)
+        structures = ['any structure']
+    names = text_list(structures, where, 'lung')
+    if len(set(names)) < len(names) or not names:
+        raise UserError(f'{where}={list(names)!r}: must name at least one structure, each once')
+    return Structures(names, np.ones((len(names), 2), np.float32), 0.0, 0.0)
+
+
+KINDS: dict[str, Callable[..., Task]] = dict(
+    labels=labels, classes=classes, numbers=numbers, ordered=ordered, structures=structures
+)
 
 
 def level_values(context: TermContext, column: TargetColumn, levels: Any) -> tuple[tuple[Any, ...], np.ndarray]:

@@ -6,6 +6,7 @@ A task knows the outputs that it needs, reads the targets of the rows, and compa
     Levels     ordered levels, one after the other (CORN, arXiv 2111.08851)
     Classes    one of K classes
     Numbers    columns of numbers
+    Structures of masks, in each cell of a crop
 
 Shapes: B rows, V crops, O outputs.
 """
@@ -105,6 +106,17 @@ class Labels(Binary):
 
     def described(self) -> dict[str, Any]:
         return dict(predicts='labels', names=self.names)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Structures(Binary):
+    """Structures that masks show. The target of a cell is the share of it that a structure covers.
+
+    Structures may overlap, so each is a decision by itself. The term reads the targets, see `supervised.OfCells`.
+    """
+
+    def described(self) -> dict[str, Any]:
+        return dict(predicts='structures', names=self.names)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

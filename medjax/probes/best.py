@@ -24,7 +24,7 @@ from medjax.weights import export
 LABELS = ('auroc', 'auprc')
 WITHOUT = (
     'few_shot', 'search', 'metadata', 'regression', 'ordinal', 'robustness', 'out_of_distribution', 'shortcut',
-    'segmentation', 'segmentation_decoder', 'localisation', 'graph_cut',
+    'segmentation', 'segmentation_decoder', 'fine_tune_segmentation', 'localisation', 'graph_cut',
 )  # fmt: skip
 TRAINING = ('fine_tune', 'lora', 'prompts', 'bias_only', 'bpd')
 FIGURES = (

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from medjax.data.records import DataSet, Split
+from medjax.data.records import Split
 from medjax.errors import UserError
 from medjax.probes import encode
 from medjax.probes.batches import in_threads
@@ -27,7 +27,6 @@ from medjax.probes.label_splits import held_out_rows
 from medjax.probes.statistics import Bootstrap
 from medjax.views import geometry
 
-UNNAMED = ('mask',)  # of data sets that were built before masks had names
 LOOKED_AT = 500  # records of a data set without names, to see whether there are masks at all
 AHEAD = 16  # masks that are decoded before they are needed
 
@@ -63,9 +62,9 @@ class Masked(NamedTuple):
 
     def planes(self) -> Iterator[np.ndarray]:
         """bool [K,H,W] for each record: the structures that it shows."""
-        kept = [_names(self.records.data).index(name) for name in self.names]
-        with contextlib.closing(in_threads(lambda i: _planes(self.records, i), self.numbers.tolist(), AHEAD)) as all_of:
-            yield from (planes[kept] for planes in all_of)
+        kept = [self.records.data.structures.index(name) for name in self.names]
+        with contextlib.closing(in_threads(self.records.structures, self.numbers.tolist(), AHEAD)) as all_of:
+            yield from (planes[kept] for planes in all_of if planes is not None)
 
     def axes(self, shape: tuple[int, ...]) -> tuple[Axis, Axis]:
         """What the encoder sees of the rows and of the columns of an image [H,W]."""
@@ -137,10 +136,10 @@ def masked_splits(inputs: ProbeInputs) -> MaskedSplits:
         validation = 'a tenth of the patients of train, held out, as no record of val has a mask'
         train, val = train.take(~rows), train.take(rows)
     skipped = {}
-    for k, name in enumerate(_names(data)):
+    for k, name in enumerate(data.structures):
         if missing := [split for split, one in (('train', train), ('test', test)) if not one.present[:, k].any()]:
             skipped[name] = f'no record of {" and ".join(missing)} shows it'
-    kept = [k for k, name in enumerate(_names(data)) if name not in skipped]
+    kept = [k for k, name in enumerate(data.structures) if name not in skipped]
     if not kept:
         raise UserError(f'{data.name}: no structure is shown by records of train and of test')
     without = {name: data.splits[name] - len(one.numbers) for name, one in found.items()}
@@ -149,12 +148,12 @@ def masked_splits(inputs: ProbeInputs) -> MaskedSplits:
 
 def masked(inputs: ProbeInputs, name: str) -> Masked:
     """The records of a split that have a mask. Decodes all masks."""
-    split, names, image = inputs.data.split(name), _names(inputs.data), inputs.encoder.image
+    split, names, image = inputs.data.split(name), inputs.data.structures, inputs.encoder.image
     grid, numbers, present = inputs.grids(name), [], []
     values: set[int] = set()
 
     def look(i: int) -> tuple[np.ndarray | None, set[int]]:
-        planes = _planes(split, i)
+        planes = split.structures(i)
         if planes is None:
             return None, set()
         rows, columns = (inside(axis) for axis in seen_axes(planes.shape[1:], image))
@@ -178,18 +177,6 @@ def masked(inputs: ProbeInputs, name: str) -> Masked:
     taken = grid.take(rows) if isinstance(grid, Stored) else grid[rows]
     shown = np.array(present, bool).reshape(len(rows), len(names))
     return Masked(split, names, rows, patients, taken, shown, image)
-
-
-def _names(data: DataSet) -> tuple[str, ...]:
-    return data.masks or UNNAMED
-
-
-def _planes(split: Split, i: int) -> np.ndarray | None:
-    """bool [K,H,W] of record i; a mask without names is one structure. None: it has no mask."""
-    if split.data.masks:
-        return split.structures(i)
-    mask = split.mask(i)
-    return None if mask is None else mask[None] > 0
 
 
 # Pixels, cells and the grid

@@ -1,4 +1,4 @@
-"""Probes that train: a recipe starts from the encoder and learns the labels of the data, and its export is judged.
+"""Probes that train: a recipe starts from the encoder and learns from the data, and its export is judged.
 
     job = Tuning('fine_tune')                # configs/fine_tune.py
     name, requirements, run = job.name, job.requirements, job.run
@@ -7,8 +7,9 @@ A probe of this kind starts `medjax train` as a process of its own. So the train
 as every run has: it lies in RUN/tuning/<encoder>/<data>.<probe>-<digest>. The digest is that of all that its numbers
 depend on. A job that was killed goes on from the last checkpoint, and a finished training is not done again.
 
-The exports of the run are compared by their mean AUROC on the choosing half of validation, and the best one is judged
-as the probe `classifier` judges any export. Without a val split the last export is judged.
+The exports of a `Tuning` are compared by their mean AUROC on the choosing half of validation. The best one is judged as
+the probe `classifier` judges any export. Without a val split the last export is judged. Recipes that learn no labels
+have a subclass with a figure and a judgement of their own (`segment_tuning.py`).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 import numpy as np
 
@@ -49,6 +50,7 @@ class Tuning:
 
     recipe: str  # the name of a shipped recipe, or a file
     tower: str | None = None  # the only kind of tower that the recipe changes, as 'vit'; None: any
+    figure: ClassVar[str] = 'mean AUROC'  # by which an export is chosen
 
     @property
     def name(self) -> str:
@@ -56,7 +58,6 @@ class Tuning:
 
     def requirements(self, inputs: ProbeInputs) -> dict[str, Any]:
         """What the training depends on besides encoder and data; UserError where it cannot start from the encoder."""
-        label_requirements(inputs)
         encoder = inputs.encoder
         if encoder.name in encode.BASELINES or encoder.folder is None:
             raise UserError(
@@ -76,9 +77,13 @@ class Tuning:
         if self.tower not in (None, section['tower']):
             raise UserError(f'{self.name} needs the tower {self.tower!r}, and the encoder is {section["tower"]!r}')
         file = recipes.find(self.recipe)
-        return dict(
+        return self.check_data(inputs) | dict(
             recipe=hashlib.sha256(file.read_bytes()).hexdigest(), epochs=inputs.epochs, overrides=list(inputs.overrides)
         )
+
+    def check_data(self, inputs: ProbeInputs) -> dict[str, Any]:
+        """UserError where the data have nothing to learn from; facts that the result depends on."""
+        return label_requirements(inputs)
 
     def run(self, inputs: ProbeInputs) -> Result:
         """Trains, or goes on, and evaluates the best export."""
@@ -86,15 +91,15 @@ class Tuning:
         with alone(folder) as lock:
             if not (folder / 'DONE').exists():
                 self.train(inputs, folder, lock)
-        step, values = best_export(inputs, folder)
+        step, values = self.best_export(inputs, folder)
         tuned = judged(inputs, folder, step)
-        content, arrays = classifier.run(tuned)
+        content, arrays = self.judge(tuned)
         seen = provenance.of(folder, tuned.encoder, inputs.data)
         facts = dict(
             run=str(folder), step=step, recipe=self.recipe, epochs=inputs.epochs, overrides=list(inputs.overrides),
             validation={str(other): value for other, value in values.items()}, **seen,
         )  # fmt: skip
-        by = 'mean AUROC on validation' if values else 'the last one'
+        by = f'{self.figure} on validation' if values else 'the last one'
         chosen = content['chosen'] | dict(recipe=self.recipe, export=step, chosen_by=by)
         return Result(content | dict(chosen=chosen, tuned=facts), arrays)
 
@@ -118,8 +123,7 @@ class Tuning:
             'towers.image': encoder.folder.absolute(), 'image': plain(image), 'views.crop.size': encoder.size,
             'export.fit': 'pad' if encoder.image.get('fit') == 'pad' else 'crop',
         }  # fmt: skip
-        if inputs.policy:
-            overrides['terms.0.policy'] = dict(inputs.policy)
+        overrides |= self.of_data(inputs)
         recipe = self.recipe if inputs.epochs is None else f'{self.recipe}:{inputs.epochs}'
         return [
             *(sys.executable, '-m', 'medjax', 'train', '--config', recipe, '--data', str(inputs.data.path)),
@@ -127,6 +131,30 @@ class Tuning:
             *(f'--config.{key}={value}' for key, value in overrides.items()),
             *(f'--config.{item}' for item in inputs.overrides),
         ]
+
+    def of_data(self, inputs: ProbeInputs) -> dict[str, Any]:
+        """Values of the recipe that encoder, data and options of the probe decide."""
+        return {'terms.0.policy': dict(inputs.policy)} if inputs.policy else {}
+
+    def best_export(self, inputs: ProbeInputs, folder: Path) -> tuple[int, dict[int, float]]:
+        """The step of the best export, and the figure of each on validation; {} if nothing can be chosen there.
+
+        The export of step 0, whose new layers have learned nothing, has no part in the choice.
+        """
+        steps = [step for step in export.steps(folder) if step > 0]
+        if not steps:
+            raise UserError(f'{folder} has no export; delete the folder and run the same command again')
+        values = {step: self.on_validation(judged(inputs, folder, step)) for step in steps} if len(steps) > 1 else {}
+        known = {step: value for step, value in values.items() if value is not None}
+        return max(known, key=lambda step: (known[step], -step)) if known else steps[-1], known
+
+    def on_validation(self, inputs: ProbeInputs) -> float | None:
+        """`figure` of an export on validation; None if validation cannot tell."""
+        return on_validation(inputs)
+
+    def judge(self, inputs: ProbeInputs) -> Result:
+        """The result of the best export."""
+        return classifier.run(inputs)
 
     def train(self, inputs: ProbeInputs, folder: Path, lock: IO[bytes]) -> None:
         """Runs the training, which holds the lock too, to its end; UserError where it fails."""
@@ -204,19 +232,6 @@ def judged(inputs: ProbeInputs, folder: Path, step: int) -> ProbeInputs:
     """The inputs with an export of the training in place of the encoder. It sees of an image what the encoder sees."""
     encoder: Encoder = encode.load(folder / 'exports' / str(step), inputs.encoder.image.get('fit'))
     return dataclasses.replace(inputs, encoder=encoder, cache=folder / 'cache')
-
-
-def best_export(inputs: ProbeInputs, folder: Path) -> tuple[int, dict[int, float]]:
-    """The step of the best export, and the figure of each on validation; {} if nothing can be chosen there.
-
-    The export of step 0, whose classifier has learned nothing, has no part in the choice.
-    """
-    steps = [step for step in export.steps(folder) if step > 0]
-    if not steps:
-        raise UserError(f'{folder} has no export; delete the folder and run the same command again')
-    values = {step: on_validation(judged(inputs, folder, step)) for step in steps} if len(steps) > 1 else {}
-    known = {step: value for step, value in values.items() if value is not None}
-    return max(known, key=lambda step: (known[step], -step)) if known else steps[-1], known
 
 
 def on_validation(inputs: ProbeInputs) -> float | None:

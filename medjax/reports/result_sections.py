@@ -30,6 +30,7 @@ PROBES = dict(
     out_of_distribution='Distances from train images tell images of a label that was held out, or of another data set',
     segmentation='A linear layer tells from the features of each patch which structures of the masks it shows',
     segmentation_decoder='A small convolutional network draws the structures of the masks from the features of patches',
+    fine_tune_segmentation='The encoder and a decoder have learned the structures of the masks together',
     localisation='The similarity of patches to a structure makes a map; pointing game: its highest point is inside',
     graph_cut='A graph of the patches of an image is cut in two without learning, and compared with the masks',
     concepts='Labels are predicted from the probabilities of named concepts alone',

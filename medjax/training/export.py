@@ -91,6 +91,11 @@ class Exporter:
                 for name, one in self.objective.predictions.items()
                 if self.reads_cls(one.of)
             ],
+            decoders=[
+                dict(term=name, tower=one.of.tower, output=one.of.output, head=one.of.head) | dict(one.meaning)
+                for name, one in self.objective.predictions.items()
+                if one.meaning['predicts'] == 'structures' and self.reads_one(one.of)
+            ],
             image=dict(config['image']) | dict(fit=cfg.get('fit', 'crop')),  # runs may be older than `fit`
             size=int(max(sizes, default=0)),
             config_fingerprint=self.fingerprint,
@@ -142,8 +147,12 @@ class Exporter:
 
     def reads_cls(self, f: Feature) -> bool:
         """Whether a feature is the cls of an exported tower for one view, through one exported head or none."""
+        return f.output == 'cls' and self.reads_one(f)
+
+    def reads_one(self, f: Feature) -> bool:
+        """Whether a feature is an output of an exported tower for one view, through one exported head or none."""
         exported = self.config['export']
-        alone = f.output == 'cls' and len(f.inputs) == 1 and len(f.heads) <= 1
+        alone = len(f.inputs) == 1 and len(f.heads) <= 1
         return alone and f.tower in exported['towers'] and f.head in (None, *exported['heads'])
 
     def sees(self, feature: Feature) -> str:

@@ -87,6 +87,8 @@ def batch_shapes(
                 'index': array(jnp.uint32),
             },
         )
+        if kind.part in objective.structures:
+            part |= {'mask': array(jnp.uint8, 1, canvas, canvas), 'mask/known': array(jnp.uint8, 1)}
         if kind.sees == 'text':
             part[f'text/{name}'] = array(jnp.int32, kind.count, kind.length)
             part[f'text/{name}/length'] = array(jnp.int32, kind.count)

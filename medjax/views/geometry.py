@@ -98,6 +98,28 @@ def padded(image: Array, extent: Array, size: int, zoom: float = 1.0) -> Array:
     return jnp.where((shown_down[:, None] & shown_across)[..., None], x, 0.0)
 
 
+def covered(planes: Array, extent: Array, box: Array, cells: tuple[int, int], flip: Array) -> tuple[Array, Array]:
+    """The share of each cell of a crop that structures cover, float32 [K,h,w], and that lies on the image, [h,w].
+
+    `planes` bool [K,H,W] are the structures of one image, which has the `extent` [2] on its canvas. `box` is cut into
+    `cells` (h, w) of equal size, and `flip` mirrors them, as in `crop`. A cell beside the image has the shares 0.
+    """
+    i, j = jnp.arange(cells[0]), jnp.arange(cells[1])
+    down = _cover(box[0], box[2], extent[0], i, cells[0], planes.shape[1])
+    across = _cover(box[1], box[3], extent[1], jnp.where(flip, cells[1] - 1 - j, j), cells[1], planes.shape[2])
+    on_image = down.sum(1)[:, None] * across.sum(1)
+    shown = _product('jw,kiw->kij', across, _product('ih,khw->kiw', down, planes.astype(jnp.float32)))
+    return shown / jnp.where(on_image > 0, on_image, 1.0), on_image
+
+
+def _cover(start: Array, length: Array, extent: Array, i: Array, cells: int, canvas: int) -> Array:
+    """float32 [len(i),canvas]: the share of each cell `i` of an axis that each pixel covers, 0 beyond `extent`."""
+    j, size = jnp.arange(canvas), length / cells
+    low = (start + i * size)[:, None]
+    overlap = jnp.minimum(low + size, j + 1) - jnp.maximum(low, j)
+    return jnp.where(j < extent, jnp.maximum(overlap, 0.0) / size, 0.0)
+
+
 def _product(form: str, matrix: Array, x: Array) -> Array:
     # HIGHEST, because the default of accelerators (bf16 or TF32 passes) keeps 8 to 10 bits of a grey value, less than
     # a radiograph has. For grey images of 256 px the products have .4 GFLOP an image, where a ViT-B step has 448.

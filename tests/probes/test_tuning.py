@@ -124,9 +124,10 @@ def test_the_best_export_on_validation_is_judged_and_the_last_without_one(tmp_pa
         make_export(tmp_path / 'tuned', step)
     values = {0: 0.99, 2: 0.7, 4: 0.8, 6: 0.8}
     monkeypatch.setattr(tuning, 'on_validation', lambda inputs: values[inputs.encoder.name])
-    assert tuning.best_export(one, tmp_path / 'tuned') == (4, {2: 0.7, 4: 0.8, 6: 0.8}), 'the earliest of equal ones'
+    job = Tuning('fine_tune')
+    assert job.best_export(one, tmp_path / 'tuned') == (4, {2: 0.7, 4: 0.8, 6: 0.8}), 'the earliest of equal ones'
     monkeypatch.setattr(tuning, 'on_validation', lambda inputs: None)
-    assert tuning.best_export(one, tmp_path / 'tuned') == (6, {})
+    assert job.best_export(one, tmp_path / 'tuned') == (6, {})
 
 
 def test_a_failed_training_is_a_sentence_and_the_probe_fails(tmp_path, data, capsys, monkeypatch):

@@ -24,7 +24,7 @@ from medjax.models.passes import Pass
 from medjax.objectives.features import Feature, parse
 from medjax.objectives.trees import leaf_at
 from medjax.types import Head, Input, Masks, Metrics, Tower, Tree, Views
-from medjax.views import cutmix
+from medjax.views import cutmix, geometry
 
 _STATISTICS = (
     'heads.{0} normalises by the statistics of the batch, so a term cannot run it; name it in a feature, …>{0}'
@@ -191,6 +191,14 @@ class Target(NamedTuple):
     known: Array  # bool [B]
 
 
+class Cells(NamedTuple):
+    """The structures that the masks of the rows show, in the cells of each crop."""
+
+    share: Array  # float32 [B,V,h,w,K], of a cell that a structure covers
+    on_image: Array  # float32 [B,V,h,w], the share of a cell that lies on the image
+    known: Array  # bool [B,K]: the record says where the structure is
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class TermInputs:
     """The inputs of `Term.per_row` and `Term.loss`."""
@@ -206,6 +214,7 @@ class TermInputs:
     key: Array | None  # a random key for this term alone
     per_row: Mapping[str, Array] = dataclasses.field(default_factory=dict)  # in `Term.loss`: what `Term.per_row` gave
     temperatures: Mapping[str, Array] = dataclasses.field(default_factory=dict)  # of the terms that have one
+    marked: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)  # view -> structures of its masks
 
     def present(self, feature: Feature) -> Array:
         """bool [B,V]: the elements of a feature that count. All required inputs of its pass are there.
@@ -255,6 +264,23 @@ class TermInputs:
     def codes(self, feature: Feature, labels: Sequence[int]) -> Array:
         """int8 [B,L]: the codes of some labels, by their numbers, for the rows of a feature; see data/types.py."""
         return self.views[feature.view].meta['label'][:, np.asarray(labels)]
+
+    def cells(self, feature: Feature, names: Sequence[str], grid: tuple[int, int]) -> Cells:
+        """Structures of the data in the crops of a feature, each crop cut into `grid` cells of equal size.
+
+        The term must name the structures in `Term.structures`. Call this in `Term.per_row`, so that the cells of one
+        micro-batch are held at once.
+        """
+        meta, bits = self.views[feature.view].meta, [self.marked[feature.view].index(name) for name in names]
+        shifts = np.array(bits, np.uint8)
+
+        def of_row(mask: Array, extent: Array, boxes: Array, flips: Array) -> tuple[Array, Array]:
+            planes = (mask >> shifts[:, None, None]) & 1
+            return jax.vmap(lambda box, flip: geometry.covered(planes, extent, box, grid, flip))(boxes, flips)
+
+        extent = jnp.maximum(meta['image/extent'][:, 0], 1)  # an absent image has extent 0; its cells stay finite
+        share, on_image = jax.vmap(of_row)(meta['mask'][:, 0], extent, meta['boxes'], meta['flip'])
+        return Cells(jnp.moveaxis(share, 2, -1), on_image, (meta['mask/known'] >> shifts) & 1 > 0)
 
     def partners(self, view: str) -> TermInputs | None:
         """The inputs in which the rows of a view have the facts of their partners under CutMix; None without CutMix."""
@@ -355,6 +381,11 @@ class Term:
         travel. 'any': the term states no bound.
         """
         return None
+
+    @property
+    def structures(self) -> Mapping[str, tuple[str, ...]]:
+        """View -> the structures whose masks the term reads, by `TermInputs.cells`; without them no mask is read."""
+        return {}
 
     @property
     def alignment(self) -> Alignment | None:

@@ -6,6 +6,7 @@
     dict(…, classes=['normal', 'bacteria', 'virus'])    labels that exclude each other
     dict(…, numbers='age', error='huber')               a column of numbers
     dict(…, ordered='grade', levels=['none', 'mild', 'severe'])
+    dict(term='supervised', of='student/decoder/crop/cells>classifier', structures='all')     where structures are
 
 The head, `heads=dict(classifier=dict(head='linear', bias=True))`, gets its number of outputs from the term. With the
 losses l of medjax/objectives/tasks.py and the targets t whose value is known:
@@ -15,6 +16,14 @@ losses l of medjax/objectives/tasks.py and the targets t whose value is known:
 Under CutMix (`cutmix` of the view) a crop shows two rows, and each element above has the weight of the row's share of
 the pixels: with the partner's targets t', a l(output, t) + (1-a) l(output, t') as in arXiv 1905.04899. A target that is
 not known has no weight.
+
+`structures` are those that masks of the data show. The feature has one element for each cell of a crop, and the target
+of a cell is the share t of it that the structure covers; the box and the flip of the crop are those of the image. With
+the outputs s, and with weights w, the share of a cell that lies on the image:
+
+    loss = mean over rows, crops, cells and structures, weighted by w, of log(1 + exp(s)) - t s
+
+Only rows with a mask that may show the structure count.
 
 `share` uses the targets of some patients only. The draw depends on the patient's key and on `seed` alone, so it is the
 same in every epoch and on any number of devices, and the patients of a small share belong to those of a larger one.
@@ -35,7 +44,7 @@ from medjax.data.train_records import TrainRecords
 from medjax.errors import UserError
 from medjax.objectives import task_data, task_options
 from medjax.objectives.features import Feature, parse
-from medjax.objectives.tasks import Task
+from medjax.objectives.tasks import Structures, Task
 from medjax.objectives.terms import Prediction, Term, TermContext, TermInputs, TermOutput
 from medjax.types import is_number, is_whole
 from medjax.views import cutmix
@@ -48,6 +57,7 @@ def build(
     classes: str | Sequence[str] | None = None,
     numbers: str | Sequence[str] | None = None,
     ordered: str | None = None,
+    structures: str | Sequence[str] | None = None,
     policy: Mapping[str, Any] | None = None,
     weights: str | Sequence[Any] | Mapping[str, Any] | None = None,
     focal: float | None = None,
@@ -61,11 +71,13 @@ def build(
 ) -> Term:
     """The term `supervised` of a config.
 
-    of         a feature [B,V,O] that ends in a head with O outputs
-    labels     names of labels, each predicted by itself; None, without any of the next three: all labels of the data
+    of         a feature that ends in a head with O outputs: [B,V,O]; for structures the cells [B,V,h,w,O] of a decoder
+               or the patches [B,V,N,O] of an encoder
+    labels     names of labels, each predicted by itself; None, without any of the next four: all labels of the data
     classes    a column of words, or labels that exclude each other: a row then counts if exactly one is present
     numbers    a column of numbers, or several
     ordered    a column of ordered levels
+    structures names of structures in the masks of the data, or 'all'; no other option but share and seed belongs to it
     policy     of labels: the targets of uncertain, blank and conflicting ones, see label_policy.py; None: they are
                ignored
     weights    of classes: 'balanced' (from the train split), a dict by name, or a list by output; of labels and levels
@@ -79,12 +91,13 @@ def build(
     seed       of the draw of these patients
     """
     options = dict(
-        labels=labels, classes=classes, numbers=numbers, ordered=ordered, policy=policy, weights=weights, focal=focal,
-        smoothing=smoothing, levels=levels, error=error, mean=mean, std=std,
+        labels=labels, classes=classes, numbers=numbers, ordered=ordered, structures=structures, policy=policy,
+        weights=weights, focal=focal, smoothing=smoothing, levels=levels, error=error, mean=mean, std=std,
     )  # fmt: skip
     _check_share(context, share, seed)
     task = task_options.task(context, options, stand_ins=context.labels is None)
-    feature = context.feature(of, 'of', outputs=len(task.names), mixes=True)
+    dense = isinstance(task, Structures)
+    feature = context.feature(of, 'of', per_row=dense, outputs=len(task.names), mixes=not dense)
     if feature.network != 'student':
         raise UserError(f'{context.where}.of: {of!r} has no gradient; name the feature of the student')
     width = context.width(of)
@@ -94,7 +107,7 @@ def build(
             "in a head of its own, …>classifier, with heads=dict(classifier=dict(head='linear', bias=True)) and no "
             '`out`, which the term knows'
         )
-    return Supervised(context, feature, task, float(share), seed)
+    return (OfCells if dense else Supervised)(context, feature, task, float(share), seed)
 
 
 def from_data(
@@ -147,6 +160,52 @@ class Supervised(Term):
 
     def moves(self, rows: int, shapes: Mapping[str, tuple[int, ...]]) -> int:
         return 16 * len(self.task.names) + 64  # sums over rows for `start`, and single numbers
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class OfCells(Supervised):
+    """The term `supervised` of structures. The cells of a row become sums in the micro-batch of the row."""
+
+    def per_row(self, x: TermInputs) -> dict[str, Array]:
+        outputs = self.on_grid(x)  # [B,V,h,w,O]
+        share, on_image, known = x.cells(self.of, self.task.names, outputs.shape[2:4])
+        used = is_used(x.views[self.of.view].meta['key/patient'], self.share, self.seed)
+        there = x.present(self.of)[:, :, None, None] * on_image
+        count = there[..., None] * (known & used[:, None])[:, None, None, None]
+        losses = jnp.where(count > 0, self.task.losses(outputs, share), 0.0)
+        sums = dict(losses=count * losses, covered=count * share, count=count)
+        return {name: one.sum((1, 2, 3)) for name, one in sums.items()}
+
+    def loss(self, x: TermInputs) -> TermOutput:
+        count = x.per_row['count']  # [B,O]
+        total = jnp.where(count.any(), count.sum(), 1)
+        value = x.per_row['covered'] / jnp.where(count > 0, count, 1)
+        metrics = {'rows': (count > 0).any(1).sum(), 'targets': count.sum()}
+        return TermOutput(x.per_row['losses'].sum() / total, metrics, self.task.start(value, count) / total)
+
+    def on_grid(self, x: TermInputs) -> Array:
+        """The outputs in the rows and columns of cells: float32 [B,V,h,w,O]."""
+        outputs, where = x.features[self.of.name], f'{self.context.where}.of: {self.of.name!r}'
+        if outputs.ndim == 5:
+            return outputs
+        tower = self.context.towers[self.of.tower]
+        if outputs.ndim != 4 or tower.sees != 'image' or tower.reads:
+            raise UserError(
+                f'{where} has the shape {list(outputs.shape)}, and structures are learned from the patches of an '
+                'encoder of images or from the cells of a decoder: student/image/crop/patches>classifier, or '
+                'student/decoder/crop/cells>classifier'
+            )
+        grid = tower.grid(x.views[self.of.view].image.shape[2:4])
+        if outputs.shape[2] != grid[0] * grid[1]:
+            raise UserError(
+                f'{where} has {outputs.shape[2]} patches of {grid[0]} x {grid[1]}; name a view whose mask drops none, '
+                'and no @mask'
+            )
+        return outputs.reshape(*outputs.shape[:2], *grid, -1)
+
+    @property
+    def structures(self) -> Mapping[str, tuple[str, ...]]:
+        return {self.of.view: self.task.names}
 
 
 def _beside(arrays: Sequence[Array]) -> Array:

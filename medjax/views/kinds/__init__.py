@@ -47,5 +47,6 @@ class Kind:
 
 
 def facts(rows: Rows) -> dict[str, Array]:
-    """Labels, columns and keys of the rows, which terms may read from any view."""
-    return {field: rows[field] for field in rows if field in ('label', 'column') or field.startswith('key/')}
+    """Labels, columns, keys and masks of the rows, which terms may read from any view."""
+    names = ('label', 'column', 'mask', 'mask/known', *(('image/extent',) if 'mask' in rows else ()))
+    return {field: rows[field] for field in rows if field in names or field.startswith('key/')}
