@@ -1,0 +1,49 @@
+"""The embeddings of all crops of an image, from one feature or several: what terms that compare crops read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import jax.numpy as jnp
+from jax import Array
+
+from medjax.errors import UserError
+from medjax.objectives.features import Feature
+from medjax.objectives.terms import TermContext, TermInputs
+
+
+def crop_features(context: TermContext, names: str | Sequence[str], argument: str) -> tuple[Feature, ...]:
+    """Declares features of crops, the value of the config key `argument`. UserError unless they can be compared.
+
+    They have equal widths, show one part of the batch, and have two crops or more together.
+    """
+    names = [names] if isinstance(names, str) else list(names)
+    features = tuple(context.feature(name, argument) for name in names)
+    for feature in features:
+        if feature.at:
+            raise UserError(
+                f'{context.where}.{argument}: {feature.name!r} has several tokens a crop; the term needs one vector'
+            )
+    context.same_part(*features)
+    widths = {name: context.width(name) for name in names}
+    if len(set(widths.values())) > 1:
+        shown = ' and '.join(f'{name!r} has {width}' for name, width in widths.items())
+        raise UserError(f'{context.where}.{argument}: all crops need equally many numbers, but {shown}')
+    if sum(context.crops.get(feature.view, 1) for feature in features) < 2:
+        raise UserError(
+            f'{context.where}.{argument}: {names[0]!r} has one crop, and the term compares crops of an image; give its '
+            'view count=2 or more, or name a second feature'
+        )
+    return features
+
+
+def embeddings(x: TermInputs, features: Sequence[Feature]) -> tuple[Array, Array]:
+    """The embeddings of all crops, float32 [B,V,D], and which rows have all of them, bool [B]."""
+    values = [x.feature(f, 'BVD').astype(jnp.float32) for f in features]
+    present = [x.present(f) for f in features]
+    return jnp.concatenate(values, axis=1), jnp.concatenate(present, axis=1).all(1)
+
+
+def shape_of(shapes: Mapping[str, tuple[int, ...]], features: Sequence[Feature]) -> tuple[int, int]:
+    """The number of crops V and of dimensions D of some features, from the shapes of all."""
+    return sum(shapes[f.name][1] for f in features), shapes[features[0].name][2]
