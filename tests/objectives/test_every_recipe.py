@@ -1,4 +1,4 @@
-"""Every shipped recipe at small sizes: absent images, texts and masks change nothing, micro-batches give one gradient."""
+"""Every recipe at small sizes: absent images, texts and masks change nothing, micro-batches give one gradient."""
 
 from __future__ import annotations
 

@@ -20,9 +20,10 @@ from medjax.objectives.compose import compose
 from medjax.objectives.terms import TermContext, TermInputs, supervised
 from medjax.parallel import sharding
 from medjax.probes import structures
+from medjax.training.rehearsal import rehearse
 from medjax.training.step import gradients
 from medjax.types import View
-from medjax.views import geometry
+from medjax.views import geometry, make
 
 OF, NAMES = 'student/decoder/crop/cells>classifier', ('lung', 'heart')
 CANVAS, GRID, CROPS = 24, (5, 6), 2
@@ -208,22 +209,27 @@ def test_mistakes_are_sentences(options, sentence):
     [
         ('image/global/cls', {}, 'structures are learned from the patches of an encoder of images or from the cells'),
         ('image/global~block/cls', {}, 'there is no mask'),
-        ('decoder/global/cells', dict(factor=16), 'factor=16 makes cells smaller than a pixel .*factor can be 8 at most'),
+        (
+            'decoder/global/cells',
+            dict(factor=16),
+            'factor=16 makes cells smaller than a pixel .*can be 8 at most',
+        ),
         ('decoder/global/cells', dict(factor=0), 'factor=0: must be a whole number of at least 1'),
         ('decoder/global/patches', {}, "there is no output 'patches'"),
         ('decoder/global/cells', dict(reads=['image', 'image2=image']), 'it reads one tower of images, the encoder'),
     ],
 )
 def test_features_without_cells_are_refused(of, towers, sentence):
-    from medjax.training.rehearsal import rehearse
-    from medjax.views import make
-
     cfg = recipe(f'student/{of}>classifier')
     if towers:
         cfg['towers']['decoder'] |= towers
     with pytest.raises(UserError, match=sentence):
-        objective = compose(cfg)
-        rehearse(objective, make.build(objective.views, {}, cfg['image'], objective.grids(), 1), cfg)
+        rehearsed(cfg)
+
+
+def rehearsed(cfg: dict) -> None:
+    objective = compose(cfg)
+    rehearse(objective, make.build(objective.views, {}, cfg['image'], objective.grids(), 1), cfg)
 
 
 # With data.
