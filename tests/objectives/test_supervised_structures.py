@@ -164,8 +164,13 @@ def recipe(of: str = 'student/decoder/global/cells>classifier', **changes) -> di
     return base | changes
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('of', ['student/decoder/global/cells>classifier', 'student/image/global/patches>classifier'])
+@pytest.mark.parametrize(
+    'of',
+    [
+        pytest.param('student/decoder/global/cells>classifier', marks=pytest.mark.slow),
+        pytest.param('student/image/global/patches>classifier', marks=pytest.mark.long),
+    ],
+)
 def test_micro_batches_give_one_loss_and_one_gradient(of):
     rows = recipes.batch(8)
     rng = np.random.default_rng(1)
