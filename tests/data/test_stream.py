@@ -340,3 +340,32 @@ def test_a_batch_holds_columns(described):
         values = expected.get((part.sources[source], number), [np.nan, np.nan])
         np.testing.assert_array_equal(batch['column'][row], np.float32(values))
     assert 'column' not in take(Stream(parts(one=1.0), described, 0), 1)[0]['cxr']
+
+
+def test_masks_are_read_only_for_terms_and_keep_their_names(tmp_path):
+    """Two sources mark other structures in another order; a canvas smaller than the image; records without a mask."""
+    import dense_cases
+
+    one = dense_cases.data(tmp_path / 'a', counts=(6, 2, 2), names=('disc', 'bar'))
+    two = dense_cases.data(tmp_path / 'b', counts=(6, 2, 2), names=('rib', 'disc'))
+    part = dict(cxr=dict(rows=12, canvas=16, sources=dict(one=0.5, two=0.5)))
+    datasets = dict(one=one, two=two)
+    plain = take(Stream(part, datasets, 0), 1)[0]['cxr']
+    assert not any(field.startswith('mask') for field in plain)
+    stream = Stream(part, datasets, 0, structures=dict(cxr=('bar', 'disc')))
+    fields = take(stream, 1)[0]['cxr']
+    assert all(np.array_equal(fields[name], plain[name]) for name in plain)
+    bits, known = fields['mask'][:, 0], fields['mask/known'][:, 0]
+    sources = [stream.parts['cxr'].mixing[row][0] for row in range(12)]
+    for row, source in enumerate(sources):
+        split = (one, two)[source].split('train')
+        planes = split.structures(int(fields['index'][row]))
+        if planes is None:
+            assert known[row] == 0 and not bits[row].any()
+            continue
+        small = planes[:, 1::2, 1::2]  # nearest pixels of a grid of half the size
+        disc = small[0 if source == 0 else 1]
+        assert known[row] == (3 if source == 0 else 2)
+        np.testing.assert_array_equal(bits[row] >> 1 & 1, disc)
+        np.testing.assert_array_equal(bits[row] & 1, small[1] if source == 0 else np.zeros_like(disc))
+    assert set(known.tolist()) == {0, 2, 3}

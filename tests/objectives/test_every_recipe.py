@@ -1,4 +1,4 @@
-"""Every shipped recipe at small sizes: absent images and texts change nothing, micro-batches give one gradient."""
+"""Every recipe at small sizes: absent images, texts and masks change nothing, micro-batches give one gradient."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ from medjax.training.rehearsal import one_group
 from medjax.training.step import gradients
 
 ROWS = 8
-NO_IMAGE, NO_TEXT = [1, 6], [2, 6]  # row 6 has neither
+NO_IMAGE, NO_TEXT, NO_MASK = [1, 6], [2, 6], [3]  # row 6 has neither image nor text
 # One recipe a family with the slow tests, all others with the long ones.
-FAMILIES = ('rad_dino_vitb14', 'distill_vits14', 'medical_mae', 'mixture', 'medclip', 'medsiglip', 'supervised_vitb16')
+FAMILIES = (
+    'rad_dino_vitb14', 'distill_vits14', 'medical_mae', 'mixture', 'medclip', 'medsiglip', 'supervised_vitb16',
+    'fine_tune_segmentation',
+)  # fmt: skip
 NAMES = sorted(path.stem for path in (ROOT / 'configs').glob('*.py'))
 CASES = [pytest.param(name, marks=[pytest.mark.slow if name in FAMILIES else pytest.mark.long]) for name in NAMES]
 
@@ -36,6 +39,8 @@ def at_small_sizes(name: str, rows_per_group: int = 4, drop_path: float = 0.25) 
             tower.drop_path = drop_path
     if 'local' in config.views:
         config.views.local.update(size=16, count=2)
+    if name == 'fine_tune_segmentation':
+        config.terms[0]['structures'] = ['lung', 'heart']
     if name == 'distill_vits14':
         for head in config.heads.values():
             head.out = 32  # the width of the teacher
@@ -66,6 +71,8 @@ def random_batch(objective, config, seed: int) -> dict:
     batch = {part: {field: values(field, x) for field, x in fields.items()} for part, fields in shapes.items()}
     for fields in batch.values():
         fields['image/present'][NO_IMAGE] = False
+        if 'mask/known' in fields:
+            fields['mask/known'][NO_MASK] = 0
         for field, x in fields.items():
             if field.startswith('text/') and field.endswith('/length'):
                 x[NO_TEXT] = 0
@@ -83,6 +90,9 @@ def with_noise(batch: dict, other: dict) -> dict:
                 x[NO_IMAGE] = other[part][field][NO_IMAGE]
             elif field.startswith('text/') and not field.endswith('/length'):
                 x[NO_TEXT] = other[part][field][NO_TEXT]
+            elif field.startswith('mask'):
+                unseen = NO_IMAGE + NO_MASK * (field == 'mask')
+                x[unseen] = other[part][field][unseen]
             elif field == 'label' or field.startswith('key/'):
                 x[nothing] = other[part][field][nothing]
     return noisy

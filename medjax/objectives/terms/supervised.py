@@ -172,8 +172,8 @@ class OfCells(Supervised):
         used = is_used(x.views[self.of.view].meta['key/patient'], self.share, self.seed)
         there = x.present(self.of)[:, :, None, None] * on_image
         count = there[..., None] * (known & used[:, None])[:, None, None, None]
-        losses = jnp.where(count > 0, self.task.losses(outputs, share), 0.0)
-        sums = dict(losses=count * losses, covered=count * share, count=count)
+        outputs = jnp.where(count > 0, outputs, 0.0)  # so that no number of a row that does not count matters
+        sums = dict(losses=count * self.task.losses(outputs, share), covered=count * share, count=count)
         return {name: one.sum((1, 2, 3)) for name, one in sums.items()}
 
     def loss(self, x: TermInputs) -> TermOutput:
