@@ -54,7 +54,7 @@ def mask_options(hp: dict[str, Any]) -> dict[str, Any]:
     )  # fmt: skip
 
 
-def recipe(hp: dict[str, Any], loss: str = 'smooth_l1', momentum: Any = 0.9) -> dict[str, Any]:
+def recipe(hp: dict[str, Any], momentum: Any = 0.9) -> dict[str, Any]:
     """The recipe of a file. Its images come as they are, so mean and deviation have no effect."""
     heads = int(hp['num_heads'])
     return dict(
@@ -76,7 +76,7 @@ def recipe(hp: dict[str, Any], loss: str = 'smooth_l1', momentum: Any = 0.9) -> 
         ),
         heads={},
         teachers=dict(teacher=dict(of=['towers/image'], rule='ema', momentum=momentum)),
-        terms=[dict(term='regress', student=STUDENT, teacher=TEACHER, loss=loss)],
+        terms=[dict(term='regress', student=STUDENT, teacher=TEACHER, loss='smooth_l1')],
     )  # fmt: skip
 
 
@@ -111,19 +111,19 @@ def started(d: Any, hp: dict[str, Any], cfg: dict[str, Any], **optim: Any) -> tu
     return objective, built, state._replace(params=params, aux=aux)
 
 
-def views_of(hp: dict[str, Any], images: np.ndarray, masks: dict[str, np.ndarray], padding: int) -> Any:
-    """The view and the mask of a file, with room for some more patches than there are."""
+def views_of(hp: dict[str, Any], images: np.ndarray, masks: dict[str, np.ndarray], longest: int, room: int) -> Any:
+    """The view and the mask of a file, with room for `longest` patches of a context and `room` targets of a block."""
     b, n = len(images), (int(hp['img_size']) // int(hp['patch_size'])) ** 2
     kept = np.stack([masks[f'enc{i}'] for i in range(int(hp['nenc']))], axis=1)
     targets = np.stack([masks[f'pred{j}'] for j in range(int(hp['npred']))])
     bits = np.zeros((len(targets), b, n), bool)
     np.put_along_axis(bits, targets, True, axis=2)
-    room = targets.shape[-1] + padding
-    index, weight = (jnp.stack(x, 1) for x in zip(*(run(positions, one[:, None], most=room, room=room) for one in bits)))
-    length = jnp.full((b, 1, len(kept[0])), kept.shape[-1], jnp.int32) if padding else None
+    padding = longest - kept.shape[-1]
+    index, weight = (jnp.stack(x, 1) for x in zip(*(run(positions, one[:, None], most=room, crop_room=room) for one in bits)))
+    length = jnp.full((b, 1, kept.shape[1]), kept.shape[-1], jnp.int32) if padding else None
     kept = np.pad(kept, ((0, 0), (0, 0), (0, padding)), constant_values=n - 1)[:, None].astype(np.int32)
     mask = Mask(
-        jnp.asarray(bits.any(0)[:, None]), index, weight, jnp.asarray(kept), length, mode='drop', room=room
+        jnp.asarray(bits.any(0)[:, None]), index, weight, jnp.asarray(kept), length, mode='drop', crop_room=room
     )
     x = np.moveaxis(images, 1, -1)[:, None, None]
     view = View(jnp.asarray(x), jnp.arange(b, dtype=jnp.uint32), jnp.ones((b, 1), bool), None, {})
@@ -135,25 +135,21 @@ def of_file(d: Any, start: str = 'mask/') -> dict[str, np.ndarray]:
 
 
 def check_ijepa(path: Path) -> None:
-    """ijepa_*: the forward pass, the loss and all gradients, and the loss of squares."""
+    """ijepa_*: the forward pass, the loss and all gradients."""
     d = np.load(path)
     hp = settings(d, SETTINGS)
     objective, _, state = started(d, hp, recipe(hp), lr=0.0)
-    squares = compose(recipe(hp, loss='mse'))
     term = objective.terms['regress']
     assert isinstance(term, Regress)
     for padding in (0, 5):
-        views, masks = views_of(hp, d['in/images'], of_file(d), padding)
+        ke, kp = d['mask/enc0'].shape[1], d['mask/pred0'].shape[1]
+        views, masks = views_of(hp, d['in/images'], of_file(d), ke + padding, kp + padding)
 
         def forward_and_back(state, views, masks):
-            mid = forward(objective, state, views, masks)
-            one, other = (
-                gradients(obj, state, (views, masks), lambda rows: rows, state.key, 1) for obj in (objective, squares)
-            )
-            return mid, one[0], one[3], other[0]
+            loss, _, _, grads = gradients(objective, state, (views, masks), lambda rows: rows, state.key, 1)
+            return forward(objective, state, views, masks), loss, grads
 
-        mid, loss, grads, loss_of_squares = run(forward_and_back, state, views, masks)
-        ke, kp = d['mask/enc0'].shape[1], d['mask/pred0'].shape[1]
+        mid, loss, grads = run(forward_and_back, state, views, masks)
         b, contexts, sets = int(hp['batch']), int(hp['nenc']), int(hp['npred'])
 
         def context_major(x: np.ndarray) -> np.ndarray:
@@ -183,7 +179,7 @@ def check_ijepa(path: Path) -> None:
         close(per_token, d['loss/per_token'], LOSS, 'loss of each token')
         close(per_token.mean(-1), d['loss/per_row'], LOSS, 'loss of each row')
         close(loss, d['loss/total'], LOSS, 'loss')
-        close(loss_of_squares, d['loss/mse_of_same'], LOSS, 'loss of squares')
+        close((distance**2).mean(), d['loss/mse_of_same'], LOSS, 'loss of squares')
         theirs = towers(d, 'g/', hp)
         theirs['image']['mask_token'] = np.zeros_like(theirs['image']['mask_token'])
         close_trees(grads['towers'], theirs, GRADIENT, f'gradient (padding {padding})')
@@ -229,8 +225,10 @@ def check_lockstep(path: Path) -> None:
     )  # fmt: skip
     check_decayed(built, hp)
     step = jax.jit(make_step(objective, built, None).step_on_views)
-    for i, images in enumerate(d['in/images']):
-        state, metrics = step(state, *views_of(hp, images, of_file(d, f'mask/step{i}/'), i % 2))
+    masks = [of_file(d, f'mask/step{i}/') for i in range(len(momentum))]
+    longest, room = (max(one[kind].shape[1] for one in masks) for kind in ('enc0', 'pred0'))  # one program for all steps
+    for i, (images, mask) in enumerate(zip(d['in/images'], masks, strict=True)):
+        state, metrics = step(state, *views_of(hp, images, mask, longest + 1, room))
         close(metrics['loss'], d['loss/per_step'][i], LOSS, f'loss of step {i}')
         close(metrics['momentum'], momentum[i], 1e-6, 'momentum')
     ends = towers(d, 'end/', hp)
@@ -276,7 +274,7 @@ def check_decayed(built: Any, hp: dict[str, Any]) -> None:
     assert ours - {'towers/image/mask_token'} == theirs
 
 
-def check_mask_statistics(path: Path, batches: int = 1_200) -> None:
+def check_mask_statistics(path: Path, batches: int = 600) -> None:
     """mask_stats_*: lengths, sizes of blocks, and how often each cell is context or target."""
     d = np.load(path)
     hp = {name.removeprefix('hp/'): d[name] for name in d.files if name.startswith('hp/')}

@@ -87,7 +87,7 @@ class PredictorTower(FlaxTower):
 
     def encode(self, params: Tree, inputs: tuple[Input | None, ...], options: ApplyOptions) -> dict[str, Any]:
         ((view, mask, encoded),) = inputs
-        if mask is None or mask.kept is None or not mask.room or encoded is None:
+        if mask is None or mask.kept is None or not mask.crop_room or encoded is None:
             raise UserError(
                 'predictor: the encoder must read a context, and other patches must be targets, crop by crop; give the '
                 "view a mask such as crop~block with dict(mask='multiblock')"
@@ -103,7 +103,7 @@ class PredictorTower(FlaxTower):
             (height // self.patch, width // self.patch),
         )
         predicted = predicted.reshape(b, v * contexts, *predicted.shape[1:])
-        there = jnp.repeat(jnp.arange(mask.room) < counts[..., None], contexts, axis=1)  # bool [B,V C,K,M]
+        there = jnp.repeat(jnp.arange(mask.crop_room) < counts[..., None], contexts, axis=1)  # bool [B,V C,K,M]
         total = jnp.where(there[..., None], predicted, 0).sum((2, 3))
         return dict(cls=total / jnp.maximum(there.sum((2, 3)), 1)[..., None], patches=predicted)
 
@@ -135,9 +135,9 @@ def target_counts(mask: Mask) -> Array:
 
 
 def by_crop(mask: Mask, x: Array) -> Array:
-    """An array like `Mask.index`, [G,K,M of a group], as [B,V,K,room]."""
+    """An array like `Mask.index`, [G,K,M of a group], as [B,V,K,crop_room]."""
     b, v, _ = mask.bits.shape
-    return x.reshape(*x.shape[:2], -1, mask.room).swapaxes(1, 2).reshape(b, v, x.shape[1], mask.room)
+    return x.reshape(*x.shape[:2], -1, mask.crop_room).swapaxes(1, 2).reshape(b, v, x.shape[1], mask.crop_room)
 
 
 class Predictor(nn.Module):

@@ -112,7 +112,7 @@ class Regress(Term):
         if (contexts := self.contexts(x)) == 1:
             return at_targets
         g, k, m, *rest = at_targets.shape
-        of_crops = at_targets.reshape(g, k, -1, x.masks[self.student.at_mask].room, *rest)
+        of_crops = at_targets.reshape(g, k, -1, x.masks[self.student.at_mask].crop_room, *rest)
         return jnp.repeat(of_crops, contexts, axis=2).reshape(g, k, m * contexts, *rest)
 
     def weight(self, x: TermInputs, shape: tuple[int, ...]) -> Array:

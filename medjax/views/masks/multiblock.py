@@ -47,8 +47,8 @@ def build(
                            original. None: no limit. A smaller number is faster
 
     As in the original: one random number decides area and aspect of the targets of a group, another one the area of its
-    contexts. A block is at least one row and one column smaller than the grid, and its top left corner is drawn so that
-    the last row and the last column of patches are never used. If 20 places leave too few patches of a context, it may
+    contexts. A block is cut so that it is at least one row and one column smaller than the grid, and its top left corner
+    is drawn so that the last row and the last column of patches are never used. If 20 places leave too few patches of a context, it may
     overlap the last target, after 20 more the last two, and so on.
     """
     grid, where = context.image_grid(), context.where
@@ -107,12 +107,12 @@ def block_sizes(
     count = np.floor(grid[0] * grid[1] * (area[0] + u * (area[1] - area[0])))
     ratio = aspect[0] + u * (aspect[1] - aspect[0])
     sizes = np.round(np.sqrt(np.stack([count * ratio, count / ratio], axis=1))).astype(int)
-    for height, width in sizes:
-        if height > grid[0] or width > grid[1]:
-            raise UserError(
-                f'{where}.{kind}_area: a block would have {height} x {width} patches, and the grid has {grid[0]} x '
-                f'{grid[1]}; lower {kind}_area, or narrow {kind}_aspect'
-            )
+    if kind == 'target' and (larger := sizes[(sizes > grid).any(1)]).size:
+        height, width = larger[0]
+        raise UserError(
+            f'{where}.target_area: a block would have {height} x {width} patches, and the grid has {grid[0]} x '
+            f'{grid[1]}; lower target_area, or narrow target_aspect'
+        )
     return np.minimum(sizes, np.array(grid) - 1)
 
 
@@ -132,7 +132,7 @@ class MultiBlock(Generator):
     longest: int  # patches of a context
 
     @property
-    def room(self) -> int:
+    def crop_room(self) -> int:
         return int(self.target_sizes.prod(1).max())
 
     def draw(self, key: Array, texts: Texts | None, others: tuple[Drawn, ...]) -> Drawn:
