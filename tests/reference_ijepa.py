@@ -119,7 +119,8 @@ def views_of(hp: dict[str, Any], images: np.ndarray, masks: dict[str, np.ndarray
     bits = np.zeros((len(targets), b, n), bool)
     np.put_along_axis(bits, targets, True, axis=2)
     padding = longest - kept.shape[-1]
-    index, weight = (jnp.stack(x, 1) for x in zip(*(run(positions, one[:, None], most=room, crop_room=room) for one in bits)))
+    by_set = [run(positions, one[:, None], most=room, crop_room=room) for one in bits]
+    index, weight = (jnp.stack(x, 1) for x in zip(*by_set, strict=True))
     length = jnp.full((b, 1, kept.shape[1]), kept.shape[-1], jnp.int32) if padding else None
     kept = np.pad(kept, ((0, 0), (0, 0), (0, padding)), constant_values=n - 1)[:, None].astype(np.int32)
     mask = Mask(
@@ -141,6 +142,15 @@ def check_ijepa(path: Path) -> None:
     objective, _, state = started(d, hp, recipe(hp), lr=0.0)
     term = objective.terms['regress']
     assert isinstance(term, Regress)
+    b, contexts, sets = int(hp['batch']), int(hp['nenc']), int(hp['npred'])
+
+    def context_major(x: np.ndarray) -> np.ndarray:
+        return np.asarray(x).reshape(b, contexts, *x.shape[1:]).swapaxes(0, 1).reshape(-1, *x.shape[1:])
+
+    def target_major(x: np.ndarray) -> np.ndarray:
+        x = np.asarray(x).reshape(b, contexts, sets, *x.shape[1:])
+        return np.moveaxis(x, 0, 2).swapaxes(0, 1).reshape(-1, *x.shape[3:])
+
     for padding in (0, 5):
         ke, kp = d['mask/enc0'].shape[1], d['mask/pred0'].shape[1]
         views, masks = views_of(hp, d['in/images'], of_file(d), ke + padding, kp + padding)
@@ -150,15 +160,6 @@ def check_ijepa(path: Path) -> None:
             return forward(objective, state, views, masks), loss, grads
 
         mid, loss, grads = run(forward_and_back, state, views, masks)
-        b, contexts, sets = int(hp['batch']), int(hp['nenc']), int(hp['npred'])
-
-        def context_major(x: np.ndarray) -> np.ndarray:
-            return np.asarray(x).reshape(b, contexts, *x.shape[1:]).swapaxes(0, 1).reshape(-1, *x.shape[1:])
-
-        def target_major(x: np.ndarray) -> np.ndarray:
-            x = np.asarray(x).reshape(b, contexts, sets, *x.shape[1:])
-            return np.moveaxis(x, 0, 2).swapaxes(0, 1).reshape(-1, *x.shape[3:])
-
         close(context_major(mid['encoder_in'])[:, :ke], d['mid/encoder_in'], FORWARD, 'input of the encoder')
         context = mid['context'].reshape(b * contexts, *mid['context'].shape[2:])
         close(context_major(context)[:, :ke], d['out/context'], FORWARD, 'context')
@@ -226,7 +227,9 @@ def check_lockstep(path: Path) -> None:
     check_decayed(built, hp)
     step = jax.jit(make_step(objective, built, None).step_on_views)
     masks = [of_file(d, f'mask/step{i}/') for i in range(len(momentum))]
-    longest, room = (max(one[kind].shape[1] for one in masks) for kind in ('enc0', 'pred0'))  # one program for all steps
+    longest, room = (
+        max(one[kind].shape[1] for one in masks) for kind in ('enc0', 'pred0')
+    )  # one program for all steps
     for i, (images, mask) in enumerate(zip(d['in/images'], masks, strict=True)):
         state, metrics = step(state, *views_of(hp, images, mask, longest + 1, room))
         close(metrics['loss'], d['loss/per_step'][i], LOSS, f'loss of step {i}')
@@ -327,7 +330,9 @@ def check_start(path: Path) -> None:
     for name, depth in (('image', 6), ('predictor', 4)):
         section = dict(image=dict(tower='vit', variant='S/16', family='ijepa', width=384, depth=depth, heads=6))
         section |= dict(predictor=dict(tower='predictor', reads=['image'], width=384, depth=depth, heads=6))
-        tree = export.flatten(jax.tree.map(np.asarray, models.towers(section, 3, 'float32')[name].init(jax.random.key(0))))
+        tree = export.flatten(
+            jax.tree.map(np.asarray, models.towers(section, 3, 'float32')[name].init(jax.random.key(0)))
+        )
         table = vit.TIMM_IJEPA if name == 'image' else vit.IJEPA_PREDICTOR
         for line in table:
             for written in getattr(line, 'names', ()):

@@ -74,8 +74,8 @@ def joined(floats: Tree, others: Tree) -> Tree:
 def at_mask(x: Array, mask: Mask) -> Array:
     """The tokens of x [B,V,N,D] at the positions of the mask, [G,K,M,D]. Each group gathers its own rows only.
 
-    A predictor gives only what stands at these positions, [B,V C,K,crop_room,D] for C contexts of each crop. The result is
-    then [G,K,C M,D], with the contexts of one crop one after the other.
+    A predictor gives only what stands at these positions, [B,V C,K,crop_room,D] for C contexts of each crop. The result
+    is then [G,K,C M,D], with the contexts of one crop one after the other.
 
     UserError where the mask was made for other numbers of crops or tokens.
     """

@@ -91,14 +91,17 @@ def test_a_context_without_room_overlaps_the_last_targets():
 @pytest.mark.parametrize(
     ('options', 'words'),
     [
-        (dict(target_area=(0.5, 1.2)), r'target_area=\(0.5, 1.2\): a block of 1.2 times the crop is larger than its grid of 9 x 7'),
-        (dict(target_area=(0.5, 0.8), target_aspect=(0.75, 0.75)), 'target_area: a block would have 6 x 8 patches, and the grid has 9 x 7'),
+        (dict(target_area=(0.5, 1.2)), 'a block of 1.2 times the crop is larger than its grid of 9 x 7'),
+        (
+            dict(target_area=(0.5, 0.8), target_aspect=(0.75, 0.75)),
+            'target_area: a block would have 6 x 8 patches, and the grid has 9 x 7',
+        ),
         (dict(target_area=(0.0, 0.2)), r'target_area=\(0.0, 0.2\): must be two numbers, 0 < low <= high'),
         (dict(target_area=0.2), 'target_area=0.2: must be two numbers'),
         (dict(target_aspect=(1.5, 0.75)), 'target_aspect=.*must be two numbers, 0 < low <= high'),
-        (dict(target_area=(0.01, 0.02)), 'target_area: its smallest block has [01] x [01] of 9 x 7 patches, and a block must'),
+        (dict(target_area=(0.01, 0.02)), 'target_area: its smallest block has [01] x [01] of 9 x 7 patches'),
         (dict(context_area=(0.02, 0.03)), 'context_area: its smallest block has 1 x 1 of 9 x 7 patches'),
-        (dict(min_keep=10), 'target_area: its smallest block has 3 x 3 of 9 x 7 patches, and a block must have more than min_keep=10; raise'),
+        (dict(min_keep=10), 'has 3 x 3 of 9 x 7 patches, and a block must have more than min_keep=10; raise'),
         (dict(target_area=(0.76, 0.78), target_aspect=(1.3, 1.4)), 'leaves 0 of 9 x 7 patches for a context'),
         (dict(targets=0), 'targets=0: must be a whole number of blocks'),
         (dict(contexts=1.5), 'contexts=1.5: must be a whole number of blocks'),

@@ -554,7 +554,9 @@ class Vit(nn.Module):
         family = self.family
         p, d, learned = self.patch, self.width, family.positions == 'learned'
         shape = (p, p, self.channels, d)
-        params = dict(patch_embed=PatchEmbed(shape, family.patch_bias, self.start, family.patch_start, name='patch_embed')())
+        params = dict(
+            patch_embed=PatchEmbed(shape, family.patch_bias, self.start, family.patch_start, name='patch_embed')()
+        )
         if learned:
             params['pos_grid'] = parameter(self, 'pos_grid', weight_init, (*self.native, d), (None, None, 'embed'))
         params['mask_token'] = parameter(self, 'mask_token', zeros, (d,), ('embed',))

@@ -4,9 +4,11 @@
     'smooth_l1'  loss = mean_i  1/D sum_j h(student_ij - target_ij),  h(d) = d^2 / 2 for |d| < 1, else |d| - 1/2
     'cosine'     loss = mean_i  1 - cos(student_i, target_i)
 
-over all features i of present crops. I-JEPA (arXiv 2301.08243) is 'smooth_l1': a predictor predicts the features of a
-teacher at the targets of a mask. If a crop has several contexts, each has its predictions, and all count. With normalise='layer' the target is (t - mean(t)) / sqrt(var(t) + 1e-5) over its
+over all features i of present crops. With normalise='layer' the target is (t - mean(t)) / sqrt(var(t) + 1e-5) over its
 D numbers: a layer norm without parameters, so that no number of a public encoder outweighs the others.
+
+I-JEPA (arXiv 2301.08243) is 'smooth_l1': a predictor predicts the features of a teacher at the targets of a mask. If a
+crop has several contexts, the predictions from each of them count.
 
 `start` is the loss of the best constant answer: the variance of the targets, or 1 - |mean unit target|. 'smooth_l1'
 has none, because no formula gives it.

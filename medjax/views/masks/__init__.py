@@ -107,7 +107,8 @@ def positions(bits: Array, most: int, crop_room: int = 0) -> tuple[Array, Array]
         groups, crops, n = bits.shape
         index, weight = positions(bits.reshape(groups * crops, 1, n), crop_room)
         first = n * jnp.arange(crops, dtype=jnp.int32)  # token of each crop
-        return (index.reshape(groups, crops, crop_room) + first[:, None]).reshape(groups, -1), weight.reshape(groups, -1)
+        index = index.reshape(groups, crops, crop_room) + first[:, None]
+        return index.reshape(groups, -1), weight.reshape(groups, -1)
     per_crop = 1.0 / jnp.maximum(bits.sum(axis=-1, dtype=jnp.float32), 1.0)
     flat = bits.reshape(len(bits), -1)
     index = jax.vmap(lambda b: jnp.nonzero(b, size=most, fill_value=0)[0])(flat).astype(jnp.int32)

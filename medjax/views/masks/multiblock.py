@@ -47,9 +47,9 @@ def build(
                            original. None: no limit. A smaller number is faster
 
     As in the original: one random number decides area and aspect of the targets of a group, another one the area of its
-    contexts. A block is cut so that it is at least one row and one column smaller than the grid, and its top left corner
-    is drawn so that the last row and the last column of patches are never used. If 20 places leave too few patches of a context, it may
-    overlap the last target, after 20 more the last two, and so on.
+    contexts. A block is cut so that it is at least one row and one column smaller than the grid. Its top left corner is
+    drawn so that the last row and the last column of patches are never used. If 20 places leave too few patches of a
+    context, it may overlap the last target, after 20 more the last two, and so on.
     """
     grid, where = context.image_grid(), context.where
     for name, value in dict(targets=targets, contexts=contexts).items():
@@ -151,7 +151,8 @@ class MultiBlock(Generator):
         tries = TRIES * (1 if self.overlap else self.targets + 1)
         size_key, key = jax.random.split(key)
         number = jax.random.randint(size_key, (2,), 0, STEPS)
-        target_size, context_size = jnp.asarray(self.target_sizes)[number[0]], jnp.asarray(self.context_sizes)[number[1]]
+        target_size = jnp.asarray(self.target_sizes)[number[0]]
+        context_size = jnp.asarray(self.context_sizes)[number[1]]
         u = jax.random.uniform(key, (self.context.crops, self.targets + self.contexts * tries, 2))
         targets = block(u[:, : self.targets], target_size, self.grid)
         tried = block(u[:, self.targets :], context_size, self.grid)
