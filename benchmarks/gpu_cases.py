@@ -74,6 +74,7 @@ def small(recipe: str) -> tuple[str, ...]:
         'vit': dict(variant='Ti/8', width=64, depth=2, heads=2, native_size=32, unroll=1),
         'text': dict(width=64, depth=2, heads=2),
         'decoder': dict(width=64, depth=1, heads=2),
+        'predictor': dict(width=64, depth=1, heads=2),
     }
     config = configs.read(recipe)
     found = ['dtype="float32"'] if config.dtype == 'bfloat16' else []  # it compiles faster on a CPU
@@ -82,6 +83,7 @@ def small(recipe: str) -> tuple[str, ...]:
         for name, cfg in config.towers.items()
         for key, value in towers[cfg.tower].items()
     ]
+    found += [f'masks.{name}.min_keep=0' for name, mask in config.masks.items() if mask.mask == 'multiblock']
     for name, head in config.heads.items():
         sizes = [key for key in ('out', 'hidden', 'prototypes', 'bottleneck') if key in head]
         found += [f'heads.{name}.{key}=64' for key in sizes]

@@ -81,6 +81,8 @@ class Mask:
     length: Array | None = None  # int32 [B,V,K]: the first `length` of `kept` count; None: all M' of them
     fill: Array | None = None  # int32 [B,V,N], texts: the token ids in place of the masked ones
     mode: str = dataclasses.field(metadata=dict(static=True), default='replace')  # 'replace' | 'drop' | 'zero'
+    crop_room: int = dataclasses.field(metadata=dict(static=True), default=0)
+    """The places of each crop in `index`: crop j of a group has those from j crop_room on. 0: crops share all M."""
 
 
 Views = dict[str, View]

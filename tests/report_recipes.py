@@ -34,6 +34,7 @@ SMALL = {
     'text': dict(width=32, depth=2, heads=2),
     'decoder': dict(width=32, depth=1, heads=2),
     'patch_decoder': dict(width=8, depth=1, factor=2),
+    'predictor': dict(width=32, depth=1, heads=2),
 }
 
 
@@ -52,6 +53,10 @@ def small(name: str) -> configs.ConfigDict:
         tower.update(SMALL[tower.tower])
         if patch:
             tower.variant = 'Ti/16'
+    for mask in config.masks.values():
+        if mask.mask == 'multiblock':  # blocks need a grid of more than 2 x 2 patches
+            mask.update(min_keep=0)
+            config.towers.image.variant = 'Ti/8'
     for head in config.heads.values():
         head.update({key: 16 for key in ('out', 'hidden', 'prototypes', 'bottleneck') if key in head})
     if name == 'medsiglip':

@@ -74,8 +74,14 @@ def joined(floats: Tree, others: Tree) -> Tree:
 def at_mask(x: Array, mask: Mask) -> Array:
     """The tokens of x [B,V,N,D] at the positions of the mask, [G,K,M,D]. Each group gathers its own rows only.
 
+    A predictor gives only what stands at these positions, [B,V C,K,crop_room,D] for C contexts of each crop. The result
+    is then [G,K,C M,D], with the contexts of one crop one after the other.
+
     UserError where the mask was made for other numbers of crops or tokens.
     """
+    if x.ndim == 5 and mask.crop_room and x.shape[2:4] == (mask.index.shape[1], mask.crop_room):
+        groups, k, _ = mask.index.shape
+        return x.reshape(groups, -1, *x.shape[2:]).swapaxes(1, 2).reshape(groups, k, -1, x.shape[-1])
     if x.ndim != 4 or x.shape[:3] != mask.bits.shape:
         raise UserError(
             f'its output has the shape {list(x.shape[1:])} a row, and the mask is made for {mask.bits.shape[1]} crops '

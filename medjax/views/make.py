@@ -120,9 +120,9 @@ class MakeViews:
         groups = len(bits) // self.rows_per_group
         sets = bits[None] if drawn.targets is None else jnp.moveaxis(drawn.targets, 1, 0)  # [K,B,V,N]
         sets = sets.reshape(len(sets), groups, -1, bits.shape[-1])
-        by_set = [positions(one, generator.most) for one in sets]
+        by_set = [positions(one, generator.most, generator.crop_room) for one in sets]
         index, weight = (jnp.stack(x, axis=1) for x in zip(*by_set, strict=True))
-        return Mask(bits, index, weight, drawn.kept, drawn.length, drawn.fill, generator.mode)
+        return Mask(bits, index, weight, drawn.kept, drawn.length, drawn.fill, generator.mode, generator.crop_room)
 
 
 def _of_units(drawn: Drawn, rows: int) -> Drawn:

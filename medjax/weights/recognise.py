@@ -135,7 +135,7 @@ def _candidates(state: Arrays) -> list[Found]:
 def _of_teacher(one: Found, other: Found) -> Found | None:
     """The one of two equal modules that belongs to a teacher, if they are a student's and a teacher's."""
     words = [set(found.prefix.split('.')) for found in (one, other)]
-    for teacher in ('teacher', 'ema', 'model_ema', 'teacher_model'):
+    for teacher in ('teacher', 'ema', 'model_ema', 'teacher_model', 'target_encoder'):
         if (teacher in words[0]) != (teacher in words[1]):
             return one if teacher in words[0] else other
     return None

@@ -133,6 +133,8 @@ def _vit(module: Module) -> tuple[dict[str, Any], Table, Mapping[str, np.ndarray
         return config, vit.HF_DINOV3_GATED if gated else vit.HF_DINOV3, params, notes
     if net.qkv_bias and not family.key_bias:
         raise out.refuse(module, NAME, 'only its rotary ViT has keys without bias')
+    if not family.cls and family.pool == 'mean':
+        raise out.refuse(module, NAME, 'its ViTs without a CLS token pool by attention; timm has those of I-JEPA')
     if not family.cls:
         if net.registers or net.ffn != 'mlp' or family.layerscale is not None or not net.qkv_bias:
             raise out.refuse(module, NAME, 'its SigLIP has no registers, no SwiGLU, no LayerScale, and biases')

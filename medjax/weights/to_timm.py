@@ -80,6 +80,11 @@ def _vit(module: Module) -> tuple[str, dict[str, Any], Table, Mapping[str, np.nd
         raise out.refuse(module, NAME, f'its norms have eps={base:g}, and those of this tower {family.eps:g}')
     if not net.qkv_bias:
         args['qkv_bias'] = False
+    if not family.cls and family.pool == 'mean':
+        if net.registers or gated or family.layerscale is not None:
+            raise out.refuse(module, NAME, 'its I-JEPA has no registers, no SwiGLU and no LayerScale')
+        args |= dict(act_layer=act) if act != 'gelu' else {}
+        return 'vit_base_patch16_gap_224', args, vit.TIMM_IJEPA, params
     if not family.cls:
         if net.registers or gated or family.layerscale is not None:
             raise out.refuse(module, NAME, 'its SigLIP has no registers, no SwiGLU and no LayerScale')

@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 import pytest
+import reference_ijepa as ijepa
 import reference_mae as mae
 
 FOLDER = os.environ.get('MEDJAX_REFERENCE_ARRAYS')
@@ -19,7 +20,13 @@ METHODS = {
         'medical_': mae.check_mae,
         'lockstep_': mae.check_lockstep,
         'sincos_tables': mae.check_tables,
-    }
+    },
+    'ijepa': {
+        'ijepa_': ijepa.check_ijepa,
+        'lockstep_': ijepa.check_lockstep,
+        'mask_stats_': ijepa.check_mask_statistics,
+        'start_spread': ijepa.check_start,
+    },
 }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 
 from medjax.errors import UserError
 from medjax.objectives.terms import TermContext, TermInputs, regress
-from medjax.types import View
+from medjax.types import Mask, View
 
 STUDENT, TEACHER = 'student/text/report/tokens', 'teacher/large/report/tokens'
 
@@ -46,3 +48,44 @@ def test_padding_and_absent_texts_count_nowhere(loss):
 def test_both_sides_are_tokens_at_one_mask():
     with pytest.raises(UserError, match='student and teacher must be tokens at one mask'):
         regress.build(context(), 'student/image/crop/patches@block', 'teacher/image/crop/patches@other')
+
+
+def test_smooth_l1_by_loops_and_without_gradient_through_the_target():
+    """Two groups of one row with two crops, two contexts of each crop, three sets of at most three targets."""
+    rng = np.random.default_rng(0)
+    g, crops, contexts, sets, room, d = 2, 2, 2, 3, 3, 4
+    counts = rng.integers(1, room + 1, (g, sets, crops))
+    weight = (np.arange(room) < counts[..., None]) / counts[..., None]
+    index = rng.integers(0, 9, (g, sets, crops, room)) + 9 * np.arange(crops)[:, None]
+    mask = Mask(
+        np.zeros((g, crops, 9), bool), index.reshape(g, sets, -1), weight.reshape(g, sets, -1).astype(np.float32),
+        mode='drop', crop_room=room,
+    )  # fmt: skip
+    student, teacher = 'student/predictor/crop~block/patches@block', 'teacher/image/crop/patches@block'
+    predicted = 2 * rng.normal(size=(g, sets, crops * contexts * room, d)).astype(np.float32)
+    features = rng.normal(size=(g, sets, crops * room, d)).astype(np.float32)
+    present = np.array([[True, False], [True, True]])
+    view = View(None, np.arange(g, dtype=np.uint32), present, None, {})
+    term = regress.build(context(), student, teacher, 'smooth_l1')
+
+    def loss(predicted, features):
+        presence = {student: jnp.repeat(present, contexts, axis=1), teacher: present}
+        x = TermInputs(
+            {}, {}, {student: predicted, teacher: features}, presence, {'crop': view}, {'crop~block': mask}, None,
+            jnp.int32(0), None,
+        )  # fmt: skip
+        out = term.loss(dataclasses.replace(x, per_row=term.per_row(x)))
+        assert out.start is None
+        return out.loss
+
+    value, (by_student, by_teacher) = jax.jit(jax.value_and_grad(loss, (0, 1)))(predicted, features)
+    terms = []
+    for i in np.ndindex(g, sets, crops, contexts):
+        group, k, crop, one = i
+        for m in range(counts[group, k, crop] if present[group, crop] else 0):
+            t = features[group, k, crop * room + m].astype(np.float64)
+            t = (t - t.mean()) / np.sqrt(t.var() + 1e-5)
+            distance = np.abs(predicted[group, k, (crop * contexts + one) * room + m] - t)
+            terms.append(np.where(distance < 1, distance**2 / 2, distance - 0.5).mean())
+    np.testing.assert_allclose(value, np.mean(terms), rtol=1e-5)
+    assert np.abs(by_student).max() > 0 and not np.abs(by_teacher).any()

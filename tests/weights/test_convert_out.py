@@ -33,6 +33,7 @@ TOWERS: dict[str, dict[str, Any]] = {
     'mae': dict(SIZES, family='mae', positions='sincos'),
     'clip': dict(SIZES, family='clip'),
     'siglip': dict(SIZES, family='siglip'),
+    'ijepa': dict(SIZES, family='ijepa', positions='sincos'),
     'dinov3': dict(SIZES, family='dinov3', registers=2),
     'dinov3 gated': dict(SIZES, family='dinov3', ffn='swiglu', mlp_ratio=3.0, rope_base=50.0),
     'resnet': dict(tower='resnet', variant='50', stem=8, depths=[2, 1, 1, 1]),
@@ -121,7 +122,7 @@ def hf_features(kind: str, model: Any, x: np.ndarray) -> tuple[Any, Any]:
         return tokens[:, 0], tokens[:, 1 + registers :]
 
 
-@pytest.mark.parametrize('kind', few([k for k in TOWERS if k != 'wide'], 'demo', 'dinov3', 'resnet'))
+@pytest.mark.parametrize('kind', few([k for k in TOWERS if k not in ('wide', 'ijepa')], 'demo', 'dinov3', 'resnet'))
 def test_transformers_opens_what_is_written(kind, tmp_path):
     section = TOWERS[kind]
     source, tree = exported(tmp_path, dict(image=section))
@@ -298,6 +299,7 @@ def test_names_of_meta_come_back(kind, tmp_path):
         (to_huggingface, TOWERS['wide'], 'its positions have a square grid, and these are for 12 x 8 pixels'),
         (to_huggingface, dict(SIZES, mlp_ratio=2.5), 'a whole number of times as wide as the tower, not 40 wide'),
         (to_huggingface, dict(SIZES, family='siglip', registers=2), 'its SigLIP has no registers'),
+        (to_huggingface, TOWERS['ijepa'], 'its ViTs without a CLS token pool by attention'),
         (to_timm, TOWERS['resnet'], 'its stem has 64 channels'),
         (to_timm, dict(SIZES, eps=1e-3), 'its norms have eps=1e-06, and those of this tower 0.001'),
         (to_huggingface, dict(SIZES, key_bias=False), 'only its rotary ViT has keys without bias'),

@@ -61,14 +61,7 @@ def build(
     encoder = reads[0] if len(reads) == 1 else None
     if not isinstance(encoder, VitTower):
         raise UserError("decoder: it reads one tower, a ViT: reads=['image']")
-    for name, value in dict(width=width, depth=depth, heads=heads).items():
-        if not is_whole(value) or value < 1:
-            raise UserError(f'decoder: {name}={value!r}: must be a whole number of at least 1')
-    if width % heads or width % 4:
-        raise UserError(f'decoder: width {width} must be divisible by 4 and by its {heads} heads')
-    check_ratio('decoder', mlp_ratio)
-    check_choice('decoder', 'start', start, STARTS)
-    check_compute('decoder', attention, remat, dtype)
+    check_sizes('decoder', width, depth, heads, mlp_ratio, start, attention, remat, dtype)
     patch = encoder.module.patch
     module = Decoder(
         width=width,
@@ -91,6 +84,28 @@ def build(
         example=example,
         patch=patch,
     )
+
+
+def check_sizes(
+    tower: str,
+    width: int,
+    depth: int,
+    heads: int,
+    mlp_ratio: float,
+    start: str,
+    attention: str,
+    remat: str,
+    dtype: str,
+) -> None:
+    """A UserError for settings with which no small transformer over an encoder can be built; `tower` is its kind."""
+    for name, value in dict(width=width, depth=depth, heads=heads).items():
+        if not is_whole(value) or value < 1:
+            raise UserError(f'{tower}: {name}={value!r}: must be a whole number of at least 1')
+    if width % heads or width % 4:
+        raise UserError(f'{tower}: width {width} must be divisible by 4 and by its {heads} heads')
+    check_ratio(tower, mlp_ratio)
+    check_choice(tower, 'start', start, STARTS)
+    check_compute(tower, attention, remat, dtype)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

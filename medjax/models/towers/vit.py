@@ -52,13 +52,15 @@ class Family(NamedTuple):
     eps: float = 1e-6  # of the norms
     activation: str = 'gelu'
     layerscale: float | None = None  # the first value of LayerScale
-    cls: bool = True  # whether there is a CLS token; if not, attention pools the patches (the parameters 'pool')
+    cls: bool = True  # whether there is a CLS token; if not, the output `cls` is pooled from the patches
+    pool: str = 'attention'  # without a CLS token: 'attention' (with the parameters 'pool') or 'mean'
     patch_bias: bool = True
     embed_norm: bool = False  # whether there is a norm between the embeddings and the blocks
     offset: float = 0.0  # for resizing position embeddings, see `cubic_weights`
     positions: str = 'learned'
     key_bias: bool = True
     token_start: float = 1e-6  # the deviation with which the CLS token and registers start
+    patch_start: str = 'uniform'  # start of the patch embedding with start='normal': torch's, or 'normal' as all others
 
 
 FAMILIES = {
@@ -68,6 +70,7 @@ FAMILIES = {
     'mae': Family(),  # masked autoencoders, arXiv 2111.06377, with positions='sincos' and start='xavier'
     'clip': Family(eps=1e-5, activation='quick_gelu', patch_bias=False, embed_norm=True),  # arXiv 2103.00020
     'siglip': Family(activation='gelu_tanh', cls=False),  # arXiv 2303.15343
+    'ijepa': Family(cls=False, pool='mean', positions='sincos', patch_start='normal'),  # arXiv 2301.08243
 }
 
 
@@ -106,8 +109,8 @@ def build(
     """A ViT tower for images of `channels` channels and of every size that the patch side divides.
 
     variant      'S/14': a size (see layers.SIZES) and the patch side in pixels
-    family       the public models that the tower is like: 'dinov2', 'dinov3', 'vit', 'mae', 'clip' or 'siglip', see
-                 FAMILIES
+    family       the public models that the tower is like: 'dinov2', 'dinov3', 'vit', 'mae', 'clip', 'siglip' or
+                 'ijepa', see FAMILIES
     width, depth, heads, mlp_ratio, ffn
                  replace the values of the size; ffn is 'mlp' or 'swiglu'. The hidden layer of 'swiglu' is two thirds as
                  wide as that of 'mlp'. Three sizes of DINOv3 have ffn='swiglu': S+ is 'S' with mlp_ratio=6; H+ has
@@ -146,8 +149,8 @@ def build(
     prompts      dict(count=, bottleneck=): tokens of their own in each block, see `medjax.models.prompts`
     dtype        type of the activations; parameters, statistics and outputs are float32
 
-    The output `cls` is the CLS token. The family 'siglip' has no CLS token; there, `cls` is pooled from the patches by
-    attention.
+    The output `cls` is the CLS token. The families 'siglip' and 'ijepa' have no CLS token; there, `cls` is pooled from
+    the patches by attention, or is their mean.
     """
     size, _, patch = variant.partition('/')
     if not patch.isdecimal() or int(patch) < 1:
@@ -258,8 +261,6 @@ class VitTower(FlaxTower):
             return Seen(bits=mask.bits.reshape(images, -1))
         if mask.mode != 'drop' or mask.kept is None:
             raise UserError(f"vit: this tower masks by the modes 'replace' and 'drop', got {mask.mode!r}")
-        if not self.module.family.cls and mask.length is not None:
-            raise UserError('vit: a tower without a CLS token takes contexts of one length only')
         lengths = None if mask.length is None else mask.length.reshape(-1) + self.module.prefix
         return Seen(kept=mask.kept.reshape(images, *mask.kept.shape[2:]), lengths=lengths)
 
@@ -522,9 +523,10 @@ class Vit(nn.Module):
         normed = LayerNorm(family.eps, name='norm')(last)
         if family.cls:
             return last, normed, normed[:, :, 0]
-        pool = Pool('attention', self.heads, self.hidden, **options, name='pool')
+        pool = Pool(family.pool, self.heads, self.hidden, **options, name='pool')
         patches = normed[:, :, self.prefix :]
-        pooled = pool(patches.reshape(-1, *patches.shape[2:]))
+        lengths = None if seen.lengths is None else jnp.tile(seen.lengths - self.prefix, layers)
+        pooled = pool(patches.reshape(-1, *patches.shape[2:]), lengths)
         return last, normed, pooled.reshape(layers, -1, self.width)
 
     def turns(self, grid: tuple[int, int], seen: Seen) -> Array | None:
@@ -549,9 +551,12 @@ class Vit(nn.Module):
 
     def embeddings(self) -> dict[str, Any]:
         """The parameters that `embed` reads, initialized as in the original models."""
-        p, d, learned = self.patch, self.width, self.family.positions == 'learned'
+        family = self.family
+        p, d, learned = self.patch, self.width, family.positions == 'learned'
         shape = (p, p, self.channels, d)
-        params = dict(patch_embed=PatchEmbed(shape, self.family.patch_bias, self.start, name='patch_embed')())
+        params = dict(
+            patch_embed=PatchEmbed(shape, family.patch_bias, self.start, family.patch_start, name='patch_embed')()
+        )
         if learned:
             params['pos_grid'] = parameter(self, 'pos_grid', weight_init, (*self.native, d), (None, None, 'embed'))
         params['mask_token'] = parameter(self, 'mask_token', zeros, (d,), ('embed',))
@@ -572,14 +577,17 @@ class PatchEmbed(nn.Module):
     shape: tuple[int, int, int, int]
     bias: bool = True
     start: str = 'normal'
+    family_start: str = 'uniform'  # see `Family.patch_start`
 
     @nn.compact
     def __call__(self) -> dict[str, Array]:
         torch_init = uniform_fan_in(int(np.prod(self.shape[:3])))
-        init = torch_init if self.start == 'normal' else xavier(3)
+        normal = self.family_start == 'normal'
+        init = xavier(3) if self.start != 'normal' else weight_init if normal else torch_init
         params = dict(kernel=parameter(self, 'kernel', init, self.shape, (None, None, None, 'embed')))
         if self.bias:
-            params['bias'] = parameter(self, 'bias', torch_init, self.shape[3:], ('embed',))
+            init = zeros if normal else torch_init
+            params['bias'] = parameter(self, 'bias', init, self.shape[3:], ('embed',))
         return params
 
 

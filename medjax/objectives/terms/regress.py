@@ -1,12 +1,17 @@
 """A student predicts the features of a teacher (feature distillation, arXiv 1412.6550; data2vec, 2202.03555).
 
-    'mse'      loss = mean_i  1/D |student_i - target_i|^2
-    'cosine'   loss = mean_i  1 - cos(student_i, target_i)
+    'mse'        loss = mean_i  1/D |student_i - target_i|^2
+    'smooth_l1'  loss = mean_i  1/D sum_j h(student_ij - target_ij),  h(d) = d^2 / 2 for |d| < 1, else |d| - 1/2
+    'cosine'     loss = mean_i  1 - cos(student_i, target_i)
 
 over all features i of present crops. With normalise='layer' the target is (t - mean(t)) / sqrt(var(t) + 1e-5) over its
 D numbers: a layer norm without parameters, so that no number of a public encoder outweighs the others.
 
-`start` is the loss of the best constant answer: the variance of the targets, or 1 - |mean unit target|.
+I-JEPA (arXiv 2301.08243) is 'smooth_l1': a predictor predicts the features of a teacher at the targets of a mask. If a
+crop has several contexts, the predictions from each of them count.
+
+`start` is the loss of the best constant answer: the variance of the targets, or 1 - |mean unit target|. 'smooth_l1'
+has none, because no formula gives it.
 """
 
 from __future__ import annotations
@@ -24,7 +29,7 @@ from medjax.objectives.numerics import unit
 from medjax.objectives.terms import Term, TermContext, TermInputs, TermOutput
 from medjax.objectives.trees import weight_at_mask
 
-LOSSES = ('mse', 'cosine')
+LOSSES = ('mse', 'smooth_l1', 'cosine')
 
 
 def build(context: TermContext, student: str, teacher: str, loss: str = 'mse', normalise: str | None = 'layer') -> Term:
@@ -32,14 +37,14 @@ def build(context: TermContext, student: str, teacher: str, loss: str = 'mse', n
 
     student    features [B,V,…,D], through a head if the widths differ, as student/image/crop/cls>to_teacher
     teacher    features of the same shape, as teacher/large/crop/cls
-    loss       'mse' or 'cosine'
+    loss       'mse', 'smooth_l1' or 'cosine'
     normalise  'layer', or None for the teacher's features as they are
     """
     s = context.feature(student, 'student', per_row=True)
     t = context.feature(teacher, 'teacher', per_row=True)
     context.same_part(s, t)
     if loss not in LOSSES:
-        raise UserError(f"{context.where}.loss={loss!r}: must be 'mse' or 'cosine'")
+        raise UserError(f"{context.where}.loss={loss!r}: must be 'mse', 'smooth_l1' or 'cosine'")
     if normalise not in ('layer', None):
         raise UserError(f"{context.where}.normalise={normalise!r}: must be 'layer' or None")
     if (s.at and s.at_mask) != (t.at and t.at_mask):
@@ -65,6 +70,7 @@ class Regress(Term):
     def per_row(self, x: TermInputs) -> dict[str, Array]:
         """Sums over the features of each row or group: the error, the targets and their squares, the number."""
         student, target = x.features[self.student.name], jax.lax.stop_gradient(x.features[self.teacher.name])
+        target = self.for_contexts(x, target)
         if student.shape != target.shape:
             raise UserError(
                 f'{self.context.where}: {self.student.name!r} has the shape {list(student.shape[1:])} a row and '
@@ -74,6 +80,9 @@ class Regress(Term):
         weight = self.weight(x, target.shape[:-1])
         if self.kind == 'mse':
             error = jnp.square(student - target).mean(-1)
+        elif self.kind == 'smooth_l1':
+            distance = jnp.abs(student - target)
+            error = jnp.where(distance < 1, 0.5 * jnp.square(distance), distance - 0.5).mean(-1)
         else:
             error = 1 - jnp.sum(unit(student) * target, axis=-1)
 
@@ -95,9 +104,22 @@ class Regress(Term):
             t *= jax.lax.rsqrt(jnp.square(t).mean(-1, keepdims=True) + 1e-5)
         return unit(t) if self.kind == 'cosine' else t
 
+    def contexts(self, x: TermInputs) -> int:
+        """The number of contexts of each crop that the student predicts from, at the mask of both features."""
+        crops, elements = (x.present(one).shape[1] for one in (self.teacher, self.student))
+        return elements // crops if self.student.at and elements % crops == 0 else 1
+
+    def for_contexts(self, x: TermInputs, at_targets: Array) -> Array:
+        """An array [G,K,M,…] at the targets of crops as one for all contexts of each crop, [G,K,C M,…]."""
+        if (contexts := self.contexts(x)) == 1:
+            return at_targets
+        g, k, m, *rest = at_targets.shape
+        of_crops = at_targets.reshape(g, k, -1, x.masks[self.student.at_mask].crop_room, *rest)
+        return jnp.repeat(of_crops, contexts, axis=2).reshape(g, k, m * contexts, *rest)
+
     def weight(self, x: TermInputs, shape: tuple[int, ...]) -> Array:
         """1 for each feature that counts, else 0."""
-        here = x.present(self.student) & x.present(self.teacher)
+        here = x.present(self.student)[:, :: self.contexts(x)] & x.present(self.teacher)
         view, mask = x.views[self.student.view], self.student.inputs[0]
         if not self.student.at and len(shape) > 2 and mask.mask and x.masks[mask.masked_view].length is not None:
             raise UserError(
@@ -107,7 +129,7 @@ class Regress(Term):
         if self.student.output == 'tokens' and not self.student.at and view.valid is not None:
             return (here[..., None] & view.valid).astype(jnp.float32)
         if self.student.at:
-            return (weight_at_mask(here, x.masks[self.student.at_mask]) > 0).astype(jnp.float32)
+            return self.for_contexts(x, weight_at_mask(here, x.masks[self.student.at_mask]) > 0).astype(jnp.float32)
         return jnp.broadcast_to(here.reshape(*here.shape, *[1] * (len(shape) - 2)), shape).astype(jnp.float32)
 
     def loss(self, x: TermInputs) -> TermOutput:
@@ -116,6 +138,8 @@ class Regress(Term):
         mean = sums['targets'] / count
         if self.kind == 'mse':
             start = sums['squares'] / count - jnp.square(mean).mean()
+        elif self.kind == 'smooth_l1':
+            start = None
         else:
             start = (1 - jnp.linalg.norm(mean)) * (sums['count'] > 0)
         error = sums['error'] / count

@@ -74,7 +74,14 @@ class Generator:
     @property
     def most(self) -> int:
         """M, room for the targets of a group in each of the K sets: the largest number that a draw can have."""
-        raise NotImplementedError
+        if not self.crop_room:
+            raise NotImplementedError
+        return self.context.crops * self.crop_room
+
+    @property
+    def crop_room(self) -> int:
+        """Room for the targets of one crop in each set, if every crop has its own, as predictors need; else 0."""
+        return 0
 
     def draw(self, key: Array, texts: Texts | None, others: tuple[Drawn, ...]) -> Drawn:
         """The mask of one unit. `texts` are its texts, for views of texts; `others` are its masks in `after`."""
@@ -94,8 +101,14 @@ def from_bits(bits: Array, groups: int, most: int) -> Mask:
     return Mask(bits, index[:, None], weight[:, None])
 
 
-def positions(bits: Array, most: int) -> tuple[Array, Array]:
+def positions(bits: Array, most: int, crop_room: int = 0) -> tuple[Array, Array]:
     """Positions and weights [G,most] of the set tokens of groups, bool [G,crops,N]; see `Mask`."""
+    if crop_room:
+        groups, crops, n = bits.shape
+        index, weight = positions(bits.reshape(groups * crops, 1, n), crop_room)
+        first = n * jnp.arange(crops, dtype=jnp.int32)  # token of each crop
+        index = index.reshape(groups, crops, crop_room) + first[:, None]
+        return index.reshape(groups, -1), weight.reshape(groups, -1)
     per_crop = 1.0 / jnp.maximum(bits.sum(axis=-1, dtype=jnp.float32), 1.0)
     flat = bits.reshape(len(bits), -1)
     index = jax.vmap(lambda b: jnp.nonzero(b, size=most, fill_value=0)[0])(flat).astype(jnp.int32)

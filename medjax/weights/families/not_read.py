@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable
 
 from medjax.weights.arrays import Arrays
+from medjax.weights.families.vit import fixed_positions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,6 +55,11 @@ def of_other_width(arrays: Arrays) -> bool:
     return len(stem) == 4 and len(second) == 4 and not stem[0] == second[0] == second[1]
 
 
+def without_fixed_positions(arrays: Arrays) -> bool:
+    """Whether a ViT is none of I-JEPA's, whose positions are fixed."""
+    return not any(fixed_positions(arrays, name) for name in arrays if _is('pos_embed', name))
+
+
 VITS = 'models of timm that are read have a CLS token and `norm`, such as vit_base_patch16_224'
 RESNETS = 'plain ResNets are read, such as resnet50 of torchvision or timm'
 PATCHES = r'(?:embeddings\.patch_embedding|embeds\.proj)\.weight'
@@ -78,7 +84,8 @@ NOT_READ = (
           has=(r'blocks\.0\.attn\.qkv\.weight', r'fc_norm\.weight'), lacks=(r'norm\.weight',), instead=VITS),
     Other(title='a ViT of timm without a CLS token',
           has=(r'blocks\.0\.attn\.qkv\.weight', r'patch_embed\.proj\.weight'),
-          lacks=('cls_token', 'mask_token', r'attn_pool\.latent', r'layers\.0\..*'), instead=VITS),
+          lacks=('cls_token', 'mask_token', r'attn_pool\.latent', r'layers\.0\..*'), when=without_fixed_positions,
+          instead=VITS),
     Other(title='a ResNet with another stem (ResNet-C or ResNet-D)',
           has=(r'conv1\.0\.weight', r'layer1\.0\.conv1\.weight'), instead=RESNETS),
     Other(title='a ResNet whose blocks have another width or groups (Wide-ResNet, ResNeXt)',

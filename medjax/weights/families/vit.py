@@ -64,6 +64,13 @@ def is_sincos(grid: np.ndarray, cls: np.ndarray | None) -> bool:
     return bool(np.abs(grid.reshape(-1, d) - sincos_positions((height, width), d)).max() < 1e-4)
 
 
+def fixed_positions(arrays: Arrays, name: str = 'pos_embed') -> bool:
+    """Whether a table [1,h w,D] holds the fixed position embeddings of a square grid, without a row for CLS."""
+    shape = arrays.shape(name)
+    side = round(shape[-2] ** 0.5) if len(shape) == 3 else 0
+    return side**2 == shape[-2] and arrays.is_float(name) and is_sincos(arrays[name].reshape(side, side, -1), None)
+
+
 # The section of a recipe.
 
 
@@ -240,6 +247,11 @@ TIMM_SIGLIP = (
     *linear('pool/mlp/fc1', 'attn_pool.mlp.fc1'),
     *linear('pool/mlp/fc2', 'attn_pool.mlp.fc2'),
 )  # fmt: skip
+TIMM_IJEPA = (
+    *patch_embedding('patch_embed.proj'),
+    *norm('norm', 'norm'),
+    Positions('pos_embed', cls=False), *timm_blocks(), *MLP,
+)  # fmt: skip
 W1_W2_W3 = (
     Line('blocks/mlp/w12/kernel', ('blocks.{}.mlp.w1.weight', 'blocks.{}.mlp.w2.weight'), 'o i -> i o'),
     Line('blocks/mlp/w12/bias', ('blocks.{}.mlp.w1.bias', 'blocks.{}.mlp.w2.bias'), 'o -> o'),
@@ -269,6 +281,15 @@ MAE_DECODER = (
     *timm_blocks('decoder_blocks'),
     *linear('blocks/mlp/fc1', 'decoder_blocks.{}.mlp.fc1'),
     *linear('blocks/mlp/fc2', 'decoder_blocks.{}.mlp.fc2'),
+)
+IJEPA_PREDICTOR = (
+    Line('mask_token', ('mask_token',), '1 1 d -> d'),
+    *linear('embed', 'predictor_embed'),
+    *norm('norm', 'predictor_norm'),
+    *linear('project', 'predictor_proj'),
+    *timm_blocks('predictor_blocks'),
+    *linear('blocks/mlp/fc1', 'predictor_blocks.{}.mlp.fc1'),
+    *linear('blocks/mlp/fc2', 'predictor_blocks.{}.mlp.fc2'),
 )
 
 # Hugging Face's names.
@@ -361,16 +382,20 @@ def not_packed(arrays: Arrays) -> bool:
 
 
 def decoder_sizes(table: Table, arrays: Arrays) -> Sizes:
-    embed, pixels = axes(table, arrays, 'embed/kernel'), axes(table, arrays, 'pixels/kernel')
-    first = axes(table, arrays, 'blocks/mlp/fc1/kernel')
-    if not embed or not pixels or not first:
-        raise UserError('a decoder has an embedding, blocks and a layer that predicts pixels')
-    return dict(width=embed['o'], depth=layers(table, arrays, 'blocks/'), hidden=first['o'], pixels=pixels['o'])
+    embed, first = axes(table, arrays, 'embed/kernel'), axes(table, arrays, 'blocks/mlp/fc1/kernel')
+    if not embed or not first:
+        raise UserError('a decoder or a predictor has an embedding and blocks')
+    return dict(width=embed['o'], depth=layers(table, arrays, 'blocks/'), hidden=first['o'])
 
 
-def decoder_section(found: Sizes, config: Mapping[str, Any]) -> dict[str, Any]:
-    sizes = {name: found[name] for name in ('width', 'depth', 'heads')}
-    return dict(tower='decoder', reads=['image'], mlp_ratio=found['hidden'] / found['width']) | sizes
+def over_encoder(tower: str) -> Callable[[Sizes, Mapping[str, Any]], dict[str, Any]]:
+    """The function that describes a decoder or a predictor."""
+
+    def describe(found: Sizes, config: Mapping[str, Any]) -> dict[str, Any]:
+        sizes = {name: found[name] for name in ('width', 'depth', 'heads')}
+        return dict(tower=tower, reads=['image'], mlp_ratio=found['hidden'] / found['width']) | sizes
+
+    return describe
 
 
 def _vit(
@@ -427,6 +452,9 @@ LAYOUTS = (
          antialias=True),
     _vit("SigLIP's ViT in timm's names", TIMM_SIGLIP, 'siglip', 'attn_pool.latent patch_embed.proj.weight',
          'cls_token', antialias=True),
+    _vit("an encoder of I-JEPA", TIMM_IJEPA, 'ijepa',
+         'pos_embed patch_embed.proj.weight blocks.0.norm1.weight blocks.0.mlp.fc1.weight',
+         'cls_token attn_pool.latent blocks.0.ls1.gamma', CLASSIFIER, fixed_positions),
     _vit("a DINOv3 backbone in Meta's names", META_DINOV3, 'dinov3', f'{PLAIN} storage_tokens', 'pos_embed',
          r'rope_embed\.|blocks\.\d+\.attn\.qkv\.bias_mask|local_cls_norm\.'),
     _vit("a DINOv3 backbone without registers in Meta's names", META_DINOV3, 'dinov3', f'{PLAIN} rope_embed.periods',
@@ -452,8 +480,12 @@ LAYOUTS = (
     Layout(title='the decoder of a masked autoencoder', module='towers/decoder', table=MAE_DECODER,
            signs=('decoder_embed.weight', 'decoder_pred.weight'), prefix=r'(?!.*decoder\.$).*',
            left_out='decoder_pos_embed$', config='decoder',
-           sizes=decoder_sizes, describe=decoder_section),
+           sizes=decoder_sizes, describe=over_encoder('decoder')),
     Layout(title="the decoder of a masked autoencoder in Hugging Face's names", module='towers/decoder',
            table=HF_MAE_DECODER, signs=('decoder.decoder_embed.weight', 'decoder.decoder_pred.weight'),
-           left_out=r'decoder\.decoder_pos_embed$', config='decoder', sizes=decoder_sizes, describe=decoder_section),
+           left_out=r'decoder\.decoder_pos_embed$', config='decoder', sizes=decoder_sizes,
+           describe=over_encoder('decoder')),
+    Layout(title='the predictor of I-JEPA', module='towers/predictor', table=IJEPA_PREDICTOR,
+           signs=('predictor_embed.weight', 'predictor_proj.weight'), left_out='predictor_pos_embed$',
+           config='predictor', sizes=decoder_sizes, describe=over_encoder('predictor')),
 )  # fmt: skip

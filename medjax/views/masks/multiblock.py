@@ -1,0 +1,173 @@
+"""Multi-block masks: several blocks of a crop are targets, and a large block without them is the context.
+
+I-JEPA, arXiv 2301.08243. An encoder reads the context alone, and a predictor predicts features at the targets.
+
+The original cuts the contexts of a batch to the shortest of them. Here shapes are static: a context has room for
+`longest` patches, and its own length says how many count. Every target block has its own set of positions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from medjax.errors import UserError
+from medjax.types import is_number, is_whole
+from medjax.views.masks import Drawn, Generator, MaskContext, Texts
+
+TRIES = 20  # places tried for a context before it may overlap one target more, as in the original
+STEPS = 1_024  # the random number behind a block's size has so many values, so that all sizes are known beforehand
+
+
+def build(
+    context: MaskContext,
+    targets: int = 4,
+    contexts: int = 1,
+    target_area: Sequence[float] = (0.15, 0.2),
+    target_aspect: Sequence[float] = (0.75, 1.5),
+    context_area: Sequence[float] = (0.85, 1.0),
+    min_keep: int = 10,
+    overlap: bool = False,
+    longest: int | None = None,
+) -> Generator:
+    """The mask `multiblock` of a config, for the crops of a group of rows.
+
+    targets, contexts      blocks of each kind in a crop
+    target_area            smallest and largest share of a crop's patches in a target block
+    target_aspect          smallest and largest height / width of a target block
+    context_area           the same as target_area, for the block of a context, which is a square
+    min_keep               a block has more patches than this, and so has a context after the targets have left it
+    overlap                whether contexts keep the patches of targets
+    longest                the most patches of a context; a longer one loses its last patches, row by row, as in the
+                           original. None: no limit. A smaller number is faster
+
+    As in the original: one random number decides area and aspect of the targets of a group, another one the area of its
+    contexts. A block is cut so that it is at least one row and one column smaller than the grid. Its top left corner is
+    drawn so that the last row and the last column of patches are never used. If 20 places leave too few patches of a
+    context, it may overlap the last target, after 20 more the last two, and so on.
+    """
+    grid, where = context.image_grid(), context.where
+    for name, value in dict(targets=targets, contexts=contexts).items():
+        if not is_whole(value) or value < 1:
+            raise UserError(f'{where}.{name}={value!r}: must be a whole number of blocks, at least 1')
+    if not is_whole(min_keep) or min_keep < 0:
+        raise UserError(f'{where}.min_keep={min_keep!r}: must be a whole number of patches, at least 0')
+    sizes = {
+        'target_area': block_sizes(grid, target_area, target_aspect, where, 'target'),
+        'context_area': block_sizes(grid, context_area, (1, 1), where, 'context'),
+    }
+    shown = f'{grid[0]} x {grid[1]} patches'
+    for name, found in sizes.items():
+        height, width = found[found.prod(1).argmin()]
+        if height * width <= min_keep:
+            raise UserError(
+                f'{where}.{name}: its smallest block has {height} x {width} of {shown}, and a block must have more '
+                f'than min_keep={min_keep}; raise {name}, or lower min_keep'
+            )
+    left = (grid[0] - 1) * (grid[1] - 1) - sizes['target_area'].prod(1).max()
+    if not overlap and left <= min_keep:
+        raise UserError(
+            f'{where}.target_area: its largest block leaves {left} of {shown} for a context, which must have more '
+            f'than min_keep={min_keep}; lower target_area or min_keep, or set overlap=True'
+        )
+    most = int(sizes['context_area'].prod(1).max())
+    if longest is not None and (not is_whole(longest) or longest <= min_keep):
+        raise UserError(f'{where}.longest={longest!r}: must be a whole number of patches above min_keep={min_keep}')
+    return MultiBlock(
+        context=context,
+        grid=grid,
+        targets=targets,
+        contexts=contexts,
+        target_sizes=sizes['target_area'],
+        context_sizes=sizes['context_area'],
+        min_keep=min_keep,
+        overlap=overlap,
+        longest=min(longest or most, most),
+    )
+
+
+def block_sizes(
+    grid: tuple[int, int], area: Sequence[float], aspect: Sequence[float], where: str, kind: str
+) -> np.ndarray:
+    """Height and width of a block for each value of the random number that decides both: int [STEPS,2]."""
+    for name, pair, most in (('area', area, 1), ('aspect', aspect, np.inf)):
+        if np.shape(pair) != (2,) or not all(map(is_number, pair)) or not 0 < pair[0] <= pair[1] < np.inf:
+            raise UserError(f'{where}.{kind}_{name}={pair!r}: must be two numbers, 0 < low <= high')
+        if pair[1] > most:
+            raise UserError(
+                f'{where}.{kind}_{name}={pair!r}: a block of {pair[1]:g} times the crop is larger than its grid of '
+                f'{grid[0]} x {grid[1]} patches; the largest {name} is 1'
+            )
+    u = (np.arange(STEPS) + 0.5) / STEPS
+    count = np.floor(grid[0] * grid[1] * (area[0] + u * (area[1] - area[0])))
+    ratio = aspect[0] + u * (aspect[1] - aspect[0])
+    sizes = np.round(np.sqrt(np.stack([count * ratio, count / ratio], axis=1))).astype(int)
+    if kind == 'target' and (larger := sizes[(sizes > grid).any(1)]).size:
+        height, width = larger[0]
+        raise UserError(
+            f'{where}.target_area: a block would have {height} x {width} patches, and the grid has {grid[0]} x '
+            f'{grid[1]}; lower target_area, or narrow target_aspect'
+        )
+    return np.minimum(sizes, np.array(grid) - 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class MultiBlock(Generator):
+    """The mask `multiblock`; see `build`."""
+
+    mode = 'drop'
+
+    grid: tuple[int, int]
+    targets: int
+    contexts: int
+    target_sizes: np.ndarray  # int [STEPS,2], see `block_sizes`
+    context_sizes: np.ndarray
+    min_keep: int
+    overlap: bool
+    longest: int  # patches of a context
+
+    @property
+    def crop_room(self) -> int:
+        return int(self.target_sizes.prod(1).max())
+
+    def draw(self, key: Array, texts: Texts | None, others: tuple[Drawn, ...]) -> Drawn:
+        targets, contexts = self.blocks(key)
+        length = contexts.sum(-1)
+
+        def first_patches(bits: Array) -> Array:
+            return jnp.nonzero(bits, size=self.longest, fill_value=0)[0].astype(jnp.int32)
+
+        kept = jax.vmap(jax.vmap(first_patches))(contexts)
+        length = jnp.minimum(length, self.longest).astype(jnp.int32)
+        return Drawn(targets.any(1), kept, length, targets=jnp.moveaxis(targets, 1, 0))
+
+    def blocks(self, key: Array) -> tuple[Array, Array]:
+        """The targets bool [crops,targets,N] and the contexts [crops,contexts,N] of a group, before they are cut."""
+        tries = TRIES * (1 if self.overlap else self.targets + 1)
+        size_key, key = jax.random.split(key)
+        number = jax.random.randint(size_key, (2,), 0, STEPS)
+        target_size = jnp.asarray(self.target_sizes)[number[0]]
+        context_size = jnp.asarray(self.context_sizes)[number[1]]
+        u = jax.random.uniform(key, (self.context.crops, self.targets + self.contexts * tries, 2))
+        targets = block(u[:, : self.targets], target_size, self.grid)
+        tried = block(u[:, self.targets :], context_size, self.grid)
+        tried = tried.reshape(len(u), self.contexts, tries, -1)
+        if not self.overlap:  # the first tries stay clear of all targets, the last ones of none
+            clear = [~targets[:, :n].any(1) for n in range(self.targets, -1, -1)]
+            tried &= jnp.repeat(jnp.stack(clear, axis=1), TRIES, axis=1)[:, None]
+        chosen = jnp.argmax(tried.sum(-1) > self.min_keep, axis=-1)
+        return targets, jnp.take_along_axis(tried, chosen[..., None, None], axis=2)[:, :, 0]
+
+
+def block(u: Array, size: Array, grid: tuple[int, int]) -> Array:
+    """Blocks of one size, bool [...,N], at places from u uniform [...,2]; never in the last row or column."""
+    (top, left), (height, width) = jnp.moveaxis(jnp.floor(u * (jnp.asarray(grid) - size)), -1, 0), size
+    row, column = jnp.arange(grid[0]), jnp.arange(grid[1])
+    rows = (row >= top[..., None]) & (row < top[..., None] + height)
+    columns = (column >= left[..., None]) & (column < left[..., None] + width)
+    return (rows[..., :, None] & columns[..., None, :]).reshape(*u.shape[:-1], -1)
