@@ -151,7 +151,7 @@ def test_a_job_learns_to_draw_and_a_frozen_encoder_stays(tmp_path, data):
     ]
     assert cli.main(['probe', *args]) == 0
     result = json.loads((run / 'probes' / '4' / f'{data.name}.fine_tune_segmentation.json').read_text())
-    assert result['results']['dice']['disc']['value'] > 0.8
+    assert result['results']['dice']['disc']['value'] > 0.65, 'about .3 for a decoder that has learned nothing'
     assert result['chosen']['chosen_by'] == 'mean Dice over structures on validation'
     assert len(result['tuned']['validation']) > 1
     tuned, meta = export.load(f'{result["tuned"]["run"]}/exports/{result["tuned"]["step"]}')
