@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import reference_mae as mae
+import reference_swav as swav
 
 FOLDER = os.environ.get('MEDJAX_REFERENCE_ARRAYS')
 
@@ -19,7 +20,12 @@ METHODS = {
         'medical_': mae.check_mae,
         'lockstep_': mae.check_lockstep,
         'sincos_tables': mae.check_tables,
-    }
+    },
+    'swav': {
+        'sinkhorn': swav.check_sinkhorn,
+        'head_': swav.check_swav,
+        'lockstep_': swav.check_swav,
+    },
 }
 
 
