@@ -245,6 +245,10 @@ class Head:
     """A parameter of another module that this head uses, as 'towers/text/words': it gets it as params['tied'].
 
     `medjax.models.build` fills it in from the config. The array is that of the same network."""
+    together: bool = False
+    """Whether all features of a network pass the head as one batch, so that its statistics are those of all crops.
+
+    `medjax.models.build` fills it in from the config. If not, each feature has its own statistics."""
 
     def init(self, key: Array) -> Tree:
         """New parameters. Batch-norm statistics are stored under 'stats', as in `Tower.init`."""

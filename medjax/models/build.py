@@ -65,6 +65,7 @@ def head(cfg: Mapping[str, Any], width: int, where: str, dtype: str = 'float32',
     """The head that a section describes, for features of `width` numbers: a module of `medjax.models.heads`.
 
     The key `tie` names a parameter of another module that the head uses: dict(head='words', tie='towers/text/words').
+    `together=True` makes one batch of all features of a network that name a head with a BatchNorm (SwAV).
     `outputs` is the value of the key `out`, where the section leaves it open.
     """
     module, options = plugins.chosen(cfg, 'head', 'medjax.models.heads', where)
@@ -74,4 +75,11 @@ def head(cfg: Mapping[str, Any], width: int, where: str, dtype: str = 'float32',
     tie = options.pop('tie', None)
     if tie is not None and (not isinstance(tie, str) or tie.count('/') < 2):
         raise UserError(f"{where}.tie: {tie!r} is no parameter; write its path, as 'towers/text/words'")
-    return dataclasses.replace(plugins.call(module.build, options, where, width=width), tie=tie)
+    together = options.pop('together', False)
+    built = dataclasses.replace(plugins.call(module.build, options, where, width=width), tie=tie, together=together)
+    if not isinstance(together, bool) or (together and not built.batch_statistics):
+        raise UserError(
+            f'{where}.together={together!r}: must be True or False, and True only for a head that normalises by the '
+            'statistics of the batch'
+        )
+    return built

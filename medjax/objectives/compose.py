@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from medjax import plugins
@@ -418,10 +419,41 @@ class _Forward:
 
     def through_heads(self, one: Pass, f: Feature, x: Array, present: Array, heads: tuple[str, ...]) -> Array:
         """`x` at the mask of a feature and through some of its heads. Features share the first heads of a chain."""
-        done = (one, f.output, f.at_mask if f.at else None, heads)
+        done = _head_key(one, f, heads)
         if done not in self.after_heads:
-            self.after_heads[done] = self._through_last_head(one, f, x, present, heads)
+            if heads and self.objective.heads[heads[-1]].together:
+                self.run_together(heads[-1], f.network)
+            else:
+                self.after_heads[done] = self._through_last_head(one, f, x, present, heads)
         return self.after_heads[done]
+
+    def run_together(self, name: str, network: str) -> None:
+        """Runs a head once on all features of a network that name it, as one batch."""
+        keys: list[tuple] = []
+        inputs: list[Array] = []
+        here: list[Array] = []
+        for feature in self.objective.declared.values():
+            if feature.network != network or name not in feature.heads:
+                continue
+            one, heads = self.objective.passes[feature.name], feature.heads[: feature.heads.index(name) + 1]
+            key, outputs = _head_key(one, feature, heads), self.outputs[one]
+            if key in keys:
+                continue
+            x = self.through_heads(one, feature, outputs[feature.output], outputs['present'], heads[:-1])
+            if x.ndim != 3 or (inputs and len(x) != len(inputs[0])):
+                raise UserError(
+                    f'feature {feature.name!r}: the features of a head with together=True are vectors of crops of one '
+                    'part of the batch, as cls'
+                )
+            keys, inputs, here = [*keys, key], [*inputs, x], [*here, outputs['present']]
+        x, present = jnp.concatenate(inputs, axis=1), jnp.concatenate(here, axis=1)
+        if network == 'student':
+            y, stats = self.networks.run_head(name, x, network, present, train=True)
+            self.move('heads', name, stats)
+        else:
+            y = self.networks.run_head(name, x, network, present)
+        ends = np.cumsum([part.shape[1] for part in inputs])[:-1]
+        self.after_heads |= dict(zip(keys, jnp.split(y, ends, axis=1), strict=True))
 
     def _through_last_head(self, one: Pass, f: Feature, x: Array, present: Array, heads: tuple[str, ...]) -> Array:
         if not heads:
@@ -456,6 +488,11 @@ class _Forward:
         masks = [self.masks[source.masked_view] for source in one.views if source.mask]
         texts = any(self.views[source.view].valid is not None for source in one.views)
         return texts or any(mask.length is not None for mask in masks)
+
+
+def _head_key(one: Pass, f: Feature, heads: tuple[str, ...]) -> tuple:
+    """What the result of some heads depends on."""
+    return one, f.output, f.at_mask if f.at else None, heads
 
 
 def _drops(one: Pass, masks: Masks) -> bool:

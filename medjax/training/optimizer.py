@@ -47,6 +47,7 @@ from medjax.types import Metrics, Tree, is_number, is_whole
 NEVER = 2**31 - 1  # the step from which a parameter with frozen_until='end' changes
 RULES = ('adamw', 'lars')
 TRUST = 0.001  # of LARS
+STACKS = ('/blocks/', '/rest/')  # of transformers, and of the stages of a ResNet: layers on the leading axis
 NO_DECAY = ('*/bias', '*/scale', '*/gamma?')  # of biases, norms and LayerScale
 
 
@@ -215,7 +216,7 @@ def parameter_groups(params: Tree, rules: Sequence[Mapping[str, Any]] = (), no_d
     table = {
         path: Group(
             wd_scale=0.0 if any(fnmatch.fnmatchcase(path, pattern) for pattern in no_decay) else 1.0,
-            is_stack='/blocks/' in path,
+            is_stack=any(stack in path for stack in STACKS),
         )
         for path in shapes
     }

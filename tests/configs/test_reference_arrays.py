@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import reference_ijepa as ijepa
 import reference_mae as mae
+import reference_swav as swav
 
 FOLDER = os.environ.get('MEDJAX_REFERENCE_ARRAYS')
 
@@ -26,6 +27,11 @@ METHODS = {
         'lockstep_': ijepa.check_lockstep,
         'mask_stats_': ijepa.check_mask_statistics,
         'start_spread': ijepa.check_start,
+    },
+    'swav': {
+        'sinkhorn': swav.check_sinkhorn,
+        'head_': swav.check_swav,
+        'lockstep_': swav.check_swav,
     },
 }
 

@@ -10,6 +10,7 @@ import pytest
 from jax.experimental import multihost_utils
 
 from medjax.errors import UserError
+from medjax.models import build
 from medjax.objectives.schedules import schedule
 from medjax.training.checkpoint import Checkpoints, abstract
 from medjax.training.flops import model_flops
@@ -151,6 +152,25 @@ def test_updates_of_lars_are_those_of_the_formula():
     found = [x for leaf, stack in zip(jax.tree.leaves(now), stacks(ours)) for x in split(leaf, stack)]
     for x, (p, _) in zip(found, expected, strict=True):
         np.testing.assert_allclose(x, p, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    'cfg', [dict(tower='vit', variant='Ti/8', depth=5), dict(tower='resnet', variant='50', depths=[2, 6])]
+)
+def test_the_layers_of_a_stack_are_known_by_its_path(cfg):
+    """Blocks of a transformer, and the blocks of a ResNet's stage after the first."""
+    params = jax.eval_shape(build.tower(cfg, 1, 'x').init, jax.random.key(0))
+    params.pop('stats', None)
+    shapes = jax.tree_util.tree_flatten_with_path({'towers': {'image': params}})[0]
+    groups = jax.tree.leaves(parameter_groups({'towers': {'image': params}}), is_leaf=lambda x: isinstance(x, Group))
+    found = [(leaf.shape[0], jax.tree_util.keystr(path)) for (path, leaf), g in zip(shapes, groups) if g.is_stack]
+    depths = {5} if cfg['tower'] == 'vit' else {1, 5}
+    assert {size for size, _ in found} == depths
+    one = dict(cfg, depth=4) if cfg['tower'] == 'vit' else dict(cfg, depths=[3, 5])
+    other = jax.eval_shape(build.tower(one, 1, 'x').init, jax.random.key(0))
+    other.pop('stats', None)
+    changed = [a.shape != b.shape for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(other), strict=True)]
+    assert changed == [g.is_stack for g in groups]
 
 
 def stacks(ours):
