@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import reference_mae as mae
+import reference_spark as spark
 
 FOLDER = os.environ.get('MEDJAX_REFERENCE_ARRAYS')
 
@@ -19,7 +20,11 @@ METHODS = {
         'medical_': mae.check_mae,
         'lockstep_': mae.check_lockstep,
         'sincos_tables': mae.check_tables,
-    }
+    },
+    'spark': {
+        'resnet_': spark.check_spark,
+        'len_keep': spark.check_len_keep,
+    },
 }
 
 
