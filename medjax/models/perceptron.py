@@ -22,10 +22,12 @@ def perceptron(
     bias: bool = True,
     dtype: str = 'float32',
     batch_norm: bool = False,
+    last_batch_norm: bool = False,
 ) -> Head:
     """Linear layers of these widths. All but the last have an activation, with a LayerNorm after it if `norm`.
 
-    With `batch_norm`, a BatchNorm stands before each activation.
+    With `batch_norm`, a BatchNorm stands before each activation. With `last_batch_norm`, one without scale and bias
+    stands after the last layer.
     """
     for size in widths:
         if not isinstance(size, int) or size < 1:
@@ -37,26 +39,29 @@ def perceptron(
             axes[f'fc{i}']['bias'] = (name,)
         if norm and i < len(widths) - 1:
             axes[f'norm{i}'] = dict(scale=(name,), bias=(name,))
-    if batch_norm:
-        layers = range(1, len(widths) - 1)
-        axes |= {f'batch_norm{i}': dict(scale=(names[i],), bias=(names[i],)) for i in layers}
-        axes['stats'] = {f'batch_norm{i}': dict(mean=(None,), variance=(None,)) for i in layers}
+    hidden, last = range(1, len(widths) - 1), len(widths) - 1
+    normalised = (*(hidden if batch_norm else ()), *([last] if last_batch_norm else ()))
+    axes |= {f'batch_norm{i}': dict(scale=(names[i],), bias=(names[i],)) for i in normalised if i != last}
+    if normalised:
+        axes['stats'] = {f'batch_norm{i}': dict(mean=(None,), variance=(None,)) for i in normalised}
     return Perceptron(
-        axes=axes, batch_statistics=batch_norm, widths=widths, activation=activation, norm=norm, bias=bias, dtype=dtype
-    )
+        axes=axes, batch_statistics=bool(normalised), widths=widths, activation=activation, norm=norm, bias=bias,
+        normalised=normalised, dtype=dtype,
+    )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Perceptron(Head):
     """Layers fc1, batch_norm1, norm1, fc2, … The factors of products have `dtype`; sums, norms and results are float32.
 
-    With `batch_statistics` the batch norms are there.
+    `normalised` are the layers that a BatchNorm follows; that of the last layer has no scale and no bias.
     """
 
     widths: tuple[int, ...]
     activation: str
     norm: bool
     bias: bool
+    normalised: tuple[int, ...]
     dtype: str
 
     def init(self, key: Array) -> Tree:
@@ -67,10 +72,11 @@ class Perceptron(Head):
                 params[f'fc{i}']['bias'] = jnp.zeros(shape[1])
             if self.norm and i < len(self.widths) - 1:
                 params[f'norm{i}'] = dict(scale=jnp.ones(shape[1]), bias=jnp.zeros(shape[1]))
-        if self.batch_statistics:
-            hidden = {f'batch_norm{i}': size for i, size in enumerate(self.widths[1:-1], 1)}
-            params |= {name: dict(scale=jnp.ones(n), bias=jnp.zeros(n)) for name, n in hidden.items()}
-            params['stats'] = {name: dict(mean=jnp.zeros(n), variance=jnp.ones(n)) for name, n in hidden.items()}
+        for i in self.normalised:
+            n, name = self.widths[i], f'batch_norm{i}'
+            params.setdefault('stats', {})[name] = dict(mean=jnp.zeros(n), variance=jnp.ones(n))
+            if i < len(self.widths) - 1:
+                params[name] = dict(scale=jnp.ones(n), bias=jnp.zeros(n))
         return params
 
     def apply(self, params: Tree, x: Array, *, present: Array | None = None, train: bool = False) -> Any:
@@ -83,12 +89,13 @@ class Perceptron(Head):
             x = jnp.matmul(x.astype(self.dtype), layer['kernel'].astype(self.dtype), preferred_element_type=jnp.float32)
             if self.bias:
                 x += layer['bias']
-            if i < last:
-                if self.batch_statistics:
-                    name = f'batch_norm{i}'
-                    x, moved = batch_norm(x, weight, Moments(**params['stats'][name]))
+            if i in self.normalised:
+                name = f'batch_norm{i}'
+                x, moved = batch_norm(x, weight, Moments(**params['stats'][name]))
+                if i < last:
                     x = x * params[name]['scale'] + params[name]['bias']
-                    stats[name] = moved._asdict()
+                stats[name] = moved._asdict()
+            if i < last:
                 x = ACTIVATIONS[self.activation](x)
                 if self.norm:
                     x -= x.mean(-1, keepdims=True)

@@ -1,4 +1,4 @@
-"""AdamW with parameter groups. Learning rate and weight decay are functions of the state's step alone.
+"""AdamW and LARS with parameter groups. Learning rate and weight decay are functions of the state's step alone.
 
 `optim.groups` in a config is a list of rules `dict(match=pattern, …)`. A pattern is compared with the path of each
 parameter, for example 'towers/image/blocks/mlp/fc1/kernel':
@@ -26,9 +26,10 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import functools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -37,40 +38,46 @@ import numpy as np
 import optax
 from jax import Array
 
-from medjax.errors import UserError
+from medjax.errors import UserError, suggest
 from medjax.objectives import schedules
 from medjax.objectives.schedules import Schedule
 from medjax.plugins import call, text_list
 from medjax.types import Metrics, Tree, is_number, is_whole
 
 NEVER = 2**31 - 1  # the step from which a parameter with frozen_until='end' changes
+RULES = ('adamw', 'lars')
+TRUST = 0.001  # of LARS
 NO_DECAY = ('*/bias', '*/scale', '*/gamma?')  # of biases, norms and LayerScale
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Optimizer:
-    """AdamW with a learning rate, weight decay and clipping of its own for every parameter."""
+    """AdamW or LARS with a learning rate, weight decay and clipping of its own for every parameter."""
 
     lr: float
     schedule: Schedule  # step -> factor of lr
     weight_decay: Schedule
-    adam: optax.GradientTransformation
+    moments: optax.GradientTransformation
+    trust: Callable[[Tree, Tree, Tree, Array], Tree] | None  # of LARS: (gradients, parameters, groups, decay)
     clip: float | None
     groups: Tree  # like the parameters: the Group of each
 
     def init(self, params: Tree) -> Tree:
         """The moments, and the number of updates so far."""
-        return self.adam.init(params)
+        return self.moments.init(params)
 
     def update(self, grads: Tree, opt: Tree, params: Tree, step: Array) -> tuple[Tree, Tree, Metrics]:
         """New params and opt, and the metrics 'grad_norm/<clip group>', 'lr', 'weight_decay'."""
         grads, norms = clip_by_group(grads, self.groups, self.clip)
-        directions, opt = self.adam.update(grads, opt)
         rate, decay = self.lr * self.schedule(step), self.weight_decay(step)
+        after = decay  # the decay that acts after the moments
+        if self.trust is not None:
+            grads, after = self.trust(grads, params, self.groups, decay), 0.0
+        directions, opt = self.moments.update(grads, opt)
 
         def move(p: Array, d: Array, group: Group) -> Array:
             thawed = (step >= group.frozen_until).astype(jnp.float32)
-            return p - rate * group.lr_scale * thawed * (d + decay * group.wd_scale * p)
+            return p - rate * group.lr_scale * thawed * (d + after * group.wd_scale * p)
 
         params = jax.tree.map(move, params, directions, self.groups)
         return params, opt, {**norms, 'lr': rate, 'weight_decay': decay}
@@ -99,6 +106,7 @@ class Group(NamedTuple):
     wd_scale: Any = 1.0
     frozen_until: Any = 0
     clip_group: str = 'all'
+    is_stack: bool = False  # the leading axis counts the layers of a stack
 
     @property
     def is_frozen(self) -> bool:
@@ -115,14 +123,26 @@ def optimizer(
     b1: float = 0.9,
     b2: float = 0.999,
     eps: float = 1e-8,
+    rule: str = 'adamw',
     clip: float | None = None,
     no_decay: Sequence[str] = NO_DECAY,
     groups: Sequence[Mapping[str, Any]] = (),
 ) -> Optimizer:
-    """AdamW with decoupled weight decay (arXiv 1711.05101), the section `optim` of a config.
+    """The optimizer that the section `optim` of a config describes.
+
+    rule='adamw', with decoupled weight decay (arXiv 1711.05101):
 
         p <- p - lr(step) lr_scale (m / (sqrt(v) + eps) + weight_decay(step) wd_scale p)
         lr(step) = lr * schedule(step)
+
+    rule='lars' (arXiv 1708.03888), with w = weight_decay(step) wd_scale:
+
+        d = (g + w p) .001 |p| / (|g| + w |p| + eps)      m <- b1 m + d      p <- p - lr(step) lr_scale m
+
+    The norms are those of one array, or of one layer of a stack. d = g where p or g is 0, and for parameters without
+    weight decay: biases and norms by default, none with no_decay=[] (SwAV). `b2` has no effect. optax.lars and SimCLR
+    put lr into m, which is equal for a constant lr. Barlow Twins, VICReg and BYOL take |g + w p| below the line, which
+    is nearly equal for a small w.
 
     schedule, weight_decay  schedules: numbers, lists by step or rules
     clip                    bound of the gradient norm of every clip group: g <- g min(1, clip / (norm + 1e-6)), as
@@ -136,14 +156,33 @@ def optimizer(
         raise UserError(f'optim.lr={lr!r}: must be a number of at least 0')
     if clip is not None and not (is_number(clip) and clip > 0):
         raise UserError(f'optim.clip={clip!r}: must be a number above 0, or None for no clipping')
+    if rule not in RULES:
+        raise UserError(f'optim.rule: there is no optimizer {rule!r}{suggest(str(rule), RULES)}')
+    lars = rule == 'lars'
     return Optimizer(
         lr,
         schedules.schedule(schedule, total_steps, 'optim.schedule'),
         schedules.schedule(weight_decay, total_steps, 'optim.weight_decay'),
-        optax.scale_by_adam(b1, b2, eps),
+        optax.trace(b1) if lars else optax.scale_by_adam(b1, b2, eps),
+        functools.partial(trusted, eps=eps) if lars else None,
         clip,
         parameter_groups(params, groups, no_decay),
     )
+
+
+def trusted(grads: Tree, params: Tree, groups: Tree, decay: Array, eps: float) -> Tree:
+    """Gradients with their decay, scaled to a thousandth of the norm of their parameter; see `optimizer`."""
+
+    def one(g: Array, p: Array, group: Group) -> Array:
+        if not np.any(group.wd_scale):
+            return g
+        axes = tuple(range(int(group.is_stack), p.ndim))
+        of_p, of_g = (jnp.sqrt(jnp.square(x).sum(axes, keepdims=True)) for x in (p, g))
+        w = decay * group.wd_scale
+        scaled = (g + w * p) * TRUST * of_p / (of_g + w * of_p + eps)
+        return jnp.where((of_p > 0) & (of_g > 0), scaled, g)
+
+    return jax.tree.map(one, grads, params, groups)
 
 
 def clip_by_group(grads: Tree, table: Tree, bound: float | None) -> tuple[Tree, Metrics]:
@@ -174,7 +213,10 @@ def parameter_groups(params: Tree, rules: Sequence[Mapping[str, Any]] = (), no_d
     flat, structure = jax.tree_util.tree_flatten_with_path(params)
     shapes = {'/'.join(str(k.key) for k in path): leaf.shape for path, leaf in flat}
     table = {
-        path: Group(wd_scale=0.0 if any(fnmatch.fnmatchcase(path, pattern) for pattern in no_decay) else 1.0)
+        path: Group(
+            wd_scale=0.0 if any(fnmatch.fnmatchcase(path, pattern) for pattern in no_decay) else 1.0,
+            is_stack='/blocks/' in path,
+        )
         for path in shapes
     }
     for i, cfg in enumerate(rules):
@@ -232,6 +274,7 @@ def _with_rule(group: Group, rule: Rule, path: str, shapes: dict[str, tuple[int,
         group.wd_scale * _for_rows(rule.wd_scale, rows, shapes[path], 1.0),
         group.frozen_until if until is None else _for_rows(until, rows, shapes[path], group.frozen_until),
         group.clip_group if rule.clip_group is None else rule.clip_group,
+        group.is_stack,
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -90,6 +92,36 @@ def test_values_gradients_and_statistics_equal_torch(absent):
     model.eval()  # outside of training: the running statistics
     result = run(head.apply, params | dict(stats=stats_of(model)), x)
     close(result, value(model(torch.tensor(x.reshape(-1, WIDTH)))).reshape(6, 2, OUT))
+
+
+def test_the_heads_of_moco_v3_equal_torch():
+    """Three layers without biases and a BatchNorm after each; that of the last has no scale and no bias."""
+    torch = pytest.importorskip('torch')
+    torch.manual_seed(1)
+    sizes, layers = (WIDTH, HIDDEN, HIDDEN, OUT), []
+    for i, (a, b) in enumerate(pairwise(sizes)):
+        layers += [torch.nn.Linear(a, b, bias=False), torch.nn.BatchNorm1d(b, affine=i < 2), torch.nn.ReLU()]
+    model = torch.nn.Sequential(*layers[:-1])
+    for p in model.parameters():
+        p.data = torch.randn_like(p)
+    head = mlp.build(WIDTH, OUT, hidden=HIDDEN, bias=False, batch_norm=True, layers=3, last_batch_norm=True)
+    params = {f'fc{i}': dict(kernel=value(model[3 * i - 3].weight).T) for i in (1, 2, 3)}
+    params |= {
+        f'batch_norm{i}': dict(scale=value(model[3 * i - 2].weight), bias=value(model[3 * i - 2].bias)) for i in (1, 2)
+    }
+    start = run(head.init, jax.random.key(0))
+    assert jax.tree.structure(params | dict(stats=start['stats'])) == jax.tree.structure(start)
+    names = jax.tree.structure(head.axes, is_leaf=lambda a: isinstance(a, tuple))
+    assert names == jax.tree.structure(start)
+    x = np.random.default_rng(0).normal(size=(6, 2, WIDTH)).astype(np.float32)
+    y, new = run(head.apply, params | dict(stats=start['stats']), x, train=True)
+    close(y.reshape(-1, OUT), value(model(torch.tensor(x.reshape(-1, WIDTH)))))
+    norms = {f'batch_norm{i}': model[3 * i - 2] for i in (1, 2, 3)}
+    close(new, {name: dict(mean=value(n.running_mean), variance=value(n.running_var)) for name, n in norms.items()})
+    with pytest.raises(
+        UserError, match="mlp: layers=1: must be a whole number of at least 2; one layer is head='linear'"
+    ):
+        mlp.build(WIDTH, OUT, layers=1)
 
 
 def test_without_present_elements_nothing_moves():

@@ -112,6 +112,61 @@ def test_updates_are_those_of_optax_adamw():
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), a, b)
 
 
+def plain_lars(p, g, m, rate, decay):
+    """LARC around SGD in float64 (NVIDIA/apex, apex/parallel/LARC.py:72-107, without clipping)."""
+    p, g = np.float64(p), np.float64(g)
+    of_p, of_g = np.sqrt((p**2).sum()), np.sqrt((g**2).sum())
+    if of_p and of_g:
+        g = (g + decay * p) * 0.001 * of_p / (of_g + decay * of_p + 1e-8)
+    m = 0.9 * m + g
+    return p - rate * m, m
+
+
+def test_updates_of_lars_are_those_of_the_formula():
+    """Every layer of a stack has its own norms. What is 0, has no gradient or no decay takes the plain gradient."""
+    rng = np.random.default_rng(0)
+    start = jax.tree.map(lambda p: jnp.float32(rng.normal(size=p.shape)), params())
+    gain = start['heads']['dino']['prototypes']['gain']
+    start['heads']['dino']['prototypes']['gain'] = jnp.zeros_like(gain)
+    start['towers']['free'] = {'bias': jnp.float32([1.0, 2.0])}
+    ours = optimizer(start, 10, lr=0.5, schedule=[1.0, 0.5, 0.25], weight_decay=0.3, rule='lars', no_decay=['*/free/*'])
+    opt, now = ours.init(start), start
+    expected = [
+        [np.float64(layer), 0.0]
+        for leaf, stack in zip(jax.tree.leaves(start), stacks(ours))
+        for layer in split(leaf, stack)
+    ]
+    free = [np.size(x) == 2 and np.array_equal(x, [1.0, 2.0]) for x, _ in expected]
+    assert sum(free) == 1
+    for i in range(3):
+        grads = jax.tree.map(lambda p, i=i: jnp.sin(3 * p + i) * (p.ndim != 1 or i < 2), now)
+        layers = [g for leaf, stack in zip(jax.tree.leaves(grads), stacks(ours)) for g in split(leaf, stack)]
+        now, opt, _ = ours.update(grads, opt, now, jnp.int32(i))
+        for state, g, plain in zip(expected, layers, free, strict=True):
+            if plain:
+                m = 0.9 * state[1] + np.float64(g)
+                state[:] = state[0] - 0.5 ** (i + 1) * m, m
+            else:
+                state[:] = plain_lars(state[0], g, state[1], 0.5 ** (i + 1), 0.3)
+    found = [x for leaf, stack in zip(jax.tree.leaves(now), stacks(ours)) for x in split(leaf, stack)]
+    for x, (p, _) in zip(found, expected, strict=True):
+        np.testing.assert_allclose(x, p, rtol=1e-5, atol=1e-6)
+
+
+def stacks(ours):
+    """Whether each parameter is a stack of layers."""
+    return [group.is_stack for group in jax.tree.leaves(ours.groups, is_leaf=lambda x: hasattr(x, 'wd_scale'))]
+
+
+def split(leaf, stack):
+    return list(leaf) if stack else [leaf]
+
+
+def test_a_rule_of_no_optimizer():
+    with pytest.raises(UserError, match=r"optim.rule: there is no optimizer 'lard'; did you mean 'lars'"):
+        optimizer(params(), 10, lr=0.1, rule='lard')
+
+
 def test_frozen_parameters_stand_still_while_their_moments_move():
     start = params()
     ours = optimizer(start, 10, lr=0.1, weight_decay=0.1, groups=[dict(match='heads/*', frozen_until=2)])
