@@ -21,12 +21,12 @@ from medjax.objectives.compose import Objective, compose
 from medjax.plugins import call
 from medjax.training.optimizer import optimizer
 from medjax.training.state import create
-from medjax.training.step import gradients
+from medjax.training.step import gradients, make_step
 from medjax.types import Mask, TrainState, View
 from medjax.views import make
 from medjax.views.masks import MaskContext, from_bits, random
 from medjax.weights import export
-from medjax.weights.families import resnet
+from medjax.weights.families import convnext, resnet
 from medjax.weights.names import Table
 
 STATISTICS, LOSS, GRADIENT, KINK, END = 2e-4, 5e-5, 2e-3, 1e-2, 1e-4
@@ -39,6 +39,7 @@ PIXELS = 'student/decoder/crop~random/pixels'
 NETS: dict[str, tuple[dict[str, Any], Table]] = {
     'basic': (dict(tower='resnet', variant='18'), resnet.torchvision()),
     'bottleneck': (dict(tower='resnet', variant='50'), resnet.torchvision()),
+    'convnext': (dict(tower='convnext'), convnext.original()),
 }
 
 
@@ -82,6 +83,9 @@ def towers_of(arrays: dict[str, np.ndarray], hp: dict[str, Any]) -> dict[str, An
     image: dict[str, np.ndarray] = {}
     for line in NETS[str(hp['net'])][1]:
         image |= line.read(encoder, None) if line.there(encoder) else {}  # type: ignore[arg-type]
+    if 'stem/norm/scale' in image and 'norm/scale' not in image and str(hp['net']) == 'convnext':
+        last = int(hp['channels'][-1])  # the final norm is in no file, because the decoder does not read it
+        image |= {'norm/scale': np.zeros(last, np.float32), 'norm/bias': np.zeros(last, np.float32)}
     decoder = dict(decoder_array(name, x) for name, x in arrays.items() if not name.startswith(ENCODER))
     return dict(image=export.unflatten(image), decoder=export.unflatten(decoder))
 
@@ -190,6 +194,51 @@ def check_gradients(ours: Any, theirs: Any) -> None:
     errors = worst(ours, theirs, relative=True)
     beyond = {name: error for name, error in errors.items() if error > GRADIENT}
     assert len(beyond) <= 3 and max(errors.values()) <= KINK, f'gradients: {beyond}'
+
+
+def check_lockstep(path: Path) -> None:
+    """lockstep_*: several steps of LAMB from the original's own start."""
+    d = np.load(path)
+    hp = settings(d, SETTINGS | LOCKSTEP_SETTINGS)
+    rates, decays = schedules(hp, len(d['in/images']))
+    close(rates, d['schedule/lr'], 1e-6, 'learning rate')
+    close(decays, d['schedule/wd'], 1e-6, 'weight decay')
+    objective, built, state = started(
+        d, hp, rule='lamb', lr=1.0, schedule=rates.tolist(), weight_decay=decays.tolist(), b1=float(hp['beta1']),
+        b2=float(hp['beta2']), eps=float(hp['eps']), clip=float(hp['max_grad_norm']),
+        no_decay=['*/bias', '*/scale', '*/gamma?', '*/mask_token'],
+    )  # fmt: skip
+    check_decayed(built, d, hp)
+    step, cfg = jax.jit(make_step(objective, built, None).step_on_views), recipe(hp)
+    for i, (images, noise) in enumerate(zip(d['in/images'], d['in/noise'], strict=True)):
+        state, metrics = step(state, *views_of(objective, cfg, images, noise))
+        close(metrics['loss'], d['loss/per_step'][i], LOSS, f'loss of step {i}')
+        close(metrics['grad_norm/all'], d['loss/grad_norm'][i], GRADIENT, f'gradient norm of step {i}')
+    params, stats = parts(towers(d, 'end/', hp))
+    ours = dict(params=state.params['towers'], stats=state.aux['stats']['student']['towers'])
+    errors = worst(ours, dict(params=params, stats=stats), relative=False)
+    assert max(errors.values()) <= END, {name: error for name, error in errors.items() if error > END}
+
+
+def schedules(hp: dict[str, Any], steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """The learning rate and the weight decay by step."""
+    i = int(hp['first_it']) + np.arange(steps)
+    warm, last = int(hp['warm_it']), int(hp['max_it']) - 1
+    cosine = 0.001 + 0.999 * 0.5 * (1 + np.cos(np.pi * (i - warm) / (last - warm)))
+    rates = float(hp['lr']) * np.where(i < warm, 0.005 + 0.995 * i / warm, cosine)
+    first, end = float(hp['wd']), float(hp['wd_end'])
+    return rates, end + (first - end) * 0.5 * (1 + np.cos(np.pi * i / last))
+
+
+def check_decayed(built: Any, d: Any, hp: dict[str, Any]) -> None:
+    """Weight decay acts on the same arrays as in the original."""
+    names = [name.removeprefix('w/') for name in d.files if name.startswith('w/')]
+    marks = {name: np.full(d[f'w/{name}'].shape, name in hp['decayed'].tolist(), np.float32) for name in names}
+    theirs = parts(towers_of(marks, hp))[0]
+    groups = built.groups['towers']
+    jax.tree.map(
+        lambda mark, group: np.testing.assert_array_equal(mark, np.full_like(mark, group.wd_scale)), theirs, groups
+    )
 
 
 def check_len_keep(path: Path) -> None:

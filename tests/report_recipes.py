@@ -33,6 +33,7 @@ SMALL = {
     'resnet': dict(variant='18', stem=8, depths=[1, 1]),
     'text': dict(width=32, depth=2, heads=2),
     'decoder': dict(width=32, depth=1, heads=2),
+    'unet_decoder': dict(width=16),
 }
 
 

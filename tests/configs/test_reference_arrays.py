@@ -23,6 +23,8 @@ METHODS = {
     },
     'spark': {
         'resnet_': spark.check_spark,
+        'convnext_': spark.check_spark,
+        'lockstep_': spark.check_lockstep,
         'len_keep': spark.check_len_keep,
     },
 }

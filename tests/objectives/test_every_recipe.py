@@ -16,7 +16,10 @@ from medjax.training.step import gradients
 ROWS = 8
 NO_IMAGE, NO_TEXT = [1, 6], [2, 6]  # row 6 has neither
 # One recipe a family with the slow tests, all others with the long ones.
-FAMILIES = ('rad_dino_vitb14', 'distill_vits14', 'medical_mae', 'mixture', 'medclip', 'medsiglip', 'supervised_vitb16')
+FAMILIES = (
+    'rad_dino_vitb14', 'distill_vits14', 'medical_mae', 'spark_resnet50', 'mixture', 'medclip', 'medsiglip',
+    'supervised_vitb16',
+)  # fmt: skip
 NAMES = sorted(path.stem for path in (ROOT / 'configs').glob('*.py'))
 CASES = [pytest.param(name, marks=[pytest.mark.slow if name in FAMILIES else pytest.mark.long]) for name in NAMES]
 
