@@ -14,6 +14,7 @@ from medjax.types import Input, Mask, View
 from medjax.views.masks import MaskContext, random
 
 RESNET = dict(tower='resnet', variant='18', stem=4, depths=[1, 1])  # cells of 8 px
+CONVNEXT = dict(tower='convnext', depths=[1, 1], widths=[4, 8])
 ACTIVE = np.float32([[[1, 0], [0, 1]], [[0, 1], [0, 0]], [[1, 1], [1, 1]]])
 
 
@@ -44,9 +45,10 @@ def test_batch_norm_under_a_mask_equals_float64_over_the_places_that_stay():
     np.testing.assert_allclose(moved['stats']['variance'], 0.9 + 0.1 * seen.var(0, ddof=1), rtol=1e-5)
 
 
-def test_what_is_masked_changes_nothing():
-    tower = build.tower(RESNET, 1, 'towers.image')
-    params, seen = tower.init(jax.random.key(0)), pictures(3)
+@pytest.mark.parametrize('cfg', [RESNET, CONVNEXT], ids=['resnet', 'convnext'])
+def test_what_is_masked_changes_nothing(cfg):
+    tower = build.tower(cfg, 1, 'towers.image')
+    params, seen = jax.tree.map(lambda p: p + 0.1, tower.init(jax.random.key(0))), pictures(3)
     hidden = np.kron(ACTIVE, np.ones((8, 8)))[:, None, None, :, :, None] == 0
     noise = np.random.default_rng(1).normal(size=seen.x.shape).astype(np.float32)
 
@@ -60,9 +62,11 @@ def test_what_is_masked_changes_nothing():
     level = np.asarray(first['levels/1'])[:, 0]
     at = np.kron(ACTIVE, np.ones((2, 2))) > 0
     assert (level[~at] == 0).all() and (level[at] != 0).any()
-    patches = np.asarray(first['patches'])[:, 0]
+    patches = np.asarray(first['levels/2'])[:, 0].reshape(3, 4, -1)
     mean = [patches[s][ACTIVE[s].reshape(-1) > 0].mean(0) for s in range(3)]
-    np.testing.assert_allclose(first['cls'][:, 0], mean, rtol=1e-5, atol=1e-6)
+    if cfg == CONVNEXT:  # its norm, of which all weights are 1.1 and all biases .1
+        mean = [1.1 * (x - x.mean()) / np.sqrt(x.var() + 1e-6) + 0.1 for x in mean]
+    np.testing.assert_allclose(first['cls'][:, 0], mean, rtol=1e-4, atol=1e-5)
 
 
 def test_every_crop_has_a_mask_of_its_own():
@@ -89,6 +93,8 @@ def decoder(**options):
         (lambda: apply(size=(16, 20)), 'sides of an image must be multiples of 8, .* this view has 16 x 20 px'),
         (lambda: apply(mode='drop'), "it takes those of mode 'zero' alone, .*; this one has the mode 'drop'"),
         (lambda: build.tower(RESNET | dict(widths=[4]), 1, 'x'), r'resnet: widths=\(4,\): there are 2 stages'),
+        (lambda: build.tower(CONVNEXT | dict(widths=[4]), 1, 'x'), r'convnext: widths=\(4,\): there are 2 stages'),
+        (lambda: apply(CONVNEXT, size=(7, 16)), '7 x 16 px are too few; an image needs 8 x 8 px at least'),
         (lambda: build.tower(RESNET | dict(widths=[4, 0]), 1, 'x'), 'must be whole numbers of at least 1'),
     ],
 )
@@ -97,8 +103,8 @@ def test_mistakes_are_sentences(mistake, words):
         mistake()
 
 
-def apply(size=(16, 16), mode='zero'):
-    tower = build.tower(RESNET, 1, 'towers.image')
+def apply(cfg=RESNET, size=(16, 16), mode='zero'):
+    tower = build.tower(cfg, 1, 'towers.image')
     mask = Mask(np.zeros((1, 1, 4), bool), None, None, mode=mode)
     params = jax.eval_shape(tower.init, jax.random.key(0))
     return jax.eval_shape(lambda params: tower.apply(params, Input(pictures(1, size=size), mask)), params)
