@@ -150,9 +150,23 @@ def of_resnet(model: Any, x: Any) -> tuple[Any, Any]:
     return patches.mean(1), patches
 
 
+def of_convnext(model: Any, x: Any) -> tuple[Any, Any]:
+    """The norm of the mean, and the norm of every place of the last map."""
+    maps, norm = (
+        (model.forward_features(x), model.head.norm)
+        if hasattr(model, 'stem')
+        else (model.features(x), model.classifier[0])
+    )
+    patches = norm(maps).flatten(2).transpose(1, 2)
+    return norm(maps.mean((2, 3), keepdim=True)).flatten(1), patches
+
+
 def _timm(name: str, **args: Any) -> Public:
     sizes = TIMM | args
     return Public(timm_model(name, **sizes, dynamic_img_size=True), save_timm(**sizes), of_timm)
+
+
+CONVNEXT = dict(depths=(2, 1, 1, 1), dims=(8, 16, 24, 32))
 
 
 FAMILIES: dict[str, Public] = {
@@ -192,6 +206,10 @@ FAMILIES: dict[str, Public] = {
     'timm dinov3 bias': _timm('vit_base_patch16_dinov3_qkvb'),
     'timm dinov3 gated': _timm('vit_huge_plus_patch16_dinov3'),
     'timm resnet': Public(timm_model('resnet18'), save_timm(), of_resnet, 32, ((64, 64),)),
+    'timm convnext': Public(
+        timm_model('convnext_tiny', **CONVNEXT), save_timm(**CONVNEXT), of_convnext, 32, ((64, 64), (70, 96))),
+    'torchvision convnext': Public(
+        lambda: pytest.importorskip('torchvision').models.convnext_tiny(), save_alone, of_convnext, 32, ((64, 64),)),
     'torchvision resnet': Public(
         lambda: pytest.importorskip('torchvision').models.resnet50(),
         save_alone, of_resnet, 32, ((64, 64),)),

@@ -35,6 +35,7 @@ SMALL = {
     'decoder': dict(width=32, depth=1, heads=2),
     'patch_decoder': dict(width=8, depth=1, factor=2),
     'predictor': dict(width=32, depth=1, heads=2),
+    'unet_decoder': dict(width=16),
 }
 
 

@@ -1,4 +1,4 @@
-"""AdamW and LARS with parameter groups. Learning rate and weight decay are functions of the state's step alone.
+"""AdamW, LARS and LAMB with parameter groups. Learning rate and weight decay are functions of the state's step alone.
 
 `optim.groups` in a config is a list of rules `dict(match=pattern, …)`. A pattern is compared with the path of each
 parameter, for example 'towers/image/blocks/mlp/fc1/kernel':
@@ -19,7 +19,7 @@ layerwise .9 of the whole tower times lr_scale .2 of its own rule. For frozen_un
 last matching rule decides.
 
 The layers of a transformer are its blocks; all before them is the first layer, and the norm and pool after them are the
-last. The layers of a ResNet are its stages, after the stem.
+last. The layers of a ResNet or ConvNeXt are its stages, after the stem.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from medjax.plugins import call, text_list
 from medjax.types import Metrics, Tree, is_number, is_whole
 
 NEVER = 2**31 - 1  # the step from which a parameter with frozen_until='end' changes
-RULES = ('adamw', 'lars')
+RULES = ('adamw', 'lars', 'lamb')
 TRUST = 0.001  # of LARS
 STACKS = ('/blocks/', '/rest/')  # of transformers, and of the stages of a ResNet: layers on the leading axis
 NO_DECAY = ('*/bias', '*/scale', '*/gamma?')  # of biases, norms and LayerScale
@@ -53,13 +53,14 @@ NO_DECAY = ('*/bias', '*/scale', '*/gamma?')  # of biases, norms and LayerScale
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Optimizer:
-    """AdamW or LARS with a learning rate, weight decay and clipping of its own for every parameter."""
+    """AdamW, LARS or LAMB with a learning rate, weight decay and clipping of its own for every parameter."""
 
     lr: float
     schedule: Schedule  # step -> factor of lr
     weight_decay: Schedule
     moments: optax.GradientTransformation
     trust: Callable[[Tree, Tree, Tree, Array], Tree] | None  # of LARS: (gradients, parameters, groups, decay)
+    as_long: bool  # LAMB: the step of a parameter with weight decay is as long as the parameter, times lr
     clip: float | None
     groups: Tree  # like the parameters: the Group of each
 
@@ -78,7 +79,8 @@ class Optimizer:
 
         def move(p: Array, d: Array, group: Group) -> Array:
             thawed = (step >= group.frozen_until).astype(jnp.float32)
-            return p - rate * group.lr_scale * thawed * (d + after * group.wd_scale * p)
+            d = d + after * group.wd_scale * p
+            return p - rate * group.lr_scale * thawed * (as_long(d, p, group) if self.as_long else d)
 
         params = jax.tree.map(move, params, directions, self.groups)
         return params, opt, {**norms, 'lr': rate, 'weight_decay': decay}
@@ -145,6 +147,13 @@ def optimizer(
     put lr into m, which is equal for a constant lr. Barlow Twins, VICReg and BYOL take |g + w p| below the line, which
     is nearly equal for a small w.
 
+    rule='lamb' (arXiv 1904.00962), with the moments of AdamW:
+
+        d = m / (sqrt(v) + eps) + w p      p <- p - lr(step) lr_scale d |p| / |d|
+
+    Parameters without weight decay, and those for which |p| or |d| is 0, have the factor 1 in place of |p| / |d|, as in
+    timm and SparK. optax.lamb gives all arrays the factor, and a stack of layers one for all of them.
+
     schedule, weight_decay  schedules: numbers, lists by step or rules
     clip                    bound of the gradient norm of every clip group: g <- g min(1, clip / (norm + 1e-6)), as
                             torch does; None for no clipping
@@ -166,6 +175,7 @@ def optimizer(
         schedules.schedule(weight_decay, total_steps, 'optim.weight_decay'),
         optax.trace(b1) if lars else optax.scale_by_adam(b1, b2, eps),
         functools.partial(trusted, eps=eps) if lars else None,
+        rule == 'lamb',
         clip,
         parameter_groups(params, groups, no_decay),
     )
@@ -177,13 +187,25 @@ def trusted(grads: Tree, params: Tree, groups: Tree, decay: Array, eps: float) -
     def one(g: Array, p: Array, group: Group) -> Array:
         if not np.any(group.wd_scale):
             return g
-        axes = tuple(range(int(group.is_stack), p.ndim))
-        of_p, of_g = (jnp.sqrt(jnp.square(x).sum(axes, keepdims=True)) for x in (p, g))
+        of_p, of_g = norm(p, group), norm(g, group)
         w = decay * group.wd_scale
         scaled = (g + w * p) * TRUST * of_p / (of_g + w * of_p + eps)
         return jnp.where((of_p > 0) & (of_g > 0), scaled, g)
 
     return jax.tree.map(one, grads, params, groups)
+
+
+def as_long(d: Array, p: Array, group: Group) -> Array:
+    """The direction d with the norm of its parameter p, as LAMB has it; d itself without weight decay."""
+    if not np.any(group.wd_scale):
+        return d
+    of_p, of_d = norm(p, group), norm(d, group)
+    return d * jnp.where((of_p > 0) & (of_d > 0), of_p / jnp.where(of_d > 0, of_d, 1.0), 1.0)
+
+
+def norm(x: Array, group: Group) -> Array:
+    """The norm of one array, or of each layer of a stack, in a shape that x can be divided by."""
+    return jnp.sqrt(jnp.square(x).sum(tuple(range(int(group.is_stack), x.ndim)), keepdims=True))
 
 
 def clip_by_group(grads: Tree, table: Tree, bound: float | None) -> tuple[Tree, Metrics]:
@@ -292,14 +314,16 @@ def _layer(path: str, shapes: Mapping[str, tuple[int, ...]]) -> tuple[Any, int]:
     """The layer of a parameter in its tower, an array [depth,1,…] for stacked blocks, and the number of the last layer.
 
     Layer 0 is everything before the blocks, block i is layer i + 1, and the norm and pool after the blocks are layer
-    depth + 1. In a ResNet the stem is layer 0, and stage i is layer i. All else has one layer.
+    depth + 1. In a ResNet or ConvNeXt the stem is layer 0, stage i is layer i, and the final norm belongs to the last
+    stage. All else has one layer.
     """
     tower = '/'.join(path.split('/')[:2])
     inner = path[len(tower) + 1 :]
     mine = [p[len(tower) + 1 :] for p in shapes if p.startswith(f'{tower}/')]
     if stages := [int(match[1]) for p in mine if (match := STAGE.match(p))]:
         match = STAGE.match(inner)
-        return int(match[1]) if match else 0, max(stages)
+        last = max(stages)
+        return int(match[1]) if match else last if inner.startswith('norm/') else 0, last
     depth = next((shape[0] for p, shape in shapes.items() if p.startswith(f'{tower}/blocks/')), None)
     if depth is None:
         return 0, 0

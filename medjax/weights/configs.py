@@ -23,7 +23,8 @@ ACTIVATIONS = dict(
 TIMM_ARGUMENTS = (
     'embed_dim', 'depth', 'num_heads', 'patch_size', 'in_chans', 'img_size', 'act_layer', 'mlp_ratio', 'qkv_bias',
     'init_values', 'class_token', 'reg_tokens', 'num_reg_tokens', 'no_embed_class', 'num_classes', 'global_pool',
-    'layers', 'rope_temperature', 'dynamic_img_size', 'strict_img_size', 'dynamic_img_pad', 'fc_norm', 'drop_rate',
+    'layers', 'depths', 'dims', 'rope_temperature', 'dynamic_img_size', 'strict_img_size', 'dynamic_img_pad', 'fc_norm',
+    'drop_rate',
     'drop_path_rate', 'proj_drop_rate', 'attn_drop_rate', 'patch_drop_rate', 'pos_drop_rate', 'drop_block_rate',
     'weight_init', 'fix_init', 'zero_init_last', 'pretrained_cfg', 'stem_width',
 )  # fmt: skip

@@ -109,7 +109,7 @@ def _own_name(module: str, own: Mapping[str, Any]) -> str:
     pair = next(iter(own.get('pairs') or ()), None)
     if module in ('heads/image', 'heads/text') and pair:
         return f'heads/{pair[module.split("/")[1]]["head"] or module.split("/")[1]}'
-    kinds = {'towers/image': ('vit', 'resnet'), 'towers/text': ('text',)}.get(module, ())
+    kinds = {'towers/image': ('vit', 'resnet', 'convnext'), 'towers/text': ('text',)}.get(module, ())
     fitting = [name for name, section in (own.get('towers') or {}).items() if section.get('tower') in kinds]
     return f'towers/{fitting[0]}' if len(fitting) == 1 else module
 

@@ -238,7 +238,7 @@ def _resnet(module: Module) -> tuple[dict[str, Any], Table, Mapping[str, np.ndar
         model_type='resnet',
         architectures=['ResNetModel'],
         embedding_size=net.stem,
-        hidden_sizes=[net.stem * 2**i * net.expansion for i in range(len(net.depths))],
+        hidden_sizes=[width * net.expansion for width in net.widths],
         depths=list(net.depths),
         layer_type='bottleneck' if bottleneck else 'basic',
         num_channels=net.channels,

@@ -135,6 +135,10 @@ def _resnet(module: Module) -> tuple[str, dict[str, Any], Table, Mapping[str, np
     net: Any = module.tower.module
     if net.stem != 64 or len(net.depths) != resnet.STAGES:
         raise out.refuse(module, NAME, f'its stem has 64 channels and it has {resnet.STAGES} stages')
+    if net.widths != (64, 128, 256, 512):
+        raise out.refuse(
+            module, NAME, f'its stages have the widths 64, 128, 256 and 512, and here they have {net.widths}'
+        )
     names = {(2, 2, 2, 2): 'resnet18', (3, 4, 6, 3): 'resnet34'} if net.expansion == 1 else {}
     names |= {(3, 4, 6, 3): 'resnet50', (3, 4, 23, 3): 'resnet101'} if net.expansion > 1 else {}
     name = names.get(tuple(net.depths), 'resnet50' if net.expansion > 1 else 'resnet18')

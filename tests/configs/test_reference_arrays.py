@@ -12,6 +12,7 @@ import pytest
 import reference_ijepa as ijepa
 import reference_mae as mae
 import reference_swav as swav
+import reference_spark as spark
 
 FOLDER = os.environ.get('MEDJAX_REFERENCE_ARRAYS')
 
@@ -32,6 +33,12 @@ METHODS = {
         'sinkhorn': swav.check_sinkhorn,
         'head_': swav.check_swav,
         'lockstep_': swav.check_swav,
+    },
+    'spark': {
+        'resnet_': spark.check_spark,
+        'convnext_': spark.check_spark,
+        'lockstep_': spark.check_lockstep,
+        'len_keep': spark.check_len_keep,
     },
 }
 

@@ -422,7 +422,7 @@ def test_a_mistake_in_the_towers_is_a_sentence(changes, words):
             ['masks.crop~a.after', 'in a circle: crop~a -> crop~b -> crop~a'],
         ),
         ({'crop~a': dict(mask='random', share=1.5)}, ['masks.crop~a.share=1.5', 'between 0 and 1']),
-        ({'crop~a': dict(mask='random', mode='hide')}, ["masks.crop~a.mode='hide'", "'drop' or 'replace'"]),
+        ({'crop~a': dict(mask='random', mode='hide')}, ["masks.crop~a.mode='hide'", "'drop', 'replace' or 'zero'"]),
     ],
 )
 def test_a_mistake_in_the_masks_is_a_sentence(masks, words):

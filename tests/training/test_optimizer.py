@@ -173,6 +173,41 @@ def test_the_layers_of_a_stack_are_known_by_its_path(cfg):
     assert changed == [g.is_stack for g in groups]
 
 
+def plain_lamb(p, g, m, v, i, rate, decay):
+    """LAMB in float64 (timm 0.9.16, timm/optim/lamb.py:103-190, without clipping)."""
+    m, v = 0.9 * m + 0.1 * g, 0.95 * v + 0.05 * g**2
+    d = (m / (1 - 0.9 ** (i + 1))) / (np.sqrt(v) / np.sqrt(1 - 0.95 ** (i + 1)) + 1e-6)
+    if decay:
+        d = d + decay * p
+        of_p, of_d = np.sqrt((p**2).sum()), np.sqrt((d**2).sum())
+        d = d * (of_p / of_d if of_p and of_d else 1.0)
+    return p - rate * d, m, v
+
+
+def test_updates_of_lamb_are_those_of_the_formula():
+    """Every layer of a stack has its own norms, also in ResNets. Without decay there is no trust ratio."""
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: jnp.float32(rng.normal(size=shape))  # noqa: E731
+    start = {'stage1': {'rest': {'kernel': draw(3, 2, 4)}}, 'zero': {'kernel': jnp.zeros(3)}, 'a': {'bias': draw(4)}}
+    ours = optimizer(start, 10, lr=0.5, schedule=[1.0, 0.5, 0.25], weight_decay=0.3, rule='lamb', b2=0.95, eps=1e-6)
+    opt, now = ours.init(start), start
+    expected = [
+        [np.float64(p), 0.0, 0.0]
+        for leaf, stack in zip(jax.tree.leaves(start), stacks(ours))
+        for p in split(leaf, stack)
+    ]
+    decays = [0.0, 0.3, 0.3, 0.3, 0.3]  # a/bias, three layers, zero/kernel
+    for i in range(3):
+        grads = jax.tree.map(lambda p, i=i: jnp.sin(3 * p + i), now)
+        layers = [g for leaf, stack in zip(jax.tree.leaves(grads), stacks(ours)) for g in split(leaf, stack)]
+        now, opt, _ = ours.update(grads, opt, now, jnp.int32(i))
+        for state, g, decay in zip(expected, layers, decays, strict=True):
+            state[:] = plain_lamb(state[0], np.float64(g), state[1], state[2], i, 0.5 ** (i + 1), decay)
+    found = [x for leaf, stack in zip(jax.tree.leaves(now), stacks(ours)) for x in split(leaf, stack)]
+    for x, (p, _, _) in zip(found, expected, strict=True):
+        np.testing.assert_allclose(x, p, rtol=1e-5, atol=5e-6)
+
+
 def stacks(ours):
     """Whether each parameter is a stack of layers."""
     return [group.is_stack for group in jax.tree.leaves(ours.groups, is_leaf=lambda x: hasattr(x, 'wd_scale'))]

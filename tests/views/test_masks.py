@@ -186,7 +186,9 @@ def test_random_keeps_an_exact_number(share, grid, stay):
     [
         (dict(share=0.99), 'masks.a.share=0.99: 0 of 16 patches would stay; at least one must'),
         (dict(share=1), 'masks.a.share=1: must be a share between 0 and 1'),
-        (dict(mode='zero'), "masks.a.mode='zero': must be 'drop' or 'replace'"),
+        (dict(mode='hide'), "masks.a.mode='hide': must be 'drop', 'replace' or 'zero'"),
+        (dict(share=0.97, mode='zero'), 'masks.a.share=0.97: 0 of 16 patches would stay; at least one must'),
+        (dict(share=0.03, mode='zero'), 'masks.a.share=0.03: all 16 patches would stay; at least one must be masked'),
     ],
 )
 def test_mistakes_of_random_are_sentences(options, words):

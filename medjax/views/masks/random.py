@@ -1,7 +1,8 @@
 """Random masks of exact size: each crop loses the same number of patches, drawn without replacement.
 
 Masked autoencoders (MAE, arXiv 2111.06377) drop three quarters of the patches, so that the encoder reads the others
-alone. SimMIM (2111.09886) replaces them by a mask token.
+alone. SimMIM (2111.09886) replaces them by a mask token. SparK (2301.03580) sets them to zero in every layer of a
+convolutional tower.
 """
 
 from __future__ import annotations
@@ -20,18 +21,23 @@ from medjax.views.masks import Drawn, Generator, MaskContext, Texts, share as ch
 def build(context: MaskContext, share: float = 0.75, mode: str = 'drop', after: Sequence[str] = ()) -> Generator:
     """The mask `random` of a config.
 
-    share  of the patches of a crop that are masked. int(N (1 - share)) of N patches stay, as in the original: of 100
-           patches .9 leaves 9, because 1 - .9 is a little less than .1
-    mode   'drop': the tower reads only the patches that stay. 'replace': the mask token stands in the other places
-    after  masks, as 'view~mask', whose patches stay as far as there is room: at most int(N (1 - share)) of them
+    share  of the patches of a crop that are masked. int(N (1 - share)) of N patches stay, as in the original of MAE: of
+           100 patches .9 leaves 9, because 1 - .9 is a little less than .1. With the mode 'zero' the number is rounded,
+           halves to even, as in the original of SparK: of 49 patches .6 leaves 20
+    mode   'drop': the tower reads only the patches that stay. 'replace': the mask token stands in the other places.
+           'zero': the others are 0 in every layer, which is for convolutional towers
+    after  masks, as 'view~mask', whose patches stay as far as there is room: no more than stay in all
     """
     rows, columns = context.image_grid()
     patches = rows * columns
-    kept = int(patches * (1 - checked_share(share, f'{context.where}.share')))
     if mode not in MODES:
-        raise UserError(f"{context.where}.mode={mode!r}: must be 'drop' or 'replace'")
-    if not 0 < kept < patches:
+        raise UserError(f"{context.where}.mode={mode!r}: must be 'drop', 'replace' or 'zero'")
+    stay = patches * (1 - checked_share(share, f'{context.where}.share'))
+    kept = round(stay) if mode == 'zero' else int(stay)
+    if kept < 1:
         raise UserError(f'{context.where}.share={share}: {kept} of {patches} patches would stay; at least one must')
+    if kept == patches:
+        raise UserError(f'{context.where}.share={share}: all {patches} patches would stay; at least one must be masked')
     return MODES[mode](context=context, after=after, patches=patches, kept=kept)
 
 
@@ -71,4 +77,11 @@ class Drop(Replace):
         return super().of_order(order)._replace(kept=kept[:, None].astype(jnp.int32))
 
 
-MODES = {'drop': Drop, 'replace': Replace}
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Zero(Replace):
+    """Random patches are 0 in every layer of a convolutional tower."""
+
+    mode = 'zero'
+
+
+MODES = {'drop': Drop, 'replace': Replace, 'zero': Zero}

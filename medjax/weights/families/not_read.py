@@ -49,6 +49,11 @@ def flat_patches(arrays: Arrays) -> bool:
     return len(_shape(arrays, PATCHES)) == 2
 
 
+def of_convolutions(arrays: Arrays) -> bool:
+    """Whether the products in the blocks of a ConvNeXt are stored as convolutions of 1 x 1."""
+    return len(_shape(arrays, r'stages\.0\.blocks\.0\.mlp\.fc1\.weight')) == 4
+
+
 def of_other_width(arrays: Arrays) -> bool:
     """Whether the first block of a ResNet is not as wide as its stem, or has groups."""
     stem, second = _shape(arrays, STEM), _shape(arrays, SECOND)
@@ -62,6 +67,7 @@ def without_fixed_positions(arrays: Arrays) -> bool:
 
 VITS = 'models of timm that are read have a CLS token and `norm`, such as vit_base_patch16_224'
 RESNETS = 'plain ResNets are read, such as resnet50 of torchvision or timm'
+CONVNEXTS = 'ConvNeXts of torchvision, timm or SparK are read, such as convnext_tiny'
 PATCHES = r'(?:embeddings\.patch_embedding|embeds\.proj)\.weight'
 STEM = r'(?:(?<!\d\.)conv1|embedder\.embedder\.convolution)\.weight'
 SECOND = r'(?:layer1\.0\.conv2|encoder\.stages\.0\.layers\.0\.layer\.1\.convolution)\.weight'
@@ -76,8 +82,11 @@ NOT_READ = (
     Other(title='a Swin transformer (attention in windows)',
           has=(r'(?:layers\.0\.blocks|features\.1)\.0\..*relative_position_bias_table',),
           instead='ViT, DINOv2 and plain ResNets are read'),
-    Other(title='a ConvNeXt', has=(r'stages\.0\.(?:(?:blocks|layers)\.)?0\.(?:conv_dw|dwconv|depthwise_conv)\.weight',),
-          instead=RESNETS),
+    Other(title='a ConvNeXt V2', has=(r'stages\.0\.(?:(?:blocks|layers)\.)?0\.(?:mlp\.)?grn\..*',), instead=CONVNEXTS),
+    Other(title="a ConvNeXt in transformers' names",
+          has=(r'stages\.0\.layers\.0\.(?:dwconv|depthwise_conv)\.weight',), instead=CONVNEXTS),
+    Other(title='a ConvNeXt of timm whose products are convolutions (Atto to Nano)',
+          has=(r'stages\.0\.blocks\.0\.mlp\.fc1\.weight',), when=of_convolutions, instead=CONVNEXTS),
     Other(title='a DeiT with a distillation token', has=(r'(?:embeddings\.distillation_token|dist_token)',),
           instead='DeiT without distillation is read, such as deit_base_patch16_224 of timm'),
     Other(title='a ViT of timm that pools its patches before the last norm (fc_norm)',
