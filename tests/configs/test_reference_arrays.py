@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import reference_ijepa as ijepa
 import reference_mae as mae
-import reference_swav as swav
 import reference_spark as spark
+import reference_swav as swav
 
 FOLDER = os.environ.get('MEDJAX_REFERENCE_ARRAYS')
 

@@ -17,8 +17,8 @@ ROWS = 8
 NO_IMAGE, NO_TEXT, NO_MASK = [1, 6], [2, 6], [3]  # row 6 has neither image nor text
 # One recipe a family with the slow tests, all others with the long ones.
 FAMILIES = (
-    'rad_dino_vitb14', 'distill_vits14', 'medical_mae', 'ijepa_vitb16', 'spark_resnet50', 'mixture', 'medclip', 'medsiglip',
-    'supervised_vitb16', 'fine_tune_segmentation',
+    'rad_dino_vitb14', 'distill_vits14', 'medical_mae', 'ijepa_vitb16', 'spark_resnet50', 'mixture', 'medclip',
+    'medsiglip', 'supervised_vitb16', 'fine_tune_segmentation',
 )  # fmt: skip
 NAMES = sorted(path.stem for path in (ROOT / 'configs').glob('*.py'))
 CASES = [pytest.param(name, marks=[pytest.mark.slow if name in FAMILIES else pytest.mark.long]) for name in NAMES]
