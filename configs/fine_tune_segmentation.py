@@ -14,8 +14,7 @@ Ours: the decoder, much smaller than UPerNet (1807.10221) and U-Net (1505.04597)
 and cell; 1e-3 for the decoder and an eighth of it for the encoder; 100 passes, because sets with masks are small; crops
 of 50 to 100 % of the area, flips, changes of exposure. Set `flip` to 0 if left and right matter.
 
-Cost: that of `fine_tune` for the same images and a few percent (estimated). Not run at this size; measured small in
-docs/learn_from_labels.md.
+Cost: that of `fine_tune` for the same images and a few percent (estimated). Not run at this size.
 """
 
 from typing import Any

@@ -132,8 +132,11 @@ def _drawing(inputs: ProbeInputs) -> tuple[list[str], ProbeInputs]:
     The grid of this encoder has the cells of the decoder, and the features of a cell are log-odds.
     """
     encoder = inputs.encoder
-    told = next(iter(encoder.meta.get('decoders') or ()), None)
-    if told is None or encoder.export is None:
+    there = encoder.export or dict(towers={}, heads={})
+    listed = encoder.meta.get('decoders') or ()
+    held = [one for one in listed if one['tower'] in there['towers'] and one['head'] in (None, *there['heads'])]
+    told = held[0] if held else None
+    if told is None:
         raise UserError(
             f'{encoder.folder}: the export has no decoder of structures; a recipe exports one if its `export` names '
             "tower and head: towers=['image', 'decoder'], heads=['classifier']"

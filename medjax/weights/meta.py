@@ -31,6 +31,9 @@ def problem(meta: Mapping[str, Any]) -> str:
     classifiers = meta.get('classifiers') or []
     if not isinstance(classifiers, list) or not all(map(_is_classifier, classifiers)):
         return '`classifiers` is no list of heads with what they predict'
+    decoders = meta.get('decoders') or []
+    if not isinstance(decoders, list) or not all(_is_classifier(one) and _is_decoder(one) for one in decoders):
+        return '`decoders` is no list of towers with what they draw'
     if not (meta.get('step') is None or is_whole(meta['step'])):
         return f'step={meta["step"]!r} is no whole number'
     if not (meta.get('encoder') is None or isinstance(meta['encoder'], str)):
@@ -50,6 +53,10 @@ def _is_classifier(one: Any) -> bool:
     if not isinstance(one, dict) or not all(isinstance(one.get(key), str) for key in ('term', 'tower', 'predicts')):
         return False
     return isinstance(one.get('head'), str | None) and isinstance(one.get('names'), list)
+
+
+def _is_decoder(one: Mapping[str, Any]) -> bool:
+    return isinstance(one.get('output'), str) and all(isinstance(name, str) for name in one['names'])
 
 
 def _image_problem(image: Any) -> str:

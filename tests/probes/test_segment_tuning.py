@@ -23,6 +23,7 @@ from medjax.probes.methods import fine_tune_segmentation
 from medjax.types import Input, View
 from medjax.views.make import evaluation_view
 from medjax.weights import export
+from medjax.weights.meta import problem
 
 SIZE = 16
 TOWERS = dict(
@@ -127,6 +128,8 @@ def test_what_cannot_be_trained_or_judged_is_a_sentence(tmp_path, data):
     one = inputs(tmp_path / 'run', data, decoders=[])
     with pytest.raises(UserError, match='the export has no decoder of structures; a recipe exports one if'):
         segment_tuning.judge(one)
+    assert problem(dict(decoders=[dict(term='supervised', tower='decoder', predicts='structures', names=['disc'])]))
+    assert not problem(inputs(tmp_path / 'run', data).encoder.meta)
     none = dense_cases.data(tmp_path, counts=(4, 2, 2), names=(), masked=lambda i: False)
     with pytest.raises(UserError, match='the data set has no masks'):
         fine_tune_segmentation.requirements(dataclasses.replace(one, data=none))
