@@ -16,8 +16,9 @@ from markupsafe import Markup
 
 from medjax.probes import best, drop
 from medjax.reports import answer, base, plots, probe_figures, result_sections
+from medjax.reports.figure_parts import Drawn
 from medjax.reports.pictures import Gallery, Pictures
-from medjax.reports.probe_figures import Drawn
+from medjax.reports.result_shapes import DamagedResult
 from medjax.reports.run_files import Run
 
 SECTIONS = (
@@ -89,17 +90,9 @@ def figures(run: Run) -> list[list[Drawn] | str]:
     found: list[list[Drawn] | str] = []
     for (data, probe), results in run.results_by_probe().items():
         try:
-            found.append(probe_figures.of_probe(data, probe, results))
-        except (
-            KeyError,
-            TypeError,
-            ValueError,
-            AttributeError,
-            IndexError,
-        ) as error:  # of a file that somebody changed
-            found.append(
-                f'The figures are left out: a result of {probe} on {data} is damaged ({type(error).__name__}: {error}).'
-            )
+            found.append(probe_figures.of_probe(probe, results))
+        except DamagedResult as error:
+            found.append(f'The figures are left out: a result of {probe} on {data} is damaged ({error}).')
     return found
 
 
