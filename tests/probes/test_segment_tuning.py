@@ -145,7 +145,7 @@ def test_a_job_learns_to_draw_and_a_frozen_encoder_stays(tmp_path, data):
     run = tmp_path / 'run'
     folder, params = make_export(run)
     args = ['--run', str(run), '--data', str(data.path), '--probes', 'fine_tune_segmentation', '--draws', '10']
-    args += ['--baselines', 'none', '--epochs', '40', '--config.dtype=float32', '--config.batch_size=8']
+    args += ['--baselines', 'none', '--epochs', '80', '--config.dtype=float32', '--config.batch_size=8']
     args += [
         '--config.rows_per_group=1',
         '--config.optim.lr=.01',
@@ -154,7 +154,10 @@ def test_a_job_learns_to_draw_and_a_frozen_encoder_stays(tmp_path, data):
     ]
     assert cli.main(['probe', *args]) == 0
     result = json.loads((run / 'probes' / '4' / f'{data.name}.fine_tune_segmentation.json').read_text())
-    assert result['results']['dice']['disc']['value'] > 0.65, 'about .3 for a decoder that has learned nothing'
+    planes = [data.split('test').structures(i) for i in range(data.splits['test'])]
+    discs = [one[NAMES.index('disc')].mean() for one in planes if one is not None]
+    everywhere = np.mean([2 * share / (1 + share) for share in discs if share])  # the Dice of a decoder that draws all
+    assert result['results']['dice']['disc']['value'] > (1 + everywhere) / 2
     assert result['chosen']['chosen_by'] == 'mean Dice over structures on validation'
     assert len(result['tuned']['validation']) > 1
     tuned, meta = export.load(f'{result["tuned"]["run"]}/exports/{result["tuned"]["step"]}')
