@@ -11,7 +11,7 @@ from medjax.errors import UserError
 from medjax.models import build
 from medjax.models.convolution import BatchNorm, Places
 from medjax.types import Input, Mask, View
-from medjax.views.masks import MaskContext, random
+from medjax.views import make
 
 RESNET = dict(tower='resnet', variant='18', stem=4, depths=[1, 1])  # cells of 8 px
 CONVNEXT = dict(tower='convnext', depths=[1, 1], widths=[4, 8])
@@ -70,9 +70,13 @@ def test_what_is_masked_changes_nothing(cfg):
 
 
 def test_every_crop_has_a_mask_of_its_own():
-    generator = random.build(MaskContext('masks.a', 'image', 2, 4, (7, 7)), share=0.6, mode='zero')
-    bits = np.asarray(jax.vmap(lambda key: generator.draw(key, None, ()).bits)(jax.random.split(jax.random.key(0), 4)))
-    assert (bits.sum(-1) == 49 - 20).all()  # round(19.6)
+    views = make.kinds(dict(crop=dict(view='crop', part='images', size=56, count=2)))
+    masks = {'crop~random': dict(mask='random', mode='zero', share=0.6)}
+    makes = make.build(views, masks, dict(channels=1, mean=0.5, std=0.25), {'crop': (7, 7)}, 2)
+    view = View(np.zeros((4, 2, 1, 1, 1, 1)), np.arange(4, dtype=np.uint32), np.ones((4, 2), bool), None, {})
+    mask = run(lambda key: makes.mask('crop~random', makes.drawn('crop~random', view, key, {})), jax.random.key(0))
+    bits = np.asarray(mask.bits)
+    assert mask.mode == 'zero' and (bits.sum(-1) == 49 - 20).all()  # round(19.6) stay
     assert len(np.unique(bits.reshape(8, 49), axis=0)) == 8
 
 
