@@ -47,6 +47,16 @@ METRIC_TITLES = {
     'aligned_auroc': 'aligned AUROC',
     'column_auroc': 'AUROC of the column',
 }
+LESS_IS_BETTER = ('mae', 'error', 'false_area')  # and every FPR95
+# An encoder that knows nothing loses nothing on films with faults, and a mean error may have both signs.
+NEITHER_IS_BETTER = ('mean_error', 'drop', 'rise', 'column_auroc')
+
+
+def direction(metric: str) -> int:
+    """1 where a greater value of a metric is better, -1 where a smaller one is, 0 where neither is."""
+    if metric in NEITHER_IS_BETTER:
+        return 0
+    return -1 if metric in LESS_IS_BETTER or metric.endswith('FPR95') else 1
 
 
 def name(probe: str, prompts: ZeroShot | None) -> str:

@@ -1,7 +1,7 @@
 """Runs side by side as one HTML page, and as a short table for a paper.
 
 Every run has one name and one colour on the whole page. Of each run one export is compared: the best one by
-`medjax probe --best`, else the newest one with results. The greatest values are marked, but nothing is chosen here: all
+`medjax probe --best`, else the newest one with results. The best values are marked, but nothing is chosen here: all
 values are of the test split.
 """
 
@@ -16,7 +16,7 @@ from markupsafe import Markup
 from medjax.errors import UserError
 from medjax.probes import comparison, provenance, tables
 from medjax.probes.encode import title as encoder_title
-from medjax.probes.results import DIGITS
+from medjax.probes.results import DIGITS, direction
 from medjax.probes.tables import Table
 from medjax.reports import base, compare_plots, result_sections, run_page
 from medjax.reports.result_sections import Estimate, metric_title
@@ -247,16 +247,17 @@ def table(group: Group, runs: Mapping[str, Run]) -> dict[str, Any]:
     for metric, label in wanted:
         cells = [None if r is None else result_sections.marked(r.content, metric, label) for r in shown]
         title = f'mean {metric_title(metric)}' if label == 'mean' else label
-        rows.append(dict(label=title, cells=list(zip(cells, greatest(cells), strict=True))))
+        rows.append(dict(label=title, cells=list(zip(cells, best(cells, metric), strict=True))))
     columns = [f'{name}, {step_title(run)}' if step_title(run) else name for name, run in runs.items()]
     return dict(columns=columns, rows=rows)
 
 
-def greatest(cells: Sequence[Estimate | None]) -> list[bool]:
-    """For each value whether it is the greatest of several, as far as it is printed: .8421 and .8424 are equal."""
-    values = [None if cell is None else round(cell['value'], 3) for cell in cells]
+def best(cells: Sequence[Estimate | None], metric: str) -> list[bool]:
+    """For each value whether it is the best of several, as far as it is printed: .8421 and .8424 are equal."""
+    sign = direction(metric)
+    values = [None if cell is None else sign * round(cell['value'], 3) for cell in cells]
     known = [value for value in values if value is not None]
-    return [len(known) > 1 and value is not None and value == max(known) for value in values]
+    return [sign != 0 and len(known) > 1 and value is not None and value == max(known) for value in values]
 
 
 def summary(runs: Mapping[str, Run]) -> Table:
@@ -267,7 +268,9 @@ def summary(runs: Mapping[str, Run]) -> Table:
     for group in groups:
         cells = [mean(results.get(step), group.metric) for results, step in zip(group.by_run, steps, strict=True)]
         if any(cells):
-            columns.append((group.title, [printed(*cell) for cell in zip(cells, greatest(cells), strict=True)]))
+            columns.append(
+                (group.title, [printed(*cell) for cell in zip(cells, best(cells, group.metric), strict=True)])
+            )
     columns = [
         ('run', list(runs)),
         ('steps', [progress(run) for run in runs.values()]),

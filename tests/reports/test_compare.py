@@ -279,3 +279,12 @@ def test_in_a_browser(whole, tmp_path):
     dom, console, asked = browse(page, tmp_path)
     assert console == [] and asked == set()
     assert Page(dom).rows == Page(page.read_text()).rows
+
+
+@pytest.mark.parametrize(
+    ('metric', 'marked'),
+    [('auroc', [False, True, False]), ('mae', [True, False, False]), ('kNN FPR95', [True, False, False]),
+     ('false_area', [True, False, False]), ('mean_error', [False] * 3), ('drop', [False] * 3)],
+)  # fmt: skip
+def test_the_best_value_of_a_metric_is_marked(metric, marked):
+    assert compare_page.best([dict(value=0.2), dict(value=0.7), None], metric) == marked
