@@ -107,7 +107,8 @@ def plain(text: Any) -> str:
 def latex(table: Table) -> str:
     """The table for a paper: `tabular` with the rules of the package booktabs, in a `table` with caption and notes.
 
-    The preamble needs \\usepackage{booktabs}, and \\usepackage[T1]{fontenc} for quotation marks.
+    A table that is wider than the text is made smaller. The preamble needs \\usepackage{booktabs,graphicx}, and
+    \\usepackage[T1]{fontenc} for quotation marks.
     """
     lines = [' & '.join(map(escaped, row)) + r' \\' for row in (table.columns, *table.rows)]
     notes = ' '.join(escaped(_sentence(note)) for note in table.notes)
@@ -115,13 +116,14 @@ def latex(table: Table) -> str:
         r'\begin{table}',
         r'  \centering',
         f'  \\caption{{{escaped(table.caption)}.}}',
+        r'  \resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%',
         f'  \\begin{{tabular}}{{{"l" * table.names}{"c" * (len(table.columns) - table.names)}}}',
         r'    \toprule',
         f'    {lines[0]}',
         r'    \midrule',
         *(f'    {line}' for line in lines[1:]),
         r'    \bottomrule',
-        r'  \end{tabular}',
+        r'  \end{tabular}}',
         *([f'  \\par\\smallskip\\footnotesize {notes}'] if notes else []),
         r'\end{table}',
     ])  # fmt: skip

@@ -13,7 +13,7 @@ from medjax.probes.tables import Table
 from medjax.reports import answer, result_sections
 from medjax.reports.run_files import Run
 
-PREAMBLE = '% The preamble needs \\usepackage{booktabs} and \\usepackage[T1]{fontenc}.'
+PREAMBLE = '% The preamble needs \\usepackage{booktabs,graphicx} and \\usepackage[T1]{fontenc}.'
 
 
 def write(run: Run) -> list[Path]:
