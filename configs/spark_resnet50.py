@@ -11,11 +11,11 @@ For another ResNet: --config.towers.image.variant=101. For a ConvNeXt-T:
     --config.towers.image='dict(tower="convnext")' --config.towers.decoder.norm=layer --config.optim.b2=.999
 
 Certain (arrays of the original code): the number of cells that stay (their share, rounded), the sparse layers, the
-decoder, normalised pixels, LAMB with eps 1e-6 and clipping at 5, weight decay by a cosine on convolutions alone, warm-up
-from .005 of the learning rate, then half a cosine to .001 of it.
-Recalled: a mask of .6, the decoder's width 512, betas (.9, .95), weight decay .04 to .2, batch 4,096, learning rate 2e-4
-x batch / 256, 1,600 epochs with 40 of warm-up, crops of 224 px with 67 to 100 % of the area, flips. The study on CT
-slices names these settings of SparK as its own.
+decoder, normalised pixels, LAMB with eps 1e-6 and clipping at 5, weight decay by a cosine on convolutions alone,
+warm-up from .005 of the learning rate, then half a cosine to .001 of it.
+Recalled: a mask of .6, the decoder's width 512, betas (.9, .95), weight decay .04 to .2, batch 4,096, learning rate
+2e-4 x batch / 256, 1,600 epochs with 40 of warm-up, crops of 224 px with 67 to 100 % of the area, flips. The study on
+CT slices names these settings of SparK as its own.
 Ours: 500,000 steps, which are 1,600 epochs of ImageNet. All batch norms start at scale 1; those at the end of a block
 start at 0 in timm. Batch norms need the whole batch, so micro-batches are refused.
 
