@@ -132,7 +132,7 @@ def pooled(model: Any, x: Any) -> tuple[Any, Any]:
 
 def of_timm(model: Any, x: Any) -> tuple[Any, Any]:
     tokens = model.forward_features(x)
-    if getattr(model, 'attn_pool', None) is not None or model.global_pool == 'avg':
+    if getattr(model, 'attn_pool', None) is not None or model.num_prefix_tokens == 0:
         return model.forward_head(tokens, pre_logits=True), tokens
     return tokens[:, 0], tokens[:, model.num_prefix_tokens :]
 

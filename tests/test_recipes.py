@@ -55,7 +55,7 @@ def test_a_name_may_have_an_argument():
         ('demo.py', "did you mean 'demo'"),
         ('configs/demo.py', "did you mean 'demo'"),
         ('mien.py', "did you mean 'mine.py'"),
-        ('zzz', 'known: bias_only, biomedclip, bpd, '),
+        ('zzz', 'known: barlow_twins, bias_only, '),
     ],
 )
 def test_a_wrong_name_suggests_files_and_recipes(elsewhere, name, near):

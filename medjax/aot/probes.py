@@ -53,7 +53,7 @@ def _fit(program: str, records: int, where: jax.sharding.Sharding) -> Any:
             weights, bias = array(regressions, WIDTH), array(regressions)
             return logistic.sums_of_block.lower(array(rows, WIDTH), labels, label, weights, bias)
         block, k = vectors.block_rows(queries, records), min(max(knn.ALL_K), records)
-        return vectors.nearest_of_block.lower(array(block, WIDTH), array(records, WIDTH), k)
+        return vectors.nearest_of_block.lower(array(block, WIDTH), array(WIDTH, records), k)
 
 
 def _images(recipe: Recipe, mesh: jax.sharding.Mesh) -> Any:

@@ -209,11 +209,11 @@ def test_the_training_of_a_killed_job_is_waited_for_and_used(tmp_path, data, mon
     monkeypatch.setattr(Tuning, 'train', lambda *_: pytest.fail('trained again'))
     judged = []
 
-    def best_export(inputs, folder):
+    def best_export(job, inputs, folder):
         judged.append((folder / 'DONE').exists())
         raise UserError('judged')
 
-    monkeypatch.setattr(tuning, 'best_export', best_export)
+    monkeypatch.setattr(Tuning, 'best_export', best_export)
 
     def end():
         while 'waits for it' not in (told := capfd.readouterr().err) and time.monotonic() < deadline:
