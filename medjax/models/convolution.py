@@ -106,9 +106,18 @@ class ConvNorm(nn.Module):
     def __call__(self, x: Array, places: Places) -> Array:
         shape = (self.size, self.size, x.shape[-1], self.out)
         kernel = parameter(self, 'kernel', kernel_init, shape, (None, None, None, 'embed'))
-        half = self.size // 2
-        x = jax.lax.conv_general_dilated(
-            x.astype(self.dtype), kernel.astype(self.dtype), (self.stride,) * 2, [(half, half)] * 2,
-            dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-        )  # fmt: skip
+        x = convolved(x, kernel, self.dtype, self.size // 2, self.stride)
         return BatchNorm(self.train, self.dtype, name='norm')(places.keep(x), places)
+
+
+def convolved(
+    x: Array, kernel: Array, dtype: Any, around: int, stride: int = 1, groups: int = 1, times: int = 1
+) -> Array:
+    """x [S,H,W,C] by a kernel [h,w,C / groups,D], with `around` zeros around it; the factors have `dtype`.
+
+    `times` puts zeros between the pixels of x, so that its sides become so many times longer: a transposed convolution.
+    """
+    return jax.lax.conv_general_dilated(
+        x.astype(dtype), kernel.astype(dtype), (stride, stride), [(around, around)] * 2, lhs_dilation=(times, times),
+        dimension_numbers=('NHWC', 'HWIO', 'NHWC'), feature_group_count=groups,
+    )  # fmt: skip

@@ -16,7 +16,7 @@ from flax import linen as nn
 from jax import Array
 
 from medjax.errors import UserError
-from medjax.models.convolution import Places, places_of
+from medjax.models.convolution import Places, convolved, places_of
 from medjax.models.flax_tower import FlaxTower, logical_axes
 from medjax.models.layers import REMAT, LayerNorm, Mlp, check_choice, parameter, weight_init, zeros
 from medjax.parallel.sharding import constrain_rows
@@ -162,7 +162,7 @@ class Smaller(nn.Module):
         shape = (self.size, self.size, x.shape[-1], self.out)
         kernel = parameter(self, 'kernel', weight_init, shape, (None, None, None, 'embed'))
         bias = parameter(self, 'bias', zeros, (self.out,), ('embed',))
-        x = convolved(x, kernel, self.dtype, self.size, 'VALID') + bias.astype(self.dtype)
+        x = convolved(x, kernel, self.dtype, 0, self.size) + bias.astype(self.dtype)
         return places.keep(x if self.norm_first else norm(x))
 
 
@@ -177,7 +177,7 @@ class ConvNeXtBlock(nn.Module):
         c = x.shape[-1]
         kernel = parameter(self, 'kernel', weight_init, (7, 7, 1, c), (None, None, None, 'embed'))
         bias = parameter(self, 'bias', zeros, (c,), ('embed',))
-        y = convolved(x, kernel, self.dtype, 1, 'SAME', c) + bias.astype(self.dtype)
+        y = convolved(x, kernel, self.dtype, 3, groups=c) + bias.astype(self.dtype)
         y = LayerNorm(1e-6, self.dtype, name='norm')(y)
         y = Mlp(4 * c, self.dtype, name='mlp')(y)
         # in float32, because 1e-6 plus small updates is too coarse in bfloat16
@@ -215,10 +215,3 @@ class Stage(nn.Module):
             metadata_params={nn.PARTITION_NAME: None},
         )
         return scan(block(self.dtype, name='blocks'), jnp.broadcast_to(x, (layers, *x.shape)), places)[0]
-
-
-def convolved(x: Array, kernel: Array, dtype: Any, stride: int, padding: str, groups: int = 1) -> Array:
-    return jax.lax.conv_general_dilated(
-        x.astype(dtype), kernel.astype(dtype), (stride, stride), padding,
-        dimension_numbers=('NHWC', 'HWIO', 'NHWC'), feature_group_count=groups,
-    )  # fmt: skip

@@ -22,7 +22,7 @@ from flax import linen as nn
 from jax import Array
 
 from medjax.errors import UserError
-from medjax.models.convolution import BatchNorm, ConvNorm, Places, kernel_init, places_of
+from medjax.models.convolution import BatchNorm, ConvNorm, Places, convolved, kernel_init, places_of
 from medjax.models.flax_tower import FlaxTower, logical_axes
 from medjax.models.layers import LayerNorm, check_choice, parameter, weight_init, zeros
 from medjax.parallel.sharding import constrain_rows
@@ -183,9 +183,5 @@ class Convolution(nn.Module):
         shape = (self.size, self.size, x.shape[-1], self.out)
         kernel = parameter(self, 'kernel', self.start, shape, (None, None, None, 'embed'))
         bias = parameter(self, 'bias', zeros, (self.out,), ('embed',))
-        around = self.size // 2
-        x = jax.lax.conv_general_dilated(
-            x.astype(self.dtype), kernel.astype(self.dtype), (1, 1), [(around, around)] * 2,
-            lhs_dilation=(self.times, self.times), dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-        )  # fmt: skip
+        x = convolved(x, kernel, self.dtype, self.size // 2, times=self.times)
         return x + bias.astype(self.dtype)

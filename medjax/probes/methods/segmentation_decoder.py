@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from medjax.models.towers.patch_decoder import convolved
 from medjax.probes import segment, structures
 from medjax.probes.evaluate import ProbeInputs, Result
 
@@ -48,14 +49,6 @@ class Convolutional:
         cells = jnp.einsum('bhwc,cijk->bhiwjk', jax.nn.gelu(x), params['kernel']) + params['bias']
         b, h, i, w, j, k = cells.shape
         return cells.reshape(b, h * i, w * j, k)
-
-
-def convolved(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """x [B,h,w,C] by a kernel [3,3,C,C], with zeros around, as one product of matrices."""
-    _, h, w, _ = x.shape
-    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    shifted = [x[:, i : i + h, j : j + w] for i in range(3) for j in range(3)]
-    return jnp.concatenate(shifted, -1) @ kernel.reshape(-1, kernel.shape[-1])
 
 
 CONVOLUTIONAL = Convolutional()
