@@ -10,28 +10,37 @@ from jax import Array
 from medjax.errors import UserError
 from medjax.objectives.features import Feature
 from medjax.objectives.terms import TermContext, TermInputs
+from medjax.plugins import text_list
+
+EXAMPLE = 'student/image/crop/cls>projector'  # of a feature
 
 
-def crop_features(context: TermContext, names: str | Sequence[str], argument: str) -> tuple[Feature, ...]:
-    """Declares features of crops, the value of the config key `argument`. UserError unless they can be compared.
+def feature_names(context: TermContext, value: str | Sequence[str], argument: str) -> tuple[str, ...]:
+    """The value of the config key `argument`, the name of one feature or of several, as a tuple of names."""
+    return (value,) if isinstance(value, str) else text_list(value, f'{context.where}.{argument}', EXAMPLE)
+
+
+def crop_features(context: TermContext, names: Sequence[str]) -> tuple[Feature, ...]:
+    """Declares features of crops. UserError unless they can be compared.
 
     They have equal widths, show one part of the batch, and have two crops or more together.
     """
-    names = [names] if isinstance(names, str) else list(names)
-    features = tuple(context.feature(name, argument) for name in names)
+    if not names:
+        raise UserError(f'{context.where}.of: no feature is named; name one of crops, such as {EXAMPLE!r}')
+    features = tuple(context.feature(name, 'of') for name in names)
     for feature in features:
         if feature.at:
             raise UserError(
-                f'{context.where}.{argument}: {feature.name!r} has several tokens a crop; the term needs one vector'
+                f'{context.where}.of: {feature.name!r} has several tokens a crop; the term needs one vector'
             )
     context.same_part(*features)
     widths = {name: context.width(name) for name in names}
     if len(set(widths.values())) > 1:
         shown = ' and '.join(f'{name!r} has {width}' for name, width in widths.items())
-        raise UserError(f'{context.where}.{argument}: all crops need equally many numbers, but {shown}')
+        raise UserError(f'{context.where}.of: all crops need equally many numbers, but {shown}')
     if sum(context.crops.get(feature.view, 1) for feature in features) < 2:
         raise UserError(
-            f'{context.where}.{argument}: {names[0]!r} has one crop, and the term compares crops of an image; give its '
+            f'{context.where}.of: {names[0]!r} has one crop, and the term compares crops of an image; give its '
             'view count=2 or more, or name a second feature'
         )
     return features

@@ -48,8 +48,8 @@ METRIC_TITLES = {
     'column_auroc': 'AUROC of the column',
 }
 LESS_IS_BETTER = ('mae', 'error', 'false_area')  # and every FPR95
-# An encoder that knows nothing loses nothing on films with faults, and a mean error may have both signs.
-NEITHER_IS_BETTER = ('mean_error', 'drop', 'rise', 'column_auroc')
+# An encoder that knows nothing loses nothing on films with faults. A mean error and a gap may have both signs.
+NEITHER_IS_BETTER = ('mean_error', 'gap', 'drop', 'rise', 'column_auroc')
 
 
 def direction(metric: str) -> int:

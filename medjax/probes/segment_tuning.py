@@ -106,11 +106,7 @@ def judge(inputs: ProbeInputs) -> Result:
         details={},
         seconds=round(time.perf_counter() - begun, 2),
     )
-    arrays = dict(
-        dice=found.dice(), iou=found.iou(), names=np.array(structure_names),
-        record=test.records.numbers, patient=test.records.patients,
-    )  # fmt: skip
-    return Result(content, arrays)
+    return Result(content, overlaps.arrays(overlaps.measures(found), found, test.records))
 
 
 def _drawn(drawing: ProbeInputs, split: str, names: list[str]) -> Drawn | None:

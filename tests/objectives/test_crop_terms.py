@@ -267,6 +267,15 @@ def test_eight_devices_give_what_one_gives(module):
 def test_mistakes_are_answered_by_a_sentence():
     with pytest.raises(UserError, match=r"terms\[0\].of: '.*first/cls' has one crop, and the term compares crops"):
         vicreg.build(context(), FIRST)
+    for value, told in (
+        (7, 'of=7: must be a list of texts'),
+        ([FIRST, None], 'must be a list'),
+        ([], 'of: no feature is'),
+    ):
+        with pytest.raises(UserError, match=told):
+            vicreg.build(context(), value)
+    with pytest.raises(UserError, match='others=7: must be a list of texts'):
+        lejepa.build(context(), BOTH, others=7)
     with pytest.raises(UserError, match='several tokens a crop'):
         nt_xent.build(context(2), 'student/image/first/patches@block')
     with pytest.raises(UserError, match=r'terms\[0\].temperature=0: must be a number above 0'):

@@ -96,6 +96,7 @@ def test_the_export_is_judged_as_towers_and_head_by_hand(tmp_path, data):
     content, arrays = segment_tuning.judge(one)
     assert content['skipped_labels'] == {'never': 'the decoder does not draw it'}
     assert content['records'] == dict(val=6, test=10) and arrays['names'].tolist() == ['disc', 'bar']
+    assert {'iou', 'false_area', 'pixels', 'record', 'patient'} < arrays.keys(), 'what a comparison needs'
     expected = dice(data.split('test'), params, content['thresholds'])
     for k, name in enumerate(('disc', 'bar')):
         shown = ~np.isnan(arrays['dice'][:, k])

@@ -284,7 +284,7 @@ def test_in_a_browser(whole, tmp_path):
 @pytest.mark.parametrize(
     ('metric', 'marked'),
     [('auroc', [False, True, False]), ('mae', [True, False, False]), ('kNN FPR95', [True, False, False]),
-     ('false_area', [True, False, False]), ('mean_error', [False] * 3), ('drop', [False] * 3)],
+     ('false_area', [True, False, False]), ('mean_error', [False] * 3), ('drop', [False] * 3), ('gap', [False] * 3)],
 )  # fmt: skip
 def test_the_best_value_of_a_metric_is_marked(metric, marked):
     assert compare_page.best([dict(value=0.2), dict(value=0.7), None], metric) == marked

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from medjax.errors import UserError
-from medjax.objectives.crops import crop_features, embeddings, shape_of
+from medjax.objectives.crops import crop_features, embeddings, feature_names, shape_of
 from medjax.objectives.features import Feature
 from medjax.objectives.terms import Term, TermContext, TermInputs, TermOutput
 from medjax.types import is_number
@@ -38,7 +38,7 @@ def build(context: TermContext, of: str | Sequence[str], off_diagonal: float = 0
     """
     if not is_number(off_diagonal) or off_diagonal < 0:
         raise UserError(f'{context.where}.off_diagonal={off_diagonal!r}: must be a number of at least 0')
-    return CrossCorrelation(context, crop_features(context, of, 'of'), off_diagonal)
+    return CrossCorrelation(context, crop_features(context, feature_names(context, of, 'of')), off_diagonal)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

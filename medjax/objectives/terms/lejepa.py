@@ -29,7 +29,7 @@ import numpy as np
 from jax import Array
 
 from medjax.errors import UserError
-from medjax.objectives.crops import crop_features, embeddings, shape_of
+from medjax.objectives.crops import crop_features, embeddings, feature_names, shape_of
 from medjax.objectives.features import Feature
 from medjax.objectives.terms import Term, TermContext, TermInputs, TermOutput
 from medjax.types import is_number, is_whole
@@ -55,9 +55,8 @@ def build(
         raise UserError(f'{context.where}.share={share!r}: must be a number from 0 to 1')
     if not is_whole(directions) or directions < 1:
         raise UserError(f'{context.where}.directions={directions!r}: must be a whole number of at least 1')
-    first = [of] if isinstance(of, str) else list(of)
-    rest = [others] if isinstance(others, str) else list(others)
-    features = crop_features(context, [*first, *rest], 'of')
+    first = feature_names(context, of, 'of')
+    features = crop_features(context, [*first, *feature_names(context, others, 'others')])
     return Lejepa(context, features, len(first), share, directions)
 
 

@@ -23,7 +23,7 @@ import numpy as np
 from jax import Array
 
 from medjax.errors import UserError
-from medjax.objectives.crops import crop_features, embeddings, shape_of
+from medjax.objectives.crops import crop_features, embeddings, feature_names, shape_of
 from medjax.objectives.features import Feature
 from medjax.objectives.numerics import unit
 from medjax.objectives.terms import Term, TermContext, TermInputs, TermOutput
@@ -39,7 +39,7 @@ def build(context: TermContext, of: str | Sequence[str], temperature: float = 0.
     """
     if not is_number(temperature) or temperature <= 0:
         raise UserError(f'{context.where}.temperature={temperature!r}: must be a number above 0')
-    return NtXent(context, crop_features(context, of, 'of'), temperature)
+    return NtXent(context, crop_features(context, feature_names(context, of, 'of')), temperature)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -28,7 +28,7 @@ from jax import Array
 
 from medjax.errors import UserError
 from medjax.objectives import numerics
-from medjax.objectives.crops import crop_features
+from medjax.objectives.crops import crop_features, feature_names
 from medjax.objectives.features import Feature
 from medjax.objectives.targets import gauges
 from medjax.objectives.terms import Term, TermContext, TermInputs, TermOutput
@@ -69,9 +69,8 @@ def build(
     ):  # fmt: skip
         if not is_whole(value) or value < least:
             raise UserError(f'{where}.{name}={value!r}: must be a whole number of at least {least}')
-    first = [of] if isinstance(of, str) else list(of)
-    rest = [others] if isinstance(others, str) else list(others)
-    features = crop_features(context, [*first, *rest], 'of')
+    first = feature_names(context, of, 'of')
+    features = crop_features(context, [*first, *feature_names(context, others, 'others')])
     return Swav(context, features, len(first), prototypes, temperature, epsilon, iterations, queue, queue_from, frozen)
 
 

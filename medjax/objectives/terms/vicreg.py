@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from medjax.errors import UserError
-from medjax.objectives.crops import crop_features, embeddings, shape_of
+from medjax.objectives.crops import crop_features, embeddings, feature_names, shape_of
 from medjax.objectives.features import Feature
 from medjax.objectives.terms import Term, TermContext, TermInputs, TermOutput
 from medjax.types import is_number
@@ -47,7 +47,7 @@ def build(
     for name, value in dict(invariance=invariance, variance=variance, covariance=covariance).items():
         if not is_number(value) or value < 0:
             raise UserError(f'{context.where}.{name}={value!r}: must be a number of at least 0')
-    return Vicreg(context, crop_features(context, of, 'of'), invariance, variance, covariance)
+    return Vicreg(context, crop_features(context, feature_names(context, of, 'of')), invariance, variance, covariance)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
