@@ -202,6 +202,10 @@ def plan(parent: Parent, ours: TrainState, theirs: TrainState, keep: Sequence[st
         if keep is not None:
             raise UserError(f'--keep moments: {why}; keep all towers, heads and terms, or leave moments out')
         new['moments'] = why
+    elif why := _misfit(here['moments'], {k: v for k, v in there['moments'].items() if k in here['moments']}):
+        if keep is not None:
+            raise UserError(f'--keep moments: the optimizer is another one: {why}; leave moments out')
+        new['moments'] = f'the optimizer is another one: {why}'
     else:
         kept.append('moments')
     if keep is None or 'clock' in keep:
@@ -281,9 +285,10 @@ def inherit(
 ) -> TrainState:
     """The first state of a branch. `old` is the state of the parent; `new` makes the state of a new run."""
     key = jax.jit(lambda: jax.random.key(seed), out_shardings=shardings.key)()
-    if not chosen.new:
+    taken = checkpoint.leaves(old)
+    if not chosen.new and taken.keys() == checkpoint.leaves(shardings).keys():
         return old._replace(key=key)  # equal in all shapes: a new state would only take memory
-    fresh, taken = new(), checkpoint.leaves(old)
+    fresh = new()
 
     def one(path: Any, leaf: jax.Array) -> jax.Array:
         name = checkpoint.name_of(path)

@@ -7,6 +7,7 @@ import os
 import shutil
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -243,6 +244,34 @@ def test_a_head_of_another_size_is_new_and_so_are_all_moments():
     told = found.sentences(compose(tiny('heads.dino.prototypes=32')))
     assert any(text.startswith('a copy of the student: teachers/teacher/heads/dino') for text in told)
     assert any(text.startswith('new: heads/dino (params/heads/dino/prototypes') for text in told)
+
+
+def test_the_moments_of_another_optimizer_are_new():
+    found = plan(tiny("optim.rule='lars'"), tiny())
+    assert found.new.keys() == {'moments'} and 'the optimizer is another one' in found.new['moments']
+
+
+def test_what_the_parent_has_beyond_the_branch_is_left_behind():
+    config = configs.thawed(tiny())
+    config['heads'], config['terms'] = {}, [term for term in config['terms'] if term['term'] == 'koleo']
+    config['teachers']['teacher']['of'] = ['towers/image']
+    config['export']['heads'] = []
+    fewer = configs.check(configs.resolve(config, {}))
+    chosen = plan(fewer, tiny())
+    assert not chosen.new and 'moments' in chosen.kept
+    objective = compose(fewer)
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+    def state(config: configs.Config, value: int):
+        """A state of its shapes, full of one number."""
+        shapes = state_of(config)._replace(key=jax.ShapeDtypeStruct((), jnp.int32))
+        full = jax.tree.map(lambda x: jnp.full(x.shape, value, x.dtype), shapes)
+        return jax.device_put(full._replace(key=jax.random.key(value)), here)
+
+    shardings = jax.tree.map(lambda _: here, state_of(fewer))
+    found = branch.inherit(state(tiny(), 3), chosen, objective, shardings, 0, lambda: state(fewer, 0))
+    assert jax.tree.structure(found) == jax.tree.structure(state_of(fewer))
+    assert all((x == 3).all() for x in jax.tree.leaves(found._replace(key=found.step)))
 
 
 @pytest.mark.parametrize(
