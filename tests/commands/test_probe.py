@@ -746,7 +746,7 @@ def test_an_encoder_without_a_run_has_a_folder_of_its_own(tmp_path, data, capsys
     assert {path.split('/')[0] for path in result_files(pathlib.Path('runs/mine'))} == {'mine'}
 
 
-def test_an_export_of_another_run_knows_what_it_has_seen(tmp_path, data):
+def test_an_export_of_another_run_knows_what_it_has_seen(tmp_path, data, capsys):
     make_export(tmp_path / 'other', 7)
     make_export(tmp_path / 'run', 1)
     seen.write_seen({'main': records.open(data)}, tmp_path / 'other' / 'data' / 'seen.npz')
@@ -757,6 +757,11 @@ def test_an_export_of_another_run_knows_what_it_has_seen(tmp_path, data):
     assert result['overlap']['pixels'] == 0 and 'pretraining saw none' in result['provenance']
     own = json.loads((tmp_path / 'run' / 'probes' / '1' / f'{name}.knn.json').read_text())
     assert 'unknown: the run has no data/seen.npz' in own['provenance']
+    capsys.readouterr()
+    command[-1] = 'classifier'  # which neither has: a failure of the run, and no failure of what stands beside it
+    assert cli.main([*command, '--encoder', str(tmp_path / 'other'), '--baselines', 'none']) == 1
+    said = capsys.readouterr()
+    assert 'other, classifier: left out, it has no trained classifier' in said.out and '1 failure(s)' in said.err
 
 
 def test_mistakes_with_encoders_are_sentences(tmp_path, data, capsys, monkeypatch):

@@ -12,8 +12,9 @@ the penalty of a logistic regression.
 
 The regressions of concepts are chosen as those of the probe `linear`, for all concepts together. The classifier learns
 from train probabilities that come from five folds of patients: each record is scored by regressions that did not see
-its patient. Its strength C is chosen on validation by the mean AUROC over labels. `details` has the weights, for a
-change of one standard deviation of a probability, and the AUROC of each concept on test.
+its patient. Its strength C is chosen on validation by the log-loss: with few concepts, all strengths give nearly the
+same order of records, so the AUROC cannot tell them apart. `details` has the weights, for a change of one standard
+deviation of a probability, and the AUROC of each concept on test.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from scipy.special import expit
 
 from medjax.data.types import BLANK, NEGATIVE, POSITIVE
 from medjax.errors import UserError, suggest
-from medjax.probes import label_splits, logistic
+from medjax.probes import label_splits, logistic, policy
 from medjax.probes.encode import SplitFeatures
 from medjax.probes.evaluate import (
     ProbeInputs,
@@ -179,15 +180,16 @@ def learn(
     on_val, on_test = expit(one.log_odds(val)), expit(log_odds)
     regressions = logistic.fit(on_train, labels[0], linear.STRENGTHS)
     val_scores = logistic.log_odds(regressions, on_val)
-    aurocs = [mean_auroc(val_scores[:, r], labels[1]) for r in range(len(linear.STRENGTHS))]
-    r = max(range(len(aurocs)), key=lambda i: (aurocs[i] or 0.0, -i))
+    losses = np.array([log_loss(scores, labels[1]) for scores in val_scores.swapaxes(0, 1)])
+    r = int(losses.argmin())
     best = regressions.of_strength(r)
     chosen = dict(
         concepts=len(kept),
         features=one.features,
         C=float(linear.STRENGTHS[r]),
-        validation_auroc=aurocs[r],
-        by='mean AUROC over labels on validation',
+        validation_auroc=mean_auroc(val_scores[:, r], labels[1]),
+        validation_log_loss=float(losses[r]),
+        by='log-loss of all labels on validation',
         scores='log-odds',
     )
     weights = best.kernel[:, 0]  # [C,L]
@@ -208,6 +210,12 @@ def learn(
     )
     scores = logistic.log_odds(best, on_test)[:, 0], val_scores[:, r]
     return Scores(*scores, linear.THRESHOLD, chosen, {}, details, scale='log-odds')
+
+
+def log_loss(scores: np.ndarray, labels: np.ndarray) -> float:
+    """The mean of -ln(probability of the true label) over all known labels int8 [n,L]; scores are log-odds [n,L]."""
+    known = policy.known(labels)
+    return float(np.logaddexp(0, np.where(labels == POSITIVE, -scores, scores))[known].sum() / max(known.sum(), 1))
 
 
 def folds_of(patients: np.ndarray, seed: int) -> np.ndarray:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import log_loss, roc_auc_score
 
 from medjax.errors import UserError
 from medjax.probes import aggregate
@@ -99,6 +99,17 @@ def test_the_classifier_is_that_of_scikit_learn(result, few_strengths):
     assert result.content['results']['auroc']['ill']['value'] == pytest.approx(roc_auc_score(test, scores), abs=2e-3)
     weights = [*result.content['details']['weights']['ill'].values()]
     np.testing.assert_allclose(weights, model.coef_[0], atol=1e-2)
+
+
+def test_the_strength_is_chosen_by_log_loss_because_one_concept_has_one_order(monkeypatch):
+    """All strengths have one AUROC, and with the weakest weights all records are called by the greater class."""
+    monkeypatch.setattr(concepts.linear, 'STRENGTHS', np.array([1e-6, 1.0]))
+    content = concepts.run(inputs(('fluid',), ('fluid', 'ill', 'noise'))).content
+    assert content['chosen']['C'] == 1.0
+    assert content['results']['accuracy']['ill']['value'] > 0.75
+    scores, labels = np.random.default_rng(0).normal(size=(50, 2)), np.tile([[1, 0], [0, -2]], (25, 1))
+    expected = log_loss([1, 0] * 25 + [0] * 25, expit(np.concatenate([scores[:, 0], scores[::2, 1]])))
+    assert concepts.log_loss(scores, labels) == pytest.approx(expected, rel=1e-6)
 
 
 def test_values_of_columns():
