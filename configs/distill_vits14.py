@@ -14,9 +14,8 @@ Different from the original: the public ViT-S of DINOv2 is distilled from a ViT-
 Ours: everything else. Crops have 224 px; --config.views.crop.size=518 shows the teacher what it was trained on, at six
 times the cost.
 
-A student of another kind is another entry `image` in `towers`. A ResNet-50, dict(tower='resnet', variant='50'), has
-another grid of patches than the teacher: leave out the term and the head `patches`. A teacher of another width needs
-heads with that `out`.
+A student of another kind is another entry `image` in `towers`; for a ResNet-50 see `distill_resnet50`. A teacher of
+another width needs heads with that `out`.
 
 Cost: .08 TFLOP an image, 4 EFLOP in all: 4 hours of one H100 at 30 % of its peak. Not run at this size.
 """

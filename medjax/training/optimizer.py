@@ -1,4 +1,4 @@
-"""AdamW, LARS and LAMB with parameter groups. Learning rate and weight decay are functions of the state's step alone.
+"""AdamW, SGD, LARS and LAMB with parameter groups. Rate and weight decay are functions of the state's step alone.
 
 `optim.groups` in a config is a list of rules `dict(match=pattern, …)`. A pattern is compared with the path of each
 parameter, for example 'towers/image/blocks/mlp/fc1/kernel':
@@ -45,7 +45,7 @@ from medjax.plugins import call, text_list
 from medjax.types import Metrics, Tree, is_number, is_whole
 
 NEVER = 2**31 - 1  # the step from which a parameter with frozen_until='end' changes
-RULES = ('adamw', 'lars', 'lamb')
+RULES = ('adamw', 'sgd', 'lars', 'lamb')
 TRUST = 0.001  # of LARS
 STACKS = ('/blocks/', '/rest/')  # of transformers, and of the stages of a ResNet: layers on the leading axis
 NO_DECAY = ('*/bias', '*/scale', '*/gamma?')  # of biases, norms and LayerScale
@@ -53,13 +53,14 @@ NO_DECAY = ('*/bias', '*/scale', '*/gamma?')  # of biases, norms and LayerScale
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Optimizer:
-    """AdamW, LARS or LAMB with a learning rate, weight decay and clipping of its own for every parameter."""
+    """AdamW, SGD, LARS or LAMB with a learning rate, weight decay and clipping of its own for every parameter."""
 
     lr: float
     schedule: Schedule  # step -> factor of lr
     weight_decay: Schedule
     moments: optax.GradientTransformation
-    trust: Callable[[Tree, Tree, Tree, Array], Tree] | None  # of LARS: (gradients, parameters, groups, decay)
+    # of SGD and LARS: (gradients, parameters, groups, decay) -> gradients with their decay, before the moments
+    coupled: Callable[[Tree, Tree, Tree, Array], Tree] | None
     as_long: bool  # LAMB: the step of a parameter with weight decay is as long as the parameter, times lr
     clip: float | None
     groups: Tree  # like the parameters: the Group of each
@@ -73,8 +74,8 @@ class Optimizer:
         grads, norms = clip_by_group(grads, self.groups, self.clip)
         rate, decay = self.lr * self.schedule(step), self.weight_decay(step)
         after = decay  # the decay that acts after the moments
-        if self.trust is not None:
-            grads, after = self.trust(grads, params, self.groups, decay), 0.0
+        if self.coupled is not None:
+            grads, after = self.coupled(grads, params, self.groups, decay), 0.0
         directions, opt = self.moments.update(grads, opt)
 
         def move(p: Array, d: Array, group: Group) -> Array:
@@ -138,14 +139,18 @@ def optimizer(
         p <- p - lr(step) lr_scale (m / (sqrt(v) + eps) + weight_decay(step) wd_scale p)
         lr(step) = lr * schedule(step)
 
-    rule='lars' (arXiv 1708.03888), with w = weight_decay(step) wd_scale:
+    rule='sgd', with momentum b1 as torch has it, and w = weight_decay(step) wd_scale:
+
+        m <- b1 m + g + w p      p <- p - lr(step) lr_scale m
+
+    rule='lars' (arXiv 1708.03888):
 
         d = (g + w p) .001 |p| / (|g| + w |p| + eps)      m <- b1 m + d      p <- p - lr(step) lr_scale m
 
     The norms are those of one array, or of one layer of a stack. d = g where p or g is 0, and for parameters without
-    weight decay: biases and norms by default, none with no_decay=[] (SwAV). `b2` has no effect. optax.lars and SimCLR
-    put lr into m, which is equal for a constant lr. Barlow Twins, VICReg and BYOL take |g + w p| below the line, which
-    is nearly equal for a small w.
+    weight decay: biases and norms by default, none with no_decay=[] (SwAV). optax.lars and SimCLR put lr into m, which
+    is equal for a constant lr. Barlow Twins, VICReg and BYOL take |g + w p| below the line, which is nearly equal for a
+    small w. `b2` has no effect on SGD and LARS.
 
     rule='lamb' (arXiv 1904.00962), with the moments of AdamW:
 
@@ -168,17 +173,22 @@ def optimizer(
         raise UserError(f'optim.clip={clip!r}: must be a number above 0, or None for no clipping')
     if rule not in RULES:
         raise UserError(f'optim.rule: there is no optimizer {rule!r}{suggest(str(rule), RULES)}')
-    lars = rule == 'lars'
+    coupled = dict(sgd=decayed, lars=functools.partial(trusted, eps=eps)).get(rule)
     return Optimizer(
         lr,
         schedules.schedule(schedule, total_steps, 'optim.schedule'),
         schedules.schedule(weight_decay, total_steps, 'optim.weight_decay'),
-        optax.trace(b1) if lars else optax.scale_by_adam(b1, b2, eps),
-        functools.partial(trusted, eps=eps) if lars else None,
+        optax.scale_by_adam(b1, b2, eps) if coupled is None else optax.trace(b1),
+        coupled,
         rule == 'lamb',
         clip,
         parameter_groups(params, groups, no_decay),
     )
+
+
+def decayed(grads: Tree, params: Tree, groups: Tree, decay: Array) -> Tree:
+    """Gradients with their decay, g + w p; see `optimizer`."""
+    return jax.tree.map(lambda g, p, group: g + decay * group.wd_scale * p, grads, params, groups)
 
 
 def trusted(grads: Tree, params: Tree, groups: Tree, decay: Array, eps: float) -> Tree:

@@ -42,7 +42,7 @@ OF = dict(
 )  # fmt: skip
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', [*NAMES, 'dinov2_radiology'])
 @pytest.mark.parametrize('preset', presets.PRESETS)
 def test_presets_scale_with_the_batch(name, preset):
     config = configs.check(configs.resolve(configs.read(f'{name}:{preset}'), {}))

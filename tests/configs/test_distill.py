@@ -1,7 +1,8 @@
-"""`distill_vits14` with small towers: weights of a public file as the teacher, the loss by its formula, the export."""
+"""The recipes of distillation with small towers: public weights as the teacher, the loss by its formula, the export."""
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from safetensors.numpy import save_file
 from medjax import config as configs
 from medjax.errors import UserError
 from medjax.models import build
-from medjax.models.heads import linear
 from medjax.objectives.compose import compose
+from medjax.training import rehearsal
 from medjax.training.export import Exporter
 from medjax.training.state import create, make_optimizer, start_from
 from medjax.training.step import make_step
@@ -26,11 +27,19 @@ from medjax.weights import export
 
 WIDTH = 24  # of the teacher
 SMALL = [
-    'total_steps=10', 'batch_size=8', 'dtype=float32', 'views.crop.size=28', 'towers.image.width=16',
-    'towers.image.depth=1', 'towers.image.heads=2', 'towers.image.native_size=28', f'towers.large.width={WIDTH}',
+    'total_steps=10', 'batch_size=8', 'dtype=float32', 'views.crop.size=28', f'towers.large.width={WIDTH}',
     'towers.large.depth=2', 'towers.large.heads=3', 'towers.large.native_size=42', f'heads.cls.out={WIDTH}',
-    f'heads.patches.out={WIDTH}', 'optim.schedule.warmup=0',
+    'optim.schedule.warmup=0',
 ]  # fmt: skip
+OF = dict(
+    distill_vits14=[
+        'towers.image.width=16', 'towers.image.depth=1', 'towers.image.heads=2', 'towers.image.native_size=28',
+        f'heads.patches.out={WIDTH}',
+    ],
+    distill_resnet50=[
+        'towers.image.variant=18', 'towers.image.stem=8', 'towers.image.depths=(1, 1)', 'heads.cls.hidden=16'
+    ],
+)  # fmt: skip
 
 
 @pytest.fixture(scope='module')
@@ -47,27 +56,22 @@ def public(tmp_path_factory) -> Path:
     return path
 
 
-def small(public: Path, student: str) -> configs.Config:
+def small(public: Path, name: str = 'distill_vits14', *more: str) -> configs.Config:
     """The shipped recipe with small towers."""
-    config = configs.read(f'distill_vits14:{public}', SMALL)
-    if student == 'resnet':  # as the docstring of the recipe says
-        config.towers.image = dict(tower='resnet', variant='18', stem=8, depths=(1, 1))
-        config.terms = config.terms[:1]
-        del config.heads['patches']
-    return configs.check(configs.resolve(config, {}))
+    return configs.check(configs.resolve(configs.read(f'{name}:{public}', [*SMALL, *OF[name], *more]), {}))
 
 
 def test_the_argument_is_the_path_of_the_weights(public):
-    start = small(public, 'vit')['teachers']['public']['init_from']
+    start = small(public)['teachers']['public']['init_from']
     assert start == dict(path=str(public), take=('towers/large=towers/image',))
     other = configs.read('distill_vits14', ['teachers.public.init_from.path=other.safetensors'])
     assert other.teachers.public.init_from.path == 'other.safetensors'
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('student', ['vit', 'resnet'])
-def test_three_steps(student, public, tmp_path):
-    config = small(public, student)
+@pytest.mark.parametrize('name', OF)
+def test_three_steps(name, public, tmp_path):
+    config = small(public, name)
     objective = compose(config)
     optim = make_optimizer(objective, config['optim'], 10)
     step = make_step(objective, optim, recipes.views(config, objective))
@@ -82,12 +86,12 @@ def test_three_steps(student, public, tmp_path):
         assert recipes.worst(state.aux['teachers']['public'], dict(towers=dict(large=theirs))) == 0
         expected = losses(objective, state, views['crop'], theirs)
         before, (state, metrics) = state, run(state, views, masks)
-        for name, (loss, start) in expected.items():
-            assert float(metrics[f'term/{name}/loss']) == pytest.approx(loss, rel=1e-5)
-            assert float(metrics[f'term/{name}/start']) == pytest.approx(start, rel=1e-5)
+        for term, (loss, start) in expected.items():
+            assert float(metrics[f'term/{term}/loss']) == pytest.approx(loss, rel=1e-5)
+            assert float(metrics[f'term/{term}/start']) == pytest.approx(start, rel=1e-5)
         assert float(metrics['loss']) == pytest.approx(sum(loss for loss, _ in expected.values()), rel=1e-5)
         assert recipes.worst(state.params, before.params) > 1e-4
-    assert set(expected) == ({'cls', 'patches'} if student == 'vit' else {'cls'})
+    assert set(expected) == ({'cls', 'patches'} if name == 'distill_vits14' else {'cls'})
 
     Exporter(tmp_path, objective, config, 'x', None, True).write(3, state)
     tree, meta = export.load(tmp_path / 'exports' / '3')
@@ -101,11 +105,14 @@ def losses(objective: Any, state: Any, view: Any, theirs: Any) -> dict[str, tupl
     params = objective.export(
         state.params, state.aux, 'student', ('towers/image', *(f'heads/{h}' for h in objective.heads))
     )
-    ours = objective.towers['image'].apply(params['towers']['image'], Input(view), train=True)
+    ours = objective.towers['image'].apply(params['towers']['image'], Input(view), train=True)  # batch statistics
     public = objective.towers['large'].apply(theirs, Input(view))
     result = {}
     for name in objective.terms:
-        z = np.float64(linear.build(ours[name].shape[-1], WIDTH, bias=True).apply(params['heads'][name], ours[name]))
+        z = np.float64(ours[name])
+        for i in range(1, len(params['heads'][name]) + 1):
+            layer = jax.tree.map(np.float64, params['heads'][name][f'fc{i}'])
+            z = (z if i == 1 else np.maximum(z, 0)) @ layer['kernel'] + layer['bias']
         t = np.float64(public[name])
         t = (t - t.mean(-1, keepdims=True)) / np.sqrt(t.var(-1, keepdims=True) + 1e-5)
         result[name] = np.mean((z - t) ** 2), t.reshape(-1, WIDTH).var(0).mean()
@@ -128,7 +135,7 @@ def losses(objective: Any, state: Any, view: Any, theirs: Any) -> dict[str, tupl
     ],
 )
 def test_weights_that_do_not_fit(start, words, public):
-    config = small(public, 'vit')
+    config = small(public)
     objective = compose(config)
     optim = make_optimizer(objective, config['optim'], 10)
     state = jax.eval_shape(lambda key: create(objective, optim, key), jax.random.key(0))
@@ -136,3 +143,16 @@ def test_weights_that_do_not_fit(start, words, public):
         start_from(**(dict(path=str(public)) | start), state=state, towers=objective.towers, network='public')
     for word in words:
         assert word in str(error.value)
+
+
+@pytest.mark.parametrize(('side', 'fits'), [(16, True), (24, False)])
+def test_patches_of_a_resnet_need_the_grid_of_the_teacher(side, fits, public):
+    """As the docstring of the recipe says: a second view of the same boxes, here for 2 x 2 places of 8 px."""
+    config = configs.read(f'distill_resnet50:{public}', [*SMALL, *OF['distill_resnet50']])
+    config.views.large = dict(view='crop', part='cxr', size=side, boxes='crop', photometric='radiograph')
+    config.heads.patches = dict(head='linear', out=WIDTH, bias=True)
+    student, teacher = 'student/image/large/patches>patches', 'public/large/crop/patches'
+    config.terms.append(dict(term='regress', name='patches', student=student, teacher=teacher))
+    config, objective, views = rehearsal.without_data(configs.check(configs.resolve(config, {})))
+    with contextlib.nullcontext() if fits else pytest.raises(UserError, match='grids of patches'):
+        rehearsal.rehearse(objective, views, config)

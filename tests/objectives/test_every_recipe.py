@@ -41,7 +41,7 @@ def at_small_sizes(name: str, rows_per_group: int = 4, drop_path: float = 0.25) 
         config.views.local.update(size=16, count=2)
     if name == 'fine_tune_segmentation':
         config.terms[0]['structures'] = ['lung', 'heart']
-    if name == 'distill_vits14':
+    if name.startswith('distill_'):
         for head in config.heads.values():
             head.out = 32  # the width of the teacher
     for part in config.data.values():

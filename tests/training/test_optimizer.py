@@ -98,11 +98,21 @@ def test_rates_and_bounds_that_are_none(given, words):
         optimizer(params(), 10, **given)
 
 
-def test_updates_are_those_of_optax_adamw():
+def falling(count):
+    return 0.1 * 0.5**count
+
+
+@pytest.mark.parametrize(
+    ('rule', 'theirs'),
+    [
+        ('adamw', optax.adamw(falling, weight_decay=0.03)),
+        ('sgd', optax.chain(optax.add_decayed_weights(0.03), optax.sgd(falling, momentum=0.9))),
+    ],
+)
+def test_updates_are_those_of_optax(rule, theirs):
     """Without groups and clipping; the schedule is of the step that is given, not of the number of updates."""
     start = params()
-    ours = optimizer(start, 10, no_decay=(), lr=0.1, schedule=[1.0, 0.5, 0.25, 0.125], weight_decay=0.03)
-    theirs = optax.adamw(lambda count: 0.1 * 0.5**count, weight_decay=0.03)
+    ours = optimizer(start, 10, no_decay=(), lr=0.1, schedule=[1.0, 0.5, 0.25, 0.125], weight_decay=0.03, rule=rule)
     a, b, opt, state = start, start, ours.init(start), theirs.init(start)
     for i in range(3):
         grads = jax.tree.map(lambda p, i=i: jnp.sin(p + i), a)
