@@ -4,6 +4,7 @@
     python benchmarks/compile.py                      all cases: an hour
     python benchmarks/compile.py --list               print them
     python benchmarks/compile.py vitb_step --text vitb.hlo
+    python benchmarks/compile.py dino:towers.image.variant=B/16:dtype=float32       a case with overrides of its recipe
     python benchmarks/compile.py --ci --write         after a wanted change: write benchmarks/programs.json anew
 
 The cases are the programs that the notes speak of, the fits and encoders of probes, and the step and the views of every
@@ -101,9 +102,9 @@ def main() -> int:
     parser.add_argument('--write', action='store_true', help='write the numbers instead of comparing with them')
     parser.add_argument('--json', action='store_true', help='one JSON line a case')
     parser.add_argument('--text', metavar='FILE', help='write the optimised program of one case here')
-    parser.add_argument('--here', metavar='JSON', help='compile this case in this process, with this Python')
+    parser.add_argument('--here', action='store_true', help='compile in this process, with this Python')
     args = parser.parse_args()
-    if unknown := [name for name in args.names if name not in CASES]:
+    if unknown := [known for name in args.names if (known := name.split(':')[0]) not in CASES]:
         near = ''.join(f'; did you mean {one!r}?' for one in difflib.get_close_matches(unknown[0], CASES, n=1))
         parser.error(f'no case {unknown[0]!r}{near}; --list prints all')
     names = args.names or [name for name, case in CASES.items() if case.ci or not args.ci]
@@ -114,21 +115,21 @@ def main() -> int:
             print(f'{name:23} {"CI" if case.ci else "":2} {case.topology:10} {what}')
         return 0
     if args.here:
-        print(json.dumps(compiled(Case(**json.loads(args.here)), args.text)))
+        print(json.dumps(compiled(case_of(names[0]), args.text)))
         return 0
     numbers = json.loads(NUMBERS.read_text()) if NUMBERS.exists() else {}
     failed = False
     for name in names:
-        result, error = in_own_process(CASES[name], args.text)
+        case, (result, error) = case_of(name), in_own_process(name, args.text)
         if result is None:
             print(f'{name}: {error}', flush=True)
             failed = True
             continue
         print(json.dumps({'case': name, **result}) if args.json else f'{name}: {sentence(result)}', flush=True)
-        complaints = list(faults(CASES[name], result))
-        if args.write and CASES[name].ci:
+        complaints = list(faults(case, result))
+        if args.write and case.ci:
             numbers[name] = guarded(result)
-        elif CASES[name].ci:
+        elif case.ci:
             complaints += differences(guarded(result), numbers.get(name))
         for complaint in complaints:
             print(f'  {complaint}', flush=True)
@@ -138,14 +139,22 @@ def main() -> int:
     return int(failed)
 
 
-def in_own_process(case: Case, text: str | None = None) -> tuple[dict[str, Any] | None, str]:
-    """The result of a case, or None and what went wrong."""
+def case_of(name: str) -> Case:
+    """The case of a name, with the overrides of its recipe that follow. With overrides it is no case of CI."""
+    known, *given = name.split(':')
+    case = CASES[known]
+    return case._replace(overrides=(*case.overrides, *given), ci=case.ci and not given)
+
+
+def in_own_process(name: str, text: str | None = None, slack: int = SLACK) -> tuple[dict[str, Any] | None, str]:
+    """The result of a case, or None and what went wrong. It may take `slack` times its limit."""
+    case = case_of(name)
     kind = 'gpu' if case.topology.startswith('h100') else 'tpu'
     python = ROOT / f'.venv-aot-{kind}' / 'bin' / 'python'
     if not python.exists():
         return None, f'there is no {python}; make aot makes this environment'
-    command = [str(python), __file__, '--here', json.dumps(case._asdict()), *(['--text', text] if text else [])]
-    limit = max(SLACK * case.limit, 120)
+    command = [str(python), __file__, name, '--here', *(['--text', text] if text else [])]
+    limit = max(slack * case.limit, 120)
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit + 60)
     except subprocess.TimeoutExpired:

@@ -1,9 +1,11 @@
 """Makes the table of docs/cost.md: what a step of each method costs on two CPU cores, and in a program for an H100.
 
-    python benchmarks/methods.py                         what benchmarks/methods.json lacks; then prints the table
+    python benchmarks/methods.py                         measures what benchmarks/methods.json lacks
     python benchmarks/methods.py mae_vitb16 byol         the same for these recipes; any recipe may be named
     python benchmarks/methods.py --only h100             only the compiled programs; or cpu, or gpu
-    python benchmarks/methods.py --table                 prints the table of what is there
+    python benchmarks/methods.py --table                 measures nothing
+
+Each call prints the table, and writes that of METHODS into the page.
 
 Kinds of results:
 
@@ -32,16 +34,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from compile import ROWS as H100_ROWS, Case, in_own_process  # the files beside this one
+from compile import ROWS as H100_ROWS, in_own_process  # the files beside this one
 from step import for_sources, phantoms
 
-from medjax import config as configs, recipes
+from medjax import config as configs, files, recipes
 from medjax.errors import UserError, suggest
 
 HERE = Path(__file__).parent
 RESULTS = HERE / 'methods.json'
+PAGE = HERE.parent / 'docs' / 'cost.md'
+AROUND = ('<!-- written by benchmarks/methods.py -->\n', '\n<!-- end -->')  # of the table in the page
 ROWS, STEPS, WARMUP = 4, 3, 1  # on two cores
 CORES = 2
+PATIENCE = 20  # times the limit of a program: on a machine that others use it may compile for an hour
 QUIET = 0.1  # cores that other programs may take during a measurement
 KINDS = ('cpu', 'h100', 'gpu')
 # The recipes of the table, with the overrides that make their ViTs ViT-B.
@@ -73,7 +78,7 @@ def main() -> int:
         if name not in recipes.shipped():
             parser.error(f'there is no recipe {name!r}{suggest(name, recipes.shipped())}')
     names = args.names or list(METHODS)
-    results: Results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    results = written()
     todo = [
         (name, kind)
         for kind in ([] if args.table else [args.only] if args.only else ['cpu', 'h100'])
@@ -89,13 +94,28 @@ def main() -> int:
             print(error or f'{time.monotonic() - start:.0f} s', file=sys.stderr, flush=True)
             failed |= bool(error)
             if result is not None:
-                results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+                results = written()  # another call may have added to it
                 results.setdefault(name, {})[kind] = result
-                written = RESULTS.with_suffix('.tmp')
-                written.write_text(json.dumps(results, indent=1) + '\n')
-                written.replace(RESULTS)
+                files.write_json(RESULTS, results)
     print(table({name: results[name] for name in args.names or (*METHODS, *results) if name in results}))
+    write_page(results)
     return int(failed)
+
+
+def written() -> Results:
+    """The results of earlier calls."""
+    try:
+        return json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    except ValueError as error:
+        raise UserError(f'{RESULTS} is damaged: {error}; without it everything is measured again') from None
+
+
+def write_page(results: Results) -> None:
+    """Puts the table of METHODS into docs/cost.md."""
+    before, rest = PAGE.read_text().split(AROUND[0])
+    after = rest.split(AROUND[1])[1]
+    shown = table({name: results[name] for name in METHODS if name in results})
+    PAGE.write_text(f'{before}{AROUND[0]}{shown}{AROUND[1]}{after}')
 
 
 def settled(result: Mapping[str, Any] | None) -> bool:
@@ -160,7 +180,7 @@ def own_seconds() -> float:
 
 def on_h100(name: str) -> tuple[dict[str, Any] | None, str]:
     """The numbers of the compiled step, or None and what went wrong."""
-    result, error = in_own_process(Case('h100:1x1', name, 'step', 600, METHODS.get(name, ()), few_rows=True))
+    result, error = in_own_process(':'.join((name, *METHODS.get(name, ()))), slack=PATIENCE)
     kept = ('rows', 'tflop', 'moved_gib', 'arguments_mib', 'temporary_mib', 'peak_mib', 'roofline_ms', 'compile_cpu_s')
     return result and {key: result[key] for key in kept}, error
 
@@ -222,3 +242,6 @@ if __name__ == '__main__':
     except UserError as error:
         print(f'methods.py: {error}', file=sys.stderr)
         sys.exit(1)
+    except KeyboardInterrupt:
+        print('stopped; the same call goes on', file=sys.stderr)
+        sys.exit(130)

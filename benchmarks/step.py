@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import json
 import resource
 import statistics
@@ -78,7 +79,7 @@ def main() -> int:
 def phantoms(folder: str, records: int = RECORDS, side: int = SIDE) -> str:
     """Builds phantoms with a tokenizer beside them in a folder, and returns where they lie."""
     data = f'{folder}/phantom'
-    with contextlib.redirect_stdout(sys.stderr):
+    with contextlib.redirect_stdout(io.StringIO()):
         build.main(['phantom', '--records', str(records), '--size', str(side), '--out', data])
         tokenizer.main([data])
     return data

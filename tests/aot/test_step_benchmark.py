@@ -94,6 +94,8 @@ H100 = dict(rows=32, tflop=0.064, moved_gib=9.0, peak_mib=2048.0, roofline_ms=12
 def measured(monkeypatch, tmp_path):
     """A function that calls methods.py, which measures nothing: what it would measure, and its exit code."""
     monkeypatch.setattr(methods, 'RESULTS', tmp_path / 'methods.json')
+    monkeypatch.setattr(methods, 'PAGE', tmp_path / 'cost.md')
+    methods.PAGE.write_text(f'Before.{methods.AROUND[0]}old{methods.AROUND[1]}After.')
     done = []
 
     def timed(name, kind, folder):
@@ -123,6 +125,8 @@ def test_what_is_measured_is_not_measured_again(measured, capsys):
     row = '| `simclr` | ResNet-50 | 2 | 4 | 2.0 (1.5 to 2.5) | 3.5 | 2,000 | 32 | 0.1 | 9 | 2.0 | 12 |'
     assert code == 0 and done == [] and row in lines
     assert '~2.0 (1.5 to 2.5)' in next(line for line in lines if 'vicreg' in line)
+    page = methods.PAGE.read_text()
+    assert row in page and 'old' not in page and page.startswith('Before.') and page.endswith('After.')
 
 
 def test_columns_of_a_gpu_are_there_only_with_one():
