@@ -4,6 +4,7 @@
     python benchmarks/compile.py                      all cases: an hour
     python benchmarks/compile.py --list               print them
     python benchmarks/compile.py vitb_step --text vitb.hlo
+    python benchmarks/compile.py dino:towers.image.variant=B/16:dtype=float32       a case with overrides of its recipe
     python benchmarks/compile.py --ci --write         after a wanted change: write benchmarks/programs.json anew
 
 The cases are the programs that the notes speak of, the fits and encoders of probes, and the step and the views of every
@@ -34,7 +35,7 @@ NUMBERS = ROOT / 'benchmarks' / 'programs.json'
 SLACK = 3  # CI machines are busy: a case may take this many times its limit
 TOLERANCE = 0.02
 ROWS = 32
-MIB = 2**20
+MIB, GIB = 2**20, 2**30
 
 
 class Case(NamedTuple):
@@ -103,7 +104,7 @@ def main() -> int:
     parser.add_argument('--text', metavar='FILE', help='write the optimised program of one case here')
     parser.add_argument('--here', action='store_true', help='compile in this process, with this Python')
     args = parser.parse_args()
-    if unknown := [name for name in args.names if name not in CASES]:
+    if unknown := [known for name in args.names if (known := name.split(':')[0]) not in CASES]:
         near = ''.join(f'; did you mean {one!r}?' for one in difflib.get_close_matches(unknown[0], CASES, n=1))
         parser.error(f'no case {unknown[0]!r}{near}; --list prints all')
     names = args.names or [name for name, case in CASES.items() if case.ci or not args.ci]
@@ -114,21 +115,21 @@ def main() -> int:
             print(f'{name:23} {"CI" if case.ci else "":2} {case.topology:10} {what}')
         return 0
     if args.here:
-        print(json.dumps(compiled(CASES[names[0]], args.text)))
+        print(json.dumps(compiled(case_of(names[0]), args.text)))
         return 0
     numbers = json.loads(NUMBERS.read_text()) if NUMBERS.exists() else {}
     failed = False
     for name in names:
-        result, error = in_own_process(name, args.text)
+        case, (result, error) = case_of(name), in_own_process(name, args.text)
         if result is None:
             print(f'{name}: {error}', flush=True)
             failed = True
             continue
         print(json.dumps({'case': name, **result}) if args.json else f'{name}: {sentence(result)}', flush=True)
-        complaints = list(faults(CASES[name], result))
-        if args.write and CASES[name].ci:
+        complaints = list(faults(case, result))
+        if args.write and case.ci:
             numbers[name] = guarded(result)
-        elif CASES[name].ci:
+        elif case.ci:
             complaints += differences(guarded(result), numbers.get(name))
         for complaint in complaints:
             print(f'  {complaint}', flush=True)
@@ -138,21 +139,22 @@ def main() -> int:
     return int(failed)
 
 
-def in_own_process(name: str, text: str | None) -> tuple[dict[str, Any] | None, str]:
-    """The result of a case, or None and what went wrong."""
-    case = CASES[name]
+def case_of(name: str) -> Case:
+    """The case of a name, with the overrides of its recipe that follow. With overrides it is no case of CI."""
+    known, *given = name.split(':')
+    case = CASES[known]
+    return case._replace(overrides=(*case.overrides, *given), ci=case.ci and not given)
+
+
+def in_own_process(name: str, text: str | None = None, slack: int = SLACK) -> tuple[dict[str, Any] | None, str]:
+    """The result of a case, or None and what went wrong. It may take `slack` times its limit."""
+    case = case_of(name)
     kind = 'gpu' if case.topology.startswith('h100') else 'tpu'
     python = ROOT / f'.venv-aot-{kind}' / 'bin' / 'python'
     if not python.exists():
         return None, f'there is no {python}; make aot makes this environment'
-    command = [
-        str(python),
-        str(ROOT / 'benchmarks' / 'compile.py'),
-        name,
-        '--here',
-        *(['--text', text] if text else []),
-    ]
-    limit = max(SLACK * case.limit, 120)
+    command = [str(python), __file__, name, '--here', *(['--text', text] if text else [])]
+    limit = max(slack * case.limit, 120)
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit + 60)
     except subprocess.TimeoutExpired:
@@ -171,10 +173,12 @@ def compiled(case: Case, text_file: str | None = None) -> dict[str, Any]:
     from medjax.aot import hlo, probes, profile, programs
     from medjax.training.metrics import PEAKS
 
-    recipe = None
+    recipe, work = None, {}
     if case.recipe:
-        overrides = (*case.overrides, *(programs.few_rows(case.recipe, ROWS) if case.few_rows else ()))
-        recipe = programs.prepare(case.recipe, overrides, case.canvas)
+        few = programs.few_rows(case.recipe, ROWS, case.overrides) if case.few_rows else ()
+        recipe = programs.prepare(case.recipe, (*case.overrides, *few), case.canvas)
+    if case.program == 'step':
+        work = dict(rows=recipe.config['batch_size'], tflop=round(programs.model_flops(recipe) / 1e12, 3))
     start = time.perf_counter()
     with tokens_of_attention() as tokens:
         if case.program in programs.PROGRAMS:
@@ -197,6 +201,7 @@ def compiled(case: Case, text_file: str | None = None) -> dict[str, Any]:
     half = recipe is not None and recipe.config['dtype'] == 'bfloat16' and case.program in programs.PROGRAMS
     return dict(
         device=f'{len(devices)} x {devices[0].device_kind}',
+        **work,
         lowering_s=round(middle - start, 1),
         compile_s=round(end - middle, 1),
         compile_cpu_s=round(sum(after[:4]) - sum(before[:4]), 1),  # of all threads: on a busy machine it says more
@@ -212,6 +217,7 @@ def compiled(case: Case, text_file: str | None = None) -> dict[str, Any]:
             f'{c.bytes / MIB:.0f} MiB in {c.runs} {c.kind}: {c.source}' for c in summary.collectives[:3]
         ],
         by_kind=summary.by_kind,
+        moved_gib=round(program.moved() / GIB, 2),
         roofline_ms=roofline_ms if case.topology.startswith('h100') else None,
         roofline_ms_by_part={part: round(ms, 1) for part, ms in parts.most_common() if ms >= 0.05},
         padding=round(program.padding(), 3) if case.topology.startswith('v') else 1.0,

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import math
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -75,6 +74,9 @@ def small(recipe: str) -> tuple[str, ...]:
         'text': dict(width=64, depth=2, heads=2),
         'decoder': dict(width=64, depth=1, heads=2),
         'predictor': dict(width=64, depth=1, heads=2),
+        'resnet': dict(variant='18', stem=8, depths=[1, 1]),
+        'patch_decoder': dict(width=8, depth=1, factor=2),
+        'unet_decoder': dict(width=16),
     }
     config = configs.read(recipe)
     found = ['dtype="float32"'] if config.dtype == 'bfloat16' else []  # it compiles faster on a CPU
@@ -365,13 +367,13 @@ def one_device() -> Any:
 @contextlib.contextmanager
 def records(job: Job) -> Any:
     """Builds phantoms in a temporary folder, and gives the training on them, and the mesh of the first device."""
-    from medjax import config as configs, train
-    from medjax.commands import build
+    from step import for_sources, phantoms  # the file beside this one
 
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
-        count, data = 32 if job.tiny else RECORDS, f'{folder}/phantom'
-        build.main(['phantom', '--records', str(count), '--size', str(job.canvas), '--out', data])
-        config, datasets = configs.load(job.recipe, [data], job.overrides)
+    from medjax import config as configs, train
+
+    with tempfile.TemporaryDirectory() as folder:
+        data = phantoms(folder, 32 if job.tiny else RECORDS, job.canvas)
+        config, datasets = configs.load(job.recipe, for_sources(job.recipe, job.overrides, data), job.overrides)
         with one_device() as mesh:
             yield train.setup(config, datasets, mesh), mesh
 

@@ -53,6 +53,8 @@ def test_only_numbers_of_ci_are_written_and_compared(guard, monkeypatch, tmp_pat
     result |= dict(kernels=9)
     monkeypatch.setattr(sys, 'argv', ['compile.py', 'chexzero'])
     assert guard.main() == 0
+    monkeypatch.setattr(sys, 'argv', ['compile.py', 'vitb_step:batch_size=8'])
+    assert guard.main() == 0 and guard.case_of('vitb_step:batch_size=8').overrides[-1] == 'batch_size=8'
     monkeypatch.setattr(sys, 'argv', ['compile.py', 'chexzero', 'vitb_step'])
     assert guard.main() == 1 and 'kernels is 9 and was 7' in capsys.readouterr().out
 
@@ -114,5 +116,5 @@ def test_tokens_of_every_kind_of_tower_are_found(guard):
 
 def test_an_environment_that_is_missing_is_a_sentence(guard, monkeypatch, tmp_path):
     monkeypatch.setattr(guard, 'ROOT', tmp_path)
-    result, sentence = guard.in_own_process('vitb_views', None)
+    result, sentence = guard.in_own_process('vitb_views')
     assert result is None and '.venv-aot-gpu' in sentence and 'make aot makes this environment' in sentence

@@ -56,6 +56,14 @@ def test_a_loop_counts_its_turns():
     assert program.arrays()['f32', (1, 8)] == 4 and ('pred', ()) not in program.arrays()
 
 
+def test_the_bytes_that_kernels_read_and_write():
+    """A row of 32 bytes is made of 160, and written into its place in them; the place is a number of 4 bytes."""
+    program = Program(TEXT)
+    product, writing = 160 + 32, 32 + 2 * 32 + 4
+    assert program.moved() == 12 * (product + writing)
+    assert program.roofline(bandwidth=2.0, peak=1e30)[0] == program.moved() / 2
+
+
 def test_the_number_of_turns_that_the_compiler_writes_wins():
     text = TEXT.replace('body=%body', 'body=%body, backend_config={"known_trip_count":{"n":"3"}}')
     assert Program(text).runs()['body'] == 3
