@@ -6,8 +6,9 @@ a row, all contexts and all features of the term:
 
     loss = mean over rows, sets and j of  max(0, floor - mean s_j)
 
-Sets of fewer than two targets do not count. `start` is floor - .01, the loss of equal predictions. VICReg's variance
-(the term `vicreg`) runs over the rows of the batch instead.
+Sets of fewer than two targets do not count. There is no `start`, because the term predicts nothing: predictions can
+differ and be wrong. The metric `deviation` is the mean s_j; equal predictions have .01. VICReg's variance (the term
+`vicreg`) runs over the rows of the batch instead.
 """
 
 from __future__ import annotations
@@ -88,5 +89,4 @@ class TokenDeviation(Term):
         sums = {name: value.sum() for name, value in x.per_row.items()}
         count = jnp.maximum(sums['count'], 1)
         metrics = dict(rows=sums['count'], deviation=sums['deviation'] / count)
-        start = jnp.asarray(max(self.floor - EPS**0.5, 0.0))
-        return TermOutput(sums['hinge'] / count, metrics, start)
+        return TermOutput(sums['hinge'] / count, metrics)
