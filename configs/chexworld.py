@@ -13,7 +13,7 @@ predictor predicts what the teacher, an average of the encoder, gives for other 
    So it can undo what the encoder has seen of them (domains, such as hospitals and machines).
 
 One branch is left out by an override: --config.terms.1.weight=0 is local prediction alone, and
---config.views.altered.photometric=None --config.views.altered.blur=0 leaves out the changes.
+--config.views.altered.photometric.share=0 --config.views.altered.blur=0 leaves out the changes.
 
 Certain (code and its arrays): four target blocks of 15 to 20 % of the patches, whose union is predicted at once; a
 context of 75 to 100 % without them; mean squared error to normalised targets; the mean of both branches; a predictor
@@ -77,7 +77,7 @@ def get_config() -> ConfigDict:
                     count=2,
                     boxes='clean',
                     on_top=True,
-                    photometric='exposure',
+                    photometric=dict(set='exposure', share=0.8),
                     blur=0.2,
                     noise=0.0,
                 ),

@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 from programs import run
 
+from medjax.errors import UserError
 from medjax.models import build
 from medjax.types import Input, Mask, View
 from medjax.views import masks
+from medjax.weights import export, load, names
+from medjax.weights.families import vit
 
 SIDE, KEPT, ROOM, SETS, D = 4, 5, 3, 2, 16
 ROWS = ('as it is', 'gamma of crop 0', 'box of crop 1', 'flip of crop 1', 'context of crop 0')
@@ -75,3 +78,24 @@ def test_what_a_prediction_depends_on(own_sets, condition, positions):
     assert changed['others'].tolist() == [[0, 0], [0, 1], [1, 1], [1, 1], [0, 1]]
     own = np.asarray(found['patches']).reshape(len(ROWS), 2, 2, SETS * ROOM, D)  # by crop and context, either way
     np.testing.assert_allclose(np.asarray(found['cls']).reshape(len(ROWS), 2, 2, D), own.mean(3), atol=1e-5)
+
+
+@pytest.mark.parametrize('options', [dict(), dict(positions='relative_scale'), dict(condition='token')], ids=str)
+def test_weights_of_chexworld_are_described_and_read(options):
+    sizes = dict(width=D, depth=2, heads=2)
+    predictor = dict(
+        tower='predictor', reads=['image'], mlp_ratio=4.0, positions='relative', condition='replace',
+        told=list(vit.CHANGES), **sizes,
+    ) | options  # fmt: skip
+    section = dict(image=dict(tower='vit', variant='S/8', family='ijepa', **sizes), predictor=predictor)
+    tower = build.towers(section, 1)['predictor']
+    shapes, rng = jax.eval_shape(tower.init, jax.random.key(0)), np.random.default_rng(0)
+    tree = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), shapes)
+    state = dict(names.write(vit.CHEXWORLD_PREDICTOR, export.flatten(tree)))
+    state['predictor_pos_embed'] = np.zeros((1, 16, D), np.float32)
+    weights = load.of_state(state)
+    assert weights.modules == ('towers/predictor',) and weights.section('towers/predictor', 2) == predictor
+    jax.tree.map(np.testing.assert_array_equal, weights.read('towers/predictor', shapes), tree)
+    state['policy_net.0.weight'] = state['policy_net.0.weight'][:, :-1]
+    with pytest.raises(UserError, match='not that of the 5 changes of CheXWorld'):
+        load.of_state(state).section('towers/predictor', 2)

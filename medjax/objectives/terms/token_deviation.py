@@ -36,7 +36,7 @@ def build(context: TermContext, of: str | Sequence[str], floor: float = 1.0) -> 
     floor  the deviation that is wanted
     """
     features = tuple(context.feature(name, 'of', per_row=True) for name in feature_names(context, of, 'of'))
-    if any(not f.at or f.at_mask != features[0].at_mask for f in features):
+    if not features or any(not f.at or f.at_mask != features[0].at_mask for f in features):
         raise UserError(f'{context.where}.of: its features must be tokens at one mask, as …/patches@block')
     if not is_number(floor) or floor <= 0:
         raise UserError(f'{context.where}.floor={floor!r}: must be a number above 0')
