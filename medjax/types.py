@@ -83,6 +83,10 @@ class Mask:
     mode: str = dataclasses.field(metadata=dict(static=True), default='replace')  # 'replace' | 'drop' | 'zero'
     crop_room: int = dataclasses.field(metadata=dict(static=True), default=0)
     """The places of each crop in `index`: crop j of a group has those from j crop_room on. 0: crops share all M."""
+    own_sets: bool = dataclasses.field(metadata=dict(static=True), default=False)
+    """Whether each context of a crop has sets of targets of its own: K / C sets for each of C contexts, in their order.
+
+    If not, all sets belong to every context."""
 
 
 Views = dict[str, View]
@@ -125,16 +129,16 @@ class ApplyOptions(NamedTuple):
 
     @property
     def layers(self) -> int:
-        """The most blocks whose results are wanted: 4 for 'last4/cls'. 1 without such a wish."""
-        return max([1, *self._numbers])
+        """The most blocks whose results are wanted: 4 for 'last4/cls' or 'mean4/patches'. 1 without such a wish."""
+        return max([1, *self.numbers('last'), *self.numbers('mean')])
 
-    @property
-    def _numbers(self) -> set[int]:
-        return {int(match[1]) for name in self.want if (match := re.fullmatch(r'last([1-9]\d*)/\w+', name))}
+    def numbers(self, kind: str) -> set[int]:
+        """The numbers of blocks in wanted outputs of a kind: {4} for 'last4/cls' and the kind 'last'."""
+        return {int(match[1]) for name in self.want if (match := re.fullmatch(rf'{kind}([1-9]\d*)/\w+', name))}
 
     def last(self, **outputs: Array) -> dict[str, Array]:
         """The wanted outputs of the last blocks, such as 'last4/cls', from arrays [B,V,blocks,…] of enough blocks."""
-        return {f'last{n}/{name}': x[:, :, -n:] for n in self._numbers for name, x in outputs.items()}
+        return {f'last{n}/{name}': x[:, :, -n:] for n in self.numbers('last') for name, x in outputs.items()}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -185,7 +189,8 @@ class Tower:
         features count: those whose required inputs are all present, unless the tower knows better.
 
         `want` names outputs that cost more, and nothing else of that kind is computed. 'last4/cls' [B,V,4,D] and
-        'last4/patches' [B,V,4,N,D] or 'last4/tokens' are those of the last 4 blocks. 'attention' [B,V,N] is the
+        'last4/patches' [B,V,4,N,D] or 'last4/tokens' are those of the last 4 blocks. 'mean4/patches' [B,V,N,D] is the
+        mean over the last 4 blocks, of which the last one alone passes the final norm. 'attention' [B,V,N] is the
         attention of the CLS token in the last block, the mean over heads. 'levels/2' [B,V,h,w,D'] is the feature map
         after the second stage of a convolutional tower.
 

@@ -6,9 +6,12 @@ more room, which is padding.
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +23,7 @@ from reference_mae import END, FORWARD, GRADIENT, LOSS, close_trees, settings, w
 
 from medjax.models import build as models
 from medjax.models.layers import LayerNorm
-from medjax.models.towers.predictor import places_of, sequences
+from medjax.models.towers import predictor as predictors
 from medjax.models.towers.vit import Seen, embed, sincos_positions
 from medjax.objectives.compose import Objective, compose
 from medjax.objectives.terms.regress import Regress
@@ -194,22 +197,32 @@ def forward(objective: Objective, state: TrainState, views: Any, masks: Any) -> 
     encoder_in = embed(params['image'], views['crop'].image[:, 0], Seen(kept=kept), False, 0.0, sincos=True)
     context = image.apply(params['image'], Input(views['crop'], mask))
     predictor = objective.towers['predictor']
-    out = predictor.apply(params['predictor'], Input(views['crop'], mask, context))
+    with recorded('sequences') as given:
+        out = predictor.apply(params['predictor'], Input(views['crop'], mask, context))
+    tokens = context['patches'].reshape(-1, *context['patches'].shape[2:])
     grid = (views['crop'].image.shape[2] // module.patch,) * 2
-    places, patches = places_of(mask), context['patches']
-    tokens = patches.reshape(-1, *patches.shape[2:])
-    embedded = tokens @ params['predictor']['embed']['kernel'] + params['predictor']['embed']['bias']
-    table = jnp.asarray(sincos_positions(grid, embedded.shape[-1]))
-    given, _ = sequences(embedded, params['predictor']['mask_token'], places, table)
     _, kept_mid = predictor.module.apply(
-        {'params': params['predictor']}, tokens, places, grid,
+        {'params': params['predictor']}, tokens, predictor.places_of(views['crop'], mask, 1), grid,
         capture_intermediates=lambda m, _: isinstance(m, LayerNorm), mutable='intermediates',
     )  # fmt: skip
     teacher = image.apply(state.aux['teachers']['teacher']['towers']['image'], Input(views['crop']))
     return dict(
-        encoder_in=encoder_in, context=patches, sequences=given, norm=kept_mid['intermediates']['norm']['__call__'][0],
-        predicted=out['patches'], raw=teacher['patches'],
+        encoder_in=encoder_in, context=context['patches'], sequences=given[0][0], predicted=out['patches'],
+        norm=kept_mid['intermediates']['norm']['__call__'][0], raw=teacher['patches'],
     )  # fmt: skip
+
+
+@contextlib.contextmanager
+def recorded(name: str) -> Iterator[list[Any]]:
+    """What a function of the module of the predictor gives, call by call, while a program is traced."""
+    results, original = [], getattr(predictors, name)
+
+    def recording(*args: Any) -> Any:
+        results.append(original(*args))
+        return results[-1]
+
+    with mock.patch.object(predictors, name, recording):
+        yield results
 
 
 def check_lockstep(path: Path) -> None:
@@ -267,12 +280,13 @@ def check_decayed(built: Any, hp: dict[str, Any]) -> None:
     """Weight decay acts on the same arrays as in the original."""
     leaves = jax.tree_util.tree_flatten_with_path(built.groups, is_leaf=lambda x: hasattr(x, 'wd_scale'))[0]
     ours = {'/'.join(str(k.key) for k in path) for path, group in leaves if np.any(group.wd_scale)}
-    tables = dict(encoder=('image', vit.TIMM_IJEPA), predictor=('predictor', vit.IJEPA_PREDICTOR))
+    tables = dict(encoder=('image', vit.TIMM_IJEPA), predictor=('predictor', vit.CHEXWORLD_PREDICTOR))
     theirs = set()
     for name in hp['decayed'].tolist():
         network, _, plain = name.partition('.')
         tower, table = tables[network]
-        (inner,) = [x.path for x in table if hasattr(x, 'path') and re.sub(r'\.\d+\.', '.{}.', plain) in x.names]
+        names = {plain, re.sub(r'\.\d+\.', '.{}.', plain)}
+        (inner,) = [x.path for x in table if hasattr(x, 'path') and names & set(x.names)]
         theirs.add(f'towers/{tower}/{inner}')
     assert ours - {'towers/image/mask_token'} == theirs
 
@@ -286,7 +300,7 @@ def check_mask_statistics(path: Path, batches: int = 600) -> None:
     context = MaskContext('masks.crop~block', 'image', 1, batch, (side, side))
     generator = multiblock.build(context, **mask_options(hp))
     targets, contexts = run(jax.vmap(generator.blocks), jax.random.split(jax.random.key(0), batches))
-    targets, contexts = np.asarray(targets), np.asarray(contexts)  # [batches,crops,blocks,N]
+    targets, contexts = np.asarray(targets)[:, :, 0], np.asarray(contexts)  # [batches,crops,blocks,N]
     lengths = contexts.sum(-1)
     # the original cuts all contexts of a batch to the shortest: the first patches, row by row
     shortest = lengths.min((1, 2))

@@ -93,6 +93,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     'gelu_tanh': lambda x: jax.nn.gelu(x, approximate=True),  # SigLIP
     'quick_gelu': lambda x: x * jax.nn.sigmoid(1.702 * x),  # OpenAI's CLIP
     'relu': jax.nn.relu,
+    'silu': jax.nn.silu,
 }
 
 

@@ -42,10 +42,9 @@ class Declared:
 
         `outputs`: the number of outputs of its last head, where the config leaves `out` open.
         """
-        if feature.at:
-            views = [x.view for x in feature.inputs if f'{x.view}~{feature.at}' in self.recipe['masks']]
-            feature = feature._replace(at_view=next(iter(views), None))
         where = f'{where}: feature {feature.name!r}'
+        if feature.at:
+            feature = feature._replace(at_view=self._view_of_mask(feature, where))
         self._check_names(feature, where)
         kinds = {name: kind.sees for name, kind in self.views.items()}
         try:
@@ -62,6 +61,24 @@ class Declared:
         self.features[feature.name] = feature
         self.passes[feature.name] = one
         return feature
+
+    def _view_of_mask(self, feature: Feature, where: str) -> str | None:
+        """The view of the mask `feature.at`: one that the feature reads, or one whose crops show the same boxes."""
+
+        def masked(views: list[str]) -> list[str]:
+            return [view for view in views if f'{view}~{feature.at}' in self.recipe['masks']]
+
+        own = masked([x.view for x in feature.inputs])
+        if own or feature.view not in self.views:
+            return next(iter(own), None)
+        boxes = {name: getattr(kind, 'boxes', None) or name for name, kind in self.views.items()}
+        same = masked([view for view, first in boxes.items() if first == boxes[feature.view]])
+        if len(same) > 1:
+            raise UserError(
+                f'{where}: {" and ".join(same)} show the boxes of {feature.view!r}, and each has a mask '
+                f'{feature.at!r}; give the masks names of their own'
+            )
+        return next(iter(same), None)
 
     def add_head(self, name: str, width: int, where: str, outputs: int | None = None) -> Head:
         """The head `name` for inputs of `width` numbers; UserError where the recipe has none."""
@@ -141,9 +158,10 @@ class Declared:
     def _check_output(self, f: Feature, where: str) -> None:
         """An output of the last n blocks needs n blocks. `stats` and `present` belong to the objective."""
         blocks = self.towers[f.tower].blocks
-        match = re.fullmatch(r'last(\d+)/\w+', f.output)
-        if match and blocks and int(match[1]) > blocks:
-            raise UserError(f'{where}: the tower {f.tower!r} has no {match[1]} blocks; name last{blocks}/… at most')
+        match = re.fullmatch(r'(last|mean)(\d+)/\w+', f.output)
+        if match and blocks and int(match[2]) > blocks:
+            most = f'{match[1]}{blocks}/…'
+            raise UserError(f'{where}: the tower {f.tower!r} has no {match[2]} blocks; name {most} at most')
         if f.output in HIDDEN:
             raise UserError(f'{where}: {f.output!r} is no feature; name an output such as cls or patches')
 

@@ -4,6 +4,8 @@ student/image/global~block/cls               the CLS token that the student's to
                                              under the mask `block`
 teacher/image/global/patches@block>dino      the teacher's patch tokens of the view `global` without a mask, at the
                                              positions of the mask `block`, through the head `dino`
+teacher/image/clean/patches@block            the same for a view without a mask `block`, if another view with its boxes
+                                             has one
 student/image/crop/cls>projector>predictor   a chain of heads
 student/decoder/crop~random/pixels           `decoder` is a tower over towers, and reads what `image` makes of the view
 student/fusion/crop+report~words/tokens      a tower with two inputs
@@ -36,7 +38,7 @@ class Feature(NamedTuple):
     output: str  # 'cls', 'patches', 'tokens', …
     at: str | None  # the mask at whose positions tokens are taken
     heads: tuple[str, ...]  # applied one after the other
-    at_view: str | None = None  # the view of `at`, where the tower does not see the mask and has several inputs
+    at_view: str | None = None  # the view of `at`, where the tower does not see the mask
 
     @property
     def view(self) -> str:

@@ -33,6 +33,25 @@ def luminance(x: Array) -> Array:
     return LUMINANCE[0] * red + LUMINANCE[1] * green + LUMINANCE[2] * blue
 
 
+def brightness(x: Array, factor: Array) -> Array:
+    """[...,C] in [0,1] times a factor, clipped; as PIL."""
+    return jnp.clip(factor * x, 0.0, 1.0)
+
+
+def contrast(x: Array, factor: Array, shift: Array | float = 0.0) -> Array:
+    """One picture [H,W,C] in [0,1] with its distance from its mean grey times a factor, then shifted and clipped."""
+    mean = luminance(x).mean()
+    return jnp.clip(mean + factor * (x - mean) + shift, 0.0, 1.0)
+
+
+def gamma(x: Array, exponent: Array) -> Array:
+    """[...,C] in [0,1] to the power of `exponent`.
+
+    exp(g ln x) with a floor far below one grey value of 16 bits: pow(0, g) costs more and has bad derivatives.
+    """
+    return jnp.exp(exponent * jnp.log(jnp.maximum(x, 1e-7)))
+
+
 def per_crop(value: float | Sequence[float], count: int, where: str) -> np.ndarray:
     """A share for each crop of a view, float32 [count], from one number for all crops or from one for each."""
     values = np.asarray(value, np.float32)

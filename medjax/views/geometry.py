@@ -39,6 +39,12 @@ def random_box(u: Array, extent: Array, area: tuple[float, float], aspect: tuple
     return jnp.where(fits.any(), drawn, centred)
 
 
+def placed(size: Array, extent: Array, u: Array) -> Array:
+    """Boxes [n,4] of one size [2] at places from u [n,2], uniform in [0,1), inside an image of `extent` [2]."""
+    corners = u * (extent - size)
+    return jnp.concatenate([corners, jnp.broadcast_to(size, corners.shape)], axis=1)
+
+
 def seen_box(extent: Any, fit: str, zoom: float = 1.0, xp: Any = jnp) -> Any:
     """The box float32 [4] that an encoder sees of an image of `extent` [2] (height, width).
 

@@ -22,7 +22,7 @@ from medjax.types import Batch, Mask, Masks, View, Views
 from medjax.views import cutmix, geometry
 from medjax.views.colour import normalise, to_unit
 from medjax.views.kinds import Draws, Kind
-from medjax.views.kinds.crop import Crop
+from medjax.views.kinds.crop import UNDER, Crop
 from medjax.views.masks import Drawn, Generator, MaskContext, Texts, positions
 
 
@@ -59,7 +59,8 @@ def build(
             f'masks.{name}', kind.sees, kind.count, rows_per_group, grids.get(view), kind.length, tokens
         )
         generators[name] = plugins.make(cfg, 'mask', 'medjax.views.masks', f'masks.{name}', context=context)
-    return MakeViews(dict(views), _boxes_first(views), _masks_in_order(generators, views), image, rows_per_group)
+    order = _boxes_first(views)
+    return MakeViews(_on_top(views), order, _masks_in_order(generators, views), image, rows_per_group)
 
 
 def kinds(views: Mapping[str, Mapping[str, Any]]) -> dict[str, Kind]:
@@ -89,7 +90,9 @@ class MakeViews:
             rows = batch[kind.part]
             draws[name] = kind.draw(_keys_for(keys[name], rows['row']), rows)
             if isinstance(kind, Crop) and kind.boxes:
-                draws[name] |= {field: draws[kind.boxes][field] for field in ('boxes', 'flip')}
+                theirs = draws[kind.boxes]
+                draws[name] |= {field: theirs[field] for field in ('boxes', 'flip')}
+                draws[name] |= {UNDER: theirs} if kind.on_top else {}
             views[name] = kind.show(rows, draws[name], self.image)
             if isinstance(kind, Crop) and kind.cutmix:
                 own = _keys(jax.random.fold_in(key, step), [f'{name}/cutmix'])[f'{name}/cutmix']
@@ -122,7 +125,10 @@ class MakeViews:
         sets = sets.reshape(len(sets), groups, -1, bits.shape[-1])
         by_set = [positions(one, generator.most, generator.crop_room) for one in sets]
         index, weight = (jnp.stack(x, axis=1) for x in zip(*by_set, strict=True))
-        return Mask(bits, index, weight, drawn.kept, drawn.length, drawn.fill, generator.mode, generator.crop_room)
+        return Mask(
+            bits, index, weight, drawn.kept, drawn.length, drawn.fill, generator.mode, generator.crop_room,
+            generator.own_sets,
+        )  # fmt: skip
 
 
 def _of_units(drawn: Drawn, rows: int) -> Drawn:
@@ -168,6 +174,16 @@ def _masks_in_order(generators: Mapping[str, Generator], views: Mapping[str, Kin
     before = {name: generator.after for name, generator in generators.items()}
     order = plugins.in_order(before, 'masks.{}.after', 'masks wait for each other in a circle')
     return {name: generators[name] for name in order}
+
+
+def _on_top(views: Mapping[str, Kind]) -> dict[str, Kind]:
+    """The views, where those with `on_top` know the changes that come first."""
+    return {
+        name: dataclasses.replace(kind, under=views[kind.boxes].photometric)  # type: ignore[attr-defined]
+        if isinstance(kind, Crop) and kind.on_top and kind.boxes
+        else kind
+        for name, kind in views.items()
+    }
 
 
 def evaluation_view(images: Array, extent: Array, size: int, image: Mapping[str, Any]) -> Array:
@@ -220,5 +236,10 @@ def _boxes_first(kinds: Mapping[str, Kind]) -> tuple[str, ...]:
             raise UserError(
                 f'views.{name}.boxes: {view.count} crops of {view.part} cannot take the boxes of '
                 f'{other.count} crops of {other.part}; part and count must be equal'
+            )
+        if view.on_top and (any(other.blur) or any(other.noise)):
+            raise UserError(
+                f'views.{name}.on_top: {view.boxes!r} has blur or noise, which is not in these crops; give it to '
+                f'{name!r} alone'
             )
     return tuple(sorted(kinds, key=lambda name: name in crops and crops[name].boxes is not None))

@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 import pytest
+import reference_chexworld as chexworld
 import reference_ijepa as ijepa
 import reference_mae as mae
 import reference_spark as spark
@@ -28,6 +29,11 @@ METHODS = {
         'lockstep_': ijepa.check_lockstep,
         'mask_stats_': ijepa.check_mask_statistics,
         'start_spread': ijepa.check_start,
+    },
+    'chexworld': {
+        'dual_': chexworld.check_dual,
+        'lockstep_': chexworld.check_lockstep,
+        'tables': chexworld.check_tables,
     },
     'swav': {
         'sinkhorn': swav.check_sinkhorn,

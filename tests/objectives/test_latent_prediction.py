@@ -42,10 +42,43 @@ def recipe(loss='smooth_l1', **changes):
     return cfg | changes
 
 
+OWN, OTHERS = (f'student/predictor/altered~block/{output}@block' for output in ('patches', 'others'))
+
+
+def world(**changes):
+    """The same with two crops of one size, of which each predicts the other too, and is told its changes."""
+    cfg = recipe()
+    regress = dict(term='regress', teacher='teacher/image/clean/mean2/patches@block')
+    clean = dict(view='crop', part='cxr', size=48, count=2, area=(0.4, 1.0), flip=0.5, one_size=True)
+    altered = dict(clean, boxes='clean', on_top=True, blur=0.5, photometric='exposure', noise=0.5)
+    mask = dict(
+        mask='multiblock', family='chexworld', targets=3, min_keep=2, contexts=2, merge=True, longest=13,
+        longest_set=11,
+    )  # fmt: skip
+    predictor = dict(
+        cfg['towers']['predictor'], positions='relative', condition='replace',
+        told=['brightness', 'contrast', 'gamma', 'blur', 'noise'],
+    )  # fmt: skip
+    cfg |= dict(
+        views=dict(clean=dict(clean, photometric=dict(set='exposure', gamma=1.0, per='row')), altered=altered),
+        masks={'altered~block': mask},
+        towers=dict(cfg['towers'], predictor=predictor),
+        terms=[
+            dict(regress, name='intra', student=OWN, weight=0.5),
+            dict(regress, name='extra', student=OTHERS, weight=0.5),
+            dict(term='token_deviation', of=[OWN, OTHERS], weight=0.1),
+        ],
+    )
+    return cfg | changes
+
+
+RECIPES = dict(smooth_l1=recipe, mse=functools.partial(recipe, 'mse'), world=world)
+
+
 @functools.cache
-def compiled(micro_batches=1, loss='smooth_l1'):
+def compiled(micro_batches, name):
     """A program that gives loss, metrics and gradient of a step, and the state for it."""
-    objective, optim, step = recipes.parts(recipe(loss), micro_batches)
+    objective, optim, step = recipes.parts(RECIPES[name](), micro_batches)
     state = recipes.start(objective, optim)
 
     def run(state, batch):
@@ -58,21 +91,22 @@ def compiled(micro_batches=1, loss='smooth_l1'):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize('loss', ['smooth_l1', 'mse'])
-def test_micro_batches_give_one_gradient(loss):
-    run, state = compiled(loss=loss)
+@pytest.mark.parametrize('name', RECIPES)
+def test_micro_batches_give_one_gradient(name):
+    run, state = compiled(1, name)
     whole_loss, metrics, whole = run(state, recipes.batch(8))
-    assert any(name.startswith('rank/student/image/crop~block') for name in metrics)
+    assert any(name.startswith('rank/student/image/') for name in metrics)
     for n in (2, 4):
-        loss_n, metrics_n, grads = compiled(n, loss=loss)[0](state, recipes.batch(8))
+        loss_n, metrics_n, grads = compiled(n, name)[0](state, recipes.batch(8))
         assert abs(loss_n - whole_loss) <= 1e-5 * abs(whole_loss)
         assert recipes.worst(grads, whole) <= 1e-5
         assert recipes.worst(metrics_n, metrics) <= 1e-4
 
 
 @pytest.mark.long
-def test_each_device_does_an_eighth_and_nothing_travels():
-    rows, cfg = 32, recipe()
+@pytest.mark.parametrize('name', ['smooth_l1', 'world'])
+def test_each_device_does_an_eighth_and_nothing_travels(name):
+    rows, cfg = 32, RECIPES[name]()
     jax.set_mesh(recipes.one_device())
     objective, optim, step = recipes.parts(cfg)
     state = recipes.start(objective, optim)
@@ -88,31 +122,68 @@ def test_each_device_does_an_eighth_and_nothing_travels():
 
     views, masks = jax.eval_shape(step.make_views, placed, state.key, state.step)
     computed, _ = jax.eval_shape(objective.features, state.params, state.aux, views, masks, state.key, state.step)
-    assert STUDENT not in computed.features, 'predictions are dropped after the row-wise stage'
+    predictions = [feature for feature in computed.features if '/predictor/' in feature]
+    assert not predictions, 'predictions are dropped after the row-wise stage'
     allowed = objective.moves(rows, {name: x.shape for name, x in computed.features.items()})
     parameters = recipes.parameter_shapes(state.params, 8)
     moved = [dims for _, dims in collectives(program.as_text()) if recipes.plain(dims) not in parameters]
     assert sum(map(math.prod, moved)) <= allowed, moved
 
 
+def changed(name, **options):
+    """The recipe `world` with other options of a view or of the predictor."""
+    kind = 'towers' if name == 'predictor' else 'views'
+    section = world()[kind]
+    return world(**{kind: {**section, name: dict(section[name], **options)}})
+
+
+def term(**options):
+    return world(terms=[dict(term='token_deviation', **options)])
+
+
+def two_masks():
+    views, (mask,) = world()['views'], world()['masks'].values()
+    return world(views=dict(views, third=views['altered']), masks={'altered~block': mask, 'third~block': mask})
+
+
 @pytest.mark.parametrize(
-    ('changes', 'words'),
+    ('cfg', 'words'),
     [
+        (recipe(masks={'crop~block': dict(mask='random', share=0.5)}), 'must be targets, crop by crop; give the'),
+        (recipe(masks={'crop~block': dict(mask='blocks')}), 'must be targets, crop by crop; give the'),
         (
-            dict(masks={'crop~block': dict(mask='random', share=0.5)}),
-            'must be targets, crop by crop; give the view a mask',
+            recipe(towers=dict(recipe()['towers'], predictor=dict(tower='predictor', reads=['image', None]))),
+            'one tower',
         ),
-        (dict(masks={'crop~block': dict(mask='blocks')}), 'must be targets, crop by crop; give the view a mask'),
-        (dict(towers=dict(recipe()['towers'], predictor=dict(tower='predictor', reads=['image', None]))), 'one tower'),
         (
-            dict(towers=dict(recipe()['towers'], predictor=dict(tower='predictor', reads=['image'], width=22))),
+            recipe(towers=dict(recipe()['towers'], predictor=dict(tower='predictor', reads=['image'], width=22))),
             'width 22 must be divisible by 4 and by its 12 heads',
         ),
+        (changed('predictor', positions='near'), "unknown positions 'near'"),
+        (changed('predictor', positions='fixed'), "for the output 'others' it must know where crops lie; set"),
+        (changed('predictor', condition='more'), "condition='more': must be 'replace', 'add', 'token' or None"),
+        (changed('predictor', told=[]), r"condition='replace' and told=\[\]: give both, or none"),
+        (changed('predictor', told='gamma'), "told='gamma': must be a list of texts"),
+        (changed('predictor', told=['gama']), "told names 'gama', which the view does not draw .*did you mean 'gamma'"),
+        (changed('predictor', told=['boxes']), "told names 'boxes', which the view does not draw for each crop"),
+        (changed('predictor', positions='fixed', one_code=True), 'one_code=True is for relative positions'),
+        (world(views={name: dict(view, count=1) for name, view in world()['views'].items()}), 'show two crops or more'),
+        (changed('clean', blur=0.5), "views.altered.on_top: 'clean' has blur or noise"),
+        (changed('altered', boxes=None), 'views.altered.on_top: name the view whose changes come first'),
+        (changed('clean', one_size=1), 'views.clean.one_size=1: must be True or False'),
+        (changed('altered', noise=2.0), 'views.altered.noise: one share in 0..1'),
+        (changed('altered', noise_sigma=(0.2, 0.1)), 'views.altered.noise_sigma: two numbers, 0 < low <= high'),
+        (changed('altered', photometric=dict(set='exposure', gamma=0.5)), 'photometric.gamma=0.5: must be a number of'),
+        (changed('altered', photometric=dict(set='exposure', contrast=2)), 'photometric.contrast=2: must be a number'),
+        (changed('altered', photometric=dict(set='exposure', share=2)), 'photometric.share=2: must be a share'),
+        (changed('altered', photometric=dict(set='exposure', per='image')), "per='image': must be 'crop' or 'row'"),
+        (term(of=['student/image/clean/cls']), 'its features must be tokens at one mask'),
+        (term(of=['teacher/image/clean/mean3/patches@block']), "has no 3 blocks; name mean2/… at most"),
+        (term(of=OWN, floor=0), 'floor=0: must be a number above 0'),
+        (two_masks(), "altered and third show the boxes of 'clean', and each has a mask 'block'"),
     ],
-)
-def test_mistakes_are_sentences(changes, words):
-    cfg = recipe(**changes)
-
+)  # fmt: skip
+def test_mistakes_are_sentences(cfg, words):
     def built():
         objective = compose(cfg)
         params, aux = jax.eval_shape(objective.init, jax.random.key(0))

@@ -1,10 +1,13 @@
-"""The mask `multiblock`: blocks and contexts of each crop, against plain loops."""
+"""The mask `multiblock`: blocks and contexts of each crop, against plain loops and against draws of original code."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from mask_statistics import compare
 from programs import run
 
 from medjax.errors import UserError
@@ -88,6 +91,55 @@ def test_a_context_without_room_overlaps_the_last_targets():
     np.testing.assert_array_equal(np.asarray(drawn.length), generator.context_sizes.prod(1).max())
 
 
+def test_contexts_of_chexworld_have_targets_of_their_own():
+    """Each context lacks its own blocks and keeps those of the other; a merged set is cut after its first patches."""
+    options = dict(family='chexworld', contexts=2, targets=3, target_area=(0.1, 0.2), context_area=(0.8, 1.0))
+    drawn, mask, generator = made(rows=24, **options)
+    crops = 24 * 2
+    sets = np.moveaxis(np.asarray(drawn.targets), 1, 2).reshape(crops, 6, -1)  # [crops,sets,N]
+    kept, length = np.asarray(drawn.kept).reshape(crops, 2, -1), np.asarray(drawn.length).reshape(crops, 2)
+    assert mask.own_sets and generator.crop_room == generator.target_sizes.prod(1).max()
+    shared = 0
+    for crop, context in np.ndindex(crops, 2):
+        seen = kept[crop, context, : length[crop, context]]
+        own, others = (sets[crop, 3 * i : 3 * i + 3] for i in (context, 1 - context))
+        assert len(seen) > 3 and not own[:, seen].any()
+        shared += others[:, seen].any()
+    assert shared > crops, 'a context may see the targets of the other one'
+    grids = sets.reshape(-1, *GRID)
+    assert grids[:, -1].any() and grids[:, :, -1].any(), 'blocks reach the last row and the last column'
+    merged, mask, generator = made(rows=24, merge=True, longest_set=15, **options)
+    union = sets.reshape(crops, 2, 3, -1).any(2)
+    assert generator.crop_room == 15 and mask.index.shape[1] == 2
+    assert (union.sum(-1) > 15).any() and (union.sum(-1) <= 15).any()
+    first = union & (union.cumsum(-1) <= 15)
+    np.testing.assert_array_equal(np.moveaxis(np.asarray(merged.targets), 1, 2).reshape(crops, 2, -1), first)
+
+
+def test_blocks_of_chexworld_are_distributed_as_in_the_original():
+    """Against 300 batches of the original collator, before it cuts them (tests/files/chexworld_masks.py)."""
+    d, batches, batch, side = np.load(Path(__file__).parents[1] / 'files' / 'chexworld_masks.npz'), 600, 8, 14
+    context = MaskContext('masks.crop~block', 'image', 1, batch, (side, side))
+    generator = multiblock.build(context, family='chexworld', context_area=(0.75, 1.0), merge=True)
+    targets, contexts = run(jax.vmap(generator.blocks), jax.random.split(jax.random.key(0), batches))
+    targets = np.asarray(targets)[:, :, 0].reshape(batches, batch, 4, side, side)
+    contexts = np.asarray(contexts)[:, :, 0].reshape(batches, batch, side, side)
+    for ours, theirs in ((targets, d['target_cells']), (contexts, d['context_cells'])):
+        draws = ours[..., 0, 0].size
+        assert compare(ours.reshape(-1, side, side).mean(0), theirs, draws, draws * len(d['target_hw']) / batches) < 5
+    for ours, theirs in ((targets.any(2), d['union']), (contexts, d['context_length'])):
+        ours = ours.sum((2, 3)).mean(1)  # of a batch, whose blocks have one size
+        theirs = theirs.reshape(-1, batch).mean(1)
+        error = np.sqrt(ours.var() / len(ours) + theirs.var() / len(theirs))
+        assert abs(ours.mean() - theirs.mean()) < 5 * error
+        assert abs(ours.std() / theirs.std() - 1) < 0.25
+    sizes = np.stack([targets[:, 0, 0].any(2).sum(1), targets[:, 0, 0].any(1).sum(1)], axis=1)
+    known = np.unique(np.concatenate([sizes, d['target_hw']]), axis=0)
+    ours, theirs = ((x[:, None] == known).all(2).mean(0) for x in (sizes, d['target_hw'].astype(int)))
+    assert compare(ours, theirs, batches, len(d['target_hw'])) < 5
+    assert {tuple(x) for x in d['context_hw'].tolist()} <= {tuple(x) for x in generator.context_sizes.tolist()}
+
+
 @pytest.mark.parametrize(
     ('options', 'words'),
     [
@@ -107,6 +159,13 @@ def test_a_context_without_room_overlaps_the_last_targets():
         (dict(contexts=1.5), 'contexts=1.5: must be a whole number of blocks'),
         (dict(min_keep=-1), 'min_keep=-1: must be a whole number of patches'),
         (dict(longest=3), 'longest=3: must be a whole number of patches above min_keep=3'),
+        (dict(family='jepa'), "family='jepa': must be one of ijepa, chexworld"),
+        (dict(merge=True, longest_set=2.5), 'longest_set=2.5: must be a whole number of patches above min_keep=3'),
+        (dict(longest_set=9), 'longest_set=9: only sets of several blocks have it; set merge=True'),
+        (
+            dict(family='chexworld', target_area=(0.99, 1.0), target_aspect=(9 / 7, 9 / 7)),
+            'its largest block leaves 0 of 9 x 7 patches for a context',
+        ),
     ],
 )  # fmt: skip
 def test_mistakes_are_sentences(options, words):

@@ -10,7 +10,7 @@ from programs import run
 
 from medjax.errors import UserError
 from medjax.views import photometric
-from medjax.views.photometric import dinov2, radiograph
+from medjax.views.photometric import dinov2, exposure, radiograph
 
 NEUTRAL = dict(brightness=1.0, contrast=1.0, saturation=1.0, hue=0.0, grey=np.bool_(False), solarise=np.bool_(False))
 GREY_LEVEL = 1 / 255  # PIL rounds to whole levels
@@ -113,3 +113,19 @@ def test_unknown_sets_and_keys_are_named():
         photometric.find_set(dict(set='radiograph', gama=0.1), 'views.a.photometric')
     with pytest.raises(UserError, match=r'solarise: one share in 0..1, or one for each of the 2 crops'):
         dinov2.build(solarise=(0.0, 0.2, 0.1)).draw(np.zeros((2, 7), np.float32))
+
+
+def test_exposure_is_brightness_contrast_and_gamma_of_pil():
+    """torchvision's adjust_gamma is 255 (x / 255)^g of each grey level."""
+    x = picture(1)
+    p = dict(brightness=1.3, contrast=0.7, gamma=1.6)
+    reference = ImageEnhance.Brightness(as_pil(x)).enhance(p['brightness'])
+    reference = np.asarray(ImageEnhance.Contrast(reference).enhance(p['contrast']), np.float32)[..., None] / 255
+    ours = run(exposure.build().apply, x, {name: np.float32(value) for name, value in p.items()})
+    np.testing.assert_allclose(ours, reference ** p['gamma'], atol=4 * GREY_LEVEL)
+    drawn = run(exposure.build(per='row', share=0.5).draw, np.random.default_rng(0).random((3, 4)).astype(np.float32))
+    assert all(len(np.unique(values)) == 1 for values in drawn.values()), 'one draw for all crops of an image'
+    u = np.array([[0, 0, 0, 0], [1, 1, 1, 0], [1, 1, 1, 0.9]], np.float32)
+    found = run(exposure.build().draw, u)
+    for name, values in dict(brightness=(0.6, 1.4, 1), contrast=(0.6, 1.4, 1), gamma=(0.5, 2, 1)).items():
+        np.testing.assert_allclose(found[name], values, rtol=1e-6)

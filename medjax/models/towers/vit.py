@@ -248,6 +248,9 @@ class VitTower(FlaxTower):
         if module.registers:
             last['registers'] = tokens[:, :, -1, first - module.registers : first]
         last |= options.last(cls=pooled, patches=tokens[:, :, :, first:])
+        for n in options.numbers('mean'):
+            total = before[:, :, layers - n : -1, first:].sum(2, dtype=jnp.float32) + last['patches']
+            last[f'mean{n}/patches'] = total / n
         if attention:
             turns = module.turns((height, width), seen)
             last['attention'] = self.attention(params, before[:, :, -2], seen.lengths, turns)[..., first:]

@@ -7,8 +7,8 @@
 over all features i of present crops. With normalise='layer' the target is (t - mean(t)) / sqrt(var(t) + 1e-5) over its
 D numbers: a layer norm without parameters, so that no number of a public encoder outweighs the others.
 
-I-JEPA (arXiv 2301.08243) is 'smooth_l1': a predictor predicts the features of a teacher at the targets of a mask. If a
-crop has several contexts, the predictions from each of them count.
+I-JEPA (arXiv 2301.08243) is 'smooth_l1': a predictor predicts the features of a teacher at the targets of a mask. If
+the targets of a crop are predicted from several contexts, of this crop or of others, each of the predictions counts.
 
 `start` is the loss of the best constant answer: the variance of the targets, or 1 - |mean unit target|. 'smooth_l1'
 has none, because no formula gives it.
@@ -105,9 +105,10 @@ class Regress(Term):
         return unit(t) if self.kind == 'cosine' else t
 
     def contexts(self, x: TermInputs) -> int:
-        """The number of contexts of each crop that the student predicts from, at the mask of both features."""
-        crops, elements = (x.present(one).shape[1] for one in (self.teacher, self.student))
-        return elements // crops if self.student.at and elements % crops == 0 else 1
+        """The number of contexts from which the student predicts each target, at the mask of both features."""
+        if not self.student.at:
+            return 1
+        return x.features[self.student.name].shape[2] // x.masks[self.student.at_mask].index.shape[2]
 
     def for_contexts(self, x: TermInputs, at_targets: Array) -> Array:
         """An array [G,K,M,…] at the targets of crops as one for all contexts of each crop, [G,K,C M,…]."""
@@ -119,7 +120,10 @@ class Regress(Term):
 
     def weight(self, x: TermInputs, shape: tuple[int, ...]) -> Array:
         """1 for each feature that counts, else 0."""
-        here = x.present(self.student)[:, :: self.contexts(x)] & x.present(self.teacher)
+        here, present = x.present(self.teacher), x.present(self.student)
+        if self.student.at:  # a crop may have several contexts
+            present = present.reshape(*here.shape, -1).all(-1)
+        here &= present
         view, mask = x.views[self.student.view], self.student.inputs[0]
         if not self.student.at and len(shape) > 2 and mask.mask and x.masks[mask.masked_view].length is not None:
             raise UserError(

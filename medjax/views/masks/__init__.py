@@ -83,6 +83,11 @@ class Generator:
         """Room for the targets of one crop in each set, if every crop has its own, as predictors need; else 0."""
         return 0
 
+    @property
+    def own_sets(self) -> bool:
+        """Whether each context has sets of targets of its own, see `Mask`."""
+        return False
+
     def draw(self, key: Array, texts: Texts | None, others: tuple[Drawn, ...]) -> Drawn:
         """The mask of one unit. `texts` are its texts, for views of texts; `others` are its masks in `after`."""
         raise NotImplementedError

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 from jax import Array
 
+from medjax.views import colour
 from medjax.views.colour import luminance, per_crop
 from medjax.views.geometry import between
 from medjax.views.photometric import Photometric
@@ -66,9 +67,7 @@ class Dinov2(Photometric):
         )
 
     def apply(self, x: Array, p: dict[str, Array]) -> Array:
-        x = jnp.clip(p['brightness'] * x, 0.0, 1.0)
-        mean = luminance(x).mean()
-        x = jnp.clip(mean + p['contrast'] * (x - mean), 0.0, 1.0)
+        x = colour.contrast(colour.brightness(x, p['brightness']), p['contrast'])
         if x.shape[-1] == 3:
             own_grey = luminance(x)
             x = jnp.clip(own_grey + p['saturation'] * (x - own_grey), 0.0, 1.0)

@@ -7,7 +7,7 @@ import dataclasses
 import jax.numpy as jnp
 from jax import Array
 
-from medjax.views.colour import luminance
+from medjax.views import colour
 from medjax.views.geometry import between
 from medjax.views.photometric import Photometric
 
@@ -42,7 +42,4 @@ class Radiograph(Photometric):
         )
 
     def apply(self, x: Array, p: dict[str, Array]) -> Array:
-        mean = luminance(x).mean()
-        x = jnp.clip(mean + p['contrast'] * (x - mean) + p['brightness'], 0.0, 1.0)
-        # exp(g ln x) with a floor far below one grey value of 16 bits: pow(0, g) costs more and has bad derivatives
-        return jnp.exp(p['gamma'] * jnp.log(jnp.maximum(x, 1e-7)))
+        return colour.gamma(colour.contrast(x, p['contrast'], p['brightness']), p['gamma'])

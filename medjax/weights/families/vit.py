@@ -14,11 +14,14 @@ import numpy as np
 
 from medjax.errors import UserError
 from medjax.models.layers import SIZES
+from medjax.models.relative import BANDS
 from medjax.models.towers.vit import FAMILIES, sincos_positions, swiglu_hidden
 from medjax.weights import names
 from medjax.weights.arrays import Arrays
 from medjax.weights.layout import Layout, Sizes, axes, layers, positions
 from medjax.weights.names import Flat, Line, Positions, Table, attention, linear, norm, patch_embedding
+
+CHANGES = ('brightness', 'contrast', 'gamma', 'blur', 'noise')  # that CheXWorld tells its predictor, in this order
 
 # What we see in the arrays.
 
@@ -291,6 +294,11 @@ IJEPA_PREDICTOR = (
     *linear('blocks/mlp/fc1', 'predictor_blocks.{}.mlp.fc1'),
     *linear('blocks/mlp/fc2', 'predictor_blocks.{}.mlp.fc2'),
 )
+CHEXWORLD_PREDICTOR = (
+    *IJEPA_PREDICTOR,
+    *linear('place', 'predictor_pos_mlp'),
+    *(line for i in range(3) for line in linear(f'changes{i + 1}', f'policy_net.{2 * i}')),
+)
 
 # Hugging Face's names.
 
@@ -388,11 +396,24 @@ def decoder_sizes(table: Table, arrays: Arrays) -> Sizes:
     return dict(width=embed['o'], depth=layers(table, arrays, 'blocks/'), hidden=first['o'])
 
 
-def over_encoder(tower: str) -> Callable[[Sizes, Mapping[str, Any]], dict[str, Any]]:
-    """The function that describes a decoder or a predictor."""
+def world_sizes(table: Table, arrays: Arrays) -> Sizes:
+    """The sizes of a predictor of CheXWorld, and what it is told of the context's crop."""
+    found = decoder_sizes(table, arrays)
+    first, scale = arrays.shape('policy_net.0.weight'), 'predictor_pos_mlp.weight' in arrays
+    token = 'policy_net.4.weight' not in arrays
+    told = first[1] // (2 * BANDS + 1) if token else first[1] - found['width']
+    if told != len(CHANGES):
+        raise UserError(f'policy_net.0.weight has shape {first}: not that of the {len(CHANGES)} changes of CheXWorld')
+    positions = 'relative_scale' if scale else 'relative'
+    # 'add' has the same arrays as 'replace', with which the published predictor was trained
+    return found | dict(positions=positions, condition='token' if token else 'replace', told=list(CHANGES))
+
+
+def over_encoder(tower: str, *settings: str) -> Callable[[Sizes, Mapping[str, Any]], dict[str, Any]]:
+    """The function that describes a decoder or a predictor; `settings` are options that `sizes` has found."""
 
     def describe(found: Sizes, config: Mapping[str, Any]) -> dict[str, Any]:
-        sizes = {name: found[name] for name in ('width', 'depth', 'heads')}
+        sizes = {name: found[name] for name in ('width', 'depth', 'heads', *settings)}
         return dict(tower=tower, reads=['image'], mlp_ratio=found['hidden'] / found['width']) | sizes
 
     return describe
@@ -486,6 +507,11 @@ LAYOUTS = (
            left_out=r'decoder\.decoder_pos_embed$', config='decoder', sizes=decoder_sizes,
            describe=over_encoder('decoder')),
     Layout(title='the predictor of I-JEPA', module='towers/predictor', table=IJEPA_PREDICTOR,
-           signs=('predictor_embed.weight', 'predictor_proj.weight'), left_out='predictor_pos_embed$',
-           config='predictor', sizes=decoder_sizes, describe=over_encoder('predictor')),
+           signs=('predictor_embed.weight', 'predictor_proj.weight'), absent=('policy_net.0.weight',),
+           left_out='predictor_pos_embed$', config='predictor', sizes=decoder_sizes,
+           describe=over_encoder('predictor')),
+    Layout(title='the predictor of CheXWorld', module='towers/predictor', table=CHEXWORLD_PREDICTOR,
+           signs=('predictor_embed.weight', 'predictor_proj.weight', 'policy_net.0.weight'),
+           left_out='predictor_pos_embed$', config='predictor', sizes=world_sizes,
+           describe=over_encoder('predictor', 'positions', 'condition', 'told')),
 )  # fmt: skip
