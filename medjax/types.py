@@ -126,15 +126,15 @@ class ApplyOptions(NamedTuple):
     @property
     def layers(self) -> int:
         """The most blocks whose results are wanted: 4 for 'last4/cls'. 1 without such a wish."""
-        return max([1, *self._numbers])
+        return max([1, *self.numbers('last'), *self.numbers('mean')])
 
-    @property
-    def _numbers(self) -> set[int]:
-        return {int(match[1]) for name in self.want if (match := re.fullmatch(r'last([1-9]\d*)/\w+', name))}
+    def numbers(self, word: str) -> set[int]:
+        """The numbers of blocks in the wanted outputs that begin with a word, such as 4 in 'last4/cls'."""
+        return {int(match[1]) for name in self.want if (match := re.fullmatch(rf'{word}([1-9]\d*)/\w+', name))}
 
     def last(self, **outputs: Array) -> dict[str, Array]:
         """The wanted outputs of the last blocks, such as 'last4/cls', from arrays [B,V,blocks,…] of enough blocks."""
-        return {f'last{n}/{name}': x[:, :, -n:] for n in self._numbers for name, x in outputs.items()}
+        return {f'last{n}/{name}': x[:, :, -n:] for n in self.numbers('last') for name, x in outputs.items()}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -159,7 +159,7 @@ class Tower:
     batch_statistics: bool = False  # in training a row's features depend on other rows, so micro-batches are refused
     vocabulary: int = 0  # text towers: the number of token ids
     context: int = 0  # text towers: the largest number of tokens in a text
-    blocks: int = 0  # whose results 'last<n>/…' may name; 0: unknown
+    blocks: int = 0  # whose results 'last<n>/…' and 'mean<n>/…' may name; 0: unknown
 
     def init(self, key: Array) -> Tree:
         """New parameters.
@@ -185,9 +185,10 @@ class Tower:
         features count: those whose required inputs are all present, unless the tower knows better.
 
         `want` names outputs that cost more, and nothing else of that kind is computed. 'last4/cls' [B,V,4,D] and
-        'last4/patches' [B,V,4,N,D] or 'last4/tokens' are those of the last 4 blocks. 'attention' [B,V,N] is the
-        attention of the CLS token in the last block, the mean over heads. 'levels/2' [B,V,h,w,D'] is the feature map
-        after the second stage of a convolutional tower.
+        'last4/patches' [B,V,4,N,D] or 'last4/tokens' are those of the last 4 blocks. 'mean4/patches' [B,V,N,D] of a ViT
+        is the mean of the last 4 blocks' patches before the final norm, each standardised over D. 'attention' [B,V,N]
+        is the attention of the CLS token in the last block, the mean over heads. 'levels/2' [B,V,h,w,D'] is the feature
+        map after the second stage of a convolutional tower.
 
         `train` turns drop path on. Its draws depend on `key` and the group number (view.row // rows_per_group) alone.
         With `train`, batch norms use the statistics of the batch, and the output 'stats' holds the new running ones.

@@ -139,11 +139,13 @@ class Declared:
             raise UserError(f'{where}: its inputs show different parts of the batch: {shown}')
 
     def _check_output(self, f: Feature, where: str) -> None:
-        """An output of the last n blocks needs n blocks. `stats` and `present` belong to the objective."""
+        """Outputs of the last n blocks need n blocks. `stats` and `present` belong to the objective."""
         blocks = self.towers[f.tower].blocks
-        match = re.fullmatch(r'last(\d+)/\w+', f.output)
-        if match and blocks and int(match[1]) > blocks:
-            raise UserError(f'{where}: the tower {f.tower!r} has no {match[1]} blocks; name last{blocks}/… at most')
+        match = re.fullmatch(r'(last|mean)(\d+)/\w+', f.output)
+        if match and blocks and int(match[2]) > blocks:
+            raise UserError(
+                f'{where}: the tower {f.tower!r} has no {match[2]} blocks; name {match[1]}{blocks}/… at most'
+            )
         if f.output in HIDDEN:
             raise UserError(f'{where}: {f.output!r} is no feature; name an output such as cls or patches')
 
