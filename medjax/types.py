@@ -163,7 +163,7 @@ class Tower:
     batch_statistics: bool = False  # in training a row's features depend on other rows, so micro-batches are refused
     vocabulary: int = 0  # text towers: the number of token ids
     context: int = 0  # text towers: the largest number of tokens in a text
-    blocks: int = 0  # whose results 'last<n>/…' may name; 0: unknown
+    blocks: int = 0  # whose results 'last<n>/…' and 'mean<n>/…' may name; 0: unknown
 
     def init(self, key: Array) -> Tree:
         """New parameters.
@@ -190,9 +190,10 @@ class Tower:
 
         `want` names outputs that cost more, and nothing else of that kind is computed. 'last4/cls' [B,V,4,D] and
         'last4/patches' [B,V,4,N,D] or 'last4/tokens' are those of the last 4 blocks. 'mean4/patches' [B,V,N,D] is the
-        mean over the last 4 blocks, of which the last one alone passes the final norm. 'attention' [B,V,N] is the
-        attention of the CLS token in the last block, the mean over heads. 'levels/2' [B,V,h,w,D'] is the feature map
-        after the second stage of a convolutional tower.
+        mean over the last 4 blocks, of which the last one alone passes the final norm; for 'mean4/standardised_patches'
+        all stand before the norm, and each is standardised over D. 'attention' [B,V,N] is the attention of the CLS
+        token in the last block, the mean over heads. 'levels/2' [B,V,h,w,D'] is the feature map after the second stage
+        of a convolutional tower.
 
         `train` turns drop path on. Its draws depend on `key` and the group number (view.row // rows_per_group) alone.
         With `train`, batch norms use the statistics of the batch, and the output 'stats' holds the new running ones.

@@ -7,14 +7,15 @@ import numpy as np
 from medjax.views.masks import blocks
 
 
-def generate(grid, count, draws, seed=0):
-    """Masks before and after the fill, bool [draws,h,w]."""
+def generate(grid, count, draws, seed=0, min_patches=4, max_patches=None):
+    """Masks before and after the fill, bool [draws,h,w]; `max_patches` None: as DINOv2."""
+    max_patches = max_patches or grid[0] // 2 * grid[1]
 
     @jax.jit
     def run(key, count):
         u = jax.random.uniform(key, (draws, blocks.TRIES, 4))
         noise = jax.random.uniform(jax.random.fold_in(key, 1), (draws, *grid))
-        drawn = jax.vmap(lambda u: blocks.rectangles(u, count, grid, 4, 0.3))(u)
+        drawn = jax.vmap(lambda u: blocks.rectangles(u, count, grid, min_patches, 0.3, max_patches))(u)
         return drawn, jax.vmap(lambda u, bits: blocks.fill(u, bits, count))(noise, drawn)
 
     return map(np.array, run(jax.random.key(seed), jnp.int32(count)))

@@ -60,11 +60,16 @@ def small(name: str) -> configs.ConfigDict:
             config.towers.image.variant = 'Ti/8'
     for head in config.heads.values():
         head.update({key: 16 for key in ('out', 'hidden', 'prototypes', 'bottleneck') if key in head})
-    if name == 'medsiglip':
-        config.heads.text.out = 32  # as wide as the image tower
+    for head in {'medsiglip': ['text'], 'data2vec_vitb16': ['predictor']}.get(name, []):
+        config.heads[head].out = 32  # as wide as the image tower
+    for term in config.terms:
+        if 'mean6/' in str(term.get('teacher')):
+            term['teacher'] = term['teacher'].replace('mean6/', 'mean2/')  # of all blocks
+        if term['term'] == 'gram':
+            term['weight'] = 1.0  # as from its stage on
     for view_name, view in config.views.items():
         if 'size' in view:
-            view.size = SIDE
+            view.size = 2 * SIDE if view.get('boxes') else SIDE  # the same crops in more patches
         elif name != 'medsiglip':  # SigLIP's texts fill the context
             view.length = 32
         view.update(dict(prompts=FILES[name][view_name]) if view_name in FILES.get(name, {}) else {})

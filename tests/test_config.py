@@ -317,7 +317,7 @@ def test_a_section_of_a_plug_in_is_a_dict():
 
 def test_a_suggestion_lists_each_key_once():
     with pytest.raises(UserError) as error:
-        resolved('views.global.nonsense=1')
+        resolved('views.global.zzz=1')
     keys = str(error.value).partition('known: ')[2].split(', ')
     assert len(keys) == len(set(keys)) > 5
 

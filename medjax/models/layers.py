@@ -238,11 +238,15 @@ class LayerNorm(nn.Module):
         return (_plain_norm if plain_only() else _norm)(self.eps, self.dtype, x, scale, bias)
 
 
-def _plain_norm(eps: float, dtype: Any, x: Array, scale: Array, bias: Array) -> Array:
+def standardised(x: Array, eps: float = 1e-5) -> Array:
+    """(x - mean) / sqrt(variance + eps) over the last axis, in float32: a layer norm without parameters."""
     x = x.astype(jnp.float32)
     x -= x.mean(-1, keepdims=True)
-    x *= jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + eps)
-    return (x * scale + bias).astype(dtype)
+    return x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + eps)
+
+
+def _plain_norm(eps: float, dtype: Any, x: Array, scale: Array, bias: Array) -> Array:
+    return (standardised(x, eps) * scale + bias).astype(dtype)
 
 
 _norm = jax.custom_vjp(_plain_norm, nondiff_argnums=(0, 1))

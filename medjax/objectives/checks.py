@@ -156,7 +156,7 @@ class Declared:
             raise UserError(f'{where}: its inputs show different parts of the batch: {shown}')
 
     def _check_output(self, f: Feature, where: str) -> None:
-        """An output of the last n blocks needs n blocks. `stats` and `present` belong to the objective."""
+        """Outputs of the last n blocks need n blocks. `stats` and `present` belong to the objective."""
         blocks = self.towers[f.tower].blocks
         match = re.fullmatch(r'(last|mean)(\d+)/\w+', f.output)
         if match and blocks and int(match[2]) > blocks:

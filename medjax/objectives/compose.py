@@ -71,6 +71,7 @@ def _terms(recipe: Mapping[str, Any], declared: Declared) -> tuple[dict[str, Ter
     """The terms by name, and the weight of each."""
     parts = {name: kind.part for name, kind in declared.views.items()}
     crops = {name: kind.count for name, kind in declared.views.items()}
+    boxes = {name: other for name, kind in declared.views.items() if (other := getattr(kind, 'boxes', None))}
     mixed = frozenset(name for name, kind in declared.views.items() if getattr(kind, 'cutmix', 0))
     terms: dict[str, Term] = {}
     weights: dict[str, Schedule] = {}
@@ -83,8 +84,8 @@ def _terms(recipe: Mapping[str, Any], declared: Declared) -> tuple[dict[str, Ter
         where = where_of[name] = f'terms[{i}] ({name})' if name else f'terms[{i}]'
         weights[name] = schedule(options.pop('weight', 1.0), recipe['total_steps'], f'{where}.weight')
         context = TermContext(
-            where, recipe['total_steps'], recipe['rows_per_group'], declared.heads, parts, crops, declared.passes,
-            declared.width,
+            where, recipe['total_steps'], recipe['rows_per_group'], declared.heads, parts, crops, boxes,
+            declared.passes, declared.width,
             declare=functools.partial(declared.add, where=where), declare_head=declared.add_head,
             towers=declared.towers, mixed=mixed, labels=recipe.get('labels'), columns=recipe.get('columns') or {},
         )  # fmt: skip

@@ -110,7 +110,13 @@ class Distilled(NamedTuple):
 
 
 def distill(
-    student: Softmax, teacher: Softmax, pair_weight: Array, teacher_weight: Array, potential: Array, count: int
+    student: Softmax,
+    teacher: Softmax,
+    pair_weight: Array,
+    teacher_weight: Array,
+    potential: Array,
+    count: int,
+    student_gradient: bool = False,
 ) -> Distilled:
     """The weighted cross-entropy of student and teacher, in row chunks: sum_r sum_t w_rst CE(q_rt, p_rs) for each s.
 
@@ -120,7 +126,7 @@ def distill(
     S and T are the student views and the teacher views of a row.
 
     pair_weight w [R,S,T]; teacher_weight [R,T], the weight of each target in the entropy and the centre; potential [K].
-    `count` is K, the number of prototypes.
+    `count` is K, the number of prototypes. `student_gradient`: whether a gradient passes through the result `student`.
     """
 
     def chunk(rows: tuple[Array, Array, Array, Array]) -> Distilled:
@@ -132,7 +138,9 @@ def distill(
         # the cross-entropy is linear in q, so the targets of one student view are added up first: [r,S,K]
         loss = -jnp.sum(jnp.einsum('rst,rtk->rsk', w, q) * log_p, axis=-1)
         has_weight = (w.sum(-1) > 0).astype(jnp.float32)
-        p = jnp.einsum('rs,rsk->rk', has_weight, jax.lax.stop_gradient(jnp.exp(log_p)))
+        probabilities = jnp.exp(log_p)
+        probabilities = probabilities if student_gradient else jax.lax.stop_gradient(probabilities)
+        p = jnp.einsum('rs,rsk->rk', has_weight, probabilities)
         entropy = -jnp.einsum('rt,rtk,rtk->r', wt, q, log_q)
         sums = Distilled(loss, entropy, p, *(jnp.einsum('rt,rtk->rk', wt, x) for x in (raw, q)))
         return jax.tree.map(lambda x: _by_shard(x).sum(1), sums)

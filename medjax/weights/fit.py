@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from medjax.errors import UserError
-from medjax.models.towers.vit import VitTower, resize_grid
+from medjax.models.bicubic import resize_grid
+from medjax.models.towers.vit import VitTower
 from medjax.types import Tower
 from medjax.weights import export
 from medjax.weights.names import Flat

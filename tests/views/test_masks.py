@@ -17,13 +17,16 @@ from medjax.views import make, masks
 from medjax.views.masks import blocks, random
 
 
-def reference_mask(rng, height, width, count):
-    """One mask by the rules of DINOv2's generator, in plain numpy."""
+def reference_mask(rng, height, width, count, least=4, largest=None):
+    """One mask by the rules of the generator of BEiT and DINOv2, in plain numpy.
+
+    microsoft/unilm, beit/masking_generator.py; data2vec uses it with least=16 and largest=196.
+    """
     bits = np.zeros((height, width), bool)
     while bits.sum() < count:
-        most = min(count - bits.sum(), height // 2 * width)
+        most = min(count - bits.sum(), largest or height // 2 * width)
         for _ in range(10):
-            area, ratio = 4 + (most - 4) * rng.random(), np.exp(rng.uniform(np.log(0.3), -np.log(0.3)))
+            area, ratio = least + (most - least) * rng.random(), np.exp(rng.uniform(np.log(0.3), -np.log(0.3)))
             h, w = round(np.sqrt(area * ratio)), round(np.sqrt(area / ratio))
             if h >= height or w >= width:
                 continue
@@ -37,12 +40,15 @@ def reference_mask(rng, height, width, count):
     return bits
 
 
-@pytest.mark.parametrize('count', [6, 20])
-def test_statistics_equal_a_plain_loop_on_a_grid_that_is_not_square(count):
-    n, grid = 3000, (6, 9)
+@pytest.mark.parametrize(
+    ('grid', 'count', 'n', 'least', 'largest'),
+    [((6, 9), 6, 3000, 4, None), ((6, 9), 20, 3000, 4, None), ((14, 14), 120, 1000, 16, 196)],
+    ids=['few', 'many', 'data2vec'],
+)
+def test_statistics_equal_a_plain_loop(grid, count, n, least, largest):
     rng = np.random.default_rng(0)
-    reference = np.stack([reference_mask(rng, *grid, count) for _ in range(n)])
-    drawn, filled = generate(grid, count, n)
+    reference = np.stack([reference_mask(rng, *grid, count, least, largest) for _ in range(n)])
+    drawn, filled = generate(grid, count, n, min_patches=least, max_patches=largest)
     assert (filled.sum((1, 2)) == count).all()
     assert not (drawn & ~filled).any()
     exact, reference_exact = (drawn.sum((1, 2)) == count).mean(), (reference.sum((1, 2)) == count).mean()
@@ -103,6 +109,13 @@ def test_group_masks_a_constant_total_with_counts_spread_over_their_bins(crops, 
     # any crop of the group may be the masked one, with any count
     np.testing.assert_allclose((counts > 0).mean(0), n / crops, atol=0.12)
     np.testing.assert_allclose(counts.mean(0), counts.mean(), rtol=0.3)
+
+
+def test_data2vec_masks_equally_many_patches_of_every_crop_in_other_places():
+    generator = blocks.build(context((14, 14), 2, 3), 1.0, (120 / 196,) * 2, min_patches=16, max_patches=196)
+    bits = np.array(jax.jit(drawn(generator))(jax.random.key(0)))
+    assert (bits.sum(1) == 120).all() and generator.most == 6 * 120
+    assert len({crop.tobytes() for crop in bits}) == 6, 'one mask for several crops'
 
 
 def test_index_and_weight_name_the_masked_tokens():

@@ -19,6 +19,7 @@ from jax import Array
 
 from medjax.errors import UserError, multiples
 from medjax.models import lora as loras, prompts as visual_prompts, rotary
+from medjax.models.bicubic import resize_grid
 from medjax.models.drop_path import draw_kept, kept_count
 from medjax.models.flax_tower import FlaxTower, logical_axes
 from medjax.models.layers import (
@@ -33,6 +34,7 @@ from medjax.models.layers import (
     parameter,
     scan_blocks,
     sizes,
+    standardised,
     uniform_fan_in,
     weight_init,
     xavier,
@@ -56,7 +58,7 @@ class Family(NamedTuple):
     pool: str = 'attention'  # without a CLS token: 'attention' (with the parameters 'pool') or 'mean'
     patch_bias: bool = True
     embed_norm: bool = False  # whether there is a norm between the embeddings and the blocks
-    offset: float = 0.0  # for resizing position embeddings, see `cubic_weights`
+    offset: float = 0.0  # for resizing position embeddings, see `bicubic.cubic_weights`
     positions: str = 'learned'
     key_bias: bool = True
     token_start: float = 1e-6  # the deviation with which the CLS token and registers start
@@ -138,8 +140,8 @@ def build(
                  all blocks. DINOv3 was trained with rope_rescale=2. None: no change
     start        how the weights start: 'normal' with deviation .02, as in DINOv2, or 'xavier', as in MAE
     antialias, offset
-                 how position embeddings are resized, see `cubic_weights`. None: as the public models of the family, see
-                 `position_resizing`
+                 how position embeddings are resized, see `bicubic.cubic_weights`. None: as the public models of the
+                 family, see `position_resizing`
     attention    'xla', 'cudnn' (the flash kernel of NVIDIA GPUs, which needs dtype='bfloat16'), or 'auto': the flash
                  kernel wherever it runs
     unroll       blocks in one turn of the loop over blocks. With all of them there is no loop: nothing is copied into
@@ -249,8 +251,9 @@ class VitTower(FlaxTower):
             last['registers'] = tokens[:, :, -1, first - module.registers : first]
         last |= options.last(cls=pooled, patches=tokens[:, :, :, first:])
         for n in options.numbers('mean'):
-            total = before[:, :, layers - n : -1, first:].sum(2, dtype=jnp.float32) + last['patches']
-            last[f'mean{n}/patches'] = total / n
+            blocks = before[:, :, layers - n :, first:]
+            last[f'mean{n}/patches'] = (blocks[:, :, :-1].sum(2, dtype=jnp.float32) + last['patches']) / n
+            last[f'mean{n}/standardised_patches'] = standardised(blocks).mean(2)
         if attention:
             turns = module.turns((height, width), seen)
             last['attention'] = self.attention(params, before[:, :, -2], seen.lengths, turns)[..., first:]
@@ -324,7 +327,7 @@ def group_numbers(row: Array, options: ApplyOptions) -> Array:
 
 
 def position_resizing(family: str, registers: bool, antialias: bool | None = None) -> tuple[bool, float]:
-    """The way that public models resize position embeddings: (antialias, offset), see `cubic_weights`.
+    """The way that public models resize position embeddings: (antialias, offset), see `bicubic.cubic_weights`.
 
     Towers with registers have True and 0. Without registers, DINOv2 has False and .1, and every other family has False
     and 0. A given `antialias` is kept. With antialiasing there is no offset.
@@ -368,46 +371,6 @@ def check_drop_path(rate: float, crops: Mapping[str, int], rows_per_group: int) 
             f'drop_path {rate} cannot be met in groups of rows_per_group={rows_per_group}: it would be {shares}; '
             f'rows_per_group that fit: {", ".join(fitting) or "none up to 64"}'
         )
-
-
-def cubic_weights(size: int, out: int, antialias: bool, offset: float) -> np.ndarray:
-    """The matrix [out,size] that interpolates `size` samples to `out` samples as torch's bicubic mode does; float32.
-
-    Output i lies at position (i + .5) * size / (out + offset) - .5 of the source. Each row sums to 1. Without
-    antialiasing a row has four taps of the cubic kernel with a = -.75, and taps outside of the source use its border.
-    With antialiasing a = -.5, the kernel is widened by `scale` if `out` is smaller than `size`, and taps outside of the
-    source are left out before the row is normalised. The first DINO code had the offset .1, and models that were
-    trained with that code need the same offset.
-    """
-    scale = size / (out + offset)
-    source = (np.arange(out) + 0.5) * scale - 0.5
-    if not antialias:
-        taps = np.floor(source)[:, None] + np.arange(-1, 3)
-        weights = cubic_kernel(source[:, None] - taps, a=-0.75)
-        matrix = np.zeros((out, size))
-        np.add.at(matrix, (np.arange(out)[:, None], np.clip(taps, 0, size - 1).astype(int)), weights)
-    else:
-        matrix = cubic_kernel((source[:, None] - np.arange(size)) / max(scale, 1.0), a=-0.5)
-        matrix /= matrix.sum(1, keepdims=True)
-    return matrix.astype(np.float32)
-
-
-# views/geometry.py has the same kernel for crops. Neither can replace the other: crops differ from row to row, so their
-# kernel is computed by jax in float32 with a = -.5. This one is computed by numpy in float64 while jax traces.
-def cubic_kernel(distance: np.ndarray, a: float) -> np.ndarray:
-    """Keys' cubic convolution kernel with the parameter a; zero from distance 2 on."""
-    d = np.abs(distance)
-    near = ((a + 2) * d - (a + 3)) * d * d + 1
-    far = ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
-    return np.where(d < 1, near, np.where(d < 2, far, 0.0))
-
-
-def resize_grid(grid: Array, shape: tuple[int, int], antialias: bool, offset: float) -> Array:
-    """Position embeddings [h0,w0,D] resized to the grid `shape`: [h,w,D], float32. The same shape changes nothing."""
-    if grid.shape[:2] == shape:
-        return grid
-    rows, columns = (cubic_weights(n, m, antialias, offset) for n, m in zip(grid.shape[:2], shape, strict=True))
-    return jnp.einsum('yh,xw,hwd->yxd', rows, columns, grid, precision='highest')
 
 
 def embed(

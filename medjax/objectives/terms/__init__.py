@@ -50,6 +50,7 @@ class TermContext:
     heads: Mapping[str, Head] = dataclasses.field(default_factory=dict)  # the heads that were declared so far
     parts: Mapping[str, str] = dataclasses.field(default_factory=dict)  # view -> the part of the batch that it shows
     crops: Mapping[str, int] = dataclasses.field(default_factory=dict)  # view -> its number of crops or texts
+    boxes: Mapping[str, str] = dataclasses.field(default_factory=dict)  # view -> the view whose crops it shows too
     passes: Mapping[str, Pass] = dataclasses.field(default_factory=dict)  # of the features declared so far, by name
     width: Callable[[str], int] = lambda name: 0  # name of a declared feature -> the length of its last axis
     # checks a feature against the recipe; the second argument is the number of outputs that its last head should have

@@ -1,7 +1,8 @@
 """A student predicts the features of a teacher (feature distillation, arXiv 1412.6550; data2vec, 2202.03555).
 
     'mse'        loss = mean_i  1/D |student_i - target_i|^2
-    'smooth_l1'  loss = mean_i  1/D sum_j h(student_ij - target_ij),  h(d) = d^2 / 2 for |d| < 1, else |d| - 1/2
+    'smooth_l1'  loss = mean_i  1/D sum_j h(student_ij - target_ij)
+                 h(d) = d^2 / (2 beta) for |d| < beta, else |d| - beta / 2
     'cosine'     loss = mean_i  1 - cos(student_i, target_i)
 
 over all features i of present crops. With normalise='layer' the target is (t - mean(t)) / sqrt(var(t) + 1e-5) over its
@@ -9,6 +10,8 @@ D numbers: a layer norm without parameters, so that no number of a public encode
 
 I-JEPA (arXiv 2301.08243) is 'smooth_l1': a predictor predicts the features of a teacher at the targets of a mask. If
 the targets of a crop are predicted from several contexts, of this crop or of others, each of the predictions counts.
+data2vec (arXiv 2202.03555) is 'smooth_l1' with beta 2: a head predicts, at masked patches, the mean of a teacher's last
+blocks, as teacher/image/crop/mean6/standardised_patches@block.
 
 `start` is the loss of the best constant answer: the variance of the targets, or 1 - |mean unit target|. 'smooth_l1'
 has none, because no formula gives it.
@@ -24,21 +27,31 @@ import jax.numpy as jnp
 from jax import Array
 
 from medjax.errors import UserError
+from medjax.models.layers import standardised
 from medjax.objectives.features import Feature
 from medjax.objectives.numerics import unit
 from medjax.objectives.terms import Term, TermContext, TermInputs, TermOutput
 from medjax.objectives.trees import weight_at_mask
+from medjax.types import is_number
 
 LOSSES = ('mse', 'smooth_l1', 'cosine')
 
 
-def build(context: TermContext, student: str, teacher: str, loss: str = 'mse', normalise: str | None = 'layer') -> Term:
+def build(
+    context: TermContext,
+    student: str,
+    teacher: str,
+    loss: str = 'mse',
+    normalise: str | None = 'layer',
+    beta: float = 1.0,
+) -> Term:
     """The term `regress` of a config.
 
     student    features [B,V,…,D], through a head if the widths differ, as student/image/crop/cls>to_teacher
     teacher    features of the same shape, as teacher/large/crop/cls
     loss       'mse', 'smooth_l1' or 'cosine'
     normalise  'layer', or None for the teacher's features as they are
+    beta       of 'smooth_l1': the distance at which the square becomes a line
     """
     s = context.feature(student, 'student', per_row=True)
     t = context.feature(teacher, 'teacher', per_row=True)
@@ -47,6 +60,10 @@ def build(context: TermContext, student: str, teacher: str, loss: str = 'mse', n
         raise UserError(f"{context.where}.loss={loss!r}: must be 'mse', 'smooth_l1' or 'cosine'")
     if normalise not in ('layer', None):
         raise UserError(f"{context.where}.normalise={normalise!r}: must be 'layer' or None")
+    if not is_number(beta) or beta <= 0:
+        raise UserError(f'{context.where}.beta={beta!r}: must be a number above 0')
+    if beta != 1 and loss != 'smooth_l1':
+        raise UserError(f"{context.where}.beta={beta!r}: belongs to loss='smooth_l1' alone; leave it out")
     if (s.at and s.at_mask) != (t.at and t.at_mask):
         raise UserError(f'{context.where}: student and teacher must be tokens at one mask, as …/patches@block')
     widths = [context.width(name) for name in (student, teacher)]
@@ -55,7 +72,7 @@ def build(context: TermContext, student: str, teacher: str, loss: str = 'mse', n
             f'{context.where}: {student!r} has {widths[0]} numbers and {teacher!r} has {widths[1]}; send the student '
             f"through a head, dict(head='linear', out={widths[1]})"
         )
-    return Regress(context, s, t, loss, normalise)
+    return Regress(context, s, t, loss, normalise, beta)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -66,6 +83,7 @@ class Regress(Term):
     teacher: Feature
     kind: str
     normalise: str | None
+    beta: float
 
     def per_row(self, x: TermInputs) -> dict[str, Array]:
         """Sums over the features of each row or group: the error, the targets and their squares, the number."""
@@ -82,7 +100,8 @@ class Regress(Term):
             error = jnp.square(student - target).mean(-1)
         elif self.kind == 'smooth_l1':
             distance = jnp.abs(student - target)
-            error = jnp.where(distance < 1, 0.5 * jnp.square(distance), distance - 0.5).mean(-1)
+            square, line = 0.5 / self.beta * jnp.square(distance), distance - 0.5 * self.beta
+            error = jnp.where(distance < self.beta, square, line).mean(-1)
         else:
             error = 1 - jnp.sum(unit(student) * target, axis=-1)
 
@@ -99,9 +118,7 @@ class Regress(Term):
 
     def target(self, t: Array) -> Array:
         """The teacher's features [...,D], normalised."""
-        if self.normalise == 'layer':
-            t -= t.mean(-1, keepdims=True)
-            t *= jax.lax.rsqrt(jnp.square(t).mean(-1, keepdims=True) + 1e-5)
+        t = standardised(t) if self.normalise == 'layer' else t
         return unit(t) if self.kind == 'cosine' else t
 
     def contexts(self, x: TermInputs) -> int:

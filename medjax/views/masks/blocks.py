@@ -16,6 +16,7 @@ import numpy as np
 from jax import Array
 
 from medjax.errors import UserError
+from medjax.types import is_whole
 from medjax.views.geometry import between
 from medjax.views.masks import Drawn, Generator, MaskContext, Texts
 
@@ -29,24 +30,32 @@ def build(
     ratio: Sequence[float] = (0.1, 0.5),
     min_patches: int = 4,
     aspect: float = 0.3,
+    max_patches: int | None = None,
 ) -> Generator:
     """The mask `blocks` of a config, for the crops of a group of rows.
 
     share        share of the crops that are masked: n = int(share * crops) of a group, drawn at random
-    ratio        smallest and largest share of a crop's patches that are masked
+    ratio        smallest and largest share of a crop's patches that are masked; equal shares give every masked crop the
+                 same number
     min_patches  smallest area of a rectangle
     aspect       smallest height / width of a rectangle; the largest is 1 / aspect
+    max_patches  largest number of new patches of a rectangle. None: h//2 * w of h x w patches, as in DINOv2. BEiT
+                 (arXiv 2106.08254) and data2vec have all patches
 
     The n masked crops of a group get n different sizes, one from each of n equal bins of `ratio`. A size is the middle
     of its bin plus or minus d patches. Two bins that are paired at random get opposite d, so the total is a constant;
     with an odd n one random bin keeps its middle. Rectangles follow the original: area uniform from `min_patches` to
-    the number of patches that are still missing, height / width log-uniform, at most h//2 * w new patches each. After
+    the number of patches that are still missing, height / width log-uniform, at most `max_patches` new ones each. After
     64 tries, or ten tries in a row without a new patch, single patches are added at random, those beside a block first.
     """
     grid, crops, where = context.image_grid(), context.crops, context.where
     n, patches = int(share * crops), grid[0] * grid[1]
-    if np.shape(ratio) != (2,) or not 0 <= ratio[0] < ratio[1] <= 1:
-        raise UserError(f'{where}.ratio: two shares, 0 <= low < high <= 1, not {ratio}')
+    if np.shape(ratio) != (2,) or not 0 <= ratio[0] <= ratio[1] <= 1:
+        raise UserError(f'{where}.ratio: two shares, 0 <= low <= high <= 1, not {ratio}')
+    if not ratio[1] * patches >= 1:
+        raise UserError(f'{where}.ratio={tuple(ratio)}: masks no patch of {patches}; give larger shares')
+    if max_patches is not None and (not is_whole(max_patches) or max_patches < 1):
+        raise UserError(f'{where}.max_patches={max_patches!r}: must be a whole number of patches, at least 1, or None')
     if not 1 <= n <= crops:
         raise UserError(
             f'{where}.share: int({share} x {crops} crops of a group) masks {n} crops; '
@@ -62,6 +71,7 @@ def build(
         reach=reach,
         min_patches=min_patches,
         aspect=aspect,
+        max_patches=grid[0] // 2 * grid[1] if max_patches is None else max_patches,
     )
 
 
@@ -74,6 +84,7 @@ class Blocks(Generator):
     reach: int  # how far a size may be from the middle of its bin, patches
     min_patches: int
     aspect: float
+    max_patches: int
 
     @property
     def most(self) -> int:
@@ -93,22 +104,24 @@ class Blocks(Generator):
 
     def one_crop(self, u_tries: Array, u_fill: Array, size: Array) -> Array:
         """Exactly `size` masked patches of one crop, bool [N]."""
-        bits = rectangles(u_tries.reshape(TRIES, 4), size, self.grid, self.min_patches, self.aspect)
+        u = u_tries.reshape(TRIES, 4)
+        bits = rectangles(u, size, self.grid, self.min_patches, self.aspect, self.max_patches)
         return fill(u_fill.reshape(self.grid), bits, size).reshape(-1)
 
 
-def rectangles(u: Array, count: Array, grid: tuple[int, int], min_patches: int, aspect: float) -> Array:
+def rectangles(
+    u: Array, count: Array, grid: tuple[int, int], min_patches: int, aspect: float, max_patches: int
+) -> Array:
     """Rectangles that together cover at most `count` cells, bool [h,w], from u uniform [tries,4].
 
     The number of tries is fixed, so that the loop has no condition that devices would have to agree on.
     """
     height, width = grid
-    most = height // 2 * width  # the original's floor chain: 128 of 16 x 16, 666 of 37 x 37, 21 of 7 x 7
     row, column = jnp.arange(height)[:, None], jnp.arange(width)
 
     def one_try(state: tuple[Array, Array, Array], u: Array) -> tuple[tuple[Array, Array, Array], None]:
         bits, missing, failures = state
-        most_now = jnp.minimum(missing, most)
+        most_now = jnp.minimum(missing, max_patches)
         area = between(u[0], (min_patches, most_now))
         root_ratio = jnp.exp(0.5 * between(u[1], (np.log(aspect), -np.log(aspect))))
         h = jnp.round(jnp.sqrt(area) * root_ratio).astype(jnp.int32)
