@@ -21,6 +21,7 @@ from medjax.errors import UserError
 from medjax.stages import stages
 from medjax.training.rehearsal import rehearse, without_data
 from medjax.training.state import make_optimizer
+from medjax.training.step import make_step
 
 ABSENT = '-'  # in a table: the config does not have the key. No JSON value is written so
 WIDTH = 100  # letters of a line of JSON
@@ -108,7 +109,8 @@ def _built(config: configs.Config) -> configs.Config:
     """The config itself, after all its builders took it: a UserError here is one that `medjax train` would give."""
     for stage in stages(config):
         given, objective, make_views = without_data(stage.config)
-        make_optimizer(objective, stage.config['optim'], config['total_steps'])
+        optimizer = make_optimizer(objective, stage.config['optim'], config['total_steps'])
+        make_step(objective, optimizer, make_views, stage.config['micro_batches'])
         rehearse(objective, make_views, given)
     return config
 

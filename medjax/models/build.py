@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from medjax import plugins
@@ -51,12 +51,12 @@ def tower(
     if 'reads' not in takes:
         if 'reads' in options:
             raise UserError(f'{where}.reads: {cfg["tower"]!r} is a tower of views and reads no other tower')
-        return plugins.call(module.build, dict(dtype=dtype) | options, where, **given)
+        return _built(module.build, dict(dtype=dtype) | options, where, **given)
     if 'reads' not in options:
         raise UserError(f"{where}: the key 'reads' is missing: the towers that {cfg['tower']!r} reads, as ['image']")
     reads = parse_reads(options.pop('reads'), f'{where}.reads')
     given['reads'] = tuple(None if read.tower is None else (others or {})[read.tower] for read in reads)
-    built = dataclasses.replace(plugins.call(module.build, dict(dtype=dtype) | options, where, **given), reads=reads)
+    built = dataclasses.replace(_built(module.build, dict(dtype=dtype) | options, where, **given), reads=reads)
     plugins.text_list(built.wants, f'{where}: the wants of {cfg["tower"]!r}', 'last4/cls')
     return built
 
@@ -76,10 +76,18 @@ def head(cfg: Mapping[str, Any], width: int, where: str, dtype: str = 'float32',
     if tie is not None and (not isinstance(tie, str) or tie.count('/') < 2):
         raise UserError(f"{where}.tie: {tie!r} is no parameter; write its path, as 'towers/text/words'")
     together = options.pop('together', False)
-    built = dataclasses.replace(plugins.call(module.build, options, where, width=width), tie=tie, together=together)
+    built = dataclasses.replace(_built(module.build, options, where, width=width), tie=tie, together=together)
     if not isinstance(together, bool) or (together and not built.batch_statistics):
         raise UserError(
             f'{where}.together={together!r}: must be True or False, and True only for a head that normalises by the '
             'statistics of the batch'
         )
     return built
+
+
+def _built(build: Callable[..., Any], options: Mapping[str, Any], where: str, **given: Any) -> Any:
+    """What a `build` makes of the options of a section. Its own mistakes do not name the section, so this does."""
+    try:
+        return plugins.call(build, options, where, **given)
+    except UserError as error:
+        raise UserError(str(error) if str(error).startswith(where) else f'{where}: {error}') from None

@@ -11,7 +11,7 @@ from jax import Array
 from medjax.errors import UserError
 from medjax.objectives.features import Feature
 from medjax.objectives.positives import LABELS, Positives, positives
-from medjax.objectives.schedules import Schedule, schedule
+from medjax.objectives.schedules import POSITIVE, Schedule, schedule
 from medjax.objectives.terms import TermContext
 from medjax.plugins import call
 from medjax.types import Tree, is_number, is_whole
@@ -115,9 +115,7 @@ def _scale(temperature: Any, total_steps: int, where: str) -> Scale:
         return call(shared_scale, temperature, where, where=where)
     if isinstance(temperature, Mapping) and 'rule' not in temperature:
         return call(learned_scale, temperature, where, where=where)
-    if is_number(temperature) and temperature <= 0:
-        raise UserError(f'{where}={temperature!r}: must be above 0')
-    return Scale(schedule(temperature, total_steps, where), None, 0.0, 0.0)
+    return Scale(schedule(temperature, total_steps, where, POSITIVE), None, 0.0, 0.0)
 
 
 def learned_scale(learned: float, low: float = 0.01, high: float = 100.0, *, where: str) -> Scale:

@@ -30,7 +30,7 @@ from jax import Array
 
 from medjax.data.types import POSITIVE, UNCERTAIN, given
 from medjax.errors import UserError, suggest
-from medjax.objectives.schedules import Schedule, schedule
+from medjax.objectives.schedules import SHARE, Schedule, schedule
 from medjax.plugins import call
 from medjax.types import View
 
@@ -69,7 +69,7 @@ def soft_positives(soft: str, alpha: Any = 1.0, *, total_steps: int, where: str)
     """Checks dict(soft=…, alpha=…) of a config."""
     if not isinstance(soft, str):
         raise UserError(f"{where}.soft={soft!r}: must be 'labels' or the name of a network")
-    return soft, schedule(alpha, total_steps, f'{where}.alpha')
+    return soft, schedule(alpha, total_steps, f'{where}.alpha', SHARE)
 
 
 def keys(view: View, kinds: tuple[str, ...], name: str, where: str) -> tuple[Array, Array]:

@@ -11,8 +11,9 @@ A rule ends at the run's `total_steps`, or at its own `steps` if it has them. St
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
@@ -24,8 +25,31 @@ from medjax.types import is_number
 Schedule = Callable[[Array], Array]
 
 
-def schedule(spec: Any, total_steps: int, where: str) -> Schedule:
-    """The schedule that a config's `spec` describes, step -> float32 value; `where` is the config path in messages."""
+class Range(NamedTuple):
+    """The numbers that an option may have, in words and as a test."""
+
+    words: str
+    holds: Callable[[float], bool]
+
+
+FINITE = Range('that is finite', math.isfinite)
+POSITIVE = Range('above 0', lambda x: 0 < x < math.inf)
+NOT_NEGATIVE = Range('of at least 0', lambda x: 0 <= x < math.inf)
+SHARE = Range('from 0 to 1', lambda x: 0 <= x <= 1)
+
+
+def number(value: Any, where: str, within: Range) -> float:
+    """An option of a config that is one number; UserError for another one."""
+    if not is_number(value) or not within.holds(value):
+        raise UserError(f'{where}={value!r}: must be a number {within.words}')
+    return value
+
+
+def schedule(spec: Any, total_steps: int, where: str, within: Range = FINITE) -> Schedule:
+    """The schedule that a config's `spec` describes, step -> float32 value.
+
+    `where` is the config path in messages. UserError if one of its values is not `within` the range.
+    """
     if isinstance(spec, Mapping):
         options = dict(spec)
         rule = options.pop('rule', None)
@@ -35,6 +59,10 @@ def schedule(spec: Any, total_steps: int, where: str) -> Schedule:
             if not is_number(value) or (name in STEPS and value < 0):
                 least = ' of at least 0' if name in STEPS else ''
                 raise UserError(f'{where}.{name}={value!r}: must be a number{least}')
+        for name, value in _values(options).items():
+            number(value, f'{where}.{name}', within)
+        if options.get('frozen') and not within.holds(0.0):
+            raise UserError(f'{where}.frozen: its value is 0 in these steps, and must be a number {within.words}')
         options.setdefault('steps', total_steps)
         return call(RULES[rule], options, where)
     if isinstance(spec, (list, tuple)):
@@ -42,11 +70,20 @@ def schedule(spec: Any, total_steps: int, where: str) -> Schedule:
             raise UserError(f'{where}: a list of values by step needs at least one value')
         if not all(map(is_number, spec)):
             raise UserError(f'{where}={list(spec)!r}: a list of values by step holds numbers alone')
+        for i, value in enumerate(spec):
+            number(value, f'{where}[{i}]', within)
         table = jnp.asarray(spec, jnp.float32)
         return lambda step: table[jnp.minimum(step, len(spec) - 1)]
     if not is_number(spec):
         raise UserError(f'{where}: a schedule is a number, a list by step or dict(rule=…), got {spec!r}')
+    number(spec, where, within)
     return lambda step: jnp.asarray(spec, jnp.float32)
+
+
+def _values(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that the options of a rule give it, by their names; a warm-up begins at 0 by default."""
+    rising = {'warmup_start': 0.0} if options.get('warmup') else {}
+    return rising | {name: value for name, value in options.items() if name not in STEPS}
 
 
 def cosine(

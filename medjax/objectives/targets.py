@@ -16,9 +16,9 @@ from jax import Array
 from medjax.errors import UserError
 from medjax.objectives import numerics
 from medjax.objectives.features import Feature
-from medjax.objectives.schedules import schedule
+from medjax.objectives.schedules import POSITIVE, SHARE, number, schedule
 from medjax.objectives.terms import Term, TermContext, TermInputs
-from medjax.types import Metrics, Tree
+from medjax.types import Metrics, Tree, is_whole
 
 TARGET_MOMENTUM = 0.99  # of the mean target, which health needs
 
@@ -113,10 +113,12 @@ def targets(
     """The options of a distillation term, checked."""
     if centring not in ('sinkhorn', 'centre'):
         raise UserError(f"{context.where}.centring: 'sinkhorn' or 'centre', got {centring!r}")
+    if not is_whole(iterations) or iterations < 1:
+        raise UserError(f'{context.where}.iterations={iterations!r}: must be a whole number of at least 1')
     return Targets(
         centring,
-        schedule(temperature, context.total_steps, f'{context.where}.teacher_temperature'),
-        momentum,
+        schedule(temperature, context.total_steps, f'{context.where}.teacher_temperature', POSITIVE),
+        number(momentum, f'{context.where}.momentum', SHARE),
         prototypes_of(context, teacher),
         iterations,
     )

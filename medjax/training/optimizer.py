@@ -27,7 +27,6 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import functools
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -167,8 +166,11 @@ def optimizer(
 
     `params` gives paths and shapes only.
     """
-    if not is_number(lr) or not 0 <= lr < math.inf:
-        raise UserError(f'optim.lr={lr!r}: must be a number of at least 0')
+    schedules.number(lr, 'optim.lr', schedules.NOT_NEGATIVE)
+    schedules.number(eps, 'optim.eps', schedules.POSITIVE)
+    for name, beta in dict(b1=b1, b2=b2).items():
+        if not is_number(beta) or not 0 <= beta < 1:
+            raise UserError(f'optim.{name}={beta!r}: must be a number of at least 0 and below 1')
     if clip is not None and not (is_number(clip) and clip > 0):
         raise UserError(f'optim.clip={clip!r}: must be a number above 0, or None for no clipping')
     if rule not in RULES:
@@ -176,8 +178,8 @@ def optimizer(
     coupled = dict(sgd=decayed, lars=functools.partial(trusted, eps=eps)).get(rule)
     return Optimizer(
         lr,
-        schedules.schedule(schedule, total_steps, 'optim.schedule'),
-        schedules.schedule(weight_decay, total_steps, 'optim.weight_decay'),
+        schedules.schedule(schedule, total_steps, 'optim.schedule', schedules.NOT_NEGATIVE),
+        schedules.schedule(weight_decay, total_steps, 'optim.weight_decay', schedules.NOT_NEGATIVE),
         optax.scale_by_adam(b1, b2, eps) if coupled is None else optax.trace(b1),
         coupled,
         rule == 'lamb',

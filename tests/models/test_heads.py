@@ -92,7 +92,7 @@ def test_mistakes_get_a_sentence():
         build.head(dict(head='dino_head', prototype=8), 12, 'heads.dino')
     with pytest.raises(UserError, match=r"heads\.dino\.head: there is no head 'dinohead'.*did you mean 'dino_head'"):
         build.head(dict(head='dinohead', prototypes=8), 12, 'heads.dino')
-    with pytest.raises(UserError, match='bottleneck must be at least 1, got 0'):
+    with pytest.raises(UserError, match='bottleneck=0: must be a whole number of at least 1'):
         build.head(dict(head='dino_head', prototypes=8, bottleneck=0), 12, 'heads.dino')
 
 

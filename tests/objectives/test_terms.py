@@ -14,6 +14,7 @@ import pytest
 import recipes
 from reference_losses import context, loss_of, plain_view
 
+from medjax.errors import UserError
 from medjax.objectives import numerics
 from medjax.objectives.terms import distill_cls, distill_patch, koleo
 from medjax.types import View
@@ -77,6 +78,17 @@ def test_padding_does_not_enter_sinkhorn():
     weight = np.r_[np.ones(9), np.zeros(3)]
     again = balance(jnp.asarray(padded), jnp.asarray(weight))
     np.testing.assert_allclose(again, c, rtol=1e-5, atol=1e-5)
+
+
+def test_a_crop_alone_has_no_pair():
+    name, target = 'student/image/global/cls>dino', 'teacher/image/global/cls>dino'
+    for crops, student in (
+        ({'global': 2}, name),
+        ({'global': 1, 'local': 1}, name.replace('global', 'local')),
+    ):
+        distill_cls.build(dataclasses.replace(context(8), crops=crops), student, target)
+    with pytest.raises(UserError, match=r"the only crop of 'global' is the one of the teacher.*give the view count=2"):
+        distill_cls.build(dataclasses.replace(context(8), crops={'global': 1}), name, target)
 
 
 def test_absent_rows_count_nowhere():

@@ -11,7 +11,7 @@ from jax.experimental import multihost_utils
 
 from medjax.errors import UserError
 from medjax.models import build
-from medjax.objectives.schedules import schedule
+from medjax.objectives.schedules import FINITE, NOT_NEGATIVE, POSITIVE, SHARE, schedule
 from medjax.training.checkpoint import Checkpoints, abstract
 from medjax.training.flops import model_flops
 from medjax.training.optimizer import Group, optimizer, parameter_groups
@@ -96,6 +96,28 @@ def test_lists_and_rules_of_another_kind(given, words):
 def test_rates_and_bounds_that_are_none(given, words):
     with pytest.raises(UserError, match=words):
         optimizer(params(), 10, **given)
+
+
+@pytest.mark.parametrize(
+    ('spec', 'within', 'words'),
+    [
+        (0.0, POSITIVE, r'x=0\.0: must be a number above 0'),
+        ([0.1, -0.1], POSITIVE, r'x\[1\]=-0\.1: must be a number above 0'),
+        (dict(rule='linear', start=0.04, end=0.0), POSITIVE, r'x\.end=0\.0: must be a number above 0'),
+        (
+            dict(rule='cosine', start=0.1, end=0.1, warmup=5),
+            POSITIVE,
+            r'x\.warmup_start=0\.0: must be a number above 0',
+        ),
+        (dict(rule='cosine', start=0.1, end=0.1, frozen=5), POSITIVE, r'x\.frozen: its value is 0 in these steps'),
+        (dict(rule='cosine', start=0.9, end=1.1), SHARE, r'x\.end=1\.1: must be a number from 0 to 1'),
+        (-1.0, NOT_NEGATIVE, r'x=-1\.0: must be a number of at least 0'),
+        (float('nan'), FINITE, r'x=nan: must be a number that is finite'),
+    ],
+)
+def test_the_values_of_a_schedule_stay_within_their_range(spec, within, words):
+    with pytest.raises(UserError, match=words):
+        schedule(spec, 10, 'x', within)
 
 
 def falling(count):

@@ -15,7 +15,7 @@ from jax import Array
 
 from medjax.errors import UserError
 from medjax.models.layers import gelu, uniform_fan_in, weight_init
-from medjax.types import Head, Tree
+from medjax.types import Head, Tree, is_whole
 
 
 def build(
@@ -37,8 +37,10 @@ def build(
     dtype       type of the factors of products; sums, norms and results are float32
     """
     for name, size in dict(prototypes=prototypes, hidden=hidden, bottleneck=bottleneck, layers=layers).items():
-        if size < 1:
-            raise UserError(f'dino_head: {name} must be at least 1, got {size}')
+        if not is_whole(size) or size < 1:
+            raise UserError(f'dino_head: {name}={size!r}: must be a whole number of at least 1')
+    if prototypes < 2:
+        raise UserError('dino_head: prototypes=1: with one prototype there is nothing to choose; take at least 2')
     # Layers alternate between column and row parallel. Two of them then need one exchange between the tensor shards.
     names = [*(('embed', 'hidden')[i % 2] for i in range(layers)), 'bottleneck']
     axes: Tree = {f'mlp_{i}': dict(kernel=pair) for i, pair in enumerate(pairwise(names))}

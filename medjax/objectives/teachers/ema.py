@@ -6,25 +6,20 @@ After every optimizer step t <- m t + (1 - m) s, with m = momentum(step).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 from jax import Array
 
-from medjax.errors import UserError
-from medjax.objectives.schedules import Schedule, schedule
+from medjax.objectives.schedules import SHARE, Schedule, schedule
 from medjax.objectives.teachers import Teacher, TeacherContext
-from medjax.types import Metrics, Tree, is_number
+from medjax.types import Metrics, Tree
 
 
 def build(of: Sequence[str], context: TeacherContext, momentum: Any) -> Teacher:
     """`of`: the towers and heads that the teacher holds, as ['towers/image', 'heads/dino']; `momentum`: a schedule."""
-    ends = [momentum.get(end) for end in ('start', 'end')] if isinstance(momentum, Mapping) else [momentum]
-    for value in momentum if isinstance(momentum, (list, tuple)) else ends:
-        if is_number(value) and not 0 <= value <= 1:
-            raise UserError(f'{context.where}.momentum={momentum!r}: must stay between 0 and 1')
-    decay = schedule(momentum, context.total_steps, f'{context.where}.momentum')
+    decay = schedule(momentum, context.total_steps, f'{context.where}.momentum', SHARE)
     return Ema(of=context.check(of), momentum=decay)
 
 

@@ -22,6 +22,7 @@ import numpy as np
 
 from medjax.errors import UserError
 from medjax.objectives import numerics
+from medjax.objectives.schedules import POSITIVE, number
 from medjax.objectives.targets import Distillation, gauges, prototypes_of, targets
 from medjax.objectives.terms import Term, TermContext, TermInputs, TermOutput
 from medjax.objectives.trees import same_crop
@@ -54,6 +55,12 @@ def build(
             f'{context.where}: all student features must go through one head, with as many prototypes as the head of '
             'the teacher'
         )
+    if not any(context.crops.get(f.view, 2) > (f.view == target.view) for f in students):
+        raise UserError(
+            f'{context.where}.student: the only crop of {target.view!r} is the one of the teacher, and a crop is not '
+            'paired with itself; give the view count=2, or name a second view'
+        )
+    number(student_temperature, f'{context.where}.student_temperature', POSITIVE)
     return DistillCls(context, students, target, options, student_temperature)
 
 

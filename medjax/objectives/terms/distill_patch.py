@@ -20,6 +20,7 @@ import jax.numpy as jnp
 
 from medjax.errors import UserError
 from medjax.objectives import numerics
+from medjax.objectives.schedules import POSITIVE, number
 from medjax.objectives.targets import Distillation, gauges, prototypes_of, targets
 from medjax.objectives.terms import Term, TermContext, TermInputs, TermOutput
 from medjax.objectives.trees import weight_at_mask
@@ -49,6 +50,7 @@ def build(
     options = targets(context, t, centring, teacher_temperature, momentum, iterations)
     if prototypes_of(context, s) != options.prototypes:
         raise UserError(f'{context.where}: the heads of student and teacher must have equal numbers of prototypes')
+    number(student_temperature, f'{context.where}.student_temperature', POSITIVE)
     return DistillPatch(context, (s,), t, options, student_temperature)
 
 

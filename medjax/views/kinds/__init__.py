@@ -15,7 +15,7 @@ from jax import Array
 from medjax.types import View
 
 Rows = Mapping[str, Array]  # the fields of one part of a batch
-Draws = dict[str, Array]
+Draws = dict[str, Any]  # arrays by name; of a view that shows another one further changed, also the draws of that one
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array
 
 from medjax.errors import UserError
-from medjax.types import View, is_number
+from medjax.types import View, is_number, is_whole
 from medjax.views import geometry
 from medjax.views.colour import normalise, per_crop, to_unit
 from medjax.views.kinds import Draws, Kind, Rows, facts
@@ -62,8 +62,8 @@ def build(
                  made, so that the two views differ by the changes of these crops alone
     """
     height, width = _size(size, f'{where}.size')
-    if count < 1:
-        raise UserError(f'{where}.count: at least one crop, not {count}')
+    if not is_whole(count) or count < 1:
+        raise UserError(f'{where}.count={count!r}: must be a whole number of crops, at least 1')
     if not is_number(cutmix) or not 0 <= cutmix <= 1:
         raise UserError(f'{where}.cutmix={cutmix!r}: must be a share of the crops, from 0 to 1')
     for option, value in dict(one_size=one_size, on_top=on_top).items():

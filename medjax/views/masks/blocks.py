@@ -8,6 +8,7 @@ a constant, so that shapes are static and nothing is padded.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import jax
@@ -16,7 +17,7 @@ import numpy as np
 from jax import Array
 
 from medjax.errors import UserError
-from medjax.types import is_whole
+from medjax.types import is_number, is_whole
 from medjax.views.geometry import between
 from medjax.views.masks import Drawn, Generator, MaskContext, Texts
 
@@ -49,13 +50,20 @@ def build(
     64 tries, or ten tries in a row without a new patch, single patches are added at random, those beside a block first.
     """
     grid, crops, where = context.image_grid(), context.crops, context.where
-    n, patches = int(share * crops), grid[0] * grid[1]
-    if np.shape(ratio) != (2,) or not 0 <= ratio[0] <= ratio[1] <= 1:
+    patches = grid[0] * grid[1]
+    if np.shape(ratio) != (2,) or not all(map(is_number, ratio)) or not 0 <= ratio[0] <= ratio[1] <= 1:
         raise UserError(f'{where}.ratio: two shares, 0 <= low <= high <= 1, not {ratio}')
     if not ratio[1] * patches >= 1:
         raise UserError(f'{where}.ratio={tuple(ratio)}: masks no patch of {patches}; give larger shares')
     if max_patches is not None and (not is_whole(max_patches) or max_patches < 1):
         raise UserError(f'{where}.max_patches={max_patches!r}: must be a whole number of patches, at least 1, or None')
+    if not is_whole(min_patches) or not 1 <= min_patches <= patches:
+        raise UserError(
+            f'{where}.min_patches={min_patches!r}: must be a whole number from 1 to {patches}, the patches of a crop'
+        )
+    if not is_number(aspect) or not 0 < aspect <= 1:
+        raise UserError(f'{where}.aspect={aspect!r}: must be a number above 0 and at most 1')
+    n = int(share * crops) if is_number(share) and math.isfinite(share) else -1
     if not 1 <= n <= crops:
         raise UserError(
             f'{where}.share: int({share} x {crops} crops of a group) masks {n} crops; '
@@ -64,6 +72,11 @@ def build(
     edges = np.linspace(ratio[0], ratio[1], n + 1) * patches
     middles = np.floor((edges[:-1] + edges[1:]) / 2 + 1e-6).astype(int)
     reach = int((edges[1] - edges[0]) / 2 + 1e-6)
+    if not middles.any():
+        raise UserError(
+            f'{where}.ratio: {ratio} masks no patch of {grid[0]} x {grid[1]}; give larger shares, or crops with more '
+            'patches'
+        )
     return Blocks(
         context=context,
         grid=grid,
