@@ -109,8 +109,10 @@ def boxes_of(relative_position: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return boxes.astype(np.float32), np.stack([np.zeros(n, bool), flip > 0], axis=1)
 
 
-def views_of(hp: dict[str, Any], d: dict[str, np.ndarray], masks: dict[str, np.ndarray], padding: int = 0) -> Any:
-    """The views and the mask of a file, with room for `padding` more patches than contexts and targets have."""
+def views_of(
+    hp: dict[str, Any], d: dict[str, np.ndarray], masks: dict[str, np.ndarray], longest: int, room: int
+) -> Any:
+    """The views and the mask of a file, with room for `longest` patches of a context and `room` targets of a set."""
     b, n = len(d['image1']), (int(hp['img_size']) // int(hp['patch_size'])) ** 2
 
     def both(name: str) -> np.ndarray:
@@ -122,7 +124,7 @@ def views_of(hp: dict[str, Any], d: dict[str, np.ndarray], masks: dict[str, np.n
     targets = np.stack([both(f'pred{k}') for k in range(sets)])  # [K,B,2,M]
     bits = np.zeros((*targets.shape[:-1], n), bool)
     np.put_along_axis(bits, targets.astype(int), True, axis=-1)
-    room = targets.shape[-1] + padding
+    padding = longest - kept.shape[-1]
     by_set = [positions(one, most=2 * room, crop_room=room) for one in bits]
     index, weight = (jnp.stack(x, 1) for x in zip(*by_set, strict=True))
     length = jnp.full(kept.shape[:-1], kept.shape[-1], jnp.int32) if padding else None
@@ -187,43 +189,43 @@ def check_dual(path: Path) -> None:
         x = np.asarray(x).swapaxes(0, 1)
         return x.reshape(-1, *x.shape[2:])
 
-    for padding in (0, 3):
-        views, masks = views_of(hp, inputs_of(d), of_file(d), padding)
+    ke, kp = d['mask/enc0'].shape[1], d['mask/pred0'].shape[1]
+    padding = 3  # more room than the file needs; steps in a row have none for their longest targets
+    views, masks = views_of(hp, inputs_of(d), of_file(d), ke + padding, kp + padding)
 
-        def forward_and_back(state, views, masks):
-            loss, metrics, _, grads = gradients(objective, state, (views, masks), lambda rows: rows, state.key, 1)
-            return forward(objective, state, views, masks), loss, metrics, grads
+    def forward_and_back(state, views, masks):
+        loss, metrics, _, grads = gradients(objective, state, (views, masks), lambda rows: rows, state.key, 1)
+        return forward(objective, state, views, masks), loss, metrics, grads
 
-        mid, loss, metrics, grads = run(forward_and_back, state, views, masks)
-        ke, kp = d['mask/enc0'].shape[1], d['mask/pred0'].shape[1]
-        context = np.asarray(mid['context']).reshape(b, 2, contexts, ke + padding, -1)[:, :, :, :ke]
-        predicted, targets = {}, {}
-        for crop in (0, 1):
-            close(set_major(context[:, crop]), d[f'out/context{crop + 1}'], FORWARD, f'context {crop + 1}')
-            targets[crop] = set_major(mid['target'][:, :, crop, :kp])
-            close(targets[crop], d[f'target/h{crop + 1}'], FORWARD, f'targets {crop + 1}')
-            for name, output, other in (('patches', mid['own'], crop), ('others', mid['others'], 1 - crop)):
-                pair = f'{crop + 1}{other + 1}'
-                predicted[pair] = set_major(np.asarray(output)[:, crop, :, :kp])
-                close(predicted[pair], d[f'out/pred_{pair}'], FORWARD, f'predictions {pair} ({name})')
-        sequences = np.asarray(mid['sequences'])  # [S K,M'+M,d] of rows, target crops, own or other context, contexts
-        sequences = sequences.reshape(b, 2, 2, -1, *sequences.shape[1:])
-        extra = int(str(hp['cond_type']) == 'token')  # one token more, which is the last one in the original
-        for pair, target, shift in (('11', 0, 0), ('21', 1, 1)):
-            ours = set_major(sequences[:, target, shift])[:, : ke + kp + extra]
-            ours = np.concatenate([ours[:, extra:], ours[:, :extra]], axis=1)
-            close(ours, d[f'mid/predictor_in_{pair}'], FORWARD, f'input of the predictor {pair}')
-        for pair in predicted:
-            distance = np.abs(predicted[pair] - targets[int(pair[0]) - 1])
-            error = distance**2 if str(hp['loss_type']) == 'l2' else np.where(
-                distance < 1, distance**2 / 2, distance - 0.5
-            )  # fmt: skip
-            close(error.mean(), d[f'loss/l{pair}'], LOSS, f'loss {pair}')
-        for name in ('intra', 'extra'):
-            close(metrics[f'term/{name}/loss'], d[f'loss/{name}'], LOSS, name)
-        close(metrics['term/token_deviation/deviation'], d['loss/pred_std'], LOSS, 'deviation of predictions')
-        close(loss, d['loss/total'], LOSS, 'loss')
-        close_trees(grads['towers'], towers(d, 'g/', hp), gradient, f'gradient (padding {padding})')
+    mid, loss, metrics, grads = run(forward_and_back, state, views, masks)
+    context = np.asarray(mid['context']).reshape(b, 2, contexts, ke + padding, -1)[:, :, :, :ke]
+    predicted, targets = {}, {}
+    for crop in (0, 1):
+        close(set_major(context[:, crop]), d[f'out/context{crop + 1}'], FORWARD, f'context {crop + 1}')
+        targets[crop] = set_major(mid['target'][:, :, crop, :kp])
+        close(targets[crop], d[f'target/h{crop + 1}'], FORWARD, f'targets {crop + 1}')
+        for name, output, other in (('patches', mid['own'], crop), ('others', mid['others'], 1 - crop)):
+            pair = f'{crop + 1}{other + 1}'
+            predicted[pair] = set_major(np.asarray(output)[:, crop, :, :kp])
+            close(predicted[pair], d[f'out/pred_{pair}'], FORWARD, f'predictions {pair} ({name})')
+    sequences = np.asarray(mid['sequences'])  # [S K,M'+M,d] of rows, target crops, own or other context, contexts
+    sequences = sequences.reshape(b, 2, 2, -1, *sequences.shape[1:])
+    extra = int(str(hp['cond_type']) == 'token')  # one token more, which is the last one in the original
+    for pair, target, shift in (('11', 0, 0), ('21', 1, 1)):
+        ours = set_major(sequences[:, target, shift])[:, : ke + kp + extra]
+        ours = np.concatenate([ours[:, extra:], ours[:, :extra]], axis=1)
+        close(ours, d[f'mid/predictor_in_{pair}'], FORWARD, f'input of the predictor {pair}')
+    for pair in predicted:
+        distance = np.abs(predicted[pair] - targets[int(pair[0]) - 1])
+        error = distance**2 if str(hp['loss_type']) == 'l2' else np.where(
+            distance < 1, distance**2 / 2, distance - 0.5
+        )  # fmt: skip
+        close(error.mean(), d[f'loss/l{pair}'], LOSS, f'loss {pair}')
+    for name in ('intra', 'extra'):
+        close(metrics[f'term/{name}/loss'], d[f'loss/{name}'], LOSS, name)
+    close(metrics['term/token_deviation/deviation'], d['loss/pred_std'], LOSS, 'deviation of predictions')
+    close(loss, d['loss/total'], LOSS, 'loss')
+    close_trees(grads['towers'], towers(d, 'g/', hp), gradient, 'gradient')
 
 
 def forward(objective: Objective, state: TrainState, views: Any, masks: Any) -> dict[str, Any]:
@@ -261,9 +263,10 @@ def check_lockstep(path: Path) -> None:
     check_decayed(built, hp)
     # mask lengths differ from step to step: all get the room of the longest, so that one program serves
     masks = [of_file(d, f'mask/step{i}/') for i in range(len(momentum))]
+    longest, room = (max(one[kind].shape[1] for one in masks) for kind in ('enc0', 'pred0'))
     step = jax.jit(make_step(objective, built, None).step_on_views)
     for i, mask in enumerate(masks):
-        state, metrics = step(state, *views_of(hp, inputs_of(d, i), mask, padding=1))
+        state, metrics = step(state, *views_of(hp, inputs_of(d, i), mask, longest + 1, room))
         for ours, theirs in dict(
             loss='per_step', **{'term/intra/loss': 'intra', 'term/extra/loss': 'extra'},
             **{'term/token_deviation/deviation': 'pred_std'},

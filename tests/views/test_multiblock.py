@@ -159,6 +159,7 @@ def test_blocks_of_chexworld_are_distributed_as_in_the_original():
         (dict(contexts=1.5), 'contexts=1.5: must be a whole number of blocks'),
         (dict(min_keep=-1), 'min_keep=-1: must be a whole number of patches'),
         (dict(longest=3), 'longest=3: must be a whole number of patches above min_keep=3'),
+        (dict(merge=1), 'merge=1: must be True or False'),
         (dict(family='jepa'), "family='jepa': must be one of ijepa, chexworld"),
         (dict(merge=True, longest_set=2.5), 'longest_set=2.5: must be a whole number of patches above min_keep=3'),
         (dict(longest_set=9), 'longest_set=9: only sets of several blocks have it; set merge=True'),

@@ -231,11 +231,8 @@ def flat(x: Array) -> Array:
 
 def by_target(predicted: Array, mask: Mask) -> Array:
     """Predictions [B,V,…,C,K,M,D], by the crop of their targets, as [B,V C,K,M,D]; see `build`."""
-    b, v, *_, contexts, k, m, d = predicted.shape
-    if not mask.own_sets:
-        return predicted.reshape(b, -1, k, m, d)
-    predicted = predicted.reshape(b, v, -1, contexts * k, m, d)
-    return predicted.reshape(b, -1, contexts * k, m, d)
+    *_, contexts, k, m, d = predicted.shape
+    return predicted.reshape(len(predicted), -1, contexts * k if mask.own_sets else k, m, d)
 
 
 def sets_of_contexts(mask: Mask, x: Array) -> Array:

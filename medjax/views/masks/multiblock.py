@@ -83,6 +83,9 @@ def build(
     for name, value in dict(targets=targets, contexts=contexts).items():
         if not is_whole(value) or value < 1:
             raise UserError(f'{where}.{name}={value!r}: must be a whole number of blocks, at least 1')
+    for name, value in dict(overlap=overlap, merge=merge).items():
+        if not isinstance(value, bool):
+            raise UserError(f'{where}.{name}={value!r}: must be True or False')
     if not is_whole(min_keep) or min_keep < 0:
         raise UserError(f'{where}.min_keep={min_keep!r}: must be a whole number of patches, at least 0')
     sizes = {
@@ -206,14 +209,9 @@ class MultiBlock(Generator):
         tries = TRIES * (1 if self.overlap else self.targets + 1)
         owners = self.contexts if self.own_sets else 1
         size_key, key = jax.random.split(key)
-        target_size, context_size = (
-            jnp.asarray(sizes)[number]
-            for sizes, number in zip(
-                (self.target_sizes, self.context_sizes),
-                jax.random.randint(size_key, (2,), 0, len(self.target_sizes)),
-                strict=True,
-            )
-        )
+        number = jax.random.randint(size_key, (2,), 0, len(self.target_sizes))
+        target_size = jnp.asarray(self.target_sizes)[number[0]]
+        context_size = jnp.asarray(self.context_sizes)[number[1]]
         count = owners * self.targets
         u = jax.random.uniform(key, (self.context.crops, count + self.contexts * tries, 2))
         targets = block(u[:, :count], target_size, self.grid, self.family.to_border)
