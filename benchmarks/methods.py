@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import resource
 import statistics
@@ -34,11 +35,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 from compile import ROWS as H100_ROWS, in_own_process  # the files beside this one
 from step import for_sources, phantoms
 
 from medjax import config as configs, files, recipes
 from medjax.errors import UserError, suggest
+from medjax.training.rehearsal import without_data
 
 HERE = Path(__file__).parent
 RESULTS = HERE / 'methods.json'
@@ -192,13 +195,14 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
     """The results in Markdown. The columns of a GPU are there only if one was measured."""
     gpu = next((found['gpu']['device'] for found in results.values() if 'gpu' in found), None)
     heads = [
-        'recipe', 'tower', 'GFLOP an image', 'rows', 's a step (min to max)', 'CPU s a step', 'peak MiB',
+        'recipe', 'tower', 'patches that it reads', 'GFLOP an image', 'rows', 's a step (min to max)', 'CPU s a step',
+        'peak MiB',
         'H100: rows', 'TFLOP a step', 'GiB moved', 'peak GiB', 'ms at the roofline',
     ]  # fmt: skip
     heads += [f'ms on {gpu} (min to max)', 'peak GiB on it'] if gpu else []
     lines = [heads, ['---'] * len(heads)]
     for name, found in results.items():
-        cells = [f'`{name}`', tower(name)]
+        cells = [f'`{name}`', tower(name), reads(name)]
         cpu, h100, card = (found.get(kind) for kind in KINDS)
         works = [one['flops'] / 1e9 / one['batch_size'] for one in (cpu, card) if one]
         works += [1e3 * h100['tflop'] / h100['rows']] if h100 else []
@@ -234,6 +238,19 @@ def tower(name: str) -> str:
     """'ViT-B/16', 'ResNet-50' of a recipe with the overrides of this page."""
     cfg = configs.read(name, METHODS.get(name, ())).towers.image
     return f'{dict(vit="ViT", resnet="ResNet").get(cfg.tower, cfg.tower)}-{cfg.get("variant", "")}'.rstrip('-')
+
+
+def reads(name: str) -> str:
+    """'49 of 196' for an encoder that reads some patches of a crop."""
+    config = configs.read(name, METHODS.get(name, ()))
+    if all(mask.mask in ('blocks', 'words') for mask in config.masks.values()):  # other tokens replace the masked ones
+        return 'all'
+    _, _, make_views = without_data(configs.check(configs.resolve(config, {})))
+    (mask,) = make_views.generators.values()
+    if mask.mode == 'zero':
+        return 'all: convolutions are dense'
+    drawn = jax.eval_shape(lambda: mask.draw(jax.random.key(0), None, ()))
+    return f'{drawn.kept.shape[-1]} of {math.prod(mask.context.grid)}'
 
 
 if __name__ == '__main__':

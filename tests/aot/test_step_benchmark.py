@@ -122,7 +122,7 @@ def test_what_is_measured_is_not_measured_again(measured, capsys):
     assert code == 0 and done == []
     code, done = measured('--table')
     lines = capsys.readouterr().out.splitlines()
-    row = '| `simclr` | ResNet-50 | 2 | 4 | 2.0 (1.5 to 2.5) | 3.5 | 2,000 | 32 | 0.1 | 9 | 2.0 | 12 |'
+    row = '| `simclr` | ResNet-50 | all | 2 | 4 | 2.0 (1.5 to 2.5) | 3.5 | 2,000 | 32 | 0.1 | 9 | 2.0 | 12 |'
     assert code == 0 and done == [] and row in lines
     assert '~2.0 (1.5 to 2.5)' in next(line for line in lines if 'vicreg' in line)
     page = methods.PAGE.read_text()
@@ -137,6 +137,11 @@ def test_columns_of_a_gpu_are_there_only_with_one():
     found['simclr']['gpu'] = CPU | dict(device='1 x NVIDIA H100', peak_memory_mib=3072.0)
     table = methods.table(found)
     assert 'ms on 1 x NVIDIA H100' in table and '| 2000.0 (1500.0 to 2500.0) | 3.0 |' in table
+
+
+def test_what_an_encoder_reads():
+    assert [methods.reads(name) for name in ('mae_vitb16', 'ijepa_vitb16')] == ['49 of 196', '96 of 196']
+    assert methods.reads('spark_resnet50') == 'all: convolutions are dense' and methods.reads('ibot') == 'all'
 
 
 def test_every_method_names_a_recipe_and_overrides_that_it_takes():
