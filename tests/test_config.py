@@ -339,7 +339,7 @@ def test_the_number_of_exports_to_keep(keep):
 def test_a_momentum_beyond_0_to_1(momentum):
     config = configs.read(TINY).to_dict()
     config['teachers']['teacher']['momentum'] = momentum
-    with pytest.raises(UserError, match=r'teachers\.teacher\.momentum=.*between 0 and 1'):
+    with pytest.raises(UserError, match=r'teachers\.teacher\.momentum.*=.*(from 0 to 1|between 0 and 1)'):
         compose(configs.resolve(ConfigDict(config), {}))
 
 
