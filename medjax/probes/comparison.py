@@ -5,7 +5,9 @@ hard patient is hard for both. So each draw of the bootstrap gives both encoders
 the p-value are those of the difference. The interval is the percentile interval, and the p-value fits it.
 
 Many comparisons find differences by chance. So p-values are also adjusted by Holm's method (Holm 1979): those of labels
-over the labels of one comparison, and that of the mean over all encoders that one encoder is compared with.
+over the labels of one comparison, and that of the mean over all encoders that one encoder is compared with. A label
+with fewer than 10 positive or negative test records has no p-value of its own: with so few the bootstrap finds
+differences that are none.
 
 `probes.delong` checks the p-value of each AUROC without draws. Of probes of patches the values of each record are
 compared, such as its Dice.
@@ -20,14 +22,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from medjax import files
+from medjax.data.types import NEGATIVE, POSITIVE
 from medjax.errors import UserError
 from medjax.probes import delong, overlaps, policy, provenance, results, statistics
 from medjax.probes.encode import BASELINES, title
-from medjax.probes.statistics import Bootstrap, Sample, two_sided_p
+from medjax.probes.statistics import FEW_RECORDS, Bootstrap, Sample, two_sided_p
 
 NOTE = (
     'difference = encoder - other on the same patients, percentile interval; p: two-sided, by the bootstrap; p_holm: '
-    'adjusted over the labels, and for the mean over the compared encoders; p_delong: a check, patients are clusters'
+    'adjusted over the labels, and for the mean over the compared encoders; p_delong: a check, patients are clusters; '
+    f'no p for a label with fewer than {FEW_RECORDS} positive or negative records'
 )
 
 
@@ -50,6 +54,10 @@ class Scored(NamedTuple):
         if not isinstance(other, Scored) or not np.array_equal(self.labels, other.labels):
             return 'their results are of different test records, labels, --policy or --unit'
         return ''
+
+    def judged(self) -> np.ndarray:
+        """Whether each label has records enough for a p-value, bool [L]."""
+        return np.minimum((self.labels == POSITIVE).sum(0), (self.labels == NEGATIVE).sum(0)) >= FEW_RECORDS
 
     def samples(self, bootstrap: Bootstrap) -> dict[str, Sample]:
         """{metric: Sample [L]}."""
@@ -84,6 +92,10 @@ class Measured(NamedTuple):
         if not np.array_equal(self.pixels, other.pixels) or any((np.isnan(x) != np.isnan(y)).any() for x, y in both):
             return 'they see different parts of the images (--fit)'
         return ''
+
+    def judged(self) -> np.ndarray:
+        """Bool [K]: each structure is judged."""
+        return np.ones(len(self.names), bool)
 
     def samples(self, bootstrap: Bootstrap) -> dict[str, Sample]:
         """{metric: Sample [K]}."""
@@ -124,7 +136,7 @@ def paired(encoder: Scored | Measured, other: Scored | Measured) -> dict[str, An
     bootstrap = Bootstrap(a.patient, facts.get('seed', 0), facts.get('draws', statistics.DRAWS), statistics.PERCENTILE)
     first, second = a.samples(bootstrap), b.samples(bootstrap)
     found = {
-        metric: _rows(first[metric].minus(second[metric]), names)
+        metric: _rows(first[metric].minus(second[metric]), names, a.judged())
         for metric in first
         if metric in second and len(first[metric].value) == len(second[metric].value)
     }
@@ -143,13 +155,19 @@ def paired(encoder: Scored | Measured, other: Scored | Measured) -> dict[str, An
     )
 
 
-def _rows(difference: Sample, names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """{'mean' or label: {value, low, high, p, p_holm}} of a sample of differences [L]; none where it is undefined."""
+def _rows(difference: Sample, names: Sequence[str], judged: np.ndarray) -> dict[str, dict[str, Any]]:
+    """{'mean' or label: {value, low, high, p, p_holm}} of a sample of differences [L]; none where it is undefined.
+
+    Labels that are not judged, bool [L], have p=None and p_holm=None.
+    """
     defined = ~np.isnan(difference.value)
     mean = difference.filled().map(lambda x: x[:, defined].mean(1)) if defined.any() else None
     rows = {} if mean is None else {'mean': _row(mean)}
     rows |= {name: _row(difference.at(j)) for j, name in enumerate(names) if defined[j]}
-    labels = [name for name in rows if name != 'mean']
+    for name, enough in zip(names, judged, strict=True):
+        if name in rows and not enough:
+            rows[name] |= dict(p=None, p_holm=None)
+    labels = [name for name, row in rows.items() if name != 'mean' and row['p'] is not None]
     for name, p in zip(labels, holm([rows[name]['p'] for name in labels])):
         rows[name]['p_holm'] = p
     return rows
@@ -250,14 +268,17 @@ def in_words(pair: Mapping[str, Any]) -> str:
     """'mean AUROC +.031 [+.010, +.052], p .004 (Holm .008); of 3 label(s) 1 better, 0 worse (Holm)'."""
     metric, rows = next(iter(pair['results'].items()))
     mean, labels = rows['mean'], [row for name, row in rows.items() if name != 'mean']
+    judged = [row for row in labels if row['p'] is not None]
     better, worse = (
-        sum(row['p_holm'] < 1 - statistics.LEVEL and sign * row['value'] > 0 for row in labels) for sign in (1, -1)
+        sum(row['p_holm'] < 1 - statistics.LEVEL and sign * row['value'] > 0 for row in judged) for sign in (1, -1)
     )
+    kind = f'{pair.get("rows", "label")}(s)'
+    few = f' with {FEW_RECORDS} records of each class, of {len(labels)},' * (len(judged) < len(labels))
     interval = f'[{_signed(mean["low"])}, {_signed(mean["high"])}]'
     return (
         f'mean {results.METRIC_TITLES.get(metric, metric)} '
         f'{_signed(mean["value"])} {interval}, p {_short_p(mean["p"])} (Holm {_short_p(mean["p_holm"])}); of '
-        f'{len(labels)} {pair.get("rows", "label")}(s) {better} better, {worse} worse (Holm)'
+        f'{len(judged)} {kind}{few} {better} better, {worse} worse (Holm)'
     )
 
 

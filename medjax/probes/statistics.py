@@ -7,7 +7,9 @@ the seed only, so two encoders on one test set are compared on the same patients
 Two kinds of intervals are there. 'percentile' takes the percentiles of the draws. 'bca' (bias-corrected and
 accelerated, Efron 1987) shifts these percentiles by the bias and the skewness of the metric. The skewness comes from a
 jackknife: the metric with one patient left out, for each patient (with one of 250 groups of patients left out, if
-there are more patients).
+there are more patients). Where nearly all draws lie on one side of the value, as those of the average precision with
+few positives, BCa and percentiles leave the value itself out. Then the interval is 'symmetric' (Hall 1988): the value
+plus and minus the distance within which 95 % of the draws lie.
 """
 
 from __future__ import annotations
@@ -26,12 +28,14 @@ from medjax.probes import metrics, policy
 
 DRAWS, LEVEL = 1000, 0.95
 PERCENTILE, BCA = INTERVALS = 'percentile', 'bca'
+SYMMETRIC = 'symmetric'
 TAILS = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
 CHUNK = 32  # draws at once: their weights stay in the processor's cache
 JACKKNIFE = 250  # groups of patients that are left out in turn; with fewer patients each group is one patient
 PRODUCT = 1 << 23  # weights in one product of matrices: small products wait for their threads
 KEPT = 1 << 24  # draws are kept for the next statistic if they are at most so many numbers
 FEW_PATIENTS = 20  # intervals over fewer patients are said to be too narrow
+FEW_RECORDS = 10  # the same of a label with fewer positive or negative test records; no p-value is given for it
 
 Results = dict[str, dict[str, dict[str, Any]]]  # {metric: {row: {value, low, high, …}}}
 
@@ -144,8 +148,9 @@ class Bootstrap:
         )
         if self.interval == BCA:
             facts['fallback'] = (
-                'where BCa is undefined (all draws on one side of the value, or no spread when patients are left out) '
-                "the row has interval='percentile'"
+                'where BCa is undefined (no spread when patients are left out) the row has percentiles; where these '
+                'would leave the value out, it has the value plus and minus the distance of 95 % of the draws; '
+                '`interval` says so'
             )
         if self.patient_count < FEW_PATIENTS:
             facts['warning'] = (
@@ -159,13 +164,22 @@ def interval(
 ) -> tuple[float | None, float | None, str | None]:
     """(low, high, kind) of a statistic with this value and these defined draws [R]; Nones without a draw.
 
-    With `left_out` it is the BCa interval, and the percentile interval where BCa is undefined.
+    With `left_out` it is the BCa interval. Where BCa is undefined, it is the percentile interval, and where percentiles
+    leave the value out, the symmetric one.
     """
     if not len(drawn):
         return None, None, None
-    levels = None if left_out is None else bca_levels(value, drawn, left_out)
-    low, high = np.percentile(drawn, 100 * np.asarray(TAILS if levels is None else levels)).tolist()
-    return low, high, PERCENTILE if levels is None else BCA
+    low, high = np.percentile(drawn, 100 * np.asarray(TAILS)).tolist()
+    if left_out is None:
+        return low, high, PERCENTILE
+    if not low <= value <= high:
+        distance = float(np.percentile(np.abs(drawn - value), 100 * LEVEL))
+        return value - distance, value + distance, SYMMETRIC
+    levels = bca_levels(value, drawn, left_out)
+    if levels is None:
+        return low, high, PERCENTILE
+    low, high = np.percentile(drawn, 100 * levels).tolist()
+    return low, high, BCA
 
 
 def bca_levels(value: float, drawn: np.ndarray, left_out: np.ndarray) -> np.ndarray | None:

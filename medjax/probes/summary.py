@@ -7,7 +7,9 @@ from typing import Any
 
 from medjax.probes import provenance, results
 from medjax.probes.encode import title
+from medjax.probes.statistics import FEW_RECORDS
 
+NAMED = 6  # labels in a sentence
 MAPS = dict(none='before', temperature='temperature', platt='Platt', isotonic='isotonic', venn_abers='Venn-Abers')
 
 
@@ -24,8 +26,31 @@ def sentences(contents: Sequence[Mapping[str, Any]]) -> list[str]:
         content['calibration']['left_out'] for content in contents if 'left_out' in content.get('calibration', {})
     }
     lines += [f'no calibration: {why}' for why in sorted(left_out)]
+    lines += [f'test has {why}' for why in dict.fromkeys(map(rare, contents)) if why]
     warnings = {content['bootstrap']['warning'] for content in contents if 'warning' in content.get('bootstrap', {})}
     return lines + sorted(warnings)
+
+
+def rare(content: Mapping[str, Any]) -> str:
+    """'fewer than 10 positive or negative records of 2 labels (…), so …'; '' where each label has enough."""
+    rows = next(iter(content['results'].values()))
+    few = [
+        name
+        for name, row in rows.items()
+        if min(row.get(x, FEW_RECORDS) for x in ('positives', 'negatives')) < FEW_RECORDS
+    ]
+    if not few:
+        return ''
+    return (
+        f'fewer than {FEW_RECORDS} positive or negative records of {listed(few)}, so their intervals are too narrow '
+        'and their AUPRC is too high'
+    )
+
+
+def listed(names: Sequence[str]) -> str:
+    """'3 labels (a, b, c)'."""
+    more = f', and {len(names) - NAMED} more' if len(names) > NAMED else ''
+    return f'{len(names)} label{"s" * (len(names) > 1)} ({", ".join(names[:NAMED])}{more})'
 
 
 def calibration(content: Mapping[str, Any]) -> str:

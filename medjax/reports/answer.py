@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from medjax.probes import comparison, provenance
+from medjax.probes import comparison, provenance, summary
 from medjax.probes.encode import BASELINES, title
 from medjax.probes.results import METRIC_TITLES, short
 from medjax.probes.statistics import LEVEL
@@ -19,8 +19,6 @@ from medjax.reports.run_files import ResultFile, Run
 
 COMMAND = '`medjax probe --run RUN --data DATA --encoder PATH`'
 FEW_PATIENTS = 100  # of a test set, below which it is called small
-FEW_RECORDS = 10  # positive or negative test records of a label
-NAMED = 6  # labels in a sentence
 
 
 class Answer(NamedTuple):
@@ -189,20 +187,11 @@ def labels(main: ResultFile) -> list[str]:
         if 'no positive' in str(why) or 'no negative' in str(why)
     ]
     if one:
-        found.append(f'{main.data} has one class only of {listed(one)}, so nothing is known about them.')
+        found.append(f'{main.data} has one class only of {summary.listed(one)}, so nothing is known about them.')
     if 'unjudged' in content:
         found.append(f'{main.data}: no label has both classes on validation, so nothing could be chosen there.')
-    rows = content['results'].get(result_sections.main_metric({main.encoder: main}), {})
-    few = [
-        label
-        for label, row in rows.items()
-        if min(row.get('positives', FEW_RECORDS), row.get('negatives', FEW_RECORDS)) < FEW_RECORDS
-    ]
-    if few:
-        found.append(
-            f'The test set of {main.data} has fewer than {FEW_RECORDS} positive or '
-            f'negative records of {listed(few)}, so their intervals are too narrow.'
-        )
+    if rare := summary.rare(content):
+        found.append(f'The test set of {main.data} has {rare}.')
     return found
 
 
@@ -211,9 +200,3 @@ def size(main: ResultFile) -> list[str]:
     if patients is None or patients >= FEW_PATIENTS:
         return []
     return [f'The test set of {main.data} is small: {patients} patients. Another set as small may give another answer.']
-
-
-def listed(names: Sequence[str]) -> str:
-    """'3 labels (a, b, c)'."""
-    more = f', and {len(names) - NAMED} more' if len(names) > NAMED else ''
-    return f'{len(names)} label{"s" * (len(names) > 1)} ({", ".join(names[:NAMED])}{more})'

@@ -66,6 +66,20 @@ def test_an_encoder_is_no_better_than_itself():
     assert row == dict(value=0.0, low=0.0, high=0.0, p=1.0, p_holm=1.0, p_delong=None)
 
 
+def test_a_label_with_few_positives_has_no_p_value_and_is_not_counted():
+    a, b = examples(gain=3)
+    positives = np.flatnonzero(a.labels[:, 1] == 1)
+    a.labels[positives[9:], 1] = b.labels[positives[9:], 1] = 0  # nine are left
+    found = comparison.paired(a, b)
+    rows = found['results']['auroc']
+    assert (rows['b']['p'], rows['b']['p_holm']) == (None, None) and rows['b']['value'] > 0
+    assert rows['a']['p_holm'] == rows['a']['p'] < 0.05
+    comparison.adjust_means([found])
+    assert comparison.in_words(found).endswith(
+        'of 1 label(s) with 10 records of each class, of 2, 1 better, 0 worse (Holm)'
+    )
+
+
 def test_other_records_labels_or_patients_are_refused_and_names_are_matched():
     a, b = examples()
     swapped = b._replace(scores=b.scores[:, ::-1], labels=b.labels[:, ::-1], names=('b', 'a'))

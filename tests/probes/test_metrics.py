@@ -205,6 +205,18 @@ def test_where_bca_is_undefined_the_percentiles_are_taken_and_said():
     assert rare['auroc']['x']['interval'] == 'percentile' and rare['auroc']['x']['undefined'] > 0
 
 
+def test_an_interval_contains_its_value_where_nearly_all_draws_are_greater():
+    """The average precision of draws with repeated positives is greater: BCa would give [.1, .1] for a value of .12."""
+    value, rng = 0.12, np.random.default_rng(0)
+    drawn, left_out = np.append(0.14 + 0.1 * rng.random(398), [0.1, 0.11]), value + 0.01 * rng.standard_normal(38)
+    low, high, kind = statistics.interval(value, drawn, left_out)
+    assert kind == 'symmetric' and (low + high) / 2 == pytest.approx(value)
+    assert (np.abs(drawn - value) <= high - value).mean() == pytest.approx(0.95, abs=0.003)
+    levels = statistics.bca_levels(value, drawn, left_out)
+    assert np.percentile(drawn, 100 * levels[1]) < value, 'which would leave the value out'
+    assert statistics.interval(value, drawn)[2] == 'percentile'
+
+
 def test_a_label_without_a_class_has_no_value_and_no_part_in_the_mean():
     scores, labels, patient = several_labels(0)
     labels[:, 1] = np.where(labels[:, 1] == 1, -1, labels[:, 1])
