@@ -116,6 +116,9 @@ def test_data2vec_masks_equally_many_patches_of_every_crop_in_other_places():
     bits = np.array(jax.jit(drawn(generator))(jax.random.key(0)))
     assert (bits.sum(1) == 120).all() and generator.most == 6 * 120
     assert len({crop.tobytes() for crop in bits}) == 6, 'one mask for several crops'
+    u = np.float32([[0.9, 0.5, 0.5, 0.5]])  # one square of 16 + .9 (most - 16) patches
+    squares = [int(blocks.rectangles(u, 120, (14, 14), 16, 0.3, most).sum()) for most in (196, 98)]
+    assert squares == [10 * 10, 9 * 9]
 
 
 def test_index_and_weight_name_the_masked_tokens():

@@ -13,7 +13,8 @@ patches are resized to the student's grid by bicubic interpolation, before they 
 
 Only similarities are compared, so the student may turn its features as its other terms ask.
 
-`start` is the loss of a student whose patches are all equal. Compared with loops that follow facebookresearch/dinov3,
+There is no `start`: the student begins as its teacher, so a low loss does not say that it learns. The metric `equal` is
+the loss of a student whose patches are all equal. Compared with loops that follow facebookresearch/dinov3,
 dinov3/loss/gram_loss.py: tests/objectives/test_gram.py.
 """
 
@@ -99,7 +100,7 @@ class Gram(Term):
     def loss(self, x: TermInputs) -> TermOutput:
         sums = {name: value.sum() for name, value in x.per_row.items()}
         crops = jnp.maximum(sums['count'], 1)
-        return TermOutput(sums['error'] / crops, {'rows': sums['count']}, sums['equal'] / crops)
+        return TermOutput(sums['error'] / crops, {'rows': sums['count'], 'equal': sums['equal'] / crops})
 
 
 def similarities(patches: Array) -> Array:
