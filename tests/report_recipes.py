@@ -82,6 +82,26 @@ def small(name: str) -> configs.ConfigDict:
     return config
 
 
+def smaller(name: str, rows: int, rows_per_group: int, drop_path: float) -> configs.ConfigDict:
+    """The recipe with crops of 32 px (local ones of 16), patches of 8 px, and `rows` rows in each part."""
+    config = small(name)
+    config.update(rows_per_group=rows_per_group, micro_batches=1)
+    for tower in config.towers.values():
+        if tower.tower == 'vit':
+            tower.variant = 'Ti/8'
+        if tower.get('drop_path'):
+            tower.drop_path = drop_path
+    if 'local' in config.views:
+        config.views.local.update(size=16, count=2)
+    if name.startswith('distill_'):
+        for head in config.heads.values():
+            head.out = SMALL['vit']['width']  # that of the teacher
+    for part in config.data.values():
+        part.rows = rows
+    config.batch_size = rows * len(config.data)
+    return config
+
+
 def trained(config: configs.Config, datasets: dict) -> list[dict[str, float]]:
     """The metrics of every step of a run on one device."""
     objective = compose(config)

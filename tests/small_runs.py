@@ -40,12 +40,12 @@ def run(made: Path, folder: Path, *overrides: str, data: Path | None = None) -> 
     return train.run(config, datasets, folder)
 
 
-def unfinished(folder: Path, step: int = 8) -> None:
-    """Makes a finished run one that was killed after it had saved `step`."""
+def unfinished(folder: Path, step: int = 8, end: int = 8) -> None:
+    """Makes a run that finished at step `end` one that was killed after it had saved `step`."""
     (folder / 'DONE').unlink()
-    if step < 8:
-        for later in ('checkpoints/8', 'exports/8'):
-            shutil.rmtree(folder / later)
+    if step < end:
+        for kind in ('checkpoints', 'exports'):
+            shutil.rmtree(folder / kind / str(end))
 
 
 def losses(folder: Path) -> dict[int, float]:

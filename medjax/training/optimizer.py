@@ -175,13 +175,15 @@ def optimizer(
         raise UserError(f'optim.clip={clip!r}: must be a number above 0, or None for no clipping')
     if rule not in RULES:
         raise UserError(f'optim.rule: there is no optimizer {rule!r}{suggest(str(rule), RULES)}')
-    coupled = dict(sgd=decayed, lars=functools.partial(trusted, eps=eps)).get(rule)
+    coupled: dict[str, Callable[[Tree, Tree, Tree, Array], Tree]] = dict(
+        sgd=decayed, lars=functools.partial(trusted, eps=eps)
+    )
     return Optimizer(
         lr,
         schedules.schedule(schedule, total_steps, 'optim.schedule', schedules.NOT_NEGATIVE),
         schedules.schedule(weight_decay, total_steps, 'optim.weight_decay', schedules.NOT_NEGATIVE),
-        optax.scale_by_adam(b1, b2, eps) if coupled is None else optax.trace(b1),
-        coupled,
+        optax.scale_by_adam(b1, b2, eps) if rule not in coupled else optax.trace(b1),
+        coupled.get(rule),
         rule == 'lamb',
         clip,
         parameter_groups(params, groups, no_decay),

@@ -1,4 +1,4 @@
-"""Every recipe at small sizes: absent images, texts and masks change nothing, micro-batches give one gradient."""
+"""Every recipe at small sizes: absent rows change nothing; micro-batches, and eight devices, give one gradient."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import jax
 import numpy as np
 import pytest
 import recipes
-from report_recipes import ROOT, small
+from report_recipes import ROOT, smaller
 
 from medjax import config as configs
 from medjax.errors import UserError
+from medjax.parallel import sharding
 from medjax.training.rehearsal import one_group
+from medjax.training.state import state_shardings
 from medjax.training.step import gradients
 
 ROWS = 8
@@ -25,28 +27,15 @@ CASES = [pytest.param(name, marks=[pytest.mark.slow if name in FAMILIES else pyt
 
 
 def at_small_sizes(name: str, rows_per_group: int = 4, drop_path: float = 0.25) -> configs.Config:
-    """The recipe with crops of 32 px (local ones of 16), patches of 8 px, and eight rows in each part."""
-    config = small(name)
-    config.update(rows_per_group=rows_per_group, micro_batches=1, labels=['effusion', 'nodule'])
+    """The recipe at small sizes with eight rows in each part, for data with two labels."""
+    config = smaller(name, ROWS, rows_per_group, drop_path)
+    config.labels = ['effusion', 'nodule']
     if config.image.channels is None:
         config.image.channels = 1
     if config.image.mean is None:
         config.image.update(mean=0.5, std=0.25)
-    for tower in config.towers.values():
-        if tower.tower == 'vit':
-            tower.variant = 'Ti/8'
-        if tower.get('drop_path'):
-            tower.drop_path = drop_path
-    if 'local' in config.views:
-        config.views.local.update(size=16, count=2)
     if name == 'fine_tune_segmentation':
         config.terms[0]['structures'] = ['lung', 'heart']
-    if name.startswith('distill_'):
-        for head in config.heads.values():
-            head.out = 32  # the width of the teacher
-    for part in config.data.values():
-        part.rows = ROWS
-    config.batch_size = ROWS * len(config.data)
     return configs.check(configs.resolve(config, {}))
 
 
@@ -145,3 +134,22 @@ def test_micro_batches_give_one_gradient_or_are_refused_by_name(name):
         split_loss, split = gradient_of(objective, step, micro_batches)(state, batch)
         assert abs(split_loss - loss) <= 1e-5 * abs(loss)
         assert recipes.worst(split, whole) <= 1e-5
+
+
+@pytest.mark.parametrize(
+    'name', [pytest.param(name, marks=pytest.mark.slow if name == 'vicreg' else pytest.mark.long) for name in NAMES]
+)
+def test_eight_devices_give_one_gradient(name):
+    """Each device has one row, and two of them an absent one; parameters are split over two devices."""
+    config = at_small_sizes(name, rows_per_group=1, drop_path=0.0)
+    found = []
+    for mesh in (recipes.one_device(), sharding.make_mesh(4, 2, 1)):
+        jax.set_mesh(mesh)
+        objective, optim, step = recipes.parts(config)
+        shardings = state_shardings(objective, jax.eval_shape(lambda: recipes.start(objective, optim)), mesh)  # noqa: B023
+        state = recipes.start(objective, optim, shardings)
+        batch = jax.device_put(random_batch(objective, config, 0), sharding.rows_sharding(mesh))
+        found.append(jax.device_get(gradient_of(objective, step, 1)(state, batch)))
+    (loss, one), (loss_of_eight, eight) = found
+    assert np.isfinite(loss) and abs(loss_of_eight - loss) <= 1e-5 * abs(loss)
+    assert recipes.worst(eight, one) <= 1e-5
