@@ -1,4 +1,4 @@
-"""Each method without words leaves its start in 100 steps on phantoms, by its recipe with the sizes of this file.
+"""Recipes without words leave their start in 100 steps on phantoms, with the sizes of this file.
 
 What 100 steps must reach depends on the method:
 
@@ -7,8 +7,8 @@ What 100 steps must reach depends on the method:
 
 In both cases the rank of the features must not collapse.
 
-Measured with seed 0; start, end and constant of the loss, start and end of the rank, kNN at the start and at the end,
-where raw pixels have .543:
+The bounds come from one seed, so they leave room: from a third to a half of what was reached. Measured with seed 0:
+start, end and constant of the loss, start and end of the rank, kNN at the start and at the end. Raw pixels have .543.
 
     simclr             4.74  4.33  4.84    8.1  9.7   .524  .547
     barlow_twins       64.9  16.4  64.0    6.5  5.8   .524  .539
@@ -21,7 +21,7 @@ statistics of the images, because running statistics of an untrained tower belon
 
     python tests/configs/test_learning.py [METHOD …]     the figures of three seeds
 
-To add a method, add a line to METHODS.
+SparK has a test of its own, test_spark.py. To add a method, add a line to METHODS.
 """
 
 from __future__ import annotations
@@ -91,10 +91,10 @@ class Method(NamedTuple):
 
 METHODS = {
     'simclr': Method(
-        [*ADAM, *RESNET, *crops('crop'), *head('projector'), 'terms.0.temperature=.5'], below=0.97, kind='slow'
+        [*ADAM, *RESNET, *crops('crop'), *head('projector'), 'terms.0.temperature=.5'], below=0.93, kind='slow'
     ),
-    'barlow_twins': Method([*ADAM, *RESNET, *PAIR], below=0.9),
-    'vicreg': Method([*ADAM, *RESNET, *PAIR], below=0.9, kind='slow'),
+    'barlow_twins': Method([*ADAM, *RESNET, *PAIR], below=0.5),
+    'vicreg': Method([*ADAM, *RESNET, *PAIR], below=0.85, kind='slow'),
     'less_is_more_swav': Method(
         [*ADAM, *RESNET, *MULTI, *head('projector', out=32), *(f'terms.0.{x}' for x in SWAV)], gain=0.01, kind='slow'
     ),
