@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from jax import Array
 
 from medjax.types import View
 
 Rows = Mapping[str, Array]  # the fields of one part of a batch
-Draws = dict[str, Array]
+Draws = dict[str, Any]  # arrays by name; a view may hold the draws of another one under a name
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
