@@ -15,7 +15,7 @@ from jax import Array
 from medjax.types import View
 
 Rows = Mapping[str, Array]  # the fields of one part of a batch
-Draws = dict[str, Any]  # arrays by name; of a view that shows another one further changed, also the draws of that one
+Draws = dict[str, Any]  # arrays by name; a view may hold the draws of another one under a name
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
