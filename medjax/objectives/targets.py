@@ -67,12 +67,14 @@ class Targets(NamedTuple):
         """The cross-entropy of the batch's mean target [K] and the best constant answer.
 
         That answer is the mean target. It is taken over past batches, because a batch has fewer rows than prototypes:
-        its own mean would be as sharp as its targets. Sinkhorn balances the targets, so there it is ln K.
+        its own mean would be as sharp as its targets. Where targets move fast, past batches may say less than the
+        uniform answer, whose cross-entropy is ln K. Sinkhorn balances the targets, so there it is ln K.
         """
+        uniform = jnp.log(float(self.prototypes))
         if self.centring == 'sinkhorn':
-            return jnp.log(float(self.prototypes))
+            return uniform
         answer = (state['target'] + 1e-4 / self.prototypes) / (1 + 1e-4)  # a target that never came is still possible
-        return -jnp.sum(target * jnp.log(answer))
+        return jnp.minimum(-jnp.sum(target * jnp.log(answer)), uniform)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -52,7 +52,7 @@ from medjax.views.colour import normalise, to_unit
 
 RECORDS, SIDE, STEPS, LAST = 2000, 32, 100, 10  # LAST: the loss at the end is the mean over these steps
 LEAST_RANK = 3.0  # the methods below end at 4.6 or more; two settings that collapse, of I-JEPA and BYOL, at 1.4 and 1.7
-# 100 steps repay an optimised program: SimCLR's take 14 CPU seconds and 12 to compile, by conftest's options 75 and 7.
+# 100 steps repay an optimised program; other tests compile fast and run slowly, see conftest.py.
 OPTIMISED = dict(xla_backend_optimization_level=2, xla_llvm_disable_expensive_passes=False)
 
 COMMON = ['total_steps=100', 'batch_size=64', 'dtype="float32"', 'image.channels=1']
