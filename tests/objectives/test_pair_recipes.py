@@ -26,7 +26,7 @@ from medjax.types import TrainState, View
         (dict(positives=[]), 'at most one dict(soft=…, alpha=…)'),
         (dict(positives=dict(soft='labels', alhpa=1)), "unknown key 'alhpa'; did you mean 'alpha'"),
         (dict(row_weight=2), 'row_weight=2: must be a number from 0 to 1'),
-        (dict(temperature=0), 'temperature=0: must be above 0'),
+        (dict(temperature=0), 'temperature=0: must be a number above 0'),
         (dict(temperature=dict(learned=0.07, low=0.1)), '0 < low <= learned <= high, got 0.1, 0.07, 100.0'),
         (dict(temperature=dict(rule='cosin')), "did you mean 'cosine'"),
         (dict(queue=-1), 'queue=-1: must be a whole number of columns, or 0 for no queue'),

@@ -53,8 +53,6 @@ def build(
     patches = grid[0] * grid[1]
     if np.shape(ratio) != (2,) or not all(map(is_number, ratio)) or not 0 <= ratio[0] <= ratio[1] <= 1:
         raise UserError(f'{where}.ratio: two shares, 0 <= low <= high <= 1, not {ratio}')
-    if not ratio[1] * patches >= 1:
-        raise UserError(f'{where}.ratio={tuple(ratio)}: masks no patch of {patches}; give larger shares')
     if max_patches is not None and (not is_whole(max_patches) or max_patches < 1):
         raise UserError(f'{where}.max_patches={max_patches!r}: must be a whole number of patches, at least 1, or None')
     if not is_whole(min_patches) or not 1 <= min_patches <= patches:
