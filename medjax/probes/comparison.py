@@ -6,8 +6,8 @@ the p-value are those of the difference. The interval is the percentile interval
 
 Many comparisons find differences by chance. So p-values are also adjusted by Holm's method (Holm 1979): those of labels
 over the labels of one comparison, and that of the mean over all encoders that one encoder is compared with. A label
-with fewer than 10 positive or negative test records has no p-value of its own: with so few the bootstrap finds
-differences that are none.
+with fewer than 10 positive or negative test records has no p-value and no part in the mean: a draw repeats its few
+records, so the bootstrap finds differences that are none.
 
 `probes.delong` checks the p-value of each AUROC without draws. Of probes of patches the values of each record are
 compared, such as its Dice.
@@ -158,11 +158,16 @@ def paired(encoder: Scored | Measured, other: Scored | Measured) -> dict[str, An
 def _rows(difference: Sample, names: Sequence[str], judged: np.ndarray) -> dict[str, dict[str, Any]]:
     """{'mean' or label: {value, low, high, p, p_holm}} of a sample of differences [L]; none where it is undefined.
 
-    Labels that are not judged, bool [L], have p=None and p_holm=None.
+    Labels that are not judged, bool [L], have p=None and p_holm=None, and the mean is over the others. If no label is
+    judged, the mean is over all and has no p-value either.
     """
     defined = ~np.isnan(difference.value)
-    mean = difference.filled().map(lambda x: x[:, defined].mean(1)) if defined.any() else None
-    rows = {} if mean is None else {'mean': _row(mean)}
+    averaged = defined & judged if (defined & judged).any() else defined
+    rows: dict[str, dict[str, Any]] = {}
+    if averaged.any():
+        rows['mean'] = _row(difference.filled().map(lambda x: x[:, averaged].mean(1)))
+        if not judged[averaged].any():
+            rows['mean'] |= dict(p=None, p_holm=None)
     rows |= {name: _row(difference.at(j)) for j, name in enumerate(names) if defined[j]}
     for name, enough in zip(names, judged, strict=True):
         if name in rows and not enough:
@@ -233,7 +238,8 @@ def main_encoder(contents: Iterable[Mapping[str, Any]]) -> int | str | None:
 def adjust_means(pairs: Sequence[Mapping[str, Any]]) -> None:
     """Adjusts the p-values of the means over the pairs, for each metric."""
     for metric in {metric for pair in pairs for metric in pair['results']}:
-        means = [pair['results'][metric]['mean'] for pair in pairs if 'mean' in pair['results'].get(metric, {})]
+        rows = [pair['results'][metric]['mean'] for pair in pairs if 'mean' in pair['results'].get(metric, {})]
+        means = [row for row in rows if row['p'] is not None]
         for mean, p in zip(means, holm([mean['p'] for mean in means])):
             mean['p_holm'] = p
 
@@ -269,22 +275,19 @@ def in_words(pair: Mapping[str, Any]) -> str:
     metric, rows = next(iter(pair['results'].items()))
     mean, labels = rows['mean'], [row for name, row in rows.items() if name != 'mean']
     judged = [row for row in labels if row['p'] is not None]
+    kind, few = f'{pair.get("rows", "label")}(s)', f'{FEW_RECORDS} records of each class'
+    name = f'mean {results.METRIC_TITLES.get(metric, metric)}'
+    value = f'{_signed(mean["value"])} [{_signed(mean["low"])}, {_signed(mean["high"])}]'
+    if not judged:
+        return f'{name} {value}, without a p-value: none of {len(labels)} {kind} has {few}'
+    if len(judged) < len(labels):
+        name += f' of the {len(judged)} {kind} with {few} (of {len(labels)})'
     better, worse = (
         sum(row['p_holm'] < 1 - statistics.LEVEL and sign * row['value'] > 0 for row in judged) for sign in (1, -1)
     )
-    kind = f'{pair.get("rows", "label")}(s)'
-    few = f' with {FEW_RECORDS} records of each class, of {len(labels)},' * (len(judged) < len(labels))
-    interval = f'[{_signed(mean["low"])}, {_signed(mean["high"])}]'
-    return (
-        f'mean {results.METRIC_TITLES.get(metric, metric)} '
-        f'{_signed(mean["value"])} {interval}, p {_short_p(mean["p"])} (Holm {_short_p(mean["p_holm"])}); of '
-        f'{len(judged)} {kind}{few} {better} better, {worse} worse (Holm)'
-    )
+    p, p_holm = (results.short_p(mean[key]) for key in ('p', 'p_holm'))
+    return f'{name} {value}, p {p} (Holm {p_holm}); of {len(judged)} {kind} {better} better, {worse} worse (Holm)'
 
 
 def _signed(value: float) -> str:
     return f'{"+" if value >= 0 else ""}{results.short(value)}'
-
-
-def _short_p(p: float) -> str:
-    return results.short(p) if p < 1 else '1'

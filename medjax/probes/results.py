@@ -180,6 +180,11 @@ def cell(estimate: Mapping[str, Any] | None, mark: str = '') -> str:
     return short(estimate['value']) + mark + interval
 
 
+def short_p(p: float) -> str:
+    """A p-value with three digits: '.004', '<.001', '1'."""
+    return '1' if p >= 1 else short(p) if p >= 0.001 else '<.001'
+
+
 def short(value: float) -> str:
     """.842 and -.026, as papers print them."""
     text = f'{value:.3f}'

@@ -33,6 +33,7 @@ TAILS = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
 CHUNK = 32  # draws at once: their weights stay in the processor's cache
 JACKKNIFE = 250  # groups of patients that are left out in turn; with fewer patients each group is one patient
 PRODUCT = 1 << 23  # weights in one product of matrices: small products wait for their threads
+TAIL_DRAWS = 200  # with fewer draws their deviation is too uncertain for a tail
 KEPT = 1 << 24  # draws are kept for the next statistic if they are at most so many numbers
 FEW_PATIENTS = 20  # intervals over fewer patients are said to be too narrow
 FEW_RECORDS = 10  # the same of a label with fewer positive or negative test records; no p-value is given for it
@@ -218,12 +219,19 @@ def two_sided_p(drawn: np.ndarray) -> float | None:
 
     It is twice the smaller share of draws on one side of 0, with 0 itself on both sides and one more draw counted, so
     that it is never 0 (Davison and Hinkley 1997). It is below .05 where the 95 % percentile interval leaves 0 out.
+
+    Where no draw lies on the other side, this says no more than "below 2 / (R + 1)", which is too coarse for many
+    comparisons: with 1,000 draws and 40 comparisons, no adjusted p-value could be below .05. There, with 200 draws or
+    more, it is the tail of a normal distribution with the mean and the deviation of the draws, if that is smaller.
     """
     defined = drawn[~np.isnan(drawn)]
     if not len(defined):
         return None
     fewer = min((defined <= 0).sum(), (defined >= 0).sum())
-    return float(min(1.0, 2 * (fewer + 1) / (len(defined) + 1)))
+    p = min(1.0, 2 * (fewer + 1) / (len(defined) + 1))
+    if fewer == 0 and len(defined) >= TAIL_DRAWS and (deviation := defined.std(ddof=1)) > 0:
+        p = min(p, 2 * ndtr(-abs(defined.mean()) / deviation))
+    return float(p)
 
 
 def ranked_sample(scores: np.ndarray, labels: np.ndarray, bootstrap: Bootstrap) -> Sample:

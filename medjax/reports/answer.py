@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 from medjax.probes import comparison, provenance, summary
 from medjax.probes.encode import BASELINES, title
-from medjax.probes.results import METRIC_TITLES, short
-from medjax.probes.statistics import LEVEL
+from medjax.probes.results import METRIC_TITLES, short, short_p
+from medjax.probes.statistics import FEW_RECORDS, LEVEL
 from medjax.reports import result_sections
 from medjax.reports.run_files import ResultFile, Run
 
@@ -50,13 +50,19 @@ class Pair(NamedTuple):
 
 def of_run(run: Run) -> Answer:
     """The answer for a run."""
-    found, stale = pairs(run)
+    compared, stale = pairs(run)
+    found = [pair for pair in compared if pair.mean['p'] is not None]
     named = [pair for pair in found if pair.content['other'] not in BASELINES]
     used = named or hardest_baselines(found)
     adjusted = comparison.holm([pair.mean['p'] for pair in used])
     outcomes = [outcome(pair, p) for pair, p in zip(used, adjusted, strict=True)]
     differences = [difference(pair, p) for pair, p in zip(used, adjusted, strict=True)]
     notes = [f'The comparison {name} is older than its results; `medjax probe` makes it again.' for name in stale]
+    rare = dict.fromkeys(f'{pair.probe} on {pair.data}' for pair in compared if pair not in found)
+    if rare:
+        notes.append(
+            f'Not compared: {", ".join(rare)}. No label there has {FEW_RECORDS} positive and negative test records.'
+        )
     if not used:
         missing = 'no probe has been run' if not run.results else 'no result of another encoder lies beside it'
         return Answer('too early', f'Not known: {missing}. {COMMAND} compares it with the encoder that you have.',
@@ -140,10 +146,7 @@ def difference(pair: Pair, p: float) -> str:
     mean, encoders = pair.mean, ' - '.join(comparison.encoders(pair.content))
     value, low, high = (f'{"+" if mean[key] >= 0 else ""}{short(mean[key])}' for key in ('value', 'low', 'high'))
     metric = METRIC_TITLES.get(pair.metric, pair.metric)
-    return (
-        f'{pair.probe} on {pair.data}, {encoders}: mean {metric} {value} '
-        f'[{low}, {high}], adjusted p {short(p) if p < 1 else "1"}'
-    )
+    return f'{pair.probe} on {pair.data}, {encoders}: mean {metric} {value} [{low}, {high}], adjusted p {short_p(p)}'
 
 
 # Why one may not say so

@@ -74,10 +74,17 @@ def test_a_label_with_few_positives_has_no_p_value_and_is_not_counted():
     rows = found['results']['auroc']
     assert (rows['b']['p'], rows['b']['p_holm']) == (None, None) and rows['b']['value'] > 0
     assert rows['a']['p_holm'] == rows['a']['p'] < 0.05
+    assert rows['mean']['value'] == rows['a']['value'], 'the mean is over the labels that are judged'
     comparison.adjust_means([found])
-    assert comparison.in_words(found).endswith(
-        'of 1 label(s) with 10 records of each class, of 2, 1 better, 0 worse (Holm)'
-    )
+    said = comparison.in_words(found)
+    assert said.startswith('mean AUROC of the 1 label(s) with 10 records of each class (of 2) +')
+    assert said.endswith('of 1 label(s) 1 better, 0 worse (Holm)')
+    rest = np.flatnonzero(a.labels[:, 0] == 1)[9:]
+    a.labels[rest, 0] = b.labels[rest, 0] = 0
+    found = comparison.paired(a, b)
+    comparison.adjust_means([found])
+    assert found['results']['auroc']['mean']['p'] is None
+    assert 'without a p-value: none of 2 label(s) has 10 records of each class' in comparison.in_words(found)
 
 
 def test_other_records_labels_or_patients_are_refused_and_names_are_matched():

@@ -251,6 +251,18 @@ def test_p_values_are_uniform_under_the_null_and_agree_with_the_interval():
     assert statistics.two_sided_p(np.ones(999)) == 0.002
 
 
+def test_a_p_value_may_be_smaller_than_draws_can_count():
+    """Else no comparison of many could be below .05 after Holm's method."""
+    drawn = np.random.default_rng(0).normal(4, 1, 1000)
+    assert drawn.min() > 0
+    expected = 2 * scipy.stats.norm.sf(drawn.mean() / drawn.std(ddof=1))
+    assert statistics.two_sided_p(drawn) == statistics.two_sided_p(-drawn) == pytest.approx(expected, rel=1e-6)
+    assert expected == pytest.approx(2 * scipy.stats.norm.sf(4), rel=0.5) and 40 * expected < 0.05 < 40 * 2 / 1001
+    drawn[0] = -1e-9  # one draw on the other side is counted
+    assert statistics.two_sided_p(drawn) == pytest.approx(4 / 1001)
+    assert statistics.two_sided_p(drawn[1:151]) == pytest.approx(2 / 151), 'too few draws for a tail'
+
+
 @pytest.mark.parametrize(('groups', 'spread'), [(2, 0.0), (2, 3.0), (5, 0.0), (5, 4.0)])
 def test_intervals_of_distances_contain_the_truth(groups, spread):
     rng, hits = np.random.default_rng(0), 0
