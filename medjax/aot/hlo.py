@@ -119,7 +119,7 @@ class Program:
             base = one.op.removesuffix('-start')
             if base in COLLECTIVES:
                 source = re.search(r'op_name="([^"]*)"', one.rest)
-                exchanges.append(Collective(base, n, n * _given(one), source[1] if source else one.label))
+                exchanges.append(Collective(base, n, n * given(one), source[1] if source else one.label))
                 continue
             if one.op in FUSIONS:
                 kinds[f'fusion {one.named("kind")}'] += n
@@ -154,15 +154,23 @@ class Program:
         that it only slices, the slices count. Also the seconds by source: the names of scopes that jax wrote.
         """
         seconds: dict[str, float] = collections.defaultdict(float)
+        for one, n, moved, flops in self._costs():
+            seconds[self.source(one)] += n * max(moved / bandwidth, flops / peak)
+        return sum(seconds.values()), dict(sorted(seconds.items(), key=lambda item: -item[1]))
+
+    def moved(self) -> int:
+        """The bytes that all kernels of a step read from memory and write there, counted as in `roofline`."""
+        return sum(n * moved for _, n, moved, _ in self._costs())
+
+    def _costs(self) -> Iterator[tuple[Instruction, int, int, float]]:
+        """Every kernel with its runs, the bytes that a run reads and writes, and its FLOPs."""
         for name, n in self.runs().items():
             types = {one.label: one.type for one in self.computations.get(name, ())}
             for one in self.computations.get(name, ()):
                 base = one.op.removesuffix('-start')
                 if not one.op or one.op in FREE or one.op.endswith('-done') or base in COLLECTIVES:
                     continue
-                took = max(self._traffic(one, types) / bandwidth, self._flops(one, types) / peak)
-                seconds[self.source(one)] += n * took
-        return sum(seconds.values()), dict(sorted(seconds.items(), key=lambda item: -item[1]))
+                yield one, n, self._traffic(one, types), self._flops(one, types)
 
     def _flops(self, one: Instruction, types: dict[str, str]) -> float:
         """The FLOPs of a library call, or of those inside a fusion, where XLA puts calls that read slices."""
@@ -260,7 +268,7 @@ def _shape(kind: str) -> tuple[int, ...]:
     return tuple(int(n) for n in match[2].split(',') if n) if match else ()
 
 
-def _given(one: Instruction) -> int:
+def given(one: Instruction) -> int:
     """The bytes that a collective gives. The type of a -start holds its operands first."""
     if one.op.endswith('-start') and one.type.startswith('('):
         return size(one.type[_end(one.type, depth=1, letter=',') :])

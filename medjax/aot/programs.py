@@ -18,6 +18,7 @@ from medjax.models import passes
 from medjax.objectives.compose import Objective
 from medjax.parallel import sharding
 from medjax.parallel.groups import check_rows
+from medjax.training.flops import step_flops
 from medjax.training.optimizer import Optimizer
 from medjax.training.rehearsal import batch_shapes, without_data
 from medjax.training.state import abstract_state, make_optimizer, state_shardings
@@ -55,9 +56,9 @@ def prepare(spec: str, overrides: Sequence[str] = (), canvas: int = 256, without
     return Recipe(config, objective, optimizer, step, abstract_state(objective, optimizer), canvas)
 
 
-def few_rows(spec: str, rows: int) -> tuple[str, ...]:
-    """Overrides that give each part of a recipe's batch `rows` rows, in whole groups, or fewer if it has fewer."""
-    read = configs.read(spec)
+def few_rows(spec: str, rows: int, overrides: Sequence[str] = ()) -> tuple[str, ...]:
+    """Further overrides, by which each part of the batch has `rows` rows in whole groups, or fewer if it has fewer."""
+    read = configs.read(spec, overrides)
     config = configs.resolve(read, {})
     step = config['rows_per_group'] * config['micro_batches']
     few = {name: min(part['rows'], -(-rows // step) * step) for name, part in config['data'].items()}
@@ -92,6 +93,13 @@ def lower(recipe: Recipe, program: str, devices: Sequence[Any], sizes: Mapping[s
         compiler_options=sharding.compiler_options(),
     )
     return step.lower(state, batch)
+
+
+def model_flops(recipe: Recipe) -> float:
+    """The FLOPs of a step on all devices, without those of the views. To be called before a mesh is in use."""
+    rows = {name: part['rows'] for name, part in recipe.config['data'].items()}
+    batch = batch_shapes(recipe.objective, recipe.config, rows, recipe.canvas, STORED_CHANNELS)
+    return step_flops(recipe.objective, recipe.step.make_views, recipe.abstract, batch)
 
 
 def _encoder(recipe: Recipe, mesh: jax.sharding.Mesh) -> Any:
