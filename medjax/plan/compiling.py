@@ -74,11 +74,6 @@ def compiled(request: Request, python: Path, say: Callable[[str], None]) -> tupl
     return Facts.of_json(found), False
 
 
-def kept(request: Request, python: Path) -> Facts | None:
-    """The facts that an earlier plan left; None if there are none."""
-    return _read(cache_folder() / f'{_key(request, python)}.json')
-
-
 def cache_folder() -> Path:
     return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'medjax' / 'plan'
 

@@ -38,7 +38,7 @@ def estimate(topology: Topology, facts: Facts) -> Estimate:
     """The time of a compiled step."""
     of_flops, of_bandwidth, _ = topology.chip.reached
     peak, bandwidth = of_flops * topology.chip.flops, of_bandwidth * topology.chip.bandwidth
-    parts: collections.Counter[str] = collections.Counter()
+    parts: dict[str, float] = collections.defaultdict(float)
     products = 0.0
     for one in facts.kernels:
         computing, moving = one.flops / peak, one.bytes / bandwidth
@@ -47,4 +47,4 @@ def estimate(topology: Topology, facts: Facts) -> Estimate:
     kernels = sum(parts.values())
     exchanges = sum(one.seconds(topology) for one in facts.exchanges)
     mfu = facts.flops / ((kernels + exchanges) * topology.chips * topology.chip.flops)
-    return Estimate(kernels, products, dict(parts.most_common()), exchanges, mfu)
+    return Estimate(kernels, products, dict(sorted(parts.items(), key=lambda item: -item[1])), exchanges, mfu)

@@ -6,6 +6,7 @@ import collections
 from collections.abc import Iterator, Sequence
 
 from medjax.plan.facts import Facts
+from medjax.plan.meshes import Tried
 from medjax.plan.roofline import Estimate, estimate
 from medjax.plan.topology import FRACTION, GIB, MOST, TAKEN, Topology
 
@@ -21,10 +22,10 @@ def lines(config: str, topology: Topology, facts: Facts) -> Iterator[str]:
     yield f'{config} on {topology.name}: {topology.chips} x {topology.chip.name}, {facts.hosts} host(s), mesh {mesh}'
     yield f'{images:,} images a step, stored with {facts.canvas} px; activations in {facts.dtype}'
     yield ''
-    yield from table([('memory of a chip', 'GiB'), *((name, f'{n / GIB:.2f}') for name, n in _memory(facts))])
+    yield from _sizes('memory of a chip', list(_memory(facts)))
     yield verdict(topology, facts)
     yield ''
-    yield from table([('a checkpoint', 'GiB'), *((name, f'{n / GIB:.2f}') for name, n in _whole(facts))])
+    yield from _sizes('a checkpoint', list(_whole(facts)))
     if not facts.compiled:
         return
     time = estimate(topology, facts)
@@ -57,6 +58,22 @@ def table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
         yield '  '.join(cells).rstrip()
 
 
+def tried(found: Sequence[Tried]) -> Iterator[str]:
+    """What a search knows of each mesh, the best first; numbers with >= are bounds of what was not compiled."""
+    rows = [('data', 'fsdp', 'tensor', 'micro-batches', 'GiB', 'ms', '')]
+    for one in found:
+        size = f'>= {one.least_bytes / GIB:.1f}' if one.facts is None else f'{one.facts.peak / GIB:.1f}'
+        time = f'>= {1e3 * one.least_seconds:,.1f}' if one.time is None else f'{1e3 * one.time.step:,.1f}'
+        rows.append((*map(str, one.candidate), size, time, one.why))
+    yield from table(rows)
+
+
+def _sizes(title: str, sizes: Sequence[tuple[str, int]]) -> Iterator[str]:
+    """A table of bytes, in GiB or MiB."""
+    unit, name = (GIB, 'GiB') if max(n for _, n in sizes) > GIB else (2**20, 'MiB')
+    yield from table([(title, name), *((what, f'{n / unit:,.2f}') for what, n in sizes)])
+
+
 def verdict(topology: Topology, facts: Facts) -> str:
     """Whether the step fits, in a sentence."""
     memory, share = topology.chip.memory, facts.peak / topology.chip.memory
@@ -85,22 +102,22 @@ def _whole(facts: Facts) -> Iterator[tuple[str, int]]:
 
 def _time(time: Estimate) -> Iterator[tuple[str, str, str]]:
     for name, seconds in [*time.parts.items(), ('exchanges', time.exchanges), ('in all', time.step)]:
-        if seconds >= 5e-5:
-            yield name, f'{1e3 * seconds:,.1f}', f'{seconds / time.step:.0%}'
+        if seconds >= 0.005 * time.step:
+            yield name, f'{1e3 * seconds:,.2f}', f'{seconds / time.step:.0%}'
 
 
 def _exchanges(topology: Topology, facts: Facts) -> Iterator[tuple[str, ...]]:
     """Exchanges with equal groups and links together, the longest first."""
     runs: collections.Counter[tuple[str, int, str]] = collections.Counter()
     sent: collections.Counter[tuple[str, int, str]] = collections.Counter()
-    seconds: collections.Counter[tuple[str, int, str]] = collections.Counter()
+    seconds: dict[tuple[str, int, str], float] = collections.defaultdict(float)
     for one in facts.exchanges:
         key = one.kind, one.size, one.links(topology)
         runs[key] += one.runs
         sent[key] += round(one.runs * one.wire)
         seconds[key] += one.seconds(topology)
     yield 'exchanges of a chip', 'chips', 'over', 'runs', 'MiB on the wire', 'ms'
-    for key, took in seconds.most_common(SHOWN):
+    for key, took in sorted(seconds.items(), key=lambda item: -item[1])[:SHOWN]:
         kind, size, links = key
         yield kind, f'{size}', links, f'{runs[key]:,}', f'{sent[key] / 2**20:,.1f}', f'{1e3 * took:,.1f}'
 

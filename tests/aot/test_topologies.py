@@ -35,7 +35,7 @@ except UserError as error:
     [
         (
             'h100',
-            "topology 'h100' is unknown; known are h100:NODESxGPUS and h200:NODESxGPUS, as h100:1x8, and v4:2x2x1, v5e:2x2",
+            "topology 'h100' is unknown; known are h100:NODESxGPUS and h200:NODESxGPUS, as h100:1x8, and v4:2x2x1",
         ),
         ('h100:8', 'h100:NODESxGPUS'),
         ('h10:1x8', "'h10:1x8' is unknown; did you mean 'h100'"),

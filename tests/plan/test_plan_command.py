@@ -82,6 +82,20 @@ def test_a_cut_result_is_made_again(compiler, tmp_path, capsys):
     assert (tmp_path / 'runs').read_text().count('run') == 2
 
 
+def test_a_search_prints_the_overrides_of_the_best(compiler, tmp_path, capsys):
+    """The compiler gives every mesh the same step, so that nothing is faster than the first one."""
+    arguments = ['plan', '--config', 'tiny', '--topology', 'v5p:2x2x1', '--compiler', compiler(answer()), '--search']
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    assert 'the best: --config.mesh.data=4 --config.mesh.fsdp=1 --config.mesh.tensor=1 --config.micro_batches=1' in out
+    assert 'tensor=1 fits, and tensor exchanges activations in every block' in out and 'MFU' in out
+    runs = (tmp_path / 'runs').read_text()
+    assert main(arguments) == 0 and capsys.readouterr().out == out
+    assert (tmp_path / 'runs').read_text() == runs  # all of it comes from the cache
+    assert main([*arguments, '--config.mesh.fsdp=2']) == 2
+    assert '--search chooses the mesh' in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ('topology', 'peak', 'words'),
     [
