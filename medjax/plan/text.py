@@ -6,7 +6,7 @@ import collections
 from collections.abc import Iterator, Sequence
 
 from medjax.plan.facts import Facts
-from medjax.plan.meshes import Tried
+from medjax.plan.meshes import Candidate, Tried
 from medjax.plan.roofline import Estimate, estimate
 from medjax.plan.topology import FRACTION, GIB, MOST, TAKEN, Topology
 
@@ -60,7 +60,7 @@ def table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
 
 def tried(found: Sequence[Tried]) -> Iterator[str]:
     """What a search knows of each mesh, the best first; numbers with >= are bounds of what was not compiled."""
-    rows = [('data', 'fsdp', 'tensor', 'micro-batches', 'GiB', 'ms', '')]
+    rows = [(*Candidate._fields, 'GiB', 'ms', '')]
     for one in found:
         size = f'>= {one.least_bytes / GIB:.1f}' if one.facts is None else f'{one.facts.peak / GIB:.1f}'
         time = f'>= {1e3 * one.least_seconds:,.1f}' if one.time is None else f'{1e3 * one.time.step:,.1f}'
