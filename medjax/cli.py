@@ -24,6 +24,7 @@ COMMANDS = {
     'show': 'a data set -> an HTML page with its images, labels and records',
     'tokenizer': 'data sets -> a tokenizer trained on their texts',
     'train': 'a config and data sets -> checkpoints, exports, metrics',
+    'plan': 'a config and accelerators that need not be there -> memory, time and exchanges of its step',
     'export': 'a checkpoint -> its export again',
     'config': 'a config -> all its values as JSON; two configs or runs -> the values that differ',
     'encode': 'an encoder and images -> their features in a file',

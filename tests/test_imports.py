@@ -67,6 +67,7 @@ LAYERS = {
     'objectives': BASE | {'parallel', 'data', 'views', 'models'},
     'training': BASE | {'parallel', 'data', 'views', 'models', 'weights', 'objectives'},
     'aot': BASE | {'parallel', 'data', 'views', 'models', 'weights', 'objectives', 'training', 'config', 'probes'},
+    'plan': BASE | {'parallel', 'training', 'config', 'aot'},
     'probes': BASE | {'parallel', 'data', 'views', 'models', 'weights'},
     'reports': BASE | {'parallel', 'data', 'views', 'models', 'weights', 'probes'},
 }

@@ -119,7 +119,7 @@ class Program:
             base = one.op.removesuffix('-start')
             if base in COLLECTIVES:
                 source = re.search(r'op_name="([^"]*)"', one.rest)
-                exchanges.append(Collective(base, n, n * _given(one), source[1] if source else one.label))
+                exchanges.append(Collective(base, n, n * given(one), source[1] if source else one.label))
                 continue
             if one.op in FUSIONS:
                 kinds[f'fusion {one.named("kind")}'] += n
@@ -268,7 +268,7 @@ def _shape(kind: str) -> tuple[int, ...]:
     return tuple(int(n) for n in match[2].split(',') if n) if match else ()
 
 
-def _given(one: Instruction) -> int:
+def given(one: Instruction) -> int:
     """The bytes that a collective gives. The type of a -start holds its operands first."""
     if one.op.endswith('-start') and one.type.startswith('('):
         return size(one.type[_end(one.type, depth=1, letter=',') :])

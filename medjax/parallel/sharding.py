@@ -7,12 +7,12 @@ by the table `RULES`. All code is written over global arrays, and the compiler s
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec as P
 
 from medjax.errors import UserError
 
@@ -36,16 +36,8 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[
 
     UserError if the sizes do not fit the number of devices, or the torus of a TPU slice.
     """
-    sizes = dict(data=data, fsdp=fsdp, tensor=tensor)
     n = jax.device_count() if devices is None else len(devices)
-    given = math.prod(s for s in sizes.values() if s != -1)
-    free = [name for name, s in sizes.items() if s == -1]
-    if len(free) > 1 or any(s == 0 or s < -1 for s in sizes.values()):
-        raise UserError(f'mesh: sizes are positive and at most one is -1, got {sizes}')
-    if n % given or (not free and given != n):
-        raise UserError(f'mesh: {sizes} does not fit {n} device(s); the product of the sizes must be {n}')
-    for name in free:
-        sizes[name] = n // given
+    sizes = mesh_sizes(n, data, fsdp, tensor)
     try:
         return _mesh(tuple(sizes[a] for a in AXES), devices)
     except NotImplementedError:
@@ -54,6 +46,25 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[
             f'mesh: {sizes} cannot be laid on the torus of these {n} chips, where an axis of the mesh takes whole axes '
             f'of the torus; these would fit: {fitting}'
         ) from None
+
+
+def mesh_sizes(n: int, data: int = -1, fsdp: int = 1, tensor: int = 1) -> dict[str, int]:
+    """The sizes of the axes of a mesh over n devices. UserError if they do not fit."""
+    sizes = dict(data=data, fsdp=fsdp, tensor=tensor)
+    given = math.prod(s for s in sizes.values() if s != -1)
+    free = [name for name, s in sizes.items() if s == -1]
+    if len(free) > 1 or any(s == 0 or s < -1 for s in sizes.values()):
+        raise UserError(f'mesh: sizes are positive and at most one is -1, got {sizes}')
+    if n % given or (not free and given != n):
+        raise UserError(f'mesh: {sizes} does not fit {n} device(s); the product of the sizes must be {n}')
+    for name in free:
+        sizes[name] = n // given
+    return sizes
+
+
+def abstract_mesh(sizes: Mapping[str, int]) -> AbstractMesh:
+    """A mesh of these sizes without devices, to see how arrays are split."""
+    return AbstractMesh(tuple(sizes[a] for a in AXES), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def _mesh(shape: tuple[int, ...], devices: Sequence[Any] | None) -> Mesh:

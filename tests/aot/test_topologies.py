@@ -33,7 +33,10 @@ except UserError as error:
 @pytest.mark.parametrize(
     ('name', 'sentence'),
     [
-        ('h100', "topology 'h100' is unknown; known are h100:NODESxGPUS, as h100:1x8, and v4:2x2x1, v5e:2x2"),
+        (
+            'h100',
+            "topology 'h100' is unknown; known are h100:NODESxGPUS and h200:NODESxGPUS, as h100:1x8, and v4:2x2x1",
+        ),
         ('h100:8', 'h100:NODESxGPUS'),
         ('h10:1x8', "'h10:1x8' is unknown; did you mean 'h100'"),
         ('v5:2x2', "did you mean 'v5"),
