@@ -69,7 +69,8 @@ def small(name: str) -> configs.ConfigDict:
             term['weight'] = 1.0  # as from its stage on
     for view_name, view in config.views.items():
         if 'size' in view:
-            view.size = 2 * SIDE if view.get('boxes') else SIDE  # the same crops in more patches
+            finer = view.get('boxes') and not view.get('on_top')  # the same crops in more patches
+            view.size = 2 * SIDE if finer else SIDE
         elif name != 'medsiglip':  # SigLIP's texts fill the context
             view.length = 32
         view.update(dict(prompts=FILES[name][view_name]) if view_name in FILES.get(name, {}) else {})
