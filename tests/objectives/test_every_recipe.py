@@ -36,6 +36,9 @@ def at_small_sizes(name: str, rows_per_group: int = 4, drop_path: float = 0.25) 
         config.image.update(mean=0.5, std=0.25)
     if name == 'fine_tune_segmentation':
         config.terms[0]['structures'] = ['lung', 'heart']
+    for view in config.views.values():
+        if rows_per_group == 1 and view.get('cutmix'):
+            view.cutmix = None  # which mixes the rows of a group
     return configs.check(configs.resolve(config, {}))
 
 
