@@ -135,14 +135,17 @@ def start(objective: Objective, optim: Optimizer, shardings: Any = None) -> Trai
     return jax.jit(moved, out_shardings=shardings)(jax.random.key(1))
 
 
-def worst(a: Any, b: Any) -> float:
-    """The largest difference of two trees, relative to the largest value of each array (keys compared as bits)."""
+def worst(a: Any, b: Any, least: float = 1e-6) -> float:
+    """The largest difference of two trees, relative to the largest value of each array (keys compared as bits).
+
+    An array whose values are all below `least` is compared relative to `least`.
+    """
 
     def one(x: Any, y: Any) -> float:
         if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
             x, y = jax.random.key_data(x), jax.random.key_data(y)
         x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-        return float(np.abs(x - y).max(initial=0) / max(np.abs(y).max(initial=0), 1e-6))
+        return float(np.abs(x - y).max(initial=0) / max(np.abs(y).max(initial=0), least))
 
     return max(jax.tree.leaves(jax.tree.map(one, a, b)))
 

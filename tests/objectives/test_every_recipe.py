@@ -38,7 +38,7 @@ def at_small_sizes(name: str, rows_per_group: int = 4, drop_path: float = 0.25) 
         config.terms[0]['structures'] = ['lung', 'heart']
     for view in config.views.values():
         if rows_per_group == 1 and view.get('cutmix'):
-            view.cutmix = None  # which mixes the rows of a group
+            view.cutmix = 0.0  # it mixes the rows of a group
     return configs.check(configs.resolve(config, {}))
 
 
@@ -155,4 +155,7 @@ def test_eight_devices_give_one_gradient(name):
         found.append(jax.device_get(gradient_of(objective, step, 1)(state, batch)))
     (loss, one), (loss_of_eight, eight) = found
     assert np.isfinite(loss) and abs(loss_of_eight - loss) <= 1e-5 * abs(loss)
-    assert recipes.worst(eight, one) <= 1e-5
+    # A bias before a batch norm has no gradient but rounding, and batch norms over eight rows multiply rounding.
+    largest = max(np.abs(x).max() for x in jax.tree.leaves(one))
+    tolerance = 3e-4 if jax.tree.leaves(state.aux['stats']) else 1e-5
+    assert recipes.worst(eight, one, least=1e-3 * largest) <= tolerance
