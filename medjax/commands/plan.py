@@ -59,11 +59,15 @@ def main(argv: list[str]) -> int:
             chosen = (*chosen, *found[0].candidate.overrides)
             print('\n'.join(text.tried(found)))
             print(f'the best: {" ".join(f"--config.{item}" for item in found[0].candidate.overrides)}\n')
-        facts, before = compiling.compiled(_request(args.config, chosen, topology), python, say)
+            facts, how = found[0].facts, ''
+            assert facts is not None  # the best one was compiled
+        else:
+            facts, before = compiling.compiled(_request(args.config, chosen, topology), python, say)
+            seconds = facts.lowering_s + facts.compile_s
+            how = 'compiled by an earlier plan, ' if before else f'compiled in {seconds:,.0f} s, '
         results.append(as_json(args.config, chosen, topology, facts))
         print('\n'.join(text.lines(args.config, topology, facts)))
-        how = 'compiled by an earlier plan' if before else f'compiled in {facts.lowering_s + facts.compile_s:,.0f} s'
-        print(f'{how}, with jax {facts.versions["jax"]}', file=sys.stderr)
+        print(f'{how}with jax {facts.versions["jax"]}', file=sys.stderr)
         if config['stages']:
             print('this recipe has stages; the plan is that of its first steps', file=sys.stderr)
     if file is not None:
@@ -127,7 +131,7 @@ def as_json(config: str, overrides: Sequence[str], topology: Topology, facts: Fa
     guess = estimate(topology, facts)
     return found | dict(
         memory=facts.memory(),
-        hbm_bytes=sum(one.runs * one.bytes for one in facts.kernels),
+        hbm_bytes=facts.moved,
         exchanges=[
             dict(
                 kind=one.kind, chips=one.size, hosts=one.hosts, links=one.links(topology), runs=one.runs,

@@ -51,6 +51,11 @@ class Facts:
     def compiled(self) -> bool:
         return bool(self.kernels)
 
+    @property
+    def moved(self) -> int:
+        """Bytes that all kernels of a step move between a chip and its HBM."""
+        return sum(one.runs * one.bytes for one in self.kernels)
+
     def memory(self) -> dict[str, int]:
         """Bytes of a chip by what it holds at the worst moment of the step."""
         return memory.by_part(self.state, self.batch, self.peak, self.arguments)

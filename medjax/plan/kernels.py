@@ -89,8 +89,3 @@ def _window(rest: str) -> str:
 def _dims(kind: str) -> tuple[int, ...]:
     match = re.search(r'\[([\d,]*)\]', kind)
     return tuple(int(n) for n in match[1].split(',') if n) if match else ()
-
-
-def hbm_bytes(kernels: list[Kernel]) -> int:
-    """Bytes that all kernels of a step move between a chip and its HBM."""
-    return sum(one.runs * one.bytes for one in kernels)

@@ -34,8 +34,7 @@ def lines(config: str, topology: Topology, facts: Facts) -> Iterator[str]:
     low, high = images / time.step, images / time.at_best
     yield f'{low:,.0f} images/s if exchanges wait for kernels, {high:,.0f} if all of them hide behind kernels'
     yield f'model FLOPs {facts.flops / 1e12:,.4g} T ({facts.flops / images / 1e9:,.0f} G an image), MFU {time.mfu:.1%}'
-    moved = sum(one.runs * one.bytes for one in facts.kernels)
-    yield f'a chip moves {moved / GIB:,.1f} GiB between its kernels and its memory'
+    yield f'a chip moves {facts.moved / GIB:,.1f} GiB between its kernels and its memory'
     if facts.dtype == 'float32':
         yield 'the products of this model of time are those of bfloat16; a step in float32 takes longer'
     yield ''

@@ -157,16 +157,6 @@ def loop_moco(z, t, temperature=0.2):
     return total
 
 
-def slopes(loss, z, h=1e-6):
-    """The gradient of a loop, by central differences."""
-    out = np.zeros_like(z)
-    for i in np.ndindex(z.shape):
-        step = np.zeros_like(z)
-        step[i] = h
-        out[i] = (loss(z + step) - loss(z - step)) / (2 * h)
-    return out
-
-
 BOTH = [FIRST, SECOND]
 CASES = {  # name -> (the terms, the loop, whether it has a teacher)
     'nt_xent': (lambda c: [nt_xent.build(c, BOTH, 0.5)], loop_nt_xent, False),
@@ -194,7 +184,7 @@ def test_values_and_gradients_are_those_of_the_loop(name, present):
     (value, (start, rows)), gradient = run(jax.value_and_grad(loss, has_aux=True), jnp.float32(z))
     assert value == pytest.approx(loop(z[present]), rel=1e-5)
     assert rows == present.sum()
-    expected = slopes(loop, z[present])
+    expected = recipes.slopes(loop, z[present])
     np.testing.assert_allclose(gradient[present], expected, atol=2e-5 * np.abs(expected).max())
     assert not np.asarray(gradient)[~present].any()
     constant = {'nt_xent': 1.0}.get(name, 0.0)  # `start` is the loss of equal embeddings
@@ -246,7 +236,7 @@ def test_byol_and_moco_are_terms_that_were_there():
 
         value, gradient = run(jax.value_and_grad(loss), jnp.float32(z))
         assert value == pytest.approx(loop(z, t), rel=1e-5)
-        expected = slopes(functools.partial(loop, t=t), z)
+        expected = recipes.slopes(functools.partial(loop, t=t), z)
         np.testing.assert_allclose(gradient, expected, atol=2e-5 * np.abs(expected).max())
 
 

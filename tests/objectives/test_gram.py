@@ -80,16 +80,6 @@ def loop(student, teacher, present, resize=resized):
     return sum(errors) / len(errors)
 
 
-def slopes(loss, x, h=1e-6):
-    """The gradient of a loop, by central differences."""
-    out = np.zeros_like(x)
-    for i in np.ndindex(x.shape):
-        step = np.zeros_like(x)
-        step[i] = h
-        out[i] = (loss(x + step) - loss(x - step)) / (2 * h)
-    return out
-
-
 @pytest.mark.parametrize('large', [LARGE, GRID], ids=['resized', 'same'])
 def test_values_and_gradients_are_those_of_the_loop(large):
     rng = np.random.default_rng(0)
@@ -108,7 +98,7 @@ def test_values_and_gradients_are_those_of_the_loop(large):
     assert value == pytest.approx(loop(student, teacher, present, resize), rel=1e-5)
     assert equal == pytest.approx(loop(np.ones_like(student), teacher, present, resize), rel=1e-5)
     assert rows == 3
-    expected = slopes(lambda x: loop(x, teacher, present, resize), student)
+    expected = recipes.slopes(lambda x: loop(x, teacher, present, resize), student)
     np.testing.assert_allclose(by_student, expected, atol=2e-5 * np.abs(expected).max())
     assert not np.asarray(by_teacher).any(), 'a gradient reaches the teacher'
 

@@ -75,16 +75,6 @@ def loop(z, prototypes, q, me_max=1.0):
     return cross_entropy + me_max * (sum(m * math.log(m) for m in mean) + math.log(K))
 
 
-def slopes(loss, x, h=1e-6):
-    """The gradient of a loop, by central differences."""
-    out = np.zeros_like(x)
-    for i in np.ndindex(x.shape):
-        step = np.zeros_like(x)
-        step[i] = h
-        out[i] = (loss(x + step) - loss(x - step)) / (2 * h)
-    return out
-
-
 @pytest.mark.parametrize(
     ('iterations', 'me_max', 'present'), [(3, 1.0, np.ones(ROWS, bool)), (0, 0.5, ABSENT)], ids=['all', 'absent']
 )
@@ -102,9 +92,9 @@ def test_values_and_gradients_are_those_of_the_loop(given, iterations, me_max, p
     z, q = z[present], targets(t[present], prototypes, iterations)
     assert value == pytest.approx(loop(z, prototypes, q, me_max), rel=1e-5)
     assert rows == present.sum()
-    expected = slopes(lambda z: loop(z, prototypes, q, me_max), z)
+    expected = recipes.slopes(lambda z: loop(z, prototypes, q, me_max), z)
     np.testing.assert_allclose(by_anchors[present], expected, atol=2e-5 * np.abs(expected).max())
-    expected = slopes(lambda prototypes: loop(z, prototypes, q, me_max), prototypes)
+    expected = recipes.slopes(lambda prototypes: loop(z, prototypes, q, me_max), prototypes)
     np.testing.assert_allclose(by_prototypes, expected, atol=2e-5 * np.abs(expected).max())
     assert not np.asarray(by_anchors)[~present].any() and not np.asarray(by_target).any()
     assert start is None if iterations == 0 else start == pytest.approx(math.log(K))

@@ -30,9 +30,10 @@ from medjax.models.layers import uniform_fan_in
 from medjax.objectives import numerics
 from medjax.objectives.crops import EXAMPLE, crop_features, feature_names
 from medjax.objectives.features import Feature
+from medjax.objectives.schedules import NOT_NEGATIVE, POSITIVE, Range, number
 from medjax.objectives.targets import gauges
 from medjax.objectives.terms import Term, TermContext, TermInputs, TermOutput
-from medjax.types import Tree, is_number, is_whole
+from medjax.types import Tree, is_whole
 
 
 def build(
@@ -56,15 +57,12 @@ def build(
     iterations   of Sinkhorn; 0: the targets are not balanced
     """
     where = context.where
-    for name, value, most in (('temperature', temperature, float('inf')), ('sharpening', sharpening, 1)):
-        if not is_number(value) or not 0 < value <= most:
-            at_most = f', at most {most}' if most == 1 else ''
-            raise UserError(f'{where}.{name}={value!r}: must be a number above 0{at_most}')
-    if not is_number(me_max) or me_max < 0:
-        raise UserError(f'{where}.me_max={me_max!r}: must be a number of at least 0')
-    for name, number, least in (('prototypes', prototypes, 2), ('iterations', iterations, 0)):
-        if not is_whole(number) or number < least:
-            raise UserError(f'{where}.{name}={number!r}: must be a whole number of at least {least}')
+    number(temperature, f'{where}.temperature', POSITIVE)
+    number(sharpening, f'{where}.sharpening', Range('above 0, at most 1', lambda x: 0 < x <= 1))
+    number(me_max, f'{where}.me_max', NOT_NEGATIVE)
+    for name, count, least in (('prototypes', prototypes, 2), ('iterations', iterations, 0)):
+        if not is_whole(count) or count < least:
+            raise UserError(f'{where}.{name}={count!r}: must be a whole number of at least {least}')
     if not isinstance(target, str):
         raise UserError(
             f"{where}.target={target!r}: must be the name of one feature, 'teacher/image/crop/cls>projector'"

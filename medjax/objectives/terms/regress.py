@@ -30,9 +30,9 @@ from medjax.errors import UserError
 from medjax.models.layers import standardised
 from medjax.objectives.features import Feature
 from medjax.objectives.numerics import unit
+from medjax.objectives.schedules import POSITIVE, number
 from medjax.objectives.terms import Term, TermContext, TermInputs, TermOutput
 from medjax.objectives.trees import weight_at_mask
-from medjax.types import is_number
 
 LOSSES = ('mse', 'smooth_l1', 'cosine')
 
@@ -60,8 +60,7 @@ def build(
         raise UserError(f"{context.where}.loss={loss!r}: must be 'mse', 'smooth_l1' or 'cosine'")
     if normalise not in ('layer', None):
         raise UserError(f"{context.where}.normalise={normalise!r}: must be 'layer' or None")
-    if not is_number(beta) or beta <= 0:
-        raise UserError(f'{context.where}.beta={beta!r}: must be a number above 0')
+    number(beta, f'{context.where}.beta', POSITIVE)
     if beta != 1 and loss != 'smooth_l1':
         raise UserError(f"{context.where}.beta={beta!r}: belongs to loss='smooth_l1' alone; leave it out")
     if (s.at and s.at_mask) != (t.at and t.at_mask):

@@ -22,9 +22,9 @@ from jax import Array
 from medjax.errors import UserError
 from medjax.objectives.crops import feature_names
 from medjax.objectives.features import Feature
+from medjax.objectives.schedules import POSITIVE, number
 from medjax.objectives.terms import Term, TermContext, TermInputs, TermOutput
 from medjax.objectives.trees import weight_at_mask
-from medjax.types import is_number
 
 EPS = 1e-4  # of the variance
 
@@ -38,9 +38,7 @@ def build(context: TermContext, of: str | Sequence[str], floor: float = 1.0) -> 
     features = tuple(context.feature(name, 'of', per_row=True) for name in feature_names(context, of, 'of'))
     if not features or any(not f.at or f.at_mask != features[0].at_mask for f in features):
         raise UserError(f'{context.where}.of: its features must be tokens at one mask, as …/patches@block')
-    if not is_number(floor) or floor <= 0:
-        raise UserError(f'{context.where}.floor={floor!r}: must be a number above 0')
-    return TokenDeviation(context, features, float(floor))
+    return TokenDeviation(context, features, float(number(floor, f'{context.where}.floor', POSITIVE)))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
