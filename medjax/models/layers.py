@@ -294,6 +294,11 @@ def batch_norm(x: Array, weight: Array | None, running: Moments) -> tuple[Array,
     x = x.astype(jnp.float32)
     m, v = running
     if weight is not None:
+        if math.prod(x.shape[:-1]) < 2:
+            raise UserError(
+                'a batch norm gets one value of each channel, and one value has no variance; give more rows '
+                '(batch_size), or batch_norm=False'
+            )
         axes = tuple(range(x.ndim - 1))
         w = weight.reshape(*weight.shape, *[1] * (x.ndim - weight.ndim))
         n = weight.sum() * math.prod(x.shape[weight.ndim : -1])

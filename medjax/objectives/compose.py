@@ -231,6 +231,12 @@ class Objective:
         metrics: Metrics = {}
         inputs = self._inputs(params, aux, computed, views, masks, key, step)
         for name, term in self.terms.items():
+            rows = min((len(computed.features[feature]) for feature in term.needs), default=term.least_rows)
+            if rows < term.least_rows:
+                raise UserError(
+                    f'{term.context.where}: compares the rows of a batch, and the batch has {rows} row here; give at '
+                    f'least {term.least_rows} (batch_size)'
+                )
             with jax.named_scope(f'terms/{name}'):
                 out = term.loss(inputs[name])
             total += self.weights[name](step) * out.loss

@@ -102,6 +102,10 @@ class PairLoss(Term):
         """1 / temperature: that of this term, or of the term that it shares one with."""
         return 1 / x.temperature(self.scale.of) if self.scale.of else self.scale.value(x.params, x.step)
 
+    @property
+    def least_rows(self) -> int:
+        return 1 if self.queue else 2
+
     # The sides of a batch.
 
     def sides(self, x: TermInputs) -> Sides:
@@ -119,6 +123,10 @@ class PairLoss(Term):
         rows = rows._replace(x=rows.x * scale)
         if self.soft_features:
             rows = rows.with_facts(soft=rows.facts['soft'] * jax.lax.stop_gradient(scale))
+        if self.queue and self.queue < (batch := columns.x.shape[0] * columns.x.shape[1]):
+            raise UserError(
+                f'{self.context.where}.queue={self.queue}: must hold at least a batch, which has {batch} columns here'
+            )
         queue = _queued_columns(x.state['queue'], columns.x.shape[1]) if self.queue else None
         return self._taking_part(Sides(rows, columns, queue))
 

@@ -112,6 +112,23 @@ def test_noise_in_absent_rows_changes_nothing(name):
         ), what
 
 
+@pytest.mark.parametrize(
+    ('name', 'sentence'),
+    [
+        ('simclr', r'terms\[0\] \(nt_xent\): compares the rows of a batch, and the batch has 1 row here'),
+        ('byol', 'a batch norm gets one value of each channel'),
+        ('demo', r'\(koleo\): compares the rows of a batch'),
+    ],
+)
+def test_a_batch_of_one_row_is_refused_where_rows_are_compared(name, sentence):
+    config = at_small_sizes(name, rows_per_group=1, drop_path=0.0)
+    objective, optim, step = recipes.parts(config)
+    state = jax.eval_shape(lambda: recipes.start(objective, optim))
+    one = jax.tree.map(lambda x: x[:1], random_batch(objective, config, 0))
+    with pytest.raises(UserError, match=sentence):
+        jax.eval_shape(gradient_of(objective, step, 1), state, one)
+
+
 def gradient_of(objective, step, micro_batches: int):
     """(state, batch) -> loss and gradient of a step in micro-batches, compiled."""
 

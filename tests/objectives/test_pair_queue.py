@@ -25,6 +25,7 @@ from pair_cases import (
 )
 from reference_losses import close, context
 
+from medjax.errors import UserError
 from medjax.objectives.terms import pair_softmax
 
 CONTEXT = dataclasses.replace(context(1), width=lambda name: D)
@@ -94,14 +95,24 @@ def test_queue(module, placement):
 
 
 def test_absent_columns_do_not_enter_the_queue():
-    term = pair_softmax.build(CONTEXT, ROWS, COLUMNS, queue=4)
     features, views = make_batch()
+    term = pair_softmax.build(CONTEXT, ROWS, COLUMNS, queue=len(features[COLUMNS]))
     _, state = term.init(jax.random.key(0))
     carry = evaluate(term, 'one_device', features, views).carry
     newest = np.array([0, 1, 2, 4])  # row 3 has no image
     np.testing.assert_allclose(
-        term.update(state, carry, STEP)['queue']['x'], reference.normal(features[COLUMNS][newest, 0]), rtol=1e-5
+        term.update(state, carry, STEP)['queue']['x'][:4], reference.normal(features[COLUMNS][newest, 0]), rtol=1e-5
     )
+
+
+@pytest.mark.parametrize('module', MODULES)
+def test_a_queue_smaller_than_a_batch(module):
+    features, views = make_batch()
+    size = len(features[COLUMNS]) - 1
+    term = module.build(CONTEXT, ROWS, COLUMNS, queue=size)
+    sentence = rf'queue={size}: must hold at least a batch, which has {size + 1} columns here'
+    with pytest.raises(UserError, match=sentence):
+        evaluate(term, 'one_device', features, views)
 
 
 def test_axes_of_the_queue_have_the_shape_of_the_state():

@@ -85,7 +85,7 @@ def image_and_text():
         terms=[
             dict(
                 term='pair_softmax', rows=image, columns=text.replace('student', 'teacher'),
-                positives=positives, queue=6, **learned,
+                positives=positives, queue=12, **learned,
             ),
             dict(term='pair_sigmoid', rows=image, columns=text, **learned),
         ],
@@ -93,7 +93,7 @@ def image_and_text():
 
 
 def random_state(objective, rng):
-    """A state of random numbers without a compiled `init`; four of six places in the queue are taken."""
+    """A state of random numbers without a compiled `init`; four of twelve places in the queue are taken."""
 
     def fill(leaf):
         return (
@@ -106,7 +106,7 @@ def random_state(objective, rng):
     params, aux = jax.tree.map(fill, jax.eval_shape(objective.init, key))
     for term in params['terms'].values():
         term['log_scale'] = np.float32(np.log(1 / 0.07))
-    aux['terms']['pair_softmax']['queue']['present'] = np.arange(6) < 4
+    aux['terms']['pair_softmax']['queue']['present'] = np.arange(12) < 4
     return TrainState(STEP, params, {}, aux, key, {})
 
 

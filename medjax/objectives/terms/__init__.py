@@ -337,6 +337,11 @@ class Term:
         """The full names of the features that `loss` reads, as they were declared."""
         return tuple(dict.fromkeys(self.context.read_by_loss))
 
+    @property
+    def least_rows(self) -> int:
+        """The fewest rows of a batch that the term can learn from: 2 if it compares rows with each other."""
+        return 1
+
     def per_row(self, x: TermInputs) -> dict[str, Array]:
         """The part of the term that looks at nothing outside of a group of rows: small float arrays by name.
 

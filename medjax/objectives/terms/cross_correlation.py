@@ -48,6 +48,10 @@ class CrossCorrelation(Term):
     of: tuple[Feature, ...]
     off_diagonal: float
 
+    @property
+    def least_rows(self) -> int:
+        return 2
+
     def loss(self, x: TermInputs) -> TermOutput:
         z, here = embeddings(x, self.of)
         z = normalised(z, here)

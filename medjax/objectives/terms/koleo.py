@@ -49,6 +49,10 @@ class Koleo(Term):
     of: Feature
     within: str
 
+    @property
+    def least_rows(self) -> int:
+        return 2  # a row that is alone has no neighbour
+
     def loss(self, x: TermInputs) -> TermOutput:
         features = x.feature(self.of, 'BVD').astype(jnp.float32)
         present = x.present(self.of)

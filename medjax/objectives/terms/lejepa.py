@@ -69,6 +69,10 @@ class Lejepa(Term):
     share: float
     directions: int
 
+    @property
+    def least_rows(self) -> int:
+        return 2
+
     def loss(self, x: TermInputs) -> TermOutput:
         z, here = embeddings(x, self.of)
         n, (v, d) = jnp.maximum(here.sum(), 1).astype(jnp.float32), z.shape[1:]

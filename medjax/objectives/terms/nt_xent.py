@@ -49,6 +49,10 @@ class NtXent(Term):
     of: tuple[Feature, ...]
     temperature: float
 
+    @property
+    def least_rows(self) -> int:
+        return 2
+
     def loss(self, x: TermInputs) -> TermOutput:
         z, here = embeddings(x, self.of)
         z = unit(z)

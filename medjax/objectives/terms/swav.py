@@ -93,6 +93,10 @@ class Swav(Term):
         """T, the number of crops that are assigned."""
         return sum(self.context.crops.get(f.view, 1) for f in self.of[: self.assigned_features])
 
+    @property
+    def least_rows(self) -> int:
+        return 1 if self.queue else 2  # Sinkhorn gives one row the uniform assignment
+
     def loss(self, x: TermInputs) -> TermOutput:
         z = numerics.unit(jnp.concatenate([x.feature(f, 'BVD') for f in self.of], axis=1))
         here = jnp.concatenate([x.present(f) for f in self.of], axis=1)

@@ -59,6 +59,10 @@ class Vicreg(Term):
     variance: float
     covariance: float
 
+    @property
+    def least_rows(self) -> int:
+        return 2
+
     def loss(self, x: TermInputs) -> TermOutput:
         z, here = embeddings(x, self.of)
         w = here[:, None, None].astype(jnp.float32)
