@@ -84,7 +84,8 @@ def _plan(
     price: float | None,
 ) -> Plan:
     """The plan of one topology; tells the user what happens meanwhile."""
-    say, tried = _teller(time.perf_counter()), ()
+    say = _teller(time.perf_counter())
+    tried: tuple[meshes.Tried, ...] = ()
     if args.search:
         tried = tuple(search(args.config, overrides, config, topology, python, say))
         chosen = tried[0].candidate.overrides

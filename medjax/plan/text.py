@@ -73,7 +73,7 @@ def table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
 
 def tried(found: Sequence[Tried]) -> Iterator[str]:
     """What a search knows of each candidate, the best first; numbers with >= are bounds of what was not compiled."""
-    rows = [('data', 'fsdp', 'tensor', 'micro_batches', 'remat', 'unrolled', 'GiB', 'ms', '')]
+    rows = [(*found[0].candidate.mesh, 'micro_batches', 'remat', 'unrolled', 'GiB', 'ms', '')]
     waiting = [one for one in found if one.facts is None]
     for one in [*(one for one in found if one.facts is not None), *waiting[:TRIED]]:
         size = f'>= {one.least_bytes / GIB:.1f}' if one.facts is None else f'{one.facts.peak / GIB:.1f}'
