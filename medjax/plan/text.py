@@ -6,29 +6,31 @@ import collections
 from collections.abc import Iterator, Sequence
 
 from medjax.plan.facts import Facts
-from medjax.plan.meshes import Candidate, Tried
-from medjax.plan.roofline import Estimate, estimate
-from medjax.plan.topology import FRACTION, GIB, MOST, TAKEN, Topology
+from medjax.plan.meshes import Tried
+from medjax.plan.plans import DECODED, DECODED_SIDE, WRITTEN, Plan, model
+from medjax.plan.roofline import Estimate
+from medjax.plan.topology import GIB, Topology
 
-# `python benchmarks/data.py` on phantoms of 512 px: images/s that one thread reads from random records and decodes.
-DECODED, DECODED_SIDE = 705, 512
 SHOWN = 8  # exchanges
+TRIED = 12  # candidates of a search, besides those that were compiled
 
 
-def lines(config: str, topology: Topology, facts: Facts) -> Iterator[str]:
+def lines(plan: Plan) -> Iterator[str]:
     """The plan of one topology; without a time where the compiler refused the program."""
+    topology, facts, time = plan.topology, plan.facts, plan.time
     images = facts.images
     mesh = ', '.join(f'{axis}={size}' for axis, size in facts.mesh.items())
-    yield f'{config} on {topology.name}: {topology.chips} x {topology.chip.name}, {facts.hosts} host(s), mesh {mesh}'
+    chips = f'{topology.chips} x {topology.chip.name}'
+    yield f'{plan.config} on {topology.name}: {chips}, {facts.hosts} host(s), mesh {mesh}'
     yield f'{images:,} images a step, stored with {facts.canvas} px; activations in {facts.dtype}'
     yield ''
-    yield from _sizes('memory of a chip', list(_memory(facts)))
-    yield verdict(topology, facts)
+    yield from _sizes('memory of a chip', [*plan.memory.items(), ('in all', facts.peak)])
+    yield plan.verdict
     yield ''
-    yield from _sizes('a checkpoint', list(_whole(facts)))
-    if not facts.compiled:
+    yield from _sizes('a checkpoint', [*facts.whole_state.items(), ('in all', plan.saving.bytes)])
+    if time is None:
+        yield f'checkpoints: {saving(plan)}'
         return
-    time = estimate(topology, facts)
     yield ''
     yield from table([('a step', 'ms', 'share'), *_time(time)])
     low, high = images / time.step, images / time.at_best
@@ -43,9 +45,21 @@ def lines(config: str, topology: Topology, facts: Facts) -> Iterator[str]:
     else:
         yield 'chips exchange nothing'
     yield ''
-    yield from _input(topology, facts, time)
-    yield ''
-    yield from _model(topology)
+    for what, sentence in sentences(plan):
+        yield f'{what}: {sentence}'
+        yield ''
+
+
+def sentences(plan: Plan) -> list[tuple[str, str]]:
+    """What follows from the time of a step: (what, sentence)."""
+    if plan.time is None:
+        return [('checkpoints', saving(plan))]
+    return [
+        ('the whole run', whole_run(plan)),
+        ('input', input_needed(plan)),
+        ('checkpoints', saving(plan)),
+        ('model of time', model(plan.topology)),
+    ]
 
 
 def table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
@@ -58,13 +72,19 @@ def table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
 
 
 def tried(found: Sequence[Tried]) -> Iterator[str]:
-    """What a search knows of each mesh, the best first; numbers with >= are bounds of what was not compiled."""
-    rows = [(*Candidate._fields, 'GiB', 'ms', '')]
-    for one in found:
+    """What a search knows of each candidate, the best first; numbers with >= are bounds of what was not compiled."""
+    rows = [(*found[0].candidate.mesh, 'micro_batches', 'remat', 'unrolled', 'GiB', 'ms', '')]
+    waiting = [one for one in found if one.facts is None]
+    for one in [*(one for one in found if one.facts is not None), *waiting[:TRIED]]:
         size = f'>= {one.least_bytes / GIB:.1f}' if one.facts is None else f'{one.facts.peak / GIB:.1f}'
         time = f'>= {1e3 * one.least_seconds:,.1f}' if one.time is None else f'{1e3 * one.time.step:,.1f}'
-        rows.append((*map(str, one.candidate), size, time, one.why))
+        candidate = one.candidate
+        unrolled = 'yes' if candidate.setting.unrolled else 'no'
+        sizes = (*candidate.mesh.values(), candidate.micro_batches)
+        rows.append((*map(str, sizes), candidate.setting.remat, unrolled, size, time, one.why))
     yield from table(rows)
+    for why, n in collections.Counter(one.why for one in waiting[TRIED:]).most_common():
+        yield f'and {n:,} more: {why}'
 
 
 def _sizes(title: str, sizes: Sequence[tuple[str, int]]) -> Iterator[str]:
@@ -73,30 +93,22 @@ def _sizes(title: str, sizes: Sequence[tuple[str, int]]) -> Iterator[str]:
     yield from table([(title, name), *((what, f'{n / unit:,.2f}') for what, n in sizes)])
 
 
-def verdict(topology: Topology, facts: Facts) -> str:
-    """Whether the step fits, in a sentence."""
-    memory, share = topology.chip.memory, facts.peak / topology.chip.memory
-    have = f'{facts.peak / GIB:.2f} of {memory / GIB:.2f} GiB ({share:.0%})'
-    if facts.peak > topology.usable:
-        return f'does not fit: {have}'
-    if topology.chip.is_gpu and share > TAKEN:
-        return f'fits with {FRACTION}={MOST} in the environment: {have}, and jax takes {TAKEN:.0%} without it'
-    return f'fits: {have}'
+def saving(plan: Plan) -> str:
+    """The time of a checkpoint, in a sentence."""
+    one = plan.saving
+    hosts = 'one host writes' if one.hosts == 1 else f'{one.hosts} hosts write'
+    text = f'{hosts} one in {one.seconds:,.1f} s at {WRITTEN / 1e9:g} GB/s of a host (assumed), beside the training'
+    if plan.time is None:
+        return text
+    return f'{text}; the next one comes after {duration(one.every * plan.time.step)}'
 
 
-def _memory(facts: Facts) -> Iterator[tuple[str, int]]:
-    if facts.compiled:
-        yield from ((name, n) for name, n in facts.memory().items() if n or name in facts.state)
-    else:
-        yield from facts.state.items()
-        yield 'batch', facts.batch
-        yield 'the rest', facts.peak - facts.batch - sum(facts.state.values())
-    yield 'in all', facts.peak
-
-
-def _whole(facts: Facts) -> Iterator[tuple[str, int]]:
-    yield from facts.whole_state.items()
-    yield 'in all', sum(facts.whole_state.values())
+def duration(seconds: float) -> str:
+    """'35 s', '12 min', '3.4 hours' or '5.2 days'."""
+    for unit, name in ((86_400, 'days'), (3_600, 'hours'), (60, 'min')):
+        if seconds >= 2 * unit:
+            return f'{seconds / unit:,.1f} {name}'
+    return f'{seconds:,.1f} s'
 
 
 def _time(time: Estimate) -> Iterator[tuple[str, str, str]]:
@@ -121,22 +133,26 @@ def _exchanges(topology: Topology, facts: Facts) -> Iterator[tuple[str, ...]]:
         yield kind, f'{size}', links, f'{runs[key]:,}', f'{sent[key] / 2**20:,.1f}', f'{1e3 * took:,.1f}'
 
 
-def _input(topology: Topology, facts: Facts, time: Estimate) -> Iterator[str]:
-    images = facts.images / facts.hosts / time.step
-    moved = facts.batch * topology.chips / facts.hosts / time.step
-    threads = images / (DECODED * (DECODED_SIDE / facts.canvas) ** 2)
-    yield (
-        f'input: a host reads and decodes {images:,.0f} images/s and hands {moved / 1e6:,.0f} MB/s to its chips. That '
+def input_needed(plan: Plan) -> str:
+    """What a host reads and decodes, in sentences."""
+    assert plan.input is not None
+    images, moved, threads = plan.input
+    return (
+        f'a host reads and decodes {images:,.0f} images/s and hands {moved / 1e6:,.0f} MB/s to its chips. That '
         f'takes {threads:,.1f} threads, if one reads {DECODED} images/s of {DECODED_SIDE} px (benchmarks/data.py, on a '
         'virtual machine) and the time grows with the pixels'
     )
 
 
-def _model(topology: Topology) -> Iterator[str]:
-    chip = topology.chip
-    flops, bandwidth, links = chip.reached
-    yield (
-        f'model of time: each kernel takes the time of its products at {flops:.0%} of {chip.flops / 1e12:,.0f} TFLOP/s '
-        f'or of its bytes at {bandwidth:.0%} of {chip.bandwidth / 1e9:,.0f} GB/s, whichever is longer; exchanges go '
-        f'around rings at {links:.0%} of the links. These shares: {chip.reached_by}.'
+def whole_run(plan: Plan) -> str:
+    """Time and cost of all steps, in a sentence."""
+    if plan.run is None:
+        return 'the recipe has stages; this is the plan of its first steps, so there is no time of the whole run'
+    run, chip = plan.run, plan.topology.chip
+    text = (
+        f'{run.steps:,} steps take {duration(run.seconds)} ({duration(run.seconds_at_best)} if all exchanges hide), '
+        f'which are {run.chip_hours:,.0f} hours of one chip ({chip.name})'
     )
+    if run.dollars is not None:
+        text += f' or ${run.dollars:,.0f} at ${plan.price:,.2f} of a chip and hour'
+    return f'{text}; without compilation, probes and pauses'

@@ -97,6 +97,11 @@ class Topology(NamedTuple):
     chips: int
 
     @property
+    def kind(self) -> str:
+        """The chip as the name has it: 'v5p'."""
+        return self.name.partition(':')[0]
+
+    @property
     def usable(self) -> int:
         """Bytes of a chip that a run can have, with the variable FRACTION on a GPU."""
         return int(self.chip.memory * (MOST if self.chip.is_gpu else 1.0))

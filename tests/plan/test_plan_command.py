@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from pages import Page, browse, needs_browser
 
 from medjax.cli import main
 from medjax.plan import compiling
@@ -92,8 +93,90 @@ def test_a_search_prints_the_overrides_of_the_best(compiler, tmp_path, capsys):
     runs = (tmp_path / 'runs').read_text()
     assert main(arguments) == 0 and capsys.readouterr().out == out
     assert (tmp_path / 'runs').read_text() == runs  # all of it comes from the cache
+    assert runs.count('run') <= 6  # of 18: the exchanges of a mesh and the loop of a setting say something of others
     assert main([*arguments, '--config.mesh.fsdp=2']) == 2
     assert '--search chooses the mesh' in capsys.readouterr().err
+
+
+STEP = 2 * 0.002 + 3 * 0.001 + 4 * (2 * 3 / 4 * 1e9 / (0.8 * 200e9) + 2 * 2 * 1e-6)  # seconds, of FACTS
+HOURS = 4 * 1_000 * STEP / 3_600  # of a chip, in 1,000 steps
+
+
+def test_the_cost_of_the_whole_run(compiler, tmp_path, capsys):
+    prices, file = tmp_path / 'prices.toml', tmp_path / 'plan.json'
+    prices.write_text('v5p = 4.2\nh100 = 3\n')
+    arguments = ['plan', '--config', 'tiny', '--topology', 'v5p:2x2x1', '--compiler', compiler(answer())]
+    arguments += ['--json', str(file), '--config.total_steps=1000']
+    assert main([*arguments, '--prices', str(prices)]) == 0
+    (plan,) = json.loads(file.read_text())['plans']
+    run = plan['run']
+    assert (run['steps'], run['chip_hours']) == (1_000, pytest.approx(HOURS, rel=1e-6))
+    assert run['dollars'] == pytest.approx(4.2 * HOURS, rel=1e-6) and run['seconds_at_best'] < run['seconds']
+    checkpoint = plan['checkpoint']
+    assert checkpoint['bytes'] == 4 * GIB + 8 and checkpoint['seconds'] == pytest.approx(checkpoint['bytes'] / 1e9)
+    assert '1,000 steps take' in capsys.readouterr().out
+    assert main(arguments) == 0 and '$' not in capsys.readouterr().out
+    staged = '--config.stages=[{"at": 500, "change": {"optim.lr": 1e-4}}]'
+    assert main([*arguments, '--prices', str(prices), staged]) == 0
+    assert 'no time of the whole run' in capsys.readouterr().out
+    assert json.loads(file.read_text())['plans'][0]['run'] is None
+
+
+@pytest.mark.parametrize(
+    ('content', 'sentence'),
+    [
+        (None, 'cannot be read (No such file or directory)'),
+        (b'\xff\xfe', 'is no text'),
+        (b'v5p: 4.2', 'is no TOML'),
+        (b'v5 = 4.2', "nobody knows the chip 'v5'; did you mean 'v5"),
+        (b'v5p = "4.2"', "v5p = '4.2' is no price"),
+        (b'v5p = -1', 'v5p = -1 is no price'),
+        (b'v5p = true', 'v5p = True is no price'),
+        (b'v5p = nan', 'v5p = nan is no price'),
+        (b'[v5p]\nhour = 1', "v5p = {'hour': 1} is no price"),
+        (b'h100 = 3', 'has no price for v5p:2x2x1; add a line v5p = DOLLARS'),
+    ],
+)
+def test_wrong_prices_are_one_sentence(tmp_path, capsys, content, sentence):
+    """Before anything is compiled."""
+    prices = tmp_path / 'prices.toml'
+    if content is not None:
+        prices.write_bytes(content)
+    assert main(['plan', '--config', 'tiny', '--topology', 'v5p:2x2x1', '--prices', str(prices)]) == 2
+    error = capsys.readouterr().err
+    assert sentence in error and error.count('\n') == 1 and str(prices) in error
+
+
+@pytest.fixture
+def written(compiler, tmp_path, capsys):
+    """Two topologies with a search: the page, the table and what was printed; the step fits one of the two."""
+    python, page, file = compiler(answer(peak=20 * GIB)), tmp_path / 'plan.html', tmp_path / 'plan.json'
+    arguments = ['plan', '--config', 'tiny', '--compiler', python, '--search', '--out', str(page), '--json', str(file)]
+    assert main([*arguments, '--topology', 'v5e:2x2', '--topology', 'v5p:2x2x1']) == 2
+    out, err = capsys.readouterr()
+    return page, json.loads(file.read_text())['plans'], out, err
+
+
+def test_a_topology_that_fails_leaves_the_others(written):
+    page, (small, large), out, err = written
+    assert 'v5e:2x2: the recipe fits no mesh' in err and 'fits no mesh' in small['error']
+    assert large['fits'] and large['overrides'][0] == 'mesh.data=4'
+    rows = [line.split() for line in out.splitlines() if line.startswith('v5')]
+    assert rows == [['v5e:2x2', 'no', 'plan'], ['v5p:2x2x1', *rows[1][1:]]] and rows[1][1:3] == ['4', '4']
+    best, *others = large['search']
+    assert best['why'] == 'best' and best['bytes'] == 20 * GIB and {one['bytes'] for one in others} >= {None}
+    read = Page(page.read_text())
+    assert 'fits no mesh' in read.sections['plan-0'] and read.figures == {'plan-1': 3}
+    assert '--config.mesh.data=4' in read.sections['plan-1'] and '20.0 GiB' in read.sections['plan-1']
+    assert ['4 x 1 x 1', '1', 'products', 'no', '20.0', f'{1e3 * STEP:,.1f}', 'best'] in read.rows
+    assert all(address.startswith(('#', 'data:')) for address in read.addresses)
+
+
+@needs_browser
+@pytest.mark.slow
+def test_the_page_in_a_browser(written, tmp_path):
+    dom, console, asked = browse(written[0], tmp_path)
+    assert 'candidates of the search' in dom and console == [] and asked == set()
 
 
 @pytest.mark.parametrize(
@@ -128,6 +211,7 @@ def test_a_program_that_the_compiler_refuses(compiler, capsys):
         (['--topology', 'h100:1x3'], 'must be a multiple of 3'),
         (['--topology', 'h100:1x1', '--compiler', '/nowhere'], '--compiler /nowhere: there is no Python'),
         (['--topology', 'h100:1x1', '--json', '/nowhere/x.json'], 'there is no folder /nowhere'),
+        (['--topology', 'h100:1x1', '--out', '/nowhere/x.html'], 'there is no folder /nowhere'),
     ],
 )
 def test_mistakes_are_one_sentence(arguments, sentence, capsys):
