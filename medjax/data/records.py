@@ -160,7 +160,14 @@ class Split:
             raise IndexError(f'record {i} of {len(self)}')
         with self._lock:
             reader = self._reader
-        return reader[i % len(self)]
+        try:
+            return reader[i % len(self)]
+        except Exception as error:  # ArrayRecord raises many kinds
+            raise UserError(
+                f'{self.data.path}: record {i % len(self)} of {self.name} cannot be read '
+                f'({" ".join(str(error).split())[:120]}); a file of its folder records is lost or damaged: copy it '
+                'again, or build the data set again'
+            ) from error
 
     @functools.cached_property
     def _files(self) -> Any:
