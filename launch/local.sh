@@ -38,6 +38,7 @@ done
 
 send() { for pid in "${pids[@]}"; do kill "-$1" "$pid" 2>/dev/null; done; }
 interrupted=0
+# shellcheck disable=SC2329  # the trap calls it
 interrupt() {
     interrupted=$((interrupted + 1))
     if ((interrupted == 1)); then send TERM; else send KILL; fi

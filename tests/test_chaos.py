@@ -1,7 +1,8 @@
 """Chaos: a run is killed at random moments, goes on, and ends in the bits of a run that nobody disturbed.
 
-A moment is a number of seconds of processor time, anywhere in the life of a process: while it opens the data, compiles, trains, writes or ends. Processes
-are forked from one that has imported everything, so that most of their life is training.
+A moment is a number of seconds of processor time, anywhere in the life of a process: while it opens the data,
+compiles, trains, writes or ends. Processes are forked from one that has imported everything, so that most of their life
+is training.
 """
 
 from __future__ import annotations
