@@ -223,6 +223,7 @@ def _run(
             raise UserError(f'total_steps={total:,}: the run begins at step {start:,}; give a larger number')
         if profile is not None:
             profile.check(start, total)
+            at_the_end.callback(profile.close)  # where the run stops before the last step of the profile
         identity, session, gauge = configs.fingerprint(config), None, None
         for stage, training in zip(plan, trainings, strict=True):
             if done >= stage.end and stage is not plan[-1]:

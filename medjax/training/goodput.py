@@ -70,9 +70,11 @@ class Times:
     def training(self) -> Iterator[None]:
         """The loop. What is outside of it is the set-up of a session."""
         self._loop = self._interval = time.perf_counter()
+        self.phase = 'step'
         try:
             yield
         finally:
+            self.phase = 'setup'
             self._training += time.perf_counter() - self._loop
             self._loop = None
 

@@ -38,7 +38,7 @@ QUICK = ('step', 'input')
 POLL, BEAT, PATIENCE = 1.0, 10.0, 5.0  # seconds: between two looks, between two heartbeats, for a disk at the end
 FIELDS = {'process', 'host', 'step', 'phase', 'time'}  # of a heartbeat
 DOING = {
-    'setup': 'setting up',
+    'setup': 'setting up or ending',
     'compile': 'compiling the step',
     'step': 'waiting for its devices or for another process',
     'input': 'reading a batch',
