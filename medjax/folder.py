@@ -69,11 +69,11 @@ def held(folder: Path) -> Iterator[None]:
         except UserError:
             raise
         except Exception as error:  # of a library that misses its files
-            if not _is_ours(folder):
+            if not is_ours(folder):
                 raise _deleted(folder) from error
             raise
         finally:
-            if not _is_ours(folder):
+            if not is_ours(folder):
                 _remove_rest(folder)
 
 
@@ -85,7 +85,7 @@ def check_there(folder: Path, begun: bool = True) -> None:
     """
     if not runtime.is_main():
         return
-    if not _is_ours(folder):
+    if not is_ours(folder):
         raise _deleted(folder)
     if begun and not (folder / 'config.json').exists():
         raise UserError(
@@ -112,7 +112,7 @@ def _write_again(folder: Path) -> str:
     )
 
 
-def _is_ours(folder: Path) -> bool:
+def is_ours(folder: Path) -> bool:
     """Whether RUN/.lock is there and names this process. A disk that does not answer says nothing."""
     try:
         return (folder / LOCK).read_text(errors='replace') == _name()
@@ -214,7 +214,7 @@ def _locked(folder: Path) -> Iterator[None]:
             yield
         finally:
             with contextlib.suppress(OSError):
-                if _is_ours(folder) or not path.stat().st_size:  # empty: the disk was full
+                if is_ours(folder) or not path.stat().st_size:  # empty: the disk was full
                     path.unlink()
 
 

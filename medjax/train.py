@@ -208,7 +208,7 @@ def _run(
     plan = stages(config)
 
     with contextlib.ExitStack() as at_the_end:
-        watch = at_the_end.enter_context(watchdog.watching(folder))
+        watch = at_the_end.enter_context(watchdog.watching(folder, lambda: not main or folders.is_ours(folder)))
         trainings = all_set_up(plan, datasets, mesh)
         checkpoints = Checkpoints(folder / 'checkpoints', **config['checkpoint'])
         at_the_end.callback(checkpoints.close)  # waits until the last save is whole

@@ -51,8 +51,8 @@ DOING = {
 class Watch:
     """The two threads of one process. The watchdog touches no disk; the heartbeat may hang on one."""
 
-    def __init__(self, folder: Path, times: Times) -> None:
-        self.folder, self.times = folder, times
+    def __init__(self, folder: Path, times: Times, is_ours: Callable[[], bool]) -> None:
+        self.folder, self.times, self.is_ours = folder, times, is_ours
         self.process, self.main = jax.process_index(), jax.process_index() == 0
         self.line: dict[str, Any] = {}  # the last line of metrics.jsonl
         self._end = threading.Event()
@@ -94,13 +94,16 @@ class Watch:
         os._exit(EXIT)
 
     def _write_stacks(self) -> None:
-        with (self._place() / f'{self.process}.stacks.txt').open('w') as file:
-            faulthandler.dump_traceback(file)
+        if place := self._place():
+            with (place / f'{self.process}.stacks.txt').open('w') as file:
+                faulthandler.dump_traceback(file)
 
-    def _place(self) -> Path:
+    def _place(self) -> Path | None:
+        """RUN/hosts; None where the folder is not this run's yet, or not any more."""
         place = self.folder / 'hosts'
-        if (self.folder / 'config.json').exists():  # else the folder is not this run's yet, or somebody deletes it
-            place.mkdir(exist_ok=True)
+        if not (self.folder / 'config.json').exists() or not self.is_ours():
+            return None
+        place.mkdir(exist_ok=True)
         return place
 
     def _beat(self) -> None:
@@ -112,7 +115,7 @@ class Watch:
         """One heartbeat. A disk that does not take it is the business of the loop."""
         with contextlib.suppress(OSError):
             place = self._place()
-            if not place.is_dir():
+            if place is None:
                 return
             content = dict(
                 process=self.process, host=socket.gethostname(), step=self.times.finished,
@@ -134,11 +137,11 @@ class Watch:
 
 
 @contextlib.contextmanager
-def watching(folder: Path) -> Iterator[Watch]:
+def watching(folder: Path, is_ours: Callable[[], bool] = lambda: True) -> Iterator[Watch]:
     """Watches over the block, and says at its end whether it ended or failed."""
     faulthandler.enable(sys.__stderr__)  # jax aborts a process where another one is dead; this shows where it was
     times = Times()
-    watch = Watch(folder, times)
+    watch = Watch(folder, times, is_ours)
     watch.start()
     phase = 'failed'
     try:
