@@ -59,6 +59,7 @@ command -v medjax >/dev/null || mistake "there is no command medjax; install it,
 
 child=
 interrupted=0
+# shellcheck disable=SC2329  # the trap calls it
 stop() {
     interrupted=$((interrupted + 1))
     [[ -z $child ]] || kill "-$( ((interrupted == 1)) && echo TERM || echo KILL)" "$child" 2>/dev/null

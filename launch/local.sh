@@ -21,7 +21,7 @@ per_process=${MEDJAX_DEVICES_PER_PROCESS:-1}
 taken() { (: <"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
 port=$((20000 + RANDOM % 12000)) # below the ports that systems assign by themselves
 while taken "$port"; do port=$((port + 1)); done
-export MEDJAX_PORT=$port MEDJAX_PROCESSES=$processes JAX_NUM_CPU_DEVICES=$per_process
+export MEDJAX_COORDINATOR=127.0.0.1:$port MEDJAX_PROCESSES=$processes JAX_NUM_CPU_DEVICES=$per_process
 
 pids=()
 for ((rank = 0; rank < processes; rank++)); do
@@ -38,6 +38,7 @@ done
 
 send() { for pid in "${pids[@]}"; do kill "-$1" "$pid" 2>/dev/null; done; }
 interrupted=0
+# shellcheck disable=SC2329  # the trap calls it
 interrupt() {
     interrupted=$((interrupted + 1))
     if ((interrupted == 1)); then send TERM; else send KILL; fi

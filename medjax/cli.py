@@ -53,8 +53,8 @@ From images to an evaluated encoder, with the embedded data set:
 def main(argv: list[str] | None = None) -> int:
     """Runs one command and returns its exit code.
 
-    Other codes: 2 for a user's mistake, 70 for a bug, 130 after Ctrl-C, 143 after SIGTERM, and 141 where nobody reads
-    the output any more (as in `medjax … | head`).
+    Other codes: 2 for a user's mistake, 70 for a bug, 75 for a run that hung (`medjax.training.watchdog`), 130 after
+    Ctrl-C, 143 after SIGTERM, and 141 where nobody reads the output any more (as in `medjax … | head`).
     """
     warnings.formatwarning = lambda message, *_, **__: f'medjax: {message}\n'  # without a place in the code
     name, *rest = (sys.argv[1:] if argv is None else argv) or ['--help']

@@ -553,7 +553,7 @@ def fingerprint(config: Mapping[str, Any]) -> str:
 
 def difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     """The dotted keys in which two configs differ, as far as the keys count for the fingerprint."""
-    of_a, of_b, nothing = _leaves(_computed(a)), _leaves(_computed(b)), object()
+    of_a, of_b, nothing = leaves(_computed(a)), leaves(_computed(b)), object()
     return sorted(key for key in of_a | of_b if of_a.get(key, nothing) != of_b.get(key, nothing))
 
 
@@ -576,18 +576,18 @@ def _started(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def ends_with_run(config: Mapping[str, Any]) -> list[str]:
     """The dotted keys of the rules that end at `total_steps`, because they have no `steps` of their own."""
-    rules = _leaves({**config, 'life': None}, until=is_rule)
+    rules = leaves({**config, 'life': None}, until=is_rule)
     earlier = tuple(f'stages.{i}.' for i in range(len(config.get('stages') or ()) - 1))  # they end with their stage
     return sorted(
         key for key, value in rules.items() if is_rule(value) and 'steps' not in value and not key.startswith(earlier)
     )
 
 
-def _leaves(value: Any, key: str = '', until: Callable[[Any], bool] = lambda value: False) -> dict[str, Any]:
+def leaves(value: Any, key: str = '', until: Callable[[Any], bool] = lambda value: False) -> dict[str, Any]:
     """The values in nested dicts and lists by their dotted keys. Values for which `until` holds are not entered."""
     if isinstance(value, (Mapping, tuple)) and value and not until(value):
         items = value.items() if isinstance(value, Mapping) else enumerate(value)
-        return {k: v for name, item in items for k, v in _leaves(item, f'{key}.{name}', until).items()}
+        return {k: v for name, item in items for k, v in leaves(item, f'{key}.{name}', until).items()}
     return {key[1:]: value}
 
 

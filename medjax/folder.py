@@ -21,6 +21,7 @@ import os
 import shutil
 import socket
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,10 +33,12 @@ from medjax.data import records
 from medjax.data.audit import seen
 from medjax.errors import UserError
 from medjax.parallel import runtime
+from medjax.parallel.agreement import agreed
 from medjax.training import checkpoint
 from medjax.weights import export
 
 LOCK = '.lock'
+SEEN = 60  # seconds until all hosts see a new file on a network disk
 
 
 @contextlib.contextmanager
@@ -46,29 +49,31 @@ def held(folder: Path) -> Iterator[None]:
     meanwhile. Folders that are new and empty at the end are removed, and so is all that a run made which was refused
     before it had a config.json.
     """
+    what = f'the folder {folder}'
     if not runtime.is_main():
-        _agree(None)
+        agreed(what, lambda: None)
+        agreed(what, lambda: _check_shared(folder))
         yield
         return
     with contextlib.ExitStack() as at_the_end:
-        refusal = None
-        try:
+
+        def take() -> None:
             at_the_end.enter_context(_cleared(folder))
             at_the_end.enter_context(_locked(folder))
             files.sweep_below(folder)
-        except UserError as error:
-            refusal = str(error)
-        _agree(refusal)
+
+        agreed(what, take)
+        agreed(what, lambda: None)  # the others see it
         try:
             yield
         except UserError:
             raise
         except Exception as error:  # of a library that misses its files
-            if not _is_ours(folder):
+            if not is_ours(folder):
                 raise _deleted(folder) from error
             raise
         finally:
-            if not _is_ours(folder):
+            if not is_ours(folder):
                 _remove_rest(folder)
 
 
@@ -80,7 +85,7 @@ def check_there(folder: Path, begun: bool = True) -> None:
     """
     if not runtime.is_main():
         return
-    if not _is_ours(folder):
+    if not is_ours(folder):
         raise _deleted(folder)
     if begun and not (folder / 'config.json').exists():
         raise UserError(
@@ -107,7 +112,7 @@ def _write_again(folder: Path) -> str:
     )
 
 
-def _is_ours(folder: Path) -> bool:
+def is_ours(folder: Path) -> bool:
     """Whether RUN/.lock is there and names this process. A disk that does not answer says nothing."""
     try:
         return (folder / LOCK).read_text(errors='replace') == _name()
@@ -132,17 +137,24 @@ def _remove_rest(folder: Path) -> None:
     """
     with contextlib.suppress(OSError):
         left = {path.name for path in folder.iterdir() if not (path.is_dir() and not any(path.iterdir()))}
-        if left <= {'checkpoints'}:
-            shutil.rmtree(folder / 'checkpoints', ignore_errors=True)
+        if left <= {'checkpoints', 'hosts'}:
+            for name in left:
+                shutil.rmtree(folder / name, ignore_errors=True)
             for name in ('data', 'exports', ''):
                 with contextlib.suppress(OSError):  # it is not there, or not empty
                     (folder / name).rmdir()
 
 
-def _agree(refusal: str | None) -> None:
-    """UserError on all processes if the main one has a reason."""
-    if runtime.from_main(int(refusal is not None)):
-        raise UserError(refusal or 'the main process cannot use the folder of the run')
+def _check_shared(folder: Path) -> None:
+    """UserError where a process does not see the folder that the main one holds. A network disk may show it late."""
+    end = time.monotonic() + SEEN
+    while not (folder / LOCK).exists():
+        if time.monotonic() > end:
+            raise UserError(
+                f'--workdir {folder} is not the folder of process 0 (its {LOCK} is not there after {SEEN} seconds); '
+                'all hosts need the same folder, on a disk that they share'
+            )
+        time.sleep(0.1)
 
 
 @contextlib.contextmanager
@@ -202,7 +214,7 @@ def _locked(folder: Path) -> Iterator[None]:
             yield
         finally:
             with contextlib.suppress(OSError):
-                if _is_ours(folder) or not path.stat().st_size:  # empty: the disk was full
+                if is_ours(folder) or not path.stat().st_size:  # empty: the disk was full
                     path.unlink()
 
 
@@ -237,7 +249,7 @@ def read_config(folder: Path) -> configs.Config | None:
 
 def _check_kinds(folder: Path) -> None:
     """UserError where a file of a run is a folder, or a folder is a file."""
-    for name in ('checkpoints', 'exports', 'data', 'tensorboard'):
+    for name in ('checkpoints', 'exports', 'data', 'tensorboard', 'hosts'):
         if (path := folder / name).exists() and not path.is_dir():
             raise UserError(f'{path} is a file, and a run has a folder there; move it away')
     for name in ('config.json', 'metrics.jsonl', 'health.json', 'DONE'):

@@ -34,10 +34,11 @@ from medjax.parallel import runtime, sharding
 from medjax.parallel.groups import check_rows
 from medjax.plugins import call
 from medjax.stages import Stage, at_step, stages
-from medjax.training import checkpoint, forgetting, health, metrics
+from medjax.training import checkpoint, forgetting, health, metrics, watchdog
 from medjax.training.checkpoint import Checkpoints
 from medjax.training.export import Exporter
 from medjax.training.flops import step_flops
+from medjax.training.profile import Profile
 from medjax.training.rehearsal import rehearse
 from medjax.training.state import abstract_state, copies_of_sources, create, make_optimizer, start_from, state_shardings
 from medjax.training.step import Step, make_step
@@ -67,6 +68,25 @@ class Training:
         with contextlib.closing(self.stream.batches(start, local)) as batches:
             for batch in batches:
                 yield sharding.global_batch(batch, rows, self.stream.rows)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Session:
+    """What one call of `run` writes with, the same in all stages."""
+
+    folder: Path
+    watch: watchdog.Watch
+    checkpoints: Checkpoints
+    writer: metrics.Writer
+    gauge: forgetting.Gauge | None
+    profile: Profile | None
+
+    def report(self, line: Mapping[str, Any]) -> None:
+        """Writes what follows from a new line of metrics.jsonl: health and goodput."""
+        folders.check_there(self.folder)
+        health.write(self.folder, health.verdict(self.writer.history, self.writer.total_steps))
+        self.watch.times.write(self.folder, line['step'])
+        self.watch.line = dict(line)
 
 
 def setup(config: Mapping[str, Any], datasets: Mapping[str, records.DataSet], mesh: Mesh) -> Training:
@@ -157,17 +177,22 @@ def run(
     datasets: dict[str, records.DataSet],
     folder: Path,
     branch: branches.Branch | None = None,
+    profile: Profile | None = None,
 ) -> int:
     """Trains to config['total_steps'], or until the run is stopped; returns the exit code.
 
     `branch`: the run begins with the state of another one. It is not read once the run has a checkpoint of its own.
     """
     with folders.held(folder):
-        return _run(config, datasets, folder, branch)
+        return _run(config, datasets, folder, branch, profile)
 
 
 def _run(
-    config: configs.Config, datasets: dict[str, records.DataSet], folder: Path, branch: branches.Branch | None
+    config: configs.Config,
+    datasets: dict[str, records.DataSet],
+    folder: Path,
+    branch: branches.Branch | None,
+    profile: Profile | None,
 ) -> int:
     """`run`, in a folder that no other run writes."""
     total, main = config['total_steps'], runtime.is_main()
@@ -175,13 +200,16 @@ def _run(
     if (folder / 'DONE').exists() and (folder / 'DONE').read_text(errors='replace').strip() == str(total):
         say(f'{folder} is finished: {total:,} steps are done')
         return 0
+    if profile is not None:
+        profile.check(0, total)
     peak = metrics.peak_flops(jax.devices(), config['dtype'])  # measured on a CPU, so before a mesh is in use
     mesh = sharding.make_mesh(**config['mesh'])
     jax.set_mesh(mesh)
     plan = stages(config)
-    trainings = all_set_up(plan, datasets, mesh)
 
     with contextlib.ExitStack() as at_the_end:
+        watch = at_the_end.enter_context(watchdog.watching(folder, lambda: not main or folders.is_ours(folder)))
+        trainings = all_set_up(plan, datasets, mesh)
         checkpoints = Checkpoints(folder / 'checkpoints', **config['checkpoint'])
         at_the_end.callback(checkpoints.close)  # waits until the last save is whole
         state, parent = initial_state(trainings[0], checkpoints, branch)
@@ -193,25 +221,34 @@ def _run(
             say(f'{folder}/metrics.jsonl is lost: the curves begin at step {start:,}')
         if start > total or (parent is not None and start == total):
             raise UserError(f'total_steps={total:,}: the run begins at step {start:,}; give a larger number')
-        identity, writer, gauge = configs.fingerprint(config), None, None
+        if profile is not None:
+            profile.check(start, total)
+            at_the_end.callback(profile.close)  # where the run stops before the last step of the profile
+        identity, session, gauge = configs.fingerprint(config), None, None
         for stage, training in zip(plan, trainings, strict=True):
             if done >= stage.end and stage is not plan[-1]:
                 continue
             with contextlib.closing(training.batches(done)) as batches:
                 first = next(batches)
                 flops = step_flops(training.objective, training.step.make_views, state, first)
-                if writer is None:  # nothing has refused the config, so the folder becomes this run's
+                if session is None:  # nothing has refused the config, so the folder becomes this run's
                     claim_folder(folder, before, config, datasets, start, parent)
-                    writer = metrics.Writer(folder, total, config['log']['every'], start, peak=peak, enabled=main)
+                    if main:
+                        watchdog.remove_others(folder, jax.process_count())
+                        watch.times.go_on(folder, start)
+                    writer = metrics.Writer(
+                        folder, total, config['log']['every'], start, peak=peak, times=watch.times, enabled=main
+                    )
                     at_the_end.callback(writer.close)
                     at_the_end.enter_context(stop_on_interrupt())
                     if resumed:
                         gauge = resumed_gauge(plan, trainings, folder)
                     elif parent is not None or begins_with_weights(training):
                         gauge = forgetting.begin(training.objective, stage.config, mesh, folder, state, first, main)
-                writer.begin_stage(flops)
+                    session = Session(folder, watch, checkpoints, writer, gauge, profile)
+                session.writer.begin_stage(flops)
                 if done == stage.begin > 0:
-                    writer.say(f'step {done:,}: the next stage begins')
+                    session.writer.say(f'step {done:,}: the next stage begins')
                 exporter = Exporter(
                     folder, training.objective, stage.config, identity, training.tokenizer, main,
                     check=functools.partial(folders.check_there, folder),
@@ -219,13 +256,11 @@ def _run(
                 if done == start == 0 and (parent is not None or begins_with_weights(training)):
                     exporter.write(0, state)
                 batches = itertools.chain([first], batches)
-                state, done, stopped = loop(
-                    training, state, batches, checkpoints, writer, exporter, gauge, stage.end
-                )  # fmt: skip
+                state, done, stopped = loop(training, state, batches, session, exporter, stage.end)
             if stopped:
                 break
 
-    finish(folder, done, total, writer)
+    finish(folder, done, total, session.writer)
     return 0
 
 
@@ -264,17 +299,16 @@ def loop(
     training: Training,
     state: TrainState,
     batches: Iterator[Batch],
-    checkpoints: Checkpoints,
-    writer: metrics.Writer,
+    session: Session,
     exporter: Exporter,
-    gauge: forgetting.Gauge | None,
     end: int,
 ) -> tuple[TrainState, int, bool]:
     """Runs the steps of a stage up to `end`, or until the run is stopped.
 
     Returns the state, the number of steps that are done, and whether the run was stopped.
     """
-    config, folder = training.config, exporter.folder
+    config, folder, times = training.config, session.folder, session.watch.times
+    checkpoints, writer, profile = session.checkpoints, session.writer, session.profile
     total, images = config['total_steps'], config['batch_size']
     train_step = jax.jit(
         training.step.train_step,
@@ -286,27 +320,36 @@ def loop(
     batch, stopped = next(batches), False
     if done == total:  # the end was moved to this step, or the run was killed before its last export
         exporter.write(done, state)
-    while done < end and not stopped:
-        state, numbers = train_step(state, batch)
-        done += 1
-        if gauge is not None and gauge.due(done):
-            numbers = numbers | gauge(state)
-        if done < end:
-            batch = next(batches)
-        if writer.step(done, numbers, images):
-            folders.check_there(folder)
-            health.write(folder, health.verdict(writer.history, total))
-        if done % MAX_SKIPPED == 0 or done == total:
-            check_finite(int(state.skipped['in_a_row']), done, start, checkpoints.latest(), folder)
-        if done % config['export']['every'] == 0 or done == total:
-            exporter.write(done, state)
-        stopped = checkpoints.stopping(done)
-        if checkpoints.due(done) or stopped or done == total:
-            folders.check_there(folder)
-            checkpoints.save(done, state)
-    if writer.flush(images):  # a log interval that the stop cut short
-        folders.check_there(folder)
-        health.write(folder, health.verdict(writer.history, total))
+    with times.training():
+        while done < end and not stopped:
+            if profile is not None:
+                profile.before(done + 1, state, folder)
+            with times.of('compile' if done == start else 'step'):
+                state, numbers = train_step(state, batch)
+            done += 1
+            times.dispatched(done, numbers['skipped'])
+            if profile is not None and (place := profile.after(done, state)):
+                writer.say(f'the profile of steps {profile.first} to {profile.last} is in {place}')
+            if session.gauge is not None and session.gauge.due(done):
+                with times.of('gauge'):
+                    numbers = numbers | session.gauge(state)
+            if done < end:
+                with times.of('input'):
+                    batch = next(batches)
+            if line := writer.step(done, numbers, images):
+                session.report(line)
+            if done % MAX_SKIPPED == 0 or done == total:
+                check_finite(int(state.skipped['in_a_row']), done, start, checkpoints.latest(), folder)
+            if done % config['export']['every'] == 0 or done == total:
+                with times.of('export'):
+                    exporter.write(done, state)
+            stopped = checkpoints.stopping(done)
+            if checkpoints.due(done) or stopped or done == total:
+                folders.check_there(folder)
+                with times.of('checkpoint'):
+                    checkpoints.save(done, state)
+    if line := writer.flush(images):  # a log interval that the stop cut short
+        session.report(line)
     return state, done, stopped
 
 

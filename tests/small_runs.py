@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import sys
+import time
 from pathlib import Path
 
+import jax
+
 from medjax import cli, config as configs, train
+from medjax.training import metrics
 
 RECIPE = """
 def get_config():
@@ -38,6 +45,23 @@ def run(made: Path, folder: Path, *overrides: str, data: Path | None = None) -> 
     """Trains, in this process."""
     config, datasets = configs.load(str(made / 'recipe.py'), [str(data or made / 'data')], overrides)
     return train.run(config, datasets, folder)
+
+
+def session(made: Path, folder: Path, overrides: tuple[str, ...], log: Path, life: float) -> None:
+    """Trains as the whole life of a process. The kernel kills it when it has used `life` seconds of the processor.
+
+    So a moment does not depend on how busy the machine is. SIGPROF without a handler ends a process at once, as SIGKILL
+    does. What the run says goes to the file `log`; its last line is the number of seconds that it used.
+    """
+    with log.open('w') as file:
+        os.dup2(file.fileno(), sys.stderr.fileno())
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_PROF, life)
+    jax.config.update('jax_num_cpu_devices', 1)
+    metrics.measured_cpu_peak = lambda: 1e15  # measuring it takes longer than the run
+    code = run(made, folder, *overrides)
+    print(time.process_time(), file=sys.stderr, flush=True)
+    sys.exit(code)
 
 
 def unfinished(folder: Path, step: int = 8, end: int = 8) -> None:

@@ -40,6 +40,7 @@ HOMES = {
     'jinja2': ('reports',),
     'matplotlib': ('reports',),
     'tensorboardX': ('training.metrics',),
+    'prometheus_client': ('training.prometheus',),
     'tensorflow': (),
     'torch': ('weights.pickled',),
     'transformers': (),

@@ -316,7 +316,7 @@ def equal(one: Path, other: Path, step: int) -> None:
 
 
 def numbers(run: Path, after: int) -> list[dict]:
-    timed = ('time', 'images_per_s', 'mfu')
+    timed = ('time', 'images_per_s', 'mfu', 'goodput', 'input_stall')
     return [{k: v for k, v in line.items() if k not in timed} for line in lines(run) if line['step'] > after]
 
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from medjax import branch as branches, config as configs, folder as folders
+from medjax.data import records
 from medjax.errors import UserError
 from medjax.parallel import runtime
+from medjax.parallel.agreement import agreed
 from medjax.train import run
+from medjax.training import profile as profiles
 
 
 def main(argv: list[str]) -> int:
@@ -27,22 +31,41 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument('--data', action='append', default=[], metavar='[SOURCE=]DATA', help='a folder of medjax build')
     parser.add_argument('--workdir', required=True, type=Path, metavar='RUN', help='where the run lies or shall lie')
+    parser.add_argument('--profile', metavar='FIRST:LAST', help='record these steps into RUN/profile, as 100:105')
     parser.add_argument('--config.KEY=VALUE', dest='_', help='overrides, for example --config.optim.lr=1e-3')
     args = parser.parse_args(argv)
     if args.config is None and args.parent is None:
         parser.error('--config FILE|NAME says what to train; --from RUN trains on from another run')
     if args.keep is not None and args.parent is None:
         parser.error('--keep says what --from takes over; it needs --from RUN')
+    profile = None if args.profile is None else profiles.parse(args.profile)
 
     runtime.start()
     try:
-        if args.parent is None:
-            before = folders.read_config(args.workdir)
-            return run(*configs.load(args.config, args.data, overrides, before), args.workdir)
-        branch, config, datasets = _branch(args, overrides)
-        return run(config, datasets, args.workdir, branch)
+        branch, config, datasets = agreed('config and data', lambda: _inputs(args, overrides), _facts)
+        return run(config, datasets, args.workdir, branch, profile)
     finally:
         runtime.shutdown()
+
+
+def _inputs(
+    args: argparse.Namespace, overrides: list[str]
+) -> tuple[branches.Branch | None, configs.Config, dict[str, records.DataSet]]:
+    """The beginning of a branch, the config, and the data sets."""
+    if args.parent is not None:
+        return _branch(args, overrides)
+    before = folders.read_config(args.workdir)
+    return None, *configs.load(args.config, args.data, overrides, before)
+
+
+def _facts(inputs: tuple[branches.Branch | None, configs.Config, dict[str, records.DataSet]]) -> dict[str, Any]:
+    """In what all processes of a run are equal. Paths may differ: each host may have a copy of the data."""
+    branch, config, datasets = inputs
+    tokenizer = {key: value for key, value in config['tokenizer'].items() if key != 'path'}
+    facts = configs.leaves({**config, 'tokenizer': tokenizer, 'data_paths': None})
+    for source, identity in folders.identities(datasets).items():
+        facts |= {f'the data {source}': identity['fingerprint'], f'the id key of the data {source}': identity['key']}
+    return facts if branch is None else facts | {'the step of --from': branch.parent.step, '--keep': branch.keep}
 
 
 def _branch(args: argparse.Namespace, overrides: list[str]) -> tuple[branches.Branch | None, configs.Config, dict]:

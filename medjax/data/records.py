@@ -160,7 +160,16 @@ class Split:
             raise IndexError(f'record {i} of {len(self)}')
         with self._lock:
             reader = self._reader
-        return reader[i % len(self)]
+        try:
+            record, why = reader[i % len(self)], 'it is empty'  # as ArrayRecord reads what a cut file has lost
+        except Exception as error:  # ArrayRecord raises many kinds
+            record, why = None, ' '.join(str(error).split())[:120]
+        if record is None or record['image'] is None:
+            raise UserError(
+                f'{self.data.path}: record {i % len(self)} of {self.name} cannot be read ({why}); a file of its folder '
+                'records is lost or damaged: copy it again, or build the data set again'
+            )
+        return record
 
     @functools.cached_property
     def _files(self) -> Any:

@@ -6,48 +6,68 @@ saved step.
 
 from __future__ import annotations
 
+import hashlib
+import importlib.metadata
 import os
 import socket
 import sys
 import warnings
+from collections.abc import Sequence
+from pathlib import Path
 
 import jax
 import numpy as np
+from jax._src import clusters  # what jax.distributed.initialize detects; it has no public name
 from jax.experimental import multihost_utils
 from jax.extend import backend
 
+from medjax import __version__
 from medjax.errors import UserError
+from medjax.parallel.agreement import agreed
+from medjax.parallel.roll_call import Process, answer_roll_call
 
-# launch/local.sh sets these variables for each process of a run on one machine.
-LOCAL = ('MEDJAX_PORT', 'MEDJAX_PROCESSES', 'MEDJAX_PROCESS')
+# The files of launch/ set these variables for each process of a run: HOST:PORT of process 0, how many, which one.
+VARIABLES = ('MEDJAX_COORDINATOR', 'MEDJAX_PROCESSES', 'MEDJAX_PROCESS')
+WAIT = 300  # seconds for all processes to come
+PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')  # versions that all processes share
 
 
 def start() -> None:
     """Joins the processes of this run. It must come before the first use of jax's devices. A second call does nothing.
 
-    If the three variables of launch/local.sh are set, the processes are those that it started. Otherwise they are those
-    of a cluster that jax detects (SLURM, Open MPI, Cloud TPU, Kubernetes). Otherwise this is the only process, and its
-    coordinator has a free local port.
+    If the three variables are set, the processes are those that a file of launch/ started. Otherwise they are those of
+    a cluster that jax detects (SLURM, Open MPI, Cloud TPU, Kubernetes). Otherwise this is the only process, and its
+    coordinator has a free local port. UserError where a process does not come, or has other code or other devices.
     """
     if jax.distributed.is_initialized():
         return
     # On CPUs, XLA itself has no collectives between processes.
     jax.config.update('jax_cpu_collectives_implementation', 'gloo')
-    present = [name for name in LOCAL if name in os.environ]
-    if present and len(present) < len(LOCAL):
-        raise UserError(f'{present[0]} is set but not all of {", ".join(LOCAL)}; launch/local.sh sets the three')
-    if present:
-        port, processes, process = (int(os.environ[name]) for name in LOCAL)
-        _start_local(port, processes, process)
-    elif not _start_in_cluster():
-        try:
-            _start_local(free_port(), 1, 0)
-        except RuntimeError as error:
-            if 'before any JAX' not in str(error):
-                raise
-            # A notebook or a test has used jax already. A single process can go on without the service.
-            warnings.warn('jax was in use before the run: SIGTERM will end it without a saved step', stacklevel=2)
-    jax.process_count()  # waits for all processes, so that none can fail before the others have joined
+    me, device_ids = _place()
+    if me.processes > 1:
+        answer_roll_call(me, code(), WAIT)
+    try:
+        jax.distributed.initialize(
+            me.coordinator, me.processes, me.number, device_ids,
+            cluster_detection_method='deactivate',  # `_place` has looked; in a SLURM shell jax would take one GPU only
+            coordinator_bind_address=me.coordinator if me.is_local else None,
+            initialization_timeout=WAIT,
+        )  # fmt: skip
+    except RuntimeError as error:
+        if 'before any JAX' not in str(error) or me.processes > 1:
+            raise
+        # A notebook or a test has used jax already. A single process can go on without the service.
+        warnings.warn('jax was in use before the run: SIGTERM will end it without a saved step', stacklevel=2)
+    agreed('devices', jax.local_devices, lambda devices: {'number': len(devices), 'kind': devices[0].device_kind})
+
+
+def code() -> dict[str, str]:
+    """Versions of medjax, of its source files, and of the packages that compute. All processes of a run share them."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parents[1].rglob('*.py')):
+        digest.update(path.read_bytes())
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {'medjax': f'{__version__} with sources {digest.hexdigest()[:8]}', **versions}
 
 
 def release_devices() -> None:
@@ -60,30 +80,27 @@ def release_devices() -> None:
         backend.clear_backends()
 
 
-def _start_local(port: int, processes: int, process: int) -> None:
-    jax.distributed.initialize(
-        f'127.0.0.1:{port}',
-        processes,
-        process,
-        cluster_detection_method='deactivate',  # in a SLURM shell, detection would leave jax one GPU only
-        coordinator_bind_address=f'127.0.0.1:{port}',
-        initialization_timeout=120,
-    )
-
-
-def _start_in_cluster() -> bool:
-    """Joins the cluster that jax detects; False if there is none."""
+def _place() -> tuple[Process, Sequence[int] | None]:
+    """The place of this process in its run, and the numbers of its devices if the cluster gives it some of a host."""
+    given = {name: os.environ[name] for name in VARIABLES if name in os.environ}
+    if given:
+        if len(given) < len(VARIABLES):
+            raise UserError(
+                f'{min(given)} is set but not all of {", ".join(VARIABLES)}; the files of launch/ set the three'
+            )
+        for name in VARIABLES[1:]:
+            if not given[name].isdecimal():
+                raise UserError(f'{name}={given[name]!r}: it is a number, as the files of launch/ set it')
+        return Process(given[VARIABLES[0]], *(int(given[name]) for name in VARIABLES[1:])), None
     try:
-        jax.distributed.initialize()
-    except ValueError as error:
-        if 'coordinator_address should be defined' in str(error):
-            return False
-        raise
-    except RuntimeError as error:
-        if 'before any JAX' in str(error):
-            return False
-        raise
-    return True
+        coordinator, processes, number, device_ids = clusters.ClusterEnv.auto_detect_unset_distributed_params(
+            None, None, None, None, None, WAIT
+        )
+    except (RuntimeError, OSError) as error:
+        raise UserError(f'this is a cluster that jax knows, but it does not say who takes part: {error}') from error
+    if coordinator is None or processes is None or number is None:
+        return Process(f'127.0.0.1:{free_port()}', 1, 0), None
+    return Process(coordinator, processes, number), device_ids
 
 
 def free_port() -> int:

@@ -22,6 +22,7 @@ from etils import epath
 from jax import Array
 
 from medjax import files
+from medjax.training.goodput import Times
 
 FLUSH = 30  # seconds; a flush of TensorBoard's file waits for the disk
 COUNTS = ('skipped', 'skipped_in_a_row')  # a line holds the last value of a count, and the mean of other numbers
@@ -89,6 +90,7 @@ class Writer:
         start_step: number of steps before this session. Later lines, which a killed run left, are cut from the file.
         flops: model FLOPs of one step of the whole batch; None if unknown.
         peak: the peak that MFU is relative to (`peak_flops`).
+        times: adds goodput and input stall to a line.
         enabled: true on process 0 alone; on other processes every call does nothing.
 
     `history` holds every line so far, also those from before a resume. health.verdict reads it.
@@ -103,10 +105,11 @@ class Writer:
         *,
         flops: float | None = None,
         peak: Peak | None = None,
+        times: Times | None = None,
         enabled: bool = True,
     ) -> None:
         self.enabled, self.total_steps, self.every = enabled, total_steps, every
-        self.flops, self.peak, self._peak_exceeded = flops, peak, False
+        self.flops, self.peak, self.times, self._peak_exceeded = flops, peak, times, False
         self.history: list[dict[str, Any]] = []
         self._images = 0  # since the clock was started
         self._clock: float | None = None
@@ -157,6 +160,8 @@ class Writer:
             line['images_per_s'] = self._images / (now - self._clock)
             if self.flops and self.peak and self.peak.flops:
                 line['mfu'] = self._mfu(line['images_per_s'] / images_per_step * self.flops)
+        if self.times is not None:
+            line |= self.times.interval()
         line |= means(steps)
         line = {name: finite(value) for name, value in line.items()}
         self._waiting, self._images, self._clock = [], 0, now

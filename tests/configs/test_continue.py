@@ -128,7 +128,7 @@ def test_a_run_over_the_border_that_is_stopped_and_resumed(name, data, weights, 
     assert a.keys() == b.keys()
     for key in a:
         np.testing.assert_array_equal(a[key], b[key], err_msg=key)
-    timed = ('time', 'images_per_s', 'mfu')
+    timed = ('time', 'images_per_s', 'mfu', 'goodput', 'input_stall')
     ends = [
         [{k: v for k, v in line.items() if k not in timed} for line in lines(folder)[-2:]] for folder in (whole, run)
     ]

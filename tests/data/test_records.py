@@ -3,7 +3,9 @@
 import csv
 import functools
 import json
+import os
 import pathlib
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -404,3 +406,27 @@ def test_medmnist(real_data, tmp_path, name, counts, across):
     with np.load(real_data / 'medmnist' / f'{name}.npz', allow_pickle=False) as file:
         np.testing.assert_array_equal(data.split('test')[7].image[..., 0], file['test_images'][7])
         np.testing.assert_array_equal(data.split('test').labels_array, file['test_labels'])
+
+
+@pytest.mark.parametrize('damage', ['lost', 'cut', 'changed'])
+def test_a_file_of_records_that_is_lost_or_damaged_later_is_one_sentence(built, tmp_path, damage):
+    """The data set was whole when it was opened. The disk fails while a run reads."""
+    out = shutil.copytree(built[0], tmp_path / 'data')
+    split = records.open(out).split('train')
+    (file,) = (out / 'records').glob('records-train.array_record-*')
+    if damage == 'lost':
+        file.unlink()
+    elif damage == 'cut':
+        os.truncate(file, file.stat().st_size // 2)
+    else:
+        content = bytearray(file.read_bytes())
+        content[64:-64] = bytes(len(content) - 128)
+        file.write_bytes(content)
+    whole = records.open(built[0]).split('train')
+
+    def read_all() -> None:
+        for i in range(len(split)):
+            assert split.raw(i)['image'] == whole.raw(i)['image']  # what is left of a file that was cut
+
+    with pytest.raises(UserError, match='record [0-9]+ of train cannot be read .* is lost or damaged: copy it again'):
+        read_all()

@@ -107,8 +107,8 @@ def test_how_to_call_the_launcher():
 
 def test_half_a_set_of_variables_is_a_mistake(monkeypatch):
     monkeypatch.setattr('jax.distributed.is_initialized', lambda: False)
-    monkeypatch.setenv('MEDJAX_PORT', '20000')
-    with pytest.raises(UserError, match='launch/local.sh sets the three'):
+    monkeypatch.setenv('MEDJAX_COORDINATOR', '127.0.0.1:20000')
+    with pytest.raises(UserError, match='the files of launch/ set the three'):
         runtime.start()
 
 
