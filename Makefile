@@ -110,7 +110,7 @@ test-newest:
 aot-environments: .venv-aot-gpu/ready .venv-aot-tpu/ready
 
 aot: aot-environments
-	.venv-aot-gpu/bin/python benchmarks/compile.py --ci
+	.venv-aot-gpu/bin/python benchmarks/compile.py --ci --jobs 2  # a compiler takes little more than one core
 
 clean:
 	rm -rf .venv .venv-newest .venv-aot-gpu .venv-aot-tpu .cache data/demo runs/demo

@@ -27,6 +27,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -102,11 +103,14 @@ def main() -> int:
     parser.add_argument('--write', action='store_true', help='write the numbers instead of comparing with them')
     parser.add_argument('--json', action='store_true', help='one JSON line a case')
     parser.add_argument('--text', metavar='FILE', help='write the optimised program of one case here')
+    parser.add_argument('--jobs', type=int, default=1, metavar='N', help='compile N cases at once; default: 1')
     parser.add_argument('--here', action='store_true', help='compile in this process, with this Python')
     args = parser.parse_args()
     if unknown := [known for name in args.names if (known := name.split(':')[0]) not in CASES]:
         near = ''.join(f'; did you mean {one!r}?' for one in difflib.get_close_matches(unknown[0], CASES, n=1))
         parser.error(f'no case {unknown[0]!r}{near}; --list prints all')
+    if args.jobs < 1:
+        parser.error(f'--jobs {args.jobs}: must be at least 1')
     names = args.names or [name for name, case in CASES.items() if case.ci or not args.ci]
     if args.list:
         for name, case in CASES.items():
@@ -119,21 +123,23 @@ def main() -> int:
         return 0
     numbers = json.loads(NUMBERS.read_text()) if NUMBERS.exists() else {}
     failed = False
-    for name in names:
-        case, (result, error) = case_of(name), in_own_process(name, args.text)
-        if result is None:
-            print(f'{name}: {error}', flush=True)
-            failed = True
-            continue
-        print(json.dumps({'case': name, **result}) if args.json else f'{name}: {sentence(result)}', flush=True)
-        complaints = list(faults(case, result))
-        if args.write and case.ci:
-            numbers[name] = guarded(result)
-        elif case.ci:
-            complaints += differences(guarded(result), numbers.get(name))
-        for complaint in complaints:
-            print(f'  {complaint}', flush=True)
-        failed |= bool(complaints)
+    with ThreadPool(args.jobs) as pool:
+        results = pool.imap(lambda name: in_own_process(name, args.text), names)
+        for name, (result, error) in zip(names, results, strict=True):
+            case = case_of(name)
+            if result is None:
+                print(f'{name}: {error}', flush=True)
+                failed = True
+                continue
+            print(json.dumps({'case': name, **result}) if args.json else f'{name}: {sentence(result)}', flush=True)
+            complaints = list(faults(case, result))
+            if args.write and case.ci:
+                numbers[name] = guarded(result)
+            elif case.ci:
+                complaints += differences(guarded(result), numbers.get(name))
+            for complaint in complaints:
+                print(f'  {complaint}', flush=True)
+            failed |= bool(complaints)
     if args.write:
         NUMBERS.write_text(json.dumps(numbers, indent=1) + '\n')
     return int(failed)
