@@ -233,6 +233,7 @@ def _run(
                 flops = step_flops(training.objective, training.step.make_views, state, first)
                 if session is None:  # nothing has refused the config, so the folder becomes this run's
                     claim_folder(folder, before, config, datasets, start, parent)
+                    watch.begun = True
                     if main:
                         watchdog.remove_others(folder, jax.process_count())
                         watch.times.go_on(folder, start)

@@ -35,6 +35,8 @@ def without_data(config: Mapping[str, Any]) -> tuple[dict[str, Any], Objective, 
 
 def rehearse(objective: Objective, make_views: MakeViews, config: Mapping[str, Any]) -> None:
     """Traces views, features and the loss of one group of rows. UserError by feature, or by term."""
+    groups = 2 if config['rows_per_group'] == 1 else 1  # terms that compare rows refuse one
+    rows = groups * config['rows_per_group']
     params, aux = jax.eval_shape(objective.init, jax.random.key(0))
     key, step = jax.eval_shape(lambda: (jax.random.key(0), jnp.int32(0)))
 
@@ -43,10 +45,10 @@ def rehearse(objective: Objective, make_views: MakeViews, config: Mapping[str, A
         return objective.features(params, aux, views, masks, key, step)[0], views, masks
 
     state = (params, aux)
-    computed, views, masks = jax.eval_shape(features, *state, one_group(objective, config), key, step)
+    computed, views, masks = jax.eval_shape(features, *state, some_rows(objective, config, rows), key, step)
     for term, arrays in computed.per_row.items():
         for name, x in arrays.items():
-            if not x.shape or x.shape[0] not in (1, config['rows_per_group']) or x.dtype != jnp.float32:
+            if not x.shape or x.shape[0] not in (groups, rows) or x.dtype != jnp.float32:
                 raise UserError(
                     f'term {term!r}: per_row gives {name!r} as {x.dtype}{list(x.shape)}; it must be float32, with rows '
                     'or groups as its first axis'
@@ -54,11 +56,10 @@ def rehearse(objective: Objective, make_views: MakeViews, config: Mapping[str, A
     jax.eval_shape(objective.loss, *state, computed, views, masks, key, step)
 
 
-def one_group(objective: Objective, config: Mapping[str, Any]) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
-    """The shapes of a batch with one group of rows in each part."""
+def some_rows(objective: Objective, config: Mapping[str, Any], rows: int) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
+    """The shapes of a batch with as many rows in each part."""
     parts = {kind.part for kind in objective.views.values()}
-    rows = dict.fromkeys(parts, config['rows_per_group'])
-    return batch_shapes(objective, config, rows, 32, config['image']['channels'])
+    return batch_shapes(objective, config, dict.fromkeys(parts, rows), 32, config['image']['channels'])
 
 
 def batch_shapes(

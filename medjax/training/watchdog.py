@@ -54,6 +54,7 @@ class Watch:
     def __init__(self, folder: Path, times: Times, is_ours: Callable[[], bool]) -> None:
         self.folder, self.times, self.is_ours = folder, times, is_ours
         self.process, self.main = jax.process_index(), jax.process_index() == 0
+        self.begun = False  # until then, nothing is written: a session that is refused leaves the folder as it was
         self.line: dict[str, Any] = {}  # the last line of metrics.jsonl
         self._end = threading.Event()
         self._threads = [
@@ -101,7 +102,7 @@ class Watch:
     def _place(self) -> Path | None:
         """RUN/hosts; None where the folder is not this run's yet, or not any more."""
         place = self.folder / 'hosts'
-        if not (self.folder / 'config.json').exists() or not self.is_ours():
+        if not self.begun or not (self.folder / 'config.json').exists() or not self.is_ours():
             return None
         place.mkdir(exist_ok=True)
         return place

@@ -11,7 +11,7 @@ from report_recipes import ROOT, smaller
 from medjax import config as configs
 from medjax.errors import UserError
 from medjax.parallel import sharding
-from medjax.training.rehearsal import one_group
+from medjax.training.rehearsal import some_rows
 from medjax.training.state import state_shardings
 from medjax.training.step import gradients
 
@@ -59,7 +59,7 @@ def random_batch(objective, config, seed: int) -> dict:
             return np.arange(*x.shape, dtype=x.dtype)
         return rng.integers(1, 200, x.shape).astype(x.dtype)
 
-    shapes = one_group(objective, {**config, 'rows_per_group': ROWS})
+    shapes = some_rows(objective, config, ROWS)
     batch = {part: {field: values(field, x) for field, x in fields.items()} for part, fields in shapes.items()}
     for fields in batch.values():
         fields['image/present'][NO_IMAGE] = False

@@ -9,7 +9,7 @@ import pytest
 from medjax import config as configs, recipes
 from medjax.models.passes import ordered
 from medjax.training.flops import model_flops
-from medjax.training.rehearsal import one_group, without_data
+from medjax.training.rehearsal import some_rows, without_data
 from medjax.types import Input
 
 MASKED = {  # recipe -> kinds of masks; `blocks` and `words` put other tokens in place of the masked ones
@@ -27,7 +27,9 @@ def test_all_masked_autoencoders_and_latent_prediction_are_here():
 def test_an_encoder_costs_the_share_of_the_patches_that_it_reads(name):
     """Products with weights cost the share of the tokens, attention the square of it; all patches are embedded once."""
     config, objective, make_views = without_data(configs.check(configs.resolve(configs.read(name), {})))
-    views, masks = jax.eval_shape(make_views, one_group(objective, config), jax.random.key(0), jnp.int32(0))
+    views, masks = jax.eval_shape(
+        make_views, some_rows(objective, config, config['rows_per_group']), jax.random.key(0), jnp.int32(0)
+    )
     encoders = [
         one
         for one in ordered(objective.passes.values())

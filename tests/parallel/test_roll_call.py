@@ -128,9 +128,9 @@ def test_other_code_another_count_or_the_same_number_twice(monkeypatch):
 @pytest.mark.parametrize(
     ('coordinator', 'number'), [('node', 0), (':1', 0), ('node:x', 0), ('node:70000', 0), ('a:1', 2)]
 )
-def test_a_place_that_cannot_be(at, number):
+def test_a_place_that_cannot_be(coordinator, number):
     with pytest.raises(UserError, match=r'HOST:PORT|numbers of processes'):
-        Process(at, 2, number)
+        Process(coordinator, 2, number)
 
 
 def test_differences_are_few_and_sorted():

@@ -29,6 +29,7 @@ def a_disk_that_does_not_answer():
     time.sleep(60)
 
 with watchdog.watching(Path(sys.argv[1])) as watch:
+    watch.begun = True
     with watch.times.training():
         for step in range(1, 4):
             watch.times.dispatched(step, Done())
@@ -98,6 +99,9 @@ def test_heartbeats(tmp_path):
         watch.beat()
         assert not (tmp_path / 'hosts').exists()  # the folder is no run's yet
         (tmp_path / 'config.json').write_text('{}')
+        watch.beat()
+        assert not (tmp_path / 'hosts').exists()  # it may be another run's, and this one be refused
+        watch.begun = True
         watch.line = {'step': 2, 'loss': 1.0}
         watch.times.dispatched(2, Done())
         watch.beat()
@@ -109,7 +113,8 @@ def test_heartbeats(tmp_path):
     (tmp_path / 'hosts/4.json').write_text('{"process"')
     watchdog.remove_others(tmp_path, 2)
     assert [beat['process'] for beat in watchdog.heartbeats(tmp_path)] == [0]
-    with pytest.raises(ZeroDivisionError), watchdog.watching(tmp_path):
+    with pytest.raises(ZeroDivisionError), watchdog.watching(tmp_path) as watch:
+        watch.begun = True
         raise ZeroDivisionError
     assert watchdog.heartbeats(tmp_path)[0]['phase'] == 'failed'
 
