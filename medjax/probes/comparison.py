@@ -6,8 +6,8 @@ the p-value are those of the difference. The interval is the percentile interval
 
 Many comparisons find differences by chance. So p-values are also adjusted by Holm's method (Holm 1979): those of labels
 over the labels of one comparison, and that of the mean over all encoders that one encoder is compared with. A label
-with fewer than 10 positive or negative test records has no p-value and no part in the mean: a draw repeats its few
-records, so the bootstrap finds differences that are none.
+that fewer than 10 patients have, or do not have, has no p-value and no part in the mean: a draw repeats its few
+patients, so the bootstrap finds differences that are none.
 
 `probes.delong` checks the p-value of each AUROC without draws. Of probes of patches the values of each record are
 compared, such as its Dice.
@@ -26,12 +26,12 @@ from medjax.data.types import NEGATIVE, POSITIVE
 from medjax.errors import UserError
 from medjax.probes import delong, overlaps, policy, provenance, results, statistics
 from medjax.probes.encode import BASELINES, title
-from medjax.probes.statistics import FEW_RECORDS, Bootstrap, Sample, two_sided_p
+from medjax.probes.statistics import LEAST_PATIENTS, Bootstrap, Sample, two_sided_p
 
 NOTE = (
     'difference = encoder - other on the same patients, percentile interval; p: two-sided, by the bootstrap; p_holm: '
     'adjusted over the labels, and for the mean over the compared encoders; p_delong: a check, patients are clusters; '
-    f'no p for a label with fewer than {FEW_RECORDS} positive or negative records'
+    f'no p for a label with fewer than {LEAST_PATIENTS} patients of a class'
 )
 
 
@@ -56,8 +56,9 @@ class Scored(NamedTuple):
         return ''
 
     def judged(self) -> np.ndarray:
-        """Whether each label has records enough for a p-value, bool [L]."""
-        return np.minimum((self.labels == POSITIVE).sum(0), (self.labels == NEGATIVE).sum(0)) >= FEW_RECORDS
+        """Whether each label has patients enough of each class for a p-value, bool [L]."""
+        enough = [_patients(self.labels == code, self.patient) >= LEAST_PATIENTS for code in (POSITIVE, NEGATIVE)]
+        return enough[0] & enough[1]
 
     def samples(self, bootstrap: Bootstrap) -> dict[str, Sample]:
         """{metric: Sample [L]}."""
@@ -94,8 +95,8 @@ class Measured(NamedTuple):
         return ''
 
     def judged(self) -> np.ndarray:
-        """Bool [K]: each structure is judged."""
-        return np.ones(len(self.names), bool)
+        """Whether each structure has patients enough for a p-value, bool [K]."""
+        return _patients(~np.isnan(next(iter(self.values.values()))), self.patient) >= LEAST_PATIENTS
 
     def samples(self, bootstrap: Bootstrap) -> dict[str, Sample]:
         """{metric: Sample [K]}."""
@@ -176,6 +177,11 @@ def _rows(difference: Sample, names: Sequence[str], judged: np.ndarray) -> dict[
     for name, p in zip(labels, holm([rows[name]['p'] for name in labels])):
         rows[name]['p_holm'] = p
     return rows
+
+
+def _patients(some: np.ndarray, patient: np.ndarray) -> np.ndarray:
+    """How many of the patients [n] have a record of `some` [n,L], int [L]."""
+    return np.array([len(np.unique(patient[column])) for column in some.T], int)
 
 
 def _row(sample: Sample) -> dict[str, Any]:
@@ -275,7 +281,8 @@ def in_words(pair: Mapping[str, Any]) -> str:
     metric, rows = next(iter(pair['results'].items()))
     mean, labels = rows['mean'], [row for name, row in rows.items() if name != 'mean']
     judged = [row for row in labels if row['p'] is not None]
-    kind, few = f'{pair.get("rows", "label")}(s)', f'{FEW_RECORDS} records of each class'
+    rows_are = pair.get('rows', 'label')
+    kind, few = f'{rows_are}(s)', f'{LEAST_PATIENTS} patients' + ' of each class' * (rows_are == 'label')
     name = f'mean {results.METRIC_TITLES.get(metric, metric)}'
     value = f'{_signed(mean["value"])} [{_signed(mean["low"])}, {_signed(mean["high"])}]'
     if not judged:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from medjax.probes import comparison, provenance, summary
 from medjax.probes.encode import BASELINES, title
 from medjax.probes.results import METRIC_TITLES, short, short_p
-from medjax.probes.statistics import FEW_RECORDS, LEVEL
+from medjax.probes.statistics import LEAST_PATIENTS, LEVEL
 from medjax.reports import result_sections
 from medjax.reports.run_files import ResultFile, Run
 
@@ -60,9 +60,7 @@ def of_run(run: Run) -> Answer:
     notes = [f'The comparison {name} is older than its results; `medjax probe` makes it again.' for name in stale]
     rare = dict.fromkeys(f'{pair.probe} on {pair.data}' for pair in compared if pair not in found)
     if rare:
-        notes.append(
-            f'Not compared: {", ".join(rare)}. No label there has {FEW_RECORDS} positive and negative test records.'
-        )
+        notes.append(f'Not compared: {", ".join(rare)}. No row there has {LEAST_PATIENTS} test patients of each class.')
     if not used:
         missing = 'no probe has been run' if not run.results else 'no result of another encoder lies beside it'
         return Answer('too early', f'Not known: {missing}. {COMMAND} compares it with the encoder that you have.',

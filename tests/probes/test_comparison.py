@@ -77,14 +77,21 @@ def test_a_label_with_few_positives_has_no_p_value_and_is_not_counted():
     assert rows['mean']['value'] == rows['a']['value'], 'the mean is over the labels that are judged'
     comparison.adjust_means([found])
     said = comparison.in_words(found)
-    assert said.startswith('mean AUROC of the 1 label(s) with 10 records of each class (of 2) +')
+    assert said.startswith('mean AUROC of the 1 label(s) with 10 patients of each class (of 2) +')
     assert said.endswith('of 1 label(s) 1 better, 0 worse (Holm)')
     rest = np.flatnonzero(a.labels[:, 0] == 1)[9:]
     a.labels[rest, 0] = b.labels[rest, 0] = 0
     found = comparison.paired(a, b)
     comparison.adjust_means([found])
     assert found['results']['auroc']['mean']['p'] is None
-    assert 'without a p-value: none of 2 label(s) has 10 records of each class' in comparison.in_words(found)
+    assert 'without a p-value: none of 2 label(s) has 10 patients of each class' in comparison.in_words(found)
+
+
+def test_few_patients_with_many_records_have_no_p_value():
+    a, b = examples(gain=3)
+    few = np.arange(len(a.patient)) % 9
+    rows = comparison.paired(a._replace(patient=few), b._replace(patient=few))['results']['auroc']
+    assert all(row['p'] is None and row['p_holm'] is None for row in rows.values())
 
 
 def test_other_records_labels_or_patients_are_refused_and_names_are_matched():
