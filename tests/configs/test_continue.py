@@ -21,9 +21,6 @@ from medjax.training import forgetting
 from medjax.training.checkpoint import Checkpoints
 
 NAMES = ('continue_heads_first', 'continue_layerwise', 'continue_resolution')
-BORDERS = [  # one of the family in CI, all by make test-long
-    pytest.param(name, marks=pytest.mark.slow if name == 'continue_heads_first' else pytest.mark.long) for name in NAMES
-]
 TOWER = dict(tower='vit', variant='Ti/8', width=64, depth=2, heads=1, native_size=32)
 SMALL = (
     'total_steps=8', 'batch_size=16', 'micro_batches=1', 'dtype=float32', 'rows_per_group=2', 'export.network=student',
@@ -113,7 +110,8 @@ def tower(run: Path, step: int) -> dict[str, np.ndarray]:
     return {k: v for k, v in load_file(run / 'exports' / str(step) / 'weights.safetensors').items() if 'towers' in k}
 
 
-@pytest.mark.parametrize('name', BORDERS)
+@pytest.mark.long  # in CI tests/test_life.py goes over the border of a stage
+@pytest.mark.parametrize('name', NAMES)
 def test_a_run_over_the_border_that_is_stopped_and_resumed(name, data, weights, tmp_path, monkeypatch):
     monkeypatch.setattr(forgetting, 'RHYTHM', 2)
     whole, run = tmp_path / 'whole', tmp_path / 'run'

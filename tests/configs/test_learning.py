@@ -143,7 +143,7 @@ METHODS = {
         [*ADAM, *RESNET, *crops('crop'), *head('projector'), 'terms.0.temperature=.5'], below=0.93, kind='slow'
     ),
     'barlow_twins': Method([*ADAM, *RESNET, *PAIR], below=0.5),
-    'vicreg': Method([*ADAM, *RESNET, *PAIR], below=0.85, kind='slow'),
+    'vicreg': Method([*ADAM, *RESNET, *PAIR], below=0.85),
     'lejepa': Method(
         [*ADAM, *IN_PLACE_OF_VIT, *MULTI, *head('projector', hidden=128, out=16), 'terms.0.directions=64'], below=0.77
     ),
