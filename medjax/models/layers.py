@@ -297,7 +297,7 @@ def batch_norm(x: Array, weight: Array | None, running: Moments) -> tuple[Array,
         if math.prod(x.shape[:-1]) < 2:
             raise UserError(
                 'a batch norm gets one value of each channel, and one value has no variance; give more rows '
-                '(batch_size), or batch_norm=False'
+                '(batch_size); a head also takes batch_norm=False'
             )
         axes = tuple(range(x.ndim - 1))
         w = weight.reshape(*weight.shape, *[1] * (x.ndim - weight.ndim))

@@ -123,11 +123,11 @@ class PairLoss(Term):
         rows = rows._replace(x=rows.x * scale)
         if self.soft_features:
             rows = rows.with_facts(soft=rows.facts['soft'] * jax.lax.stop_gradient(scale))
-        if self.queue and self.queue < (batch := columns.x.shape[0] * columns.x.shape[1]):
-            raise UserError(
-                f'{self.context.where}.queue={self.queue}: must hold at least a batch, which has {batch} columns here'
-            )
-        queue = _queued_columns(x.state['queue'], columns.x.shape[1]) if self.queue else None
+        queue = None
+        if self.queue:
+            n, w = columns.x.shape[:2]
+            self.context.check_queue(self.queue, n * w, 'columns')
+            queue = _queued_columns(x.state['queue'], w)
         return self._taking_part(Sides(rows, columns, queue))
 
     def _side(self, x: TermInputs, feature: Feature, soft_feature: str | None) -> Side:

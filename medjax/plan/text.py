@@ -100,11 +100,11 @@ def saving(plan: Plan) -> str:
     text = f'{hosts} one in {one.seconds:,.1f} s at {WRITTEN / 1e9:g} GB/s of a host (assumed), beside the training'
     if plan.time is None:
         return text
-    return f'{text}; the next one comes after {duration(one.every * plan.time.step)}'
+    return f'{text}; the next one comes after {rounded(one.every * plan.time.step)}'
 
 
-def duration(seconds: float) -> str:
-    """'35 s', '12 min', '3.4 hours' or '5.2 days'."""
+def rounded(seconds: float) -> str:
+    """A time in the unit that fits: '35.0 s', '12.0 min', '3.4 hours' or '5.2 days'."""
     for unit, name in ((86_400, 'days'), (3_600, 'hours'), (60, 'min')):
         if seconds >= 2 * unit:
             return f'{seconds / unit:,.1f} {name}'
@@ -150,7 +150,7 @@ def whole_run(plan: Plan) -> str:
         return 'the recipe has stages; this is the plan of its first steps, so there is no time of the whole run'
     run, chip = plan.run, plan.topology.chip
     text = (
-        f'{run.steps:,} steps take {duration(run.seconds)} ({duration(run.seconds_at_best)} if all exchanges hide), '
+        f'{run.steps:,} steps take {rounded(run.seconds)} ({rounded(run.seconds_at_best)} if all exchanges hide), '
         f'which are {run.chip_hours:,.0f} hours of one chip ({chip.name})'
     )
     if run.dollars is not None:

@@ -6,8 +6,9 @@ the p-value are those of the difference. The interval is the percentile interval
 
 Many comparisons find differences by chance. So p-values are also adjusted by Holm's method (Holm 1979): those of labels
 over the labels of one comparison, and that of the mean over all encoders that one encoder is compared with. A label
-that fewer than 10 patients have, or do not have, has no p-value and no part in the mean: a draw repeats its few
-patients, so the bootstrap finds differences that are none.
+needs 10 patients with a positive record and 10 with a negative one, and a structure needs 10 patients. With fewer it
+has no p-value and no part in the mean: a draw repeats its few patients, so the bootstrap finds differences that are
+none.
 
 `probes.delong` checks the p-value of each AUROC without draws. Of probes of patches the values of each record are
 compared, such as its Dice.
@@ -31,7 +32,7 @@ from medjax.probes.statistics import LEAST_PATIENTS, Bootstrap, Sample, two_side
 NOTE = (
     'difference = encoder - other on the same patients, percentile interval; p: two-sided, by the bootstrap; p_holm: '
     'adjusted over the labels, and for the mean over the compared encoders; p_delong: a check, patients are clusters; '
-    f'no p for a label with fewer than {LEAST_PATIENTS} patients of a class'
+    f'no p for a label with fewer than {LEAST_PATIENTS} patients of a class, or a structure with fewer patients'
 )
 
 
@@ -55,8 +56,8 @@ class Scored(NamedTuple):
             return 'their results are of different test records, labels, --policy or --unit'
         return ''
 
-    def judged(self) -> np.ndarray:
-        """Whether each label has patients enough of each class for a p-value, bool [L]."""
+    def judged(self, metric: str) -> np.ndarray:
+        """Whether each label has patients enough of each class for a p-value, bool [L]; the same for all metrics."""
         enough = [_patients(self.labels == code, self.patient) >= LEAST_PATIENTS for code in (POSITIVE, NEGATIVE)]
         return enough[0] & enough[1]
 
@@ -94,9 +95,9 @@ class Measured(NamedTuple):
             return 'they see different parts of the images (--fit)'
         return ''
 
-    def judged(self) -> np.ndarray:
-        """Whether each structure has patients enough for a p-value, bool [K]."""
-        return _patients(~np.isnan(next(iter(self.values.values()))), self.patient) >= LEAST_PATIENTS
+    def judged(self, metric: str) -> np.ndarray:
+        """Whether each structure has patients enough for a p-value of a metric, bool [K]."""
+        return _patients(~np.isnan(self.values[metric]), self.patient) >= LEAST_PATIENTS
 
     def samples(self, bootstrap: Bootstrap) -> dict[str, Sample]:
         """{metric: Sample [K]}."""
@@ -137,7 +138,7 @@ def paired(encoder: Scored | Measured, other: Scored | Measured) -> dict[str, An
     bootstrap = Bootstrap(a.patient, facts.get('seed', 0), facts.get('draws', statistics.DRAWS), statistics.PERCENTILE)
     first, second = a.samples(bootstrap), b.samples(bootstrap)
     found = {
-        metric: _rows(first[metric].minus(second[metric]), names, a.judged())
+        metric: _rows(first[metric].minus(second[metric]), names, a.judged(metric))
         for metric in first
         if metric in second and len(first[metric].value) == len(second[metric].value)
     }

@@ -37,7 +37,7 @@ TAIL_DRAWS = 200  # with fewer draws their deviation is too uncertain for a tail
 KEPT = 1 << 24  # draws are kept for the next statistic if they are at most so many numbers
 FEW_PATIENTS = 20  # intervals over fewer patients are said to be too narrow
 FEW_RECORDS = 10  # the same of a label with fewer positive or negative test records
-LEAST_PATIENTS = 10  # of each class, that a p-value of a label needs
+LEAST_PATIENTS = 10  # that a p-value needs: of each class for a label, in all for a structure
 
 Results = dict[str, dict[str, dict[str, Any]]]  # {metric: {row: {value, low, high, …}}}
 

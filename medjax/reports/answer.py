@@ -60,7 +60,10 @@ def of_run(run: Run) -> Answer:
     notes = [f'The comparison {name} is older than its results; `medjax probe` makes it again.' for name in stale]
     rare = dict.fromkeys(f'{pair.probe} on {pair.data}' for pair in compared if pair not in found)
     if rare:
-        notes.append(f'Not compared: {", ".join(rare)}. No row there has {LEAST_PATIENTS} test patients of each class.')
+        notes.append(
+            f'Not compared: {", ".join(rare)}. Each row there has fewer than {LEAST_PATIENTS} test patients, or fewer '
+            f'than {LEAST_PATIENTS} of a class.'
+        )
     if not used:
         missing = 'no probe has been run' if not run.results else 'no result of another encoder lies beside it'
         return Answer('too early', f'Not known: {missing}. {COMMAND} compares it with the encoder that you have.',

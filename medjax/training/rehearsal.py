@@ -35,7 +35,7 @@ def without_data(config: Mapping[str, Any]) -> tuple[dict[str, Any], Objective, 
 
 def rehearse(objective: Objective, make_views: MakeViews, config: Mapping[str, Any]) -> None:
     """Traces views, features and the loss of one group of rows. UserError by feature, or by term."""
-    groups = 2 if config['rows_per_group'] == 1 else 1  # terms that compare rows refuse one
+    groups = 2 if config['rows_per_group'] == 1 else 1  # terms that compare rows refuse a batch of one
     rows = groups * config['rows_per_group']
     params, aux = jax.eval_shape(objective.init, jax.random.key(0))
     key, step = jax.eval_shape(lambda: (jax.random.key(0), jnp.int32(0)))

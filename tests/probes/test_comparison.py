@@ -134,6 +134,18 @@ def structures(seed=1, n=60):
     return measured(20, values(0.3), patient), measured('random', values(0.27), patient)
 
 
+def test_a_metric_of_few_patients_has_no_p_value():
+    """The heart is not in the masks of nine patients, and false_area is measured there alone."""
+    a, b = structures()
+    few = np.isin(a.patient, np.unique(a.patient)[:9])
+    for one in (a, b):
+        one.values['dice'][:, 1] = np.where(few, np.nan, 0.5 * one.values['dice'][:, 0])
+        one.values['false_area'][:, 1] = np.where(few, one.values['dice'][:, 0], np.nan)
+    found = comparison.paired(a, b)['results']
+    assert found['dice']['heart']['p'] is not None
+    assert found['false_area']['heart']['p'] is None and found['false_area']['mean']['p'] is None
+
+
 def test_differences_of_structures_equal_a_loop_over_the_same_draws():
     a, b = structures()
     found = comparison.paired(a, b)

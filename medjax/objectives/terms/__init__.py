@@ -86,6 +86,11 @@ class TermContext:
             self.read_by_loss.append(feature.name)
         return feature
 
+    def check_queue(self, queue: int, batch: int, what: str) -> None:
+        """UserError if a queue is shorter than a batch, whose `batch` elements are called `what`."""
+        if queue < batch:
+            raise UserError(f'{self.where}.queue={queue}: must hold at least a batch, which has {batch} {what} here')
+
     def same_part(self, *features: Feature) -> None:
         """UserError unless all features are of one part of the batch, so that their rows belong together."""
         shown = {feature.view: self.parts.get(feature.view) for feature in features}

@@ -133,10 +133,7 @@ class Swav(Term):
     def potentials(self, state: Tree, logits: Callable[[Array], Array], z: Array, here: Array) -> Array:
         """The potential of each assigned crop [T,K], from the rows z [B,T,d] that are `here` [B,T] and the queue."""
         if self.queue:
-            if self.queue < len(z):
-                raise UserError(
-                    f'{self.context.where}.queue={self.queue}: must hold at least a batch, which has {len(z)} rows here'
-                )
+            self.context.check_queue(self.queue, len(z), 'rows')
             past, full = state['queue']['z'], state['queue']['present'].all(1)  # [T,L,d], [T]
             z, here = everywhere(z), everywhere(here)
         found = []
