@@ -44,10 +44,9 @@ def lines(plan: Plan) -> Iterator[str]:
         yield from table(list(_exchanges(topology, facts)))
     else:
         yield 'chips exchange nothing'
-    yield ''
     for what, sentence in sentences(plan):
-        yield f'{what}: {sentence}'
         yield ''
+        yield f'{what}: {sentence}'
 
 
 def sentences(plan: Plan) -> list[tuple[str, str]]:
